@@ -1,0 +1,17 @@
+"""Token mixers: one mixer, one file, one class, one paper. `registry.py` states the contract."""
+
+from .registry import create_mixer, list_mixers, register_mixer
+
+# Importing a mixer's file registers it; the order here is the order of `list_mixers`.
+from .identity import Identity  # isort: skip
+from .pooling import Pooling  # isort: skip
+from .raft import Raft  # isort: skip
+from .maxim import Maxim  # isort: skip
+from .wavemix import WaveMix  # isort: skip
+from .nin import Nin  # isort: skip
+from .minattn import MinAttn  # isort: skip
+
+__all__ = [
+    "create_mixer", "list_mixers", "register_mixer",
+    "Identity", "Pooling", "Raft", "Maxim", "WaveMix", "Nin", "MinAttn",
+]  # fmt: skip

@@ -1,0 +1,104 @@
+"""The multi-axis gated MLP of MAXIM: "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), section 3.2.
+
+    u, v = split(gelu(Linear(x)))                      f C channels, two halves
+    y    = Linear(concat(G_grid(u), G_block(v)))       back to C
+
+    G(x) = x + Linear(a * (S(norm(b)) + 1)),  a, b = split(gelu(Linear(norm(x))))
+
+S is one linear map over a set of tokens, the same for all channels. In the block branch a set is the fh x fw tokens of
+one block, so it mixes neighbours; in the grid branch it is one token of each of the gh x gw cells, so it reaches across the
+whole map. Both numbers are fixed, so the parameters do not depend on the resolution.
+
+Any size: a map is padded with zeros to a multiple of block and grid, then cropped. Cost per token and channel: the number
+of tokens in a set, so linear in the number of tokens.
+
+As the authors, in flax: GELU in its tanh form, norms with eps 1e-6. Theirs holds the norm before and the residual around;
+here both are the skeleton's.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from .registry import register_mixer
+from .spatial import crop_to, pad_to
+
+
+@register_mixer("maxim")
+class Maxim(nn.Module):
+    """(B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        block_size: (fh, fw), height and width of a block in tokens.
+        grid_size: (gh, gw), number of cells down and across.
+        input_proj_factor: f, width of both branches together over C.
+        block_gmlp_factor, grid_gmlp_factor: width inside a gMLP over the branch's own.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        size: tuple[int, int],
+        block_size: tuple[int, int] = (8, 8),
+        grid_size: tuple[int, int] = (8, 8),
+        input_proj_factor: int = 2,
+        block_gmlp_factor: int = 2,
+        grid_gmlp_factor: int = 2,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        half = dim * input_proj_factor // 2
+        for factor in (block_gmlp_factor, grid_gmlp_factor):
+            if dim * input_proj_factor % 2 or half * factor % 2:
+                raise ValueError(
+                    f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be halved "
+                    f"twice: choose an even width or larger factors."
+                )
+        self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))
+        self.fc1 = nn.Conv2d(dim, 2 * half, 1)
+        self.act = nn.GELU(approximate="tanh")
+        self.grid = GatedMlp(half, grid_size, grid_gmlp_factor, "(kh nh) (kw nw)")
+        self.block = GatedMlp(half, block_size, block_gmlp_factor, "(nh kh) (nw kw)")
+        self.fc2 = nn.Conv2d(2 * half, dim, 1)
+        self.drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        u, v = self.act(self.fc1(pad_to(x, self.multiple))).chunk(2, dim=1)
+        y = self.fc2(torch.cat([self.grid(u), self.block(v)], dim=1))
+        return self.drop(crop_to(y, size))
+
+
+class GatedMlp(nn.Module):
+    """G above, for (B, C, H, W) that `set_size` divides.
+
+    `set_size` = (kh, kw) is the shape of the sets that S mixes, and `layout` says where their tokens lie on the map: k inside
+    n is a block of neighbours, k outside n one token of each cell.
+    """
+
+    def __init__(self, dim: int, set_size: tuple[int, int], factor: int, layout: str):
+        super().__init__()
+        hidden = dim * factor // 2
+        self.set_size = tuple(set_size)
+        self.layout = layout
+        self.norm = LayerNorm2d(dim, eps=1e-6)
+        self.fc1 = nn.Conv2d(dim, 2 * hidden, 1)
+        self.act = nn.GELU(approximate="tanh")
+        self.gate_norm = LayerNorm2d(hidden, eps=1e-6)
+        self.spatial = nn.Conv2d(math.prod(set_size), math.prod(set_size), 1)
+        nn.init.normal_(self.spatial.weight, std=2e-2)
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)
+        return x + self.fc2(a * (self.mix(self.gate_norm(b)) + 1))
+
+    def mix(self, x: Tensor) -> Tensor:
+        kh, kw = self.set_size
+        nh, nw = x.shape[-2] // kh, x.shape[-1] // kw
+        x = rearrange(x, f"b c {self.layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw)  # the mixed axis where a 1x1 conv wants it
+        return rearrange(self.spatial(x), f"b (kh kw) (nh nw) c -> b c {self.layout}", kh=kh, kw=kw, nh=nh, nw=nw)

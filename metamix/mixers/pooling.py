@@ -1,0 +1,33 @@
+"""Average pooling, from PoolFormer: "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
+
+    y = mean of the K x K neighbours inside the map - x
+
+The subtraction is there because the block adds x back. The mean counts no padding, so a constant map gives exactly zero;
+that also makes the bias of the norm before this mixer a parameter without any effect.
+
+Any size; K * K additions per value, linear in the number of tokens.
+"""
+
+from torch import Tensor, nn
+
+from .registry import register_mixer
+
+
+@register_mixer("pooling")
+class Pooling(nn.Module):
+    """(B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        pool_size: K, odd, so that the map keeps its size.
+        subtract: subtract the input, as the paper does.
+    """
+
+    def __init__(self, dim: int, *, size: tuple[int, int], pool_size: int = 3, subtract: bool = True):
+        super().__init__()
+        if pool_size < 1 or pool_size % 2 == 0:
+            raise ValueError(f"pool_size is {pool_size}; an odd number of at least 1 keeps the map's size: try 3 or 5.")
+        self.pool = nn.AvgPool2d(pool_size, stride=1, padding=pool_size // 2, count_include_pad=False)
+        self.subtract = subtract
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x) - x if self.subtract else self.pool(x)

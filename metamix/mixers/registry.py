@@ -1,0 +1,86 @@
+"""The registry of token mixers, and the contract that makes any of them fit any model.
+
+    Mixer(dim, *, size=(H, W), **options)      options are keyword-only
+    forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
+
+`size` is the map size that spatial weights are made for. A mixer brings neither the residual nor the norm around it: the
+skeleton owns both. Two things are optional. A mixer with dropout inside takes `proj_drop`; one with spatial weights has
+`adapt_state(state)`, which brings its own parameters, saved at another size, to the size that it was built for.
+"""
+
+import difflib
+import inspect
+
+from timm.models import register_notrace_module
+from torch import nn
+
+_MIXERS: dict[str, type[nn.Module]] = {}
+
+
+def _as_saved(self, state):
+    """The `adapt_state` of a mixer without spatial weights."""
+    return state
+
+
+def register_mixer(name: str):
+    """Class decorator: make a mixer known under `name`, to every model of the zoo and to `timm.create_model(mixer=name)`.
+
+    The class also becomes a leaf for FX, so that timm's feature extractor sees one node and not the shape logic inside.
+
+    Raises:
+        ValueError: the name is taken, or the constructor is not `(dim, *, size, ...)`.
+        TypeError: what is decorated is no `nn.Module` class.
+    """
+
+    def register(cls: type[nn.Module]) -> type[nn.Module]:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(f"register_mixer({name!r}) takes a torch.nn.Module class, got {cls!r}.")
+        if name in _MIXERS:
+            raise ValueError(f"A mixer named {name!r} is registered already ({_MIXERS[name].__module__}): choose another name.")
+        parameters = list(inspect.signature(cls).parameters.values())
+        keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] != ["dim"] or "size" not in keywords:
+            raise ValueError(
+                f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
+                f"a mixer is built as Mixer(dim, *, size=(H, W), **options): write `def __init__(self, dim, *, size, ...)`."
+            )
+        if "adapt_state" not in vars(cls):
+            cls.adapt_state = _as_saved
+        _MIXERS[name] = cls
+        return register_notrace_module(cls)
+
+    return register
+
+
+def list_mixers() -> list[str]:
+    """Names of all registered mixers, the zoo's own first, in the order of their registration."""
+    return list(_MIXERS)
+
+
+def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float = 0.0, **options) -> nn.Module:
+    """Build the mixer registered as `name` for maps of `dim` channels and `size` = (H, W).
+
+    `proj_drop` reaches a mixer that has dropout inside and is meaningless to the others; `options` are the mixer's own.
+
+    Raises:
+        ValueError: unknown name or unknown option; the message gives the nearest valid one.
+    """
+    if name not in _MIXERS:
+        raise ValueError(f"Unknown mixer {name!r}{nearest(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}.")
+    cls = _MIXERS[name]
+    accepted = set(inspect.signature(cls).parameters) - {"dim", "size"}
+    for option in options:
+        if option not in accepted:
+            raise ValueError(
+                f"Mixer {name!r} has no option {option!r}{nearest(option, accepted)} "
+                f"Its options: {', '.join(sorted(accepted)) or 'none'}."
+            )
+    if "proj_drop" in accepted:
+        options.setdefault("proj_drop", proj_drop)
+    return cls(dim, size=size, **options)
+
+
+def nearest(word: str, words) -> str:
+    """The middle of an error message: `; did you mean 'x'?` where one of `words` is close to `word`, else a full stop."""
+    close = difflib.get_close_matches(str(word), list(words), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

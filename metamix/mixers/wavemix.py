@@ -1,0 +1,150 @@
+"""The wavelet mixer of WaveMix: "WaveMix: A Resource-efficient Neural Network for Image Analysis" (arXiv 2205.14375; first
+version 2203.03689).
+
+    a_0 = Conv1x1(x)                                            C -> C / 4
+    a_l, d_l = DWT(a_(l-1))              l = 1 ... level        half the size: approximation, three detail bands
+    y_L = Up(MLP(concat(a_L, d_L)))                             from the deepest level
+    y_l = Up(MLP(concat(a_l, d_l, y_(l+1))))                    to the finest
+    y   = y_1
+
+    MLP = Conv1x1, GELU, dropout, Conv1x1         Up = transposed convolution k4 s2 p1, or bilinear upsampling; then a norm
+
+The block of the paper is this mixer and its residual, with no norm before it and no channel MLP after it.
+
+Any size: an odd map is padded by the transform (mode "zero") and cropped after upsampling; a filter longer than Haar's two
+taps gives bands larger than half, cropped to the centre. Cost is linear in the number of tokens; the transposed convolution's
+4 C_ff multiply-adds per value are most of it.
+
+Departure from the authors' code: their detail channels lie channel by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
+band by band; a checkpoint of theirs has the first convolution of each MLP permuted on loading. Their code fails on odd maps.
+"""
+
+import pywt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .registry import nearest, register_mixer
+from .spatial import crop_to, pad_to
+
+UPSAMPLE = ("transposed", "bilinear")
+NORMS = {"batch": nn.BatchNorm2d, "group": lambda dim: nn.GroupNorm(1, dim)}
+
+
+@register_mixer("wavemix")
+class WaveMix(nn.Module):
+    """(B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        level: levels of the transform, 1 (WaveMix-Lite) to 4.
+        wavelet: any discrete wavelet of PyWavelets.
+        mult: hidden width of the MLP over C.
+        ff_channel: width after the MLP, C by default; a bilinear `upsample` has no use for it.
+        upsample: "transposed", as WaveMix, or "bilinear", as the smallest models of WaveMix-Lite.
+        norm: "batch", as the authors, or "group" (one group), for small batches and detection from scratch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        size: tuple[int, int],
+        level: int = 1,
+        wavelet: str = "haar",
+        mult: int = 2,
+        ff_channel: int | None = None,
+        upsample: str = "transposed",
+        norm: str = "batch",
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"wavemix splits its channels in four: {dim} is no multiple of 4.")
+        if level not in (1, 2, 3, 4):
+            raise ValueError(f"level is {level}; the transform has 1, 2, 3 or 4 levels.")
+        if wavelet not in pywt.wavelist(kind="discrete"):
+            raise ValueError(
+                f"{wavelet!r} is no discrete wavelet of PyWavelets{nearest(wavelet, pywt.wavelist(kind='discrete'))} "
+                f"`pywt.wavelist(kind='discrete')` lists them."
+            )
+        if upsample not in UPSAMPLE:
+            raise ValueError(f"upsample is {upsample!r}{nearest(upsample, UPSAMPLE)} Accepted: {', '.join(UPSAMPLE)}.")
+        if norm not in NORMS:
+            raise ValueError(f"norm is {norm!r}{nearest(norm, NORMS)} Accepted: {', '.join(NORMS)}.")
+        if upsample == "bilinear" and ff_channel is not None:
+            raise ValueError("ff_channel is the width that a transposed convolution starts from: leave it out with 'bilinear'.")
+        self.wavelet = wavelet
+        self.reduce = nn.Conv2d(dim, dim // 4, 1)
+        # From the finest level to the deepest; all but the deepest also see what the next one sends up, dim / 2 channels.
+        self.levels = nn.ModuleList(
+            BandMlp(
+                dim if i == level - 1 else dim + dim // 2,
+                mult * dim,
+                ff_channel or dim,
+                dim if i == 0 else dim // 2,
+                upsample=upsample,
+                norm=norm,
+                drop=proj_drop,
+            )
+            for i in range(level)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes, bands, low = [], [], self.reduce(x)
+        for _ in self.levels:
+            sizes.append(low.shape[-2:])
+            low, high = dwt2(low, self.wavelet)
+            bands.append([low, high])
+        y = []
+        for size, band, mlp in zip(reversed(sizes), reversed(bands), reversed(self.levels)):
+            y = [crop_to(mlp(torch.cat(band + y, dim=1)), size, centre=True)]
+        return y[0]
+
+
+class BandMlp(nn.Module):
+    """The bands of one level, (B, C_in, h, w) -> (B, C_out, 2h, 2w)."""
+
+    def __init__(self, dim_in: int, hidden: int, ff: int, dim_out: int, *, upsample: str, norm: str, drop: float):
+        super().__init__()
+        transposed = upsample == "transposed"
+        self.fc1 = nn.Conv2d(dim_in, hidden, 1)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = nn.Conv2d(hidden, ff if transposed else dim_out, 1)
+        self.up = (
+            nn.ConvTranspose2d(ff, dim_out, 4, stride=2, padding=1)
+            if transposed
+            else nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        )
+        self.norm = NORMS[norm](dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.up(self.fc2(self.drop(self.act(self.fc1(x))))))
+
+
+def dwt2(x: Tensor, wavelet: str = "haar") -> tuple[Tensor, Tensor]:
+    """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`.
+
+    (B, C, H, W) -> approximation (B, C, h, w) and details (B, 3 C, h, w): all channels of LH (low along the width, high along
+    the height; cH of PyWavelets), then of HL (cV), then of HH (cD). h = floor((H + L - 1) / 2) for a filter of L taps.
+    """
+    if pywt.Wavelet(wavelet).dec_len == 2:  # Haar, under any of its names
+        return haar2(x)
+    filters = pywt.Wavelet(wavelet).dec_lo, pywt.Wavelet(wavelet).dec_hi
+    low, high = (torch.tensor(f[::-1], dtype=x.dtype, device=x.device) for f in filters)
+    bands = torch.stack([torch.outer(a, b) for a, b in ((low, low), (high, low), (low, high), (high, high))])
+    channels, (h, w), taps = x.shape[1], x.shape[-2:], len(low)
+    # Every second value is kept, from the second one on; past an odd end there is one zero more.
+    x = F.pad(x, (taps - 2, taps - 2 + w % 2, taps - 2, taps - 2 + h % 2))
+    kernel = bands[:, None].repeat_interleave(channels, dim=0)
+    y = F.conv2d(x.repeat(1, 4, 1, 1), kernel, stride=2, groups=4 * channels)
+    return y[:, :channels], y[:, channels:]
+
+
+def haar2(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`dwt2` for Haar: sums and differences of the four values of each 2 x 2 cell."""
+    x = pad_to(x, (2, 2)) * 0.5
+    top, bottom = x[..., 0::2, :], x[..., 1::2, :]
+    s, d = top + bottom, top - bottom  # low and high along the height
+    (a, b), (c, e) = ((m[..., 0::2], m[..., 1::2]) for m in (s, d))
+    return a + b, torch.cat([c + e, a - b, c - e], dim=1)
