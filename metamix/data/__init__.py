@@ -1,0 +1,20 @@
+"""Sets of images, in memory or streamed, and what is done to a batch of them."""
+
+from .augment import Augment, Normalize
+from .loader import eval_loader, image_size, statistics, train_loader
+from .options import DataOptions
+from .sets import CorruptImage, Source, Splits, open_data
+
+__all__ = [
+    "Augment",
+    "CorruptImage",
+    "DataOptions",
+    "Normalize",
+    "Source",
+    "Splits",
+    "eval_loader",
+    "image_size",
+    "open_data",
+    "statistics",
+    "train_loader",
+]

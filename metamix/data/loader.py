@@ -1,0 +1,213 @@
+"""Batches of a source: from memory for small sets, through worker processes for the others.
+
+The samples of a step are a slice of a permutation that depends on (seed, epoch) alone, and rank r of `world` takes the r-th
+part of it: the global batch is the same on any number of processes, and an epoch can be entered at any step.
+
+An image that cannot be read is replaced, label included, by the next one of its source that can (the first follows the last).
+"""
+
+import logging
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch.utils.data import DataLoader
+
+from .memory import mean_std, pixels
+from .random import ORDER, SAMPLE, generator, seeded
+from .sets import CorruptImage
+
+log = logging.getLogger(__name__)
+
+
+def image_size(source, options):
+    """Side in pixels of the images that loaders give: `img_size`, the set's own, or 224 where its images differ."""
+    return options.img_size or source.size or 224
+
+
+def statistics(source, options):
+    """(mean, std) per channel in [0, 1], for images of `source`, which must be the training split.
+
+    As given in the options; else counted over the split, holdout included, if it is in memory; else ImageNet's.
+    """
+    if (options.mean is None) != (options.std is None):
+        raise ValueError("give mean and std together, or neither")
+    if options.mean is not None:
+        channels = len(source.images.mode)
+        if not len(options.mean) == len(options.std) == channels:
+            raise ValueError(f"mean {options.mean} and std {options.std} must have {channels} value(s), one per channel")
+        return tuple(options.mean), tuple(options.std)
+    if source.in_memory:
+        return mean_std(pixels(source, image_size(source, options), options.interpolation).images)
+    if source.images.mode == "L":
+        return (0.449,), (0.226,)  # the means of ImageNet's three
+    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
+    """Batches for training: an object with `len()`, the steps of an epoch, and `epoch(epoch, start=0)`, an iterator.
+
+    Args:
+        batch_size: images of the global batch, a multiple of `world`. What is left over at the end of an epoch is dropped;
+            a source smaller than one batch is repeated to fill one.
+        rank, world: this process gets the rank-th of `world` contiguous parts.
+
+    A batch is {"image": (n, C, H, W) channels_last, "label": (n,) int64, "index": (n,) int64}, with n = batch_size / world:
+    uint8 and unaltered from memory, float32 augmented and normalised from workers. `Augment` does the rest in both cases.
+    """
+    if batch_size % world:
+        raise ValueError(f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}")
+    order = TrainOrder(len(source), batch_size, rank, world, seed)
+    return (MemoryLoader if source.in_memory else StreamLoader)(source, options, order, train=True)
+
+
+def eval_loader(source, options, *, batch_size, rank=0, world=1):
+    """Batches for evaluation, an iterable: every sample once over all ranks, in order, so the last ones may be smaller."""
+    order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
+    return (MemoryLoader if source.in_memory else StreamLoader)(source, options, order, train=False)
+
+
+class TrainOrder:
+    """Which samples make up this rank's part of each step of an epoch."""
+
+    def __init__(self, total, batch_size, rank, world, seed):
+        self.total, self.batch_size, self.seed = total, batch_size, seed
+        self.part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+    def __len__(self):
+        return max(1, self.total // self.batch_size)
+
+    def epoch(self, epoch, start):
+        order = torch.randperm(self.total, generator=generator(self.seed, ORDER, epoch))
+        order = order.repeat(-(-self.batch_size // self.total))
+        return [order[step * self.batch_size :][: self.batch_size][self.part] for step in range(start, len(self))]
+
+
+class EvalOrder:
+    """Every sample once, over all ranks."""
+
+    def __init__(self, total, batch_size, rank, world):
+        self.batches = torch.arange(rank * total // world, (rank + 1) * total // world).split(batch_size)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch, start):
+        return self.batches[start:]
+
+
+class MemoryLoader:
+    def __init__(self, source, options, order, train):
+        decoded = pixels(source, image_size(source, options), options.interpolation)
+        self.order, self.images, self.labels = order, decoded.images, source.images.labels
+        self.corrupt = Corrupt(len(source), options)
+        self.rows = source.indices.clone()  # where to look for sample i
+        for position, row in enumerate(source.indices.tolist()):
+            if row in decoded.broken:
+                self.corrupt.add(source.path(position), decoded.broken[row])
+                self.rows[position] = next(r for r in source.after(position) if r not in decoded.broken)
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        return self.epoch(0)
+
+    def epoch(self, epoch, start=0):
+        for index in self.order.epoch(epoch, start):
+            rows = self.rows[index]
+            image = self.images.index_select(0, rows).permute(0, 3, 1, 2)
+            yield {"image": image, "label": self.labels[rows], "index": index}
+
+
+class StreamLoader:
+    def __init__(self, source, options, order, train):
+        self.order = order
+        self.corrupt = Corrupt(len(source), options)
+        self.sampler = Schedule(order)
+        self.loader = DataLoader(
+            Decoder(source, transform(source, options, train), getattr(order, "seed", 0)),
+            batch_sampler=self.sampler,
+            num_workers=options.workers,
+            persistent_workers=options.workers > 0,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or every epoch would draw from the run's own generator
+        )
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        return self.epoch(0)
+
+    def epoch(self, epoch, start=0):
+        self.sampler.epoch, self.sampler.start = epoch, start
+        for batch in self.loader:
+            for path, reason in batch.pop("broken"):
+                self.corrupt.add(path, reason)
+            yield batch
+
+
+class Schedule:
+    """The batches of one epoch, as (epoch, index) of each sample: workers live on over epochs and need to be told."""
+
+    def __init__(self, order):
+        self.order, self.epoch, self.start = order, 0, 0
+
+    def __len__(self):
+        return len(self.order) - self.start
+
+    def __iter__(self):
+        for index in self.order.epoch(self.epoch, self.start):
+            yield [(self.epoch, i) for i in index.tolist()]
+
+
+class Decoder:
+    """The data set that workers read: one sample, decoded and transformed, with all that is random drawn for it alone."""
+
+    def __init__(self, source, transform, seed):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitem__(self, key):
+        epoch, index = key
+        image, label, broken = self.source.read_or_next(index)
+        with seeded(self.seed, SAMPLE, epoch, index):
+            return self.transform(image), label, index, broken
+
+
+def collate(samples):
+    images, labels, indices, broken = zip(*samples)
+    return {
+        "image": torch.stack(images).contiguous(memory_format=torch.channels_last),
+        "label": torch.tensor(labels),
+        "index": torch.tensor(indices),
+        "broken": [pair for pairs in broken for pair in pairs],
+    }
+
+
+def transform(source, options, train):
+    """timm's transforms of a PIL image into a normalised (C, H, W) float32 tensor."""
+    mean, std = statistics(source, options)
+    common = dict(input_size=image_size(source, options), interpolation=options.interpolation, mean=mean, std=std)
+    if not train:
+        return create_transform(**common, crop_pct=options.crop_pct)
+    return create_transform(**common, is_training=True, scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None)
+
+
+class Corrupt(dict):
+    """Images that could not be read: path -> why. Each is named in the log once; too many of them end the run."""
+
+    def __init__(self, total, options):
+        super().__init__()
+        self.total, self.limit, self.data = total, options.corrupt_limit, options.data
+
+    def add(self, path, reason):
+        if path in self:
+            return
+        self[path] = reason
+        log.warning("unreadable image, replaced by the next one: %s", reason)
+        if len(self) > self.limit * self.total:
+            raise CorruptImage(
+                f"{len(self)} of {self.total} images cannot be read, more than the share of {self.limit:g} that corrupt_limit "
+                f"allows; the last was {reason}. `python -m metamix.data.verify {self.data}` lists them all"
+            )
