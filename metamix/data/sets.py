@@ -13,6 +13,7 @@ import difflib
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ class Files:
             raise ValueError(f"{root} must hold one folder of images per class, and at least two; found {list(self.classes)}")
 
     def open(self, i):
-        return Image.open(self.paths[i])
+        return Image.open(BytesIO(Path(self.paths[i]).read_bytes()))
 
     def path(self, i):
         return self.paths[i]
@@ -166,8 +167,7 @@ class Source:
 def decode(images, i):
     """Image `i` with its pixels read: what is broken shows up here, whether on opening or, when truncated, on converting."""
     try:
-        with images.open(i) as image:
-            return image.convert(images.mode)
+        return images.open(i).convert(images.mode)
     except Exception as error:  # decoders fail in many ways on bad bytes; all of them mean the same
         raise CorruptImage(f"{images.path(i)}: {type(error).__name__}: {error}") from error
 
@@ -279,8 +279,7 @@ def common_size(images):
     sizes = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:
-            with images.open(i) as image:
-                sizes.update(image.size)
+            sizes.update(images.open(i).size)
         except Exception:  # a broken image is reported when it is decoded
             continue
     return sizes.pop() if len(sizes) == 1 else None
