@@ -10,6 +10,7 @@ to the grid, the gate is made there and resampled bilinearly to the map. So a gr
 in the number of tokens; without one it is quadratic, 2 N * token_dim multiply-adds per channel.
 """
 
+import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
@@ -39,10 +40,9 @@ class Nin(nn.Module):
     ):
         super().__init__()
         self.grid = tuple(min(g, s) for g, s in zip(grid or size, size))
-        tokens = self.grid[0] * self.grid[1]
         self.value = nn.Conv2d(dim, dim, 1)
         self.token_norm = LayerNorm2d(dim, eps=1e-5)
-        self.token_mlp = Mlp(tokens, token_dim or 2 * dim, drop=proj_drop, use_conv=True)
+        self.token_mlp = TokenMlp(self.grid, token_dim or 2 * dim, proj_drop)
         self.channel_norm = LayerNorm2d(dim, eps=1e-5)
         self.channel_mlp = Mlp(dim, channel_dim or 2 * dim, drop=proj_drop, use_conv=True)
 
@@ -51,7 +51,44 @@ class Nin(nn.Module):
         return self.value(x) * gate
 
     def gate(self, x: Tensor) -> Tensor:
-        h, w = self.grid
-        t = rearrange(self.token_norm(x), "b c h w -> b (h w) 1 c")  # tokens where a 1x1 convolution has its channels
-        x = x + rearrange(self.token_mlp(t), "b (h w) 1 c -> b c h w", h=h, w=w)
+        x = x + self.token_mlp(self.token_norm(x))
         return x + self.channel_mlp(self.channel_norm(x))
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = {k: state[f"token_mlp.{k}"] for k in ("fc1.weight", "fc2.weight", "fc2.bias")}
+        return {**state, **{f"token_mlp.{k}": v for k, v in self.token_mlp.adapt_state(own).items()}}
+
+
+class TokenMlp(nn.Module):
+    """Linear, GELU, dropout, Linear, dropout over the h * w tokens of a map (B, C, h, w), the same for each channel."""
+
+    def __init__(self, grid: tuple[int, int], hidden: int, drop: float):
+        super().__init__()
+        self.grid = grid
+        self.fc1 = nn.Conv2d(1, hidden, grid)  # a kernel as large as the map, so that a checkpoint tells the grid's shape
+        self.act = nn.GELU()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Conv2d(hidden, grid[0] * grid[1], 1)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = self.grid
+        x = rearrange(x, "b c h w -> b (h w) 1 c")  # tokens where a 1x1 convolution has its channels
+        x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)
+        x = self.drop2(self.fc2(self.drop1(self.act(x))))
+        return rearrange(x, "b (h w) 1 c -> b c h w", h=h, w=w)
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Token weights saved for another grid; those that sum over tokens are scaled, so that the sum of a map stays."""
+        old = state["fc1.weight"].shape[-2:]
+        if tuple(old) == self.grid:
+            return state
+
+        def resample(maps: Tensor) -> Tensor:
+            return F.interpolate(maps, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
+
+        h, w = old
+        out = rearrange(resample(rearrange(state["fc2.weight"], "(h w) i 1 1 -> 1 i h w", h=h, w=w)), "1 i h w -> (h w) i 1 1")
+        bias = rearrange(resample(rearrange(state["fc2.bias"], "(h w) -> 1 1 h w", h=h, w=w)), "1 1 h w -> (h w)")
+        scale = h * w / (self.grid[0] * self.grid[1])
+        return {"fc1.weight": resample(state["fc1.weight"]) * scale, "fc2.weight": out, "fc2.bias": bias}

@@ -1,0 +1,84 @@
+"""The comparison family, `metaformer_<mixer>_<size>`: one skeleton, seven mixers, and nothing else differs within a size.
+
+The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1), so `metaformer_pooling_s12` is PoolFormer-S12. The size
+nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
+"""
+
+from torch import nn
+
+from .build import build, register
+from .metaformer import ConvEmbed, per_stage
+
+
+class ConvStem(nn.Sequential):
+    """conv3x3, GroupNorm, GELU, conv3x3 of stride 2: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
+
+    reduction = 2
+
+    def __init__(self, in_chans: int, dim: int):
+        super().__init__(
+            ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
+            nn.GroupNorm(1, dim // 2),
+            nn.GELU(),
+            ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self[3].out_size(size)
+
+
+SIZES = {
+    "nano": dict(img_size=32, depths=(2, 3, 3), dims=(48, 96, 192), layer_scale=0.1, stem=ConvStem),
+    "s12": dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), layer_scale=1e-5),
+    "s24": dict(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), layer_scale=1e-5),
+    "s36": dict(depths=(6, 6, 18, 6), dims=(64, 128, 320, 512), layer_scale=1e-6),
+    "m36": dict(depths=(6, 6, 18, 6), dims=(96, 192, 384, 768), layer_scale=1e-6),
+    "m48": dict(depths=(8, 8, 24, 8), dims=(96, 192, 384, 768), layer_scale=1e-6),
+}
+
+
+def mixer_options(mixer: str, dim: int, nano: bool) -> dict:
+    """The options of `mixer` in a stage of `dim` channels: the one table of the family.
+
+    Chosen so that no mixer has more than 4 dim^2 parameters beside the 8 dim^2 of the MLP, and that all take time linear in
+    the number of tokens: sets, grids and contexts have the size that suits a native image (maps of 16, 8 and 4 tokens a side
+    in nano, of 56, 28, 14 and 7 otherwise) and stay as they are on larger maps.
+    """
+    table = {
+        "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
+        "wavemix": dict(mult=1, ff_channel=dim // 8),
+        "nin": dict(token_dim=128 if nano else 256, channel_dim=dim // 2, grid=(8, 8) if nano else (14, 14)),
+        "minattn": dict(qk="shared", num_heads=dim // (24 if nano else 32), context=(8, 8) if nano else (14, 14)),
+    }
+    return table.get(mixer, {})
+
+
+def metaformer(name: str, pretrained: bool = False, *, size: str, mixer, mixer_args=None, **kwargs) -> nn.Module:
+    """A model of the family with `mixer`, a registered name or one for each stage; `mixer_args` override the table's options."""
+    preset = SIZES[size] | kwargs
+    stages = len(preset["depths"])
+    mixers = per_stage("mixer", mixer, stages)
+    given = per_stage("mixer_args", mixer_args or {}, stages)
+    options = [mixer_options(m, dim, size == "nano") | g for m, dim, g in zip(mixers, preset["dims"], given)]
+    return build(name, pretrained, mixer=mixers, mixer_args=options, **preset)
+
+
+IMAGENET = dict(input_size=(3, 224, 224), pool_size=(7, 7), num_classes=1000, first_conv="stem")
+CIFAR10 = dict(
+    input_size=(3, 32, 32),
+    pool_size=(4, 4),
+    num_classes=10,
+    first_conv="stem.0",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    crop_pct=1.0,
+)
+
+for size in SIZES:
+    for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"):
+        tags = None
+        if mixer == "pooling" and size != "nano":
+            tags = {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
+        register(
+            f"metaformer_{mixer}_{size}", metaformer, cfg=CIFAR10 if size == "nano" else IMAGENET, tags=tags, size=size, mixer=mixer
+        )
