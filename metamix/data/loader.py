@@ -104,7 +104,8 @@ class MemoryLoader:
         for position, row in enumerate(source.indices.tolist()):
             if row in decoded.broken:
                 self.corrupt.add(source.path(position), decoded.broken[row])
-                self.rows[position] = next(r for r in source.after(position) if r not in decoded.broken)
+                following = source.indices.roll(-position).tolist()
+                self.rows[position] = next((r for r in following if r not in decoded.broken), row)
 
     def __len__(self):
         return len(self.order)
