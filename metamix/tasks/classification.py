@@ -1,0 +1,253 @@
+"""Image classification: any timm model on any set of labelled images, scored by top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from metamix.data import Augment, DataOptions, Normalize, Source, eval_loader, image_size, open_data, statistics, train_loader
+from metamix.models import count_macs
+from metamix.training.checkpoint import load_into, load_weights
+from metamix.training.logging import save_figure
+from metamix.training.recipe import nearest, option
+
+
+@dataclass
+class ModelOptions(DataOptions):
+    """Model and data: what eval.py needs to know."""
+
+    model: str = option("metaformer_pooling_nano", "a model of metamix or timm; train.py takes several, a,b,c, and trains "
+                        "and compares them", group="model")
+    model_args: dict = option({}, "further arguments of the model, as YAML: '{mixer: raft}'", group="model")
+    pretrained: bool = option(False, "begin from the model's published weights", group="model")
+    checkpoint: str | None = option(None, "begin from the weights in this file; a head for other classes is made anew",
+                                    group="model")
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.checkpoint:
+            raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
+
+
+@dataclass
+class ClassificationOptions(ModelOptions):
+    """Classification: how a classifier is trained."""
+
+    linear_probe: bool = option(False, "train the head alone, on features that stand still", group="model")
+    drop_rate: float = option(0.0, "dropout before the head", group="model")
+    drop_path: float = option(0.0, "stochastic depth: rate of the last block, from 0 in the first", group="model")
+
+    loss: Literal["ce", "bce"] = option("ce", "cross-entropy, or binary cross-entropy for each class", group="loss",
+                                        on_resume="say")
+    smoothing: float = option(0.0, "label smoothing", group="loss", on_resume="say")
+    teacher: str | None = option(None, "distil from this model of metamix or timm", group="loss")
+    teacher_checkpoint: str | None = option(None, "the teacher's weights; none: its published ones", group="loss")
+    distill: float = option(0.5, "share of the teacher in the loss, 0 to 1", group="loss", on_resume="say")
+    temperature: float = option(1.0, "softens teacher and student before they are compared", group="loss",
+                                on_resume="say")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("smoothing", "distill", "drop_rate", "drop_path"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
+
+
+class Classification:
+    """The task of `protocol.Task` for labelled images."""
+
+    Options, EvalOptions = ClassificationOptions, ModelOptions
+
+    def __init__(self, options: ClassificationOptions, seed: int = 0):
+        self.options = options
+        self.splits = open_data(options.data, root=options.data_dir, holdout=options.holdout, download=options.download,
+                                memory=options.memory)
+        self.classes = self.splits.classes
+        self.size = image_size(self.splits.train, options)
+        self.mean, self.std = statistics(self.splits.train, options)
+        self.normalize = Normalize(mean=self.mean, std=self.std)
+        self.transform = Augment(options, seed=seed, mean=self.mean, std=self.std, size=self.size,
+                                 num_classes=len(self.classes))
+        name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data.replace("/", "-")
+        self.title = f"{name}-{options.model}"
+        self.samples = {split: len(source) for split, source in self._sources().items()}
+        self.companions: tuple[nn.Module, ...] = ()
+        self.notes: list[str] = []
+
+    def build(self) -> nn.Module:
+        options = self.options
+        shape = {"num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size}
+        rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
+        model = create_model(options.model, pretrained=options.pretrained, **shape, **options.model_args,
+                             **{name: rate for name, rate in rates.items() if rate})
+        if options.checkpoint:
+            new = load_pretrained(model, options.checkpoint, list(self.classes))
+            self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
+        if options.linear_probe:
+            model.requires_grad_(False)
+            model.get_classifier().requires_grad_(True)
+        if options.teacher:
+            self.companions = (self._teacher(shape),)
+        return model
+
+    def loaders(self, batch_size: int, rank: int, world: int, seed: int):
+        sources = self._sources()
+        train = train_loader(sources.pop("train"), self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
+        return train, {split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world)
+                       for split, source in sources.items()}
+
+    def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world: int) -> dict[str, Any]:
+        return self.transform(batch, epoch, step, rank, world)
+
+    def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, target = model(batch["image"]), batch["target"]    # (n, classes); (n,) labels or (n, classes) shares
+        loss = self._loss(logits.float(), target)
+        if self.companions:
+            loss = (1 - self.options.distill) * loss + self.options.distill * self._distance(batch["image"], logits)
+        labels = target if target.ndim == 1 else target.argmax(1)
+        return loss, {"top1": 100 * (logits.argmax(1) == labels).float().mean()}
+
+    def start(self) -> dict[str, Any]:
+        classes = len(self.classes)
+        return {"confusion": torch.zeros(classes, classes, dtype=torch.int64),    # [label, prediction]
+                "in_top5": torch.zeros((), dtype=torch.int64), "loss": torch.zeros(())}
+
+    def update(self, state: dict[str, Any], model: nn.Module, batch: dict[str, Any]) -> None:
+        logits, label = model(self.normalize(batch)["image"]).float(), batch["label"]
+        classes = len(self.classes)
+        best = logits.topk(min(5, classes)).indices    # (n, 5)
+        state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)
+        state["in_top5"] += (best == label[:, None]).sum()
+        state["loss"] += F.cross_entropy(logits, label, reduction="sum")
+
+    def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
+        confusion = sum(state["confusion"] for state in states)
+        count = int(confusion.sum())
+        return {"top1": 100 * int(confusion.trace()) / count,
+                "top5": 100 * sum(int(state["in_top5"]) for state in states) / count,
+                "loss": sum(float(state["loss"]) for state in states) / count}
+
+    def pictures(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
+        path = Path(folder) / "test_confusion.png"
+        draw_confusion(path, sum(state["confusion"] for state in states), self.classes)
+        return [path]
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        options = self.options
+        return {"task": "classification", "model": options.model, "model_args": options.model_args,
+                "num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size,
+                "mean": list(self.mean), "std": list(self.std), "interpolation": options.interpolation,
+                "crop_pct": options.crop_pct, "classes": list(self.classes), "data": options.data,
+                "samples": self.samples,
+                "parameters": sum(weight.numel() for weight in model.parameters()),
+                "macs": count_macs(model, (self.splits.in_chans, self.size, self.size))}
+
+    def _sources(self) -> dict[str, Source]:
+        splits = {"train": self.splits.train, "holdout": self.splits.holdout, "test": self.splits.test}
+        return {split: source for split, source in splits.items() if source is not None}
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.options.loss == "ce":
+            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing)
+        shares = F.one_hot(target, logits.shape[1]).to(logits) if target.ndim == 1 else target
+        shares = shares * (1 - self.options.smoothing) + self.options.smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, shares)
+
+    def _distance(self, image: Tensor, logits: Tensor) -> Tensor:
+        """Hinton, Vinyals and Dean, arXiv 1503.02531: KL divergence to the teacher at temperature T, times T^2."""
+        t = self.options.temperature
+        teacher, = self.companions
+        return t**2 * F.kl_div((logits.float() / t).log_softmax(1), (teacher(image) / t).log_softmax(1),
+                               reduction="batchmean", log_target=True)
+
+    def _teacher(self, shape: dict[str, int]) -> Teacher:
+        options = self.options
+        if options.teacher_checkpoint:
+            tensors, about = load_weights(options.teacher_checkpoint)
+            model = create_model(options.teacher, **shape, **about.get("model_args", {}))
+            load_into(model, tensors, options.teacher_checkpoint)
+            mean, std = about.get("mean", self.mean), about.get("std", self.std)
+        else:
+            model = create_model(options.teacher, pretrained=True, in_chans=shape["in_chans"])
+            mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        if model.num_classes != len(self.classes):
+            raise ValueError(f"the teacher {options.teacher} knows {model.num_classes} classes and {options.data} has "
+                             f"{len(self.classes)}; give --teacher-checkpoint of one that was trained on these")
+        return Teacher(model, self.mean, self.std, mean, std)
+
+
+class Teacher(nn.Module):
+    """A model that sees images normalised by its own mean and std, made from ours: (x std + mean - its mean) / its std."""
+
+    def __init__(self, model: nn.Module, mean, std, its_mean, its_std):
+        super().__init__()
+        mean, std, its_mean, its_std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std, its_mean, its_std))
+        self.model = model
+        self.register_buffer("scale", std / its_std)
+        self.register_buffer("shift", (mean - its_mean) / its_std)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:    # (n, C, H, W) -> (n, classes)
+        return self.model(image * self.scale + self.shift).float()
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """timm's model of that name; ValueError with the nearest name where there is none, and for arguments it does not take."""
+    if name not in timm.list_models():
+        raise ValueError(f"there is no model {name!r}{nearest(name, timm.list_models())}; "
+                         f"`timm.list_models()` after `import metamix` lists them all")
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        if "img_size" in str(error) and "img_size" in arguments:    # a model for any size, such as timm's resnet18
+            return create_model(name, **{key: value for key, value in arguments.items() if key != "img_size"})
+        raise ValueError(f"model {name} does not take {arguments}: {error}") from None
+
+
+def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[str]:
+    """Loads weights for fine-tuning. All must fit but the head's, which is made anew for other classes.
+
+    Spatial weights for another image size are resampled where the model's file has a filter for it, as timm's do.
+    Returns the names of the weights that were made anew.
+    """
+    tensors, about = load_weights(source)
+    resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if resample is not None:
+        tensors = resample(tensors, model)
+    head = model.pretrained_cfg.get("classifier") or ()
+    head = (head,) if isinstance(head, str) else tuple(head)
+    if about.get("classes", classes) != classes:    # as many, perhaps, but others
+        tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
+    return load_into(model, tensors, source, head=head)
+
+
+def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> None:
+    """Share of each label's samples (rows) by prediction (columns), in percent; numbers where there is room for them."""
+    shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
+    count = len(classes)
+    side = min(12.0, 3.0 + 0.4 * count)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="% of the label's samples", shrink=0.8)
+    accuracy = 100 * confusion.trace().item() / max(1, confusion.sum().item())
+    axes.set(xlabel="prediction", ylabel="label", title=f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %")
+    if count <= 40:
+        axes.set_xticks(range(count), classes, rotation=45 if max(map(len, classes)) > 3 else 0, ha="right")
+        axes.set_yticks(range(count), classes)
+    if count <= 20:
+        for label, row in enumerate(confusion.tolist()):
+            for prediction, number in enumerate(row):
+                if number:
+                    axes.text(prediction, label, number, ha="center", va="center", fontsize="small",
+                              color="white" if shares[label, prediction] > 50 else "black")
+    save_figure(path, figure)

@@ -1,0 +1,352 @@
+"""The engine: trains any task's model, on one process or many, and can be stopped at any moment.
+
+A step is a function of the weights and of (seed, step): the learning rate, the batch, its augmentation and every random
+number in the model follow from them, so a checkpoint needs no state of a generator and a run can go on from any step.
+
+The losses stay on the device. Every `log_every` steps, and at an epoch's end, the ranks meet: they add up their losses,
+look whether one is not finite, and agree whether to save and whether to stop.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from typing import Any, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoint import CHECKPOINT, load_checkpoint, load_into, save_checkpoint
+from .logging import Run, peak_memory
+from .optimization import (Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode)
+from .ranks import Ranks
+from .recipe import Recipe, resume_changes
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; a checkpoint holds everything."""
+
+
+class NotFinite(RuntimeError):
+    """A loss or a weight is infinite or not a number."""
+
+
+class Engine:
+    """Builds model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
+
+    ValueError, before any work, where task, recipe and machine do not fit together.
+    """
+
+    def __init__(self, task: Any, recipe: Recipe, ranks: Ranks, run: Run):
+        options = recipe.engine
+        self.task, self.recipe, self.options, self.ranks, self.run = task, recipe, options, ranks, run
+        if options.batch_size % ranks.world:
+            raise ValueError(f"batch_size is {options.batch_size}, which {ranks.world} processes cannot share equally; "
+                             f"take a multiple of {ranks.world}")
+        if options.deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        torch.manual_seed(options.seed)
+        self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.model = self._place(task.build())
+        for companion in task.companions:
+            self._place(companion).eval().requires_grad_(False)
+        freeze(self.model, options.freeze)
+        self.train_loader, self.eval_loaders = task.loaders(options.batch_size, ranks.rank, ranks.world, options.seed)
+        self.steps_per_epoch = len(self.train_loader)
+        if not self.steps_per_epoch:
+            raise ValueError(f"the training split has fewer samples than one batch ({options.batch_size}); lower batch_size")
+
+        self.ema = Ema(self.model, options.ema_decay) if options.ema else None
+        self.optimizer = make_optimizer(self.model, options)
+        self.schedule = make_schedule(self.optimizer, options, self.steps_per_epoch)
+        self.dtype = autocast_dtype(options.amp, ranks.device)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)
+        self.about = task.describe(self.model)
+
+        self.step = 0                               # steps done, over all epochs
+        self.history: list[dict[str, Any]] = []     # one row for each epoch done
+        self.seconds = 0.0                          # spent in training, over all parts of the run
+        self._sums: dict[str, float] = {}           # of the losses of this epoch's steps
+        self._epoch_seconds = 0.0
+        self._unseen: list[Tensor] = []             # each step's losses since the last meeting
+        self._last_good: int | None = None          # step of the last checkpoint
+
+        if options.grad_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        self.trained: nn.Module = self.model        # what the loss calls: the model, wrapped where there are many ranks
+        if options.compile:
+            self.model.compile()
+        if ranks.world > 1:
+            self.trained = DistributedDataParallel(
+                self.model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+                gradient_as_bucket_view=True)
+
+    @property
+    def total_steps(self) -> int:
+        return self.options.epochs * self.steps_per_epoch
+
+    def fit(self) -> None:
+        """Trains up to the last epoch. Stopped at a signal, NotFinite at a bad loss, OSError where nothing can be saved."""
+        self._warn_of_batch_norm()
+        self._saved_at = time.monotonic()
+        with _signals() as self._signal:
+            while len(self.history) < self.options.epochs:
+                self._epoch(len(self.history))
+
+    def _epoch(self, epoch: int) -> None:
+        steps, done = self.steps_per_epoch, self.step - epoch * self.steps_per_epoch
+        train_mode(self.model)
+        self.run.start_epoch(epoch, self.options.epochs, steps, done)
+        try:
+            self._clock = time.monotonic()
+            if done < steps:
+                for batch in self.train_loader.epoch(epoch, start=done):
+                    self.train_step(batch)
+                    if self.step % self.options.log_every == 0 or self.step % steps == 0 or self._stop_at_once():
+                        self._meet()
+        finally:
+            self.run.end_epoch()
+        self._finish_epoch(epoch + 1)
+
+    def train_step(self, batch: dict[str, Any]) -> None:
+        """One step on this rank's share of the global batch."""
+        options, ranks = self.options, self.ranks
+        torch.manual_seed(_seed(options.seed, self.step, ranks.rank))
+        self.schedule.step_update(self.step)
+        epoch = self.step // self.steps_per_epoch
+        batch = self.task.augment(self._to_device(batch), epoch, self.step, ranks.rank, ranks.world)
+        batch = self._to_device(batch)    # a task may have made other tensors, in another memory format
+
+        share = _length(batch)
+        size = options.micro_batch or share
+        seen: Tensor | float = 0.0
+        for start in range(0, share, size):
+            part = batch if size >= share else _cut(batch, start, start + size)
+            weight = _length(part) / share
+            last = start + size >= share
+            with nullcontext() if last or ranks.world == 1 else self.trained.no_sync():
+                with self._autocast():
+                    loss, values = self.task.loss(self.trained, part)
+                self.scaler.scale(loss * weight).backward()
+            seen = seen + weight * torch.stack([loss.detach().float(), *(v.detach().float() for v in values.values())])
+        self._names = ["loss", *values]
+        self._unseen.append(seen)
+
+        if options.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+
+    @torch.no_grad()
+    def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Scores of "holdout" or "test" with the last weights or the average ("ema"), and the ranks' states."""
+        model = self.ema.module if weights == "ema" else self.model
+        model.eval()
+        self.ranks.broadcast(model.buffers())    # ranks see other batches, so their batch statistics differ
+        state = self._to_device(self.task.start())
+        for batch in self.eval_loaders[split]:
+            with self._autocast():
+                self.task.update(state, model, self._to_device(batch))
+        states = self.ranks.gather(_move(state, torch.device("cpu"), None))
+        return self.task.result(states), states
+
+    def save(self) -> None:
+        """Writes the checkpoint, unless the weights are spoilt; the previous one is kept until this one is whole."""
+        norms = torch._foreach_norm([weight for weight in self.model.parameters() if weight.numel()])
+        if not math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item()):
+            raise NotFinite(self._advice(f"a weight is not finite after step {self.step}"))
+        if self.ranks.main:
+            save_checkpoint(self.run.folder / CHECKPOINT, {
+                "recipe": self.recipe.flat(), "about": self.about,
+                "step": self.step, "steps_per_epoch": self.steps_per_epoch, "history": self.history,
+                "sums": self._sums, "seconds": self.seconds, "epoch_seconds": self._epoch_seconds,
+                "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else {},
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
+        self._saved_at, self._last_good = time.monotonic(), self.step
+
+    def resume(self) -> bool:
+        """Goes on from the recipe's `resume`, or from the run folder's checkpoint; False where there is none.
+
+        ValueError where it belongs to another model or other data, or is no checkpoint.
+        """
+        path = self.options.resume or self.run.folder / CHECKPOINT
+        found = self.ranks.gather(bool(self.options.resume) or path.exists())
+        if not any(found):
+            return False
+        if not all(found):
+            raise ValueError(f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file "
+                             f"system that they share")
+        state = load_checkpoint(path)
+        changes = resume_changes(state["recipe"], self.recipe)
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise ValueError(f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now "
+                             f"{self.steps_per_epoch}: the data have changed. Start a new run with --output")
+        load_into(self.model, state["model"], str(path))
+        if self.ema is not None:
+            load_into(self.ema.module, state["ema"], str(path))
+        restore_optimizer(self.optimizer, state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
+        self._sums, self._epoch_seconds, self._last_good = state["sums"], state["epoch_seconds"], self.step
+        self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, epoch {len(self.history) + 1} of "
+                     f"{self.options.epochs}" if self.step < self.total_steps else f"{path} is trained to the end")
+        for change in changes:
+            self.run.say(f"changed on resume: {change}")
+        return True
+
+    def time_step(self) -> tuple[float, float]:
+        """Seconds of one training step, after one to warm up, and the peak memory in GiB. Spoils the weights."""
+        batches = self.train_loader.epoch(0)
+        train_mode(self.model)
+        first = next(batches)
+        for batch in (copy.copy(first), first):
+            self._synchronize()
+            start = time.monotonic()
+            self.train_step(batch)
+            self._synchronize()
+        return time.monotonic() - start, peak_memory(self.ranks.device)
+
+    def optimizer_tensors(self) -> list[Tensor]:
+        return [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+    def _meet(self) -> None:
+        """The ranks add up their losses, look at them, and agree on saving and stopping."""
+        options, ranks = self.options, self.ranks
+        due = ranks.main and time.monotonic() - self._saved_at >= 60 * options.checkpoint_minutes
+        losses = torch.stack(self._unseen)
+        flags = losses.new_tensor([bool(self._signal), due])
+        seen = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
+        *values, stop, save = seen
+        rows = [[value / ranks.world for value in values[i:i + len(self._names)]]
+                for i in range(0, len(values), len(self._names))]
+        self._unseen.clear()
+        self._tick()
+        for i, row in enumerate(rows):
+            if not math.isfinite(row[0]):
+                raise NotFinite(self._advice(f"the loss is {row[0]} at step {self.step - len(rows) + i + 1}"))
+            for name, value in zip(self._names, row):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        in_epoch = self.step - len(self.history) * self.steps_per_epoch
+        speed = in_epoch * options.batch_size / self._epoch_seconds
+        self.run.progress(in_epoch, self.steps_per_epoch, dict(zip(self._names, rows[-1])), lr=self.lr, speed=speed,
+                          left=(self.total_steps - self.step) * options.batch_size / speed,
+                          memory=peak_memory(ranks.device))
+        if stop or (save and in_epoch < self.steps_per_epoch):    # the end of an epoch saves anyhow
+            self.save()
+        if stop:
+            raise Stopped(f"stopped at step {self.step} of {self.total_steps}; everything is in "
+                          f"{self.run.folder / CHECKPOINT}. The same command goes on from there")
+
+    def _finish_epoch(self, epoch: int) -> None:
+        row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.lr}
+        row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self._sums.items()}
+        if "holdout" in self.eval_loaders and (epoch % self.options.eval_every == 0 or epoch == self.options.epochs):
+            row |= {f"holdout_{name}": value for name, value in self.evaluate("holdout")[0].items()}
+            if self.ema is not None:
+                row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}
+        self.seconds += self._epoch_seconds
+        row |= {"seconds": self.seconds, "memory_gib": peak_memory(self.ranks.device),
+                "img_per_s": self.steps_per_epoch * self.options.batch_size / self._epoch_seconds}
+        self.history.append(row)
+        self._sums, self._epoch_seconds = {}, 0.0
+        self.save()
+        self.run.show(self.history, last=epoch == self.options.epochs)
+
+    @property
+    def lr(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._epoch_seconds += now - self._clock
+        self._clock = now
+
+    def _stop_at_once(self) -> bool:
+        return self.ranks.world == 1 and bool(self._signal)
+
+    def _advice(self, what: str) -> str:
+        good = (f"the last good checkpoint is {self.run.folder / CHECKPOINT}, step {self._last_good}"
+                if self._last_good is not None else "there is no checkpoint yet")
+        return (f"{what}, learning rate {self.lr:.3g}; {good}. Try a lower --lr, a longer --warmup-epochs, "
+                f"--clip-grad 1, or --amp {'bf16' if self.dtype == torch.float16 else 'none'}; the same command with it "
+                f"goes on from the checkpoint")
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module.to(self.ranks.device, memory_format=self.layout)
+
+    def _to_device(self, value: Any) -> Any:
+        return _move(value, self.ranks.device, self.layout)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def _synchronize(self) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+
+    def _warn_of_batch_norm(self) -> None:
+        share = self.options.batch_size // self.ranks.world
+        size = min(self.options.micro_batch or share, share)
+        norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        if norms and size < self.options.batch_size:
+            self.run.say(f"note: the model has {norms} batch norms, which see {size} samples at a time and not the whole "
+                         f"batch of {self.options.batch_size}, so the result depends on the number of processes and on "
+                         f"micro_batch")
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
+
+
+def _length(batch: dict[str, Any]) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _cut(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    return {key: value[start:stop] for key, value in batch.items()}
+
+
+def _move(value: Any, device: torch.device, layout: torch.memory_format | None) -> Any:
+    """Tensors anywhere in dicts and lists, moved to the device; batches of images in the given memory format."""
+    if isinstance(value, Tensor):
+        if layout is not None and value.ndim == 4:
+            return value.to(device, non_blocking=True, memory_format=layout)
+        return value.to(device, non_blocking=layout is not None)
+    if isinstance(value, dict):
+        return {key: _move(item, device, layout) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move(item, device, layout) for item in value)
+    return value
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Collects the first SIGTERM or Ctrl-C in a list, for the run to stop in its own time; a second one acts at once."""
+    received: list[str] = []
+
+    def receive(number: int, _frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,247 @@
+"""The run folder: what a person sees while a model trains, and finds when it has.
+
+    recipe.yaml         every option, as resolved
+    log.txt             the lines that went to the terminal
+    metrics.csv         one row an epoch; seconds, img_per_s and memory_gib are the columns that depend on the machine
+    curves.png          the same as curves
+    checkpoint.pt       everything that the run needs to go on
+    model.safetensors   the trained weights, with what they are in their metadata
+    summary.json        the result
+    test_*.png          the task's pictures of the test split
+
+Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import resource
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from tqdm import tqdm
+
+from .checkpoint import write_text, written_whole
+
+PLAIN_SECONDS = 10    # between two lines of progress where there is no terminal
+
+Row = Mapping[str, Any]
+
+
+class Run:
+    """The folder and the terminal of one run; no folder for a dry run. On other ranks than 0 every method does nothing."""
+
+    def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False):
+        self.folder, self.main = folder, main
+        self.bar: tqdm | None = None
+        self.events: Any = None
+        self._lock: IO[str] | None = None
+        self.terminal = sys.stderr.isatty()
+        self._spoke = self._drew = time.monotonic()
+        self._drawing = 0.0
+        if not main or folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("tensorboard is not installed; pip install 'metamix[tensorboard]', "
+                                 "or leave --tensorboard out") from None
+            self.events = SummaryWriter(str(self.folder))
+
+    def say(self, text: str) -> None:
+        """One line to the terminal and to log.txt."""
+        if self.main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        if self.main and self.folder is not None:
+            with open(self.folder / "log.txt", "a") as file:
+                file.write(text + "\n")
+
+    def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
+        self._title = f"epoch {epoch + 1}/{epochs}"
+        self._spoke = time.monotonic()
+        if self.main and self.terminal:
+            self.bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", leave=False, dynamic_ncols=True,
+                            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}")
+
+    def progress(self, step_in_epoch: int, steps: int, values: Mapping[str, float], *, lr: float, speed: float,
+                 left: float, memory: float) -> None:
+        """Values are the latest, `speed` is in images a second, `left` in seconds to the end of the run."""
+        if not self.main:
+            return
+        text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"lr {lr:.2e}", f"{speed:.0f} img/s",
+                          f"{memory:.1f} GiB", f"{timedelta(seconds=round(left))} left"])
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step_in_epoch - self.bar.n)
+        elif time.monotonic() - self._spoke >= PLAIN_SECONDS:
+            self._spoke = time.monotonic()
+            self.say(f"{self._title}  step {step_in_epoch}/{steps}  {text}")
+
+    def end_epoch(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def show(self, history: Sequence[Row], *, last: bool) -> None:
+        """Writes metrics.csv and curves.png from all epochs so far, and says the last one's line."""
+        if not self.main:
+            return
+        write_metrics(self.folder / "metrics.csv", history)
+        # Drawing takes a fifth of a second: where epochs are as short as that, it waits, to stay under a twentieth.
+        if last or time.monotonic() - self._drew >= 20 * self._drawing:
+            self._drew = time.monotonic()
+            draw_curves(self.folder / "curves.png", history)
+            self._drawing = time.monotonic() - self._drew
+        row = history[-1]
+        if self.events is not None:
+            for name, value in row.items():
+                self.events.add_scalar(name.replace("_", "/", 1), value, row["step"])
+            self.events.flush()
+        shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()
+                 if name.startswith(("train_", "holdout_"))]
+        self.say("  ".join([f"epoch {row['epoch']}", *shown, f"lr {row['lr']:.2e}", f"{row['img_per_s']:.0f} img/s",
+                            f"{row['seconds']:.0f} s"]))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        if self.main:
+            write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+
+    def close(self) -> None:
+        self.end_epoch()
+        if self.events is not None:
+            self.events.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def write_metrics(path: Path, history: Sequence[Row]) -> None:
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()}
+                     for row in history)
+    write_text(path, text.getvalue())
+
+
+def draw_curves(path: Path, history: Sequence[Row]) -> None:
+    """Losses, scores and learning rate over the epochs."""
+    names = [name for name in dict.fromkeys(name for row in history for name in row)
+             if name.startswith(("train_", "holdout_"))]
+    losses = [name for name in names if name.endswith("loss")]
+    panels = [("loss", losses), ("score", [name for name in names if name not in losses]), ("learning rate", ["lr"])]
+    panels = [panel for panel in panels if panel[1]]
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for name in columns:
+            points = [(row["epoch"], row[name]) for row in history if name in row]
+            axes.plot(*zip(*points), marker="." if len(points) < 40 else None, label=name.replace("_", " "))
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend(fontsize="small")
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def compare_runs(folders: Sequence[Path], score: str, name: str) -> tuple[str, Path]:
+    """The table of several finished runs, and the picture of all of them: how they learnt, and score against speed.
+
+    Writes <name>.csv and <name>.png beside the run folders; returns the table as text and the picture's path.
+    """
+    runs = [(json.loads((folder / "summary.json").read_text()), _read_metrics(folder / "metrics.csv"))
+            for folder in folders]
+    columns = ["model", "parameters", "macs", score, "weights", "epochs", "seconds", "img_per_s"]
+    rows = [[_cell(summary.get(column)) for column in columns] for summary, _ in runs]
+    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
+    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [columns, *rows])
+    beside = folders[0].parent
+    write_text(beside / f"{name}.csv", "\n".join(",".join(line) for line in [columns, *rows]).replace(" ", "") + "\n")
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    learning, final = figure.subplots(1, 2)
+    curve = next((key for key in (f"holdout_{score}", f"train_{score}", "train_loss") if key in runs[0][1][0]), "train_loss")
+    for summary, history in runs:
+        points = [(float(row["epoch"]), float(row[curve])) for row in history if row[curve]]
+        line, = learning.plot(*zip(*points), label=summary["model"])
+        final.plot(summary["img_per_s"], summary[score], "o", color=line.get_color())
+        final.annotate(summary["model"], (summary["img_per_s"], summary[score]), fontsize="small",
+                       textcoords="offset points", xytext=(5, 4))
+    learning.set(xlabel="epoch", title=curve.replace("_", " "))
+    learning.legend(fontsize="small")
+    final.set(xlabel="training speed, images per second", title=f"test {score}")
+    final.margins(x=0.25, y=0.15)
+    for axes in (learning, final):
+        axes.grid(alpha=0.3)
+    save_figure(beside / f"{name}.png", figure)
+    return table, beside / f"{name}.png"
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the most that this process has held on the GPU, or in memory where it computes on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("metamix", "torch", "torchvision", "timm")}
+    return {"python": sys.version.split()[0]} | found
+
+
+def commit() -> str | None:
+    """The commit of the clone that this code runs from, with + where tracked files differ; None outside of a clone."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True,
+                              check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _read_metrics(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Holds the folder for this process, for as long as it lives, however it dies."""
+    file = open(folder / ".lock", "a+")
+    try:
+        # A POSIX record lock: unlike flock's, it is not inherited by the loader's workers, which may die later.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"another process is training in {folder}; wait for it, stop it, or choose another --output") from None
+    return file

@@ -1,0 +1,82 @@
+"""The processes of a run: one alone, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the processes of the run, and the device that it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @classmethod
+    def start(cls, device: str = "auto") -> Ranks:
+        """Reads torchrun's environment and joins the group: NCCL between GPUs, gloo otherwise."""
+        world, rank, local = (int(os.environ.get(key, alone)) for key, alone in
+                              (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+        chosen = _device(device, local)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return cls(rank, world, chosen)
+
+    def stop(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, the same on each; `values` is overwritten."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank, in the order of the ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites the tensors with those of rank 0."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; accepted are auto, cpu, cuda, cuda:<number> and mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device is {name!r}, but this PyTorch sees no CUDA GPU; use --device cpu or auto")
+        index = local if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"process {local} of this machine needs GPU {index}, but there are only "
+                             f"{torch.cuda.device_count()}; lower --nproc_per_node")
+        return torch.device("cuda", index)
+    return device

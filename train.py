@@ -1,0 +1,145 @@
+"""Trains a model.
+
+    python train.py --config configs/digits/demo.yaml                 one process, on a GPU where there is one
+    python train.py --config configs/digits/demo.yaml --lr 2e-3       any option can be changed
+    python train.py --config ... --model metaformer_pooling_nano,metaformer_raft_nano     several models, compared
+    torchrun --nproc_per_node=4 train.py --config ...                 four processes, the same result
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --config ...
+
+A run lives in its folder, runs/<data>-<model>-seed<seed>: the same command again goes on where it stopped, however it
+stopped, or says that it is finished. The loop itself is metamix/training/engine.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Sequence
+
+import yaml
+
+import metamix    # noqa: F401 - registers the models with timm
+from metamix.tasks import TASKS, find_task
+from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
+from metamix.training.engine import Engine, NotFinite, Stopped
+from metamix.training.logging import Run, commit, compare_runs, versions
+from metamix.training.ranks import Ranks
+from metamix.training.recipe import Recipe, parse, resume_changes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    recipe = parse(sys.argv[1:] if argv is None else argv, {name: lambda name=name: find_task(name).Options for name in TASKS},
+                   default_task="classification", description=__doc__.split("\n\n")[0])
+    models = recipe.options.model.split(",")
+    ranks = None
+    try:
+        ranks = Ranks.start(recipe.engine.device)
+        folders = []
+        for model in models:
+            own = recipe.replace(model=model)
+            if len(models) > 1 and recipe.engine.output:
+                own = own.replace(output=str(Path(recipe.engine.output) / model))
+            folders.append(train(own, ranks))
+        if len(models) > 1 and not recipe.engine.dry_run and ranks.main:
+            table, picture = compare_runs(folders, f"compared-{folders[0].name.replace(f'-{models[0]}', '')}")
+            print(f"\n{table}\n\npicture: {picture}")
+        ranks.stop()
+    except Stopped as stopped:
+        if ranks.main:
+            print(stopped)
+    except (ValueError, OSError, NotFinite) as error:
+        who = f"[rank {ranks.rank}] " if ranks is not None and ranks.world > 1 else ""
+        raise SystemExit(f"{who}error: {error}") from error
+
+
+def train(recipe: Recipe, ranks: Ranks) -> Path:
+    """Trains one model to the end of its recipe, from the start or from where its run folder stands; returns the folder."""
+    options = recipe.engine
+    task = find_task(recipe.task)(recipe.options, seed=options.seed)
+    folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
+    if not options.dry_run and is_finished(folder, recipe):
+        if ranks.main:
+            print(f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}")
+        return folder
+    run = Run(None if options.dry_run else folder, main=ranks.main, tensorboard=options.tensorboard)
+    try:
+        engine = Engine(task, recipe, ranks, run)
+        if options.dry_run:
+            describe(engine, run)
+            time_step(engine, run)
+            return folder
+        if not engine.resume():
+            run.say(recipe.to_yaml())
+        describe(engine, run)
+        if ranks.main:
+            (folder / "summary.json").unlink(missing_ok=True)    # of a schedule that is now longer
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+        engine.fit()
+        finish(engine, run)
+        run.say(result_line(folder)) if ranks.main else None
+    finally:
+        run.close()
+    return folder
+
+
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds the result of this very recipe; ValueError where it holds another run."""
+    if not (folder / "summary.json").exists():
+        return False
+    return not resume_changes(yaml.safe_load((folder / "recipe.yaml").read_text()), recipe)
+
+
+def describe(engine: Engine, run: Run) -> None:
+    """What is about to be trained, on what and how long."""
+    about, options, ranks = engine.about, engine.options, engine.ranks
+    share = options.batch_size // ranks.world
+    run.say(f"data     {about['data']}: " + ", ".join(f"{count:,} {split}" for split, count in about["samples"].items()))
+    run.say(f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds")
+    for note in engine.task.notes:
+        run.say(f"         {note}")
+    run.say(f"steps    {options.epochs} epochs of {engine.steps_per_epoch} steps of {options.batch_size} samples")
+    run.say(f"machine  {ranks.world} x {ranks.device}, {share} samples each"
+            f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
+            f"{str(engine.dtype or 'float32').removeprefix('torch.')}")
+
+
+def time_step(engine: Engine, run: Run) -> None:
+    """What one step takes, measured."""
+    seconds, peak = engine.time_step()
+    parts = {"weights": engine.model.parameters(), "optimizer": engine.optimizer_tensors(),
+             "average": engine.ema.module.parameters() if engine.ema else ()}
+    sizes = ", ".join(f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
+                      for name, tensors in parts.items())
+    run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
+    run.say(f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
+            f"{timedelta(seconds=round(seconds * engine.total_steps))} for all. Nothing was trained or written")
+
+
+def finish(engine: Engine, run: Run) -> None:
+    """Scores the test split, once, with the weights that the recipe names; writes the weights, the summary and pictures."""
+    options, which = engine.options, engine.options.score
+    scores, states = engine.evaluate("test", which)
+    if not run.main:
+        return
+    pictures = [run.folder / "curves.png", *engine.task.pictures(states, run.folder)]
+    speed = engine.total_steps * options.batch_size / engine.seconds
+    result = engine.about | {name: round(value, 4) for name, value in scores.items()} | {
+        "weights": which, "epochs": options.epochs, "steps": engine.step, "seconds": round(engine.seconds, 1),
+        "img_per_s": round(speed, 1), "seed": options.seed, "versions": versions(), "commit": commit()}
+    model = engine.ema.module if which == "ema" else engine.model
+    save_weights(run.folder / WEIGHTS, model.state_dict(), result)
+    run.write_json("summary.json", result | {"scores": list(scores), "pictures": [picture.name for picture in pictures]})
+
+
+def result_line(folder: Path) -> str:
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
+    return (f"{summary['model']} on {summary['data']}, test: {scores} ({summary['weights']} weights); "
+            f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
+            f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}")
+
+
+if __name__ == "__main__":
+    main()
