@@ -12,6 +12,24 @@ from torch import Tensor, nn
 
 from .metaformer import MetaFormer
 
+# What models are made for, in the entries of timm's PretrainedCfg; a family adds its own.
+IMAGENET = dict(
+    input_size=(3, 224, 224),
+    pool_size=(7, 7),
+    num_classes=1000,
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    interpolation="bicubic",
+    crop_pct=0.9,
+    first_conv="stem",
+    classifier="head",
+    license="apache-2.0",
+)
+CIFAR10 = IMAGENET | dict(
+    input_size=(3, 32, 32), num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), crop_pct=1.0
+)
+MNIST = CIFAR10 | dict(input_size=(1, 28, 28), mean=(0.1307,), std=(0.3081,))
+
 default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registered
 __all__: list[str] = []  # timm adds each name
 
@@ -46,14 +64,6 @@ def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | Non
     """
     if timm.is_model(name):
         raise ValueError(f"timm knows a model named {name!r} already: choose another name.")
-    cfg = dict(
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        interpolation="bicubic",
-        crop_pct=0.9,
-        classifier="head",
-        license="apache-2.0",
-    ) | cfg
     cfgs = {tag: cfg | entries for tag, entries in (tags or {}).items()}
     for tag, entries in local_weights().get(name, {}).items():
         cfgs[tag] = cfg | cfgs.get(tag, {}) | entries

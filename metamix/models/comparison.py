@@ -6,7 +6,7 @@ nano is for images of 32 pixels: an overlapping stem of two convolutions, then t
 
 from torch import nn
 
-from .build import build, register
+from .build import CIFAR10, IMAGENET, build, register
 from .metaformer import ConvEmbed, per_stage
 
 
@@ -63,22 +63,10 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, mixer, mixer_a
     return build(name, pretrained, mixer=mixers, mixer_args=options, **preset)
 
 
-IMAGENET = dict(input_size=(3, 224, 224), pool_size=(7, 7), num_classes=1000, first_conv="stem")
-CIFAR10 = dict(
-    input_size=(3, 32, 32),
-    pool_size=(4, 4),
-    num_classes=10,
-    first_conv="stem.0",
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-    crop_pct=1.0,
-)
-
 for size in SIZES:
     for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"):
         tags = None
         if mixer == "pooling" and size != "nano":
             tags = {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
-        register(
-            f"metaformer_{mixer}_{size}", metaformer, cfg=CIFAR10 if size == "nano" else IMAGENET, tags=tags, size=size, mixer=mixer
-        )
+        cfg = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET
+        register(f"metaformer_{mixer}_{size}", metaformer, cfg=cfg, tags=tags, size=size, mixer=mixer)

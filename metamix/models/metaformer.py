@@ -36,6 +36,7 @@ from metamix.mixers import create_mixer
 from metamix.mixers.spatial import resize_to
 
 Norm = str | Callable[[int], nn.Module] | None  # a name that timm's get_norm_layer knows, a constructor, or none
+Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling, see ConvEmbed
 POOLS = ("avg", "max", "avgmax", "")
 
 
@@ -115,7 +116,7 @@ class MetaFormer(nn.Module):
         depths, dims: blocks and channels of each stage.
         mixer: a registered mixer's name, or one for each stage.
         mixer_args: that mixer's options, a dict for all stages or one for each.
-        stem, downsample: constructors `embed(in_chans, dim)`, see `ConvEmbed`.
+        stem, downsample: constructors `embed(in_chans, dim)`, see `ConvEmbed`; downsample may be one for each transition.
         mlp_ratio: hidden width of the channel MLP over its own; 0 builds none, nor its norm.
         act_layer: the MLP's activation, a class or a name that timm knows.
         norm1, norm2, norm: before the mixer, before the MLP, before the head: a constructor, a name that timm knows, or "none".
@@ -140,8 +141,8 @@ class MetaFormer(nn.Module):
         dims: Sequence[int] = (64, 128, 320, 512),
         mixer: str | Sequence[str] = "pooling",
         mixer_args: dict | Sequence[dict] | None = None,
-        stem: Callable[[int, int], nn.Module] = partial(ConvEmbed, kernel_size=7, stride=4, padding=2),
-        downsample: Callable[[int, int], nn.Module] = partial(ConvEmbed, kernel_size=3, stride=2, padding=1),
+        stem: Embed = partial(ConvEmbed, kernel_size=7, stride=4, padding=2),
+        downsample: Embed | Sequence[Embed] = partial(ConvEmbed, kernel_size=3, stride=2, padding=1),
         mlp_ratio: float = 4.0,
         act_layer: str | type[nn.Module] = nn.GELU,
         norm1: Norm = GroupNorm1,
@@ -181,7 +182,8 @@ class MetaFormer(nn.Module):
         # A mixer, yours too, is built under the device and cast afterwards: it needs no factory arguments.
         with torch.device(device) if device is not None else nullcontext():
             self.stem = stem(in_chans, dims[0])
-            downsamples = [nn.Identity(), *(downsample(a, b) for a, b in pairwise(dims))]
+            embeds = per_stage("downsample", downsample, stages - 1)
+            downsamples = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
             sizes = self._map_sizes(img_size, downsamples)
             self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02)) if pos_embed else None
             self.stages = nn.Sequential()
@@ -333,11 +335,11 @@ class MetaFormer(nn.Module):
 
 
 def per_stage(name: str, value, stages: int) -> list:
-    """`value` for each stage: repeated, unless it is a sequence of one for each."""
-    if isinstance(value, (str, dict)):
+    """`value` for each of `stages`: repeated, unless it is a sequence of one for each."""
+    if isinstance(value, (str, dict)) or callable(value):
         return [value] * stages
     if len(value) != stages:
-        raise ValueError(f"{name} has {len(value)} entries for {stages} stages: give one for all, or one for each.")
+        raise ValueError(f"{name} has {len(value)} entries where there are {stages}: give one for all, or one for each.")
     return list(value)
 
 

@@ -1,0 +1,42 @@
+"""NiNformer: "NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
+
+Isotropic, on a patch convolution without positions. As in the author's code one LayerNorm serves both halves of a block,
+and there is no norm before the mean over tokens. His token MLP takes 64 tokens and no other number; here the gate of another
+map is made on the trained grid and resampled.
+"""
+
+from functools import partial
+
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from .build import CIFAR10, build, register
+from .metaformer import ConvEmbed
+
+
+def ninformer(
+    name: str,
+    pretrained: bool = False,
+    *,
+    patch_size: int = 4,
+    d_model: int = 256,
+    d_ffn: int = 512,
+    num_layers: int = 4,
+    **kwargs,
+) -> nn.Module:
+    """A NiNformer in the paper's words; `d_ffn` is the hidden width of all its MLPs, over tokens too."""
+    preset = dict(
+        mixer="nin",
+        mixer_args=dict(token_dim=d_ffn, channel_dim=d_ffn),
+        stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
+        norm1=partial(LayerNorm2d, eps=1e-5),
+        tie_norms=True,
+        norm="none",
+        mlp_ratio=d_ffn / d_model,
+        layer_scale=0,
+        proj_drop_rate=0.5,
+    )
+    return build(name, pretrained, depths=(num_layers,), dims=(d_model,), **(preset | kwargs))
+
+
+register("ninformer_cifar", ninformer, cfg=CIFAR10 | dict(pool_size=(8, 8)), img_size=32)

@@ -1,0 +1,101 @@
+"""RaftMLP: "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
+
+Four levels of raft MLPs (`mixers/raft.py`) and channel MLPs, each behind a multi-scale patch embedding. Off the trained
+size the authors resize the residual stream itself, and so do the registered models (`resample="stream"`).
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from metamix.mixers.spatial import resize_to
+
+from .build import IMAGENET, build, register
+from .metaformer import MetaFormer
+
+
+class MultiScaleEmbed(nn.Module):
+    """Patches of several sizes around the same centres, one linear map of them all: (B, in, H, W) -> (B, dim, H / s, W / s).
+
+    Convolutions of one stride sum to one convolution whose kernel is the sum of theirs, padded to the largest: that is how
+    it runs, while the state keeps the kernels apart. An image that the stride does not divide is resized up, as the
+    authors do.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
+        super().__init__()
+        if any((k - stride) % 2 or k < stride for k in kernels):
+            raise ValueError(f"kernels {kernels} cannot share centres at stride {stride}: each is the stride plus an even number.")
+        self.reduction = stride
+        # One linear map has one bias.
+        self.convs = nn.ModuleList(
+            nn.Conv2d(in_chans, dim, k, stride, padding=(k - stride) // 2, bias=i == 0) for i, k in enumerate(kernels)
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return tuple(-(-n // self.reduction) for n in size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.reduction
+        x = resize_to(x, tuple((n + s - 1) // s * s for n in x.shape[-2:]))
+        padding = max(conv.padding[0] for conv in self.convs)
+        kernel = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in self.convs)
+        return F.conv2d(x, kernel, self.convs[0].bias, s, padding)
+
+
+class LevelHeads(nn.Module):
+    """The authors' `shortcut`: a head on every level, (B, C, H, W) -> (B, num_classes).
+
+    v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));  then the
+    model's own classifier. None of the published models uses it.
+    """
+
+    def __init__(self, model: MetaFormer):
+        super().__init__()
+        dims = [info["num_chs"] for info in model.feature_info]
+        self.model = model
+        self.norms = nn.ModuleList(LayerNorm2d(dim, eps=1e-5) for dim in dims[:-1])
+        self.gates = nn.ModuleList(nn.Linear(dim, 2 * dims[-1]) for dim in dims[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        final, features = self.model.forward_intermediates(x)
+        v = self.model.forward_head(final, pre_logits=True)
+        for x, norm, gate in reversed(list(zip(features, self.norms, self.gates))):
+            a, b = gate(norm(x).mean((-2, -1))).chunk(2, dim=-1)
+            v = a * v + b
+        return self.model.get_classifier()(v)
+
+
+def raftmlp(
+    name: str,
+    pretrained: bool = False,
+    *,
+    dims: tuple[int, ...],
+    depths: tuple[int, ...] = (2, 2, 6, 2),
+    patch_sizes: tuple[int, ...] = (4, 2, 2, 2),
+    embedding_kernels: tuple[tuple[int, ...], ...] = ((4, 8), (2, 4), (2, 4), (2,)),
+    raft_size: int = 2,
+    token_expansion: int = 2,
+    channel_expansion: int = 4,
+    **kwargs,
+) -> nn.Module:
+    """A RaftMLP in the paper's words. Kernels equal to the patch sizes make its plain patch embedding."""
+    stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(embedding_kernels, patch_sizes))
+    norm = partial(LayerNorm2d, eps=1e-5)
+    preset = dict(
+        mixer="raft",
+        mixer_args=dict(raft_size=raft_size, expansion=token_expansion, resample="stream"),
+        norm1="none",
+        norm2=norm,
+        norm=norm,
+        mlp_ratio=channel_expansion,
+        layer_scale=0,
+    )
+    return build(name, pretrained, depths=depths, dims=dims, stem=stem, downsample=downsamples, **(preset | kwargs))
+
+
+for size, dims in {"s": (64, 128, 256, 512), "m": (96, 192, 384, 768), "l": (128, 192, 512, 1024)}.items():
+    register(f"raftmlp_{size}", raftmlp, cfg=IMAGENET | dict(first_conv=("stem.convs.0", "stem.convs.1")), dims=dims)

@@ -1,0 +1,103 @@
+"""WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of the wavelet mixer and its residual.
+
+`wavemix_<dim>_<depth>` has a transform of one level, `..._l3` and `..._l4` of more. `wavemixlite_<dim>_<depth>` are the
+small models of the parameter-efficiency claims; three of them upsample bilinearly where the others have a transposed
+convolution, as their published counts tell (the authors' text says four). That the upsampling is bilinear, not of another
+kind, is our reading: no code of theirs with it is published.
+"""
+
+import math
+from functools import partial
+
+from torch import nn
+
+from .build import CIFAR10, IMAGENET, MNIST, build, register
+from .metaformer import ConvEmbed
+
+
+class StridedStem(nn.Sequential):
+    """Two plain 3x3 convolutions of one stride s, no norm and no activation: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
+
+    def __init__(self, in_chans: int, dim: int, *, stride: int):
+        conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
+        super().__init__(conv(in_chans, dim // 2), conv(dim // 2, dim))
+        self.reduction = stride**2
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self[1].out_size(self[0].out_size(size))
+
+
+class PatchStem(nn.Sequential):
+    """Two 3x3 convolutions, one of patches, then GELU and BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p), p the patch size."""
+
+    def __init__(self, in_chans: int, dim: int, *, patch_size: int):
+        conv = partial(ConvEmbed, kernel_size=3, stride=1, padding=1)
+        super().__init__(
+            conv(in_chans, dim // 4),
+            conv(dim // 4, dim // 2),
+            ConvEmbed(dim // 2, dim, kernel_size=patch_size, stride=patch_size),
+            nn.GELU(),
+            nn.BatchNorm2d(dim),
+        )
+        self.reduction = patch_size
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self[2].out_size(size)
+
+
+def wavemix(
+    name: str,
+    pretrained: bool = False,
+    *,
+    dim: int,
+    depth: int,
+    level: int = 1,
+    mult: int = 2,
+    ff_channel: int | None = None,
+    upsample: str = "transposed",
+    stride: int | None = None,
+    patch_size: int | None = None,
+    proj_drop_rate: float = 0.5,
+    **kwargs,
+) -> nn.Module:
+    """A WaveMix in the paper's words: `stride` for the stem of two strided convolutions, or `patch_size` for that of patches."""
+    if (stride is None) == (patch_size is None):
+        raise ValueError(f"stride is {stride} and patch_size {patch_size}: give exactly one, it chooses the stem.")
+    stem = partial(PatchStem, patch_size=patch_size) if stride is None else partial(StridedStem, stride=stride)
+    preset = dict(
+        mixer="wavemix",
+        mixer_args=dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample),
+        stem=stem,
+        norm1="none",
+        norm="none",
+        mlp_ratio=0,
+        layer_scale=0,
+        proj_drop_rate=proj_drop_rate,
+    )
+    return build(name, pretrained, depths=(depth,), dims=(dim,), **(preset | kwargs))
+
+
+CONV = dict(first_conv="stem.0")
+CIFAR = CIFAR10 | CONV | dict(pool_size=(32, 32))
+CIFAR100 = CIFAR | dict(num_classes=100)
+TINY_IMAGENET = IMAGENET | CONV | dict(input_size=(3, 64, 64), pool_size=(64, 64), num_classes=200)
+FULL = IMAGENET | CONV | dict(pool_size=(56, 56))
+DIGITS = MNIST | CONV | dict(pool_size=(28, 28))
+
+for name, cfg, preset in (
+    ("wavemix_192_16", FULL, dict(patch_size=4)),
+    ("wavemix_192_16_l3", FULL, dict(patch_size=4, level=3)),
+    ("wavemix_256_16_l4", FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)), dict(stride=2, level=4, img_size=256)),
+    ("wavemix_144_7", CIFAR, dict(stride=1, img_size=32)),
+    ("wavemix_320_8", CIFAR, dict(stride=1, img_size=32)),
+    ("wavemix_256_8", CIFAR100, dict(stride=1, img_size=32)),
+    ("wavemix_256_10", CIFAR100, dict(stride=1, img_size=32)),
+    ("wavemix_256_12", TINY_IMAGENET, dict(stride=1, img_size=64)),
+    ("wavemixlite_8_10", DIGITS, dict(stride=1, img_size=28, upsample="bilinear")),
+    ("wavemixlite_8_5", DIGITS, dict(stride=1, img_size=28)),
+    ("wavemixlite_32_7", CIFAR, dict(stride=1, img_size=32, upsample="bilinear")),
+    ("wavemixlite_32_4", CIFAR, dict(stride=1, img_size=32, ff_channel=16, mult=1, proj_drop_rate=0.25)),
+    ("wavemixlite_64_6", CIFAR, dict(stride=1, img_size=32)),
+):
+    dim, depth = name.split("_")[1:3]
+    register(name, wavemix, cfg=cfg, dim=int(dim), depth=int(depth), **preset)
