@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             if len(models) > 1 and recipe.engine.output:
                 own = own.replace(output=str(Path(recipe.engine.output) / model))
             folders.append(train(own, ranks))
-        if len(models) > 1 and not recipe.engine.dry_run and ranks.main:
-            table, picture = compare_runs(folders, f"compared-{folders[0].name.replace(f'-{models[0]}', '')}")
-            print(f"\n{table}\n\npicture: {picture}")
+        if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
+            print(compare_runs(folders))
         ranks.stop()
     except Stopped as stopped:
         if ranks.main:
             print(stopped)
+        ranks.stop()
     except (ValueError, OSError, NotFinite) as error:
         who = f"[rank {ranks.rank}] " if ranks is not None and ranks.world > 1 else ""
         raise SystemExit(f"{who}error: {error}") from error
@@ -78,7 +78,6 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
             write_text(folder / "recipe.yaml", recipe.to_yaml())
         engine.fit()
         finish(engine, run)
-        run.say(result_line(folder)) if ranks.main else None
     finally:
         run.close()
     return folder
@@ -130,7 +129,9 @@ def finish(engine: Engine, run: Run) -> None:
         "img_per_s": round(speed, 1), "seed": options.seed, "versions": versions(), "commit": commit()}
     model = engine.ema.module if which == "ema" else engine.model
     save_weights(run.folder / WEIGHTS, model.state_dict(), result)
-    run.write_json("summary.json", result | {"scores": list(scores), "pictures": [picture.name for picture in pictures]})
+    summary = result | {"scores": list(scores), "pictures": [picture.name for picture in pictures]}
+    write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    run.say(result_line(run.folder))
 
 
 def result_line(folder: Path) -> str:

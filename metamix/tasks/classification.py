@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,11 +99,45 @@ class Classification:
             self.companions = (self._teacher(shape),)
         return model
 
-    def loaders(self, batch_size: int, rank: int, world: int, seed: int):
-        sources = self._sources()
-        train = train_loader(sources.pop("train"), self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
-        return train, {split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world)
-                       for split, source in sources.items()}
+    @classmethod
+    def trained(cls, options: ModelOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
+        """For eval.py: the model of `checkpoint`, or with its published weights, built as it was trained, and the task
+        with the statistics and image size that it was trained with, where `options` do not say otherwise."""
+        if options.checkpoint:
+            tensors, about = load_weights(options.checkpoint)
+            if about.get("model", options.model) != options.model:
+                raise ValueError(f"{options.checkpoint} holds the weights of {about['model']}, not of {options.model}; "
+                                 f"give --model {about['model']}")
+            shape = {key: about[key] for key in ("num_classes", "in_chans", "img_size") if key in about}
+            shape = shape or {"num_classes": _count_classes(tensors, options)}
+            model = create_model(options.model, **shape, **about.get("model_args", {}) | options.model_args)
+            load_into(model, tensors, options.checkpoint)
+        elif options.pretrained:
+            model = create_model(options.model, pretrained=True, **options.model_args)
+            about = {}
+        else:
+            raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
+        config = timm.data.resolve_model_data_config(model)
+        config |= {"img_size": config["input_size"][-1], "in_chans": config["input_size"][0],
+                   "num_classes": model.num_classes} | about
+        defaults = {f.name: f.default for f in fields(options)}
+        options = replace(options, model_args=about.get("model_args", {}) | options.model_args, **{key: tuple(config[key]) if key in ("mean", "std") else config[key]
+                                      for key in ("mean", "std", "img_size", "interpolation", "crop_pct")
+                                      if getattr(options, key) == defaults[key]})
+        task = cls(options)
+        for what, has, wants in (("classes", len(task.classes), config["num_classes"]),
+                                 ("channels", task.splits.in_chans, config["in_chans"])):
+            if has != wants:
+                raise ValueError(f"{options.model} was trained for {wants} {what} and {options.data} has {has}; give "
+                                 f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}")
+        return task, model, about
+
+    def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
+        return train_loader(self.splits.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
+
+    def eval_loaders(self, batch_size: int, rank: int, world: int):
+        return {split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world)
+                for split, source in self._sources().items() if split != "train"}
 
     def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world: int) -> dict[str, Any]:
         return self.transform(batch, epoch, step, rank, world)
@@ -213,6 +247,14 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
 
 
+def _count_classes(tensors: dict[str, Tensor], options: ModelOptions) -> int:
+    """Outputs of the head in a file that does not say what it holds."""
+    head = timm.models.get_pretrained_cfg_value(options.model, "classifier")
+    if f"{head}.weight" not in tensors:
+        raise ValueError(f"{options.checkpoint} has no weights of the head of {options.model} ({head}); is it another model?")
+    return len(tensors[f"{head}.weight"])
+
+
 def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[str]:
     """Loads weights for fine-tuning. All must fit but the head's, which is made anew for other classes.
 
@@ -242,7 +284,7 @@ def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> N
     accuracy = 100 * confusion.trace().item() / max(1, confusion.sum().item())
     axes.set(xlabel="prediction", ylabel="label", title=f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %")
     if count <= 40:
-        axes.set_xticks(range(count), classes, rotation=45 if max(map(len, classes)) > 3 else 0, ha="right")
+        axes.set_xticks(range(count), classes, **({"rotation": 45, "ha": "right"} if max(map(len, classes)) > 3 else {}))
         axes.set_yticks(range(count), classes)
     if count <= 20:
         for label, row in enumerate(confusion.tolist()):

@@ -24,19 +24,23 @@ class TrainLoader(Sized, Protocol):
 
 
 class Task(Protocol):
-    options: Any                            # the task's options dataclass, kept from the constructor
+    Options: type                           # dataclass of the task's options; has a field `model`
+    EvalOptions: type                       # the part of them that eval.py takes
     title: str                              # "<data>-<model>", the name of the run folder
+    notes: list[str]                        # what a person should know of how the model was made
     companions: tuple[nn.Module, ...]       # models that the loss uses and nobody trains: a teacher
+
+    def __init__(self, options: Any, seed: int = 0) -> None:
+        """Opens the data; ValueError where the options do not fit together."""
 
     def build(self) -> nn.Module:
         """The model to train, its weights made or loaded; called once, before anything else."""
 
-    def loaders(self, batch_size: int, rank: int, world: int, seed: int
-                ) -> tuple[TrainLoader, Mapping[str, Iterable[Batch]]]:
-        """Training batches, and what can be scored: "test", and "holdout" where a slice of train is held out.
+    def train_loader(self, batch_size: int, rank: int, world: int, seed: int) -> TrainLoader:
+        """Training batches; `batch_size` is that of all ranks together."""
 
-        `batch_size` is that of all ranks together; over all ranks, every scored sample comes exactly once.
-        """
+    def eval_loaders(self, batch_size: int, rank: int, world: int) -> Mapping[str, Iterable[Batch]]:
+        """What can be scored: "test", and "holdout" where a slice of train is held out. Over all ranks, every sample once."""
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world: int) -> Batch:
         """The batch as the loss takes it, images on their device; a function of the arguments and the seed alone."""
@@ -62,5 +66,9 @@ class Task(Protocol):
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Plain values, for the summary and for the metadata of weights.
 
-        At least model, data, parameters and macs, and all that is needed to build the model again.
+        At least model, data, samples (a dict), parameters and macs, and all that is needed to build the model again.
         """
+
+    @classmethod
+    def trained(cls, options: Any) -> tuple[Task, nn.Module, dict[str, Any]]:
+        """The task, the model and what its file says of it, for eval.py, from `EvalOptions`."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import signal
 import threading
 import time
 from contextlib import contextmanager, nullcontext
-from typing import Any, Iterator
+from pathlib import Path
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -49,16 +51,18 @@ class Engine:
         if options.batch_size % ranks.world:
             raise ValueError(f"batch_size is {options.batch_size}, which {ranks.world} processes cannot share equally; "
                              f"take a multiple of {ranks.world}")
+        torch.backends.cudnn.benchmark = not options.deterministic
         if options.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
         torch.manual_seed(options.seed)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model = self._place(task.build())
         for companion in task.companions:
             self._place(companion).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
-        self.train_loader, self.eval_loaders = task.loaders(options.batch_size, ranks.rank, ranks.world, options.seed)
+        self.train_loader = task.train_loader(options.batch_size, ranks.rank, ranks.world, options.seed)
+        self.eval_loaders = task.eval_loaders(options.batch_size, ranks.rank, ranks.world)
         self.steps_per_epoch = len(self.train_loader)
         if not self.steps_per_epoch:
             raise ValueError(f"the training split has fewer samples than one batch ({options.batch_size}); lower batch_size")
@@ -79,7 +83,11 @@ class Engine:
         self._last_good: int | None = None          # step of the last checkpoint
 
         if options.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)
+            try:
+                self.model.set_grad_checkpointing(True)
+            except (AttributeError, AssertionError):
+                raise ValueError(f"{type(self.model).__name__} has no gradient checkpointing; "
+                                 f"leave --grad-checkpointing out, and lower micro_batch to save memory") from None
         self.trained: nn.Module = self.model        # what the loss calls: the model, wrapped where there are many ranks
         if options.compile:
             self.model.compile()
@@ -96,6 +104,8 @@ class Engine:
         """Trains up to the last epoch. Stopped at a signal, NotFinite at a bad loss, OSError where nothing can be saved."""
         self._warn_of_batch_norm()
         self._saved_at = time.monotonic()
+        if self.history:    # the run may have been killed before it wrote what its checkpoint knows
+            self.run.record(self.history, last=True)
         with _signals() as self._signal:
             while len(self.history) < self.options.epochs:
                 self._epoch(len(self.history))
@@ -109,6 +119,7 @@ class Engine:
             if done < steps:
                 for batch in self.train_loader.epoch(epoch, start=done):
                     self.train_step(batch)
+                    self.run.advance()
                     if self.step % self.options.log_every == 0 or self.step % steps == 0 or self._stop_at_once():
                         self._meet()
         finally:
@@ -132,7 +143,7 @@ class Engine:
             weight = _length(part) / share
             last = start + size >= share
             with nullcontext() if last or ranks.world == 1 else self.trained.no_sync():
-                with self._autocast():
+                with autocast(ranks.device, self.dtype):
                     loss, values = self.task.loss(self.trained, part)
                 self.scaler.scale(loss * weight).backward()
             seen = seen + weight * torch.stack([loss.detach().float(), *(v.detach().float() for v in values.values())])
@@ -149,18 +160,11 @@ class Engine:
         if self.ema is not None:
             self.ema.update(self.step)
 
-    @torch.no_grad()
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Scores of "holdout" or "test" with the last weights or the average ("ema"), and the ranks' states."""
         model = self.ema.module if weights == "ema" else self.model
-        model.eval()
         self.ranks.broadcast(model.buffers())    # ranks see other batches, so their batch statistics differ
-        state = self._to_device(self.task.start())
-        for batch in self.eval_loaders[split]:
-            with self._autocast():
-                self.task.update(state, model, self._to_device(batch))
-        states = self.ranks.gather(_move(state, torch.device("cpu"), None))
-        return self.task.result(states), states
+        return evaluate(self.task, model, self.eval_loaders[split], self.ranks, self.dtype, self.layout)
 
     def save(self) -> None:
         """Writes the checkpoint, unless the weights are spoilt; the previous one is kept until this one is whole."""
@@ -168,21 +172,28 @@ class Engine:
         if not math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item()):
             raise NotFinite(self._advice(f"a weight is not finite after step {self.step}"))
         if self.ranks.main:
-            save_checkpoint(self.run.folder / CHECKPOINT, {
-                "recipe": self.recipe.flat(), "about": self.about,
-                "step": self.step, "steps_per_epoch": self.steps_per_epoch, "history": self.history,
-                "sums": self._sums, "seconds": self.seconds, "epoch_seconds": self._epoch_seconds,
-                "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else {},
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
+            state = {"recipe": self.recipe.flat(), "about": self.about,
+                     "step": self.step, "steps_per_epoch": self.steps_per_epoch, "history": self.history,
+                     "sums": self._sums, "seconds": self.seconds, "epoch_seconds": self._epoch_seconds,
+                     "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else {},
+                     "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            try:
+                save_checkpoint(self.run.folder / CHECKPOINT, state)
+            except OSError as error:
+                raise OSError(f"{error}; stopped at step {self.step}, and {self._good()}. Make room, and give the same "
+                              f"command again") from error
         self._saved_at, self._last_good = time.monotonic(), self.step
 
     def resume(self) -> bool:
-        """Goes on from the recipe's `resume`, or from the run folder's checkpoint; False where there is none.
+        """Goes on from the run folder's checkpoint, or from the recipe's `resume` while there is none; False without either.
 
         ValueError where it belongs to another model or other data, or is no checkpoint.
         """
-        path = self.options.resume or self.run.folder / CHECKPOINT
-        found = self.ranks.gather(bool(self.options.resume) or path.exists())
+        path = self.run.folder / CHECKPOINT
+        if self.options.resume and not path.exists():    # else a run stopped twice would begin again where it first did
+            path = Path(self.options.resume)
+            path = path / CHECKPOINT if path.is_dir() else path
+        found = self.ranks.gather(path.exists() or bool(self.options.resume))
         if not any(found):
             return False
         if not all(found):
@@ -263,7 +274,8 @@ class Engine:
         self.history.append(row)
         self._sums, self._epoch_seconds = {}, 0.0
         self.save()
-        self.run.show(self.history, last=epoch == self.options.epochs)
+        self.run.record(self.history, last=epoch == self.options.epochs)
+        self.run.say_row(row)
 
     @property
     def lr(self) -> float:
@@ -277,10 +289,13 @@ class Engine:
     def _stop_at_once(self) -> bool:
         return self.ranks.world == 1 and bool(self._signal)
 
+    def _good(self) -> str:
+        if self._last_good is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.run.folder / CHECKPOINT}, step {self._last_good}"
+
     def _advice(self, what: str) -> str:
-        good = (f"the last good checkpoint is {self.run.folder / CHECKPOINT}, step {self._last_good}"
-                if self._last_good is not None else "there is no checkpoint yet")
-        return (f"{what}, learning rate {self.lr:.3g}; {good}. Try a lower --lr, a longer --warmup-epochs, "
+        return (f"{what}, learning rate {self.lr:.3g}; {self._good()}. Try a lower --lr, a longer --warmup-epochs, "
                 f"--clip-grad 1, or --amp {'bf16' if self.dtype == torch.float16 else 'none'}; the same command with it "
                 f"goes on from the checkpoint")
 
@@ -289,9 +304,6 @@ class Engine:
 
     def _to_device(self, value: Any) -> Any:
         return _move(value, self.ranks.device, self.layout)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.ranks.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
@@ -305,6 +317,23 @@ class Engine:
             self.run.say(f"note: the model has {norms} batch norms, which see {size} samples at a time and not the whole "
                          f"batch of {self.options.batch_size}, so the result depends on the number of processes and on "
                          f"micro_batch")
+
+
+@torch.no_grad()
+def evaluate(task: Any, model: nn.Module, loader: Iterable[dict[str, Any]], ranks: Ranks, dtype: torch.dtype | None,
+             layout: torch.memory_format) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The task's scores of the model over a loader, the same on all ranks, and the states that they were made from."""
+    model.eval()
+    state = _move(task.start(), ranks.device, None)
+    for batch in loader:
+        with autocast(ranks.device, dtype):
+            task.update(state, model, _move(batch, ranks.device, layout))
+    states = ranks.gather(_move(state, torch.device("cpu"), None))
+    return task.result(states), states
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

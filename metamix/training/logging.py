@@ -77,6 +77,10 @@ class Run:
             self.bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", leave=False, dynamic_ncols=True,
                             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}")
 
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
     def progress(self, step_in_epoch: int, steps: int, values: Mapping[str, float], *, lr: float, speed: float,
                  left: float, memory: float) -> None:
         """Values are the latest, `speed` is in images a second, `left` in seconds to the end of the run."""
@@ -86,7 +90,6 @@ class Run:
                           f"{memory:.1f} GiB", f"{timedelta(seconds=round(left))} left"])
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(step_in_epoch - self.bar.n)
         elif time.monotonic() - self._spoke >= PLAIN_SECONDS:
             self._spoke = time.monotonic()
             self.say(f"{self._title}  step {step_in_epoch}/{steps}  {text}")
@@ -96,9 +99,9 @@ class Run:
             self.bar.close()
             self.bar = None
 
-    def show(self, history: Sequence[Row], *, last: bool) -> None:
-        """Writes metrics.csv and curves.png from all epochs so far, and says the last one's line."""
-        if not self.main:
+    def record(self, history: Sequence[Row], *, last: bool) -> None:
+        """Writes all epochs so far to metrics.csv, curves.png and TensorBoard."""
+        if not self.main or self.folder is None:
             return
         write_metrics(self.folder / "metrics.csv", history)
         # Drawing takes a fifth of a second: where epochs are as short as that, it waits, to stay under a twentieth.
@@ -106,19 +109,16 @@ class Run:
             self._drew = time.monotonic()
             draw_curves(self.folder / "curves.png", history)
             self._drawing = time.monotonic() - self._drew
-        row = history[-1]
         if self.events is not None:
-            for name, value in row.items():
-                self.events.add_scalar(name.replace("_", "/", 1), value, row["step"])
+            for name, value in history[-1].items():
+                self.events.add_scalar(name.replace("_", "/", 1), value, history[-1]["step"])
             self.events.flush()
+
+    def say_row(self, row: Row) -> None:
         shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()
                  if name.startswith(("train_", "holdout_"))]
         self.say("  ".join([f"epoch {row['epoch']}", *shown, f"lr {row['lr']:.2e}", f"{row['img_per_s']:.0f} img/s",
-                            f"{row['seconds']:.0f} s"]))
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        if self.main:
-            write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+                            f"{timedelta(seconds=round(row['seconds']))}"]))
 
     def close(self) -> None:
         self.end_epoch()
@@ -164,37 +164,37 @@ def save_figure(path: Path, figure: Figure) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
-def compare_runs(folders: Sequence[Path], score: str, name: str) -> tuple[str, Path]:
-    """The table of several finished runs, and the picture of all of them: how they learnt, and score against speed.
-
-    Writes <name>.csv and <name>.png beside the run folders; returns the table as text and the picture's path.
-    """
-    runs = [(json.loads((folder / "summary.json").read_text()), _read_metrics(folder / "metrics.csv"))
-            for folder in folders]
+def compare_runs(folders: Sequence[Path]) -> str:
+    """Several finished runs side by side: their table, and where it and the picture of them all are, beside the folders."""
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    histories = [_read_metrics(folder / "metrics.csv") for folder in folders]
+    score = summaries[0]["scores"][0]
     columns = ["model", "parameters", "macs", score, "weights", "epochs", "seconds", "img_per_s"]
-    rows = [[_cell(summary.get(column)) for column in columns] for summary, _ in runs]
-    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
-    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [columns, *rows])
-    beside = folders[0].parent
-    write_text(beside / f"{name}.csv", "\n".join(",".join(line) for line in [columns, *rows]).replace(" ", "") + "\n")
+    rows = [columns, *([str(summary[column]) for column in columns] for summary in summaries)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     learning, final = figure.subplots(1, 2)
-    curve = next((key for key in (f"holdout_{score}", f"train_{score}", "train_loss") if key in runs[0][1][0]), "train_loss")
-    for summary, history in runs:
-        points = [(float(row["epoch"]), float(row[curve])) for row in history if row[curve]]
+    curve = next(name for name in (f"holdout_{score}", f"train_{score}", "train_loss") if name in histories[0][0])
+    for summary, history in zip(summaries, histories):
+        points = [(int(row["epoch"]), float(row[curve])) for row in history if row[curve]]
         line, = learning.plot(*zip(*points), label=summary["model"])
-        final.plot(summary["img_per_s"], summary[score], "o", color=line.get_color())
-        final.annotate(summary["model"], (summary["img_per_s"], summary[score]), fontsize="small",
-                       textcoords="offset points", xytext=(5, 4))
+        place = summary["img_per_s"], summary[score]
+        final.plot(*place, "o", color=line.get_color())
+        final.annotate(summary["model"], place, fontsize="small", textcoords="offset points", xytext=(0, 6), ha="center")
     learning.set(xlabel="epoch", title=curve.replace("_", " "))
     learning.legend(fontsize="small")
     final.set(xlabel="training speed, images per second", title=f"test {score}")
-    final.margins(x=0.25, y=0.15)
+    final.margins(x=0.3, y=0.15)
     for axes in (learning, final):
         axes.grid(alpha=0.3)
-    save_figure(beside / f"{name}.png", figure)
-    return table, beside / f"{name}.png"
+
+    data = str(summaries[0]["data"]).replace("/", "-")
+    name = folders[0].parent / f"compared-{data}"
+    write_text(name.with_suffix(".csv"), "\n".join(",".join(row) for row in rows) + "\n")
+    save_figure(name.with_suffix(".png"), figure)
+    return f"{table}\n\nwritten: {name.with_suffix('.csv')} {name.with_suffix('.png')}"
 
 
 def peak_memory(device: torch.device) -> float:
@@ -227,12 +227,6 @@ def commit() -> str | None:
 def _read_metrics(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
-    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
 
 
 def _lock(folder: Path) -> IO[str]:
