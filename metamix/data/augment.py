@@ -1,24 +1,27 @@
 """Augmentation of a batch of images at once, on the device where they are.
 
-What happens to a sample is drawn from (seed, epoch, index), so neither the batch it came in nor the device matters. A batch
-is mixed with parameters that are drawn from (seed, epoch, step), the same on every rank, and sample i of the *global* batch
-with its neighbour: 0 with 1, 2 with 3, and so on. Ranks hold an even number of samples each, so pairs never straddle two of
-them, and since the order of samples is a random permutation, neighbours are as good as any other pairing.
+What happens to a sample is drawn from (seed, epoch, index): neither the batch that it came in nor the device matters. The
+parameters of mixing are drawn from (seed, epoch, step), the same on every process, and sample i of the *global* batch is
+mixed with its neighbour: 0 with 1, 2 with 3, and so on. The samples of a step are in random order, so neighbours are as good
+as any other pairs, and with an even number of samples on each process no pair straddles two of them.
 """
 
+import math
+
+import numpy as np
 import torch
+from timm.data.mixup import cutmix_bbox_and_lam
 
-from .random import SAMPLE, hash64, randint, uniform
+from .auto_augment import AutoAugment, parse
+from .random import MIX, NOISE, SAMPLE, hash64, randint, seeded, uniform
 
-# Which draw of a sample is used for what: one option never changes what another one does.
-CROP_Y, CROP_X, FLIP = range(3)
+# Which draw of a sample is for what: switching one option on changes nothing that another draws.
+TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
 
 
 class Normalize:
-    """uint8 images in "image" become float32, channels_last, (x / 255 - mean) / std; float ones are left as they are.
-
-    Called with a batch, returns one with "target", the labels, beside it.
-    """
+    """Called with a batch, makes of its uint8 images float32 ones, (x / 255 - mean) / std, channels_last; and "target", the
+    labels. Float images, as workers give them, are normalised already."""
 
     def __init__(self, *, mean, std):
         mean, std = torch.tensor(mean), torch.tensor(std)
@@ -38,31 +41,48 @@ class Normalize:
 
 
 class Augment:
-    """Random crop with padding, horizontal flip, and normalisation of a batch from `train_loader`.
+    """Augments and normalises a batch of `train_loader`.
 
-    Called with (batch, epoch, step), returns the batch with "image" (n, C, H, W) float32, channels_last, and "target".
+    Called with (batch, epoch, step), gives the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
+    labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32.
+
+    uint8 images (from memory) are cropped, flipped, put through `auto_augment` and normalised here; for float images
+    (streamed) the workers did so. Cutout, erasing and mixing follow for both.
     """
 
     def __init__(self, options, *, seed, mean, std, size, num_classes):
-        self.options, self.seed = options, seed
-        self.finish = Normalize(mean=mean, std=std)
+        if options.cutout > size:
+            raise ValueError(f"cutout is {options.cutout} pixels, but images have {size}")
+        self.options, self.seed, self.num_classes = options, seed, num_classes
+        self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None
+        self.normalize = Normalize(mean=mean, std=std).normalize
 
     def __call__(self, batch, epoch, step, rank=0, world=1):
-        image = batch["image"]
+        options = self.options
+        key = hash64(self.seed, SAMPLE, epoch, batch["index"])
+        image, target = batch["image"].permute(0, 2, 3, 1), batch["label"]  # (n, H, W, C)
         if image.dtype == torch.uint8:
-            image = image.permute(0, 2, 3, 1)  # (n, H, W, C)
-            draws = hash64(self.seed, SAMPLE, epoch, batch["index"])
-            image = crop_flip(image, self.options.padding, self.options.flip, draws)
-            image = image.permute(0, 3, 1, 2)
-        return self.finish({**batch, "image": image})
+            image = crop_flip(image, options.padding, options.flip, key)
+            if self.policy:
+                image = self.policy(image, hash64(key, POLICY))
+            image = self.normalize(image)
+        if options.cutout:
+            image = cutout(image, options.cutout, key)
+        if options.erase:
+            image = erase(image, options.erase, key)
+        if options.mixup or options.cutmix:
+            target = torch.nn.functional.one_hot(target, self.num_classes).float()
+            with seeded(self.seed, MIX, epoch, step):
+                image, target = mix(image, target, options.mixup, options.cutmix, options.mix_prob)
+        return {**batch, "image": image.permute(0, 3, 1, 2), "target": target}
 
 
 def crop_flip(image, padding, probability, key):
-    """Pad (n, H, W, C) with black, crop back to (H, W) at random, and flip some left to right; `key` (n,) hashes the samples."""
+    """Pad (n, H, W, C) with black, crop back to (H, W) at random, and flip some left to right."""
     n, height, width, channels = image.shape
     device = image.device
-    top = randint(hash64(key, CROP_Y), 2 * padding + 1)
-    left = randint(hash64(key, CROP_X), 2 * padding + 1)
+    top = randint(hash64(key, TOP), 2 * padding + 1)
+    left = randint(hash64(key, LEFT), 2 * padding + 1)
     flipped = uniform(hash64(key, FLIP)) < probability
 
     padded = torch.nn.functional.pad(image, (0, 0, padding, padding, padding, padding))
@@ -71,4 +91,70 @@ def crop_flip(image, padding, probability, key):
     y = top[:, None] + torch.arange(height, device=device)  # (n, H)
     y = y + torch.arange(n, device=device)[:, None] * padded.shape[1]
     pixel = y[:, :, None] * padded.shape[2] + x[:, None, :]  # (n, H, W)
-    return padded.view(-1, channels).index_select(0, pixel.flatten()).view(image.shape)
+    return padded.reshape(-1, channels).index_select(0, pixel.flatten()).view(image.shape)
+
+
+def cutout(image, side, key):
+    """Set a square around a random pixel to the mean, which is 0 by now (DeVries & Taylor, arXiv:1708.04552)."""
+    height, width = image.shape[1:3]
+    top = randint(hash64(key, CUT_Y), height) - side // 2
+    left = randint(hash64(key, CUT_X), width) - side // 2
+    return image * (1 - box(top, left, side, side, image))
+
+
+def erase(image, probability, key):
+    """Fill a rectangle of some images with Gaussian noise: 2 % to a third of the area, sides at most 10 : 3 (Zhong et al.,
+    "Random erasing data augmentation", AAAI 2020, with timm's ranges)."""
+    chosen = (uniform(hash64(key, ERASE)) < probability).nonzero()[:, 0]
+    key, part = key[chosen], image[chosen]
+    height, width = image.shape[1:3]
+    area = (0.02 + (1 / 3 - 0.02) * uniform(hash64(key, ERASE_AREA))) * height * width
+    ratio = torch.exp((2 * uniform(hash64(key, ERASE_RATIO)) - 1) * math.log(10 / 3))
+    tall = (area * ratio).sqrt().round().long().clamp(1, height)
+    wide = (area / ratio).sqrt().round().long().clamp(1, width)
+    top = randint(hash64(key, ERASE_TOP), height - tall + 1)
+    left = randint(hash64(key, ERASE_LEFT), width - wide + 1)
+
+    counter = torch.arange(part[:1].numel(), device=image.device).view(1, *part.shape[1:])
+    noise = uniform(hash64(hash64(key, NOISE)[:, None, None, None], counter)) + 2**-25  # strictly between 0 and 1
+    noise = torch.erfinv(2 * noise - 1) * math.sqrt(2)
+    result = image.clone()
+    result[chosen] = torch.where(box(top, left, tall, wide, part) > 0, noise, part)
+    return result
+
+
+def box(top, left, tall, wide, image):
+    """Masks of the shape of `image`, (n, H, W, C) float32, 1 in rectangles given by (n,) corners and sides, else 0."""
+    n, height, width, channels = image.shape
+    y = torch.arange(height, device=image.device) - top[:, None]
+    x = torch.arange(width, device=image.device).repeat_interleave(channels) - left[:, None]
+    tall, wide = (torch.as_tensor(side, device=image.device).view(-1, 1) for side in (tall, wide))
+    rows, columns = ((y >= 0) & (y < tall)).float(), ((x >= 0) & (x < wide)).float()
+    return (rows[:, :, None] * columns[:, None, :]).view(image.shape)
+
+
+def mix(image, target, mixup, cutmix, probability):
+    """Mix each sample with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018) or, for half of the batches
+    where both are asked for, cutmix (Yun et al., ICCV 2019)."""
+    if len(image) % 2:
+        raise ValueError(
+            f"mixup and cutmix pair neighbours, so each process needs an even number of samples per step, not {len(image)}: "
+            "change batch_size"
+        )
+    if np.random.rand() >= probability:
+        return image, target
+    use_cutmix = cutmix > 0 and (mixup == 0 or np.random.rand() < 0.5)
+    alpha = cutmix if use_cutmix else mixup
+    share = np.random.beta(alpha, alpha)
+    if use_cutmix:
+        (top, bottom, left, right), share = cutmix_bbox_and_lam(image.permute(0, 3, 1, 2).shape, share)
+        image = image.clone()
+        image[:, top:bottom, left:right] = neighbour(image[:, top:bottom, left:right])
+    else:
+        image = (image * share).add_(neighbour(image).mul_(1 - share))
+    return image, target * share + neighbour(target) * (1 - share)
+
+
+def neighbour(x):
+    """Each row's partner: (n, ...) with rows 0 and 1, 2 and 3, ... exchanged."""
+    return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

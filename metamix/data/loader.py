@@ -11,7 +11,9 @@ import logging
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch.utils.data import DataLoader
+from torchvision.transforms import Compose
 
+from .auto_augment import pil_transform
 from .memory import mean_std, pixels
 from .random import ORDER, SAMPLE, generator, seeded
 from .sets import CorruptImage
@@ -189,10 +191,15 @@ def collate(samples):
 def transform(source, options, train):
     """timm's transforms of a PIL image into a normalised (C, H, W) float32 tensor."""
     mean, std = statistics(source, options)
-    common = dict(input_size=image_size(source, options), interpolation=options.interpolation, mean=mean, std=std)
+    size = image_size(source, options)
+    common = dict(input_size=size, interpolation=options.interpolation, mean=mean, std=std)
     if not train:
         return create_transform(**common, crop_pct=options.crop_pct)
-    return create_transform(**common, is_training=True, scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None)
+    crop, _, finish = create_transform(
+        **common, is_training=True, separate=True, scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None
+    )
+    policy = pil_transform(options.auto_augment, size, mean)
+    return Compose([crop, policy, finish] if policy else [crop, finish])
 
 
 class Corrupt(dict):

@@ -1,38 +1,52 @@
 """The options of data and augmentation, flat on the command line."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
-def option(default, help):
-    return field(default=default, metadata={"help": help})
+def _option(default, help, group="data", on_resume="refuse"):
+    return field(default=default, metadata={"help": help, "group": group, "on_resume": on_resume})
+
+
+def _augment(default, help):
+    return _option(default, help, group="augmentation")
 
 
 @dataclass
 class DataOptions:
-    """What to train on and how images are altered.
+    """What images there are, and how they are altered in training.
 
-    Sets held in memory are cropped with `padding`; streamed sets are cropped by area (`crop_scale`, then resized) with timm's
-    transforms. The other options of augmentation mean the same for both.
+    Images held in memory are cropped at random from their padded selves (`padding`), streamed ones by area (`crop_scale`) by
+    timm's transforms. All else means the same for both.
     """
 
-    data: str = option("digits", "digits, a torchvision set such as cifar10, folder, hfds/NAME or wds/SPLIT")
-    data_dir: str | None = option(None, "where the set lies: for folder, a directory with train/ and val/")
-    download: bool = option(False, "let torchvision fetch a set that is not in data_dir")
-    holdout: float = option(0.0, "share of train kept out for tuning, the same samples for every seed")
-    memory: str = option("auto", "decode the set into memory: yes, no, or auto (small images of one size)")
-    workers: int = option(2, "processes that decode a streamed set; 0 decodes in the training process")
-    corrupt_limit: float = option(0.01, "stop once more than this share of a set cannot be read")
-    img_size: int | None = option(None, "side of the training images in pixels; the set's own, or 224 where sizes differ")
-    interpolation: str = option("bicubic", "how images are resized: bicubic, bilinear or nearest")
-    mean: tuple[float, ...] | None = option(None, "mean per channel in [0, 1]; the set's own, or ImageNet's when streamed")
-    std: tuple[float, ...] | None = option(None, "standard deviation per channel, as mean")
-    padding: int = option(4, "sets in memory: crop at random from the image padded by so many black pixels")
-    crop_scale: float = option(0.08, "streamed sets: smallest share of the image's area that a random crop keeps")
-    crop_pct: float = option(0.875, "streamed sets: share of the resized image that the centre crop of evaluation keeps")
-    flip: float = option(0.5, "probability of a horizontal flip")
-    auto_augment: str = option("none", "none, trivial, or rand-m9-n2: magnitude 0 to 10, number of operations")
-    cutout: int = option(0, "side in pixels of a square set to the mean in every image")
-    erase: float = option(0.0, "probability that a random rectangle is filled with noise")
-    mixup: float = option(0.0, "alpha of mixup; 0 for none")
-    cutmix: float = option(0.0, "alpha of cutmix; with mixup, each batch draws one of the two")
-    mix_prob: float = option(1.0, "probability that a batch is mixed at all")
+    data: str = _option("digits", "digits, cifar10 or another set of torchvision, folder, hfds/NAME, wds/NAME")
+    data_dir: str | None = _option(None, "where the set lies; for folder, with train/ and val/ in it", on_resume="free")
+    download: bool = _option(False, "fetch a set of torchvision that is not there yet", on_resume="free")
+    holdout: float = _option(0.0, "share of train kept out for tuning; the same samples for every seed")
+    memory: Literal["auto", "yes", "no"] = _option("auto", "decode all images at the start; auto: if small and of one size")
+    workers: int = _option(2, "processes that decode a streamed set; 0: the training process does", on_resume="free")
+    corrupt_limit: float = _option(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
+    img_size: int | None = _option(None, "side of the images in pixels; none: the set's own, 224 where sizes differ")
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = _option("bicubic", "how images are resized")
+    mean: tuple[float, ...] | None = _option(None, "per channel, of values 0 to 1; none: the set's, streamed: ImageNet's")
+    std: tuple[float, ...] | None = _option(None, "per channel, as mean")
+    crop_pct: float = _option(0.875, "streamed sets: share of the shorter side that the centre crop of scoring keeps")
+
+    padding: int = _augment(4, "sets in memory: pixels of black around an image before it is cropped at random")
+    crop_scale: float = _augment(0.08, "streamed sets: least share of the area that the random crop keeps")
+    flip: float = _augment(0.5, "probability of a horizontal flip")
+    auto_augment: str = _augment("none", "none, trivial, or rand-m9-n2: magnitude 0 to 10, number of operations")
+    cutout: int = _augment(0, "side in pixels of a square set to the mean in every image")
+    erase: float = _augment(0.0, "probability that a random rectangle is filled with noise")
+    mixup: float = _augment(0.0, "alpha of mixup; 0: none")
+    cutmix: float = _augment(0.0, "alpha of cutmix; 0: none; given both, each batch draws one of them")
+    mix_prob: float = _augment(1.0, "probability that a batch is mixed")
+
+    def __post_init__(self):
+        for name in ("corrupt_limit", "crop_pct", "crop_scale", "flip", "erase", "mix_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        for name in ("workers", "padding", "cutout", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 0")
