@@ -1,0 +1,79 @@
+"""Writes the model tables of the README, between its markers: parameters and MACs of every registered name.
+
+    python benchmarks/model_table.py            rewrite README.md
+    python benchmarks/model_table.py --check    exit 1 where README.md is stale, and write nothing
+"""
+
+import sys
+from pathlib import Path
+
+import timm
+
+import metamix
+from metamix.models import count_macs
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- models: python benchmarks/model_table.py -->", "<!-- /models -->"
+SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
+# Where a family comes from, whether its spatial weights belong to one size, and what the suite holds it against.
+FAMILIES = (
+    ("raftmlp_*", "2108.04384", "resized", "authors' tensors, counts"),
+    ("wavemix_*", "2205.14375", "any", "authors' tensors, counts"),
+    ("wavemixlite_*", "2205.14375", "any", "published counts"),
+    ("ninformer_*", "2403.02411", "resized", "author's tensors, count"),
+    ("minattn_*", "2410.13732", "any", "a third party's tensors, counts"),
+)
+
+
+def cost(name: str) -> tuple[str, str, str]:
+    """(parameters, MACs at the native size, native size) in words."""
+    model = timm.create_model(name, device="meta")
+    size = model.default_cfg["input_size"]
+    parameters, macs = sum(p.numel() for p in model.parameters()), count_macs(model, size)
+    return short(parameters), short(macs), f"{size[1]}"
+
+
+def short(number: float) -> str:
+    """Three digits: 1.37 M."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return str(number)
+
+
+def tables() -> str:
+    lines = [
+        "Parameters and multiply-adds of `metaformer_<mixer>_<size>`, at 32 pixels for nano and at 224 for the others:",
+        "",
+        "| mixer | " + " | ".join(SIZES) + " |",
+        "|---" * (len(SIZES) + 1) + "|",
+    ]
+    for mixer in metamix.list_mixers():
+        cells = [cost(f"metaformer_{mixer}_{size}") for size in SIZES]
+        lines.append(f"| {mixer} | " + " | ".join(f"{parameters}, {macs}" for parameters, macs, _ in cells) + " |")
+    lines += [
+        "",
+        "The papers' own models:",
+        "",
+        "| name | parameters | MACs | pixels | other sizes | arXiv | held against |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for pattern, source, sizes, against in FAMILIES:
+        for name in timm.list_models(pattern):
+            parameters, macs, size = cost(name)
+            lines.append(f"| `{name}` | {parameters} | {macs} | {size} | {sizes} | {source} | {against} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    fresh = f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if fresh == text else "README.md is stale: run `python benchmarks/model_table.py`")
+    README.write_text(fresh)
+
+
+if __name__ == "__main__":
+    main()
