@@ -3,6 +3,10 @@
 from . import comparison, minattn, ninformer, raftmlp, wavemix
 from .macs import count_macs
 from .metaformer import MetaFormer
+from .official import load_official
 from .raftmlp import LevelHeads
 
-__all__ = ["LevelHeads", "MetaFormer", "comparison", "count_macs", "minattn", "ninformer", "raftmlp", "wavemix"]
+__all__ = [
+    "LevelHeads", "MetaFormer", "count_macs", "load_official",
+    "comparison", "minattn", "ninformer", "raftmlp", "wavemix",
+]  # fmt: skip

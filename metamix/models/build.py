@@ -2,6 +2,7 @@
 
 import json
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from .metaformer import MetaFormer
+from metamix.mixers.spatial import resize_to
+
+from .metaformer import Block, MetaFormer
 
 # What models are made for, in the entries of timm's PretrainedCfg; a family adds its own.
 IMAGENET = dict(
@@ -56,17 +59,16 @@ def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | Non
     Args:
         builder: `build`, or a family's own, which takes the paper's words.
         cfg: entries of timm's `PretrainedCfg` that hold for the model without weights.
-        tags: entries for weights elsewhere, by tag, the default one first. Cards in `weights_dir()` add theirs; a
-            weight made for the images and classes of `cfg` becomes the default.
+        tags: entries for weights elsewhere, by tag. Cards in `weights_dir()` come before them; the first weight made for
+            the images and classes of `cfg` is the default.
 
     Raises:
         ValueError: the name is taken; timm itself would overwrite the other model with no more than a warning.
     """
     if timm.is_model(name):
         raise ValueError(f"timm knows a model named {name!r} already: choose another name.")
-    cfgs = {tag: cfg | entries for tag, entries in (tags or {}).items()}
-    for tag, entries in local_weights().get(name, {}).items():
-        cfgs[tag] = cfg | cfgs.get(tag, {}) | entries
+    local, tags = local_weights().get(name, {}), tags or {}
+    cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
     default = [tag for tag, c in cfgs.items() if all(c[k] == cfg[k] for k in ("input_size", "num_classes"))]
     order = [*default[:1], "", *(tag for tag in cfgs if tag not in default[:1])]
     cfgs[""] = cfg
@@ -89,64 +91,100 @@ def weights_dir() -> Path:
 
 @cache
 def local_weights() -> dict[str, dict[str, dict]]:
-    """Entries of timm's `PretrainedCfg` for each weight in `weights_dir()`, by model name and tag, read from the cards."""
+    """Entries of timm's `PretrainedCfg` for each weight in `weights_dir()`, by model name and tag, read from the cards.
+
+    Raises:
+        ValueError: a card that cannot be read, or has entries that `PretrainedCfg` does not.
+    """
     found: dict[str, dict[str, dict]] = {}
-    for path in sorted(weights_dir().glob("*.json")):
-        name, _, tag = path.stem.partition(".")
-        entries = json.loads(path.read_text())["pretrained_cfg"]
-        entries = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}
-        found.setdefault(name, {})[tag] = entries | {"file": str(path.with_suffix(".safetensors"))}
+    for card in sorted(weights_dir().glob("*.json")):
+        name, _, tag = card.stem.partition(".")
+        weights = card.with_suffix(".safetensors")
+        if not weights.is_file():
+            continue  # a card may outlive its weights, in a clone without large files
+        try:
+            entries = json.loads(card.read_text())["pretrained_cfg"]
+            entries = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()} | {"file": str(weights)}
+            PretrainedCfg(**entries)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{card} is no card of a weight: {error!r}. It needs the entries of timm's PretrainedCfg.") from error
+        found.setdefault(name, {})[tag] = entries
     return found
 
 
-def checkpoint_filter(state: dict[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:
-    """Bring a checkpoint's tensors to `model`: unwrapped, and spatial weights resampled to its image size.
+def checkpoint_filter(state: dict, model: MetaFormer) -> dict[str, Tensor]:
+    """Bring a checkpoint's tensors to `model`: unwrapped, in our names, spatial weights resampled to the model's image size.
 
-    timm loads loosely as soon as the class count differs, so what must not be missing is checked here.
+    Takes our own files and those that `official.PUBLISHED` lists. timm loads loosely as soon as the class count differs, so
+    what must not be missing is checked here.
 
     Raises:
         ValueError: a tensor other than the head's is missing, left over or of a shape that does not fit.
     """
-    for wrapper in ("state_dict", "model"):
+    from .official import format_of  # which imports the families, and they this file
+
+    state = unwrap(state)
+    layout = format_of(state)
+    given, unknown = layout.translate(state, model)
+    given = adapt_state(given, model)
+
+    # What may differ, as timm sees to it: the head, and the channels of the first convolutions.
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
+    checked = {key: given[key] for key in own.keys() & given.keys()}
+    for conv in as_tuple(model.pretrained_cfg["first_conv"]):
+        key = f"{conv}.weight"
+        if key in checked and checked[key].shape[:1] + checked[key].shape[2:] == own[key].shape[:1] + own[key].shape[2:]:
+            del checked[key], own[key]
+    unknown -= {layout.name("head.weight"), layout.name("head.bias")}
+    check_state(checked, own, unknown, model.pretrained_cfg["architecture"], layout.name)
+    return given
+
+
+def unwrap(state: dict) -> dict:
+    """The tensors of a checkpoint that may hold more than them."""
+    for wrapper in ("state_dict", "model", "params"):
         state = state.get(wrapper, state)
-    state = adapt_state(state, model)
-    check_state(state, model)
     return state
 
 
 def adapt_state(state: dict[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:
     """Spatial weights and position embeddings, saved for another image size, at the size of `model`."""
-    from .metaformer import Block, resize_to
-
     state = dict(state)
-    if model.pos_embed is not None and "pos_embed" in state:
+    if model.pos_embed is not None and "pos_embed" in state and state["pos_embed"].ndim == 4:
         state["pos_embed"] = resize_to(state["pos_embed"], model.pos_embed.shape[-2:])
     for name, block in model.named_modules():
         if isinstance(block, Block):
             prefix = f"{name}.mixer."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if own.keys() == block.mixer.state_dict().keys():  # an incomplete one is named by check_state
-                state |= {prefix + k: v for k, v in block.mixer.adapt_state(own).items()}
+            if own.keys() != block.mixer.state_dict().keys():
+                continue  # check_state names what is missing,
+            try:
+                adapted = block.mixer.adapt_state(own)
+            except (RuntimeError, IndexError):
+                continue  # and what has no shape to start from
+            state |= {prefix + k: v for k, v in adapted.items()}
     return state
 
 
-def check_state(state: dict[str, Tensor], model: MetaFormer) -> None:
-    """Refuse a state that `model` cannot load whole; its head, and its channels where timm adapts them, may differ."""
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith("head.")}
-    given = {k: v for k, v in state.items() if not k.startswith("head.")}
-    first = [f"{c}.weight" for c in as_tuple(model.pretrained_cfg["first_conv"])]
+def check_state(
+    given: dict[str, Tensor], own: dict[str, Tensor], unknown: set[str], model: str, name: Callable[[str], str] = str
+) -> None:
+    """Refuse a checkpoint whose tensors `given` are not those of `own`, or that has `unknown` others.
+
+    The message speaks of `model`, and calls tensors by their `name` in the file.
+    """
     problems = []
-    for what, keys in (("lacks", own.keys() - given.keys()), ("has no use for", given.keys() - own.keys())):
+    for what, keys in (("lacks", {name(key) for key in own.keys() - given.keys()}), ("has, unknown to the model,", unknown)):
         if keys:
             some = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
             problems.append(f"{what} {some}")
-    for key in own.keys() & given.keys():
+    for key in sorted(own.keys() & given.keys()):
         mine, theirs = own[key].shape, given[key].shape
-        if mine != theirs and not (key in first and mine[:1] + mine[2:] == theirs[:1] + theirs[2:]):
-            problems.append(f"has {key} of shape {tuple(theirs)} where the model has {tuple(mine)}")
+        if mine != theirs:
+            problems.append(f"has {name(key)} of shape {tuple(theirs)} where the model has {tuple(mine)}")
     if problems:
         raise ValueError(
-            f"The checkpoint does not fit {model.pretrained_cfg['architecture']}: it {'; it '.join(problems)}. "
+            f"The checkpoint does not fit {model}: it {'; it '.join(problems[:6])}. "
             f"Load it into the model that it was saved from."
         )
 
