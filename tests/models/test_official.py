@@ -1,0 +1,370 @@
+"""Models from the authors' arguments and weights against what the authors' code gives, and the words of refusals."""
+
+import json
+from pathlib import Path
+
+import einops
+import pytest
+import pywt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.layers import GroupNorm1
+from timm.models.metaformer import MetaFormer as TimmMetaFormer
+from timm.models.metaformer import checkpoint_filter_fn as timm_names
+from torch import nn
+
+from metamix.mixers import MinAttn
+from metamix.mixers.wavemix import dwt2
+from metamix.models import LevelHeads, load_official, official
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+class Golden:
+    """One file: the authors' arguments, weights and input, and their float64 output; MAXIM's maps turned to (B, C, H, W)."""
+
+    def __init__(self, name: str):
+        tensors = load_file(GOLDENS / f"{name}.safetensors")
+        self.constructor = json.loads((GOLDENS / f"{name}.json").read_text())["constructor"]
+        self.state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
+        self.features = {k: v for k, v in tensors.items() if k.startswith(("features/", "extra/"))}
+        self.source = next((s for s in official.SOURCES if name.startswith(s)), None)
+        self.input, self.output = tensors["input"], load_file(GOLDENS / "f64" / f"{name}.safetensors")["output"]
+        if self.source == "maxim_mab":
+            self.input, self.output = self.input.movedim(-1, 1), self.output.movedim(-1, 1)
+
+    def model(self) -> nn.Module:
+        return load_official(self.source, self.state, **self.constructor)
+
+    def deviation(self, output: torch.Tensor) -> float:
+        return float((output - self.output).abs().max() / self.output.std())
+
+
+MODELS = sorted(p.stem for p in GOLDENS.glob("*.json") if not p.stem.startswith(("minattn", "wavemix_dwt")))
+ONE_OF_EACH = (
+    "poolformer_tiny_40x72",
+    "raftmlp_r2_crossmlp_96x80",
+    "raftmlp_r2_crossmlp_shortcut_64x64",
+    "raftmlp_r4_embmixer_64x64",
+    "wavemix_cls_level1_pachify_64x64",
+    "wavemix_cls_level3_strided_s1_64x64",
+    "ninformer_tiny_16x16",
+    "maxim_mab_b2x4_g3x2_12x8",
+)
+
+
+def test_all_goldens_are_here():
+    assert len(MODELS) == 13 and len(list(GOLDENS.glob("minattn_*.json"))) == 12
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_output(name):
+    golden = Golden(name)
+    model = golden.model()
+    assert golden.deviation(model(golden.input)) < 1e-4
+    assert golden.deviation(model.double()(golden.input.double())) < 1e-9
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if Golden(n).features])
+@torch.no_grad()
+def test_features(name):
+    """Inside, the authors' float32 features are all there is to compare with."""
+    golden = Golden(name)
+    model = golden.model()
+    trunk = model.model if isinstance(model, LevelHeads) else model
+    stem = trunk.embed(golden.input)
+    stages = trunk.forward_intermediates(golden.input, intermediates_only=True)
+    ours = {f"features/{i}": stage for i, stage in enumerate(stages)} | {
+        "extra/level0_embedding": stem,
+        "features/stem": stem,
+        "features/block0_residual_branch": trunk.stages[0].blocks[0].mixer(stem),
+    }
+    for key, theirs in golden.features.items():
+        feature = ours[key].flatten(2).mT if theirs.ndim == 3 else ours[key]  # tokens
+        assert (feature - theirs).abs().max() < 1e-4 * theirs.std(), key
+
+
+def other_gelu(model):
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "none" if module.approximate == "tanh" else "tanh"
+
+
+def other_eps(model):
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-5 if module.eps == 1e-6 else 1e-6
+
+
+def padding_counts(model):
+    for module in model.modules():
+        if isinstance(module, nn.AvgPool2d):
+            module.count_include_pad = True
+
+
+def resample_branch(model):
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.mixer.resample = "branch"
+
+
+MISTAKES = [
+    *((name, mistake) for name in ONE_OF_EACH for mistake in (other_gelu, other_eps)),
+    ("poolformer_tiny_40x72", padding_counts),
+    ("raftmlp_r2_crossmlp_96x80", resample_branch),
+]
+
+
+@pytest.mark.parametrize("name, mistake", MISTAKES)
+@torch.no_grad()
+def test_the_bound_sees_small_mistakes(name, mistake):
+    golden = Golden(name)
+    model = golden.model()
+    mistake(model)
+    assert golden.deviation(model.double()(golden.input.double())) > 1e-9
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_OF_EACH if n.startswith(("raftmlp", "wavemix"))])
+@torch.no_grad()
+def test_the_bound_sees_the_authors_order_of_channels(name, monkeypatch):
+    monkeypatch.setattr(official, "rearrange", lambda x, to, **axes: x.reshape(einops.rearrange(x, to, **axes).shape))
+    golden = Golden(name)
+    assert golden.deviation(golden.model().double()(golden.input.double())) > 1e-9
+
+
+@torch.no_grad()
+def test_timm_poolformer():
+    """A state dict of timm's gives timm's maps, and the authors' logits."""
+    golden = Golden("poolformer_tiny_40x72")
+    arguments = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=10)
+    version_1 = dict(
+        downsample_norm=None,
+        mlp_act=nn.GELU,
+        mlp_bias=True,
+        norm_layers=GroupNorm1,
+        layer_scale_init_values=1e-5,
+        res_scale_init_values=None,
+        use_mlp_head=False,
+    )
+    theirs = TimmMetaFormer(**arguments, **version_1).eval()
+    theirs.load_state_dict(timm_names(golden.state, theirs))
+    ours = load_official("timm_poolformer", theirs.state_dict(), **arguments, **version_1)
+    features = [m.forward_intermediates(golden.input, intermediates_only=True) for m in (ours, theirs)]
+    for a, b in zip(*features, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    ours.double(), theirs.double()
+    assert golden.deviation(ours(golden.input.double())) < 1e-9
+    assert golden.deviation(theirs(golden.input.double())) > 0.1  # timm pools before its norm
+
+
+# Minimal attention: a third party's encoder around our mixer
+
+SIMILARITY = {
+    "unchanged": dict(qk="separate"),
+    "Wqk": dict(qk="collapsed"),
+    "Wqk+noWvWo": dict(qk="collapsed", value=False),
+    "symmetry": dict(qk="cholesky"),
+}
+ATTENTION_NAMES = {"qk": "query", "out": "proj", "trainable_params": "query.entries"}
+
+
+def encoder(image, state, constructor, eps=1e-5):
+    """Class token and patches, layers that norm after each half, and a classifier of the class token."""
+    dim = constructor["embed_dim"]
+    x = F.conv2d(image, state["embedding.patcher.0.weight"], state["embedding.patcher.0.bias"], constructor["patch_size"])
+    x = x.flatten(2).mT  # (B, N, C)
+    x = torch.cat([state["embedding.cls_token"].expand(len(x), 1, dim), x], dim=1) + state["embedding.position_embeddings"]
+    for i in range(constructor["num_layers"]):
+        p = f"transformer_encoder.layers.{i}."
+        p = {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}
+        heads = constructor["num_heads"]
+        mixer = MinAttn(dim, size=(x.shape[1], 1), num_heads=heads, **SIMILARITY[constructor["modification"]]).to(x.dtype)
+        attention = {}
+        for key, value in p.items():
+            if key.startswith("self_attn."):
+                first, *rest = key.removeprefix("self_attn.").split(".")
+                value = value[..., None, None] if rest == ["weight"] else value
+                attention[".".join([ATTENTION_NAMES.get(first, first), *rest])] = value
+        mixer.load_state_dict(attention)
+        x = x + mixer.eval()(x.mT[..., None])[..., 0].mT  # the tokens are a map of one column
+        x = F.layer_norm(x, (dim,), p["norm1.weight"], p["norm1.bias"], eps)
+        if constructor["include_mlp"]:
+            hidden = F.gelu(F.linear(x, p["mlp.0.weight"], p["mlp.0.bias"]))
+            x = x + F.linear(hidden, p["mlp.2.weight"], p["mlp.2.bias"])
+            x = F.layer_norm(x, (dim,), p["norm2.weight"], p["norm2.bias"], eps)
+    return F.linear(x[:, 0], state["classifier.weight"], state["classifier.bias"])
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDENS.glob("minattn_*.json")))
+@torch.no_grad()
+def test_minimal_attention(name):
+    golden = Golden(name)
+    double = {k: v.double() for k, v in golden.state.items()}
+    assert golden.deviation(encoder(golden.input, golden.state, golden.constructor)) < 1e-4
+    assert golden.deviation(encoder(golden.input.double(), double, golden.constructor)) < 1e-9
+    assert golden.deviation(encoder(golden.input.double(), double, golden.constructor, eps=1e-6)) > 1e-9
+
+
+# The wavelet transform
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDENS.glob("wavemix_dwt_*.json")))
+def test_wavelet_transform(name):
+    constructor = json.loads((GOLDENS / f"{name}.json").read_text())["constructor"]
+    tensors = load_file(GOLDENS / f"{name}.safetensors")
+    low = tensors["input"].double()
+    for level in range(constructor["J"]):
+        low, high = dwt2(low, pywt.Wavelet(constructor["wave"]).filter_bank[:2])
+        high = high.unflatten(1, (3, -1)).transpose(1, 2)  # theirs: (B, C, 3, h, w)
+        assert (high - tensors[f"yh/{level}"]).abs().max() < 1e-6
+        assert (high.flip(2) - tensors[f"yh/{level}"]).abs().max() > 1e-6  # bands in another order
+    assert (low - tensors["yl"]).abs().max() < 1e-6
+
+
+# What is given: state dicts and trees
+
+
+def test_state_may_be_wrapped():
+    golden = Golden("ninformer_tiny_16x16")
+    arguments = golden.constructor
+    plain = golden.model()(golden.input)
+    for wrapped in ({"state_dict": golden.state, "epoch": 3}, {"model": golden.state}):
+        assert torch.equal(load_official("ninformer", wrapped, **arguments)(golden.input), plain)
+
+
+def test_flax_tree_may_be_nested():
+    golden = Golden("maxim_mab_b2x4_g3x2_12x8")
+    tree = {}
+    for key, value in golden.state.items():
+        *path, leaf = key.split("/")
+        level = tree
+        for name in path:
+            level = level.setdefault(name, {})
+        level[leaf] = value.numpy()
+    model = load_official("maxim_mab", {"params": tree}, **golden.constructor)
+    assert torch.equal(model(golden.input), golden.model()(golden.input))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_tensors_that_do_not_fit_are_named(name):
+    golden = Golden(name)
+    for key in list(golden.state)[::7]:
+        lacking = {k: v for k, v in golden.state.items() if k != key}
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            load_official(golden.source, lacking, **golden.constructor)
+        misshapen = {**golden.state, key: torch.ones(*golden.state[key].shape, 3)}
+        with pytest.raises(ValueError, match=f"has {key} of shape"):
+            load_official(golden.source, misshapen, **golden.constructor)
+        with pytest.raises(ValueError, match=f"unknown to the model, {key}.old"):
+            load_official(golden.source, {**golden.state, f"{key}.old": golden.state[key]}, **golden.constructor)
+
+
+def test_our_own_names_are_not_theirs():
+    golden = Golden("poolformer_tiny_32x32")
+    with pytest.raises(ValueError, match="lacks network.0.0.layer_scale_1"):
+        load_official("poolformer", golden.model().state_dict(), **golden.constructor)
+
+
+def test_no_state_dict():
+    with pytest.raises(ValueError, match="state_dict is a str; give tensors by name"):
+        load_official("wavemix", "weights.pth")
+    with pytest.raises(ValueError, match="lacks LayerNorm_in/scale"):
+        load_official("maxim_mab", {}, block_size=(4, 4), grid_size=(4, 4))
+
+
+# Arguments
+
+
+def build(source, **constructor):
+    return official.SOURCES[source]({"LayerNorm_in/scale": torch.ones(8)}, **constructor)[0]
+
+
+POOL = dict(layers=[1, 1], embed_dims=[8, 16], num_classes=10, downsamples=[True, True], mlp_ratios=[4, 4])
+TIMM = dict(depths=[1, 1], dims=[8, 16])
+LEVEL = dict(depth=1, dim=8, patch_size=4, raft_size=2, embedding_kernels=[4, 8])
+RAFT = dict(layers=[LEVEL, LEVEL | dict(raft_size=4, depth=2)], pretrained_image_size=64)
+WAVE = dict(final_dim=16, ff_channel=16, depth=2, level=1)
+NIN = dict(d_model=16, d_ffn=32, num_layers=2, image_size=16, seq_len=16)
+MAXIM = dict(block_size=(2, 4), grid_size=(3, 2))
+
+
+def first(model):
+    return model.stages[0].blocks[0]
+
+
+HONOURED = [
+    ("poolformer", POOL | dict(pool_size=5), lambda m: first(m).mixer.pool.kernel_size, 5),
+    ("poolformer", POOL | dict(mlp_ratios=[2, 2]), lambda m: first(m).mlp.fc1.out_channels, 16),
+    ("poolformer", POOL | dict(norm_layer=nn.BatchNorm2d), lambda m: type(m.norm), nn.BatchNorm2d),
+    ("poolformer", POOL | dict(act_layer=nn.ReLU), lambda m: type(first(m).mlp.act), nn.ReLU),
+    ("poolformer", POOL | dict(num_classes=0), lambda m: type(m.head), nn.Identity),
+    ("poolformer", POOL | dict(in_patch_size=5, in_stride=3, in_pad=1), lambda m: m.stem.out_size((9, 9)), (3, 3)),
+    ("poolformer", POOL | dict(down_patch_size=5, down_stride=3, down_pad=1), lambda m: m.feature_info[1]["reduction"], 12),
+    ("poolformer", POOL | dict(drop_rate=0.3), lambda m: (first(m).mlp.drop1.p, m.head_drop.p), (0.3, 0)),
+    ("poolformer", POOL | dict(drop_path_rate=0.3), lambda m: m.stages[1].blocks[0].drop_path1.drop_prob, pytest.approx(0.3)),
+    ("poolformer", POOL | dict(use_layer_scale=False), lambda m: type(first(m).layer_scale1), nn.Identity),
+    ("poolformer", POOL | dict(layer_scale_init_value=0.5), lambda m: first(m).layer_scale1.gamma[0].item(), 0.5),
+    ("poolformer", POOL | dict(downsamples=[False, False]), lambda m: m.feature_info[1]["reduction"], 8),
+    ("timm_poolformer", TIMM | dict(in_chans=1), lambda m: m.stem.in_channels, 1),
+    ("timm_poolformer", TIMM | dict(global_pool="max"), lambda m: m.global_pool.pool_type, "max"),
+    ("timm_poolformer", TIMM | dict(drop_rate=0.2), lambda m: m.head_drop.p, 0.2),
+    ("timm_poolformer", TIMM | dict(proj_drop_rate=0.2), lambda m: first(m).mlp.drop1.p, 0.2),
+    ("timm_poolformer", TIMM | dict(layer_scale_init_values=None), lambda m: type(first(m).layer_scale1), nn.Identity),
+    ("raftmlp", RAFT, lambda m: m.model.stages[1].blocks[1].mixer.vertical.raft_size, 4),
+    ("raftmlp", RAFT | dict(shortcut=False, in_channels=1), lambda m: m.stem.convs[1].in_channels, 1),
+    ("raftmlp", dict(layers=[LEVEL]), lambda m: type(m).__name__, "MetaFormer"),
+    ("raftmlp", RAFT | dict(token_expansion_factor=3), lambda m: first(m.model).mixer.vertical.fc1.out_channels, 96),
+    ("raftmlp", RAFT | dict(channel_expansion_factor=3), lambda m: first(m.model).mlp.fc1.out_channels, 24),
+    ("raftmlp", RAFT | dict(embedding_type="emb_mixer"), lambda m: [c.kernel_size[0] for c in m.model.stem.convs], [4]),
+    ("wavemix", WAVE | dict(initial_conv="strided", stride=3), lambda m: m.stem.reduction, 9),
+    ("wavemix", WAVE | dict(patch_size=3), lambda m: m.stem.reduction, 3),
+    ("wavemix", WAVE | dict(mult=3), lambda m: first(m).mixer.levels[0].fc1.out_channels, 48),
+    ("wavemix", WAVE | dict(ff_channel=24), lambda m: first(m).mixer.levels[0].up.in_channels, 24),
+    ("wavemix", WAVE | dict(dropout=0.1), lambda m: first(m).mixer.levels[0].drop.p, 0.1),
+    ("ninformer", NIN | dict(dropout=0.1), lambda m: (first(m).mlp.drop1.p, first(m).mixer.token_mlp.drop2.p), (0.1, 0.1)),
+    ("ninformer", NIN | dict(in_channels=1), lambda m: m.stem.in_channels, 1),
+    ("maxim_mab", MAXIM | dict(input_proj_factor=4), lambda m: m.mixer.fc1.out_channels, 32),
+    ("maxim_mab", MAXIM | dict(block_gmlp_factor=4), lambda m: m.mixer.block.fc1.out_channels, 32),
+    ("maxim_mab", MAXIM | dict(grid_gmlp_factor=4), lambda m: m.mixer.grid.fc1.out_channels, 32),
+]
+
+
+@pytest.mark.parametrize("source, constructor, observe, expected", HONOURED)
+def test_arguments_are_honoured(source, constructor, observe, expected):
+    assert observe(build(source, **constructor)) == expected
+
+
+REFUSED = [
+    ("pool_former", {}, "Unknown source 'pool_former'; did you mean 'poolformer'?"),
+    ("poolformer", POOL | dict(layer_scale_init=1), "'layer_scale_init' is no argument of poolformer; did you mean 'layer_scale_init_value'"),
+    ("poolformer", {}, "poolformer needs layers, embed_dims"),
+    ("poolformer", POOL | dict(mlp_ratios=[4, 2]), "mlp_ratios is .* one ratio for all stages"),
+    ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* True for every stage"),
+    ("poolformer", POOL | dict(fork_feat=True), "fork_feat is True.*features_only"),
+    ("poolformer", POOL | dict(init_cfg={}), "init_cfg is {}"),
+    ("poolformer", POOL | dict(pretrained="a.pth"), "pretrained is 'a.pth'"),
+    ("timm_poolformer", TIMM | dict(mlp_bias=False), "mlp_bias is False.*Accepted: True"),
+    ("timm_poolformer", TIMM | dict(token_mixers=nn.Identity), "token_mixers is .*timm's Pooling"),
+    ("timm_poolformer", TIMM | dict(res_scale_init_values=1.0), "res_scale_init_values is 1.0"),
+    ("timm_poolformer", TIMM | dict(downsample_norm=nn.LayerNorm), "downsample_norm is "),
+    ("timm_poolformer", TIMM | dict(norm_layers=nn.LayerNorm), "norm_layers is "),
+    ("timm_poolformer", TIMM | dict(output_norm=nn.LayerNorm), "output_norm is "),
+    ("timm_poolformer", TIMM | dict(use_mlp_head=True), "use_mlp_head is True"),
+    ("raftmlp", RAFT | dict(token_mixing_type="par"), "token_mixing_type is 'par'"),
+    ("raftmlp", RAFT | dict(embedding_type="conv"), "embedding_type is 'conv'.*'emb_cross_mlp' or 'emb_mixer'"),
+    ("raftmlp", dict(layers=[dict(dim=8)]), r"layers\[0\] is .*depth, dim, embedding_kernels, patch_size, raft_size"),
+    ("raftmlp", dict(layers=[LEVEL | dict(patch_size=2)]), r"layers\[0\]\['patch_size'\] is 2.*the smallest kernel"),
+    ("wavemix", WAVE | dict(initial_conv="stride"), "initial_conv is 'stride'.*'pachify' or 'strided'"),
+    ("wavemix", WAVE | dict(level=5), "level is 5"),
+    ("ninformer", NIN | dict(seq_len=64), "seq_len is 64.*16, the patches of an image of 16 pixels"),
+    ("maxim_mab", MAXIM | dict(use_bias=False), "use_bias is False"),
+    ("maxim_mab", MAXIM | dict(dropout_rate=0.1), "dropout_rate is 0.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source, constructor, words", REFUSED)
+def test_arguments_are_refused_by_name(source, constructor, words):
+    with pytest.raises(ValueError, match=words):
+        load_official(source, {"LayerNorm_in/scale": torch.ones(8)}, **constructor)
