@@ -19,12 +19,17 @@ here both are the skeleton's.
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .registry import register_mixer
 from .spatial import crop_to, pad_to
+
+# Where the kh x kw tokens of a set lie on the map: one in each cell of the grid, or side by side.
+GRID = "(kh nh) (kw nw)"
+BLOCK = "(nh kh) (nw kw)"
 
 
 @register_mixer("maxim")
@@ -61,8 +66,8 @@ class Maxim(nn.Module):
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))
         self.fc1 = nn.Conv2d(dim, 2 * half, 1)
         self.act = nn.GELU(approximate="tanh")
-        self.grid = GatedMlp(half, grid_size, grid_gmlp_factor, "(kh nh) (kw nw)")
-        self.block = GatedMlp(half, block_size, block_gmlp_factor, "(nh kh) (nw kw)")
+        self.grid = GatedMlp(half, grid_size, grid_gmlp_factor, GRID)
+        self.block = GatedMlp(half, block_size, block_gmlp_factor, BLOCK)
         self.fc2 = nn.Conv2d(2 * half, dim, 1)
         self.drop = nn.Dropout(proj_drop)
 
@@ -74,11 +79,7 @@ class Maxim(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """G above, for (B, C, H, W) that `set_size` divides.
-
-    `set_size` = (kh, kw) is the shape of the sets that S mixes, and `layout` says where their tokens lie on the map: k inside
-    n is a block of neighbours, k outside n one token of each cell.
-    """
+    """G above, for (B, C, H, W) that `set_size` = (kh, kw) divides; `layout` is GRID or BLOCK."""
 
     def __init__(self, dim: int, set_size: tuple[int, int], factor: int, layout: str):
         super().__init__()
@@ -98,7 +99,28 @@ class GatedMlp(nn.Module):
         return x + self.fc2(a * (self.mix(self.gate_norm(b)) + 1))
 
     def mix(self, x: Tensor) -> Tensor:
+        return self.mix_any_number(x) if torch.compiler.is_exporting() else self.mix_sets(x, self.layout)
+
+    def mix_sets(self, x: Tensor, layout: str) -> Tensor:
         kh, kw = self.set_size
-        nh, nw = x.shape[-2] // kh, x.shape[-1] // kw
-        x = rearrange(x, f"b c {self.layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw)  # the mixed axis where a 1x1 conv wants it
-        return rearrange(self.spatial(x), f"b (kh kw) (nh nw) c -> b c {self.layout}", kh=kh, kw=kw, nh=nh, nw=nw)
+        n = dict(nh=x.shape[-2] // kh, nw=x.shape[-1] // kw)
+        x = rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw, **n)  # the mixed axis where a 1x1 conv wants it
+        return rearrange(self.spatial(x), f"b (kh kw) (nh nw) c -> b c {layout}", kh=kh, kw=kw, **n)
+
+    def mix_any_number(self, x: Tensor) -> Tensor:
+        """The same for an exported graph, which would hold for a single set in height or width only, or for several only. So
+        rows and columns are dealt into blocks, and a spare row and column of blocks makes them several always."""
+        (kh, kw), (h, w) = self.set_size, x.shape[-2:]
+        rows, columns = (torch.arange(n, device=x.device) for n in (h, w))
+        if self.layout == GRID:
+            x = x[:, :, deal(rows, kh)][..., deal(columns, kw)]
+        x = crop_to(self.mix_sets(F.pad(x, (0, kw, 0, kh)), BLOCK), (h, w))
+        if self.layout == GRID:
+            x = x[:, :, deal(rows, h // kh)][..., deal(columns, w // kw)]
+        return x
+
+
+def deal(cards: Tensor, piles: int) -> Tensor:
+    """Cut `cards` into `piles` of equal height and take one from each in turn: "(k n) -> (n k)" without a shape to ask."""
+    height = cards.shape[0] // piles
+    return cards % piles * height + cards // piles

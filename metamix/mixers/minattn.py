@@ -14,7 +14,7 @@ T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes si
 attends to itself alone, and the model trains to chance (seen in a third party's tables).
 
 Any size. Cost is quadratic in the number of tokens; with `context` it is linear: keys and values then come from the map
-averaged to that grid, while every token keeps its query.
+averaged to that grid (or repeated, where the map is smaller), while every token keeps its query.
 """
 
 import torch
@@ -36,7 +36,7 @@ class MinAttn(nn.Module):
         num_heads: heads; divides `dim`.
         qk: what similarity is made of, see above.
         value: keep the value map and the output projection.
-        context: (h, w) of the grid that keys and values are averaged to where the map is larger; None for all tokens.
+        context: (h, w) of the grid that keys and values are averaged to, cut to `size`; None for all tokens.
         attn_drop: dropout of attention weights.
     """
 
@@ -61,7 +61,7 @@ class MinAttn(nn.Module):
             raise ValueError(f"qk='collapsed' is one matrix for one head, num_heads is {num_heads}: use 1, or qk='shared'.")
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
-        self.context = context and tuple(context)
+        self.context = context and tuple(min(c, s) for c, s in zip(context, size))
         self.attn_drop = attn_drop
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
@@ -72,9 +72,7 @@ class MinAttn(nn.Module):
         self.drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = x
-        if self.context is not None:
-            context = resize_to(x, tuple(min(c, s) for c, s in zip(self.context, x.shape[-2:])), "area")
+        context = x if self.context is None else resize_to(x, self.context, "area")
         q = self.query(x)
         if self.symmetric:
             k = q if context is x else self.query(context)

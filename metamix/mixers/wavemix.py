@@ -73,7 +73,7 @@ class WaveMix(nn.Module):
             raise ValueError(f"norm is {norm!r}{nearest(norm, NORMS)} Accepted: {', '.join(NORMS)}.")
         if upsample == "bilinear" and ff_channel is not None:
             raise ValueError("ff_channel is the width that a transposed convolution starts from: leave it out with 'bilinear'.")
-        self.wavelet = wavelet
+        self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
         # From the finest level to the deepest; all but the deepest also see what the next one sends up, dim / 2 channels.
         self.levels = nn.ModuleList(
@@ -93,7 +93,7 @@ class WaveMix(nn.Module):
         sizes, bands, low = [], [], self.reduce(x)
         for _ in self.levels:
             sizes.append(low.shape[-2:])
-            low, high = dwt2(low, self.wavelet)
+            low, high = dwt2(low, self.filters)
             bands.append([low, high])
         y = []
         for size, band, mlp in zip(reversed(sizes), reversed(bands), reversed(self.levels)):
@@ -122,15 +122,15 @@ class BandMlp(nn.Module):
         return self.norm(self.up(self.fc2(self.drop(self.act(self.fc1(x))))))
 
 
-def dwt2(x: Tensor, wavelet: str = "haar") -> tuple[Tensor, Tensor]:
-    """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`.
+def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
+    """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`; `filters` are the wavelet's low and high
+    pass, `pywt.Wavelet(name).filter_bank[:2]`.
 
     (B, C, H, W) -> approximation (B, C, h, w) and details (B, 3 C, h, w): all channels of LH (low along the width, high along
     the height; cH of PyWavelets), then of HL (cV), then of HH (cD). h = floor((H + L - 1) / 2) for a filter of L taps.
     """
-    if pywt.Wavelet(wavelet).dec_len == 2:  # Haar, under any of its names
+    if len(filters[0]) == 2:  # Haar, under any of its names
         return haar2(x)
-    filters = pywt.Wavelet(wavelet).dec_lo, pywt.Wavelet(wavelet).dec_hi
     low, high = (torch.tensor(f[::-1], dtype=x.dtype, device=x.device) for f in filters)
     bands = torch.stack([torch.outer(a, b) for a, b in ((low, low), (high, low), (low, high), (high, high))])
     channels, (h, w), taps = x.shape[1], x.shape[-2:], len(low)
