@@ -1,0 +1,173 @@
+"""Sizes of the papers' own models: to the digit what the authors' code has, and its multiply-adds where both do the same."""
+
+import pytest
+import timm
+
+import metamix  # noqa: F401  registers the models
+from metamix.models import LevelHeads, count_macs
+
+
+def create(name, **kwargs):
+    return timm.create_model(name, device="meta", **kwargs)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# name: parameters, multiply-adds of the authors' code at the model's own size (None where nobody counted them)
+POOLFORMER = {
+    "metaformer_pooling_s12": (11_915_176, 1_812_267_008),
+    "metaformer_pooling_s24": (21_388_968, 3_392_208_896),
+    "metaformer_pooling_s36": (30_862_760, 4_972_150_784),
+    "metaformer_pooling_m36": (56_172_520, 8_758_788_096),
+    "metaformer_pooling_m48": (73_473_448, 11_533_320_192),
+}
+RAFTMLP = {
+    "raftmlp_s": (9_868_768, 2_087_030_784),
+    "raftmlp_m": (21_413_632, 4_267_333_632),
+    "raftmlp_l": (36_184_672, 6_543_974_400),
+}
+WAVEMIX = {
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the transform, additions here and a convolution there
+    "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
+    "wavemix_256_16_l4": (62_764_776, 29_450_561_536),
+    "wavemix_144_7": (3_042_550, None),
+    "wavemix_320_8": (17_073_610, None),
+    "wavemix_256_8": (10_954_084, None),
+    "wavemix_256_10": (13_611_492, None),
+    "wavemix_256_12": (16_294_600, None),
+    "wavemixlite_8_10": (3_566, None),
+    "wavemixlite_8_5": (7_156, None),
+    "wavemixlite_32_7": (37_058, None),
+    "wavemixlite_32_4": (45_962, None),
+    "wavemixlite_64_6": (520_106, None),
+}
+NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
+# The third party's, less the norm that it builds and never uses: one class token and its position there are a final norm here.
+MINATTN = {
+    "minattn_full_mlp_h1_mnist": 156_298,
+    "minattn_full_mlp_h4_mnist": 156_298,
+    "minattn_collapsed_mlp_h1_mnist": 131_338,
+    "minattn_minimal_mlp_h1_mnist": 81_418,
+    "minattn_full_nomlp_h1_mnist": 105_610,
+    "minattn_full_nomlp_h4_mnist": 105_610,
+    "minattn_symmetric_nomlp_h1_mnist": 68_170,
+    "minattn_symmetric_nomlp_h4_mnist": 58_954,
+    "minattn_collapsed_nomlp_h1_mnist": 80_650,
+    "minattn_minimal_nomlp_h1_mnist": 30_730,
+    "minattn_full_mlp_h1_cifar": 165_450,
+    "minattn_full_mlp_h4_cifar": 165_450,
+    "minattn_collapsed_mlp_h1_cifar": 140_490,  # not in the third party's table; 9,152 more than for MNIST, as in every other row
+    "minattn_minimal_mlp_h1_cifar": 90_570,
+    "minattn_full_nomlp_h1_cifar": 114_762,
+    "minattn_full_nomlp_h4_cifar": 114_762,
+    "minattn_symmetric_nomlp_h1_cifar": 77_322,
+    "minattn_symmetric_nomlp_h4_cifar": 68_106,
+    "minattn_collapsed_nomlp_h1_cifar": 89_802,
+    "minattn_minimal_nomlp_h1_cifar": 39_882,
+}
+SAME_WORK = POOLFORMER | WAVEMIX | NINFORMER
+
+
+def test_every_paper_model_is_here():
+    patterns = ["raftmlp_*", "wavemix*", "ninformer_*", "minattn_*"]
+    assert set(timm.list_models(patterns)) == {*RAFTMLP, *WAVEMIX, *NINFORMER, *MINATTN}
+
+
+@pytest.mark.parametrize("name, count", [(name, count) for name, (count, _) in (SAME_WORK | RAFTMLP).items()])
+def test_parameters(name, count):
+    assert parameters(create(name)) == count
+
+
+@pytest.mark.parametrize("name, count", MINATTN.items())
+def test_parameters_of_minimal_attention(name, count):
+    assert parameters(create(name)) == count
+
+
+@pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in SAME_WORK.items() if macs])
+def test_macs(name, macs):
+    model = create(name)
+    assert count_macs(model, model.default_cfg["input_size"]) == macs
+
+
+@pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in RAFTMLP.items()])
+def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
+    """Theirs multiplies each pixel of a patch once a kernel, ours once: the smaller kernel of each pair costs nothing."""
+    model = create(name)
+    saved, side, in_chans = 0, 224, 3
+    for stage, (kernels, stride) in zip(model.stages, (((4, 8), 4), ((2, 4), 2), ((2, 4), 2), ((2,), 2))):
+        side, dim = side // stride, stage.blocks[0].norm2.weight.numel()
+        saved += sum(in_chans * k * k * dim * side**2 for k in kernels[:-1])
+        in_chans = dim
+    assert count_macs(model, (3, 224, 224)) == macs - saved
+
+
+@pytest.mark.parametrize(
+    "name, linear_maps, macs",
+    [
+        ("minattn_full_mlp_h4_cifar", 6, 2_925_952),
+        ("minattn_minimal_mlp_h1_cifar", 3, 1_672_576),
+        ("minattn_full_nomlp_h1_cifar", 4, 2_090_368),
+        ("minattn_collapsed_nomlp_h1_cifar", 3, 1_672_576),
+        ("minattn_minimal_nomlp_h1_cifar", 1, 836_992),
+        ("minattn_full_mlp_h1_mnist", 6, 2_779_520),
+    ],
+)
+def test_macs_of_minimal_attention_less_the_class_token(name, linear_maps, macs):
+    """Six layers of 64 channels on 16 tokens instead of 17. The symmetric rows differ in more: theirs multiply T by T^T."""
+    class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
+    model = create(name)
+    assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
+
+
+# Through the builders: what the papers have beside their named models
+
+
+def test_class_counts_follow():
+    assert parameters(create("ninformer_cifar", num_classes=100)) == 2_675_300
+
+
+@pytest.mark.parametrize("name, count", [("raftmlp_s", 10_331_488), ("raftmlp_m", 22_451_776), ("raftmlp_l", 37_896_416)])
+def test_level_heads(name, count):
+    assert parameters(LevelHeads(create(name))) == count
+
+
+def test_plain_patch_embedding():
+    model = create("raftmlp_m", embedding_kernels=((4,), (2,), (2,), (2,)))
+    assert parameters(model) == 19_920_640
+    assert count_macs(model, (3, 224, 224)) == 3_747_108_864
+
+
+@pytest.mark.parametrize("raft_size", [1, 4])
+def test_raft_size(raft_size):
+    """A raft of r groups on a map of side n has MLPs of r n, 2 r n and r n values, down and across."""
+
+    def token_mlps(r):
+        sides_and_depths = ((56, 2), (28, 2), (14, 6), (7, 2))
+        return sum(2 * depth * (2 * (r * n) * (2 * r * n) + 3 * r * n) for n, depth in sides_and_depths)
+
+    change = token_mlps(raft_size) - token_mlps(2)
+    assert parameters(create("raftmlp_s", raft_size=raft_size)) == RAFTMLP["raftmlp_s"][0] + change
+
+
+def test_wavemix_of_another_width():
+    model = create("wavemix_192_16_l3", dim=256)
+    assert parameters(model) == 49_416_808
+    assert count_macs(model, (3, 224, 224)) == 26_804_676_608
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("minattn_full_mlp_h4_cifar", 316_746),
+        ("minattn_minimal_mlp_h1_cifar", 166_986),
+        ("minattn_full_nomlp_h1_cifar", 215_370),
+        ("minattn_symmetric_nomlp_h1_cifar", 140_490),
+        ("minattn_symmetric_nomlp_h4_cifar", 122_058),
+        ("minattn_collapsed_nomlp_h1_cifar", 165_450),
+        ("minattn_minimal_nomlp_h1_cifar", 65_610),
+    ],
+)
+def test_twelve_layers_of_minimal_attention(name, count):
+    assert parameters(create(name, depth=12)) == count
