@@ -1,7 +1,8 @@
 """Sets of images, in memory or streamed, and what is done to a batch of them."""
 
 from .augment import Augment, Normalize
-from .loader import eval_loader, image_size, statistics, train_loader
+from .loader import eval_loader, train_loader
+from .memory import image_size, statistics
 from .options import DataOptions
 from .sets import CorruptImage, Source, Splits, open_data
 

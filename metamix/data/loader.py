@@ -9,40 +9,16 @@ An image that cannot be read is replaced, label included, by the next one of its
 import logging
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from .auto_augment import pil_transform
-from .memory import mean_std, pixels
+from .memory import image_size, in_memory, pixels, statistics
 from .random import ORDER, SAMPLE, generator, seeded
 from .sets import CorruptImage
 
 log = logging.getLogger(__name__)
-
-
-def image_size(source, options):
-    """Side in pixels of the images that loaders give: `img_size`, the set's own, or 224 where its images differ."""
-    return options.img_size or source.size or 224
-
-
-def statistics(source, options):
-    """(mean, std) per channel in [0, 1], for images of `source`, which must be the training split.
-
-    As given in the options; else counted over the split, holdout included, if it is in memory; else ImageNet's.
-    """
-    if (options.mean is None) != (options.std is None):
-        raise ValueError("give mean and std together, or neither")
-    if options.mean is not None:
-        channels = len(source.images.mode)
-        if not len(options.mean) == len(options.std) == channels:
-            raise ValueError(f"mean {options.mean} and std {options.std} must have {channels} value(s), one per channel")
-        return tuple(options.mean), tuple(options.std)
-    if source.in_memory:
-        return mean_std(pixels(source, image_size(source, options), options.interpolation).images)
-    if source.images.mode == "L":
-        return (0.449,), (0.226,)  # the means of ImageNet's three
-    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
@@ -59,13 +35,17 @@ def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
     if batch_size % world:
         raise ValueError(f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}")
     order = TrainOrder(len(source), batch_size, rank, world, seed)
-    return (MemoryLoader if source.in_memory else StreamLoader)(source, options, order, train=True)
+    if in_memory(source, options):
+        return MemoryLoader(source, options, order)
+    return StreamLoader(source, options, order, transform(source, options, train=True), seed)
 
 
 def eval_loader(source, options, *, batch_size, rank=0, world=1):
     """Batches for evaluation, an iterable: every sample once over all ranks, in order, so the last ones may be smaller."""
     order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
-    return (MemoryLoader if source.in_memory else StreamLoader)(source, options, order, train=False)
+    if in_memory(source, options):
+        return MemoryLoader(source, options, order)
+    return StreamLoader(source, options, order, transform(source, options, train=False))
 
 
 class TrainOrder:
@@ -98,16 +78,18 @@ class EvalOrder:
 
 
 class MemoryLoader:
-    def __init__(self, source, options, order, train):
-        decoded = pixels(source, image_size(source, options), options.interpolation)
+    """Batches picked from the decoded split."""
+
+    def __init__(self, source, options, order):
+        decoded = pixels(source, options)
         self.order, self.images, self.labels = order, decoded.images, source.images.labels
         self.corrupt = Corrupt(len(source), options)
-        self.rows = source.indices.clone()  # where to look for sample i
-        for position, row in enumerate(source.indices.tolist()):
+        self.rows = source.indices.clone()  # where sample i is found
+        for i, row in enumerate(source.indices.tolist()):
             if row in decoded.broken:
-                self.corrupt.add(source.path(position), decoded.broken[row])
-                following = source.indices.roll(-position).tolist()
-                self.rows[position] = next((r for r in following if r not in decoded.broken), row)
+                self.corrupt.add(source.path(i), decoded.broken[row])
+                following = source.indices.roll(-i).tolist()
+                self.rows[i] = next((row for row in following if row not in decoded.broken), row)
 
     def __len__(self):
         return len(self.order)
@@ -123,12 +105,14 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    def __init__(self, source, options, order, train):
+    """Batches decoded and transformed by worker processes."""
+
+    def __init__(self, source, options, order, transform, seed=0):
         self.order = order
         self.corrupt = Corrupt(len(source), options)
         self.sampler = Schedule(order)
         self.loader = DataLoader(
-            Decoder(source, transform(source, options, train), getattr(order, "seed", 0)),
+            Decoder(source, transform, seed),
             batch_sampler=self.sampler,
             num_workers=options.workers,
             persistent_workers=options.workers > 0,
@@ -146,6 +130,8 @@ class StreamLoader:
     def epoch(self, epoch, start=0):
         self.sampler.epoch, self.sampler.start = epoch, start
         for batch in self.loader:
+            if "failure" in batch:
+                raise CorruptImage(batch["failure"])
             for path, reason in batch.pop("broken"):
                 self.corrupt.add(path, reason)
             yield batch
@@ -173,15 +159,21 @@ class Decoder:
 
     def __getitem__(self, key):
         epoch, index = key
-        image, label, broken = self.source.read_or_next(index)
+        try:
+            image, label, broken = self.source.read_or_next(index)
+        except CorruptImage as error:
+            return error  # raised here, it would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):
             return self.transform(image), label, index, broken
 
 
 def collate(samples):
+    for sample in samples:
+        if isinstance(sample, CorruptImage):
+            return {"failure": str(sample)}
     images, labels, indices, broken = zip(*samples)
     return {
-        "image": torch.stack(images).contiguous(memory_format=torch.channels_last),
+        "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
         "label": torch.tensor(labels),
         "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],
@@ -207,7 +199,10 @@ class Corrupt(dict):
 
     def __init__(self, total, options):
         super().__init__()
-        self.total, self.limit, self.data = total, options.corrupt_limit, options.data
+        self.total, self.limit = total, options.corrupt_limit
+        self.command = f"python -m metamix.data.verify {options.data}"
+        if options.data_dir:
+            self.command += f" --data-dir {options.data_dir}"
 
     def add(self, path, reason):
         if path in self:
@@ -216,6 +211,6 @@ class Corrupt(dict):
         log.warning("unreadable image, replaced by the next one: %s", reason)
         if len(self) > self.limit * self.total:
             raise CorruptImage(
-                f"{len(self)} of {self.total} images cannot be read, more than the share of {self.limit:g} that corrupt_limit "
-                f"allows; the last was {reason}. `python -m metamix.data.verify {self.data}` lists them all"
+                f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of {self.limit:g}); "
+                f"the last was {reason}. To list them all: {self.command}"
             )

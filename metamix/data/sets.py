@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.datasets as tv
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_reader, get_img_extensions
 
 from .random import SPLIT, hash64
@@ -52,7 +52,7 @@ TORCHVISION = {
 }
 
 
-class CorruptImage(Exception):
+class CorruptImage(OSError):
     """An image that cannot be decoded, or too many of them; the message names it and says why."""
 
 
@@ -136,6 +136,8 @@ def decode(images, i):
     """Image `i` with its pixels. Broken files show up here, on opening or, when truncated, on converting: CorruptImage."""
     try:
         return images.open(i).convert(images.mode)
+    except UnidentifiedImageError as error:
+        raise CorruptImage(f"{images.path(i)}: not an image of a known format") from error
     except Exception as error:  # decoders fail in many ways on bad bytes, and all of them mean the same
         raise CorruptImage(f"{images.path(i)}: {type(error).__name__}: {error}") from error
 
@@ -232,8 +234,10 @@ class Torchvision:
                 f"{name} was looked for in {os.path.abspath(root)}: {error}. Give its place with --data-dir, or let it be "
                 "fetched with --download true"
             ) from error
-        self.name, self.parts = f"{name} {'train' if train else 'test'}", torch.utils.data.ConcatDataset(parts)
-        self.labels = torch.cat([_labels(part) for part in parts])
+        self.parts = torch.utils.data.ConcatDataset(parts)
+        self.labels = torch.cat([torch.as_tensor(_first(part, "targets", "labels", "_labels")).long() for part in parts])
+        self.files = [file for part in parts for file in _first(part, "_image_files", "_images")]
+        self.name = f"{name} {'train' if train else 'test'}"
         self.classes = tuple(getattr(parts[0], "classes", [str(i) for i in range(int(self.labels.max()) + 1)]))
         self.mode = "L" if self.open(0).mode == "L" else "RGB"
 
@@ -241,13 +245,12 @@ class Torchvision:
         return self.parts[i][0]
 
     def path(self, i):
-        return f"{self.name} {i}"
+        return str(self.files[i]) if self.files else f"{self.name} {i}"
 
 
-def _labels(dataset):
-    """torchvision calls them by three names."""
-    name = next(name for name in ("targets", "labels", "_labels") if hasattr(dataset, name))
-    return torch.as_tensor(getattr(dataset, name)).long()
+def _first(dataset, *names):
+    """What a set of torchvision has by one of these names, if anything: they are not called alike everywhere."""
+    return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])
 
 
 def open_folder(root):
@@ -386,7 +389,8 @@ class HuggingFace:
             raise ValueError(f"the split {split} of {name} has images without a label")
 
     def open(self, i):
-        return Image.open(self.reader[i][0])
+        with self.reader[i][0] as file:
+            return Image.open(BytesIO(file.read()))
 
     def path(self, i):
         return f"{self.name} {i}"

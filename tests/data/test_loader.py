@@ -1,0 +1,190 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from metamix.data import CorruptImage, DataOptions, eval_loader, open_data, train_loader
+from metamix.data.loader import EvalOrder, TrainOrder
+
+STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
+
+
+@pytest.fixture
+def source(folder):
+    """A maker of the 12 images that a folder has to train on, held in memory or not."""
+    root = folder()
+    return lambda memory="auto": open_data("folder", root=root, memory=memory).train
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def joined(batches):
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def test_an_epoch_is_a_permutation_by_seed_and_epoch():
+    order = TrainOrder(103, 10, 0, 1, seed=0)
+    epochs = [torch.cat(order.epoch(epoch, 0)) for epoch in (0, 1, 0)]
+    assert len(order) == 10 and len(epochs[0].unique()) == 100
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[0], torch.cat(TrainOrder(103, 10, 0, 1, seed=1).epoch(0, 0)))
+
+
+def test_ranks_hold_contiguous_parts_of_the_global_batch():
+    whole = TrainOrder(100, 12, 0, 1, seed=3).epoch(2, 0)
+    parts = [TrainOrder(100, 12, rank, 3, seed=3).epoch(2, 0) for rank in range(3)]
+    assert len(whole) == 8
+    assert all(torch.equal(batch, torch.cat(shares)) for batch, *shares in zip(whole, *parts))
+
+
+def test_a_set_smaller_than_a_batch_is_repeated():
+    order = TrainOrder(5, 12, 0, 1, seed=0)
+    (batch,) = order.epoch(0, 0)
+    assert len(order) == 1 and sorted(batch.bincount().tolist()) == [2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("total, world", [(12, 1), (13, 4), (7, 3), (2, 4)])
+def test_evaluation_sees_every_sample_once(total, world):
+    batches = [batch for rank in range(world) for batch in EvalOrder(total, 2, rank, world).epoch(0, 0)]
+    assert torch.cat(batches).tolist() == list(range(total))
+    assert max(map(len, batches)) <= 2
+
+
+def test_batch_size_and_processes():
+    source = open_data("digits").train
+    with pytest.raises(ValueError, match="a global batch of 64 cannot be divided over 3 processes: give a multiple of 3"):
+        train_loader(source, DataOptions(), batch_size=64, rank=0, world=3)
+
+
+def test_batches_from_memory(source):
+    source = source()
+    loader = train_loader(source, DataOptions(), batch_size=4)
+    batches = list(loader.epoch(0))
+    assert len(loader) == len(batches) == 3
+    image, label, index = batches[0]["image"], batches[0]["label"], batches[0]["index"]
+    assert (image.shape, image.dtype) == ((4, 3, 32, 32), torch.uint8)
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    for n, i in enumerate(index.tolist()):
+        picture, number = source.read(i)
+        assert label[n] == number and np.array_equal(image[n].permute(1, 2, 0), np.asarray(picture))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches(source, workers):
+    options = DataOptions(workers=workers, **STREAMED)
+    loader = train_loader(source("no"), options, batch_size=4, seed=1)
+    first, again, second = list(loader.epoch(0)), list(loader.epoch(0)), list(loader.epoch(1))
+    image = first[0]["image"]
+    assert (len(loader), len(first), image.shape, image.dtype) == (3, 3, (4, 3, 24, 24), torch.float32)
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert all(map(equal, first, again))
+    where = {int(i): n for n, i in enumerate(joined(second)["index"])}
+    moved = [joined(second)["image"][where[int(i)]] for i in first[0]["index"]]
+    assert not any(torch.equal(a, b) for a, b in zip(image, moved)), "another epoch, another augmentation"
+
+
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_an_epoch_can_be_entered_at_any_step(source, memory):
+    """Also after another one was left in the middle, and without decoding what is skipped."""
+    loader = train_loader(source(memory), DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
+    whole = list(loader.epoch(3))
+    next(loader.epoch(3))
+    assert all(map(equal, whole[1:], loader.epoch(3, start=1)))
+    assert list(loader.epoch(3, start=3)) == []
+
+
+def test_what_is_skipped_is_not_decoded(source, monkeypatch):
+    source = source("no")
+    read, opened = source.read_or_next, []
+    monkeypatch.setattr(source, "read_or_next", lambda index: opened.append(index) or read(index))
+    loader = train_loader(source, DataOptions(workers=0, **STREAMED), batch_size=4)
+    (batch,) = loader.epoch(0, start=2)
+    assert opened == batch["index"].tolist()
+
+
+def test_workers_and_processes_do_not_change_a_sample(source):
+    def run(workers, world):
+        options = DataOptions(workers=workers, **STREAMED)
+        ranks = [list(train_loader(source("no"), options, batch_size=4, rank=r, world=world).epoch(2)) for r in range(world)]
+        return [joined(parts) for parts in zip(*ranks)]
+
+    alone = run(0, 1)
+    assert all(map(equal, alone, run(2, 1))) and all(map(equal, alone, run(1, 2)))
+
+
+def test_loading_draws_nothing_from_the_run(source):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    for workers in 0, 1:
+        for memory in "yes", "no":
+            options = DataOptions(workers=workers, **{**STREAMED, "memory": memory})
+            list(train_loader(source(memory), options, batch_size=4).epoch(0))
+            list(eval_loader(source(memory), options, batch_size=4))
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_streamed_evaluation_is_timms(source):
+    source = source("no")
+    options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+    batch = next(iter(eval_loader(source, options, batch_size=12)))
+    assert batch["index"].tolist() == list(range(12))
+    middle = np.asarray(source.read(3)[0], dtype=np.float32)[4:28, 4:28]  # 32 is 24 / 0.75: cropped, not resized
+    assert np.allclose(batch["image"][3].permute(1, 2, 0), (middle / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 2)])
+def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplog, memory, workers):
+    """By the next that can be read, label included; each is named once, however often it is met."""
+    root = folder(kind="jpg", size=(64, 64))
+    for name in "cat/2.jpg", "cat/3.jpg":
+        break_image(root / "train" / name)
+    (root / "train" / "eel" / "3.jpg").write_bytes(b"no image at all")
+    source = open_data("folder", root=root, memory=memory).train
+    options = DataOptions(memory=memory, workers=workers, corrupt_limit=0.25, img_size=64, crop_pct=1.0)
+    loader = train_loader(source, options, batch_size=12)
+    for epoch in 0, 1:
+        (batch,) = loader.epoch(epoch)
+    assert sorted(path[-9:] for path in loader.corrupt) == ["cat/2.jpg", "cat/3.jpg", "eel/3.jpg"]
+    assert len(caplog.messages) == 3 and "cat/2.jpg: OSError: image file is truncated" in caplog.text
+    label = batch["label"][batch["index"].argsort()]
+    assert label.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0]
+
+    (scored,) = eval_loader(source, options, batch_size=12)
+    image = scored["image"]
+    assert scored["index"].tolist() == list(range(12))
+    assert torch.equal(image[2], image[4]) and torch.equal(image[3], image[4]) and torch.equal(image[11], image[0])
+    assert not torch.equal(image[4], image[5])
+
+
+@pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 2)])
+def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers):
+    root = folder(kind="jpg", size=(64, 64))
+    for name in "cat/2.jpg", "cat/3.jpg":
+        break_image(root / "train" / name)
+    options = DataOptions(data="folder", data_dir=str(root), memory=memory, workers=workers, corrupt_limit=0.1)
+    source = open_data("folder", root=root, memory=memory).train
+    words = rf"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*\.jpg.*"
+    with pytest.raises(CorruptImage, match=words + f"python -m metamix.data.verify folder --data-dir {root}"):
+        list(train_loader(source, options, batch_size=12).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_image_can_be_read(folder, break_image, workers):
+    root = folder(kind="jpg", size=(64, 64), train=1)
+    for path in (root / "train").glob("*/*.jpg"):
+        break_image(path)
+    source = open_data("folder", root=root, memory="no").train
+    with pytest.raises(CorruptImage, match="^none of 3 images can be read; the first is .*cat/0.jpg"):
+        list(train_loader(source, DataOptions(workers=workers, memory="no"), batch_size=2).epoch(0))
+
+
+def test_a_replacement_comes_from_the_same_source(folder, break_image):
+    """Never from the holdout, which trains nobody."""
+    root = folder(kind="jpg", train=8)
+    splits = open_data("folder", root=root, holdout=0.5)
+    break_image(root / "train" / "cat" / splits.train.path(0).rsplit("/", 1)[1])
+    loader = train_loader(splits.train, DataOptions(corrupt_limit=1.0), batch_size=12)
+    assert loader.rows[0] == loader.rows[1] == splits.train.indices[1]
+    assert loader.rows[1:].tolist() == splits.train.indices[1:].tolist()

@@ -1,0 +1,324 @@
+import importlib.util
+import io
+import json
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metamix.data import open_data
+from metamix.data.sets import TORCHVISION, stratified
+
+
+def test_digits_are_split_once_and_for_all():
+    splits = open_data("digits")
+    assert (len(splits.train), len(splits.test), splits.holdout) == (1437, 360, None)
+    assert (splits.in_chans, splits.size, splits.classes, splits.train.in_memory) == (1, 32, tuple("0123456789"), True)
+    paths = {source.path(i) for source in (splits.train, splits.test) for i in range(len(source))}
+    assert len(paths) == 1797
+    assert splits.test.labels.bincount().tolist() == [36, 36, 36, 36, 37, 36, 36, 36, 35, 36]
+    assert [splits.test.path(i) for i in range(4)] == ["digits 3", "digits 4", "digits 8", "digits 15"]
+    image, label = splits.test.read(1)
+    assert (image.size, image.mode, label) == ((32, 32), "L", 4)
+
+
+def test_holdout_is_stratified_disjoint_and_its_own():
+    splits = open_data("digits", holdout=0.1)
+    assert (len(splits.train), len(splits.holdout)) == (1293, 144)
+    held = {splits.holdout.path(i) for i in range(144)}
+    assert held.isdisjoint(splits.train.path(i) for i in range(1293))
+    assert held.isdisjoint(splits.test.path(i) for i in range(360))
+    assert splits.holdout.labels.bincount().tolist() == pytest.approx([14.4] * 10, abs=1.5)
+    again, other = open_data("digits", holdout=0.1), open_data("digits", holdout=0.1, seed=1)
+    assert held == {again.holdout.path(i) for i in range(144)} != {other.holdout.path(i) for i in range(144)}
+
+
+def test_stratified_takes_each_class_by_its_share():
+    labels = torch.arange(1000).sqrt().long() % 7
+    chosen = stratified(labels, 123, seed=5)
+    assert chosen.sum() == 123
+    assert (labels[chosen].bincount() - labels.bincount() * 0.123).abs().max() < 1
+    assert stratified(labels, 0, seed=5).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(name="cifer10"), "no data set is called 'cifer10': did you mean 'cifar10'"),
+        (dict(name="foldr"), "did you mean 'folder'"),
+        (dict(name="digits", memory="maybe"), "memory is 'maybe': give auto, yes or no"),
+        (dict(name="digits", holdout=1.0), "holdout is 1.0: give a share"),
+        (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
+    ],
+)
+def test_bad_words_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        open_data(**given)
+
+
+def test_a_path_for_a_name_is_understood(tmp_path):
+    with pytest.raises(ValueError, match=f"or --data folder --data-dir {tmp_path}"):
+        open_data(str(tmp_path))
+
+
+def test_folder(folder):
+    splits = open_data("folder", root=folder(train=5, val=2))
+    assert (len(splits.train), len(splits.test)) == (15, 6)
+    assert (splits.classes, splits.in_chans, splits.size) == (("cat", "dog", "eel"), 3, 32)
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert splits.train.path(7).endswith("train/dog/2.png")
+    image, label = splits.train.read(7)
+    assert (label, np.asarray(image).tolist()) == (1, np.asarray(Image.open(splits.train.path(7))).tolist())
+
+
+def test_memory_is_for_small_images_of_one_size(folder):
+    small, large = folder(name="small"), folder(size=(100, 100), name="large")
+    mixed = folder(name="mixed")
+    Image.new("RGB", (40, 30)).save(mixed / "train" / "cat" / "0.png")
+    found = {root.name: open_data("folder", root=root).train for root in (small, large, mixed)}
+    assert {name: source.in_memory for name, source in found.items()} == {"small": True, "large": False, "mixed": False}
+    assert {name: source.size for name, source in found.items()} == {"small": 32, "large": 100, "mixed": None}
+    assert open_data("folder", root=large, memory="yes").train.in_memory
+    assert not open_data("folder", root=small, memory="no").train.in_memory
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path}/none; expected train/ and val/"):
+        open_data("folder", root=tmp_path / "none")
+
+
+def test_folder_of_another_layout(tmp_path):
+    (tmp_path / "training").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds training; expected train/ and val/ .*or a .tar file"):
+        open_data("folder", root=tmp_path)
+
+
+def test_folder_without_classes(folder, image):
+    root = folder()
+    image().save(root / "train" / "stray.png")
+    with pytest.raises(ValueError, match="train must hold one folder of images per class"):
+        open_data("folder", root=root)
+
+
+def test_nothing_is_left_out_silently(folder, caplog):
+    root = folder()
+    (root / "val" / "dog").rename(root / "val" / "fox")
+    with pytest.raises(ValueError, match="the test split has classes that train has not: fox"):
+        open_data("folder", root=root)
+    (root / "val" / "fox").rename(root / "val" / "dog")
+
+    (root / "train" / "gnu").mkdir()
+    (root / "train" / "gnu" / "0.tga").write_bytes(b"")
+    with pytest.raises(ValueError, match=".png .jpg .jpeg image lies in gnu"):
+        open_data("folder", root=root)
+    (root / "train" / "gnu" / "0.tga").unlink()
+    (root / "train" / "gnu").rmdir()
+
+    (root / "test").mkdir()
+    open_data("folder", root=root)
+    assert "scores are on val; not used: test" in caplog.text
+
+
+def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
+    root = folder()
+    for path in (root / "val" / "cat").iterdir():
+        path.unlink()
+    (root / "val" / "cat").rmdir()
+    assert open_data("folder", root=root).test.labels.tolist() == [1, 1, 2, 2]
+
+
+def test_tar_files_hold_what_folders_hold(folder, tmp_path):
+    root = folder()
+    (tmp_path / "tars").mkdir()
+    for split in "train", "val":
+        with tarfile.open(tmp_path / "tars" / f"{split}.tar", "w") as tar:
+            tar.add(root / split, arcname=split)
+    folders, tars = open_data("folder", root=root), open_data("folder", root=tmp_path / "tars")
+    assert folders.classes == tars.classes and torch.equal(folders.train.labels, tars.train.labels)
+    for i in range(len(folders.train)):
+        assert folders.train.read(i)[0].tobytes() == tars.train.read(i)[0].tobytes()
+    assert tars.test.path(2).endswith("val.tar: val/dog/0.png")
+
+
+def test_broken_tar_file(folder):
+    root = folder()
+    with tarfile.open(root / "train.tar", "w") as tar:
+        tar.add(root / "train", arcname="train")
+    (root / "train").rename(root / "old")
+    content = (root / "train.tar").read_bytes()
+    (root / "train.tar").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="train.tar is not a readable tar file"):
+        open_data("folder", root=root)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="the extra `datasets` is not installed")
+def test_hugging_face(folder, tmp_path):
+    root = folder()
+    splits = open_data(f"hfds/{root}", root=str(tmp_path / "cache"))
+    assert (len(splits.train), len(splits.test), splits.classes) == (12, 6, ("cat", "dog", "eel"))
+    image, label = splits.train.read(6)
+    assert (image.size, image.mode, label) == ((32, 32), "RGB", 1)
+    with pytest.raises(FileNotFoundError, match="no Hugging Face data set '.*nowhere' could be opened"):
+        open_data(f"hfds/{tmp_path}/nowhere")
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'metamix\[datasets\]'"):
+        open_data("hfds/mnist")
+
+
+@pytest.fixture
+def shards(tmp_path, image, shard):
+    """Two shards of train and one of val, two samples in each."""
+    for n, name in enumerate(("x-train-0000.tar", "x-train-0001.tar", "x-val-0000.tar")):
+        samples = []
+        for i in range(2):
+            content = io.BytesIO()
+            image().save(content, "PNG")
+            samples += [(f"{n}{i}", "png", content.getvalue()), (f"{n}{i}", "cls", str(i + n).encode())]
+        shard(tmp_path / name, samples)
+    return tmp_path
+
+
+def check_shards(splits):
+    assert splits.train.labels.tolist() == [0, 1, 1, 2]
+    assert splits.test.labels.tolist() == [2, 3]
+    assert splits.classes == ("0", "1", "2", "3")
+    assert splits.train.path(2).endswith("x-train-0001.tar: 10.png")
+    assert splits.train.read(3)[0].size == (32, 32)
+
+
+def test_shards_found_by_name(shards):
+    check_shards(open_data("wds/", root=shards))
+    check_shards(open_data(f"wds/{shards.name}", root=shards.parent))
+    with pytest.raises(FileNotFoundError, match="nowhere holds no shards of train"):
+        open_data("wds/nowhere", root=shards)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("webdataset"), reason="the extra `webdataset` is not installed")
+def test_shards_listed(shards):
+    names = {"train": ["x-train-0000.tar", "x-train-0001.tar"], "validation": ["x-val-0000.tar"]}
+    splits = {
+        split: dict(name=split, filenames=files, shard_lengths=[2] * len(files), num_samples=2 * len(files))
+        for split, files in names.items()
+    }
+    (shards / "info.json").write_text(json.dumps({"splits": splits}))
+    check_shards(open_data("wds/", root=shards))
+
+
+def test_sample_without_label(shards, shard):
+    shard(shards / "x-train-0002.tar", [("30", "png", b"")])
+    with pytest.raises(ValueError, match="x-train-0002.tar: sample 30 must have an image .* and a label"):
+        open_data("wds/", root=shards)
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+def write_mnist(place, train="train", test="t10k"):
+    for split, count in (train, 30), (test, 20):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        write_idx(place / f"{split}-images-idx3-ubyte", np.arange(count * 28 * 28, dtype=np.uint8).reshape(count, 28, 28))
+        write_idx(place / f"{split}-labels-idx1-ubyte", labels)
+
+
+@pytest.mark.parametrize("name, place", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
+def test_mnist_and_its_kin(tmp_path, name, place):
+    write_mnist(tmp_path / place / "raw")
+    splits = open_data(name, root=tmp_path)
+    assert (len(splits.train), len(splits.test), len(splits.classes)) == (30, 20, 10)
+    assert (splits.in_chans, splits.size, splits.train.in_memory) == (1, 28, True)
+    assert splits.train.read(3)[1] == 3 and splits.test.path(7) == f"{name} test 7"
+
+
+def test_emnist(tmp_path):
+    write_mnist(tmp_path / "EMNIST" / "raw", "emnist-balanced-train", "emnist-balanced-test")
+    splits = open_data("emnist", root=tmp_path)
+    assert (len(splits.train), len(splits.test), len(splits.classes), splits.in_chans) == (30, 20, 47, 1)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar(tmp_path, name, monkeypatch):
+    """With small files in place of the real ones, so without the check of their sums."""
+    import pickle
+
+    make = getattr(__import__("torchvision").datasets, name.upper())
+    monkeypatch.setattr(make, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    place = tmp_path / make.base_folder
+    place.mkdir()
+    for file, _ in make.train_list + make.test_list:
+        labels = [i % 10 for i in range(10)]
+        entry = {"data": np.zeros((10, 3072), np.uint8), "labels": labels, "fine_labels": labels}
+        (place / file).write_bytes(pickle.dumps(entry))
+    names = [f"class {i}" for i in range(10)]
+    (place / make.meta["filename"]).write_bytes(pickle.dumps({make.meta["key"]: names}))
+    splits = open_data(name, root=tmp_path)
+    assert (len(splits.train), len(splits.test)) == (10 * len(make.train_list), 10)
+    assert (splits.classes, splits.in_chans, splits.size) == (tuple(names), 3, 32)
+
+
+def test_svhn(tmp_path, monkeypatch):
+    scipy_io = pytest.importorskip("scipy.io")
+    monkeypatch.setattr("torchvision.datasets.SVHN._check_integrity", lambda self: True)
+    for split, count in ("train", 20), ("test", 10):
+        labels = np.arange(count)[:, None] % 10 + 1  # 10 stands for the digit 0
+        scipy_io.savemat(tmp_path / f"{split}_32x32.mat", {"X": np.zeros((32, 32, 3, count), np.uint8), "y": labels})
+    splits = open_data("svhn", root=tmp_path)
+    assert (len(splits.train), len(splits.test), splits.classes) == (20, 10, tuple("0123456789"))
+    assert splits.train.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_flowers_trains_on_its_train_and_val(tmp_path, image, monkeypatch):
+    scipy_io = pytest.importorskip("scipy.io")
+    monkeypatch.setattr("torchvision.datasets.Flowers102._check_integrity", lambda self: True)
+    place = tmp_path / "flowers-102"
+    (place / "jpg").mkdir(parents=True)
+    for i in range(1, 13):
+        image((60, 50)).save(place / "jpg" / f"image_{i:05d}.jpg")
+    scipy_io.savemat(place / "imagelabels.mat", {"labels": [list(range(1, 13))]})
+    scipy_io.savemat(place / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 4]], "tstid": [list(range(5, 13))]})
+    splits = open_data("flowers", root=tmp_path)
+    assert (len(splits.train), len(splits.test), splits.in_chans, splits.size) == (4, 8, 3, None)
+    assert splits.train.labels.tolist() == [0, 1, 2, 3] and splits.train.read(3)[0].size == (60, 50)
+
+
+def test_pets(tmp_path, image):
+    place = tmp_path / "oxford-iiit-pet"
+    (place / "images").mkdir(parents=True)
+    (place / "annotations").mkdir()
+    for split, count in ("trainval", 4), ("test", 2):
+        lines = []
+        for i in range(count):
+            image((50, 40)).save(place / "images" / f"Pug_{split}{i}.jpg")
+            lines.append(f"Pug_{split}{i} {i % 2 + 1} 1 1")
+        (place / "annotations" / f"{split}.txt").write_text("\n".join(lines))
+    splits = open_data("pets", root=tmp_path)
+    assert (len(splits.train), len(splits.test)) == (4, 2)
+    assert splits.train.path(2).endswith("images/Pug_trainval2.jpg")
+    assert splits.train.labels.tolist() == [0, 1, 0, 1] and not splits.train.in_memory
+
+
+def test_food(tmp_path, image):
+    place = tmp_path / "food-101"
+    (place / "meta").mkdir(parents=True)
+    for split in "train", "test":
+        files = {label: [f"{label}/{split}"] for label in ("pie", "soup")}
+        (place / "meta" / f"{split}.json").write_text(json.dumps(files))
+        for label in files:
+            (place / "images" / label).mkdir(parents=True, exist_ok=True)
+            image((50, 40)).save(place / "images" / label / f"{split}.jpg")
+    splits = open_data("food", root=tmp_path)
+    assert (len(splits.train), len(splits.test), splits.classes) == (2, 2, ("pie", "soup"))
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_a_set_that_is_not_there(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{name} was looked for in {tmp_path}.*--data-dir.*--download"):
+        open_data(name, root=tmp_path)

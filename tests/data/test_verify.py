@@ -1,0 +1,24 @@
+import pytest
+
+from metamix.data.verify import main
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_whole_set(folder, break_image, capsys, workers):
+    root = folder(kind="jpg", size=(64, 64))
+    assert main(["folder", "--data-dir", str(root), "--workers", workers]) == 0
+    assert capsys.readouterr().out == "all 18 images can be read\n"
+
+    break_image(root / "train" / "dog" / "1.jpg")
+    (root / "val" / "eel" / "0.jpg").write_bytes(b"")
+    assert main(["folder", "--data-dir", str(root), "--workers", workers]) == 1
+    first, second, summary = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{root}/train/dog/1.jpg: OSError: image file is truncated")
+    assert second == f"{root}/val/eel/0.jpg: not an image of a known format"
+    assert summary == "2 of 18 images of folder cannot be read"
+
+
+def test_wrong_names_end_with_a_sentence(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["digitss"])
+    assert "did you mean 'digits'" in capsys.readouterr().err
