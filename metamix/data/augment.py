@@ -115,7 +115,7 @@ def erase(image, probability, key):
     top = randint(hash64(key, ERASE_TOP), height - tall + 1)
     left = randint(hash64(key, ERASE_LEFT), width - wide + 1)
 
-    counter = torch.arange(part[:1].numel(), device=image.device).view(1, *part.shape[1:])
+    counter = torch.arange(image[0].numel(), device=image.device).view(image.shape[1:])
     noise = uniform(hash64(hash64(key, NOISE)[:, None, None, None], counter)) + 2**-25  # strictly between 0 and 1
     noise = torch.erfinv(2 * noise - 1) * math.sqrt(2)
     result = image.clone()

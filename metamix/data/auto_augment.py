@@ -184,7 +184,8 @@ def channels_first(function):
 
 
 def posterize(image, bits):
-    return image & (256 - 2 ** (8 - bits.ceil().int())).clamp(max=255).to(torch.uint8)
+    dropped = 8 - (bits - 1e-3).ceil().int()  # just under a whole number, whichever way the division rounded
+    return image & (256 - 2**dropped).to(torch.uint8)
 
 
 OPERATIONS = {

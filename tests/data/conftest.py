@@ -42,7 +42,8 @@ def break_image():
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * 0.9)])
         if path.suffix == ".jpg":
-            assert Image.open(path).size
+            with Image.open(path) as opened:
+                assert opened.size
 
     return damage
 

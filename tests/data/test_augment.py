@@ -1,0 +1,209 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from metamix.data import Augment, DataOptions, Normalize, open_data, train_loader
+from metamix.data.augment import CUT_X, CUT_Y, FLIP, LEFT, TOP, crop_flip, cutout, erase
+from metamix.data.random import hash64, randint, uniform
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+EVERYTHING = dict(auto_augment="trivial", cutout=9, erase=0.5, mixup=0.8, cutmix=1.0)
+
+
+@pytest.fixture
+def batch():
+    random = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (16, 20, 24, 3), generator=random, dtype=torch.uint8).permute(0, 3, 1, 2)
+    label = torch.randint(0, 5, (16,), generator=random)
+    return {"image": image, "label": label, "index": torch.randperm(1000, generator=random)[:16]}
+
+
+def augment(**options):
+    return Augment(DataOptions(**options), seed=4, mean=MEAN, std=STD, size=20, num_classes=5)
+
+
+def part(batch, where):
+    return {key: value[where] for key, value in batch.items()}
+
+
+def test_every_option_says_what_it_is():
+    assert all(len(field.metadata["help"]) > 10 for field in fields(DataOptions))
+
+
+@pytest.mark.parametrize("name, value", [("flip", 1.5), ("erase", -0.1), ("crop_scale", 2), ("padding", -1), ("mixup", -1)])
+def test_options_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}, but it must be"):
+        DataOptions(**{name: value})
+
+
+def test_normalize(batch):
+    done = Normalize(mean=MEAN, std=STD)(batch)
+    expected = (batch["image"].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert done["image"].dtype == torch.float32 and torch.allclose(done["image"].double(), expected, atol=1e-6)
+    assert done["image"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(done["target"], batch["label"])
+    assert Normalize(mean=MEAN, std=STD)(done)["image"] is done["image"], "what is float is normalised already"
+
+
+def test_without_augmentation_it_normalises(batch):
+    done = augment(padding=0, flip=0.0)(batch, 0, 0)
+    assert torch.equal(done["image"], Normalize(mean=MEAN, std=STD)(batch)["image"])
+    assert torch.equal(done["target"], batch["label"]) and torch.equal(done["index"], batch["index"])
+
+
+def test_crop_and_flip_as_numpy_does_them():
+    image = torch.randint(0, 256, (64, 7, 9, 2), dtype=torch.uint8)
+    key = hash64(torch.arange(64))
+    tops, lefts = randint(hash64(key, TOP), 7), randint(hash64(key, LEFT), 7)
+    flips = uniform(hash64(key, FLIP)) < 0.5
+    assert tops.unique().tolist() == lefts.unique().tolist() == list(range(7)) and 16 < flips.sum() < 48
+    for got, given, top, left, flip in zip(crop_flip(image, 3, 0.5, key), image, tops, lefts, flips):
+        window = np.pad(given.numpy(), ((3, 3), (3, 3), (0, 0)))[top : top + 7, left : left + 9]
+        assert np.array_equal(got.numpy(), window[:, ::-1] if flip else window)
+
+
+def test_cutout_clears_one_square_of_each_image():
+    key = hash64(torch.arange(50))
+    kept = cutout(torch.ones(50, 20, 24, 3), 7, key)
+    y, x = randint(hash64(key, CUT_Y), 20), randint(hash64(key, CUT_X), 24)
+    for n in range(50):
+        expected = torch.ones(20, 24, 3)
+        expected[max(0, y[n] - 3) : y[n] + 4, max(0, x[n] - 3) : x[n] + 4] = 0
+        assert torch.equal(kept[n], expected)
+    with pytest.raises(ValueError, match="cutout is 21 pixels, but images have 20"):
+        augment(cutout=21)
+
+
+def test_erase_fills_rectangles_of_some_images_with_noise():
+    image = torch.full((2000, 20, 24, 1), 7.0)
+    done = erase(image, 0.25, hash64(torch.arange(2000)))[..., 0]
+    erased = done != 7
+    chosen = erased.flatten(1).any(1)
+    assert 0.2 < chosen.float().mean() < 0.3
+    rows, columns = erased.any(2).sum(1)[chosen], erased.any(1).sum(1)[chosen]
+    area = erased.sum((1, 2))[chosen]
+    assert torch.equal(area, rows * columns), "one rectangle"
+    assert 0.01 < area.min() / 480 < 0.04 and 0.3 < area.max() / 480 < 0.4
+    assert (rows > 1.5 * columns).any() and (columns > 1.5 * rows).any()
+    noise = done[erased]
+    assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
+    assert len(noise.unique()) > 0.99 * len(noise)
+
+
+@pytest.mark.parametrize("options", [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHING])
+def test_two_processes_make_what_one_makes(batch, options):
+    """To the bit, in images and targets; the contiguous halves of the batch go through separately."""
+    transform = augment(**options)
+    whole = transform(batch, epoch=3, step=5)
+    halves = [transform(part(batch, where), epoch=3, step=5) for where in (slice(0, 8), slice(8, 16))]
+    for key in "image", "target":
+        assert torch.equal(whole[key], torch.cat([half[key] for half in halves]))
+
+
+@pytest.mark.parametrize("options", [{}, {name: EVERYTHING[name] for name in ("auto_augment", "cutout", "erase")}])
+def test_a_sample_depends_on_seed_epoch_and_index(batch, options):
+    """And not on the step or on its neighbours."""
+    transform = augment(**options)
+    image = transform(batch, epoch=3, step=5)["image"]
+    order = torch.randperm(16)
+    assert torch.equal(transform(part(batch, order), epoch=3, step=9)["image"], image[order])
+    other = Augment(DataOptions(**options), seed=5, mean=MEAN, std=STD, size=20, num_classes=5)
+    moved = {**batch, "index": batch["index"] + 1}
+    for changed in transform(batch, 4, 5), other(batch, 3, 5), transform(moved, 3, 5):
+        assert (changed["image"] != image).flatten(1).any(1).all()
+
+
+def test_the_batch_that_was_given_stays_as_it_is(batch):
+    before = {key: value.clone() for key, value in batch.items()}
+    floats = Normalize(mean=MEAN, std=STD)(batch)
+    as_floats = floats["image"].clone()
+    augment(**EVERYTHING)(batch, 0, 0)
+    augment(**EVERYTHING)(floats, 0, 0)
+    assert all(torch.equal(batch[key], before[key]) for key in batch) and torch.equal(floats["image"], as_floats)
+
+
+def test_images_stay_channels_last(batch):
+    image = augment(**EVERYTHING)(batch, 0, 0)["image"]
+    assert (image.shape, image.dtype) == (batch["image"].shape, torch.float32)
+    assert image.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_float_images_were_cropped_and_flipped_by_the_workers(batch):
+    floats = Normalize(mean=MEAN, std=STD)(batch)
+    assert torch.equal(augment(auto_augment="trivial")(floats, 0, 0)["image"], floats["image"])
+    assert not torch.equal(augment(cutout=9)(floats, 0, 0)["image"], floats["image"])
+
+
+def plain(**options):
+    return augment(padding=0, flip=0.0, **options)
+
+
+def test_mixup(batch):
+    given = plain()(batch, 0, 0)["image"]
+    done = plain(mixup=0.8)(batch, 0, 0)
+    partner = torch.arange(16) ^ 1
+    image, target = done["image"], done["target"]
+    hard = torch.nn.functional.one_hot(batch["label"], 5).float()
+    share = ((image - given[partner]) * (given - given[partner])).sum() / (given - given[partner]).square().sum()
+    assert 0 < share < 1
+    assert torch.allclose(image, share * given + (1 - share) * given[partner], atol=1e-5)
+    assert torch.allclose(target, share * hard + (1 - share) * hard[partner], atol=1e-5)
+
+
+def test_cutmix(batch):
+    given = plain()(batch, 0, 0)["image"]
+    hard = torch.nn.functional.one_hot(batch["label"], 5).float()
+    partner = torch.arange(16) ^ 1
+    for step in range(20):
+        done = plain(cutmix=1.0)(batch, 0, step)
+        own = (done["image"] == given).all(1)
+        assert torch.equal(torch.where(own[:, None], given, given[partner]), done["image"])
+        assert (own == own[0]).float().mean() > 0.99, "one box for all; equal pixels of partners aside"
+        share = own[0].float().mean()
+        assert torch.allclose(done["target"], share * hard + (1 - share) * hard[partner], atol=1e-5)
+
+
+def test_mixing_is_drawn_anew_for_each_step(batch):
+    given = plain()(batch, 0, 0)["image"]
+    transform = plain(mixup=0.8, cutmix=1.0, mix_prob=0.75)
+    targets, kinds = [], []
+    for step in range(100):
+        done = transform(batch, 0, step)
+        targets.append(done["target"])
+        kept = (done["image"] == given).float().mean()
+        kinds.append("none" if kept == 1 else "mixup" if kept < 0.02 else "cutmix")
+        assert torch.allclose(done["target"].sum(1), torch.ones(16))
+    assert 12 < kinds.count("none") < 40 and 20 < kinds.count("mixup") < 60 and 20 < kinds.count("cutmix") < 60
+    assert torch.equal(targets[7], transform(batch, 0, 7)["target"])
+    assert len({tuple(target.flatten().tolist()) for target in targets}) > 50
+    assert not all(torch.equal(transform(batch, 1, step)["target"], targets[step]) for step in range(5))
+
+
+def test_mixing_needs_pairs(batch):
+    with pytest.raises(ValueError, match="pair neighbours, so each process needs an even number .* not 15: change batch_size"):
+        augment(mixup=0.8)(part(batch, slice(0, 15)), 0, 0)
+
+
+def test_mixing_draws_nothing_from_the_run(batch):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    augment(**EVERYTHING)(batch, 0, 0)
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_from_loader_to_target_on_any_number_of_processes(folder, memory):
+    splits = open_data("folder", root=folder(), memory=memory)
+    options = DataOptions(memory=memory, workers=0, img_size=24, mean=MEAN, std=STD, **EVERYTHING)
+    transform = Augment(options, seed=1, mean=MEAN, std=STD, size=24, num_classes=3)
+
+    def epoch(world):
+        loaders = [train_loader(splits.train, options, batch_size=4, rank=r, world=world, seed=1) for r in range(world)]
+        for step, shares in enumerate(zip(*(loader.epoch(2) for loader in loaders))):
+            done = [transform(share, 2, step) for share in shares]
+            yield {key: torch.cat([share[key] for share in done]) for key in ("image", "target", "index")}
+
+    one, two = list(epoch(1)), list(epoch(2))
+    assert len(one) == len(two) == 3
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(one, two) for key in a)
