@@ -21,17 +21,15 @@ TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP
 
 class Normalize:
     """Called with a batch, makes of its uint8 images float32 ones, (x / 255 - mean) / std, channels_last; and "target", the
-    labels. Float images, as workers give them, are normalised already."""
+    labels."""
 
     def __init__(self, *, mean, std):
         mean, std = torch.tensor(mean), torch.tensor(std)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, batch):
-        image = batch["image"]
-        if image.dtype == torch.uint8:
-            image = self.normalize(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return {**batch, "image": image, "target": batch["label"]}
+        image = self.normalize(batch["image"].permute(0, 2, 3, 1))
+        return {**batch, "image": image.permute(0, 3, 1, 2), "target": batch["label"]}
 
     def normalize(self, image):  # (n, H, W, C) uint8 -> float32
         n, height, width, channels = image.shape
@@ -46,8 +44,8 @@ class Augment:
     Called with (batch, epoch, step), gives the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
     labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32.
 
-    uint8 images (from memory) are cropped, flipped, put through `auto_augment` and normalised here; for float images
-    (streamed) the workers did so. Cutout, erasing and mixing follow for both.
+    Images are cropped, flipped and put through `auto_augment`, unless the batch has "cropped": then its images were streamed,
+    and the workers did so. Normalisation, cutout, erasing and mixing follow.
     """
 
     def __init__(self, options, *, seed, mean, std, size, num_classes):
@@ -61,11 +59,11 @@ class Augment:
         options = self.options
         key = hash64(self.seed, SAMPLE, epoch, batch["index"])
         image, target = batch["image"].permute(0, 2, 3, 1), batch["label"]  # (n, H, W, C)
-        if image.dtype == torch.uint8:
+        if "cropped" not in batch:
             image = crop_flip(image, options.padding, options.flip, key)
             if self.policy:
                 image = self.policy(image, hash64(key, POLICY))
-            image = self.normalize(image)
+        image = self.normalize(image)
         if options.cutout:
             image = cutout(image, options.cutout, key)
         if options.erase:

@@ -14,6 +14,7 @@ import math
 import re
 
 import torch
+from PIL import ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as F
@@ -79,9 +80,18 @@ def pil_transform(text, size, mean):
     if policy == "trivial":
         return TrivialAugmentWide(fill=list(fill))
     magnitude, layers, deviation = policy
-    return rand_augment_transform(
+    transform = rand_augment_transform(
         f"rand-m{magnitude}-n{layers}-mstd{deviation}-inc1", dict(translate_const=int(0.45 * size), img_mean=fill)
     )
+    for operation in transform.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.aug_fn = pil_posterize
+    return transform
+
+
+def pil_posterize(image, bits, **_):
+    """timm asks for 0 bits at magnitude 10, which Pillow refuses."""
+    return ImageOps.posterize(image, max(bits, 1))
 
 
 class AutoAugment:
@@ -184,7 +194,7 @@ def channels_first(function):
 
 
 def posterize(image, bits):
-    dropped = 8 - (bits - 1e-3).ceil().int()  # just under a whole number, whichever way the division rounded
+    dropped = 8 - (bits - 1e-3).ceil().clamp(min=1).int()  # not above a whole number, whichever way the division rounded
     return image & (256 - 2**dropped).to(torch.uint8)
 
 

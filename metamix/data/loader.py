@@ -29,8 +29,9 @@ def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
             a source smaller than one batch is repeated to fill one.
         rank, world: this process gets the rank-th of `world` contiguous parts.
 
-    A batch is {"image": (n, C, H, W) channels_last, "label": (n,) int64, "index": (n,) int64}, with n = batch_size / world:
-    uint8 and unaltered from memory, float32 augmented and normalised from workers. `Augment` does the rest in both cases.
+    A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, n = batch_size / world.
+    From memory, images are as they are in the set. Streamed ones were cropped, flipped and put through `auto_augment` by the
+    workers, and the batch says so: "cropped", (n,) bool, true. `Augment` does the rest in both cases.
     """
     if batch_size % world:
         raise ValueError(f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}")
@@ -174,6 +175,7 @@ def collate(samples):
     images, labels, indices, broken = zip(*samples)
     return {
         "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
+        "cropped": torch.ones(len(images), dtype=torch.bool),
         "label": torch.tensor(labels),
         "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],
@@ -181,16 +183,15 @@ def collate(samples):
 
 
 def transform(source, options, train):
-    """timm's transforms of a PIL image into a normalised (C, H, W) float32 tensor."""
-    mean, std = statistics(source, options)
+    """timm's transforms of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
-    common = dict(input_size=size, interpolation=options.interpolation, mean=mean, std=std)
+    common = dict(input_size=size, interpolation=options.interpolation, use_prefetcher=True)  # that is: uint8, not normalised
     if not train:
         return create_transform(**common, crop_pct=options.crop_pct)
     crop, _, finish = create_transform(
         **common, is_training=True, separate=True, scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None
     )
-    policy = pil_transform(options.auto_augment, size, mean)
+    policy = pil_transform(options.auto_augment, size, statistics(source, options)[0])
     return Compose([crop, policy, finish] if policy else [crop, finish])
 
 

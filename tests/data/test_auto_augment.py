@@ -20,7 +20,7 @@ BY_PIL = {
     "color": (lambda image, v: ImageEnhance.Color(image).enhance(1 + v), [-0.9, 0.5]),
     "contrast": (lambda image, v: ImageEnhance.Contrast(image).enhance(1 + v), [-0.9, 0.5]),
     "sharpness": (lambda image, v: ImageEnhance.Sharpness(image).enhance(1 + v), [-0.9, 0.5]),
-    "posterize": (lambda image, v: ImageOps.posterize(image, int(v)), [8, 5, 2, 1]),
+    "posterize": (lambda image, v: ImageOps.posterize(image, max(1, int(v))), [8, 5, 2, 0]),
     "solarize": (lambda image, v: ImageOps.solarize(image, v), [255, 100, 0]),
     "solarize_add": (lambda image, v: timm.solarize_add(image, int(v)), [0, 50.5, 110]),
     "invert": (lambda image, v: ImageOps.invert(image), [0]),
@@ -149,11 +149,11 @@ def test_rand_augment_skips_half_and_scatters_magnitudes():
 
 def test_streamed_images_have_the_same_policies(image):
     assert pil_transform("none", 32, (0.5,) * 3) is None
-    for text in "trivial", "rand-m9-n2":
+    for text in "trivial", "rand-m10-n3":
         for mode in "RGB", "L":
             transform = pil_transform(text, 32, (0.5,) * len(mode))
             given = image(mode=mode)
-            done = [transform(given) for _ in range(20)]
+            done = [transform(given) for _ in range(50)]
             assert all((picture.size, picture.mode) == ((32, 32), mode) for picture in done)
             assert any(picture.tobytes() != given.tobytes() for picture in done)
-    assert "m=9" in repr(transform) and "n=2" in repr(transform)
+    assert "m=10" in repr(transform) and "n=3" in repr(transform)

@@ -78,8 +78,8 @@ def test_streamed_batches(source, workers):
     loader = train_loader(source("no"), options, batch_size=4, seed=1)
     first, again, second = list(loader.epoch(0)), list(loader.epoch(0)), list(loader.epoch(1))
     image = first[0]["image"]
-    assert (len(loader), len(first), image.shape, image.dtype) == (3, 3, (4, 3, 24, 24), torch.float32)
-    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert (len(loader), len(first), image.shape, image.dtype) == (3, 3, (4, 3, 24, 24), torch.uint8)
+    assert image.is_contiguous(memory_format=torch.channels_last) and first[0]["cropped"].tolist() == [True] * 4
     assert all(map(equal, first, again))
     where = {int(i): n for n, i in enumerate(joined(second)["index"])}
     moved = [joined(second)["image"][where[int(i)]] for i in first[0]["index"]]
@@ -127,11 +127,11 @@ def test_loading_draws_nothing_from_the_run(source):
 
 def test_streamed_evaluation_is_timms(source):
     source = source("no")
-    options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75, mean=(0.5,) * 3, std=(0.25,) * 3)
+    options = DataOptions(memory="no", workers=0, img_size=24, crop_pct=0.75)
     batch = next(iter(eval_loader(source, options, batch_size=12)))
     assert batch["index"].tolist() == list(range(12))
-    middle = np.asarray(source.read(3)[0], dtype=np.float32)[4:28, 4:28]  # 32 is 24 / 0.75: cropped, not resized
-    assert np.allclose(batch["image"][3].permute(1, 2, 0), (middle / 255 - 0.5) / 0.25, atol=1e-6)
+    middle = np.asarray(source.read(3)[0])[4:28, 4:28]  # 32 is 24 / 0.75: cropped, not resized
+    assert np.array_equal(batch["image"][3].permute(1, 2, 0), middle)
 
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 2)])

@@ -60,7 +60,7 @@ def test_small_images_enlarged_to_large_ones_are_streamed(folder):
     options = DataOptions(img_size=224, workers=0)
     assert image_size(splits.test, options) == 224
     batch = next(iter(eval_loader(splits.test, options, batch_size=4)))
-    assert (batch["image"].shape, batch["image"].dtype) == ((4, 3, 224, 224), torch.float32)
+    assert (batch["image"].shape, batch["image"].dtype) == ((4, 3, 224, 224), torch.uint8)
     assert in_memory(splits.train, DataOptions(img_size=224, memory="yes"))
 
 
