@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -54,33 +54,38 @@ def build(name: str, pretrained: bool = False, **kwargs) -> nn.Module:
 
 
 def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | None = None, **preset) -> None:
-    """Register `name` with timm: `builder(name, pretrained, **preset)`, where what the caller says overrides the preset.
+    """Register `name` with timm: `builder(name, pretrained, **preset)`, where the caller's words override the preset.
 
     Args:
         builder: `build`, or a family's own, which takes the paper's words.
         cfg: entries of timm's `PretrainedCfg` that hold for the model without weights.
-        tags: entries for weights elsewhere, by tag. Cards in `weights_dir()` come before them; the first weight made for
-            the images and classes of `cfg` is the default.
+        tags: entries for weights elsewhere, by tag.
 
     Raises:
         ValueError: the name is taken; timm itself would overwrite the other model with no more than a warning.
     """
     if timm.is_model(name):
         raise ValueError(f"timm knows a model named {name!r} already: choose another name.")
-    local, tags = local_weights().get(name, {}), tags or {}
-    cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
-    default = [tag for tag, c in cfgs.items() if all(c[k] == cfg[k] for k in ("input_size", "num_classes"))]
-    order = [*default[:1], "", *(tag for tag in cfgs if tag not in default[:1])]
-    cfgs[""] = cfg
-    default_cfgs[name] = DefaultCfg(
-        tags=deque(order), cfgs={tag: PretrainedCfg(**cfgs[tag]) for tag in order}, is_pretrained=len(order) > 1
-    )
+    default_cfgs[name] = tagged_cfgs(name, cfg, tags or {})
 
     def entrypoint(pretrained: bool = False, **kwargs) -> nn.Module:
         return builder(name, pretrained, **{**preset, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     register_model(entrypoint)
+
+
+def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
+    """Configurations of `name` by tag: those of the cards in `weights_dir()`, then `tags`.
+
+    The first made for the images and classes of `cfg` is the default; where none is, the model without weights.
+    """
+    local = local_weights().get(name, {})
+    cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
+    default = [tag for tag, c in cfgs.items() if all(c[k] == cfg[k] for k in ("input_size", "num_classes"))][:1]
+    order = [*default, "", *(tag for tag in cfgs if tag not in default)]
+    cfgs[""] = cfg
+    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in order}, is_pretrained=len(order) > 1)
 
 
 def weights_dir() -> Path:
@@ -107,16 +112,18 @@ def local_weights() -> dict[str, dict[str, dict]]:
             entries = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()} | {"file": str(weights)}
             PretrainedCfg(**entries)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{card} is no card of a weight: {error!r}. It needs the entries of timm's PretrainedCfg.") from error
+            raise ValueError(
+                f"{card} is no card of a weight: {error!r}. It needs the entries of timm's PretrainedCfg."
+            ) from error
         found.setdefault(name, {})[tag] = entries
     return found
 
 
 def checkpoint_filter(state: dict, model: MetaFormer) -> dict[str, Tensor]:
-    """Bring a checkpoint's tensors to `model`: unwrapped, in our names, spatial weights resampled to the model's image size.
+    """Bring a checkpoint's tensors to `model`: unwrapped, in our names, spatial weights resampled to its image size.
 
-    Takes our own files and those that `official.PUBLISHED` lists. timm loads loosely as soon as the class count differs, so
-    what must not be missing is checked here.
+    Takes our own files and those in a format of `official.PUBLISHED`. timm loads loosely as soon as the class count
+    differs, so what must not be missing is checked here.
 
     Raises:
         ValueError: a tensor other than the head's is missing, left over or of a shape that does not fit.
@@ -131,9 +138,9 @@ def checkpoint_filter(state: dict, model: MetaFormer) -> dict[str, Tensor]:
     # What may differ, as timm sees to it: the head, and the channels of the first convolutions.
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
     checked = {key: given[key] for key in own.keys() & given.keys()}
-    for conv in as_tuple(model.pretrained_cfg["first_conv"]):
-        key = f"{conv}.weight"
-        if key in checked and checked[key].shape[:1] + checked[key].shape[2:] == own[key].shape[:1] + own[key].shape[2:]:
+    for key in (f"{conv}.weight" for conv in as_tuple(model.pretrained_cfg["first_conv"])):
+        mine, theirs = (tensors[key].shape if key in tensors else () for tensors in (own, checked))
+        if theirs and mine[:1] + mine[2:] == theirs[:1] + theirs[2:]:
             del checked[key], own[key]
     unknown -= {layout.name("head.weight"), layout.name("head.bias")}
     check_state(checked, own, unknown, model.pretrained_cfg["architecture"], layout.name)
@@ -157,11 +164,14 @@ def adapt_state(state: dict[str, Tensor], model: MetaFormer) -> dict[str, Tensor
             prefix = f"{name}.mixer."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if own.keys() != block.mixer.state_dict().keys():
-                continue  # check_state names what is missing,
+                continue  # check_state names what is missing
             try:
                 adapted = block.mixer.adapt_state(own)
-            except (RuntimeError, IndexError):
-                continue  # and what has no shape to start from
+            except (RuntimeError, IndexError, ValueError) as error:
+                shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in own.items())
+                raise ValueError(
+                    f"The checkpoint does not fit: no image size explains the shapes in {prefix}: {shapes}."
+                ) from error
             state |= {prefix + k: v for k, v in adapted.items()}
     return state
 
@@ -174,7 +184,8 @@ def check_state(
     The message speaks of `model`, and calls tensors by their `name` in the file.
     """
     problems = []
-    for what, keys in (("lacks", {name(key) for key in own.keys() - given.keys()}), ("has, unknown to the model,", unknown)):
+    missing = {name(key) for key in own.keys() - given.keys()}
+    for what, keys in (("lacks", missing), ("has, unknown to the model,", unknown)):
         if keys:
             some = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
             problems.append(f"{what} {some}")
@@ -182,12 +193,14 @@ def check_state(
         mine, theirs = own[key].shape, given[key].shape
         if mine != theirs:
             problems.append(f"has {name(key)} of shape {tuple(theirs)} where the model has {tuple(mine)}")
+    if len(problems) > 6:
+        problems[6:] = [f"has {len(problems) - 6} more such tensors"]
     if problems:
         raise ValueError(
-            f"The checkpoint does not fit {model}: it {'; it '.join(problems[:6])}. "
+            f"The checkpoint does not fit {model}: it {'; it '.join(problems)}. "
             f"Load it into the model that it was saved from."
         )
 
 
-def as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())

@@ -1,8 +1,8 @@
 """Checkpoints of the authors' own code: `load_official(source, state_dict, **constructor)` makes our model of them.
 
-Each source is three things, in the order of this file: how the authors name a tensor that we call otherwise; how they lay it
-out, where that differs; and a function that takes their constructor's arguments, by their names and with their defaults, and
-builds our model. Left out of a call, an argument has the authors' default; one that our models cannot honour is refused.
+Each source is three things, in the order of this file: how the authors name a tensor that we call otherwise; how they
+lay it out, where that differs; and a function that takes their constructor's arguments by their names and builds our
+model. An argument that our models cannot honour is refused.
 """
 
 import inspect
@@ -203,11 +203,12 @@ RAFTMLP = (
 def raftmlp_layout(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
     *path, name, kind = key.split(".")
     parent = model.get_submodule(".".join(path))
-    if isinstance(parent, RaftMlp) and name == "norm":
+    if isinstance(parent, RaftMlp) and name == "norm":  # their norm sees the channels in another order than the stream
         return rearrange(tensor, "(c r) -> (r c)", r=parent.raft_size)
     if path[-1:] == ["convs"] and kind == "weight":  # one Linear has the patches of all kernels, side by side
         columns = tensor.split([conv.weight[0].numel() for conv in parent], dim=1)[int(name)]
-        return rearrange(columns, patch, h=parent[int(name)].kernel_size[0], w=parent[int(name)].kernel_size[1])
+        k = parent[int(name)].kernel_size[0]
+        return rearrange(columns, patch, h=k, w=k)
     return tensor
 
 
@@ -232,7 +233,12 @@ def raft_mlp(
         if layer.keys() - {"embedding_kernels"} != wanted - {"embedding_kernels"} or (cross and layer.keys() != wanted):
             refuse(f"layers[{i}]", dict(layer), f"a dict of {', '.join(sorted(wanted))}")
         if cross:
-            accept(f"layers[{i}]['patch_size']", layer["patch_size"], [min(layer["embedding_kernels"])], "the smallest kernel")
+            accept(
+                f"layers[{i}]['patch_size']",
+                layer["patch_size"],
+                [min(layer["embedding_kernels"])],
+                "the smallest kernel",
+            )
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
     model = raftmlp.raftmlp(
@@ -243,7 +249,9 @@ def raft_mlp(
         depths=tuple(layer["depth"] for layer in layers),
         dims=tuple(layer["dim"] for layer in layers),
         patch_sizes=tuple(layer["patch_size"] for layer in layers),
-        embedding_kernels=tuple(tuple(layer["embedding_kernels"]) if cross else (layer["patch_size"],) for layer in layers),
+        embedding_kernels=tuple(
+            tuple(layer["embedding_kernels"]) if cross else (layer["patch_size"],) for layer in layers
+        ),
         mixer_args=[dict(raft_size=layer["raft_size"], **raft) for layer in layers],
         channel_expansion=channel_expansion_factor,
     )
@@ -278,7 +286,9 @@ def wavemix_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
         return tensor
     c = model.num_features // 4
     low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
-    high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)  # theirs: three bands of a channel, then the next
+    high = rearrange(
+        high, "o (c band) h w -> o (band c) h w", band=3
+    )  # theirs: three bands of a channel, then the next
     return torch.cat([low, high, deeper], dim=1)
 
 
@@ -394,9 +404,13 @@ def maxim_mab(
     dropout_rate: float = 0.0,
 ):
     accept("use_bias", use_bias, [True], "True")
-    accept("dropout_rate", dropout_rate, [0], "0, as in all published models: their gated MLPs have dropouts of their own")
+    accept(
+        "dropout_rate", dropout_rate, [0], "0, as in all published models: their gated MLPs have dropouts of their own"
+    )
     if "LayerNorm_in/scale" not in state:
-        raise ValueError("The checkpoint lacks LayerNorm_in/scale, from which the width follows: give the layer's own tree.")
+        raise ValueError(
+            "The checkpoint lacks LayerNorm_in/scale, from which the width follows: give the layer's own tree."
+        )
     dim = len(state["LayerNorm_in/scale"])
     mixer = Maxim(
         dim,
@@ -448,19 +462,20 @@ def format_of(state: Mapping[str, Tensor]) -> Format:
 
 
 def load_official(source: str, state_dict: Mapping, **constructor) -> nn.Module:
-    """The model that the authors' constructor builds from these arguments, as ours, with their weights; in evaluation mode.
+    """The model that the authors' constructor builds of these arguments, with their weights; in evaluation mode.
 
     All take images or maps as (B, C, H, W), of any size.
 
     Args:
         source: whose code the checkpoint is of, see the examples.
-        state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For maxim_mab a
-            flax tree, nested or with its names joined by "/".
-        constructor: arguments of the authors' constructor, by their names; what is left out has their default.
+        state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For
+            maxim_mab a flax tree, nested or with its names joined by "/".
+        constructor: arguments of the authors' constructor, by their names; what is left out has their default, or where
+            that says nothing the value of their published models.
 
     Raises:
-        ValueError: an argument that is unknown, missing or cannot be honoured; a tensor that is missing, unknown or of a
-            shape that does not fit. The message names it, a tensor by its authors' name.
+        ValueError: an argument that is unknown, missing or cannot be honoured; a tensor that is missing, unknown or of
+            a shape that does not fit. The message names it, a tensor by its authors' name.
 
     The authors' own classes, the classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer::
 
@@ -472,8 +487,8 @@ def load_official(source: str, state_dict: Mapping, **constructor) -> nn.Module:
 
     RaftMLP with `shortcut=True`, which is its default, is a `LevelHeads` around the model.
 
-    timm's poolformer_*, with its MetaFormer's arguments. The trunk is equal to timm's; the head normalises before the mean,
-    as the authors do and timm does not, so logits differ::
+    timm's poolformer_*, with its MetaFormer's arguments. The trunk is equal to timm's; the head normalises before the
+    mean, as the authors do and timm does not, so logits differ::
 
         load_official("timm_poolformer", timm.create_model("poolformer_s12").state_dict())
 
@@ -487,13 +502,16 @@ def load_official(source: str, state_dict: Mapping, **constructor) -> nn.Module:
     for argument in constructor:
         if argument not in parameters:
             raise ValueError(
-                f"{argument!r} is no argument of {source}{nearest(argument, parameters)} Its arguments: {', '.join(parameters)}."
+                f"{argument!r} is no argument of {source}{nearest(argument, parameters)} "
+                f"Its arguments: {', '.join(parameters)}."
             )
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
     if missing:
         raise ValueError(f"{source} needs {', '.join(missing)}: give what the checkpoint was trained with.")
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"state_dict is a {type(state_dict).__name__}; give tensors by name, what torch.load of the file returns.")
+        raise ValueError(
+            f"state_dict is a {type(state_dict).__name__}; give tensors by name, what torch.load of the file returns."
+        )
     state = flatten(unwrap(state_dict))
     model, layout = SOURCES[source](state, **constructor)
     given, unknown = layout.translate(state, model)

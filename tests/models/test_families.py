@@ -1,4 +1,4 @@
-"""Sizes of the papers' own models: to the digit what the authors' code has, and its multiply-adds where both do the same."""
+"""Sizes of the papers' own models: to the digit the authors', and their multiply-adds where both do the same work."""
 
 import pytest
 import timm
@@ -44,7 +44,7 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# The third party's, less the norm that it builds and never uses: one class token and its position there are a final norm here.
+# The third party's, less the norm that it never uses. Its class token and that one's position are a final norm here.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,
     "minattn_full_mlp_h4_mnist": 156_298,
@@ -58,7 +58,7 @@ MINATTN = {
     "minattn_minimal_nomlp_h1_mnist": 30_730,
     "minattn_full_mlp_h1_cifar": 165_450,
     "minattn_full_mlp_h4_cifar": 165_450,
-    "minattn_collapsed_mlp_h1_cifar": 140_490,  # not in the third party's table; 9,152 more than for MNIST, as in every other row
+    "minattn_collapsed_mlp_h1_cifar": 140_490,  # in nobody's table; 9,152 more than for MNIST, as in every row
     "minattn_minimal_mlp_h1_cifar": 90_570,
     "minattn_full_nomlp_h1_cifar": 114_762,
     "minattn_full_nomlp_h4_cifar": 114_762,
@@ -93,7 +93,7 @@ def test_macs(name, macs):
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in RAFTMLP.items()])
 def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
-    """Theirs multiplies each pixel of a patch once a kernel, ours once: the smaller kernel of each pair costs nothing."""
+    """Theirs multiplies a pixel once a kernel, ours once: the smaller kernel of each pair costs nothing."""
     model = create(name)
     saved, side, in_chans = 0, 224, 3
     for stage, (kernels, stride) in zip(model.stages, (((4, 8), 4), ((2, 4), 2), ((2, 4), 2), ((2,), 2))):
@@ -115,7 +115,7 @@ def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
     ],
 )
 def test_macs_of_minimal_attention_less_the_class_token(name, linear_maps, macs):
-    """Six layers of 64 channels on 16 tokens instead of 17. The symmetric rows differ in more: theirs multiply T by T^T."""
+    """Six layers of 64 channels on 16 tokens, not 17. The symmetric rows differ in more: theirs multiply T by T^T."""
     class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
@@ -128,7 +128,9 @@ def test_class_counts_follow():
     assert parameters(create("ninformer_cifar", num_classes=100)) == 2_675_300
 
 
-@pytest.mark.parametrize("name, count", [("raftmlp_s", 10_331_488), ("raftmlp_m", 22_451_776), ("raftmlp_l", 37_896_416)])
+@pytest.mark.parametrize(
+    "name, count", [("raftmlp_s", 10_331_488), ("raftmlp_m", 22_451_776), ("raftmlp_l", 37_896_416)]
+)
 def test_level_heads(name, count):
     assert parameters(LevelHeads(create(name))) == count
 
