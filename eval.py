@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                    engine=EvalOptions, default_task="classification", description=__doc__.split("\n\n")[0])
     try:
         score(recipe.task, recipe.engine, recipe.options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.main:
             print(stopped)
         ranks.stop()
-    except (ValueError, OSError, NotFinite) as error:
+    except (ValueError, OSError, ImportError, NotFinite) as error:
         who = f"[rank {ranks.rank}] " if ranks is not None and ranks.world > 1 else ""
         raise SystemExit(f"{who}error: {error}") from error
 

@@ -203,6 +203,8 @@ def read_text(text: Any, wanted: Any, where: str) -> Any:
 def convert(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the annotation `wanted` has it; a ValueError that says where, what was given and what is needed."""
     for kind in _kinds(wanted):
+        if isinstance(value, bool) and {"yes", "no"} <= set(get_args(kind)):    # words that YAML 1.1 reads as a switch
+            return "yes" if value else "no"
         if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
             return value
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
