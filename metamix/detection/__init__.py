@@ -1,0 +1,6 @@
+"""Any backbone under any of torchvision's detectors; COCO-format data, scores and pictures."""
+
+from .backbone import Backbone, build_backbone
+from .detectors import build_detector
+
+__all__ = ["Backbone", "build_backbone", "build_detector"]

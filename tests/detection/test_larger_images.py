@@ -1,0 +1,89 @@
+"""Mixers on maps larger than those that they were made for: the same image, enlarged, must give the same features.
+
+A backbone made for 224 pixels gets a photograph of 224 and the same enlarged to 448; its features of the second,
+averaged back, are compared with those of the first place by place, channel by channel, each channel's mean taken off.
+The control is the photograph with its tiles shuffled, enlarged.
+
+Two measures. (1) Each mixer alone, at the sizes of all four stages, on maps that are the photograph through a 1x1
+convolution. (2) The backbone at stride 4. Random weights limit what (2) can show further up: a model without any mixer
+keeps 0.97, 0.94, 0.91 and 0.85 at its four stages, and random weights that belong to places (raft, nin) or phases
+(wavemix: a transposed convolution of stride 2 writes four phases with four kernels) make maps as rough as their grid,
+of which an enlarged one shows the average. So wavemix stands in (1) with its bilinear upsampling, and is compared in
+(2) over cells of four places.
+"""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_sample_image
+from torch import nn
+
+import metamix  # noqa: F401  registers the models
+from metamix.detection.backbone import group_norms
+from metamix.mixers import create_mixer
+from metamix.models.comparison import mixer_options
+
+MIXERS = ("pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+STAGES = ((64, 56), (128, 28), (320, 14), (512, 7))  # channels and side of the maps for 224 pixels
+
+
+def resized(x, size, **kwargs):
+    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    x = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None, :, :, 100:527] / 255
+    return (resized(x, 224, antialias=True) - 0.45) / 0.22
+
+
+def shuffled(x, tile):
+    tiles = F.unfold(x, tile, stride=tile)
+    return F.fold(tiles[:, :, torch.randperm(tiles.shape[2])], x.shape[-2:], tile, stride=tile)
+
+
+def agreement(a, b, cells=1):
+    """Correlation of a map with one of twice its size, over averages of `cells` x `cells` places."""
+    a, b = F.avg_pool2d(a, cells, ceil_mode=True), F.avg_pool2d(b, 2 * cells, ceil_mode=True)
+    a, b = (x - x.mean((-2, -1), keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
+
+
+@pytest.mark.parametrize("dim, side", STAGES)
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.no_grad()
+def test_a_mixer_alone(photo, mixer, dim, side):
+    torch.manual_seed(0)
+    options = mixer_options(mixer, dim, nano=False)
+    if mixer == "wavemix":
+        options = dict(mult=1, norm="group", upsample="bilinear")
+    mix = create_mixer(mixer, dim, size=(side, side), **options).eval()
+    x = F.group_norm(F.conv2d(resized(photo, side, antialias=True), torch.randn(dim, 3, 1, 1)), 1)
+    y = mix(x)
+    assert agreement(y, mix(resized(x, 2 * side))) > 0.9
+    assert agreement(y, mix(resized(shuffled(x, 1), 2 * side))) < 0.5
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.no_grad()
+def test_a_backbone(photo, mixer):
+    torch.manual_seed(0)
+    arguments = dict(img_size=224, layer_scale=1.0, features_only=True, out_indices=(0,))
+    model = group_norms(timm.create_model(f"metaformer_{mixer}_s12", **arguments)).eval()
+    (features,) = model(photo)
+    cells = 2 if mixer == "wavemix" else 1
+    assert agreement(features, model(resized(photo, 448))[0], cells) > 0.9
+    assert agreement(features, model(resized(shuffled(photo, 16), 448))[0], cells) < 0.3
+
+
+@torch.no_grad()
+def test_a_mixer_that_counts_in_tokens_would_be_noticed(photo):
+    """It moves a map by seven places, a quarter of one map and an eighth of the other."""
+
+    class Shift(nn.Module):
+        def forward(self, x):
+            return x.roll((7, 7), (-2, -1))
+
+    x = resized(photo, 28, antialias=True)
+    assert agreement(Shift()(x), Shift()(resized(x, 56))) < 0.5
