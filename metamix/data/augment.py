@@ -1,9 +1,10 @@
 """Augmentation of a batch of images at once, on the device where they are.
 
-What happens to a sample is drawn from (seed, epoch, index): neither the batch that it came in nor the device matters. The
-parameters of mixing are drawn from (seed, epoch, step), the same on every process, and sample i of the *global* batch is
-mixed with its neighbour: 0 with 1, 2 with 3, and so on. The samples of a step are in random order, so neighbours are as good
-as any other pairs, and with an even number of samples on each process no pair straddles two of them.
+What happens to a sample is drawn from (seed, epoch, index): neither the batch that it came in nor the device matters.
+The parameters of mixing are drawn from (seed, epoch, step), the same on every process, and sample i of the *global*
+batch is mixed with its neighbour: 0 with 1, 2 with 3, and so on. The samples of a step are in random order, so
+neighbours are as good as any other pairs, and with an even number of samples on each process no pair straddles two of
+them.
 """
 
 import math
@@ -20,8 +21,8 @@ TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP
 
 
 class Normalize:
-    """Called with a batch, makes of its uint8 images float32 ones, (x / 255 - mean) / std, channels_last; and "target", the
-    labels."""
+    """Called with a batch, makes of its uint8 images float32 ones, (x / 255 - mean) / std, channels_last; and
+    "target", the labels."""
 
     def __init__(self, *, mean, std):
         mean, std = torch.tensor(mean), torch.tensor(std)
@@ -41,11 +42,12 @@ class Normalize:
 class Augment:
     """Augments and normalises a batch of `train_loader`.
 
-    Called with (batch, epoch, step), gives the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
-    labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32.
+    Called with (batch, epoch, step), gives the batch with "image" (n, C, H, W) float32, channels_last, and "target":
+    the labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. A task also knows
+    its rank and world; they change nothing.
 
-    Images are cropped, flipped and put through `auto_augment`, unless the batch has "cropped": then its images were streamed,
-    and the workers did so. Normalisation, cutout, erasing and mixing follow.
+    Images are cropped, flipped and put through `auto_augment`, unless the batch has "cropped": then its images were
+    streamed, and the workers did so. Normalisation, cutout, erasing and mixing follow.
     """
 
     def __init__(self, options, *, seed, mean, std, size, num_classes):
@@ -101,8 +103,8 @@ def cutout(image, side, key):
 
 
 def erase(image, probability, key):
-    """Fill a rectangle of some images with Gaussian noise: 2 % to a third of the area, sides at most 10 : 3 (Zhong et al.,
-    "Random erasing data augmentation", AAAI 2020, with timm's ranges)."""
+    """Fill a rectangle of some images with Gaussian noise: 2 % to a third of the area, sides at most 10 : 3 (Zhong et
+    al., "Random erasing data augmentation", AAAI 2020, with timm's ranges)."""
     chosen = (uniform(hash64(key, ERASE)) < probability).nonzero()[:, 0]
     key, part = key[chosen], image[chosen]
     height, width = image.shape[1:3]
@@ -132,12 +134,12 @@ def box(top, left, tall, wide, image):
 
 
 def mix(image, target, mixup, cutmix, probability):
-    """Mix each sample with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018) or, for half of the batches
-    where both are asked for, cutmix (Yun et al., ICCV 2019)."""
+    """Mix each sample with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018) or, for half of the
+    batches where both are asked for, cutmix (Yun et al., ICCV 2019)."""
     if len(image) % 2:
         raise ValueError(
-            f"mixup and cutmix pair neighbours, so each process needs an even number of samples per step, not {len(image)}: "
-            "change batch_size"
+            "mixup and cutmix pair neighbours, so each process needs an even number of samples per step, "
+            f"not {len(image)}: change batch_size"
         )
     if np.random.rand() >= probability:
         return image, target

@@ -1,13 +1,14 @@
-"""TrivialAugment and RandAugment for a whole batch: every sample draws its own operation, and samples that drew the same
-one go through it together.
+"""TrivialAugment and RandAugment for a whole batch: every sample draws its own operation, and samples that drew the
+same one go through it together.
 
-    trivial                  one of 14 operations, one of 31 strengths (Müller & Hutter, "TrivialAugment", ICCV 2021: the wide ranges)
-    rand-m9-n2[-mstd0.5]     n of 15 operations one after another, each left out half of the time, at magnitude m of 10, with
-                             Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, in the ranges of timm's inc1)
+    trivial                 one of 14 operations at one of 31 strengths
+                            (Müller & Hutter, "TrivialAugment", ICCV 2021, the wide ranges)
+    rand-m9-n2[-mstd0.5]    n of 15 operations one after another, each left out half of the time, at magnitude m of 10
+                            with Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
 
-Images are (k, H, W, C) uint8; geometry takes the nearest pixel and black beyond the border. Arithmetic is on integers, or
-element by element, so that what else is in the batch cannot change the result by a bit. Streamed images go through timm's
-and torchvision's implementations instead, one by one (`pil_transform`).
+Images are (k, H, W, C) uint8; geometry takes the nearest pixel and black beyond the border. Arithmetic is on
+integers, or element by element, so that what else is in the batch cannot change the result by a bit. Streamed images
+go through timm's and torchvision's implementations instead, one by one (`pil_transform`).
 """
 
 import math
@@ -67,7 +68,9 @@ def parse(text):
         return None if text == "none" else text
     match = re.fullmatch(r"rand-m(\d+)(?:-mstd([\d.]+))?(?:-inc1)?(?:-n(\d+))?(?:-mstd([\d.]+))?(?:-inc1)?", text)
     if not match or int(match[1]) > 10:
-        raise ValueError(f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m from 0 to 10; -mstd0.5 adds noise)")
+        raise ValueError(
+            f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m from 0 to 10; -mstd0.5 adds noise)"
+        )
     return int(match[1]), int(match[3] or 2), float(match[2] or match[4] or 0)
 
 
@@ -114,20 +117,22 @@ class AutoAugment:
         low, high, signed = (values.to(image.device) for values in (self.low, self.high, self.signed))
         which, strength, sign, skip = (hash64(key, draw) for draw in range(4))
         which = randint(which, len(self.operations))
-        sign = 1 - 2 * randint(sign, 2) * signed[which]
         if self.trivial:
             strength = randint(strength, 31) / 30
         else:
             noise = self.deviation * math.sqrt(2) * torch.erfinv(2 * uniform(strength) - 1 + 2**-24)
             strength = (self.magnitude + noise).clamp(0, 10) / 10
+        value = low[which] + (high - low)[which] * strength
+        value = value * (1 - 2 * signed[which] * randint(sign, 2))
+        if not self.trivial:
             which = torch.where(uniform(skip) < 0.5, which, len(self.operations))  # sorted last, and not touched
-        value = (low + (high - low) * strength.unsqueeze(1)).gather(1, which.clamp(max=len(low) - 1)[:, None])[:, 0] * sign
 
         order = which.argsort(stable=True)
         counts = which.bincount(minlength=len(self.operations) + 1).tolist()
-        images, values = image.index_select(0, order).split(counts), value[order].view(-1, 1, 1, 1).split(counts)
-        done = [op(images, values) if len(images) else images for op, images, values in zip(self.operations, images, values)]
-        return torch.cat([*done, images[-1]]).index_select(0, order.argsort())
+        *groups, untouched = image.index_select(0, order).split(counts)
+        values = value[order].view(-1, 1, 1, 1).split(counts)
+        done = [op(group, v) if len(group) else group for op, group, v in zip(self.operations, groups, values)]
+        return torch.cat([*done, untouched]).index_select(0, order.argsort())
 
 
 def affine(matrix):
@@ -194,8 +199,13 @@ def channels_first(function):
 
 
 def posterize(image, bits):
-    dropped = 8 - (bits - 1e-3).ceil().clamp(min=1).int()  # not above a whole number, whichever way the division rounded
+    # the strength was divided by 30 or 10, so a whole number of bits may lie a rounding above itself; 0 bits are 1
+    dropped = 8 - (bits - 1e-3).ceil().clamp(min=1).int()
     return image & (256 - 2**dropped).to(torch.uint8)
+
+
+def solarize_add(image, value):
+    return torch.where(image < 128, (image + value.trunc()).clamp(max=255), image).to(torch.uint8)
 
 
 OPERATIONS = {
@@ -211,7 +221,7 @@ OPERATIONS = {
     "sharpness": enhance(smooth),
     "posterize": posterize,
     "solarize": lambda image, value: torch.where(image < value, image, 255 - image),
-    "solarize_add": lambda image, value: torch.where(image < 128, (image + value.trunc()).clamp(max=255), image).to(torch.uint8),
+    "solarize_add": solarize_add,
     "invert": lambda image, value: 255 - image,
     "auto_contrast": channels_first(F.autocontrast),
     "equalize": channels_first(F.equalize),

@@ -1,12 +1,14 @@
 """Batches of a source: from memory for small sets, through worker processes for the others.
 
-The samples of a step are a slice of a permutation that depends on (seed, epoch) alone, and rank r of `world` takes the r-th
-part of it: the global batch is the same on any number of processes, and an epoch can be entered at any step.
+The samples of a step are a slice of a permutation that depends on (seed, epoch) alone, and rank r of `world` takes
+the r-th part of it: the global batch is the same on any number of processes, and an epoch can be entered at any step.
 
-An image that cannot be read is replaced, label included, by the next one of its source that can (the first follows the last).
+An image that cannot be read is replaced, label included, by the next one of its source that can (the first follows
+the last).
 """
 
 import logging
+import signal
 
 import torch
 from timm.data import create_transform
@@ -25,16 +27,18 @@ def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
     """Batches for training: an object with `len()`, the steps of an epoch, and `epoch(epoch, start=0)`, an iterator.
 
     Args:
-        batch_size: images of the global batch, a multiple of `world`. What is left over at the end of an epoch is dropped;
-            a source smaller than one batch is repeated to fill one.
+        batch_size: images of the global batch, a multiple of `world`. What is left over at the end of an epoch is
+            dropped; a source smaller than one batch is repeated to fill one.
         rank, world: this process gets the rank-th of `world` contiguous parts.
 
-    A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, n = batch_size / world.
-    From memory, images are as they are in the set. Streamed ones were cropped, flipped and put through `auto_augment` by the
-    workers, and the batch says so: "cropped", (n,) bool, true. `Augment` does the rest in both cases.
+    A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
+    batch_size / world. From memory, images are as they are in the set. Streamed ones were cropped, flipped and put
+    through `auto_augment` by the workers, and the batch says so: "cropped", (n,) bool, true. `Augment` does the rest.
     """
     if batch_size % world:
-        raise ValueError(f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}")
+        raise ValueError(
+            f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}"
+        )
     order = TrainOrder(len(source), batch_size, rank, world, seed)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
@@ -42,7 +46,7 @@ def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
 
 
 def eval_loader(source, options, *, batch_size, rank=0, world=1):
-    """Batches for evaluation, an iterable: every sample once over all ranks, in order, so the last ones may be smaller."""
+    """Batches for evaluation, an iterable: every sample once over all ranks, in order; the last ones may be smaller."""
     order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
@@ -69,7 +73,8 @@ class EvalOrder:
     """Every sample once, over all ranks."""
 
     def __init__(self, total, batch_size, rank, world):
-        self.batches = torch.arange(rank * total // world, (rank + 1) * total // world).split(batch_size)
+        part = torch.arange(rank * total // world, (rank + 1) * total // world)
+        self.batches = part.split(batch_size) if len(part) else ()
 
     def __len__(self):
         return len(self.batches)
@@ -116,6 +121,7 @@ class StreamLoader:
             Decoder(source, transform, seed),
             batch_sampler=self.sampler,
             num_workers=options.workers,
+            worker_init_fn=outlive_first_sigterm,
             persistent_workers=options.workers > 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
@@ -138,6 +144,11 @@ class StreamLoader:
             yield batch
 
 
+def outlive_first_sigterm(worker):
+    """A cluster sends SIGTERM to all processes of a job; training, which stops in its own time, still needs these."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
 class Schedule:
     """The batches of one epoch, as (epoch, index) of each sample: workers live on over epochs and need to be told."""
 
@@ -153,7 +164,7 @@ class Schedule:
 
 
 class Decoder:
-    """The data set that workers read: one sample, decoded and transformed, with all that is random drawn for it alone."""
+    """The data set that workers read: one sample, decoded and transformed; what is random is drawn for it alone."""
 
     def __init__(self, source, transform, seed):
         self.source, self.transform, self.seed = source, transform, seed
@@ -185,12 +196,11 @@ def collate(samples):
 def transform(source, options, train):
     """timm's transforms of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
-    common = dict(input_size=size, interpolation=options.interpolation, use_prefetcher=True)  # that is: uint8, not normalised
+    common = dict(input_size=size, interpolation=options.interpolation, use_prefetcher=True)  # uint8, not normalised
     if not train:
         return create_transform(**common, crop_pct=options.crop_pct)
-    crop, _, finish = create_transform(
-        **common, is_training=True, separate=True, scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None
-    )
+    random = dict(scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None)
+    crop, _, finish = create_transform(**common, **random, is_training=True, separate=True)
     policy = pil_transform(options.auto_augment, size, statistics(source, options)[0])
     return Compose([crop, policy, finish] if policy else [crop, finish])
 
@@ -212,6 +222,6 @@ class Corrupt(dict):
         log.warning("unreadable image, replaced by the next one: %s", reason)
         if len(self) > self.limit * self.total:
             raise CorruptImage(
-                f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of {self.limit:g}); "
-                f"the last was {reason}. To list them all: {self.command}"
+                f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "
+                f"{self.limit:g}); the last was {reason}. To list them all: {self.command}"
             )

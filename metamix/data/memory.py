@@ -1,5 +1,5 @@
-"""How large the images of a source are, what their statistics are, and, for small sets, all of them in one uint8 tensor, so
-that training never waits for a decoder."""
+"""How large the images of a source are, what their statistics are, and, for small sets, all of them in one uint8
+tensor, so that training never waits for a decoder."""
 
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import transforms_imagenet_eval
+from tqdm import tqdm
 
 from .sets import SMALL_SIDE, CorruptImage, decode
 
@@ -35,6 +36,8 @@ def statistics(source, options):
         channels = len(source.images.mode)
         if not len(options.mean) == len(options.std) == channels:
             raise ValueError(f"mean {options.mean} and std {options.std} must have one value per channel: {channels}")
+        if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(options.mean, options.std)):
+            raise ValueError(f"mean {options.mean} and std {options.std} must be of values 0 to 1: divide them by 255?")
         return tuple(options.mean), tuple(options.std)
     if in_memory(source, options):
         return mean_std(pixels(source, options).images)
@@ -45,15 +48,15 @@ def statistics(source, options):
 
 @dataclass
 class Pixels:
-    """`images` (N, size, size, C) uint8, black where broken; `broken` says by number which could not be read, and why."""
+    """`images` (N, size, size, C) uint8, black where broken; `broken`: which could not be read, by number, and why."""
 
     images: torch.Tensor
     broken: dict[int, str]
 
 
 def pixels(source, options):
-    """Decode all images of the split that `source` is a view of, once. Images of another size than `image_size` are resized
-    by their shorter side and cropped to the middle."""
+    """Decode all images of the split that `source` is a view of, once. Images of another size than `image_size` are
+    resized by their shorter side and cropped to the middle."""
     size = image_size(source, options)
     done = _decoded.setdefault(source.images, {})
     if (size, options.interpolation) not in done:
@@ -66,7 +69,7 @@ def _decode(source, size, options):
     resize = transforms_imagenet_eval(size, crop_pct=1.0, interpolation=options.interpolation, normalize=False)
     images = torch.zeros(len(split.labels), size, size, len(split.mode), dtype=torch.uint8)
     array, broken = images.numpy(), {}
-    for i in range(len(array)):
+    for i in tqdm(range(len(array)), desc="decoding", unit="img", leave=False, disable=None):
         try:
             image = decode(split, i)
         except CorruptImage as error:
@@ -75,8 +78,8 @@ def _decode(source, size, options):
         if image.size != (size, size):
             if options.img_size is None and source.size:
                 raise ValueError(
-                    f"{split.path(i)} is {image.width}x{image.height}, but the set seemed to be of {size}x{size} throughout: "
-                    "give --img-size to resize all images, or --memory no"
+                    f"{split.path(i)} is {image.width}x{image.height}, but the set seemed to be of {size}x{size} "
+                    "throughout: give --img-size to resize all images, or --memory no"
                 )
             image = resize(image).permute(1, 2, 0)
         array[i] = np.asarray(image).reshape(array.shape[1:])
@@ -84,7 +87,7 @@ def _decode(source, size, options):
 
 
 def mean_std(images):
-    """Mean and standard deviation of each channel of (N, H, W, C) uint8, in [0, 1], from exact counts of its 256 values."""
+    """Mean and deviation of each channel of (N, H, W, C) uint8, as shares of 255, from exact counts of its values."""
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(-1):

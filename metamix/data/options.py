@@ -16,20 +16,20 @@ def _augment(default, help):
 class DataOptions:
     """What images there are, and how they are altered in training.
 
-    Images held in memory are cropped at random from their padded selves (`padding`), streamed ones by area (`crop_scale`) by
-    timm's transforms. All else means the same for both.
+    Images held in memory are cropped at random from their padded selves (`padding`), streamed ones by area
+    (`crop_scale`) by timm's transforms. All else means the same for both.
     """
 
     data: str = _option("digits", "digits, cifar10 or another set of torchvision, folder, hfds/NAME, wds/NAME")
     data_dir: str | None = _option(None, "where the set lies; for folder, with train/ and val/ in it", on_resume="free")
     download: bool = _option(False, "fetch a set of torchvision that is not there yet", on_resume="free")
     holdout: float = _option(0.0, "share of train kept out for tuning; the same samples for every seed")
-    memory: Literal["auto", "yes", "no"] = _option("auto", "decode all images at the start; auto: if small and of one size")
+    memory: Literal["auto", "yes", "no"] = _option("auto", "decode the set at the start; auto: if small, of one size")
     workers: int = _option(2, "processes that decode a streamed set; 0: the training process does", on_resume="free")
     corrupt_limit: float = _option(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
     img_size: int | None = _option(None, "side of the images in pixels; none: the set's own, 224 where sizes differ")
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _option("bicubic", "how images are resized")
-    mean: tuple[float, ...] | None = _option(None, "per channel, of values 0 to 1; none: the set's, streamed: ImageNet's")
+    mean: tuple[float, ...] | None = _option(None, "per channel, of values 0 to 1; none: the set's or ImageNet's")
     std: tuple[float, ...] | None = _option(None, "per channel, as mean")
     crop_pct: float = _option(0.875, "streamed sets: share of the shorter side that the centre crop of scoring keeps")
 
@@ -44,9 +44,19 @@ class DataOptions:
     mix_prob: float = _augment(1.0, "probability that a batch is mixed")
 
     def __post_init__(self):
-        for name in ("corrupt_limit", "crop_pct", "crop_scale", "flip", "erase", "mix_prob"):
+        for name in ("corrupt_limit", "flip", "erase", "mix_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
-        for name in ("workers", "padding", "cutout", "mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 0")
+        for name in ("crop_pct", "crop_scale"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be above 0 and at most 1")
+        for name, least in [
+            ("workers", 0),
+            ("padding", 0),
+            ("cutout", 0),
+            ("mixup", 0),
+            ("cutmix", 0),
+            ("img_size", 1),
+        ]:
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")

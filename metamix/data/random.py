@@ -1,8 +1,9 @@
 """Random numbers that are a function of where they are used, and of nothing else.
 
-Every draw is a hash of integers (seed, purpose, epoch, index, ...), so a sample looks the same whichever process, worker or
-device prepares it, and a run can be taken up anywhere. The hash chains the finaliser of SplitMix64 (Steele, Lea & Flood,
-"Fast splittable pseudorandom number generators", OOPSLA 2014); int64 tensors wrap modulo 2^64, on every device alike.
+Every draw is a hash of integers (seed, purpose, epoch, index, ...), so a sample looks the same whichever process,
+worker or device prepares it, and a run can be taken up anywhere. The hash chains the finaliser of SplitMix64 (Steele,
+Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); int64 tensors wrap modulo 2^64, on every
+device alike.
 """
 
 import random
@@ -47,11 +48,28 @@ def generator(*words):
 
 @contextmanager
 def seeded(*words):
-    """Seed Python's, NumPy's and torch's global generators with the hash of `words`; put back afterwards what was there."""
+    """Seed the global generators of Python, NumPy and torch with the hash of `words`, and put back what was there."""
     seed = int(hash64(*words)) % 2**32
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def stratified(labels, count, seed):
+    """Choose `count` of N samples, from each class its share (to within one), at random by `seed`: (N,) bool.
+
+    Samples are sorted by class, and by hash within a class; then every (N / count)-th of them is taken.
+    """
+    total = len(labels)
+    by_hash = hash64(seed, SPLIT, torch.arange(total)).argsort()
+    by_class = by_hash[labels[by_hash].argsort(stable=True)]
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[by_class[(torch.arange(count) * 2 + 1) * total // (2 * count)]] = True
+    return chosen

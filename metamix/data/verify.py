@@ -2,7 +2,8 @@
 
     python -m metamix.data.verify DATA [--data-dir DIR] [--workers N]
 
-One line for each broken image, with its path and what is wrong, and one with the count; the exit code is 1 if any is broken.
+One line for each broken image, with its path and what is wrong, and one with the count; the exit code is 1 if any is
+broken.
 """
 
 import argparse
@@ -53,7 +54,11 @@ def main(argv=None):
         for reason in broken_images(source.images, options.workers, title):
             print(reason)
             count += 1
-    print(f"{count} of {total:,} images of {options.data} cannot be read" if count else f"all {total:,} images can be read")
+    print(
+        f"{count} of {total:,} images of {options.data} cannot be read"
+        if count
+        else f"all {total:,} images can be read"
+    )
     return 1 if count else 0
 
 

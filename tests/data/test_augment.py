@@ -32,7 +32,9 @@ def test_every_option_says_what_it_is():
     assert all(len(field.metadata["help"]) > 10 for field in fields(DataOptions))
 
 
-@pytest.mark.parametrize("name, value", [("flip", 1.5), ("erase", -0.1), ("crop_scale", 2), ("padding", -1), ("mixup", -1)])
+@pytest.mark.parametrize(
+    "name, value", [("flip", 1.5), ("erase", -0.1), ("crop_scale", 0), ("padding", -1), ("img_size", 0)]
+)
 def test_options_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, but it must be"):
         DataOptions(**{name: value})
@@ -179,7 +181,9 @@ def test_mixing_is_drawn_anew_for_each_step(batch):
 
 
 def test_mixing_needs_pairs(batch):
-    with pytest.raises(ValueError, match="pair neighbours, so each process needs an even number .* not 15: change batch_size"):
+    with pytest.raises(
+        ValueError, match="pair neighbours, so each process needs an even number .* not 15: change batch_size"
+    ):
         augment(mixup=0.8)(part(batch, slice(0, 15)), 0, 0)
 
 

@@ -13,8 +13,14 @@ BY_PIL = {
     "identity": (lambda image, v: image, [0]),
     "shear_x": (lambda image, v: image.transform(image.size, Image.AFFINE, (1, v, 0, 0, 1, 0), NEAREST), [-0.7, 0.3]),
     "shear_y": (lambda image, v: image.transform(image.size, Image.AFFINE, (1, 0, 0, v, 1, 0), NEAREST), [-0.7, 0.3]),
-    "translate_x": (lambda image, v: image.transform(image.size, Image.AFFINE, (1, 0, int(v), 0, 1, 0), NEAREST), [-9.6, 31.9]),
-    "translate_y": (lambda image, v: image.transform(image.size, Image.AFFINE, (1, 0, 0, 0, 1, int(v)), NEAREST), [-9.6, 31.9]),
+    "translate_x": (
+        lambda image, v: image.transform(image.size, Image.AFFINE, (1, 0, int(v), 0, 1, 0), NEAREST),
+        [-9.6, 31.9],
+    ),
+    "translate_y": (
+        lambda image, v: image.transform(image.size, Image.AFFINE, (1, 0, 0, 0, 1, int(v)), NEAREST),
+        [-9.6, 31.9],
+    ),
     "rotate": (lambda image, v: image.rotate(-v, NEAREST), [-40.0, 11.0, 130.0]),
     "brightness": (lambda image, v: ImageEnhance.Brightness(image).enhance(1 + v), [-0.99, 0.5]),
     "color": (lambda image, v: ImageEnhance.Color(image).enhance(1 + v), [-0.9, 0.5]),
@@ -87,7 +93,9 @@ def test_ranges_of_rand_augment_are_timms():
             elif names[name] == "posterize":
                 expected = {int(np.ceil(value))}
             else:
-                expected = {value, -value} if signed else {int(np.ceil(value)) if names[name] == "solarize" else int(value)}
+                expected = (
+                    {value, -value} if signed else {int(np.ceil(value)) if names[name] == "solarize" else int(value)}
+                )
             assert sorted(values) == pytest.approx(sorted(expected))
 
 

@@ -50,12 +50,22 @@ def test_a_set_smaller_than_a_batch_is_repeated():
 def test_evaluation_sees_every_sample_once(total, world):
     batches = [batch for rank in range(world) for batch in EvalOrder(total, 2, rank, world).epoch(0, 0)]
     assert torch.cat(batches).tolist() == list(range(total))
-    assert max(map(len, batches)) <= 2
+    assert all(0 < len(batch) <= 2 for batch in batches)
+
+
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_evaluation_on_more_processes_than_samples(folder, memory):
+    source = open_data("folder", root=folder(val=1), memory=memory).test
+    options = DataOptions(memory=memory, workers=0, img_size=32)
+    batches = [batch for rank in range(5) for batch in eval_loader(source, options, batch_size=5, rank=rank, world=5)]
+    assert joined(batches)["index"].tolist() == [0, 1, 2]
 
 
 def test_batch_size_and_processes():
     source = open_data("digits").train
-    with pytest.raises(ValueError, match="a global batch of 64 cannot be divided over 3 processes: give a multiple of 3"):
+    with pytest.raises(
+        ValueError, match="a global batch of 64 cannot be divided over 3 processes: give a multiple of 3"
+    ):
         train_loader(source, DataOptions(), batch_size=64, rank=0, world=3)
 
 
@@ -89,7 +99,9 @@ def test_streamed_batches(source, workers):
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_an_epoch_can_be_entered_at_any_step(source, memory):
     """Also after another one was left in the middle, and without decoding what is skipped."""
-    loader = train_loader(source(memory), DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1)
+    loader = train_loader(
+        source(memory), DataOptions(workers=2, **{**STREAMED, "memory": memory}), batch_size=4, seed=1
+    )
     whole = list(loader.epoch(3))
     next(loader.epoch(3))
     assert all(map(equal, whole[1:], loader.epoch(3, start=1)))
@@ -108,7 +120,9 @@ def test_what_is_skipped_is_not_decoded(source, monkeypatch):
 def test_workers_and_processes_do_not_change_a_sample(source):
     def run(workers, world):
         options = DataOptions(workers=workers, **STREAMED)
-        ranks = [list(train_loader(source("no"), options, batch_size=4, rank=r, world=world).epoch(2)) for r in range(world)]
+        ranks = [
+            list(train_loader(source("no"), options, batch_size=4, rank=r, world=world).epoch(2)) for r in range(world)
+        ]
         return [joined(parts) for parts in zip(*ranks)]
 
     alone = run(0, 1)
@@ -165,7 +179,7 @@ def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers
         break_image(root / "train" / name)
     options = DataOptions(data="folder", data_dir=str(root), memory=memory, workers=workers, corrupt_limit=0.1)
     source = open_data("folder", root=root, memory=memory).train
-    words = rf"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*\.jpg.*"
+    words = r"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*"
     with pytest.raises(CorruptImage, match=words + f"python -m metamix.data.verify folder --data-dir {root}"):
         list(train_loader(source, options, batch_size=12).epoch(0))
 

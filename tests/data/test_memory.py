@@ -28,7 +28,9 @@ def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
     root = folder(train=20)
     splits = open_data("folder", root=root)
     Image.new("RGB", (40, 30), "red").save(root / "train" / "cat" / "1.png")
-    with pytest.raises(ValueError, match=r"cat/1.png is 40x30, but the set seemed to be of 32x32 .*--img-size .*--memory no"):
+    with pytest.raises(
+        ValueError, match=r"cat/1.png is 40x30, but the set seemed to be of 32x32 .*--img-size .*--memory no"
+    ):
         pixels(splits.train, DataOptions())
     decoded = pixels(splits.train, DataOptions(img_size=32))
     stray = splits.train.images.paths.index(str(root / "train" / "cat" / "1.png"))
@@ -52,6 +54,8 @@ def test_statistics_given_and_of_streamed_sets(folder):
         statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
     with pytest.raises(ValueError, match="one value per channel: 3"):
         statistics(train, DataOptions(mean=(0.5,), std=(0.1,)))
+    with pytest.raises(ValueError, match="must be of values 0 to 1: divide them by 255"):
+        statistics(train, DataOptions(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)))
 
 
 def test_small_images_enlarged_to_large_ones_are_streamed(folder):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from metamix.data import open_data
-from metamix.data.sets import TORCHVISION, stratified
+from metamix.data.random import stratified
+from metamix.data.readers import TORCHVISION
 
 
 def test_digits_are_split_once_and_for_all():
@@ -51,6 +52,7 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="foldr"), "did you mean 'folder'"),
         (dict(name="digits", memory="maybe"), "memory is 'maybe': give auto, yes or no"),
         (dict(name="digits", holdout=1.0), "holdout is 1.0: give a share"),
+        (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on"),
         (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
     ],
 )
@@ -224,7 +226,9 @@ def write_idx(path, array):
 def write_mnist(place, train="train", test="t10k"):
     for split, count in (train, 30), (test, 20):
         labels = np.arange(count, dtype=np.uint8) % 10
-        write_idx(place / f"{split}-images-idx3-ubyte", np.arange(count * 28 * 28, dtype=np.uint8).reshape(count, 28, 28))
+        write_idx(
+            place / f"{split}-images-idx3-ubyte", np.arange(count * 28 * 28, dtype=np.uint8).reshape(count, 28, 28)
+        )
         write_idx(place / f"{split}-labels-idx1-ubyte", labels)
 
 
