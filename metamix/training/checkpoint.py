@@ -53,8 +53,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     try:
         with written_whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-    except RuntimeError as error:    # torch's archive writer turns an OSError into one of these
-        raise OSError(f"{path} could not be written ({' '.join(str(error.__context__ or error).split())})") from error
+    except (OSError, RuntimeError) as error:    # torch's archive writer raises a RuntimeError where it cannot write
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise OSError(f"{path} could not be written ({reason})") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
