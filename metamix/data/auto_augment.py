@@ -66,7 +66,9 @@ def parse(text):
     """The policy that an option names: None, "trivial", or (magnitude, layers, deviation)."""
     if text in ("none", "trivial"):
         return None if text == "none" else text
-    match = re.fullmatch(r"rand-m(\d+)(?:-mstd([\d.]+))?(?:-inc1)?(?:-n(\d+))?(?:-mstd([\d.]+))?(?:-inc1)?", text)
+    match = re.fullmatch(
+        r"rand-m(\d+)(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?", text
+    )
     if not match or int(match[1]) > 10:
         raise ValueError(
             f"auto_augment is {text!r}: give none, trivial, or rand-m9-n2 (m from 0 to 10; -mstd0.5 adds noise)"
