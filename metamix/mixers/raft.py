@@ -113,8 +113,8 @@ class RaftMlp(nn.Module):
         """Parameters saved for another length. Hidden units have no place on the map: they are repeated or thinned out,
         and the output of one is shared among its copies, so that repeating them changes nothing."""
         hidden, old = self.fc1.out_channels, state["fc1.weight"].shape[0]
-        unit = torch.arange(hidden) * old // hidden
-        copies = torch.bincount(unit, minlength=old)[unit]
+        unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden
+        copies = (unit[:, None] == unit).sum(1)
         return {
             **state,
             "fc1.weight": resize_inputs(state["fc1.weight"], self.raft_size, self.length)[unit],
@@ -125,7 +125,8 @@ class RaftMlp(nn.Module):
 
 
 def resize_inputs(weight: Tensor, raft_size: int, length: int) -> Tensor:
-    """(o, r * old, 1, 1) -> (o, r * length, 1, 1); scaled, so that the response to a constant raft stays."""
+    """(o, r * old, 1, 1) -> (o, r * length, 1, 1); scaled, so that the response to a constant raft stays: exactly at a multiple
+    of the old length, closely at any other above it."""
     if type(length) is int and weight.shape[1] == raft_size * length:  # a symbolic length must not be asked
         return weight
     rows = rearrange(weight, "o (r l) 1 1 -> o r l", r=raft_size)

@@ -1,0 +1,285 @@
+"""What every mixer promises, the zoo's and a user's own alike; `metamix/mixers/registry.py` states it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from timm.models._features_fx import create_feature_extractor
+from torch import nn
+from torch.export import Dim
+
+from metamix.mixers import create_mixer, list_mixers, register_mixer, registry
+from metamix.mixers.raft import Raft
+
+DIM, SIZE = 16, (8, 6)
+SIZES = [(1, 1), (1, 5), (7, 5), SIZE, (31, 33)]
+
+
+class Mine(nn.Module):
+    """A user's mixer, with all that the contract lets it leave out."""
+
+    def __init__(self, dim, *, size, kernel=3):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+CASES = {
+    "identity": ("identity", {}),
+    "pooling": ("pooling", {}),
+    "raft": ("raft", {}),
+    "raft-stream": ("raft", dict(resample="stream", raft_size=4)),
+    "raft-weights": ("raft", dict(resample="weights")),
+    "maxim": ("maxim", {}),
+    "maxim-uneven": ("maxim", dict(block_size=(2, 4), grid_size=(3, 2))),
+    "wavemix": ("wavemix", {}),
+    "wavemix-levels": ("wavemix", dict(level=2, norm="group")),
+    "wavemix-sym4": ("wavemix", dict(level=2, wavelet="sym4", upsample="bilinear")),
+    "nin": ("nin", {}),
+    "nin-grid": ("nin", dict(grid=(3, 4))),
+    "minattn": ("minattn", dict(num_heads=2)),
+    "minattn-collapsed": ("minattn", dict(qk="collapsed", value=False)),
+    "minattn-shared": ("minattn", dict(qk="shared", num_heads=2, context=(4, 4))),
+    "minattn-cholesky": ("minattn", dict(qk="cholesky", num_heads=2, context=(3, 9))),
+    "mine": ("mine", {}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request, forget):
+    """Builds one mixer of the list, in evaluation."""
+    register_mixer("mine")(Mine)
+    name, options = CASES[request.param]
+
+    def build(dim=DIM, size=SIZE, **more):
+        torch.manual_seed(0)
+        return create_mixer(name, dim, size=size, **options, **more).eval()
+
+    build.id, build.mixer = request.param, name
+    return build
+
+
+def images(*size, batch=2, dim=DIM, dtype=torch.float32):
+    torch.manual_seed(1)
+    return torch.randn(batch, dim, *size, dtype=dtype)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_list_above_has_every_mixer():
+    assert {name for name, _ in CASES.values()} == {*list_mixers(), "mine"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size_in_any_memory_format(case, size):
+    mixer, x = case(), images(*size)
+    y = mixer(x)
+    assert y.shape == x.shape and y.isfinite().all()
+    assert_close(mixer(x.contiguous(memory_format=torch.channels_last)), y)
+    assert_close(mixer.to(memory_format=torch.channels_last)(x), y)
+    assert_close(mixer(x[:1]), y[:1])  # images do not meet
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype(case, dtype):
+    mixer, x = case(), images(7, 5)
+    y = case().to(dtype)(x.to(dtype))
+    assert y.dtype == dtype
+    assert_close(y.float(), mixer(x), 1e-4 if dtype == torch.float64 else 0.1)
+
+
+def test_autocast(case):
+    mixer, x = case().train(), images(7, 5).requires_grad_()
+    expected = copy.deepcopy(mixer)(x.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer(x)
+    assert_close(y.float(), expected, 0.1)
+    y.float().square().sum().backward()
+    for p in (x, *mixer.parameters()):
+        assert p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+
+
+# Parameters whose gradient is zero by mathematics.
+NO_EFFECT = {
+    "minattn": {"key.bias"},  # adds the same to all similarities of a query, and softmax ignores it
+    "wavemix": {"levels.0.up.bias"},  # batch statistics take it away again; not where the model is evaluated
+    "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # likewise: a constant stays one when upsampled
+}
+
+
+def test_every_parameter_gets_a_gradient(case):
+    mixer, x = case().double().train(), images(7, 5, dtype=torch.float64).requires_grad_()
+    (mixer(x) * images(7, 5, dtype=torch.float64).cos()).sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().max() > 1e-3
+    for name, p in mixer.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        if name in NO_EFFECT.get(case.id, ()):
+            assert p.grad.abs().max() < 1e-9, name
+        else:
+            assert p.grad.abs().max() > 1e-6, name
+
+
+def test_gradients_are_those_of_the_function(case):
+    mixer = case(dim=4, size=(3, 2)).double()
+    names, parameters = zip(*mixer.named_parameters()) if list(mixer.parameters()) else ((), ())
+
+    def function(x, *parameters):
+        return torch.func.functional_call(mixer, dict(zip(names, parameters)), x)
+
+    x = images(2, 3, batch=1, dim=4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
+
+
+def assert_compiles(mixer, sizes, **options):
+    torch._dynamo.reset()
+    compiled = torch.compile(mixer, fullgraph=True, backend="eager", **options)
+    for size in sizes:
+        x = images(*size, batch=3)
+        assert_close(compiled(x), mixer(x))
+
+
+def test_compiles_in_one_graph_for_any_size(case):
+    assert_compiles(case(), [(31, 33), (7, 5)], dynamic=True)
+
+
+@pytest.mark.parametrize("case", [id for id in CASES if "-" not in id], indirect=True)
+def test_compiles_in_one_graph_at_its_size_and_then_at_another(case):
+    assert_compiles(case(), [SIZE, (7, 5)])
+
+
+# A graph that torch makes is for maps of a single row or column, or for the others. Half a map is smaller than a map.
+SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
+
+
+def test_exports_for_any_size(case):
+    mixer = case()
+    for example in [(20, 17)] if "-" in case.id else [(20, 17), SIZE]:
+        auto = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+        exported = torch.export.export(mixer, (images(*example),), dynamic_shapes=(auto,)).module()
+        for size in (SIZE, (5, 7), (16, 24), (31, 33), (3, 4), (1, 1)):
+            if min(size) >= SMALLEST.get(case.id, 1):
+                x = images(*size, batch=3)
+                assert_close(exported(x), mixer(x))
+
+
+def test_is_built_and_runs_on_meta(case):
+    with torch.device("meta"):
+        mixer = case()
+    assert all(p.is_meta for p in (*mixer.parameters(), *mixer.buffers()))
+    assert mixer(torch.empty(2, DIM, 7, 5, device="meta")).shape == (2, DIM, 7, 5)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_can_be_copied(case, duplicate):
+    mixer, x = case(), images(7, 5)
+    twin = duplicate(mixer)
+    assert_close(twin(x), mixer(x), 0)
+    for p in twin.parameters():
+        p.data.zero_()
+    assert all(p.abs().max() > 0 for n, p in mixer.named_parameters() if n.endswith("weight"))
+
+
+def test_forward_leaves_no_trace(case):
+    mixer = case()
+
+    def state():
+        plain = {n: {k: v for k, v in vars(m).items() if k[0] != "_"} for n, m in mixer.named_modules()}
+        return copy.deepcopy(plain), {k: v.clone() for k, v in mixer.state_dict().items()}
+
+    before = state()
+    for size in SIZES:
+        mixer(images(*size))
+    after = state()
+    assert after[0] == before[0]
+    assert after[1].keys() == before[1].keys() and all(torch.equal(v, before[1][k]) for k, v in after[1].items())
+
+
+@pytest.mark.parametrize("size", [SIZE, (16, 12), (5, 9), (4, 3), (1, 1)])
+def test_adapt_state_brings_parameters_to_another_size(case, size):
+    old, new = case(), case(size=size)
+    saved = {k: v.clone() for k, v in old.state_dict().items()}
+    new.load_state_dict(new.adapt_state(saved))
+    x = images(*size)
+    assert new(x).isfinite().all()
+    if size == SIZE:
+        assert_close(new(x), old(x), 0)
+    assert all(torch.equal(v, saved[k]) for k, v in old.state_dict().items())  # the state given is not written to
+
+
+def test_is_one_node_for_fx(case):
+    extractor = create_feature_extractor(nn.Sequential(nn.Conv2d(3, DIM, 1), case()).eval(), ["1"])
+    for size in SIZES:
+        assert extractor(images(*size, dim=3))["1"].shape == (2, DIM, *size)
+
+
+def test_proj_drop_reaches_mixers_that_have_dropout(case):
+    mixer, x = case(proj_drop=0.5), images(7, 5)
+    assert_close(mixer(x), case()(x), 0)
+    mixer.train()
+    inside = any(isinstance(m, nn.Dropout) and m.p == 0.5 for m in mixer.modules())
+    assert inside == (case.mixer in ("maxim", "wavemix", "nin", "minattn"))
+    assert torch.equal(mixer(x), mixer(x)) != inside
+
+
+def test_a_name_that_is_taken(forget):
+    with pytest.raises(ValueError, match=r"named 'raft' is registered already \(metamix.mixers.raft\): choose another name"):
+        register_mixer("raft")(Mine)
+    assert registry._MIXERS["raft"] is Raft
+
+
+def test_what_is_no_module_class(forget):
+    with pytest.raises(TypeError, match=r"register_mixer\('mine'\) takes a torch.nn.Module class, got <function"):
+        register_mixer("mine")(lambda dim, *, size: None)
+    with pytest.raises(TypeError, match=r"takes a torch.nn.Module class, got Identity\(\)"):
+        register_mixer("mine")(nn.Identity())
+    assert "mine" not in list_mixers()
+
+
+def constructors():
+    def no_size(self, dim):
+        """Takes no size."""
+
+    def positional(self, dim, size):
+        """Takes size by position."""
+
+    def other(self, channels, *, size):
+        """Calls dim something else."""
+
+    def more(self, dim, heads, *, size):
+        """Takes an option by position."""
+
+    return [no_size, positional, other, more]
+
+
+@pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)
+def test_a_constructor_that_is_not_the_contracts(init, forget):
+    cls = type("Wrong", (nn.Module,), {"__init__": init})
+    with pytest.raises(ValueError, match=r"Mixer 'mine' has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size, ...\)`"):
+        register_mixer("mine")(cls)
+    assert "mine" not in list_mixers()
+
+
+def test_an_unknown_mixer_names_the_nearest():
+    with pytest.raises(ValueError, match="Unknown mixer 'rafft'; did you mean 'raft'\\? Registered mixers: identity, pooling, raft,"):
+        create_mixer("rafft", DIM, size=SIZE)
+    with pytest.raises(ValueError, match=r"Unknown mixer 'xyz'\. Registered mixers: identity"):
+        create_mixer("xyz", DIM, size=SIZE)
+
+
+def test_an_unknown_option_names_the_nearest():
+    with pytest.raises(ValueError, match=r"Mixer 'pooling' has no option 'pool'; did you mean .*\? Its options: pool_size, subtract\."):
+        create_mixer("pooling", DIM, size=SIZE, pool=3)
+    with pytest.raises(ValueError, match=r"Mixer 'identity' has no option 'kernel'\. Its options: none"):
+        create_mixer("identity", DIM, size=SIZE, kernel=3)
+
+
+def test_registered_mixers_come_in_the_order_of_registration(forget):
+    register_mixer("mine")(Mine)
+    assert list_mixers() == ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn", "mine"]
+    assert create_mixer("mine", DIM, size=SIZE, kernel=5).conv.kernel_size == (5, 5)

@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+from formulas import area, assert_equal, linear, random_map, random_mixer, resize
+
+from metamix.mixers import create_mixer
+
+SIZE = (5, 4)
+
+
+def factor(mixer, head, d):
+    """T of one head, filled row by row."""
+    t, entries = torch.zeros(d, d, dtype=torch.float64), iter(mixer.query.entries[head])
+    for row in range(d):
+        for column in range(row + 1):
+            t[row, column] = next(entries)
+    return t
+
+
+def formula(x, mixer, qk, heads, context):
+    """y_i = sum_j softmax_j(s(x_i, x_j) / sqrt(d)) V(x_j) in each head, then the projection."""
+    d = x.shape[1] // heads
+    seen = x if context is None else resize(x, context, area)
+    value = seen if isinstance(mixer.value, torch.nn.Identity) else linear(seen, mixer.value)
+    y = torch.empty_like(x)
+    for head in range(heads):
+        own = slice(head * d, (head + 1) * d)
+        if qk == "separate":
+            q, k = linear(x, mixer.query)[:, own], linear(seen, mixer.key)[:, own]
+        elif qk == "collapsed":
+            q, k = linear(x, mixer.query), seen
+        elif qk == "shared":
+            q, k = linear(x, mixer.query)[:, own], linear(seen, mixer.query)[:, own]
+        else:
+            t = factor(mixer, head, d)
+            q, k = (torch.einsum("io,bihw->bohw", t, m[:, own]) for m in (x, seen))
+        for image in range(x.shape[0]):
+            keys, values = k[image].flatten(1), value[image, own].flatten(1)
+            for row in range(x.shape[2]):
+                for column in range(x.shape[3]):
+                    weights = torch.exp(q[image, :, row, column] @ keys / math.sqrt(d))
+                    y[image, own, row, column] = values @ (weights / weights.sum())
+    return y if isinstance(mixer.proj, torch.nn.Identity) else linear(y, mixer.proj)
+
+
+@pytest.mark.parametrize("size", [SIZE, (1, 1), (3, 7)])
+@pytest.mark.parametrize("context", [None, (2, 3), (9, 9)])
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(
+    "qk, heads", [("separate", 1), ("separate", 2), ("collapsed", 1), ("shared", 1), ("shared", 4), ("cholesky", 1), ("cholesky", 2)]
+)
+def test_formula(qk, heads, value, context, size):
+    mixer = random_mixer("minattn", 8, SIZE, qk=qk, num_heads=heads, value=value, context=context)
+    x = random_map(2, 8, *size)
+    assert_equal(mixer(x), formula(x, mixer, qk, heads, {(9, 9): SIZE}.get(context, context)))
+
+
+def copy(layer, weight, bias):
+    layer.weight.data, layer.bias.data = weight[:, :, None, None].clone(), bias.clone()
+
+
+def pair(qk, other, heads=1):
+    """Two mixers that share all but what similarity is made of."""
+    first, second = (random_mixer("minattn", 8, SIZE, qk=how, num_heads=heads) for how in (qk, other))
+    second.value, second.proj = first.value, first.proj
+    return first, second
+
+
+def test_collapsed_is_separate_with_one_matrix_for_two():
+    """(Wq x + bq) . (Wk y + bk) = (Wk^T Wq x + Wk^T bq) . y + what is the same for all y, which softmax ignores."""
+    separate, collapsed = pair("separate", "collapsed")
+    wq, wk = separate.query.weight[:, :, 0, 0], separate.key.weight[:, :, 0, 0]
+    copy(collapsed.query, wk.T @ wq, wk.T @ separate.query.bias)
+    x = random_map(2, 8, *SIZE)
+    assert_equal(collapsed(x), separate(x))
+    copy(collapsed.query, wq.T @ wk, wk.T @ separate.query.bias)
+    assert (collapsed(x) - separate(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_shared_is_separate_with_the_same_matrix_twice(heads):
+    separate, shared = pair("separate", "shared", heads)
+    for layer in (separate.query, separate.key):
+        copy(layer, shared.query.weight[:, :, 0, 0], shared.query.bias)
+    x = random_map(2, 8, *SIZE)
+    assert_equal(shared(x), separate(x))
+
+
+def test_cholesky_is_shared_with_a_triangular_matrix():
+    shared, cholesky = pair("shared", "cholesky")
+    copy(shared.query, factor(cholesky, 0, 8).T, torch.zeros(8, dtype=torch.float64))
+    x = random_map(2, 8, *SIZE)
+    assert_equal(cholesky(x), shared(x))
+
+
+def test_cholesky_reaches_every_symmetric_similarity():
+    """Any positive S = T T^T: x S y needs d (d + 1) / 2 numbers, not d^2."""
+    collapsed, cholesky = pair("collapsed", "cholesky")
+    root = random_map(1, 1, 8, 8)[0, 0]
+    s = root @ root.T
+    copy(collapsed.query, s, torch.zeros(8, dtype=torch.float64))
+    t = torch.linalg.cholesky(s)
+    cholesky.query.entries.data = torch.cat([t[row, : row + 1] for row in range(8)])[None]
+    x = random_map(2, 8, *SIZE)
+    assert_equal(cholesky(x), collapsed(x))
+    assert cholesky.query.entries.numel() == 36
+
+
+def test_without_value_tokens_are_averaged():
+    """A convex combination stays between the smallest and the largest token, channel by channel; it is the value map I."""
+    mixer = random_mixer("minattn", 8, SIZE, value=False, num_heads=2)
+    x = random_map(2, 8, *SIZE)
+    y = mixer(x)
+    assert (y <= x.amax((2, 3), keepdim=True)).all() and (y >= x.amin((2, 3), keepdim=True)).all()
+    full = random_mixer("minattn", 8, SIZE, num_heads=2)
+    full.query, full.key = mixer.query, mixer.key
+    for layer in (full.value, full.proj):
+        copy(layer, torch.eye(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64))
+    assert_equal(full(x), y)
+    assert not any(key.startswith(("value", "proj")) for key in mixer.state_dict())
+
+
+def test_parameters():
+    def count(**options):
+        return sum(p.numel() for p in create_mixer("minattn", 8, size=SIZE, **options).parameters())
+
+    matrix = 8 * 8 + 8
+    assert count() == 4 * matrix
+    assert count(qk="collapsed") == count(qk="shared") == 3 * matrix
+    assert count(qk="cholesky") == 36 + 2 * matrix
+    assert count(qk="cholesky", num_heads=2, value=False) == 2 * 10
+    assert count(qk="collapsed", value=False) == matrix
+
+
+def test_similarities_of_the_triangular_start_are_of_order_one():
+    """Its scaled start: a plain normal one makes similarities of the order of d^2, and every token sees itself alone."""
+    torch.manual_seed(0)
+    query = create_mixer("minattn", 64, size=SIZE, qk="cholesky").query
+    x = torch.randn(1, 64, 8, 8)
+
+    def weight_of_oneself():
+        q = query(x).flatten(2)[0]
+        return (q.T @ q / 8).softmax(-1).diagonal().mean()
+
+    assert weight_of_oneself() < 0.9
+    torch.nn.init.normal_(query.entries)
+    assert weight_of_oneself() > 0.99
+
+
+def test_dropout_is_of_weights_and_only_in_training():
+    mixer = random_mixer("minattn", 8, SIZE, attn_drop=0.5)
+    x = random_map(2, 8, *SIZE)
+    assert_equal(mixer(x), mixer(x), 0)
+    assert_equal(mixer(x), formula(x, mixer, "separate", 1, None))
+    mixer.train()
+    assert (mixer(x) - mixer(x)).abs().max() > 0.01
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="qk is 'colapsed'; did you mean 'collapsed'\\? Accepted: separate, collapsed, shared, cholesky"):
+        create_mixer("minattn", 8, size=SIZE, qk="colapsed")
+    with pytest.raises(ValueError, match="num_heads 3 does not divide the 8 channels: choose a divisor of 8"):
+        create_mixer("minattn", 8, size=SIZE, num_heads=3)
+    with pytest.raises(ValueError, match="qk='collapsed' is one matrix for one head, num_heads is 2: use 1, or qk='shared'"):
+        create_mixer("minattn", 8, size=SIZE, qk="collapsed", num_heads=2)

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from formulas import area, assert_equal, bilinear, gelu, layer_norm, linear, random_map, random_mixer, resize
+
+SIZE = (5, 4)
+
+
+def gate(x, mixer):
+    """v + MLP_channels(norm(v)), v = x + MLP_tokens(norm(x)): an MLP-Mixer block."""
+    tokens, h = mixer.token_mlp, layer_norm(x, mixer.token_norm, 1e-5)
+    v = torch.empty_like(x)
+    for image in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            hidden = gelu(tokens.fc1.weight.flatten(1) @ h[image, c].flatten() + tokens.fc1.bias)
+            out = tokens.fc2.weight.flatten(1) @ hidden + tokens.fc2.bias
+            v[image, c] = x[image, c] + out.reshape(x.shape[2:])
+    mlp = mixer.channel_mlp
+    return v + linear(gelu(linear(layer_norm(v, mixer.channel_norm, 1e-5), mlp.fc1)), mlp.fc2)
+
+
+def formula(x, mixer, grid):
+    made = gate(resize(x, grid, area), mixer)
+    return linear(x, mixer.value) * resize(made, x.shape[2:], bilinear)
+
+
+@pytest.mark.parametrize("grid", [None, (3, 2), (5, 4), (9, 9)])
+@pytest.mark.parametrize("size", [SIZE, (1, 1), (1, 6), (7, 5), (10, 8)])
+def test_formula(size, grid):
+    """A grid smaller than the map, equal to it (also by default), or cut to it."""
+    mixer = random_mixer("nin", 6, SIZE, grid=grid)
+    x = random_map(2, 6, *size)
+    assert_equal(mixer(x), formula(x, mixer, (3, 2) if grid == (3, 2) else SIZE))
+
+
+def test_at_the_trained_size_nothing_is_resampled():
+    mixer = random_mixer("nin", 6, SIZE)
+    x = random_map(2, 6, *SIZE)
+    assert_equal(mixer(x), linear(x, mixer.value) * gate(x, mixer))
+
+
+def test_widths():
+    mixer = random_mixer("nin", 6, SIZE, token_dim=7, channel_dim=9)
+    assert mixer.token_mlp.fc1.weight.shape == (7, 1, 5, 4)
+    assert mixer.channel_mlp.fc1.weight.shape == (9, 6, 1, 1)
+    x = random_map(2, 6, *SIZE)
+    assert_equal(mixer(x), formula(x, mixer, SIZE))
+    default = random_mixer("nin", 6, SIZE)
+    assert default.token_mlp.fc1.out_channels == default.channel_mlp.fc1.out_channels == 12
+
+
+def grown(size, **options):
+    old, new = random_mixer("nin", 6, SIZE, token_dim=7, **options), random_mixer("nin", 6, size, token_dim=7, **options)
+    new.load_state_dict(new.adapt_state(old.state_dict()))
+    return old, new
+
+
+def test_a_grid_that_stays_keeps_its_weights():
+    old, new = grown((20, 16), grid=(3, 2))
+    x = random_map(1, 6, 9, 9)
+    assert_equal(new(x), old(x), 0)
+
+
+@pytest.mark.parametrize("size", [(10, 8), (9, 5), (3, 2)])
+def test_token_weights_that_ignore_the_place_give_the_same_on_a_constant_map_of_any_size(size):
+    old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, size, token_dim=7)
+    state = old.state_dict()
+    for key, over in (("fc1.weight", (2, 3)), ("fc2.weight", 0), ("fc2.bias", 0)):
+        value = state[f"token_mlp.{key}"]
+        value.copy_(value.mean(over, keepdim=True).expand_as(value))
+    new.load_state_dict(new.adapt_state(state))
+    constant = random_map(2, 6, 1, 1)
+    assert_equal(new(constant.expand(-1, -1, *size)), old(constant.expand(-1, -1, *SIZE))[..., :1, :1].expand(-1, -1, *size))
+
+
+def test_token_weights_keep_their_directions():
+    """What grows along the height before grows along the height after, and is constant along the width."""
+    old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, (9, 12), token_dim=7)
+    state, ramp = old.state_dict(), torch.arange(5.0, dtype=torch.float64)[:, None].expand(5, 4)
+    state["token_mlp.fc1.weight"].copy_(ramp)
+    state["token_mlp.fc2.weight"].copy_(ramp.reshape(20, 1, 1, 1).expand(20, 7, 1, 1))
+    state["token_mlp.fc2.bias"].copy_(ramp.flatten())
+    adapted = new.adapt_state(state)
+    maps = adapted["token_mlp.fc1.weight"][0, 0], adapted["token_mlp.fc2.weight"][:, 0].reshape(9, 12)
+    for grown in (*maps, adapted["token_mlp.fc2.bias"].reshape(9, 12)):
+        assert_equal(grown, grown[:, :1].expand(9, 12))
+        assert (grown.diff(dim=0) > 0).all()

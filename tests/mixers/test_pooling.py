@@ -1,0 +1,42 @@
+import pytest
+import torch
+from formulas import assert_equal, random_map, random_mixer
+
+from metamix.mixers import create_mixer
+
+
+def formula(x, k, subtract):
+    """The mean of the K x K neighbours inside the map, minus the value itself."""
+    y = torch.empty_like(x)
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            near = x[:, :, max(i - k // 2, 0) : i + k // 2 + 1, max(j - k // 2, 0) : j + k // 2 + 1]
+            y[:, :, i, j] = near.mean((2, 3)) - (x[:, :, i, j] if subtract else 0)
+    return y
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 4), (9, 11)])
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("k", [1, 3, 5, 7])
+def test_formula(k, subtract, size):
+    x = random_map(2, 3, *size)
+    mixer = random_mixer("pooling", 3, (7, 4), pool_size=k, subtract=subtract)
+    assert_equal(mixer(x), formula(x, k, subtract))
+
+
+def test_default_is_the_papers():
+    x = random_map(2, 3, 7, 4)
+    assert_equal(random_mixer("pooling", 3, (7, 4))(x), formula(x, 3, True))
+
+
+def test_constant_map_gives_zero():
+    mixer = random_mixer("pooling", 3, (7, 4))
+    constant = torch.full((1, 3, 7, 4), 0.5, dtype=torch.float64)
+    assert mixer(constant).abs().max() == 0
+    assert mixer(random_map(1, 3, 7, 4)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("k", [0, 2, -1])
+def test_pool_size_is_odd(k):
+    with pytest.raises(ValueError, match=rf"pool_size is {k}; an odd number of at least 1 .* try 3 or 5"):
+        create_mixer("pooling", 8, size=(4, 4), pool_size=k)

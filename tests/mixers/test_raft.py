@@ -1,0 +1,121 @@
+import pytest
+import torch
+from formulas import assert_equal, bicubic, bilinear, gelu, layer_norm, random_map, random_mixer, resize
+from torch import nn
+
+from metamix.mixers import create_mixer
+
+SIZE = (5, 3)
+
+
+def vertical(x, mlp, r, resized=None):
+    """One MLP for each raft of r channel groups and one column; with `resized` its matrices are stretched to that length."""
+    h = layer_norm(x, mlp.norm, 1e-5)
+    w1, w2 = mlp.fc1.weight[:, :, 0, 0], mlp.fc2.weight[:, :, 0, 0]
+    b1, b2 = mlp.fc1.bias, mlp.fc2.bias
+    length = w1.shape[1] // r
+    if resized:
+        stretch = torch.kron(torch.eye(r, dtype=x.dtype), bilinear(resized, length))
+        w1, w2, b2, length = w1 @ stretch.T * length / resized, stretch @ w2, stretch @ b2, resized
+    y = torch.empty_like(x)
+    group = x.shape[1] // r
+    for image in range(x.shape[0]):
+        for c in range(group):
+            for column in range(x.shape[3]):
+                raft = torch.cat([h[image, g * group + c, :, column] for g in range(r)])
+                raft = w2 @ gelu(w1 @ raft + b1) + b2
+                for g in range(r):
+                    y[image, g * group + c, :, column] = raft[g * length : (g + 1) * length]
+    return y
+
+
+def formula(x, mixer, r, size=None):
+    """z = u + H(norm(u)), u = x + V(norm(x))."""
+    u = x + vertical(x, mixer.vertical, r, size and size[0])
+    return u + vertical(u.transpose(2, 3), mixer.horizontal, r, size and size[1]).transpose(2, 3)
+
+
+@pytest.mark.parametrize("resample", ["branch", "stream", "weights"])
+@pytest.mark.parametrize("expansion", [1, 1.5, 2])
+@pytest.mark.parametrize("r", [1, 2, 4])
+def test_formula_at_the_trained_size(r, expansion, resample):
+    mixer = random_mixer("raft", 8, SIZE, raft_size=r, expansion=expansion, resample=resample)
+    x = random_map(2, 8, *SIZE)
+    assert mixer.vertical.fc1.weight.shape == (int(expansion * r * 5), r * 5, 1, 1)
+    assert_equal(mixer(x), formula(x, mixer, r) - x)
+
+
+OTHER = [(1, 1), (1, 6), (3, 5), (7, 4), (10, 6)]
+
+
+@pytest.mark.parametrize("size", OTHER)
+@pytest.mark.parametrize("r", [1, 2])
+def test_branch_off_the_trained_size(r, size):
+    mixer = random_mixer("raft", 8, SIZE, raft_size=r, resample="branch")
+    x = random_map(2, 8, *size)
+    trained = resize(x, SIZE, bicubic)
+    assert_equal(mixer(x), resize(formula(trained, mixer, r) - trained, size, bicubic))
+
+
+@pytest.mark.parametrize("size", OTHER)
+def test_stream_off_the_trained_size(size):
+    mixer = random_mixer("raft", 8, SIZE, resample="stream")
+    x = random_map(2, 8, *size)
+    assert_equal(mixer(x), resize(formula(resize(x, SIZE, bicubic), mixer, 2), size, bicubic) - x)
+
+
+@pytest.mark.parametrize("size", OTHER)
+@pytest.mark.parametrize("r", [1, 2])
+def test_weights_off_the_trained_size(r, size):
+    mixer = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
+    x = random_map(2, 8, *size)
+    assert_equal(mixer(x), formula(x, mixer, r, size) - x)
+
+
+def test_branch_is_the_default():
+    x = random_map(1, 8, 7, 4)
+    branch, default = random_mixer("raft", 8, SIZE, resample="branch"), random_mixer("raft", 8, SIZE)
+    assert_equal(default(x), branch(x), 0)
+
+
+@pytest.mark.parametrize("size", [(10, 6), (7, 4), (15, 3)])
+@pytest.mark.parametrize("r", [1, 2])
+def test_a_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
+    """Hidden units are repeated and their outputs shared, so the only change is that of the matrices' places."""
+    old = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
+    new = random_mixer("raft", 8, size, raft_size=r)
+    new.load_state_dict(new.adapt_state(old.state_dict()))
+    x = random_map(2, 8, *size)
+    assert_equal(new(x), old(x))
+
+
+@pytest.mark.parametrize("axis", ["vertical", "horizontal"])
+def test_a_mixer_grown_twofold_is_the_same_function_of_a_map_that_is_constant_along_its_axis(axis):
+    old = random_mixer("raft", 8, SIZE)
+    other = {"vertical": old.horizontal, "horizontal": old.vertical}[axis]
+    nn.init.zeros_(other.fc2.weight), nn.init.zeros_(other.fc2.bias)
+    constant = random_map(2, 8, *((1, SIZE[1]) if axis == "vertical" else (SIZE[0], 1)))
+    grown = (2 * SIZE[0], SIZE[1]) if axis == "vertical" else (SIZE[0], 2 * SIZE[1])
+    new = random_mixer("raft", 8, grown)
+    new.load_state_dict(new.adapt_state(old.state_dict()))
+    assert_equal(new(constant.expand(-1, -1, *grown)), resize(old(constant.expand(-1, -1, *SIZE)), grown, bilinear))
+
+
+def test_shrinking_gives_parameters_that_load_and_run():
+    old, new = random_mixer("raft", 8, (10, 6)), random_mixer("raft", 8, SIZE)
+    new.load_state_dict(new.adapt_state(old.state_dict()))
+    assert new(random_map(1, 8, *SIZE)).isfinite().all()
+
+
+def test_the_response_to_a_constant_raft_stays_at_multiples():
+    mlp = random_mixer("raft", 8, SIZE, resample="weights").vertical
+    nn.init.zeros_(mlp.norm.weight)  # the norm then gives its bias everywhere: rafts that are constant along the column
+    small, large = mlp(random_map(1, 8, 5, 3)), mlp(random_map(1, 8, 15, 3))
+    assert_equal(large, resize(small, (15, 3), bilinear))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="raft_size 3 does not divide the 8 channels: choose a divisor of 8"):
+        create_mixer("raft", 8, size=SIZE, raft_size=3)
+    with pytest.raises(ValueError, match="resample is 'weight'; did you mean 'weights'\\? Accepted: branch, stream, weights"):
+        create_mixer("raft", 8, size=SIZE, resample="weight")

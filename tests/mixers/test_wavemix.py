@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import pywt
+import torch
+from formulas import assert_equal, bilinear, gelu, linear, random_map, random_mixer, resize
+
+from metamix.mixers import create_mixer
+from metamix.mixers.wavemix import dwt2
+
+WAVELETS = ["haar", "db1", "bior1.1", "rbio1.1", "db2", "sym4", "coif1", "bior2.2", "rbio1.3", "bior3.5"]
+
+
+def pywt_dwt2(x, wavelet):
+    low, high = pywt.dwt2(x.detach().numpy(), wavelet, mode="zero")
+    return torch.from_numpy(low), torch.from_numpy(np.concatenate(high, axis=1))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 6), (12, 9)])
+@pytest.mark.parametrize("wavelet", WAVELETS)
+def test_transform_is_that_of_pywavelets(wavelet, size):
+    x = random_map(2, 3, *size)
+    for ours, theirs in zip(dwt2(x, pywt.Wavelet(wavelet).filter_bank[:2]), pywt_dwt2(x, wavelet)):
+        assert_equal(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4", "bior2.2"])
+def test_levels_are_those_of_pywavelets(wavelet):
+    x = random_map(2, 3, 63, 71)
+    deepest, *details = pywt.wavedec2(x.numpy(), wavelet, mode="zero", level=3)
+    low = x
+    for theirs in reversed(details):
+        low, high = dwt2(low, pywt.Wavelet(wavelet).filter_bank[:2])
+        assert_equal(high, torch.from_numpy(np.concatenate(theirs, axis=1)), 1e-12)
+    assert_equal(low, torch.from_numpy(deepest), 1e-12)
+
+
+def test_transform_keeps_the_energy():
+    x = random_map(1, 2, 6, 8)
+    low, high = dwt2(x, pywt.Wavelet("haar").filter_bank[:2])
+    assert (low**2).sum() + (high**2).sum() == pytest.approx((x**2).sum())
+
+
+def transposed_convolution(x, up):
+    """Every value paints a 4 x 4 patch, two steps from its neighbour's; a frame of one is cut off."""
+    h, w = x.shape[2:]
+    y = torch.zeros(x.shape[0], up.out_channels, 2 * h + 2, 2 * w + 2, dtype=x.dtype)
+    for i in range(h):
+        for j in range(w):
+            y[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += torch.einsum("bi,iohw->bohw", x[:, :, i, j], up.weight)
+    return y[:, :, 1:-1, 1:-1] + up.bias[:, None, None]
+
+
+def normalise(x, norm):
+    if isinstance(norm, torch.nn.GroupNorm):
+        mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), unbiased=False, keepdim=True)
+    elif norm.training:
+        mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+    else:
+        mean, variance = norm.running_mean[:, None, None], norm.running_var[:, None, None]
+    return (x - mean) / torch.sqrt(variance + 1e-5) * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def formula(x, mixer, wavelet, upsample):
+    low, bands, sizes = linear(x, mixer.reduce), [], []
+    for _ in mixer.levels:
+        sizes.append(low.shape[2:])
+        low, high = pywt_dwt2(low, wavelet)
+        bands.append(torch.cat([low, high], 1))
+    y = None
+    for size, band, mlp in list(zip(sizes, bands, mixer.levels))[::-1]:
+        y = band if y is None else torch.cat([band, y], 1)
+        y = linear(gelu(linear(y, mlp.fc1)), mlp.fc2)
+        if upsample == "transposed":
+            y = transposed_convolution(y, mlp.up)
+        else:
+            y = resize(y, (2 * y.shape[2], 2 * y.shape[3]), bilinear)
+        y = normalise(y, mlp.norm)
+        top, left = (y.shape[2] - size[0]) // 2, (y.shape[3] - size[1]) // 2
+        y = y[:, :, top : top + size[0], left : left + size[1]]
+    return y
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (1, 6), (17, 10)])
+@pytest.mark.parametrize("upsample", ["transposed", "bilinear"])
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+def test_levels_and_upsampling(level, upsample, size):
+    mixer = random_mixer("wavemix", 8, (8, 8), level=level, upsample=upsample)
+    assert len(mixer.levels) == level
+    x = random_map(2, 8, *size)
+    assert_equal(mixer(x), formula(x, mixer, "haar", upsample))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 5)])
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("wavelet", ["db2", "sym4", "bior2.2", "rbio1.3"])
+def test_wavelets(wavelet, level, size):
+    mixer = random_mixer("wavemix", 8, (8, 8), level=level, wavelet=wavelet)
+    x = random_map(2, 8, *size)
+    assert_equal(mixer(x), formula(x, mixer, wavelet, "transposed"))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("training", [True, False])
+def test_norms(training, norm):
+    mixer = random_mixer("wavemix", 8, (8, 8), level=2, norm=norm).train(training)
+    x = random_map(3, 8, 7, 5)
+    assert_equal(mixer(x), formula(x, mixer, "haar", "transposed"))
+
+
+def test_widths():
+    mixer = random_mixer("wavemix", 8, (8, 8), level=2, mult=3, ff_channel=5)
+    finest, deepest = mixer.levels
+    assert [finest.fc1.weight.shape[:2], deepest.fc1.weight.shape[:2]] == [(24, 12), (24, 8)]
+    assert [finest.up.weight.shape[:2], deepest.up.weight.shape[:2]] == [(5, 8), (5, 4)]
+    x = random_map(2, 8, 7, 5)
+    assert_equal(mixer(x), formula(x, mixer, "haar", "transposed"))
+
+
+def test_cropping_keeps_the_centre():
+    """A filter of eight taps makes bands larger than half; what comes back lies where it came from."""
+    mixer = random_mixer("wavemix", 8, (16, 16), wavelet="sym4", norm="group")
+    x = torch.zeros(1, 8, 16, 16, dtype=torch.float64)
+    empty = mixer(x)
+    x[:, :, 8, 8] = 50
+    change = (mixer(x) - empty).abs().sum((0, 1))
+    change = change - change.median()  # the norm moves everything a little
+    where = (change * (change > change.max() / 10)).nonzero().double().mean(0)
+    assert (where - 8).abs().max() < 2
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(level=5), "level is 5; the transform has 1, 2, 3 or 4 levels"),
+        (dict(wavelet="harr"), r"'harr' is no discrete wavelet of PyWavelets; did you mean 'haar'\? `pywt.wavelist"),
+        (dict(wavelet="morl"), "'morl' is no discrete wavelet of PyWavelets"),
+        (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),
+        (dict(norm="layer"), r"norm is 'layer'.* Accepted: batch, group"),
+        (dict(upsample="bilinear", ff_channel=4), "ff_channel is the width that a transposed convolution starts from: leave it out"),
+    ],
+)
+def test_errors(options, words):
+    with pytest.raises(ValueError, match=words):
+        create_mixer("wavemix", 8, size=(8, 8), **options)
+
+
+def test_width_is_a_multiple_of_four():
+    with pytest.raises(ValueError, match="wavemix splits its channels in four: 6 is no multiple of 4"):
+        create_mixer("wavemix", 6, size=(8, 8))
