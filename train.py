@@ -2,9 +2,17 @@
 
     python train.py --config configs/digits/demo.yaml                 one process, on a GPU where there is one
     python train.py --config configs/digits/demo.yaml --lr 2e-3       any option can be changed
-    python train.py --config ... --model metaformer_pooling_nano,metaformer_raft_nano     several models, compared
-    torchrun --nproc_per_node=4 train.py --config ...                 four processes, the same result
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --config ...
+    python train.py --config configs/digits/demo.yaml --model metaformer_pooling_nano,metaformer_raft_nano
+                                                                      several models, and how they compare
+
+Four processes give the same result; when one is lost, all go on from the last checkpoint:
+
+    torchrun --nproc_per_node=4 --max_restarts=3 train.py --config ...
+
+The same on each of two nodes, which share the run folder's file system:
+
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes=2 --nproc_per_node=8 --max_restarts=3 \\
+        --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --config ...
 
 A run lives in its folder, runs/<data>-<model>-seed<seed>: the same command again goes on where it stopped, however it
 stopped, or says that it is finished. The loop itself is metamix/training/engine.py.
@@ -71,7 +79,7 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
             time_step(engine, run)
             return folder
         if not engine.resume():
-            run.say(recipe.to_yaml())
+            run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
         describe(engine, run)
         if ranks.main:
             (folder / "summary.json").unlink(missing_ok=True)    # of a schedule that is now longer

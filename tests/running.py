@@ -5,6 +5,7 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def script(name):
     """The script's module: train or eval."""
     spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -32,6 +32,7 @@ class ModelOptions(DataOptions):
                                     group="model")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pretrained and self.checkpoint:
             raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
 
@@ -77,8 +78,8 @@ class Classification:
         self.normalize = Normalize(mean=self.mean, std=self.std)
         self.transform = Augment(options, seed=seed, mean=self.mean, std=self.std, size=self.size,
                                  num_classes=len(self.classes))
-        name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data.replace("/", "-")
-        self.title = f"{name}-{options.model}"
+        self.name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data
+        self.title = f"{self.name.replace('/', '-')}-{options.model}"
         self.samples = {split: len(source) for split, source in self._sources().items()}
         self.companions: tuple[nn.Module, ...] = ()
         self.notes: list[str] = []
@@ -180,7 +181,7 @@ class Classification:
         return {"task": "classification", "model": options.model, "model_args": options.model_args,
                 "num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size,
                 "mean": list(self.mean), "std": list(self.std), "interpolation": options.interpolation,
-                "crop_pct": options.crop_pct, "classes": list(self.classes), "data": options.data,
+                "crop_pct": options.crop_pct, "classes": list(self.classes), "data": self.name,
                 "samples": self.samples,
                 "parameters": sum(weight.numel() for weight in model.parameters()),
                 "macs": count_macs(model, (self.splits.in_chans, self.size, self.size))}

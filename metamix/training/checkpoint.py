@@ -138,7 +138,7 @@ def _load_torch(path: str | Path) -> Any:
         raise
     except Exception as error:    # torch.load raises whatever the bytes happen to break: zip, pickle, key, type errors
         reason = " ".join(str(error).split())
-        if "weights_only" in reason.lower() or "unsupported" in reason.lower():
+        if "Unsupported global" in reason or "Unsupported class" in reason:
             raise ValueError(f"{path} holds Python objects beside tensors, and metamix never unpickles them from a file; "
                              f"save its tensors alone (a state dict) and give that file") from None
         raise ValueError(f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes; "

@@ -252,7 +252,8 @@ class Engine:
                 self._sums[name] = self._sums.get(name, 0.0) + value
         in_epoch = self.step - len(self.history) * self.steps_per_epoch
         speed = in_epoch * options.batch_size / self._epoch_seconds
-        self.run.progress(in_epoch, self.steps_per_epoch, dict(zip(self._names, rows[-1])), lr=self.lr, speed=speed,
+        means = {name: sum(column) / len(rows) for name, column in zip(self._names, zip(*rows))}
+        self.run.progress(in_epoch, self.steps_per_epoch, means, lr=self.lr, speed=speed,
                           left=(self.total_steps - self.step) * options.batch_size / speed,
                           memory=peak_memory(ranks.device))
         if stop or (save and in_epoch < self.steps_per_epoch):    # the end of an epoch saves anyhow
@@ -297,7 +298,7 @@ class Engine:
     def _advice(self, what: str) -> str:
         return (f"{what}, learning rate {self.lr:.3g}; {self._good()}. Try a lower --lr, a longer --warmup-epochs, "
                 f"--clip-grad 1, or --amp {'bf16' if self.dtype == torch.float16 else 'none'}; the same command with it "
-                f"goes on from the checkpoint")
+                f"goes on from {'the start' if self._last_good is None else 'the checkpoint'}")
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.ranks.device, memory_format=self.layout)

@@ -75,7 +75,7 @@ class Run:
         self._spoke = time.monotonic()
         if self.main and self.terminal:
             self.bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", leave=False, dynamic_ncols=True,
-                            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}")
+                            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
 
     def advance(self) -> None:
         if self.bar is not None:
@@ -83,7 +83,7 @@ class Run:
 
     def progress(self, step_in_epoch: int, steps: int, values: Mapping[str, float], *, lr: float, speed: float,
                  left: float, memory: float) -> None:
-        """Values are the latest, `speed` is in images a second, `left` in seconds to the end of the run."""
+        """`values` are means since the last call, `speed` is in images a second, `left` in seconds to the end of the run."""
         if not self.main:
             return
         text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"lr {lr:.2e}", f"{speed:.0f} img/s",

@@ -32,7 +32,11 @@ class Ranks:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            store, rank, world = next(dist.rendezvous("env://"))
+            if os.environ.get("GROUP_WORLD_SIZE") == "1":
+                # torchrun keeps one store over its restarts, in which a new process may find the address of a dead one.
+                store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
         return cls(rank, world, chosen)
 
     def stop(self) -> None:

@@ -140,9 +140,8 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Callable[[], type]], *, defau
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{nearest(task, tasks)}; the tasks are {', '.join(tasks)}")
         classes = [engine, tasks[task]()]
-        parser = _parser(classes, tasks, default_task, description)
-        given, unknown = parser.parse_known_args(argv)
         hints = _hints(classes)
+        given, unknown = _parser(classes, tasks, default_task, description).parse_known_args(argv)
         if unknown:
             raise ValueError(_unknown(unknown[0], hints))
         values = {key: check(value, hints, key, f"{known.config}: ") for key, value in config.items()}
