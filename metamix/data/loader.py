@@ -9,6 +9,7 @@ the last).
 
 import logging
 import signal
+import weakref
 
 import torch
 from timm.data import create_transform
@@ -127,6 +128,8 @@ class StreamLoader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or every epoch would draw from the run's own generator
         )
+        # At its end Python sends workers one SIGTERM and waits for them: for ever, unless they have been let go before.
+        weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
     def __len__(self):
         return len(self.order)

@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,3 +204,15 @@ def test_a_replacement_comes_from_the_same_source(folder, break_image):
     loader = train_loader(splits.train, DataOptions(corrupt_limit=1.0), batch_size=12)
     assert loader.rows[0] == loader.rows[1] == splits.train.indices[1]
     assert loader.rows[1:].tolist() == splits.train.indices[1:].tolist()
+
+
+def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):
+    """Python sends its children SIGTERM once and then waits for them; they have to be let go before."""
+    program = f"""
+from metamix.data import DataOptions, open_data, eval_loader
+options = DataOptions(data="folder", data_dir={str(folder())!r}, memory="no", workers=2)
+loader = eval_loader(open_data("folder", root=options.data_dir, memory="no").test, options, batch_size=2)
+print(sum(len(batch["label"]) for batch in loader))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "6", done.stderr
