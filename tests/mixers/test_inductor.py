@@ -14,7 +14,7 @@ from metamix.models import MetaFormer
 def test_compiled_block_is_the_block(mixer):
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = MetaFormer(img_size=16, num_classes=3, depths=(1,), dims=(8,), mixer=mixer, layer_scale=0, mlp_ratio=0).eval()
+    model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer=mixer, layer_scale=0, mlp_ratio=0).eval()
     block, x = model.stages[0].blocks[0], torch.randn(2, 8, 4, 4)
     compiled = torch.compile(block, fullgraph=True)
     with torch.no_grad():

@@ -75,5 +75,5 @@ def test_spatial_weights_start_as_the_authors():
 
 
 def test_width_that_cannot_be_halved_twice():
-    with pytest.raises(ValueError, match="6 channels times input_proj_factor 1 and gmlp factor 1 cannot be halved twice"):
+    with pytest.raises(ValueError, match="6 channels times input_proj_factor 1 and gmlp factor 1 cannot be halved"):
         create_mixer("maxim", 6, size=(8, 8), input_proj_factor=1, block_gmlp_factor=1)

@@ -48,14 +48,9 @@ def test_widths():
     assert default.token_mlp.fc1.out_channels == default.channel_mlp.fc1.out_channels == 12
 
 
-def grown(size, **options):
-    old, new = random_mixer("nin", 6, SIZE, token_dim=7, **options), random_mixer("nin", 6, size, token_dim=7, **options)
-    new.load_state_dict(new.adapt_state(old.state_dict()))
-    return old, new
-
-
 def test_a_grid_that_stays_keeps_its_weights():
-    old, new = grown((20, 16), grid=(3, 2))
+    old, new = (random_mixer("nin", 6, size, grid=(3, 2)) for size in (SIZE, (20, 16)))
+    new.load_state_dict(new.adapt_state(old.state_dict()))
     x = random_map(1, 6, 9, 9)
     assert_equal(new(x), old(x), 0)
 
@@ -69,7 +64,8 @@ def test_token_weights_that_ignore_the_place_give_the_same_on_a_constant_map_of_
         value.copy_(value.mean(over, keepdim=True).expand_as(value))
     new.load_state_dict(new.adapt_state(state))
     constant = random_map(2, 6, 1, 1)
-    assert_equal(new(constant.expand(-1, -1, *size)), old(constant.expand(-1, -1, *SIZE))[..., :1, :1].expand(-1, -1, *size))
+    expected = old(constant.expand(-1, -1, *SIZE))[..., :1, :1]
+    assert_equal(new(constant.expand(-1, -1, *size)), expected.expand(-1, -1, *size))
 
 
 def test_token_weights_keep_their_directions():

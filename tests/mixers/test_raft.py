@@ -9,7 +9,7 @@ SIZE = (5, 3)
 
 
 def vertical(x, mlp, r, resized=None):
-    """One MLP for each raft of r channel groups and one column; with `resized` its matrices are stretched to that length."""
+    """One MLP for each raft of r channel groups and one column; `resized`: its matrices stretched to that length."""
     h = layer_norm(x, mlp.norm, 1e-5)
     w1, w2 = mlp.fc1.weight[:, :, 0, 0], mlp.fc2.weight[:, :, 0, 0]
     b1, b2 = mlp.fc1.bias, mlp.fc2.bias
@@ -117,5 +117,5 @@ def test_the_response_to_a_constant_raft_stays_at_multiples():
 def test_errors():
     with pytest.raises(ValueError, match="raft_size 3 does not divide the 8 channels: choose a divisor of 8"):
         create_mixer("raft", 8, size=SIZE, raft_size=3)
-    with pytest.raises(ValueError, match="resample is 'weight'; did you mean 'weights'\\? Accepted: branch, stream, weights"):
+    with pytest.raises(ValueError, match=r"resample is 'weight'; did you mean 'weights'\? Accepted: branch, stream, w"):
         create_mixer("raft", 8, size=SIZE, resample="weight")

@@ -136,7 +136,7 @@ def test_cropping_keeps_the_centre():
         (dict(wavelet="morl"), "'morl' is no discrete wavelet of PyWavelets"),
         (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),
         (dict(norm="layer"), r"norm is 'layer'.* Accepted: batch, group"),
-        (dict(upsample="bilinear", ff_channel=4), "ff_channel is the width that a transposed convolution starts from: leave it out"),
+        (dict(upsample="bilinear", ff_channel=4), "ff_channel is the width that a transposed convolution starts from"),
     ],
 )
 def test_errors(options, words):

@@ -1,0 +1,473 @@
+"""The skeleton by itself, small and with every option; what timm expects of registered names is in test_timm.py."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import nn
+from torch.export import Dim
+
+from metamix.mixers import register_mixer, registry
+from metamix.models import MetaFormer
+from metamix.models.metaformer import ConvEmbed
+
+
+def small(**kwargs) -> MetaFormer:
+    """Three blocks in two stages on maps of 8 and 4, in float64 and evaluation, all parameters random."""
+    torch.manual_seed(0)
+    shape = dict(img_size=32, num_classes=5, depths=(1, 2), dims=(8, 16), layer_scale=0.1)
+    model = MetaFormer(**shape | kwargs).double().eval()
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value) * 0.4 + 0.1 if value.ndim < 2 else torch.randn_like(value) * 0.3)
+    return model
+
+
+ISOTROPIC = dict(depths=(2,), dims=(8,), stem=partial(ConvEmbed, kernel_size=4, stride=4))
+
+
+def images(*size, batch=2, dtype=torch.float64):
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, *size or (32, 32), dtype=dtype)
+
+
+def blocks(model):
+    return [block for stage in model.stages for block in stage.blocks]
+
+
+def assert_equal(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * max(1, expected.abs().max().item()))
+
+
+# The formula
+
+
+def group_norm(x, norm):
+    mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), unbiased=False, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def layer_norm(x, norm):
+    mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+    return (x - mean) / (variance + norm.eps).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def linear(x, layer):
+    return torch.einsum("oi,bihw->bohw", layer.weight.flatten(1), x) + layer.bias[:, None, None]
+
+
+def formula(
+    model, x, *, norm1=group_norm, norm2=group_norm, norm=group_norm, tie=False, mlp=True, scale=True, act=F.gelu
+):
+    """x <- x + s1 * mixer(norm1(x)), x <- x + s2 * mlp(norm2(x)), after a stem, before a norm, a mean, a linear map."""
+    x = F.conv2d(x, model.stem.weight, model.stem.bias, model.stem.stride, model.stem.padding)
+    if model.pos_embed is not None:
+        x = x + model.pos_embed
+    for i, stage in enumerate(model.stages):
+        if i:
+            x = F.conv2d(x, stage.downsample.weight, stage.downsample.bias, stride=2, padding=1)
+        for block in stage.blocks:
+            s1 = block.layer_scale1.gamma[:, None, None] if scale else 1
+            x = x + s1 * block.mixer(norm1(x, block.norm1))
+            if mlp:
+                s2 = block.layer_scale2.gamma[:, None, None] if scale else 1
+                h = norm2(x, block.norm1 if tie else block.norm2)
+                x = x + s2 * linear(act(linear(h, block.mlp.fc1)), block.mlp.fc2)
+    return norm(x, model.norm).mean((2, 3)) @ model.head.weight.T + model.head.bias
+
+
+def unchanged(x, norm):
+    assert not list(norm.parameters())
+    return x
+
+
+OPTIONS = {
+    "default": ({}, {}),
+    "layer norms": (
+        dict(norm1=LayerNorm2d, norm2="layernorm2d", norm=partial(LayerNorm2d, eps=1e-3)),
+        dict(norm1=layer_norm, norm2=layer_norm, norm=layer_norm),
+    ),
+    "no norm1": (dict(norm1="none"), dict(norm1=unchanged)),
+    "no norm2": (dict(norm2=None), dict(norm2=unchanged)),
+    "no norm": (dict(norm="none"), dict(norm=unchanged)),
+    "tied norms": (dict(tie_norms=True), dict(tie=True)),
+    "no MLP": (dict(mlp_ratio=0), dict(mlp=False)),
+    "no layer scale": (dict(layer_scale=0), dict(scale=False)),
+    "activation by name": (dict(act_layer="relu"), dict(act=F.relu)),
+    "activation by class": (dict(act_layer=nn.SiLU), dict(act=F.silu)),
+    "positions": (dict(pos_embed=True), {}),
+    "another mixer": (dict(mixer="raft"), {}),
+}
+
+
+@pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_formula(option, shape):
+    kwargs, words = OPTIONS[option]
+    model, x = small(**shape, **kwargs), images()
+    assert_equal(model(x), formula(model, x, **words))
+
+
+def test_formula_of_other_stems_and_downsamplings():
+    class Halve(nn.Module):
+        """One of one's own: all that the skeleton asks of it."""
+
+        reduction = 2
+
+        def __init__(self, in_chans, dim):
+            super().__init__()
+            self.proj = nn.Conv2d(in_chans * 4, dim, 1)
+
+        def out_size(self, size):
+            return size[0] // 2, size[1] // 2
+
+        def forward(self, x):
+            return self.proj(F.pixel_unshuffle(x, 2))
+
+    seen = []
+    model = small(stem=Halve, downsample=Halve, mixer="raft")
+    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    assert model(images()).shape == (2, 5)
+    assert [b.mixer.size for b in blocks(model)] == [(16, 16), (8, 8), (8, 8)]
+    assert [f["reduction"] for f in model.feature_info] == [2, 4]
+    different = small(depths=(1, 1, 1), dims=(8, 8, 8), downsample=[Halve, partial(ConvEmbed, kernel_size=1, stride=1)])
+    assert [f["reduction"] for f in different.feature_info] == [4, 8, 8]
+
+
+@pytest.mark.parametrize("k, s, p", [(7, 4, 2), (3, 2, 1), (4, 4, 0), (3, 1, 1)])
+def test_size_of_maps(k, s, p):
+    embed = ConvEmbed(1, 1, kernel_size=k, stride=s, padding=p)
+    for size in ((8, 9), (13, 7), (32, 224)):
+        assert embed(torch.zeros(1, 1, *size)).shape[2:] == embed.out_size(size)
+
+
+# What is built
+
+
+def keys(model):
+    return set(model.state_dict())
+
+
+def test_what_is_not_used_is_not_built():
+    everything = keys(small(mixer="pooling"))
+    assert {k for k in everything if "blocks" in k} == {
+        f"stages.{stage}.{part}"
+        for stage in ("0.blocks.0", "1.blocks.0", "1.blocks.1")
+        for part in (
+            "norm1.weight", "norm1.bias", "layer_scale1.gamma", "norm2.weight", "norm2.bias", "layer_scale2.gamma",
+            "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+        )
+    }  # fmt: skip
+
+    def left_out(**kwargs):
+        assert keys(small(**kwargs)) < everything
+        return {".".join(k.split(".")[4:]) or k for k in everything - keys(small(**kwargs))}
+
+    norm2 = {"norm2.weight", "norm2.bias"}
+    mlp = {"mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"}
+    assert left_out(mlp_ratio=0) == norm2 | mlp | {"layer_scale2.gamma"}
+    assert left_out(layer_scale=0) == {"layer_scale1.gamma", "layer_scale2.gamma"}
+    assert left_out(norm1="none") == {"norm1.weight", "norm1.bias"}
+    assert left_out(norm2="none") == left_out(tie_norms=True) == norm2
+    assert left_out(norm="none") == {"norm.weight", "norm.bias"}
+    assert left_out(num_classes=0) == {"head.weight", "head.bias"}
+    assert keys(small(pos_embed=True)) - everything == {"pos_embed"}
+
+
+def test_start():
+    torch.manual_seed(0)
+    model = MetaFormer(img_size=32, depths=(1,), dims=(64,), layer_scale=1e-5)
+    block = blocks(model)[0]
+    for scale in (block.layer_scale1, block.layer_scale2):
+        assert scale.gamma.unique().tolist() == [pytest.approx(1e-5)]
+    for layer in (block.mlp.fc1, block.mlp.fc2, model.head):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05) and not layer.bias.any()
+
+
+@pytest.mark.parametrize("ratio, hidden", [(4, [32, 64]), (1.5, [12, 24]), (0.25, [2, 4])])
+def test_mlp_ratio(ratio, hidden):
+    model = small(mlp_ratio=ratio)
+    assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == hidden
+
+
+def test_rates():
+    model = small(depths=(2, 3), drop_rate=0.1, proj_drop_rate=0.2, drop_path_rate=0.4, mixer="nin")
+    assert model.head_drop.p == 0.1
+    for block in blocks(model):
+        for mlp in (block.mlp, block.mixer.channel_mlp, block.mixer.token_mlp):
+            assert mlp.drop1.p == mlp.drop2.p == 0.2
+    for paths in ([b.drop_path1 for b in blocks(model)], [b.drop_path2 for b in blocks(model)]):
+        assert isinstance(paths[0], nn.Identity)
+        assert [p.drop_prob for p in paths[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    for module in small(mixer="nin").modules():
+        assert not (isinstance(module, nn.Dropout) and module.p or "DropPath" in type(module).__name__)
+
+
+def test_rates_act_in_training_alone():
+    x = images()
+    for rate in ("drop_rate", "proj_drop_rate", "drop_path_rate"):
+        model = small(**{rate: 0.5})
+        assert_equal(model(x), small()(x))
+        model.train()
+        assert (model(x) - model(x)).abs().max() > 1e-3, rate
+
+
+def test_mixers_and_their_options_of_each_stage():
+    model = small(mixer=("raft", "minattn"), mixer_args=({"raft_size": 4}, {"num_heads": 2, "qk": "shared"}))
+    first, second, third = (b.mixer for b in blocks(model))
+    assert (type(first).__name__, first.size, first.vertical.raft_size) == ("Raft", (8, 8), 4)
+    for mixer in (second, third):
+        assert (type(mixer).__name__, mixer.heads, mixer.symmetric) == ("MinAttn", 2, True)
+    same = small(mixer="raft", mixer_args={"raft_size": 4})
+    assert [(b.mixer.size, b.mixer.vertical.raft_size) for b in blocks(same)] == [((8, 8), 4), ((4, 4), 4), ((4, 4), 4)]
+
+
+# Any size, any format
+
+
+@pytest.mark.parametrize("mixer", ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"])
+def test_memory_formats_give_the_same(mixer):
+    model, x = small(mixer=mixer, pos_embed=True), images(45, 36)
+    y = model(x)
+    assert_equal(model(x.contiguous(memory_format=torch.channels_last)), y)
+    assert_equal(copy.deepcopy(model).to(memory_format=torch.channels_last)(x), y)
+
+
+def test_positions_are_resampled():
+    model, plain = small(pos_embed=True), small()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "pos_embed"})
+    assert model.pos_embed.shape == (1, 8, 8, 8) and model.no_weight_decay() == {"pos_embed"}
+    added = F.interpolate(model.pos_embed, size=(11, 9), mode="bicubic", align_corners=False)
+    plain.stem.register_forward_hook(lambda module, inputs, output: output + added)
+    assert_equal(model(images(45, 37)), plain(images(45, 37)))
+
+
+def test_exports_with_positions_for_any_size():
+    model = small(pos_embed=True, mixer="raft").float()
+    example = (images(56, 48, dtype=torch.float32),)
+    exported = torch.export.export(model, example, dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)).module()
+    for size in ((32, 32), (45, 37), (96, 64), (21, 30)):
+        x = images(*size, batch=3, dtype=torch.float32)
+        assert_equal(exported(x), model(x), 1e-4)
+
+
+@pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
+def test_set_input_size(shape):
+    """The same as loading the adapted parameters into a model built for that size."""
+    kwargs = dict(mixer="raft", pos_embed=True, **shape)
+    model, built = small(**kwargs).train(), small(img_size=(64, 48), **kwargs)
+    model.stem.requires_grad_(False)
+    model.pos_embed.requires_grad_(False)
+    before = copy.deepcopy(model)
+    model.set_input_size((64, 48))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
+    assert model.pos_embed.shape[2:] == (16, 12) and blocks(model)[0].mixer.size == (16, 12)
+    assert {k for k, p in model.named_parameters() if not p.requires_grad} == {"stem.weight", "stem.bias", "pos_embed"}
+    assert all(m.training for m in model.modules()) and all(p.dtype == torch.float64 for p in model.parameters())
+    for old, new in zip(blocks(before), blocks(model)):
+        for key, value in new.mixer.adapt_state(old.mixer.state_dict()).items():
+            assert torch.equal(new.mixer.state_dict()[key], value)
+    untouched = [k for k in keys(model) if ".mixer." not in k and k != "pos_embed"]
+    assert all(torch.equal(model.state_dict()[k], before.state_dict()[k]) for k in untouched)
+
+
+def test_set_input_size_to_its_own_changes_nothing():
+    model, x = small(mixer="nin", pos_embed=True), images()
+    y = model(x)
+    model.set_input_size(32)
+    assert_equal(model(x), y, 0)
+
+
+# Features
+
+
+def literal_features(model, x):
+    x = model.stem(x)
+    x = x if model.pos_embed is None else x + model.pos_embed
+    found = []
+    for stage in model.stages:
+        x = stage.downsample(x)
+        for block in stage.blocks:
+            x = block(x)
+            found.append((x, block is stage.blocks[-1]))
+    return [f for f, last in found if last or len(model.stages) == 1], x
+
+
+@pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
+def test_forward_intermediates(shape):
+    model, x = small(pos_embed=True, **shape), images()
+    expected, last = literal_features(model, x)
+    final, features = model.forward_intermediates(x)
+    assert len(features) == len(model.feature_info) == 2
+    for feature, e, info in zip(features, expected, model.feature_info):
+        assert_equal(feature, e)
+        assert feature.shape == (2, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
+        assert_equal(dict(model.named_modules())[info["module"]](literal_input(model, x, info["module"])), e)
+    assert_equal(final, group_norm(last, model.norm))
+    assert_equal(final, model.forward_features(x))
+
+    only = model.forward_intermediates(x, indices=[0], intermediates_only=True)
+    assert len(only) == 1 and torch.equal(only[0], features[0])
+    assert torch.equal(model.forward_intermediates(x, indices=1, intermediates_only=True)[0], features[1])
+    assert torch.equal(model.forward_intermediates(x, indices=[-2], intermediates_only=True)[0], features[0])
+    normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
+    wide = [f.shape[1] == model.num_features for f in features]
+    assert wide == ([True, True] if shape else [False, True])
+    for f, n, w in zip(features, normed, wide):
+        assert_equal(n, group_norm(f, model.norm) if w else f)
+    early, _ = model.forward_intermediates(x, indices=[0], stop_early=True)
+    assert torch.equal(early, features[0])
+
+
+def literal_input(model, x, module):
+    """What enters `module`, seen by a hook."""
+    seen = []
+    handle = dict(model.named_modules())[module].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(x)
+    handle.remove()
+    return seen[0]
+
+
+def test_features_of_another_format_are_refused():
+    with pytest.raises(ValueError, match="output_fmt is 'NLC'; features are maps: use output_fmt='NCHW'"):
+        small().forward_intermediates(images(), output_fmt="NLC")
+    with pytest.raises((ValueError, AssertionError), match="out of range"):
+        small().forward_intermediates(images(), indices=[2])
+
+
+@pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
+def test_pruned_models_give_the_same_features(shape):
+    model, x = small(**shape), images()
+    expected = model.forward_intermediates(x, indices=[0], intermediates_only=True)[0]
+    assert model.prune_intermediate_layers([0]) == [0]
+    assert len(model.feature_info) == 1 and len(blocks(model)) == 1
+    assert isinstance(model.head, nn.Identity)
+    assert torch.equal(model.forward_intermediates(x, intermediates_only=True)[0], expected)
+
+
+# Head
+
+
+def test_reset_classifier():
+    model, x = small(), images()
+    norm = model.forward_features(x)
+    model.reset_classifier(7, "max")
+    assert_equal(model(x), norm.amax((2, 3)) @ model.head.weight.T + model.head.bias)
+    assert model.head.weight.dtype == torch.float64 and model.get_classifier() is model.head and model.num_classes == 7
+    model.reset_classifier(3)
+    assert_equal(model.forward_head(norm, pre_logits=True), norm.amax((2, 3)))
+    model.reset_classifier(0)
+    assert_equal(model(x), norm.amax((2, 3)))
+    model.reset_classifier(3, "")
+    assert_equal(model(x), linear(norm, model.head))
+    model.reset_classifier(0, "avg")
+    assert_equal(model(x), norm.mean((2, 3)))
+
+
+def test_a_model_without_any_parameter_in_its_blocks_has_a_head():
+    bare = dict(mixer="identity", norm1="none", norm="none", mlp_ratio=0, layer_scale=0, **ISOTROPIC)
+    model = small(**bare)
+    assert keys(model) == {"stem.weight", "stem.bias", "head.weight", "head.bias"}
+    assert_equal(model(images()), 4 * model.stem(images()).mean((2, 3)) @ model.head.weight.T + model.head.bias)
+
+
+# Training
+
+
+@pytest.mark.parametrize("mixer", ["pooling", "raft", "wavemix", "minattn"])
+def test_checkpointing_changes_no_number(mixer):
+    plain = small(mixer=mixer, drop_path_rate=0.3, proj_drop_rate=0.1).train()
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    runs = []
+    blocks(saving)[1].mixer.register_forward_hook(lambda *_: runs.append(1))
+    results = []
+    for model in (plain, saving):
+        x = images().requires_grad_()
+        torch.manual_seed(2)
+        y = model(x)
+        y.square().sum().backward()
+        results.append([y, x.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+    assert len(runs) == 2  # once forward, once more for the backward pass
+    saving.set_grad_checkpointing(False)
+    saving(images()).sum().backward()
+    assert len(runs) == 3
+
+
+def test_every_parameter_gets_a_gradient():
+    model = small(mixer=("pooling", "raft"), pos_embed=True).train()
+    (model(images()) * torch.arange(5)).sum().backward()
+    # Pooling minus identity takes a constant away.
+    without = {"stages.0.blocks.0.norm1.bias"}
+    for name, p in model.named_parameters():
+        assert (p.grad.abs().max() < 1e-12) == (name in without), name
+
+
+def test_device_and_dtype():
+    shape = dict(img_size=32, depths=(1, 1), dims=(8, 16), num_classes=5)
+    model = MetaFormer(**shape, mixer="raft", pos_embed=True, device="meta", dtype=torch.bfloat16)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
+    assert model(torch.empty(2, 3, 40, 33, device="meta", dtype=torch.bfloat16)).shape == (2, 5)
+    x = images(dtype=torch.float32)
+    torch.manual_seed(0)
+    half = MetaFormer(**shape, dtype=torch.bfloat16).eval()
+    torch.manual_seed(0)
+    full = MetaFormer(**shape).eval()
+    y = half(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), full(x), rtol=0, atol=0.05)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),
+        (dict(mixer=("raft",) * 3), "mixer has 3 entries where there are 2: give one for all, or one for each"),
+        (dict(mixer_args=[{}]), "mixer_args has 1 entries where there are 2"),
+        (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries where there are 1"),
+        (dict(mixer="pool"), "Unknown mixer 'pool'; did you mean 'pooling'"),
+        (dict(mixer_args=dict(pool=3)), "Mixer 'pooling' has no option 'pool'; did you mean 'pool_size'"),
+        (dict(img_size=2), r"img_size 2 is too small, the maps of the stages would be \[\(0, 0\), .*choose a larger"),
+        (dict(img_size=(32, 2)), r"img_size \(32, 2\) is too small"),
+        (dict(img_size=(32, 32, 3)), r"img_size is \(32, 32, 3\): give the side of a square, or \(height, width\)"),
+        (dict(global_pool="mean"), "global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"),
+        (dict(act_layer="gelux"), "act_layer is 'gelux'; did you mean 'gelu'"),
+        (dict(norm2="grupnorm"), "norm2 is 'grupnorm'; did you mean 'groupnorm"),
+    ],
+)
+def test_errors(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        small(**kwargs)
+
+
+def test_a_size_that_cannot_be_set_leaves_the_model_as_it_was():
+    model, x = small(mixer="raft", pos_embed=True), images()
+    y = model(x)
+    with pytest.raises(ValueError, match="img_size 2 is too small"):
+        model.set_input_size(2)
+    assert_equal(model(x), y, 0)
+
+
+def test_a_mixer_of_ones_own(monkeypatch):
+    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
+
+    @register_mixer("mine")
+    class Mine(nn.Module):
+        def __init__(self, dim, *, size):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(dim, *size))
+
+        def forward(self, x):
+            return x.flip(-1)
+
+    model = small(mixer=("mine", "raft"), img_size=(32, 16))
+    assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
+    assert_equal(model(images(32, 16)), formula(model, images(32, 16)))

@@ -1,0 +1,120 @@
+"""What an installed metamix is: a wheel that works away from its clone, and an import that nobody notices."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+CLONE = Path(__file__).resolve().parents[1]
+
+
+def run(*command, **kwargs):
+    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, **kwargs)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="a wheel is built with hatchling, of the test extra")
+    folder = tmp_path_factory.mktemp("wheel")
+    run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, CLONE)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder that the wheel was installed to."""
+    folder = tmp_path_factory.mktemp("site")
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
+    return folder
+
+
+def away_from_the_clone(code, *folders, cwd):
+    """The JSON that `code` prints, in a Python that sees `folders`, then this environment's packages, and nothing else:
+    no .pth file is read (-S), neither the working directory nor PYTHONPATH counts (-I)."""
+    paths = [str(folder) for folder in folders] + [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return json.loads(run("-I", "-S", "-c", f"import sys; sys.path += {paths}\n{code}", cwd=cwd).stdout)
+
+
+def test_wheel_has_the_package_and_the_weights(wheel):
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
+    assert {name.split("/")[0] for name in names} == {"metamix", "metamix-0.1.0.dist-info"}
+    sources = {str(path.relative_to(CLONE)) for path in (CLONE / "metamix").rglob("*.py")}
+    weights = {str("metamix" / path.relative_to(CLONE)) for path in (CLONE / "weights").rglob("*") if path.is_file()}
+    assert {name for name in names if name.startswith("metamix/")} == sources | weights
+    assert "metamix/weights/README.md" in weights
+
+
+def test_metadata(wheel):
+    archive = zipfile.ZipFile(wheel)
+    data = message_from_bytes(archive.read("metamix-0.1.0.dist-info/METADATA"))
+    assert (data["Name"], data["Version"], data["Requires-Python"]) == ("metamix", "0.1.0", ">=3.10")
+    assert "metamix-0.1.0.dist-info/licenses/LICENSE" in archive.namelist()
+    needed = {word.split(">")[0].lower() for word in data.get_all("Requires-Dist") if "extra ==" not in word}
+    assert needed == {
+        "torch", "torchvision", "timm", "einops", "pywavelets", "safetensors", "pyyaml", "scikit-learn", "tqdm",
+        "matplotlib",
+    }  # fmt: skip
+
+
+def test_installed_package_runs_away_from_its_clone(installed, tmp_path):
+    seen = away_from_the_clone(
+        """
+import json, timm, torch
+import metamix
+from metamix.models.build import weights_dir
+model = timm.create_model("metaformer_raft_nano", num_classes=3).eval()
+print(json.dumps(dict(
+    file=metamix.__file__,
+    weights=str(weights_dir()),
+    shape=list(model(torch.zeros(2, 3, 32, 32)).shape),
+    names=len(timm.list_models("metaformer_*")),
+    clone=[p for p in sys.path if p.startswith(CLONE)],
+)))
+""".replace("CLONE", repr(str(CLONE))),
+        installed,
+        cwd=tmp_path,
+    )
+    assert seen["file"] == str(installed / "metamix" / "__init__.py")
+    assert seen["weights"] == str(installed / "metamix" / "weights")
+    assert (seen["shape"], seen["names"]) == ([2, 3], 42)
+    assert seen["clone"] == []
+    assert {p.name for p in Path(seen["weights"]).iterdir()} == {p.name for p in (CLONE / "weights").iterdir()}
+
+
+def test_that_python_finds_nothing_but_what_was_installed(tmp_path):
+    """The control: without the folder there is no metamix, although this environment may have one that is the clone."""
+    code = "import json, importlib.util as u; m = u.find_spec('metamix'); print(json.dumps(m and m.origin))"
+    assert away_from_the_clone(code, cwd=CLONE) is None
+
+
+def test_import_is_silent_quick_and_takes_no_name_from_timm():
+    code = """
+import json, time, warnings, pywt, timm
+before = {name: timm.model_entrypoint(name) for name in timm.list_models()}
+warnings.simplefilter("error")
+start = time.process_time()
+import metamix
+seconds = time.process_time() - start
+after = {name: timm.model_entrypoint(name) for name in timm.list_models()}
+print(json.dumps(dict(
+    seconds=seconds,
+    theirs=len(before),
+    changed=[name for name in before if after[name] is not before[name]],
+    added=len(after) - len(before),
+    ours=sorted({after[name].__module__.split(".")[0] for name in after.keys() - before.keys()}),
+)))
+"""
+    result = run("-c", code)
+    seen = json.loads(result.stdout)  # and not a word before it
+    assert result.stderr == ""
+    assert seen["seconds"] < 1
+    assert seen["theirs"] > 1000 and seen["changed"] == []
+    assert seen["added"] >= 42 and seen["ours"] == ["metamix"]
