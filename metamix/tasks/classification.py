@@ -68,11 +68,16 @@ class Classification:
 
     Options, EvalOptions = ClassificationOptions, ModelOptions
 
-    def __init__(self, options: ClassificationOptions, seed: int = 0):
+    def __init__(self, options: ModelOptions, seed: int = 0, about: dict[str, Any] | None = None):
+        """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels."""
         self.options = options
         self.splits = open_data(options.data, root=options.data_dir, holdout=options.holdout, download=options.download,
                                 memory=options.memory)
         self.classes = self.splits.classes
+        for what, has, key in (("classes", len(self.classes), "num_classes"), ("channels", self.splits.in_chans, "in_chans")):
+            if about is not None and has != about[key]:
+                raise ValueError(f"{options.model} was trained for {about[key]} {what} and {options.data} has {has}; give "
+                                 f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}")
         self.size = image_size(self.splits.train, options)
         self.mean, self.std = statistics(self.splits.train, options)
         self.normalize = Normalize(mean=self.mean, std=self.std)
@@ -125,13 +130,7 @@ class Classification:
         options = replace(options, model_args=about.get("model_args", {}) | options.model_args, **{key: tuple(config[key]) if key in ("mean", "std") else config[key]
                                       for key in ("mean", "std", "img_size", "interpolation", "crop_pct")
                                       if getattr(options, key) == defaults[key]})
-        task = cls(options)
-        for what, has, wants in (("classes", len(task.classes), config["num_classes"]),
-                                 ("channels", task.splits.in_chans, config["in_chans"])):
-            if has != wants:
-                raise ValueError(f"{options.model} was trained for {wants} {what} and {options.data} has {has}; give "
-                                 f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}")
-        return task, model, about
+        return cls(options, about=config), model, about
 
     def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
         return train_loader(self.splits.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
@@ -208,15 +207,17 @@ class Classification:
         options = self.options
         if options.teacher_checkpoint:
             tensors, about = load_weights(options.teacher_checkpoint)
+            shape |= {key: about[key] for key in shape if key in about}
             model = create_model(options.teacher, **shape, **about.get("model_args", {}))
             load_into(model, tensors, options.teacher_checkpoint)
             mean, std = about.get("mean", self.mean), about.get("std", self.std)
         else:
             model = create_model(options.teacher, pretrained=True, in_chans=shape["in_chans"])
             mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        if model.num_classes != len(self.classes):
-            raise ValueError(f"the teacher {options.teacher} knows {model.num_classes} classes and {options.data} has "
-                             f"{len(self.classes)}; give --teacher-checkpoint of one that was trained on these")
+        if (model.num_classes, len(mean)) != (len(self.classes), self.splits.in_chans):
+            raise ValueError(f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
+                             f"and {options.data} has {len(self.classes)} of {self.splits.in_chans}; give --teacher-checkpoint "
+                             f"of one that was trained on such data")
         return Teacher(model, self.mean, self.std, mean, std)
 
 

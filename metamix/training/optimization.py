@@ -43,10 +43,14 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch: int) -> Scheduler:
-    """timm's scheduler, of which `step_update(step)` sets the rate of step `step` = 0, 1, ...: a function of it alone."""
+    """timm's scheduler, of which `step_update(step)` sets the rate of step `step` = 0, 1, ...: a function of it alone.
+
+    The warm-up ends at the peak, and from there the rate falls over the epochs that are left.
+    """
     name = {"linear": "poly"}.get(options.schedule, options.schedule)    # a polynomial of power 1 (decay_rate) is a line
-    return create_scheduler_v2(optimizer, name, num_epochs=options.epochs, decay_rate=1.0, min_lr=options.min_lr,
-                               warmup_epochs=options.warmup_epochs, warmup_lr=options.warmup_lr, cycle_decay=1.0,
+    falling = max(options.epochs - options.warmup_epochs, 1 / steps_per_epoch)
+    return create_scheduler_v2(optimizer, name, num_epochs=falling, warmup_epochs=options.warmup_epochs, warmup_prefix=True,
+                               warmup_lr=options.warmup_lr, min_lr=options.min_lr, decay_rate=1.0, cycle_decay=1.0,
                                step_on_epochs=False, updates_per_epoch=steps_per_epoch)[0]
 
 

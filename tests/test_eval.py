@@ -1,0 +1,80 @@
+"""eval.py: one result line, a JSON file and a picture, for weights of every kind."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from running import MODEL, TINY, script, train
+
+RUN = ["--epochs", 2, "--batch-size", 256, "--ema", "--amp", "none", "--lr", "1e-2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(*RUN, "--output", folder)
+    return folder
+
+
+def evaluate(*words):
+    script("eval").main(["--device", "cpu", "--amp", "none", *map(str, words)])
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors", "checkpoint.pt"])
+def test_the_score_is_that_of_the_run(file, run, tmp_path, capsys):
+    evaluate("--model", MODEL, "--checkpoint", run / file, "--data", "digits", "--output", tmp_path)
+    line, written = capsys.readouterr().out.splitlines()
+    summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "result.json"))
+    assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "top5", "loss", "macs", "parameters"))
+    assert re.fullmatch(rf"{MODEL} on digits, test \(360 images of 32 pixels\): top1 {summary['top1']:.4g}, top5 "
+                        rf"{summary['top5']:.4g}, loss [\d.]+; \d+ img/s", line)
+    assert written == f"written: {tmp_path / 'result.json'} {tmp_path / 'test_confusion.png'}"
+    assert result["weights"] == "ema" and min(Image.open(tmp_path / "test_confusion.png").size) > 300
+
+
+def test_another_size_is_fed_to_the_model_as_it_was_trained(run, tmp_path, capsys):
+    evaluate("--model", MODEL, "--checkpoint", run, "--img-size", 48, "--output", tmp_path)
+    assert "360 images of 48 pixels" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["img_size"], result["trained_img_size"]) == (48, 32)
+
+
+def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test; give --holdout SHARE"):
+        evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
+    evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
+    assert f"{MODEL} on digits, holdout (144 images" in capsys.readouterr().out
+
+
+def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
+    """No metadata: the class count is that of the head, statistics are timm's for the model."""
+    for split in ("train", "val"):
+        for label in ("ant", "bee", "cat"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            Image.new("RGB", (40, 30)).save(tmp_path / "set" / split / label / "0.png")
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "r.pth")
+    evaluate("--model", "test_resnet", "--checkpoint", tmp_path / "r.pth", "--data", "folder", "--data-dir", tmp_path / "set",
+             "--workers", 0, "--output", tmp_path / "out")
+    size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
+    assert f"test_resnet on set, test (3 images of {size} pixels)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--model", "metaformer_raft_nano"], f"holds the weights of {MODEL}, not of metaformer_raft_nano; give --model {MODEL}"),
+    (["--epochs", "3"], "there is no option --epochs"),
+    (["--batch-size", "0"], "batch_size is 0, but it must be at least 1"),
+])
+def test_mistakes_end_in_one_sentence(words, said, run, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path, *words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_must_be_given(tmp_path):
+    with pytest.raises(SystemExit, match="there are no weights to evaluate: give --checkpoint FILE, or --pretrained"):
+        evaluate(*TINY, "--output", tmp_path)

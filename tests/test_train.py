@@ -1,0 +1,153 @@
+"""train.py as its users see it: what it says, what it leaves in the run folder, and what it refuses."""
+
+import csv
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import termios
+
+import pytest
+import torch
+from PIL import Image
+
+from metamix.training import logging
+from metamix.training.checkpoint import load_checkpoint, load_weights
+from running import MODEL, Process, metrics, script, train
+
+QUICK = ["--epochs", 2, "--batch-size", 256]
+SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
+
+
+def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
+    script("train").main(["--model", "metaformer_pooling_nano", "--model-args", SMALL, "--device", "cpu", "--epochs", "6",
+                          "--batch-size", "64", "--lr", "1e-2", "--flip", "0", "--padding", "2", "--ema", "--holdout", "0.1",
+                          "--output", str(tmp_path)])
+    text = capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["top1"] > 80, text
+    assert {"model": "metaformer_pooling_nano", "data": "digits", "weights": "ema", "epochs": 6, "steps": 120, "seed": 0,
+            "num_classes": 10, "in_chans": 1, "img_size": 32}.items() <= summary.items()
+    assert summary["versions"].keys() >= {"metamix", "torch", "timm", "python"}
+    assert all(summary[name] > 0 for name in ("top5", "parameters", "macs", "seconds", "img_per_s"))
+    line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 6 epochs in .* img/s"
+    pictures = f"pictures: {tmp_path / 'curves.png'} {tmp_path / 'test_confusion.png'}"
+    assert re.search(line, text.splitlines()[-2]) and text.splitlines()[-1] == pictures
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1] == pictures
+
+    rows = metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == list("123456") and float(rows[-1]["train_top1"]) > float(rows[0]["train_top1"])
+    assert {"train_loss", "holdout_top1", "holdout_ema_top1", "holdout_loss", "lr"} <= rows[0].keys()
+    assert not any("test" in column for column in rows[0])    # tuning never sees the test split
+    for name in ("curves.png", "test_confusion.png"):
+        assert min(Image.open(tmp_path / name).size) > 300
+
+    tensors, about = load_weights(tmp_path / "model.safetensors")
+    assert about["top1"] == summary["top1"] and about["weights"] == "ema" and about["classes"] == list("0123456789")
+    average = load_checkpoint(tmp_path / "checkpoint.pt")["ema"]
+    assert all(torch.equal(tensor, average[name]) for name, tensor in tensors.items())
+
+    script("train").main(["--config", str(tmp_path / "recipe.yaml")])    # the saved recipe is a config
+    assert "is finished (another --output or --seed makes a new run)" in capsys.readouterr().out
+
+
+def test_the_last_weights_can_be_asked_for(tmp_path):
+    train(*QUICK, "--ema", "--score", "last", "--output", tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["weights"] == "last"
+    tensors, last = load_weights(tmp_path)[0], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
+    assert all(torch.equal(tensor, last[name]) for name, tensor in tensors.items())
+
+
+def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(*QUICK, "--dry-run", "--ema")
+    text = capsys.readouterr().out
+    for said in (r"data +digits: 1,437 train, 360 test", r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
+                 r"steps +2 epochs of 5 steps of 256 samples", r"memory +[\d.]+ GiB at the peak of a step, of which weights "
+                 r"[\d.]+ MiB, optimizer [\d.]+ MiB, average [\d.]+ MiB", r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all"):
+        assert re.search(said, text), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(*QUICK, "--seed", 3)
+    assert (tmp_path / "runs" / f"digits-{MODEL}-seed3" / "summary.json").exists()
+
+
+def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys):
+    words = [*QUICK, "--output", tmp_path, "--model"]
+    train(*words, f"{MODEL},metaformer_pooling_nano")
+    capsys.readouterr()
+    train(*words, f"{MODEL},metaformer_pooling_nano,metaformer_raft_nano")
+    text = capsys.readouterr().out
+    assert text.count("is finished") == 2 and text.count("epoch 2 ") == 1
+    table = text[text.index("model        "):].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == [MODEL, "metaformer_pooling_nano", "metaformer_raft_nano"]
+    assert table[-1] == f"written: {tmp_path / 'compared-digits.csv'} {tmp_path / 'compared-digits.png'}"
+    with open(tmp_path / "compared-digits.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    summary = json.loads((tmp_path / MODEL / "summary.json").read_text())
+    assert float(rows[0]["top1"]) == summary["top1"] and len(rows) == 3
+    assert min(Image.open(tmp_path / "compared-digits.png").size) > 300
+
+
+def test_fine_tuning_from_a_run(tmp_path, capsys):
+    train(*QUICK, "--output", tmp_path / "a")
+    train(*QUICK, "--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b")
+    assert f"weights from {tmp_path / 'a'}" in capsys.readouterr().out
+    before, after = (load_weights(tmp_path / name)[0] for name in "ab")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging, "PLAIN_SECONDS", 0)
+    train(*QUICK, "--log-every", 2, "--output", tmp_path)
+    progress = r"epoch 1/2  step 4/5  loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left\n"
+    out, err = capsys.readouterr()
+    assert re.search(progress, out) and re.search(progress, (tmp_path / "log.txt").read_text())
+    assert re.search(r"epoch 2  train loss [\d.]+  train top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d:]+\n", out)
+    assert "\r" not in out + err
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    terminal, log = pty.openpty()
+    fcntl.ioctl(log, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = Process(*QUICK, "--log-every", 1, "--output", tmp_path, log=os.ttyname(log))
+    shown = b""
+    while process.running() or select.select([terminal], [], [], 0)[0]:
+        if select.select([terminal], [], [], 0.05)[0]:
+            shown += os.read(terminal, 4096)
+    assert process.wait() == 0
+    os.close(log), os.close(terminal)
+    text = shown.decode()
+    assert re.search(r"epoch 1/2 +\d+%\|.*\| [1-5]/5, loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left", text)
+    assert "%|" not in (tmp_path / "log.txt").read_text()
+
+
+def test_tensorboard(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
+                                 reason="needs the extra tensorboard")
+    train(*QUICK, "--tensorboard", "--output", tmp_path)
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    loss = events.Scalars("train/loss")
+    assert [event.step for event in loss] == [5, 10]
+    assert loss[1].value == pytest.approx(float(metrics(tmp_path)[1]["train_loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--model", "metaformer_poling_nano"], "there is no model 'metaformer_poling_nano'; did you mean 'metaformer_pooling_nano'?"),
+    (["--data", "digitz"], "digitz"),
+    (["--checkpoint", "nowhere"], "there is no file nowhere"),
+    (["--freeze", "stage"], "freeze names 'stage'"),
+    (["--resume", "nowhere"], "there is no file nowhere"),
+])
+def test_mistakes_end_in_one_sentence(words, said, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        train(*words, "--output", tmp_path)
+    assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "checkpoint.pt").exists()

@@ -1,0 +1,295 @@
+"""The engine on a task of its own, which has nothing to do with images: what the protocol promises, and no more."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metamix.training.checkpoint import load_checkpoint
+from metamix.training.engine import Engine, NotFinite, train_mode
+from metamix.training.logging import Run
+from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule
+from metamix.training.ranks import Ranks
+from metamix.training.recipe import EngineOptions, Recipe
+
+
+class Detect:
+    """Batches as a detector has them: lists of tensors of different sizes, losses by name, a score made from all at once."""
+
+    notes, companions, title = [], (), "boxes-net"
+
+    def build(self):
+        return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
+
+    def train_loader(self, batch_size, rank, world, seed):
+        return Steps(6, batch_size)
+
+    def eval_loaders(self, batch_size, rank, world):
+        return {"test": [make_batch(0, 5), make_batch(1, 2)], "holdout": [make_batch(2, 3)]}
+
+    def augment(self, batch, epoch, step, rank, world):
+        return {"image": batch["image"], "target": [{"sum": image.sum() * 0.1} for image in batch["image"]]}
+
+    def loss(self, model, batch):
+        out = torch.stack([model(image).mean() for image in batch["image"]])
+        near = F.mse_loss(out, torch.stack([target["sum"] for target in batch["target"]]))
+        return near + 1e-3 * out.abs().mean(), {"near": near, "size": out.abs().mean()}
+
+    def start(self):
+        return {"answers": []}
+
+    def update(self, state, model, batch):
+        state["answers"] += [model(image).mean().item() for image in batch["image"]]
+
+    def result(self, states):
+        answers = [answer for state in states for answer in state["answers"]]
+        return {"mean": sum(answers) / len(answers), "count": len(answers)}
+
+    def describe(self, model):
+        return {"model": "net"}
+
+
+class Steps:
+    def __init__(self, steps, batch_size):
+        self.steps, self.batch_size = steps, batch_size
+
+    def __len__(self):
+        return self.steps
+
+    def epoch(self, epoch, start=0):
+        return (make_batch(100 * epoch + step, self.batch_size) for step in range(start, self.steps))
+
+
+def make_batch(seed, count):
+    random = torch.Generator().manual_seed(seed)
+    return {"image": [torch.randn(2 + i % 3, 3, generator=random) for i in range(count)], "name": ["x"] * count}
+
+
+def engine(folder=None, **options):
+    options = {"epochs": 2, "batch_size": 12, "warmup_epochs": 0.0, "amp": "none", "device": "cpu", "lr": 0.01} | options
+    run = Run(folder)
+    return Engine(Detect(), Recipe("boxes", EngineOptions(**options), Nothing()), Ranks.start("cpu"), run)
+
+
+class Nothing:
+    __dataclass_fields__ = {}
+
+
+def weights(engine):
+    return torch.cat([weight.detach().flatten() for weight in engine.model.parameters()])
+
+
+def test_a_task_of_lists_and_dicts_trains(tmp_path):
+    trained = engine(tmp_path, epochs=3, ema=True)
+    trained.fit()
+    assert [row["epoch"] for row in trained.history] == [1, 2, 3] and trained.step == 18
+    row = trained.history[-1]
+    assert {"train_loss", "train_near", "train_size", "holdout_mean", "holdout_ema_mean"} <= row.keys()
+    assert row["holdout_count"] == 3 and trained.evaluate("test")[0]["count"] == 7
+    assert row["train_near"] < trained.history[0]["train_near"]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 12, 99])
+def test_micro_batches_change_nothing(micro_batch):
+    """12 samples in parts of 5, 5 and 2: each is weighted by its samples."""
+    whole, parts = engine(optimizer="sgd"), engine(optimizer="sgd", micro_batch=micro_batch)
+    for one in (whole, parts):
+        one.model[1].p = 0.0
+        for batch in one.train_loader.epoch(0):
+            one.train_step(batch)
+    assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
+    assert torch.allclose(torch.stack(whole._unseen), torch.stack(parts._unseen), atol=1e-6)
+
+
+def test_random_numbers_follow_from_seed_and_step():
+    first, second, other = engine(), engine(), engine(seed=1)
+    for one in (second, other):
+        one.model.load_state_dict(first.model.state_dict())
+    for one in (first, second, other):
+        torch.rand(1 + (one is second))    # whatever was drawn before
+        one.train_step(make_batch(0, 12))
+    assert torch.equal(weights(first), weights(second)) and not torch.equal(weights(first), weights(other))
+
+
+def rates(**options):
+    options = EngineOptions(**{"epochs": 10, "lr": 1.0, "min_lr": 0.1, "warmup_lr": 0.0, "warmup_epochs": 2.0} | options)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=options.lr)
+    schedule = make_schedule(optimizer, options, steps_per_epoch=5)
+
+    def rate(step):
+        schedule.step_update(step)
+        return optimizer.param_groups[0]["lr"]
+
+    return rate
+
+
+def test_the_rate_is_a_function_of_the_step():
+    rate = rates()
+    forward = [rate(step) for step in range(50)]
+    assert forward == [rate(step) for step in reversed(range(50))][::-1]    # asked in another order
+    assert forward[:10] == pytest.approx([step / 10 for step in range(10)]) and forward[10] == pytest.approx(1.0)
+    for step in range(10, 50):
+        assert forward[step] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step - 10) / 40)))
+
+
+def test_linear_and_constant_rates():
+    line, constant = rates(schedule="linear"), rates(schedule="constant", warmup_epochs=0.0)
+    assert [line(step) for step in (5, 10, 30, 49)] == pytest.approx([0.5, 1.0, 0.55, 0.1 + 0.9 / 40])
+    assert {constant(step) for step in (0, 20, 49)} == {1.0}
+    whole = rates(epochs=2)    # nothing but warm-up
+    assert [whole(step) for step in (0, 5, 9)] == pytest.approx([0.0, 0.5, 0.9])
+
+
+def test_layer_decay_scales_the_rates():
+    import timm
+
+    model = timm.create_model("test_vit", num_classes=3)
+    optimizer = make_optimizer(model, EngineOptions(layer_decay=0.5, lr=1.0))
+    make_schedule(optimizer, EngineOptions(warmup_epochs=0.0, lr=1.0), 5).step_update(0)
+    head, = [group["lr"] for group in optimizer.param_groups if any(p is model.head.weight for p in group["params"])]
+    stem, = [group["lr"] for group in optimizer.param_groups if any(p is model.patch_embed.proj.weight for p in group["params"])]
+    assert head == 1.0 and stem <= 0.5**5
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon", "lamb"])
+def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
+    options = {"optimizer": name, "epochs": 2, "lr": 3e-3, "ema": True, "clip_grad": 0.1}
+    straight = engine(tmp_path / "a", **options)
+    straight.fit()
+    before = engine(tmp_path / "b", **options)
+    before._signal, before._saved_at, before._clock = [], math.inf, 0.0
+    for batch in before.train_loader.epoch(0):
+        if before.step == 4:
+            break
+        before.train_step(batch)
+    before._meet()
+    before.save()
+    before.run.close()
+    after = engine(tmp_path / "b", **options)
+    assert after.resume() and after.step == 4
+    after.fit()
+    assert torch.equal(weights(straight), weights(after))
+    assert straight.history[-1]["train_loss"] == after.history[-1]["train_loss"]
+    averages = [torch.cat([weight.flatten() for weight in one.ema.module.parameters()]) for one in (straight, after)]
+    assert torch.equal(*averages) and not torch.equal(averages[0], weights(straight))
+
+
+def test_fp16_and_its_scale_are_saved(tmp_path):
+    first = engine(tmp_path, amp="fp16", epochs=1)
+    first.fit()
+    first.run.close()
+    assert first.scaler.is_enabled() and all(torch.isfinite(weights(first)))
+    saved = load_checkpoint(tmp_path / "checkpoint.pt")["scaler"]
+    second = engine(tmp_path, amp="fp16", epochs=2)
+    assert second.scaler.state_dict() != saved
+    second.resume()
+    assert second.scaler.state_dict() == first.scaler.state_dict() == saved
+
+
+def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path):
+    first = engine(tmp_path, epochs=1, weight_decay=0.5)
+    assert sorted((group["weight_decay"], len(group["params"])) for group in first.optimizer.param_groups) == [(0, 2), (0.5, 2)]
+    first.fit()
+    first.run.close()
+    second = engine(tmp_path, epochs=2, weight_decay=0.25)
+    second.resume()
+    assert {group["weight_decay"] for group in second.optimizer.param_groups} == {0, 0.25}
+    assert all(state["step"] == 6 for state in second.optimizer.state.values())
+
+
+def test_the_average_warms_up_and_counts_shared_weights_once():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)})
+    model["b"] = model["a"]
+    ema = Ema(model, decay=0.9)
+    with torch.no_grad():
+        expected = model["a"].weight.clone()
+        for step in range(1, 200):
+            model["a"].weight.add_(1.0)
+            model["norm"].num_batches_tracked += 1
+            ema.update(step)
+            decay = min(0.9, 1 - max(step, 1)**(-2 / 3))
+            expected = decay * expected + (1 - decay) * model["a"].weight
+    assert torch.allclose(ema.module["a"].weight, expected, rtol=1e-5)
+    assert ema.module["a"] is ema.module["b"] and ema.module["norm"].num_batches_tracked == 199
+
+
+def test_frozen_parts_stand_still():
+    one = engine(freeze=("0",))
+    before = one.model[0].weight.clone()
+    one.train_step(make_batch(0, 12))
+    assert torch.equal(one.model[0].weight, before) and one.model[0].weight.grad is None
+    norm = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Dropout())
+    freeze(norm, ("0",))
+    train_mode(norm)
+    assert not norm[0].training and norm[1].training and norm[2].training
+
+
+@pytest.mark.parametrize("parts, said", [
+    (("stage",), "freeze names 'stage', but no weight of this model is under it; did you mean 'stages'?; its parts are stem, "
+                 "stages"),
+    (("stem", "stages.*"), "nothing is left to train: freeze is stem,stages.*"),
+])
+def test_a_wrong_freeze_is_refused(parts, said):
+    model = nn.ModuleDict({"stem": nn.Linear(1, 1), "stages": nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))})
+    with pytest.raises(ValueError) as error:
+        freeze(model, parts)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"optimizer": "adamv"}, "there is no optimizer 'adamv'; did you mean 'adam"),
+    ({"opt_args": {"betta": 1}}, "opt_args is {'betta': 1}, but adamw does not take that"),
+    ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
+])
+def test_what_does_not_fit_is_refused(options, said):
+    with pytest.raises(ValueError) as error:
+        engine(**options)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("device, said", [
+    ("gpu", "device is 'gpu'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
+    pytest.param("cuda", "device is 'cuda', but this PyTorch sees no CUDA GPU; use --device cpu or auto",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
+])
+def test_a_device_that_is_not_there_is_refused(device, said):
+    with pytest.raises(ValueError) as error:
+        Ranks.start(device)
+    assert str(error.value) == said
+
+
+def test_a_spoilt_weight_is_never_saved(tmp_path):
+    """A finite loss can still leave a weight that is not: the last gradient was infinite."""
+    one = engine(tmp_path, epochs=1)
+    one.fit()
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        one.model[0].weight[0, 0] = math.inf
+    with pytest.raises(NotFinite, match="a weight is not finite after step 6, learning rate .*; the last good checkpoint is "
+                                        ".*checkpoint.pt, step 6. Try a lower --lr"):
+        one.save()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == whole
+
+
+def test_the_first_bad_step_is_named(tmp_path):
+    one = engine(tmp_path, epochs=1, log_every=6)
+    loss = one.task.loss
+
+    def spoilt(model, batch):
+        value, seen = loss(model, batch)
+        return value * (math.nan if one.step == 3 else 1), seen
+
+    one.task.loss = spoilt
+    with pytest.raises(NotFinite, match="the loss is nan at step 4, learning rate .*; there is no checkpoint yet. Try"):
+        one.fit()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_autocast_follows_the_device(monkeypatch):
+    cpu = torch.device("cpu")
+    assert autocast_dtype("none", cpu) is None and autocast_dtype("fp16", cpu) is torch.float16
+    for has, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr("metamix.training.optimization._cpu_has_bf16", lambda: has)
+        assert autocast_dtype("auto", cpu) is expected
