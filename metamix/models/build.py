@@ -8,6 +8,7 @@ from pathlib import Path
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import is_scriptable
 from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
 from torch import Tensor, nn
 
@@ -41,7 +42,12 @@ def build(name: str, pretrained: bool = False, **kwargs) -> nn.Module:
     """`MetaFormer(**kwargs)` through timm's builder, which adds configurations, weights and `features_only`.
 
     Features are those of all stages, or of the last three blocks of an isotropic model.
+
+    Raises:
+        ValueError: `timm.create_model(scriptable=True)`, which no model of the zoo can be.
     """
+    if is_scriptable():
+        raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
     depths = kwargs["depths"]
     return build_model_with_cfg(
         MetaFormer,

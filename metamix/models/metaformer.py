@@ -27,7 +27,7 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.models import checkpoint
+from timm.models import checkpoint, register_notrace_function
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ from metamix.mixers.spatial import resize_to
 Norm = str | Callable[[int], nn.Module] | None  # a name that timm's get_norm_layer knows, a constructor, or none
 Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling, see ConvEmbed
 POOLS = ("avg", "max", "avgmax", "")
+
+register_notrace_function(resize_to)  # timm's FX feature extractor cannot follow what it asks of shapes
 
 
 class ConvEmbed(nn.Conv2d):
@@ -177,7 +179,6 @@ class MetaFormer(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
-        self.grad_checkpointing = False
 
         # A mixer, yours too, is built under the device and cast afterwards: it needs no factory arguments.
         with torch.device(device) if device is not None else nullcontext():
@@ -208,7 +209,10 @@ class MetaFormer(nn.Module):
 
     def _map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[nn.Module]) -> list[tuple[int, int]]:
         """(H, W) of the maps in each stage."""
-        sizes = [self.stem.out_size(to_2tuple(img_size))]
+        size = to_2tuple(img_size)
+        if len(size) != 2 or not all(isinstance(n, int) for n in size):
+            raise ValueError(f"img_size is {img_size!r}: give the side of a square, or (height, width), in pixels.")
+        sizes = [self.stem.out_size(size)]
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
         if min(min(s) for s in sizes) < 1:
@@ -275,19 +279,22 @@ class MetaFormer(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop all that the features at `indices` do not need; returns those indices, all of them positive."""
+        """Drop all that the features at `indices` do not need; returns those indices, all of them positive.
+
+        A norm or head that is to stay goes all the same where what is left has fewer channels.
+        """
         take, last = feature_take_indices(len(self.feature_info), indices)
-        shortened = last + 1 < len(self.feature_units())
         if self.isotropic:
             self.stages[0].blocks = self.stages[0].blocks[: last + 1]
         else:
             self.stages = self.stages[: last + 1]
-        if shortened:
-            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-        if prune_norm or shortened:
+        self.feature_info = self.feature_info[: last + 1]
+        width = self.feature_info[-1]["num_chs"]
+        if prune_norm or width != self.num_features:
             self.norm = nn.Identity()
-        if prune_head or shortened:
+        if prune_head or width != self.num_features:
             self.reset_classifier(0, "")
+        self.num_features = self.head_hidden_size = width
         return take
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -300,6 +307,8 @@ class MetaFormer(nn.Module):
                 old = block.mixer
                 block.mixer = stage.make_mixer(size=size).to(next(block.parameters(), torch.empty(0))).train(old.training)
                 block.mixer.load_state_dict(block.mixer.adapt_state(old.state_dict()))
+                for new, p in zip(block.mixer.parameters(), old.parameters()):
+                    new.requires_grad_(p.requires_grad)
         update_model_input_size(self, img_size)
 
     def get_classifier(self) -> nn.Module:

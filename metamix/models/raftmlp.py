@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from metamix.mixers.spatial import resize_to
@@ -17,6 +18,7 @@ from .build import IMAGENET, build, register
 from .metaformer import MetaFormer
 
 
+@register_notrace_module
 class MultiScaleEmbed(nn.Module):
     """Patches of several sizes around the same centres, one linear map of them all: (B, in, H, W) -> (B, dim, H / s, W / s).
 
