@@ -9,7 +9,7 @@ papers do differently is an option here; nothing asks which mixer a block holds.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate, pairwise
@@ -27,12 +27,15 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
+from timm.layers.create_act import _ACT_LAYER_DEFAULT
+from timm.layers.create_norm import _NORM_MAP
 from timm.models import checkpoint, register_notrace_function
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.mixers import create_mixer
+from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 
 Norm = str | Callable[[int], nn.Module] | None  # a name that timm's get_norm_layer knows, a constructor, or none
@@ -129,7 +132,7 @@ class MetaFormer(nn.Module):
             linearly from 0 in the first block to this in the last.
 
     Raises:
-        ValueError: lists of different lengths, an image too small for the stem, an unknown mixer or mixer option.
+        ValueError: lists of different lengths, an image too small for the stem, an unknown mixer, mixer option, norm or activation.
     """
 
     def __init__(
@@ -169,9 +172,9 @@ class MetaFormer(nn.Module):
         block = partial(
             Block,
             mlp_ratio=mlp_ratio,
-            act_layer=get_act_layer(act_layer),
-            norm1=norm_layer(norm1),
-            norm2=norm_layer(norm2),
+            act_layer=by_name("act_layer", act_layer, get_act_layer, _ACT_LAYER_DEFAULT),
+            norm1=norm_layer("norm1", norm1),
+            norm2=norm_layer("norm2", norm2),
             tie_norms=tie_norms,
             layer_scale=layer_scale,
             proj_drop=proj_drop_rate,
@@ -192,7 +195,7 @@ class MetaFormer(nn.Module):
                 make_mixer = partial(create_mixer, mixers[i], dim, proj_drop=proj_drop_rate, **mixer_args[i])
                 blocks = [block(dim, make_mixer(size=size), drop_path=rate) for rate in drop_paths[i]]
                 self.stages.append(Stage(downsamples[i], blocks, make_mixer))
-            self.norm = norm_layer(norm)(dims[-1])
+            self.norm = norm_layer("norm", norm)(dims[-1])
             self.head_drop = nn.Dropout(drop_rate)
             self.reset_classifier(num_classes, global_pool)
         self.to(dtype=dtype)
@@ -323,7 +326,7 @@ class MetaFormer(nn.Module):
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes > 0:
-            like = next(self.stages.parameters())
+            like = next(self.parameters())
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -352,6 +355,20 @@ def per_stage(name: str, value, stages: int) -> list:
     return list(value)
 
 
-def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """The constructor that `norm` stands for; none is the identity."""
-    return get_norm_layer(None if norm == "none" else norm) or (lambda dim: nn.Identity())
+def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
+    """The constructor that `norm`, given for `option`, stands for; none is the identity."""
+    if norm is None or norm == "none":
+        return lambda dim: nn.Identity()
+    return by_name(option, norm, get_norm_layer, [*_NORM_MAP, "none"])
+
+
+def by_name(option: str, layer, get: Callable, names: Iterable[str]):
+    """`layer`, or what timm's `get` knows by that name, one of `names`."""
+    if not isinstance(layer, str):
+        return layer
+    try:
+        return get(layer)
+    except KeyError:
+        raise ValueError(
+            f"{option} is {layer!r}{nearest(layer, names)} Accepted: a constructor of your own, or one of {', '.join(names)}."
+        ) from None

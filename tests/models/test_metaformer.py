@@ -279,6 +279,7 @@ def test_set_input_size_to_its_own_changes_nothing():
     y = model(x)
     model.set_input_size(32)
     assert_equal(model(x), y, 0)
+    assert not any(module.training for module in model.modules())
 
 
 # Features
