@@ -1,0 +1,525 @@
+"""Every registered name behaves in timm as timm's own models do.
+
+The first half asks of every name what timm's published test asks of its models: at the trained size on the meta device,
+which has shapes and no values, and with values on small images. The second half looks closer, at one name for each
+mixer and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+"""
+
+import copy
+import math
+import pickle
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.data import resolve_data_config
+from timm.models import (
+    create_feature_extractor,
+    get_graph_node_names,
+    get_model_input_config,
+    group_parameters,
+)
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from torch import nn
+
+from metamix.models.build import as_tuple, default_cfgs, register
+
+NAMES = list(default_cfgs)
+FAMILIES = [
+    *timm.list_models("metaformer_*_nano"),
+    "raftmlp_s",
+    "wavemix_144_7",
+    "wavemix_192_16",
+    "wavemixlite_8_10",
+    "ninformer_cifar",
+    "minattn_full_mlp_h4_cifar",
+    "minattn_symmetric_nomlp_h4_mnist",
+    "minattn_minimal_nomlp_h1_mnist",
+]
+ONE_OF_EACH = pytest.mark.parametrize("name", FAMILIES, scope="module")
+
+
+def side(name):
+    """Pixels of the smallest square image that leaves the last stage a map to mix."""
+    cfg = default_cfgs[name].cfgs[""]
+    stride = cfg.input_size[-1] // cfg.pool_size[-1]
+    return max(2, 16 // stride) * stride
+
+
+def create(name, **kwargs):
+    """A model for small images, narrow where it is but a deeper and wider s12; the same weights at each call."""
+    if name.endswith(("_s24", "_s36", "_m36", "_m48")):
+        kwargs["dims"] = (32, 64, 96, 128)
+    torch.manual_seed(0)
+    return timm.create_model(name, **{"img_size": side(name), **kwargs}).eval()
+
+
+def images(model, *size, batch=2):
+    torch.manual_seed(1)
+    h, w = size or get_model_input_config(model)["input_size"][1:]
+    p = next(model.parameters())
+    return torch.randn(batch, model.in_chans, h, w).to(p.device, p.dtype)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def shapes(tensors):
+    return [tuple(t.shape) for t in tensors]
+
+
+# Every name. pytest runs all tests of one before the next, so that one model is held at a time; no test may change it.
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def native(name):
+    return timm.create_model(name, device="meta").eval()
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return create(name)
+
+
+def test_default_cfg(name, native):
+    cfg, tensors = native.default_cfg, native.state_dict()
+    assert all(t.is_meta for t in tensors.values())
+    assert cfg["architecture"] == name
+    for entry in ("input_size", "pool_size", "num_classes", "mean", "std", "crop_pct", "interpolation", "license"):
+        assert cfg[entry], entry
+    channels = cfg["input_size"][0]
+    assert channels == native.in_chans == len(cfg["mean"]) == len(cfg["std"])
+    assert cfg["num_classes"] == native.num_classes == native.get_classifier().out_features
+    assert tensors[cfg["classifier"] + ".weight"].shape == native.get_classifier().weight.shape
+    for conv in as_tuple(cfg["first_conv"]):
+        assert tensors[conv + ".weight"].shape[1] == channels
+    assert get_model_input_config(native)["input_size"] == cfg["input_size"]
+    for entry, value in resolve_data_config(model=native).items():
+        assert entry == "crop_mode" or value == cfg[entry]
+
+
+def test_shapes_at_the_trained_size(native):
+    cfg, model = native.default_cfg, copy.deepcopy(native)
+    h, w = cfg["input_size"][1:]
+    maps, features = model.forward_intermediates(images(model, h, w))
+    assert shapes(features) == [(2, i["num_chs"], h // i["reduction"], w // i["reduction"]) for i in model.feature_info]
+    assert maps.shape == (2, model.num_features, *cfg["pool_size"])
+    assert model.forward_head(maps).shape == (2, cfg["num_classes"])
+    assert model.forward_head(maps, pre_logits=True).shape == (2, model.head_hidden_size)
+    for num_classes, pool, shape in ((0, "avg", (2, model.num_features)), (0, "", maps.shape), (5, "max", (2, 5))):
+        model.reset_classifier(num_classes, pool)
+        assert model.num_classes == num_classes
+        assert model.forward_head(maps).shape == shape
+
+
+def test_features_by_default(name, native):
+    """Those of all stages, or of the last three blocks of an isotropic model."""
+    info = timm.create_model(name, features_only=True, device="meta").feature_info
+    expected = native.feature_info[-3:] if len(native.stages) == 1 else native.feature_info
+    assert len(expected) >= 3
+    assert info.get_dicts(["num_chs", "reduction"]) == [{k: i[k] for k in ("num_chs", "reduction")} for i in expected]
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_groups_by_depth(native, coarse):
+    """The stem, then block after block (or stage after stage), each with the downsampling before it, then the head."""
+    group, first = {}, 0  # by prefix; the first block of a stage
+    for i, stage in enumerate(native.stages):
+        for j in range(len(stage.blocks)):
+            group[f"stages.{i}.blocks.{j}."] = i + 1 if coarse else first + j + 1
+        group[f"stages.{i}.downsample."] = i + 1 if coarse else first + 1
+        first += len(stage.blocks)
+    last = max(group.values())
+    group |= {"stem.": 0, "pos_embed": 0, "norm.": last + 1 if coarse else last, "head.": last + 1}
+    found = group_parameters(native, native.group_matcher(coarse), reverse=True)
+    assert found == {key: group[next(filter(key.startswith, group))] for key, _ in native.named_parameters()}
+
+
+@torch.no_grad()
+def test_forward(name, model):
+    for size in ((side(name), side(name)), (side(name) + 5, side(name) - 1)):
+        y = model(images(model, *size))
+        assert y.shape == (2, model.num_classes) and y.isfinite().all()
+
+
+def test_backward(model):
+    model = copy.deepcopy(model).train()
+    model.reset_classifier(42)
+    y = model(images(model))
+    assert y.shape == (2, 42)
+    y.mean().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+# One name for each mixer and family
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_classifier_comes_and_goes(name, model):
+    model, x = copy.deepcopy(model), images(model)
+    maps = model.forward_features(x)
+    pooled = model.forward_head(maps, pre_logits=True)
+    assert_close(pooled, maps.mean((-2, -1)))
+    classes = model.num_classes
+
+    model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    assert_close(model(x), pooled)
+    model.reset_classifier(0, "")
+    assert_close(model(x), maps)
+    model.reset_classifier(5, "avg")
+    head = model.get_classifier()
+    assert_close(model(x), F.linear(pooled, head.weight, head.bias))
+    model.reset_classifier(classes)
+    assert model(x).shape == (2, classes)
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("num_classes, pool", [(0, "avg"), (0, ""), (7, "max"), (7, "avgmax"), (7, "")])
+@torch.no_grad()
+def test_classifier_and_pool_when_created(name, num_classes, pool):
+    model = create(name, num_classes=num_classes, global_pool=pool)
+    x = images(model)
+    maps = model.forward_features(x)
+    mean, largest = maps.mean((-2, -1)), maps.amax((-2, -1))
+    expected = {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2, "": maps}[pool]
+    assert_close(model.forward_head(maps, pre_logits=True), expected)
+    if num_classes:
+        weight, bias = model.head.weight, model.head.bias
+        expected = F.linear(expected, weight, bias) if pool else F.conv2d(expected, weight[..., None, None], bias)
+    assert_close(model(x), expected)
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_indices_of_intermediates(name, model):
+    x = images(model)
+    final, features = model.forward_intermediates(x)
+    assert_close(final, model.forward_features(x))
+    n = len(features)
+    for indices, chosen in (
+        (1, [n - 1]),
+        (2, [n - 2, n - 1]),
+        ([0, -1], [0, n - 1]),
+        ([-2], [n - 2]),
+        ((1,), [1]),
+    ):
+        expected = [features[i] for i in chosen]
+        assert_close(model.forward_intermediates(x, indices)[1], expected)
+        assert_close(model.forward_intermediates(x, indices, intermediates_only=True), expected)
+        stopped, taken = model.forward_intermediates(x, indices, stop_early=True)
+        assert_close(taken, expected)
+        assert_close(stopped, final if chosen[-1] == n - 1 else features[chosen[-1]])
+    for feature, normed in zip(features, model.forward_intermediates(x, norm=True)[1]):
+        assert_close(normed, model.norm(feature) if feature.shape[1] == model.num_features else feature)
+    with pytest.raises(ValueError, match="output_fmt is 'NLC'.*use output_fmt='NCHW'"):
+        model.forward_intermediates(x, output_fmt="NLC")
+    with pytest.raises(AssertionError, match=rf"feature index {n} is out of range \(0 to {n - 1}\)"):
+        model.forward_intermediates(x, [n])
+
+
+@ONE_OF_EACH
+def test_stop_early_runs_no_further(name, model):
+    ran = []
+    hooks = [unit.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, unit in enumerate(model.feature_units())]
+    model.forward_intermediates(images(model), [1], stop_early=True)
+    assert ran == [0, 1]
+    for hook in hooks:
+        hook.remove()
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("indices, last", [(1, -1), ([0, -2], -2), ([1], 1)])
+def test_prune_intermediate_layers(name, model, indices, last):
+    x, pruned = images(model), copy.deepcopy(model)
+    _, expected = model.forward_intermediates(x, indices)
+    taken = pruned.prune_intermediate_layers(indices, prune_norm=True)
+    assert pruned.feature_info == model.feature_info[: taken[-1] + 1] and taken[-1] == last % len(model.feature_info)
+    features = pruned.forward_intermediates(x, taken, intermediates_only=True)
+    assert_close(features, expected)
+    assert_close(pruned.forward_intermediates(x, [-1], intermediates_only=True), expected[-1:])
+    assert_close(pruned(x), expected[-1])
+    sum(feature.square().sum() for feature in features).backward()
+    assert [key for key, p in pruned.named_parameters() if p.grad is None] == []  # no more is left than is needed
+    pruned.reset_classifier(3, "avg")
+    assert pruned(x).shape == (2, 3)
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_pruning_keeps_what_still_fits(name, model):
+    x, pruned = images(model), copy.deepcopy(model)
+    _, (feature,) = model.forward_intermediates(x, [-2])
+    pruned.prune_intermediate_layers([-2], prune_norm=False, prune_head=False)
+    if feature.shape[1] == model.num_features:
+        assert_close(pruned(x), model.forward_head(model.norm(feature)))
+    else:
+        assert_close(pruned(x), feature)
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("feature_cls, out_indices", [(None, None), (None, (0, 2)), ("hook", (1, -1)), ("fx", (1, -1))])
+@torch.no_grad()
+def test_features_only(name, model, feature_cls, out_indices):
+    x = images(model)
+    default = len(model.stages) if len(model.stages) > 1 else 3
+    expected = model.forward_intermediates(x, out_indices or default, intermediates_only=True)
+    features = create(name, features_only=True, feature_cls=feature_cls, out_indices=out_indices)
+    assert_close(features(x), expected)
+    assert features.feature_info.channels() == [f.shape[1] for f in expected]
+    assert features.feature_info.reduction() == [x.shape[-1] // f.shape[-1] for f in expected]
+
+
+@ONE_OF_EACH
+def test_fx(name, model):
+    """timm's feature extractor sees a graph in which a mixer is one node."""
+    model = copy.deepcopy(model)
+    _, nodes = get_graph_node_names(model)
+    mixer = "stages.0.blocks.0.mixer"
+    assert [node for node in nodes if node.startswith(mixer)] == [mixer]
+    traced, x = create_feature_extractor(model, [mixer, nodes[-1]]), images(model)
+    _, y = traced(x).values()
+    assert_close(y, model(x))
+    _, y = traced.train()(x).values()
+    y.mean().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+
+
+# The end of the name of parameters whose gradient is zero by mathematics.
+NO_EFFECT = {
+    "metaformer_pooling_nano": (".norm1.bias",),  # a mean of neighbours less the middle: what all share goes
+    "metaformer_wavemix_nano": (".up.bias",),  # batch statistics take it away again; not when the model is evaluated
+    "wavemix_144_7": (".up.bias",),
+    "wavemix_192_16": (".up.bias",),
+    "wavemixlite_8_10": (".fc2.bias",),  # likewise: a constant stays one when upsampled
+    "minattn_full_mlp_h4_cifar": (".key.bias",),  # the same for all similarities of a query, which softmax ignores
+}
+
+
+@ONE_OF_EACH
+def test_every_parameter_has_an_effect(name):
+    model = create(name, img_size=2 * side(name)).double().train()
+    y = model(images(model))
+    (y * torch.randn_like(y)).sum().backward()
+    for key, p in model.named_parameters():
+        if key.endswith(NO_EFFECT.get(name, ("none",))):
+            assert p.grad.abs().max() < 1e-12, key
+        else:
+            assert p.grad.abs().max() > 1e-7, key
+
+
+@ONE_OF_EACH
+def test_grad_checkpointing(name, model):
+    """The same gradients, dropout included; blocks run twice."""
+
+    def run(enable):
+        m, runs = copy.deepcopy(model).train(), []
+        m.set_grad_checkpointing(enable)
+        m.stages[-1].blocks[-1].mixer.register_forward_pre_hook(lambda *_: runs.append(1))
+        x = images(m)
+        torch.manual_seed(2)
+        y = m(x)
+        y.square().sum().backward()
+        return len(runs), y, {key: p.grad for key, p in m.named_parameters()}
+
+    (once, y, expected), (twice, again, grads) = run(False), run(True)
+    assert (once, twice) == (1, 2)
+    assert_close(again, y)
+    assert_close(grads, expected, 1e-4)
+
+
+@ONE_OF_EACH
+def test_layer_decay(name, native):
+    groups = param_groups_layer_decay(native, layer_decay=0.5, no_weight_decay_list=native.no_weight_decay())
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(scale) == len(list(native.parameters()))
+    depth = sum(len(stage.blocks) for stage in native.stages)
+    assert scale[id(native.head.weight)] == 1
+    assert {scale[id(p)] for p in native.stages[-1].blocks[-1].parameters()} == {0.5}
+    assert {scale[id(p)] for p in native.stages[0].blocks[0].parameters()} == {0.5**depth}
+    assert {scale[id(p)] for p in native.stem.parameters()} == {0.5 ** (depth + 1)}
+
+
+@ONE_OF_EACH
+def test_weight_decay(name, native):
+    optimizer = create_optimizer_v2(native, opt="adamw", lr=1e-3, weight_decay=0.1)
+    decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for key, p in native.named_parameters():
+        assert decayed[id(p)] == (0.0 if p.ndim == 1 or key == "pos_embed" else 0.1), key
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_image_size_that_is_not_square(name):
+    s = side(name)
+    model = create(name, img_size=(s, 2 * s))
+    assert get_model_input_config(model)["input_size"][1:] == (s, 2 * s)
+    for size in ((s, 2 * s), (2 * s, s), (s + 3, 2 * s - 1), (3 * s, 3 * s)):
+        y = model(images(model, *size))
+        assert y.shape == (2, model.num_classes) and y.isfinite().all()
+    maps = model.forward_features(images(model))
+    assert maps.shape[-2:] == tuple(n // model.feature_info[-1]["reduction"] for n in (s, 2 * s))
+
+
+@ONE_OF_EACH
+def test_channels_of_another_number(name, native):
+    """Exactly the tensors that `first_conv` names are made for another number of channels."""
+    other = timm.create_model(name, device="meta", in_chans=5)
+    a, b = native.state_dict(), other.state_dict()
+    first = {f"{conv}.weight" for conv in as_tuple(native.default_cfg["first_conv"])}
+    assert {key for key in a if a[key].shape != b[key].shape} == first
+    assert get_model_input_config(other)["input_size"][0] == other.in_chans == 5
+
+
+@ONE_OF_EACH
+def test_dtype(name, model):
+    half = create(name, dtype=torch.bfloat16)
+    assert {t.dtype for t in half.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
+    y = half(images(half))
+    assert y.dtype == torch.bfloat16
+    assert_close(y.float(), model(images(model)), 0.1)
+    half.reset_classifier(3)
+    assert half(images(half)).dtype == torch.bfloat16
+    meta = timm.create_model(name, device="meta", dtype=torch.bfloat16)
+    assert {(p.is_meta, p.dtype) for p in meta.parameters()} == {(True, torch.bfloat16)}
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_channels_last(name, model):
+    x = images(model)
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    assert_close(other(x.to(memory_format=torch.channels_last)), model(x), 1e-4)
+
+
+@ONE_OF_EACH
+def test_set_input_size(name, native):
+    size = (2 * side(name), side(name))
+    model, made = copy.deepcopy(native), timm.create_model(name, device="meta", img_size=size)
+    model.set_input_size(size)
+    assert get_model_input_config(model)["input_size"][1:] == size
+    tensors = model.state_dict()
+    assert {key: t.shape for key, t in tensors.items()} == {key: t.shape for key, t in made.state_dict().items()}
+    assert all(t.is_meta for t in tensors.values())
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_the_function_at_another_input_size(name, model):
+    model, h, w = copy.deepcopy(model), 2 * side(name), side(name)
+    x = images(model, h, w)
+    before = model(x)
+    model.set_input_size((h, w))
+    after = model(x)
+    assert after.isfinite().all()
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # nothing that they hold has a size
+        assert_close(after, before)
+    model.set_input_size((h, w))
+    assert_close(model(x), after)
+
+
+@ONE_OF_EACH
+def test_frozen_stays_frozen_at_another_size(name, model):
+    model = copy.deepcopy(model).requires_grad_(False)
+    model.set_input_size(2 * side(name))
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("by", ["deepcopy", "pickle"])
+@torch.no_grad()
+def test_duplicates(name, model, by):
+    other = copy.deepcopy(model) if by == "deepcopy" else pickle.loads(pickle.dumps(model))
+    x = images(model)
+    y = model(x)
+    assert_close(other(x), y)
+    for p in other.parameters():
+        p.zero_()
+    assert not other(x).any()
+    assert_close(model(x), y)  # nothing is shared
+    other.set_input_size(2 * side(name))
+    assert get_model_input_config(model)["input_size"][1:] == (side(name),) * 2
+
+
+@ONE_OF_EACH
+@torch.no_grad()
+def test_safetensors(name, model, tmp_path):
+    save_file(model.state_dict(), tmp_path / "model.safetensors")  # refuses tensors that share memory
+    torch.manual_seed(5)
+    fresh, loaded = (
+        timm.create_model(name, img_size=side(name), checkpoint_path=path).eval()
+        for path in (None, tmp_path / "model.safetensors")
+    )
+    x = images(model)
+    assert torch.equal(loaded(x), model(x))
+    assert not torch.allclose(fresh(x), model(x))
+
+
+# The registry
+
+
+def test_names():
+    assert len(NAMES) == 79 and len(FAMILIES) == 15
+    assert set(NAMES) <= set(timm.list_models())
+    with pytest.raises(ValueError, match="timm knows a model named 'poolformer_s12' already"):
+        register("poolformer_s12", cfg={})
+    assert timm.model_entrypoint("poolformer_s12").__module__.startswith("timm.")
+
+
+@pytest.mark.parametrize("name", ["metaformer_raft_nano", "raftmlp_s", "wavemix_144_7", "ninformer_cifar", NAMES[-1]])
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        timm.create_model(name, nonsense=1)
+
+
+def test_mixer_in_place_of_the_names_own():
+    def tensors(name, **kwargs):
+        return {k: t.shape for k, t in timm.create_model(name, device="meta", **kwargs).state_dict().items()}
+
+    swapped = tensors("metaformer_pooling_nano", mixer="raft")
+    assert swapped == tensors("metaformer_raft_nano") != tensors("metaformer_pooling_nano")
+    mixed = create("metaformer_pooling_nano", mixer=("pooling", "wavemix", "minattn"))
+    assert [type(stage.blocks[0].mixer).__name__ for stage in mixed.stages] == ["Pooling", "WaveMix", "MinAttn"]
+    assert mixed(images(mixed)).isfinite().all()
+    with pytest.raises(ValueError, match="Unknown mixer 'poling'; did you mean 'pooling'?"):
+        timm.create_model("metaformer_raft_nano", mixer="poling")
+    with pytest.raises(ValueError, match="mixer has 2 entries where there are 3: give one for all, or one for each"):
+        timm.create_model("metaformer_raft_nano", mixer=("pooling", "raft"))
+
+
+@pytest.mark.parametrize("name", ["metaformer_raft_s12", "minattn_full_mlp_h4_cifar"])
+@pytest.mark.parametrize(
+    "img_size, words",
+    [
+        (0, "img_size 0 is too small, the maps of the stages would be .*: choose a larger one"),
+        ((64, 2), r"img_size \(64, 2\) is too small"),
+        ((32, 32, 3), r"img_size is \(32, 32, 3\): give the side of a square, or \(height, width\), in pixels"),
+        ("large", "img_size is 'large': give the side"),
+        (32.0, "img_size is 32.0: give the side"),
+    ],
+)
+def test_image_sizes_that_are_none(name, img_size, words):
+    model = timm.create_model(name, device="meta")
+    for resize in (lambda size: timm.create_model(name, img_size=size, device="meta"), model.set_input_size):
+        with pytest.raises(ValueError, match=words):
+            resize(img_size)
+    assert get_model_input_config(model)["input_size"] == model.default_cfg["input_size"]
+
+
+def test_torchscript_is_not_supported():
+    with pytest.raises(ValueError, match="scriptable=True.*use torch.compile or torch.export"):
+        timm.create_model("metaformer_raft_nano", scriptable=True)
+
+
+def test_global_pools_that_are_none():
+    with pytest.raises(ValueError, match="global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"):
+        timm.create_model("metaformer_raft_nano", global_pool="mean")

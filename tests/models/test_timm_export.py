@@ -1,0 +1,90 @@
+"""`torch.compile`, `torch.export` and ONNX: one shallow model for each mixer and family.
+
+An exported program takes any batch and image size, whatever the example was.
+"""
+
+import pytest
+import timm
+import torch
+from torch.export import Dim
+
+import metamix  # noqa: F401  registers the models
+
+MIXERS = timm.list_models("metaformer_*_nano")
+SHALLOW = {
+    **{name: dict(depths=(1,), dims=(48,)) for name in MIXERS},
+    "raftmlp_s": dict(
+        depths=(1, 1), dims=(16, 32), patch_sizes=(4, 2), embedding_kernels=((4, 8), (2, 4)), img_size=64
+    ),
+    "wavemix_192_16_l3": dict(depth=1, dim=32, img_size=64),
+    "wavemixlite_8_10": dict(depth=1),
+    "ninformer_cifar": dict(num_layers=1),
+    "minattn_full_mlp_h4_cifar": dict(depth=1),
+    "minattn_symmetric_nomlp_h4_mnist": dict(depth=1),
+}
+ANY_SIZE = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+
+
+def create(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **SHALLOW[name], **kwargs).eval()
+
+
+def images(model, batch=2, taller=0, wider=0):
+    torch.manual_seed(1)
+    channels, h, w = timm.models.get_model_input_config(model)["input_size"]
+    return torch.randn(batch, channels, h + taller, w + wider)
+
+
+@pytest.fixture(params=SHALLOW)
+def model(request):
+    torch.compiler.reset()
+    return create(request.param)
+
+
+OTHERS = dict(batch=1), dict(batch=3, taller=5, wider=9), dict(batch=4, taller=-7, wider=16), dict(taller=32, wider=-1)
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compile(model):
+    x = images(model)
+    assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["raftmlp_s", "minattn_full_mlp_h4_cifar"])
+def test_compile_for_another_size(name):
+    """What asks for the size beside the mixers, whose own tests do the same: the patch and the position embedding."""
+    torch.compiler.reset()
+    model = create(name, mixer="pooling", mixer_args={})
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for other in ({}, OTHERS[1]):
+        x = images(model, **other)
+        assert_close(compiled(x), model(x))
+
+
+@torch.no_grad()
+def test_export(model):
+    program = torch.export.export(model, (images(model),), dynamic_shapes=(ANY_SIZE,)).module()
+    for other in ({}, *OTHERS):
+        x = images(model, **other)
+        assert_close(program(x), model(x))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@torch.no_grad()
+def test_onnx(name, tmp_path):
+    """Any batch, at the example's image size."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
+    import onnxruntime
+
+    model, file = create(name), tmp_path / "model.onnx"
+    torch.onnx.export(model, (images(model),), file, dynamo=True, dynamic_shapes=({0: Dim.AUTO},), verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    for batch in (1, 2, 5):
+        x = images(model, batch)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(torch.from_numpy(y), model(x))
