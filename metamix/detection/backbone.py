@@ -66,12 +66,13 @@ def build_backbone(
     extra: str = "none",
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
+    frozen_norms: bool | None = None,
     **model_args,
 ) -> Backbone:
     """The model of that name with a pyramid on top.
 
-    Batch norms of a model with loaded weights are frozen, those of a new one become group norms of one group (the zoo's
-    WaveMix has them as `norm="group"`): detectors train on batches of few images, or of one.
+    Detectors train on batches of few images, or of one, so no batch norm stays: those of a model with loaded weights
+    are frozen, those of a new one become group norms of one group (the zoo's WaveMix has them as `norm="group"`).
 
     Args:
         name: any timm name, the zoo's included, that has features.
@@ -82,6 +83,7 @@ def build_backbone(
             as RetinaNet and FCOS have them).
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder instead.
+        frozen_norms: freeze batch norms, or replace them; None: freeze them where weights are loaded.
         model_args: further arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`.
 
     Raises:
@@ -115,7 +117,11 @@ def build_backbone(
                          f"(level {out_indices[0]}): take out_indices from {tuple(accepted)}.")
     sources = [max(r for r in maps if r <= s or isotropic) for s in strides]
     used = sorted(set(sources))
-    body = create_body(name, tuple(maps[r][0] for r in used), pretrained, checkpoint, model_args)
+    body = load_body(name, tuple(maps[r][0] for r in used), pretrained, checkpoint, model_args)
+    if frozen_norms or (frozen_norms is None and (pretrained or checkpoint)):
+        body = freeze_batch_norm_2d(body)
+    else:
+        body = group_norms(body)
 
     count, make_extra = EXTRA[extra]
     pyramid = (SimplePyramid if isotropic else FeaturePyramid)(
@@ -134,15 +140,14 @@ def build_backbone(
     )
 
 
-def create_body(name: str, indices: tuple[int, ...], pretrained: bool, checkpoint: str | Path | None, model_args: dict):
-    """timm's feature extractor for these maps, with its weights, its batch norms frozen or replaced."""
+def load_body(name: str, indices: tuple[int, ...], pretrained: bool, checkpoint: str | Path | None, model_args: dict):
+    """timm's feature extractor for these maps, with its weights."""
     if checkpoint:
         tensors, about = load_weights(checkpoint)
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
         model_args = model_args | dict(pretrained_cfg_overlay=cfg | dict(state_dict=tensors))
-    loads = pretrained or bool(checkpoint)
-    body = timm.create_model(name, pretrained=loads, features_only=True, out_indices=indices, **model_args)
-    return freeze_batch_norm_2d(body) if loads else group_norms(body)
+        pretrained = True
+    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices, **model_args)
 
 
 def group_norms(module: nn.Module) -> nn.Module:

@@ -11,15 +11,18 @@ image without objects has boxes of shape (0, 4).
 
 import inspect
 import re
+from functools import partial
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
@@ -29,7 +32,10 @@ from .backbone import Backbone, build_backbone
 
 
 class Detector:
-    """What a trainer asks of a model, and a check of labels, for the classes below."""
+    """What a trainer asks of a model, and a check of labels, for the classes below.
+
+    `classifier` names the layers whose size goes by the number of classes.
+    """
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None):
         if self.training and targets:
@@ -69,12 +75,20 @@ class Detector:
 
 
 class RetinaNet(Detector, detection.RetinaNet):
-    """Lin et al., arXiv 1708.02002: at each place nine anchors, of 4, 5.04 and 6.35 strides and three shapes."""
+    """Lin et al., arXiv 1708.02002: at each place nine anchors, of 4, 5.04 and 6.35 strides and three shapes.
+
+    As torchvision's second version, with group norms in the head and a generalised IoU loss: without norms a detector
+    that starts from scratch has learned nothing when this one finds most objects.
+    """
+
+    classifier = ("head.classification_head.cls_logits",)
 
     def __init__(self, backbone: Backbone, num_classes: int, **options):
         sizes = [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in backbone.strides]
         anchors = Anchors(backbone.strides, sizes, (0.5, 1.0, 2.0))
-        super().__init__(backbone, num_classes + 1, **(dict(anchor_generator=anchors) | options))
+        head = RetinaNetHead(backbone.out_channels, 9, num_classes + 1, norm_layer=partial(nn.GroupNorm, 32))
+        head.regression_head._loss_type = "giou"
+        super().__init__(backbone, num_classes + 1, anchor_generator=anchors, head=head, **options)
         self.num_classes = num_classes
         outputs_in_float32(self.head)
 
@@ -82,15 +96,19 @@ class RetinaNet(Detector, detection.RetinaNet):
 class FCOS(Detector, detection.FCOS):
     """Tian et al., arXiv 1904.01355: at each place one box, in units of the stride."""
 
+    classifier = ("head.classification_head.cls_logits",)
+
     def __init__(self, backbone: Backbone, num_classes: int, **options):
         anchors = Anchors(backbone.strides, [[stride] for stride in backbone.strides], (1.0,))
-        super().__init__(backbone, num_classes + 1, **(dict(anchor_generator=anchors) | options))
+        super().__init__(backbone, num_classes + 1, anchor_generator=anchors, **options)
         self.num_classes = num_classes
         outputs_in_float32(self.head)
 
 
 class FasterRCNN(Detector, detection.FasterRCNN):
     """Ren et al., arXiv 1506.01497, on a pyramid: proposals from anchors of 8 strides and three shapes."""
+
+    classifier = ("roi_heads.box_predictor",)
 
     def __init__(self, backbone: Backbone, num_classes: int, **options):
         super().__init__(backbone, num_classes + 1, **(two_stages(backbone) | options))
@@ -100,6 +118,8 @@ class FasterRCNN(Detector, detection.FasterRCNN):
 
 class MaskRCNN(Detector, detection.MaskRCNN):
     """He et al., arXiv 1703.06870: Faster R-CNN and a mask for each box."""
+
+    classifier = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")
 
     def __init__(self, backbone: Backbone, num_classes: int, **options):
         parts = two_stages(backbone) | dict(mask_roi_pool=roi_align(backbone, 14))
@@ -114,7 +134,13 @@ LEVELS = {"retinanet": ONE_STAGE, "fcos": ONE_STAGE, "faster_rcnn": TWO_STAGES, 
 
 
 def build_detector(
-    name: str, *, backbone: str | Backbone, num_classes: int, backbone_args: dict | None = None, **options
+    name: str,
+    *,
+    backbone: str | Backbone,
+    num_classes: int,
+    backbone_args: dict | None = None,
+    resize_in_training: bool = True,
+    **options,
 ) -> nn.Module:
     """A detector of torchvision over any backbone.
 
@@ -124,6 +150,8 @@ def build_detector(
         num_classes: classes of objects; the background is not one of them.
         backbone_args: arguments of `build_backbone` for a backbone given by name, over the levels that the detector was
             published with: `dict(pretrained=True, out_channels=128)`.
+        resize_in_training: whether training images are resized as those of evaluation are; not if they come in their
+            final sizes.
         options: arguments of torchvision's detector, such as min_size and max_size in pixels (images are resized to a
             shorter side of min_size, 800, but a longer one of at most max_size, 1333), score_thresh or
             detections_per_img (box_score_thresh and so on for the R-CNNs).
@@ -137,7 +165,7 @@ def build_detector(
         raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class, background not counted.")
     ours = DETECTORS[name]
     accepted = {p for cls in (ours.__mro__[2], GeneralizedRCNNTransform) for p in inspect.signature(cls).parameters}
-    accepted -= {"backbone", "num_classes", "kwargs"}
+    accepted -= {"backbone", "num_classes", "kwargs", "fixed_size", "anchor_generator", "head"}
     for option in options:
         if option not in accepted:  # torchvision would take no notice of it
             raise ValueError(f"{name} has no option {option!r}{nearest(option, accepted)} "
@@ -148,11 +176,36 @@ def build_detector(
         raise ValueError("backbone_args are for a backbone given by name; this one is built already: leave them out.")
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone is a {type(backbone).__name__}; give a name of timm's, or build_backbone(name).")
-    if name == "fcos" and (backbone.out_channels % 32 or backbone.out_channels < 64):
-        raise ValueError(f"The head of fcos has norms of 32 groups, and out_channels is {backbone.out_channels}: "
+    if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
+        raise ValueError(f"The head of {name} has norms of 32 groups, and out_channels is {backbone.out_channels}: "
                          f"give a multiple of 32, 64 or more.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
-    return ours(backbone, num_classes, **(defaults | options))
+    model = ours(backbone, num_classes, **(defaults | options))
+    model.transform = Transform.like(model.transform, resize_in_training)
+    return model
+
+
+class Transform(GeneralizedRCNNTransform):
+    """torchvision's normalisation and resizing, but antialiased, as torchvision's transforms of training images are."""
+
+    @classmethod
+    def like(cls, other: GeneralizedRCNNTransform, resize_in_training: bool) -> "Transform":
+        return cls(other.min_size, other.max_size, other.image_mean, other.image_std, other.size_divisible,
+                   _skip_resize=not resize_in_training)
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
+        if self.training and self._skip_resize:
+            return image, target
+        size = image.shape[-2:]
+        shorter = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
+        scale = min(shorter / min(size), self.max_size / max(size))
+        new = [max(1, int(side * scale)) for side in size]
+        image = F.interpolate(image[None], new, mode="bilinear", antialias=True)[0]
+        if target is not None:
+            target["boxes"] = resize_boxes(target["boxes"], size, new)
+            if "masks" in target:
+                target["masks"] = F.interpolate(target["masks"][:, None].float(), new)[:, 0].byte()
+        return image, target
 
 
 class Anchors(AnchorGenerator):
@@ -196,3 +249,16 @@ def outputs_in_float32(*heads: nn.Module) -> None:
 
 def to_float32(module: nn.Module, args, output):
     return tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
+
+
+class Dense(nn.Module):
+    """What a detector computes at every place of an image, (B, 3, H, W) -> the outputs of its dense head: its cost, for
+    R-CNNs without what they do for each proposal."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.backbone = model.backbone
+        self.head = model.rpn.head if hasattr(model, "rpn") else model.head
+
+    def forward(self, x: Tensor):
+        return self.head(list(self.backbone(x).values()))

@@ -3,7 +3,10 @@
 from importlib import import_module
 from typing import Any
 
-TASKS = {"classification": "metamix.tasks.classification:Classification"}
+TASKS = {
+    "classification": "metamix.tasks.classification:Classification",
+    "detection": "metamix.tasks.detection:Detection",
+}
 
 
 def find_task(name: str) -> Any:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import metamix  # noqa: F401  registers the models
+from metamix.models.comparison import SIZES
 
+NANO = list(SIZES["nano"]["dims"])
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'metamix[transformers]'")
 
 
@@ -17,8 +18,8 @@ def config(name, out_indices, **kwargs):
 @pytest.mark.parametrize(
     "name, out_indices, channels",
     [
-        ("metaformer_raft_nano", (0, 1, 2), [48, 96, 192]),
-        ("metaformer_wavemix_nano", (1, 2), [96, 192]),
+        ("metaformer_raft_nano", (0, 1, 2), NANO),
+        ("metaformer_wavemix_nano", (1, 2), NANO[1:]),
         ("ninformer_cifar", (3,), [256]),
     ],
 )

@@ -1,0 +1,132 @@
+"""Sets of images with boxes, in COCO's format.
+
+    FOLDER/annotations/instances_<split>.json      train, val and perhaps test, a year after the name or none
+    FOLDER/<split>/  or  FOLDER/images/            the images, as the annotations name them
+
+So BCCD and COCO itself lie there as they are published; `python -m metamix.detection.voc` makes such a file of Pascal
+VOC's.
+"""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.transforms.v2.functional import to_image
+
+from metamix.data import CorruptImage
+from metamix.mixers.registry import nearest
+
+
+def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
+    """The annotation file and the image folder of each split in a folder; FileNotFoundError says what was looked
+    for."""
+    folder = Path(folder)
+    layout = f"expected {folder / 'annotations/instances_train.json'} and the like, with images in {folder / 'images'}"
+    splits = {}
+    for path in sorted(folder.glob("annotations/instances_*.json")):
+        name = path.stem.removeprefix("instances_")
+        places = [folder / name, folder / "images" / name, folder / "images"]
+        images = next((place for place in places if place.is_dir()), None)
+        if images is None:
+            raise FileNotFoundError(f"{path} is there, but none of {', '.join(map(str, places))} is: {layout}")
+        splits[re.sub(r"\d+$", "", name)] = path, images
+    if not splits:
+        raise FileNotFoundError(f"{folder.absolute()} holds no data set: {layout}")
+    return splits
+
+
+def open_split(splits: dict[str, tuple[Path, Path]], name: str, masks: bool = False) -> "BoxSource":
+    if name not in splits:
+        raise ValueError(f"there is no split {name!r}{nearest(name, splits)} The splits are {', '.join(splits)}")
+    return BoxSource(*splits[name], masks=masks)
+
+
+class Boxes(CocoDetection):
+    """torchvision's set without annotations that a detector cannot learn: crowds, unknown classes, empty boxes."""
+
+    def _load_image(self, image_id: int) -> Image.Image:
+        path = Path(self.root, self.coco.imgs[image_id]["file_name"])
+        return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")  # theirs stays open where this fails
+
+    def _load_target(self, image_id: int) -> list[dict]:
+        return [a for a in super()._load_target(image_id) if not a["iscrowd"] and not self.is_useless(a)]
+
+    def is_useless(self, annotation: dict) -> bool:
+        return annotation["category_id"] not in self.coco.cats or min(annotation["bbox"][2:]) <= 0
+
+
+class BoxSource:
+    """The images of one split, in the order of their ids.
+
+    Attributes:
+        coco: pycocotools' index of the annotations.
+        classes: names in the order of their category ids; a label is a place in it, counted from 1.
+        category_ids: category ids in that order.
+        useless: number of annotations that are left out because of an unknown class or an empty box.
+
+    `read(i)` gives the image as torchvision's uint8 tv_tensor and its objects, {"boxes": (n, 4) x1, y1, x2, y2,
+    "labels": (n,)} and "masks" (n, H, W) if asked for; objects that mark a crowd are left out.
+    """
+
+    def __init__(self, annotations: Path, images: Path, masks: bool = False):
+        self.annotations, self.masks = annotations, masks
+        boxes = index_annotations(annotations, images)
+        self.coco, self.ids = boxes.coco, boxes.ids
+        self.useless = sum(map(boxes.is_useless, self.coco.anns.values()))
+        self.category_ids = sorted(self.coco.cats)
+        self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
+        self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
+        bare = [a["id"] for a in self.coco.anns.values() if masks and not a.get("segmentation")]
+        if bare:
+            raise ValueError(f"{annotations} has {len(bare)} annotations without a segmentation, such as {bare[0]}; "
+                             f"mask_rcnn needs one for each: take faster_rcnn")
+        keys = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
+        self.set = wrap_dataset_for_transforms_v2(boxes, target_keys=keys)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def path(self, index: int) -> str:
+        return str(Path(self.set.root, self.coco.imgs[self.ids[index]]["file_name"]))
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, dict]:
+        try:
+            image, target = self.set[index]
+        except OSError as error:  # missing, truncated, or not an image
+            raise CorruptImage(f"{self.path(index)}: {type(error).__name__}: {error}") from error
+        image = to_image(image)
+        size = tuple(image.shape[-2:])
+        if "boxes" not in target:  # nothing to see
+            target = {"boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
+                      "labels": torch.zeros(0, dtype=torch.int64)}
+            if self.masks:
+                target["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
+        target["labels"] = torch.tensor([self.labels[c] for c in target["labels"].tolist()], dtype=torch.int64)
+        return image, target
+
+
+def index_annotations(annotations: Path, images: Path) -> Boxes:
+    """torchvision's set over pycocotools' index of a file, with all that scoring needs; ValueError for no such file."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the index says how long it took
+            boxes = Boxes(str(images), str(annotations))
+            coco = boxes.coco
+            for annotation in coco.anns.values():
+                x, y, w, h = annotation["bbox"] = list(map(float, annotation["bbox"]))
+                annotation.setdefault("iscrowd", 0)  # files of other tools lack these two
+                annotation.setdefault("area", w * h)
+            if 0 in coco.anns:  # pycocotools takes a match with annotation 0 for none
+                for annotation in coco.dataset["annotations"]:
+                    annotation["id"] += 1
+                coco.createIndex()
+    except ImportError as error:
+        raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{annotations} is not in COCO's format ({type(error).__name__}: {error}); "
+                         f"python -m metamix.detection.verify {annotations} says where") from error
+    return boxes

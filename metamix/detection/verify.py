@@ -1,0 +1,122 @@
+"""Finds what is wrong with a data set in COCO's format before a detector is trained on it.
+
+    python -m metamix.detection.verify FOLDER                         all splits, as metamix.detection.sets finds them
+    python -m metamix.detection.verify FILE.json --images FOLDER      one annotation file
+
+One line for each finding: the file, the image, the annotation, and what is wrong; the exit code is 1 if there is any.
+Training leaves out what it cannot use, cuts boxes to their image, and learns from images without boxes that there is
+nothing to see.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from .sets import find_splits
+
+
+def find_problems(annotations: Path, images: Path) -> Iterator[str]:
+    """A sentence for each thing that is wrong with an annotation file and the images that it names."""
+    try:
+        data = json.loads(annotations.read_text())
+        entries = {key: data[key] for key in ("images", "annotations", "categories")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{annotations}: not an annotation file of COCO's format ({type(error).__name__}: {error})"
+        return
+    for key, values in entries.items():
+        yield from (f"{annotations}: {what}" for what in repeated(key, values))
+
+    by_id = {image.get("id"): image for image in entries["images"]}
+    classes = {category.get("id") for category in entries["categories"]}
+    with_boxes = set()
+    for annotation in entries["annotations"]:
+        image = by_id.get(annotation.get("image_id"))
+        what = box_problem(annotation, image, classes)
+        if what:
+            yield f"{annotations}: {name(image, annotation)}, annotation {annotation.get('id')}: {what}"
+        else:
+            with_boxes.add(annotation["image_id"])
+    for image in entries["images"]:
+        what = file_problem(image, images) or (image.get("id") not in with_boxes and "no box (it trains as background)")
+        if what:
+            yield f"{annotations}: {name(image)}: {what}"
+
+
+def name(image: dict | None, annotation: dict | None = None) -> str:
+    if image is None:
+        return f"image {annotation.get('image_id')}"
+    return f"image {image.get('id')} ({image.get('file_name')})"
+
+
+def repeated(key: str, values: list[dict]) -> Iterator[str]:
+    seen = set()
+    for value in values:
+        if value.get("id") in seen:
+            yield f"the id {value.get('id')} stands twice in {key}"
+        seen.add(value.get("id"))
+
+
+def box_problem(annotation: dict, image: dict | None, classes: set) -> str | None:
+    """What is wrong with an annotation, or None. Half a pixel over the edge is rounding, not an error."""
+    if image is None:
+        return "its image is not in the file"
+    if annotation.get("category_id") not in classes:
+        return f"class {annotation.get('category_id')} is unknown; known are {', '.join(map(str, sorted(classes)))}"
+    box = annotation.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
+        return f"its box is {box}; four numbers x, y, width, height are needed"
+    x, y, w, h = box
+    if not all(map(math.isfinite, box)):
+        return f"its box {box} is not finite"
+    if w < 0 or h < 0:
+        return f"its box {box} is inverted: x, y, width, height"
+    if w == 0 or h == 0:
+        return f"its box {box} is empty"
+    width, height = image.get("width"), image.get("height")
+    if width and height and (x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5):
+        return f"its box {box} reaches out of the image of {width} x {height}"
+    return None
+
+
+def file_problem(image: dict, folder: Path) -> str | None:
+    path = folder / str(image.get("file_name"))
+    if not path.is_file():
+        return f"there is no file {path}"
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+    except OSError as error:
+        return f"{path} cannot be read: {error}"
+    if (image.get("width", width), image.get("height", height)) != (width, height):
+        return f"{path} is {width} x {height}, but the annotations say {image['width']} x {image['height']}"
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m metamix.detection.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
+    parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
+    options = parser.parse_args(argv)
+    if options.data.is_dir():
+        try:
+            splits = list(find_splits(options.data).values())
+        except FileNotFoundError as error:
+            parser.error(str(error))
+    else:
+        splits = [(options.data, options.images or options.data.parent)]
+    count = 0
+    for annotations, images in splits:
+        for what in find_problems(annotations, images):
+            print(what)
+            count += 1
+    print(f"{count} findings" if count else f"{', '.join(str(path) for path, _ in splits)}: nothing is wrong")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

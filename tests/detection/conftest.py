@@ -1,0 +1,18 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # shapes.py
+
+import shapes  # noqa: E402
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A maker of a set of squares and discs in COCO's format; returns its folder."""
+
+    def make(train=8, val=4, test=4, change=None):
+        return shapes.write(tmp_path / "shapes", train=train, val=val, test=test, change=change)
+
+    return make

@@ -1,0 +1,142 @@
+"""Sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from shapes import DISC, SQUARE
+
+from metamix.data import CorruptImage
+from metamix.detection.data import eval_loader, train_loader
+from metamix.detection.sets import find_splits, open_split
+from metamix.tasks.detection import DetectionOptions
+
+
+@pytest.fixture
+def options(tmp_path):
+    return DetectionOptions(data_dir=str(tmp_path / "shapes"), min_size=64, max_size=120, scales=(0.8, 1.25), flip=0.5,
+                            flip_vertical=0.5, photometric=0.5, iou_crop=0.5, workers=0)
+
+
+def same(a, b):
+    images = zip(a["image"], b["image"], strict=True)
+    targets = zip(a["target"], b["target"], strict=True)
+    return all(torch.equal(x, y) for x, y in images) and all(
+        torch.equal(x[key], y[key]) for x, y in targets for key in ("boxes", "labels")
+    )
+
+
+def test_a_split_is_read_as_it_was_written(coco):
+    def one_crowd(split, data):
+        data["annotations"][1]["iscrowd"] = 1
+
+    source = open_split(find_splits(coco(change=one_crowd)), "train", masks=True)
+    assert source.classes == ("disc", "square") and source.category_ids == [DISC, SQUARE]
+    assert source.ids == [10, 11, 12, 13, 14, 15, 16, 17]
+    total = 0
+    for i in range(len(source)):
+        image, target = source.read(i)
+        assert image.shape == (3, 64, 96) and image.dtype == torch.uint8 and target["boxes"].dtype == torch.float32
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
+        for (x0, y0, x1, y1), label, mask in zip(target["boxes"].int().tolist(), target["labels"], target["masks"]):
+            colour = image[:, (y0 + y1) // 2, (x0 + x1) // 2].tolist()
+            assert colour == {1: [30, 60, 250], 2: [250, 140, 20]}[label.item()]
+            assert mask[y0:y1, x0:x1].all() and mask.sum() == (y1 - y0) * (x1 - x0)
+        total += len(target["boxes"])
+    assert total == len(source.coco.anns) - 1  # the crowd is for scoring
+    assert len(source.read(3)[1]["boxes"]) == 0 and source.read(3)[1]["masks"].shape == (0, 64, 96)
+
+
+def test_boxes_follow_the_pixels(coco, options):
+    """Whatever happens to an image, the middle of each box shows the colour of its class, to what the colours may
+    do."""
+    sources = [open_split(find_splits(coco()), "train")]
+    plain = replace(options, photometric=0.0)
+    seen = 0
+    for epoch in range(4):
+        for batch in train_loader(sources, plain, batch_size=4, seed=1).epoch(epoch):
+            for image, target in zip(batch["image"], batch["target"]):
+                height, width = image.shape[-2:]
+                assert 50 <= min(height, width) and max(height, width) <= 150
+                for box, label in zip(target["boxes"], target["labels"]):
+                    assert box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+                    x, y = ((box[:2] + box[2:]) / 2).int().tolist()
+                    red, _, blue = image[:, min(y, height - 1), min(x, width - 1)].tolist()
+                    assert (red > 150 and blue < 100) if label == 2 else (blue > 150 and red < 100)
+                    seen += 1
+    assert seen > 20
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_index(coco, options):
+    splits = find_splits(coco())
+    sources = [open_split(splits, name) for name in ("train", "val")]
+
+    def batches(batch_size=4, rank=0, world=1, seed=0, workers=0, epoch=1, start=0):
+        loader = train_loader(sources, replace(options, workers=workers), batch_size=batch_size, rank=rank, world=world,
+                              seed=seed)
+        assert len(loader) == 12 // batch_size
+        return list(loader.epoch(epoch, start))
+
+    whole = batches()
+    torch.manual_seed(5)
+    assert all(map(same, whole, batches(workers=1)))
+    assert all(map(same, whole[1:], batches(start=1)))
+    halves = [batches(rank=rank, world=2) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *halves):
+        assert same(batch, {key: [*parts[0][key], *parts[1][key]] for key in ("image", "target")})
+    assert not any(map(same, whole, batches(seed=1))) and not any(map(same, whole, batches(epoch=2)))
+
+
+def test_every_image_is_scored_once_and_as_it_is(coco, options):
+    source = open_split(find_splits(coco(test=5)), "test")
+    seen = []
+    for rank in (0, 1):
+        for batch in eval_loader(source, options, batch_size=4, rank=rank, world=2):
+            seen += batch["index"].tolist()
+            assert {image.shape for image in batch["image"]} == {(3, 64, 96)}
+            assert type(batch["image"][0]) is torch.Tensor  # not one of torchvision's, whose arithmetic warns
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_years_and_folders_of_cocos_own_layout_are_found(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split in "train2017", "val2017":
+        (tmp_path / split).mkdir()
+        (tmp_path / "annotations" / f"instances_{split}.json").touch()
+    assert find_splits(tmp_path) == {
+        s: (tmp_path / f"annotations/instances_{s}2017.json", tmp_path / f"{s}2017") for s in ("train", "val")
+    }
+
+
+def test_a_broken_image_is_replaced_and_named(coco, options, caplog):
+    folder = coco()
+    (folder / "images" / "train_0.png").write_bytes((folder / "images" / "train_0.png").read_bytes()[:200])
+    (folder / "images" / "train_1.png").unlink()
+    sources = [open_split(find_splits(folder), "train")]
+    batches = list(train_loader(sources, replace(options, corrupt_limit=0.3), batch_size=8).epoch(0))
+    assert len(batches[0]["image"]) == 8
+    assert "train_0.png" in caplog.text and "train_1.png" in caplog.text
+    with pytest.raises(CorruptImage, match="cannot be read.*python -m metamix.detection.verify .*shapes"):
+        list(train_loader(sources, options, batch_size=8).epoch(0))
+
+
+def test_what_is_no_data_set_is_refused_in_words(tmp_path, coco):
+    with pytest.raises(FileNotFoundError, match="holds no data set: expected .*instances_train.json"):
+        find_splits(tmp_path)
+    folder = coco()
+    with pytest.raises(ValueError, match="no split 'trian'; did you mean 'train'"):
+        open_split(find_splits(folder), "trian")
+    file = folder / "annotations" / "instances_val.json"
+    file.write_text(file.read_text().replace('"image_id"', '"picture"'))
+    with pytest.raises(ValueError, match="is not in COCO's format .KeyError: 'image_id'.*metamix.detection.verify"):
+        open_split(find_splits(folder), "val")
+
+
+def test_masks_need_segmentations(coco):
+    def bare(split, data):
+        del data["annotations"][0]["segmentation"]
+
+    splits = find_splits(coco(change=bare))
+    assert len(open_split(splits, "train")) == 8
+    with pytest.raises(ValueError, match="1 annotations without a segmentation, such as 1; .* take faster_rcnn"):
+        open_split(splits, "train", masks=True)

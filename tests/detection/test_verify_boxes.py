@@ -1,0 +1,82 @@
+"""The verify command names each thing that is wrong: file, image, annotation."""
+
+import pytest
+
+from metamix.detection.verify import main
+
+
+def verify(capsys, *words):
+    code = main([str(word) for word in words])
+    return code, capsys.readouterr().out
+
+
+def test_a_good_set_passes(coco, capsys):
+    folder = coco(train=3, val=3, test=3)  # no image of these is empty
+    code, out = verify(capsys, folder)
+    assert code == 0 and "nothing is wrong" in out
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        (dict(bbox=[5, 6, 0, 8]), "annotation 0: its box [5, 6, 0, 8] is empty"),
+        (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] is inverted"),
+        (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] reaches out of the image of 96 x 64"),
+        (dict(bbox=[-3, 6, 10, 8]), "reaches out of the image"),
+        (dict(bbox=[1, 2, 3]), "annotation 0: its box is [1, 2, 3]; four numbers x, y, width, height are needed"),
+        (dict(bbox=[1, 2, 3, float("nan")]), "is not finite"),
+        (dict(category_id=9), "annotation 0: class 9 is unknown; known are 3, 7"),
+        (dict(image_id=99), "image 99, annotation 0: its image is not in the file"),
+    ],
+)
+def test_a_bad_annotation_is_named(coco, capsys, change, what):
+    def spoil(split, data):
+        if split == "val":
+            data["annotations"][0] |= change
+
+    folder = coco(train=3, val=3, test=3, change=spoil)
+    code, out = verify(capsys, folder)
+    first, *_ = out.splitlines()
+    assert code == 1 and first.startswith(f"{folder / 'annotations' / 'instances_val.json'}: image ") and what in first
+    assert "image_id" in change or "image 10 (val_0.png)" in first
+    assert verify(capsys, folder / "annotations" / "instances_train.json", "--images", folder / "images")[0] == 0
+
+
+def test_half_a_pixel_over_the_edge_is_rounding(coco, capsys):
+    def spill(split, data):
+        data["annotations"][0]["bbox"] = [86, 6, 10.4, 8]
+
+    assert verify(capsys, coco(train=3, val=3, test=3, change=spill))[0] == 0
+
+
+def test_bad_images_are_named(coco, capsys):
+    def spoil(split, data):
+        if split == "train":
+            data["images"][1]["width"] = 100
+            data["annotations"].append(dict(data["annotations"][-1]))
+
+    folder = coco(change=spoil, train=4, val=3, test=3)
+    (folder / "images" / "train_0.png").unlink()
+    (folder / "images" / "train_2.png").write_bytes(b"no picture")
+    code, out = verify(capsys, folder)
+    file = folder / "annotations" / "instances_train.json"
+    *lines, last = out.splitlines()
+    assert code == 1 and last == "5 findings" and len(lines) == 5
+    assert "stands twice in annotations" in lines[0]
+    assert lines[1] == f"{file}: image 10 (train_0.png): there is no file {folder / 'images' / 'train_0.png'}"
+    assert "image 11 (train_1.png)" in lines[2] and "is 96 x 64, but the annotations say 100 x 64" in lines[2]
+    assert "image 12 (train_2.png)" in lines[3] and "cannot be read" in lines[3]
+    assert lines[4] == f"{file}: image 13 (train_3.png): no box (it trains as background)"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": []}'])
+def test_another_format_is_named(tmp_path, capsys, content):
+    (tmp_path / "x.json").write_text(content)
+    code, out = verify(capsys, tmp_path / "x.json")
+    assert code == 1 and "x.json: not an annotation file of COCO's format" in out
+
+
+def test_a_folder_without_a_set_ends_with_what_was_expected(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert stop.value.code == 2 and "holds no data set: expected" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""Pascal VOC's annotations in COCO's format."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from metamix.detection.sets import find_splits, open_split
+from metamix.detection.verify import main as verify
+from metamix.detection.voc import main
+
+OBJECT = """<object><name>{name}</name>{difficult}<part><name>head</name></part>
+<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
+
+
+@pytest.fixture
+def voc(tmp_path):
+    folder = tmp_path / "VOC2012"
+    for place in "Annotations", "JPEGImages", "ImageSets/Main":
+        (folder / place).mkdir(parents=True)
+    images = {
+        "a": [("dog", (1, 1, 50, 40), ""), ("cat", (11, 21, 30, 40), "<difficult>1</difficult>")],
+        "b": [("cat", (5, 6, 7, 8), "<difficult>0</difficult>")],
+        "c": [],
+    }
+    for stem, objects in images.items():
+        Image.new("RGB", (50, 40)).save(folder / "JPEGImages" / f"{stem}.jpg")
+        inside = "".join(OBJECT.format(*box, name=name, difficult=difficult) for name, box, difficult in objects)
+        (folder / "Annotations" / f"{stem}.xml").write_text(
+            f"<annotation><filename>{stem}.jpg</filename><size><width>50</width><height>40</height></size>"
+            f"{inside}</annotation>")
+    (folder / "ImageSets/Main/train.txt").write_text("b\nc\n")
+    return folder
+
+
+def test_boxes_count_from_zero_and_hold_their_last_pixel(voc, tmp_path, capsys):
+    out = tmp_path / "set" / "annotations" / "instances_train.json"
+    assert main([str(voc), str(out)]) == 0
+    assert "3 images, 3 annotations, 2 categories" in capsys.readouterr().out
+    data = json.loads(out.read_text())
+    assert data["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert [a["bbox"] for a in data["annotations"]] == [[0, 0, 50, 40], [10, 20, 20, 20], [4, 5, 3, 3]]
+    assert [(a["category_id"], a["iscrowd"]) for a in data["annotations"]] == [(2, 0), (1, 1), (1, 0)]
+
+    (tmp_path / "set" / "images").symlink_to(voc / "JPEGImages")
+    source = open_split(find_splits(tmp_path / "set"), "train")
+    assert [source.read(i)[1]["labels"].tolist() for i in range(3)] == [[2], [1], []]  # not what is difficult
+    assert verify([str(tmp_path / "set")]) == 1 and "c.jpg): no box" in capsys.readouterr().out
+
+
+def test_a_split_keeps_the_numbers_of_all_classes(voc, tmp_path):
+    main([str(voc), str(tmp_path / "train.json"), "--split", "train"])
+    data = json.loads((tmp_path / "train.json").read_text())
+    assert [image["file_name"] for image in data["images"]] == ["b.jpg", "c.jpg"]
+    assert [category["name"] for category in data["categories"]] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda folder: (folder / "ImageSets/Main/train.txt").write_text("z\n"), "train.txt lists z, but .*z.xml"),
+        (lambda folder: (folder / "ImageSets/Main/train.txt").rename(folder / "ImageSets/Main/val.txt"),
+         "there is no .*train.txt; splits of .*: val"),
+        (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation>"), "b.xml is not XML"),
+        (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation/>"), "b.xml has no <size><width>"),
+        (lambda folder: [path.unlink() for path in (folder / "Annotations").iterdir()], "holds no .xml file"),
+    ],
+)
+def test_what_is_not_voc_is_refused_in_words(voc, tmp_path, capsys, spoil, words):
+    spoil(voc)
+    with pytest.raises(SystemExit):
+        main([str(voc), str(tmp_path / "out.json"), "--split", "train"])
+    error = capsys.readouterr().err
+    assert re.search(words, error), error
+    assert not (tmp_path / "out.json").exists()
