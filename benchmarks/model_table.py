@@ -1,9 +1,11 @@
-"""Writes the model tables of the README, between its markers: parameters and MACs of every registered name.
+"""Writes the model tables of the README, between its markers: parameters and MACs of every registered name, and the
+weights that ship, from their cards.
 
     python benchmarks/model_table.py            rewrite README.md
     python benchmarks/model_table.py --check    exit 1 where README.md is stale, and write nothing
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import timm
 
 import metamix
 from metamix.models import count_macs
+from metamix.models.build import weights_dir
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- models: python benchmarks/model_table.py -->", "<!-- /models -->"
@@ -62,6 +65,16 @@ def tables() -> str:
         for name in timm.list_models(pattern):
             parameters, macs, size = cost(name)
             lines.append(f"| `{name}` | {parameters} | {macs} | {size} | {sizes} | {source} | {against} |")
+    lines += [
+        "",
+        "Weights that ship, loaded by `timm.create_model(name, pretrained=True)` without a network:",
+        "",
+        "| name | test accuracy, % | seeds | epochs |",
+        "|---|---|---|---|",
+    ]
+    for path in sorted(weights_dir().glob("*.json")):
+        card = json.loads(path.read_text())
+        lines.append(f"| `{card['name']}` | {card['top1']:.2f} | {len(card['spread']['seeds'])} | {card['recipe']['epochs']} |")
     return "\n".join(lines)
 
 
