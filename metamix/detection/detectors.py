@@ -75,7 +75,10 @@ class Detector:
 
 
 class RetinaNet(Detector, detection.RetinaNet):
-    """Lin et al., arXiv 1708.02002: at each place nine anchors, of 4, 5.04 and 6.35 strides and three shapes.
+    """Lin et al., arXiv 1708.02002: at each place nine anchors, of three sizes and three shapes.
+
+    The sizes are `anchor_scale` strides, by default 4 as in the paper, and 2^(1/3) and 2^(2/3) times that: small objects
+    on small images want a smaller one.
 
     As torchvision's second version, with group norms in the head and a generalised IoU loss: without norms a detector
     that starts from scratch has learned nothing when this one finds most objects.
@@ -83,8 +86,8 @@ class RetinaNet(Detector, detection.RetinaNet):
 
     classifier = ("head.classification_head.cls_logits",)
 
-    def __init__(self, backbone: Backbone, num_classes: int, **options):
-        sizes = [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in backbone.strides]
+    def __init__(self, backbone: Backbone, num_classes: int, *, anchor_scale: float = 4.0, **options):
+        sizes = [[anchor_scale * stride * 2 ** (i / 3) for i in range(3)] for stride in backbone.strides]
         anchors = Anchors(backbone.strides, sizes, (0.5, 1.0, 2.0))
         head = RetinaNetHead(backbone.out_channels, 9, num_classes + 1, norm_layer=partial(nn.GroupNorm, 32))
         head.regression_head._loss_type = "giou"
@@ -164,8 +167,9 @@ def build_detector(
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class, background not counted.")
     ours = DETECTORS[name]
-    accepted = {p for cls in (ours.__mro__[2], GeneralizedRCNNTransform) for p in inspect.signature(cls).parameters}
-    accepted -= {"backbone", "num_classes", "kwargs", "fixed_size", "anchor_generator", "head"}
+    classes = (ours, ours.__mro__[2], GeneralizedRCNNTransform)  # ours, torchvision's, and what it hands on
+    accepted = {parameter for cls in classes for parameter in inspect.signature(cls).parameters}
+    accepted -= {"backbone", "num_classes", "kwargs", "options", "fixed_size", "anchor_generator", "head"}
     for option in options:
         if option not in accepted:  # torchvision would take no notice of it
             raise ValueError(f"{name} has no option {option!r}{nearest(option, accepted)} "

@@ -113,6 +113,14 @@ def test_bfloat16_computes_boxes_in_float32(name):
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.05)
 
 
+def test_retinanets_anchors_follow_from_the_strides():
+    def sizes(**options):
+        return [[round(size) for size in level] for level in detector(**options).anchor_generator.sizes]
+
+    assert sizes() == [[32, 40, 51], [64, 81, 102], [128, 161, 203], [256, 323, 406], [512, 645, 813]]  # the paper's
+    assert sizes(anchor_scale=2)[0] == [16, 20, 25]
+
+
 def image_list(h, w):
     return ImageList(torch.zeros(1, 3, h, w), [(h, w)])
 
