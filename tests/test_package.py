@@ -76,7 +76,7 @@ print(json.dumps(dict(
     weights=str(weights_dir()),
     shape=list(model(torch.zeros(2, 3, 32, 32)).shape),
     names=len(timm.list_models("metaformer_*")),
-    clone=[p for p in sys.path if p.startswith(CLONE)],
+    clone=[p for p in sys.path if p == CLONE],  # its .venv may be where the dependencies are
 )))
 """.replace("CLONE", repr(str(CLONE))),
         installed,
