@@ -25,7 +25,7 @@ from metamix.training.checkpoint import write_text
 from metamix.training.engine import evaluate
 from metamix.training.logging import versions
 from metamix.training.optimization import autocast_dtype
-from metamix.training.ranks import Ranks
+from metamix.training.ranks import Ranks, in_one_sentence
 from metamix.training.recipe import option, parse
 
 
@@ -49,15 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = parse(sys.argv[1:] if argv is None else argv,
                    {name: lambda name=name: find_task(name).EvalOptions for name in TASKS},
                    engine=EvalOptions, default_task="classification", description=__doc__.split("\n\n")[0])
-    try:
-        score(recipe.task, recipe.engine, recipe.options)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    with (in_one_sentence(ValueError), Ranks.start(recipe.engine.device) as ranks,
+          in_one_sentence(ValueError, OSError, ImportError)):
+        score(recipe.task, recipe.engine, recipe.options, ranks)
 
 
-def score(task_name: str, settings: EvalOptions, options: Any) -> None:
+def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> None:
     """Scores, prints the result line, and writes result.json and pictures."""
-    ranks = Ranks.start(settings.device)
     task, model, about = find_task(task_name).trained(options)
     loaders = task.eval_loaders(settings.batch_size, ranks.rank, ranks.world)
     if settings.split not in loaders:
@@ -72,16 +70,16 @@ def score(task_name: str, settings: EvalOptions, options: Any) -> None:
         folder = Path(settings.output or f"runs/eval-{task.title}")
         folder.mkdir(parents=True, exist_ok=True)
         described = task.describe(model)
-        count, size = described["samples"][settings.split], described["img_size"]
+        count = described["samples"][settings.split]
         result = {name: round(value, 4) for name, value in scores.items()} | described | {
             "split": settings.split, "checkpoint": options.checkpoint, "weights": about.get("weights"),
             "trained_img_size": about.get("img_size"), "img_per_s": round(count / seconds, 1), "versions": versions()}
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         pictures = task.pictures(states, folder)
-        print(f"{described['model']} on {described['data']}, {settings.split} ({count:,} images of {size} pixels): "
+        print(f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
+              + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
               + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) + f"; {count / seconds:.0f} img/s")
         print(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}")
-    ranks.stop()
 
 
 if __name__ == "__main__":

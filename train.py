@@ -31,35 +31,31 @@ import yaml
 import metamix    # noqa: F401 - registers the models with timm
 from metamix.tasks import TASKS, find_task
 from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
-from metamix.training.engine import Engine, NotFinite, Stopped
+from metamix.training.engine import Engine, NotFinite
 from metamix.training.logging import Run, commit, compare_runs, versions
-from metamix.training.ranks import Ranks
+from metamix.training.ranks import Ranks, in_one_sentence
 from metamix.training.recipe import Recipe, parse, resume_changes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     recipe = parse(sys.argv[1:] if argv is None else argv, {name: lambda name=name: find_task(name).Options for name in TASKS},
                    default_task="classification", description=__doc__.split("\n\n")[0])
+    with (in_one_sentence(ValueError), Ranks.start(recipe.engine.device) as ranks,
+          in_one_sentence(ValueError, OSError, ImportError, NotFinite)):
+        train_all(recipe, ranks)
+
+
+def train_all(recipe: Recipe, ranks: Ranks) -> None:
+    """Trains every model that the recipe names, one after the other, and compares them where there are several."""
     models = recipe.options.model.split(",")
-    ranks = None
-    try:
-        ranks = Ranks.start(recipe.engine.device)
-        folders = []
-        for model in models:
-            own = recipe.replace(model=model)
-            if len(models) > 1 and recipe.engine.output:
-                own = own.replace(output=str(Path(recipe.engine.output) / model))
-            folders.append(train(own, ranks))
-        if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
-            print(compare_runs(folders))
-        ranks.stop()
-    except Stopped as stopped:
-        if ranks.main:
-            print(stopped)
-        ranks.stop()
-    except (ValueError, OSError, ImportError, NotFinite) as error:
-        who = f"[rank {ranks.rank}] " if ranks is not None and ranks.world > 1 else ""
-        raise SystemExit(f"{who}error: {error}") from error
+    folders = []
+    for model in models:
+        own = recipe.replace(model=model)
+        if len(models) > 1 and recipe.engine.output:
+            own = own.replace(output=str(Path(recipe.engine.output) / model))
+        folders.append(train(own, ranks))
+    if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
+        print(compare_runs(folders))
 
 
 def train(recipe: Recipe, ranks: Ranks) -> Path:
@@ -86,6 +82,9 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
             write_text(folder / "recipe.yaml", recipe.to_yaml())
         engine.fit()
         finish(engine, run)
+    except NotFinite as error:
+        run.log(f"error: {error}")
+        raise
     finally:
         run.close()
     return folder

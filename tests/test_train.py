@@ -24,8 +24,8 @@ SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     script("train").main(["--model", "metaformer_pooling_nano", "--model-args", SMALL, "--device", "cpu", "--epochs", "6",
-                          "--batch-size", "64", "--lr", "1e-2", "--flip", "0", "--padding", "2", "--ema", "--holdout", "0.1",
-                          "--output", str(tmp_path)])
+                          "--batch-size", "64", "--optimizer", "muon", "--lr", "1e-2", "--flip", "0", "--padding", "2",
+                          "--ema", "--holdout", "0.1", "--output", str(tmp_path)])
     text = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["top1"] > 80, text
@@ -110,7 +110,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
     progress = r"epoch 1/2  step 4/5  loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left\n"
     out, err = capsys.readouterr()
     assert re.search(progress, out) and re.search(progress, (tmp_path / "log.txt").read_text())
-    assert re.search(r"epoch 2  train loss [\d.]+  train top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d:]+\n", out)
+    assert re.search(r"epoch 2/2  train loss [\d.]+ top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d:]+\n", out)
     assert "\r" not in out + err
 
 

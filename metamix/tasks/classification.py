@@ -239,8 +239,8 @@ class Teacher(nn.Module):
 def create_model(name: str, **arguments: Any) -> nn.Module:
     """timm's model of that name; ValueError with the nearest name where there is none, and for arguments it does not take."""
     if name not in timm.list_models():
-        raise ValueError(f"there is no model {name!r}{nearest(name, timm.list_models())}; "
-                         f"`timm.list_models()` after `import metamix` lists them all")
+        raise ValueError(f"there is no model {name!r} (`timm.list_models()` after `import metamix` lists them all)"
+                         f"{nearest(name, timm.list_models())}")
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:

@@ -31,8 +31,8 @@ from .ranks import Ranks
 from .recipe import Recipe, resume_changes
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop; a checkpoint holds everything."""
+class Stopped(SystemExit):
+    """A signal asked the run to stop, and a checkpoint holds everything: the program ends well."""
 
 
 class NotFinite(RuntimeError):
@@ -79,8 +79,11 @@ class Engine:
         self.seconds = 0.0                          # spent in training, over all parts of the run
         self._sums: dict[str, float] = {}           # of the losses of this epoch's steps
         self._epoch_seconds = 0.0
+        self._names: list[str] = []                 # of the losses
         self._unseen: list[Tensor] = []             # each step's losses since the last meeting
         self._last_good: int | None = None          # step of the last checkpoint
+        self._saved_at = self._clock = time.monotonic()
+        self._signal: list[str] = []                # the signal that asked to stop
 
         if options.grad_checkpointing:
             try:
@@ -103,7 +106,6 @@ class Engine:
     def fit(self) -> None:
         """Trains up to the last epoch. Stopped at a signal, NotFinite at a bad loss, OSError where nothing can be saved."""
         self._warn_of_batch_norm()
-        self._saved_at = time.monotonic()
         if self.history:    # the run may have been killed before it wrote what its checkpoint knows
             self.run.record(self.history, last=True)
         with _signals() as self._signal:
@@ -212,6 +214,7 @@ class Engine:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
         self._sums, self._epoch_seconds, self._last_good = state["sums"], state["epoch_seconds"], self.step
+        self.schedule.step_update(max(self.step - 1, 0))    # what is reported where no step is left in the epoch
         self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, epoch {len(self.history) + 1} of "
                      f"{self.options.epochs}" if self.step < self.total_steps else f"{path} is trained to the end")
         for change in changes:
@@ -239,8 +242,7 @@ class Engine:
         due = ranks.main and time.monotonic() - self._saved_at >= 60 * options.checkpoint_minutes
         losses = torch.stack(self._unseen)
         flags = losses.new_tensor([bool(self._signal), due])
-        seen = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
-        *values, stop, save = seen
+        *values, stop, save = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
         rows = [[value / ranks.world for value in values[i:i + len(self._names)]]
                 for i in range(0, len(values), len(self._names))]
         self._unseen.clear()
@@ -256,11 +258,13 @@ class Engine:
         self.run.progress(in_epoch, self.steps_per_epoch, means, lr=self.lr, speed=speed,
                           left=(self.total_steps - self.step) * options.batch_size / speed,
                           memory=peak_memory(ranks.device))
-        if stop or (save and in_epoch < self.steps_per_epoch):    # the end of an epoch saves anyhow
+        if stop or save:
             self.save()
         if stop:
-            raise Stopped(f"stopped at step {self.step} of {self.total_steps}; everything is in "
-                          f"{self.run.folder / CHECKPOINT}. The same command goes on from there")
+            self.run.end_epoch()
+            self.run.say(f"stopped at step {self.step} of {self.total_steps}; everything is in "
+                         f"{self.run.folder / CHECKPOINT}. The same command goes on from there")
+            raise Stopped(0)
 
     def _finish_epoch(self, epoch: int) -> None:
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.lr}
@@ -276,7 +280,7 @@ class Engine:
         self._sums, self._epoch_seconds = {}, 0.0
         self.save()
         self.run.record(self.history, last=epoch == self.options.epochs)
-        self.run.say_row(row)
+        self.run.say_row(row, self.options.epochs)
 
     @property
     def lr(self) -> float:

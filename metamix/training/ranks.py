@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -13,7 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the processes of the run, and the device that it computes on."""
+    """This process's place among the processes of the run, and the device that it computes on.
+
+    A context: where there are several processes, each of them ends at the end of it.
+    """
 
     rank: int
     world: int
@@ -39,9 +45,26 @@ class Ranks:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
         return cls(rank, world, chosen)
 
-    def stop(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Ends the process, if it is one of several, with its message and without taking the group down.
+
+        To take down a group of gloo's can wait for ever: its destructor (torch 2.13) holds Python's lock and joins a thread
+        that needs it. A rank that hung so after an error would let all others wait for it.
+        """
+        if self.world == 1:
+            return
+        asked = isinstance(error, SystemExit)
+        said = str(error.code or "") if asked else "".join(traceback.format_exception(error)) if error else ""
+        if said:
+            print(f"[rank {self.rank}] {said}", file=sys.stderr)
+        else:
+            dist.barrier()    # nobody leaves while another still reads what it sent
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1 if said else 0)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, the same on each; `values` is overwritten."""
@@ -63,9 +86,14 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+
+@contextmanager
+def in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
+    """Ends the program with the message alone of errors that say what was given, what is accepted and what to do."""
+    try:
+        yield
+    except errors as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def _device(name: str, local: int) -> torch.device:

@@ -232,7 +232,8 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     now, rules = recipe.flat(), {"task": "refuse"}
     for part in (recipe.engine, recipe.options):
         rules |= {f.name: f.metadata.get("on_resume", "refuse") for f in dataclasses.fields(part)}
-    changed = {key: f"{key} was {saved.get(key)!r} and is now {now[key]!r}" for key in now if saved.get(key) != now[key]}
+    changed = {key: f"{key} was {saved[key]!r} and is now {now[key]!r}" for key in now
+               if key in saved and saved[key] != now[key]}    # an option that is not there is newer than the run
     refused = [text for key, text in changed.items() if rules[key] == "refuse"]
     if refused:
         raise ValueError(f"this run cannot be continued with another recipe: {'; '.join(refused)}. Take the old values, "

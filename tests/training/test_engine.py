@@ -159,7 +159,6 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
     straight = engine(tmp_path / "a", **options)
     straight.fit()
     before = engine(tmp_path / "b", **options)
-    before._signal, before._saved_at, before._clock = [], math.inf, 0.0
     for batch in before.train_loader.epoch(0):
         if before.step == 4:
             break

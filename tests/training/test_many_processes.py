@@ -15,7 +15,7 @@ from metamix.training.checkpoint import load_checkpoint
 from running import ROOT, TINY, Process, metrics, script, train
 
 # An epoch is one step, so metrics.csv has the loss of each of the 20.
-TWENTY_STEPS = ["--epochs", 20, "--batch-size", 400, "--lr", 3e-3, "--warmup-epochs", 2, "--amp", "none", "--holdout", 0.7,
+TWENTY_STEPS = ["--epochs", 20, "--batch-size", 400, "--lr", 3e-3, "--warmup-epochs", 2, "--amp", "none", "--holdout", 0.7, "--eval-every", 20,
                 "--mixup", 0.5, "--ema", "--clip-grad", 1]
 
 
@@ -95,6 +95,14 @@ def test_batch_norm_is_warned_about(tmp_path):
         rank.output()
     assert re.search(r"the model has \d+ batch norms, which see 256 samples at a time and not the whole batch of 512",
                      (tmp_path / "log.txt").read_text())
+
+
+def test_an_error_ends_every_rank_with_its_message(tmp_path):
+    """Right after a collective, when a group of gloo's could not be taken down."""
+    words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e30, "--warmup-epochs", 0, "--log-every", 1, "--output", tmp_path]
+    for number, rank in enumerate(start_all(2, *words, log=tmp_path)):
+        assert rank.wait() == 1
+        assert re.search(rf"\[rank {number}\] error: (the loss is (nan|inf) at step|a weight is not finite)", rank.text())
 
 
 def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):

@@ -46,12 +46,12 @@ def wait_for_checkpoints(process, folder, count):
         time.sleep(0.0005)
 
 
-@pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 2)])
-def test_killed_at_random_moments(memory, workers, reference, tmp_path):
+@pytest.mark.parametrize("memory, workers, kills", [("yes", 0, 2), ("no", 0, 1), ("no", 2, 2)])
+def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
     random.seed(os.getpid())
     words = [*RECIPE, *EVERY_STEP, "--memory", memory, "--workers", workers, "--output", tmp_path]
     steps = []
-    for _ in range(2):
+    for _ in range(kills):
         process = Process(*words, log=tmp_path / "said")
         wait_for_checkpoints(process, tmp_path, random.randint(1, 8))
         time.sleep(random.uniform(0, 0.03))

@@ -148,7 +148,7 @@ def test_help_explains_every_option(task, capsys):
     for f in [*fields(EngineOptions), *fields(options)]:
         assert f"--{f.name.replace('_', '-')}" in text
         assert " ".join(f.metadata["help"].split()[:4]) in text, f"{f.name} is not explained"
-    for group in ("schedule:", "optimizer:", "data:", "augmentation:", "model:", "loss:"):
+    for group in ("the run:", "schedule:", "optimizer:", "data:", "model:"):
         assert group in text
 
 
