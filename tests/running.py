@@ -62,7 +62,9 @@ class Process:
     def wait(self, timeout=100):
         """The exit code."""
         self.process.join(timeout)
-        assert not self.process.is_alive(), f"not ended after {timeout} s: {self.text()}"
+        if self.process.is_alive():
+            self.kill()
+            raise AssertionError(f"not ended after {timeout} s: {self.text()}")
         return self.process.exitcode
 
     def output(self):

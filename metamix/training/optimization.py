@@ -48,7 +48,7 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
     The warm-up ends at the peak, and from there the rate falls over the epochs that are left.
     """
     name = {"linear": "poly"}.get(options.schedule, options.schedule)    # a polynomial of power 1 (decay_rate) is a line
-    falling = max(options.epochs - options.warmup_epochs, 1 / steps_per_epoch)
+    falling = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)    # 2: timm warns of 1
     return create_scheduler_v2(optimizer, name, num_epochs=falling, warmup_epochs=options.warmup_epochs, warmup_prefix=True,
                                warmup_lr=options.warmup_lr, min_lr=options.min_lr, decay_rate=1.0, cycle_decay=1.0,
                                step_on_epochs=False, updates_per_epoch=steps_per_epoch)[0]
