@@ -31,7 +31,7 @@ import yaml
 import metamix    # noqa: F401 - registers the models with timm
 from metamix.tasks import TASKS, find_task
 from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
-from metamix.training.engine import Engine, NotFinite
+from metamix.training.engine import Engine, NotFinite, Stopped
 from metamix.training.logging import Run, commit, compare_runs, versions
 from metamix.training.ranks import Ranks, in_one_sentence
 from metamix.training.recipe import Recipe, parse, resume_changes
@@ -53,7 +53,10 @@ def train_all(recipe: Recipe, ranks: Ranks) -> None:
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
             own = own.replace(output=str(Path(recipe.engine.output) / model))
-        folders.append(train(own, ranks))
+        try:
+            folders.append(train(own, ranks))
+        except Stopped:
+            return
     if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
         print(compare_runs(folders))
 

@@ -31,8 +31,8 @@ from .ranks import Ranks
 from .recipe import Recipe, resume_changes
 
 
-class Stopped(SystemExit):
-    """A signal asked the run to stop, and a checkpoint holds everything: the program ends well."""
+class Stopped(Exception):
+    """A signal asked the run to stop, and a checkpoint holds everything: the program can end, and well."""
 
 
 class NotFinite(RuntimeError):
@@ -264,7 +264,7 @@ class Engine:
             self.run.end_epoch()
             self.run.say(f"stopped at step {self.step} of {self.total_steps}; everything is in "
                          f"{self.run.folder / CHECKPOINT}. The same command goes on from there")
-            raise Stopped(0)
+            raise Stopped
 
     def _finish_epoch(self, epoch: int) -> None:
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.lr}
