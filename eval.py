@@ -79,6 +79,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
         print(f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
               + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
               + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) + f"; {count / seconds:.0f} img/s")
+        if report := task.report(states):
+            print(report)
         print(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}")
 
 

@@ -38,6 +38,17 @@ class Scores:
     images: dict[int, float]
 
 
+def table(scores: Scores) -> str:
+    """COCO's nine numbers, then AP and AP50 of each class, in lines."""
+    width = max(map(len, ["all classes", *scores.classes]))
+    all_classes = {"AP": scores.summary["AP"], "AP50": scores.summary["AP50"]}
+    lines = ["  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())]
+    lines += [f"{'':{width}}     AP   AP50"]
+    for name, row in [*scores.classes.items(), ("all classes", all_classes)]:
+        lines.append(f"{name:{width}}  {row['AP']:5.1f}  {row['AP50']:5.1f}")
+    return "\n".join(lines)
+
+
 def to_coco(answer: dict[str, Tensor], image_id: int, source: BoxSource) -> list[dict]:
     """What a detector of torchvision says of one image, in COCO's form."""
     boxes = answer["boxes"].double().cpu()

@@ -175,6 +175,9 @@ class Classification:
         draw_confusion(path, sum(state["confusion"] for state in states), self.classes)
         return [path]
 
+    def report(self, states: list[dict[str, Any]]) -> str:
+        return ""
+
     def describe(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
         return {"task": "classification", "model": options.model, "model_args": options.model_args,

@@ -14,7 +14,7 @@ from metamix.detection.data import eval_loader, train_loader
 from metamix.detection.detectors import LEVELS, Dense
 from metamix.detection.files import build_described, load_detector, load_pretrained
 from metamix.detection.pictures import draw_grid, draw_precision_recall
-from metamix.detection.scores import Scores, from_coco, score, to_coco
+from metamix.detection.scores import Scores, from_coco, score, table, to_coco
 from metamix.detection.sets import BoxSource, find_splits, open_split
 from metamix.models import count_macs
 from metamix.training.checkpoint import load_weights, write_text
@@ -181,7 +181,7 @@ class Detection:
         """Precision over recall; the best and the worst images, truth beside what was found; and all scores as a
         table."""
         scores, source = self._score(states), self._source(states)
-        curves, images, table = (Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))
+        curves, images, numbers = (Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))
         draw_precision_recall(curves, scores)
         by_score = sorted(scores.images, key=scores.images.get, reverse=True)
         chosen = by_score if len(by_score) <= 2 * SHOWN else [*by_score[:SHOWN], *by_score[-SHOWN:]]
@@ -195,8 +195,11 @@ class Detection:
             title = f"{source.coco.imgs[image_id]['file_name']}, F1 {scores.images[image_id]:.2f}"
             rows.append((title, image, truth, from_coco(found[image_id], source)))
         draw_grid(images, rows, self.classes)
-        write_text(table, json.dumps({"all": scores.summary, "classes": scores.classes}, indent=2) + "\n")
-        return [curves, images, table]
+        write_text(numbers, json.dumps({"all": scores.summary, "classes": scores.classes}, indent=2) + "\n")
+        return [curves, images, numbers]
+
+    def report(self, states: list[dict[str, Any]]) -> str:
+        return table(self._score(states))
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         options = self.options

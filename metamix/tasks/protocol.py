@@ -63,6 +63,9 @@ class Task(Protocol):
     def pictures(self, states: list[State], folder: Path) -> list[Path]:
         """Draws what the states show into the folder."""
 
+    def report(self, states: list[State]) -> str:
+        """What eval.py prints of the states beside the scores; empty where there is no more to say."""
+
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Plain values, for the summary and for the metadata of weights.
 

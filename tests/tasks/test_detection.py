@@ -65,7 +65,9 @@ def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     for name in summary(trained)["scores"]:
         assert result[name] == summary(trained)[name]
-    assert "AP50" in capsys.readouterr().out and (tmp_path / "test_images.png").exists()
+    printed = capsys.readouterr().out
+    assert re.search(r"^square +[\d.]+ +[\d.]+$", printed, re.M) and "AR 100" in printed
+    assert (tmp_path / "test_images.png").exists()
 
     task, model, about = Detection.trained(EvalOptions(data_dir=str(data), checkpoint=str(trained)))
     assert task.describe(model)["parameters"] == summary(trained)["parameters"] and about["detector"] == "fcos"
