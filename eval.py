@@ -4,8 +4,8 @@
     python eval.py --model metaformer_pooling_nano --checkpoint model.safetensors --data cifar10 --img-size 48
     python eval.py --model resnet18 --pretrained --data folder --data-dir imagenet
 
-Class count, image size, mean and std come from the checkpoint. --img-size feeds images of another size to the model, which is
-built at the size that it was trained at.
+Class count, image size, mean and std come from the checkpoint. --img-size feeds images of another size to the model,
+which is built at the size that it was trained at.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Sequence
+from typing import Any, Literal
 
 import torch
 
-import metamix    # noqa: F401 - registers the models with timm
+import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks import TASKS, find_task
 from metamix.training.checkpoint import write_text
 from metamix.training.engine import evaluate
@@ -34,7 +35,9 @@ class EvalOptions:
     """Evaluation"""
 
     output: str = option("", "folder for result.json and pictures; empty: runs/eval-<data>-<model>")
-    split: Literal["test", "holdout"] = option("test", "what to score; holdout is the slice of train that --holdout keeps out")
+    split: Literal["test", "holdout"] = option(
+        "test", "what to score; holdout is the slice of train that --holdout keeps out"
+    )
     batch_size: int = option(256, "samples per forward pass, over all processes together")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
     amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in train.py")
@@ -46,11 +49,18 @@ class EvalOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    recipe = parse(sys.argv[1:] if argv is None else argv,
-                   {name: lambda name=name: find_task(name).EvalOptions for name in TASKS},
-                   engine=EvalOptions, default_task="classification", description=__doc__.split("\n\n")[0])
-    with (in_one_sentence(ValueError), Ranks.start(recipe.engine.device) as ranks,
-          in_one_sentence(ValueError, OSError, ImportError)):
+    recipe = parse(
+        sys.argv[1:] if argv is None else argv,
+        {name: lambda name=name: find_task(name).EvalOptions for name in TASKS},
+        engine=EvalOptions,
+        default_task="classification",
+        description=__doc__.split("\n\n")[0],
+    )
+    with (
+        in_one_sentence(ValueError),
+        Ranks.start(recipe.engine.device) as ranks,
+        in_one_sentence(ValueError, OSError, ImportError),
+    ):
         score(recipe.task, recipe.engine, recipe.options, ranks)
 
 
@@ -59,11 +69,15 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
     task, model, about = find_task(task_name).trained(options)
     loaders = task.eval_loaders(settings.batch_size, ranks.rank, ranks.world)
     if settings.split not in loaders:
-        raise ValueError(f"split is {settings.split!r}, but the data have only {', '.join(loaders)}; give --holdout SHARE")
+        raise ValueError(
+            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}; give --holdout SHARE"
+        )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(ranks.device, memory_format=layout)
     start = time.monotonic()
-    scores, states = evaluate(task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout)
+    scores, states = evaluate(
+        task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout
+    )
     seconds = time.monotonic() - start
 
     if ranks.main:
@@ -71,14 +85,26 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
         folder.mkdir(parents=True, exist_ok=True)
         described = task.describe(model)
         count = described["samples"][settings.split]
-        result = {name: round(value, 4) for name, value in scores.items()} | described | {
-            "split": settings.split, "checkpoint": options.checkpoint, "weights": about.get("weights"),
-            "trained_img_size": about.get("img_size"), "img_per_s": round(count / seconds, 1), "versions": versions()}
+        result = (
+            {name: round(value, 4) for name, value in scores.items()}
+            | described
+            | {
+                "split": settings.split,
+                "checkpoint": options.checkpoint,
+                "weights": about.get("weights"),
+                "trained_img_size": about.get("img_size"),
+                "img_per_s": round(count / seconds, 1),
+                "versions": versions(),
+            }
+        )
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         pictures = task.pictures(states, folder)
-        print(f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
-              + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
-              + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) + f"; {count / seconds:.0f} img/s")
+        print(
+            f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
+            + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
+            + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            + f"; {count / seconds:.0f} img/s"
+        )
         if report := task.report(states):
             print(report)
         print(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}")

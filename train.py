@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Sequence
 
 import yaml
 
-import metamix    # noqa: F401 - registers the models with timm
+import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks import TASKS, find_task
 from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
 from metamix.training.engine import Engine, NotFinite, Stopped
@@ -38,10 +38,17 @@ from metamix.training.recipe import Recipe, parse, resume_changes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    recipe = parse(sys.argv[1:] if argv is None else argv, {name: lambda name=name: find_task(name).Options for name in TASKS},
-                   default_task="classification", description=__doc__.split("\n\n")[0])
-    with (in_one_sentence(ValueError), Ranks.start(recipe.engine.device) as ranks,
-          in_one_sentence(ValueError, OSError, ImportError, NotFinite)):
+    recipe = parse(
+        sys.argv[1:] if argv is None else argv,
+        {name: lambda name=name: find_task(name).Options for name in TASKS},
+        default_task="classification",
+        description=__doc__.split("\n\n")[0],
+    )
+    with (
+        in_one_sentence(ValueError),
+        Ranks.start(recipe.engine.device) as ranks,
+        in_one_sentence(ValueError, OSError, ImportError, NotFinite),
+    ):
         train_all(recipe, ranks)
 
 
@@ -62,7 +69,7 @@ def train_all(recipe: Recipe, ranks: Ranks) -> None:
 
 
 def train(recipe: Recipe, ranks: Ranks) -> Path:
-    """Trains one model to the end of its recipe, from the start or from where its run folder stands; returns the folder."""
+    """Trains one model to the end of its recipe, from wherever its run folder stands; returns the folder."""
     options = recipe.engine
     task = find_task(recipe.task)(recipe.options, seed=options.seed)
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
@@ -81,7 +88,7 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
             run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
         describe(engine, run)
         if ranks.main:
-            (folder / "summary.json").unlink(missing_ok=True)    # of a schedule that is now longer
+            (folder / "summary.json").unlink(missing_ok=True)  # of a schedule that is now longer
             write_text(folder / "recipe.yaml", recipe.to_yaml())
         engine.fit()
         finish(engine, run)
@@ -104,39 +111,63 @@ def describe(engine: Engine, run: Run) -> None:
     """What is about to be trained, on what and how long."""
     about, options, ranks = engine.about, engine.options, engine.ranks
     share = options.batch_size // ranks.world
-    run.say(f"data     {about['data']}: " + ", ".join(f"{count:,} {split}" for split, count in about["samples"].items()))
-    run.say(f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds")
+    run.say(
+        f"data     {about['data']}: " + ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
+    )
+    run.say(
+        f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds"
+    )
     for note in engine.task.notes:
         run.say(f"         {note}")
     run.say(f"steps    {options.epochs} epochs of {engine.steps_per_epoch} steps of {options.batch_size} samples")
-    run.say(f"machine  {ranks.world} x {ranks.device}, {share} samples each"
-            f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
-            f"{str(engine.dtype or 'float32').removeprefix('torch.')}")
+    run.say(
+        f"machine  {ranks.world} x {ranks.device}, {share} samples each"
+        f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
+        f"{str(engine.dtype or 'float32').removeprefix('torch.')}"
+    )
 
 
 def time_step(engine: Engine, run: Run) -> None:
     """What one step takes, measured."""
     seconds, peak = engine.time_step()
-    parts = {"weights": engine.model.parameters(), "optimizer": engine.optimizer_tensors(),
-             "average": engine.ema.module.parameters() if engine.ema else ()}
-    sizes = ", ".join(f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
-                      for name, tensors in parts.items())
+    parts = {
+        "weights": engine.model.parameters(),
+        "optimizer": engine.optimizer_tensors(),
+        "average": engine.ema.module.parameters() if engine.ema else (),
+    }
+    sizes = ", ".join(
+        f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
+        for name, tensors in parts.items()
+    )
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
-    run.say(f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
-            f"{timedelta(seconds=round(seconds * engine.total_steps))} for all. Nothing was trained or written")
+    run.say(
+        f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all. Nothing was trained or written"
+    )
 
 
 def finish(engine: Engine, run: Run) -> None:
-    """Scores the test split, once, with the weights that the recipe names; writes the weights, the summary and pictures."""
+    """Scores the test split, once, with the weights that the recipe names; writes weights, summary and pictures."""
     options, which = engine.options, engine.options.score
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
     pictures = [run.folder / "curves.png", *engine.task.pictures(states, run.folder)]
     speed = engine.total_steps * options.batch_size / engine.seconds
-    result = engine.about | {name: round(value, 4) for name, value in scores.items()} | {
-        "weights": which, "epochs": options.epochs, "steps": engine.step, "seconds": round(engine.seconds, 1),
-        "img_per_s": round(speed, 1), "seed": options.seed, "versions": versions(), "commit": commit()}
+    result = (
+        engine.about
+        | {name: round(value, 4) for name, value in scores.items()}
+        | {
+            "weights": which,
+            "epochs": options.epochs,
+            "steps": engine.step,
+            "seconds": round(engine.seconds, 1),
+            "img_per_s": round(speed, 1),
+            "seed": options.seed,
+            "versions": versions(),
+            "commit": commit(),
+        }
+    )
     model = engine.ema.module if which == "ema" else engine.model
     save_weights(run.folder / WEIGHTS, model.state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": [picture.name for picture in pictures]}
@@ -147,9 +178,11 @@ def finish(engine: Engine, run: Run) -> None:
 def result_line(folder: Path) -> str:
     summary = json.loads((folder / "summary.json").read_text())
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
-    return (f"{summary['model']} on {summary['data']}, test: {scores} ({summary['weights']} weights); "
-            f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
-            f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}")
+    return (
+        f"{summary['model']} on {summary['data']}, test: {scores} ({summary['weights']} weights); "
+        f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
+        f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
+    )
 
 
 if __name__ == "__main__":

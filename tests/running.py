@@ -12,7 +12,7 @@ import torch
 
 from metamix.training.checkpoint import load_checkpoint
 
-torch.set_num_threads(1)    # tests share the machine, and threads that wait for each other starve
+torch.set_num_threads(1)  # tests share the machine, and threads that wait for each other starve
 
 ROOT = Path(__file__).parents[1]
 MODEL = "metaformer_identity_nano"
@@ -40,7 +40,7 @@ _forkserver.set_forkserver_preload(["running", "sklearn.datasets"])
 class Process:
     """train.py in a process of its own, the leader of its process group, as a shell would start it.
 
-    It is forked from a server that has imported torch and timm, which saves seconds; the server itself computes nothing.
+    It is forked from a server that has imported torch and timm, which saves seconds, and computes nothing itself.
     """
 
     def __init__(self, *words, log, env={}):
@@ -79,7 +79,7 @@ def _main(words, log, env):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)
-    multiprocessing.set_start_method("fork", force=True)    # for the loader's workers, as where train.py is the program
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as where train.py is the program
     torch.set_num_threads(1)
     script("train").main(words)
 
@@ -87,7 +87,9 @@ def _main(words, log, env):
 def metrics(folder):
     """Rows of metrics.csv, without the columns that depend on the machine."""
     with open(folder / "metrics.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key not in MACHINE_COLUMNS} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key not in MACHINE_COLUMNS} for row in csv.DictReader(file)
+        ]
 
 
 def assert_same_run(folder, other):
@@ -96,8 +98,10 @@ def assert_same_run(folder, other):
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
     for key in ("step", "sums", "model", "ema", "optimizer", "scaler"):
         _assert_same(a[key], b[key], key)
-    _assert_same(*([{k: v for k, v in row.items() if k not in MACHINE_COLUMNS} for row in x["history"]] for x in (a, b)),
-                 "history")
+    _assert_same(
+        *([{k: v for k, v in row.items() if k not in MACHINE_COLUMNS} for row in x["history"]] for x in (a, b)),
+        "history",
+    )
 
 
 def _assert_same(a, b, where):

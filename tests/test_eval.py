@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-
 from running import MODEL, TINY, script, train
 
 RUN = ["--epochs", 2, "--batch-size", 256, "--ema", "--amp", "none", "--lr", "1e-2"]
@@ -29,9 +28,15 @@ def test_the_score_is_that_of_the_run(file, run, tmp_path, capsys):
     evaluate("--model", MODEL, "--checkpoint", run / file, "--data", "digits", "--output", tmp_path)
     line, written = capsys.readouterr().out.splitlines()
     summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "result.json"))
-    assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "top5", "loss", "macs", "parameters"))
-    assert re.fullmatch(rf"{MODEL} on digits, test \(360 images of 32 pixels\): top1 {summary['top1']:.4g}, top5 "
-                        rf"{summary['top5']:.4g}, loss [\d.]+; \d+ img/s", line)
+    assert all(
+        result[name] == pytest.approx(summary[name], abs=1e-3)
+        for name in ("top1", "top5", "loss", "macs", "parameters")
+    )
+    assert re.fullmatch(
+        rf"{MODEL} on digits, test \(360 images of 32 pixels\): top1 {summary['top1']:.4g}, top5 "
+        rf"{summary['top5']:.4g}, loss [\d.]+; \d+ img/s",
+        line,
+    )
     assert written == f"written: {tmp_path / 'result.json'} {tmp_path / 'test_confusion.png'}"
     assert result["weights"] == "ema" and min(Image.open(tmp_path / "test_confusion.png").size) > 300
 
@@ -57,18 +62,36 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
             (tmp_path / "set" / split / label).mkdir(parents=True)
             Image.new("RGB", (40, 30)).save(tmp_path / "set" / split / label / "0.png")
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "r.pth")
-    evaluate("--model", "test_resnet", "--checkpoint", tmp_path / "r.pth", "--data", "folder", "--data-dir", tmp_path / "set",
-             "--workers", 0, "--output", tmp_path / "out")
+    evaluate(
+        "--model",
+        "test_resnet",
+        "--checkpoint",
+        tmp_path / "r.pth",
+        "--data",
+        "folder",
+        "--data-dir",
+        tmp_path / "set",
+        "--workers",
+        0,
+        "--output",
+        tmp_path / "out",
+    )
     size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
     assert f"test_resnet on set, test (3 images of {size} pixels)" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "result.json").read_text())["mean"] == [0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--model", "metaformer_raft_nano"], f"holds the weights of {MODEL}, not of metaformer_raft_nano; give --model {MODEL}"),
-    (["--epochs", "3"], "there is no option --epochs"),
-    (["--batch-size", "0"], "batch_size is 0, but it must be at least 1"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            ["--model", "metaformer_raft_nano"],
+            f"holds the weights of {MODEL}, not of metaformer_raft_nano; give --model {MODEL}",
+        ),
+        (["--epochs", "3"], "there is no option --epochs"),
+        (["--batch-size", "0"], "batch_size is 0, but it must be at least 1"),
+    ],
+)
 def test_mistakes_end_in_one_sentence(words, said, run, tmp_path):
     with pytest.raises(SystemExit) as error:
         evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path, *words)

@@ -13,35 +13,70 @@ import termios
 import pytest
 import torch
 from PIL import Image
+from running import MODEL, Process, metrics, script, train
 
 from metamix.training import logging
 from metamix.training.checkpoint import load_checkpoint, load_weights
-from running import MODEL, Process, metrics, script, train
 
 QUICK = ["--epochs", 2, "--batch-size", 256]
 SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
 
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
-    script("train").main(["--model", "metaformer_pooling_nano", "--model-args", SMALL, "--device", "cpu", "--epochs", "6",
-                          "--batch-size", "64", "--optimizer", "muon", "--lr", "1e-2", "--flip", "0", "--padding", "2",
-                          "--ema", "--holdout", "0.1", "--output", str(tmp_path)])
+    script("train").main(
+        [
+            "--model",
+            "metaformer_pooling_nano",
+            "--model-args",
+            SMALL,
+            "--device",
+            "cpu",
+            "--epochs",
+            "6",
+            "--batch-size",
+            "64",
+            "--optimizer",
+            "muon",
+            "--lr",
+            "1e-2",
+            "--flip",
+            "0",
+            "--padding",
+            "2",
+            "--ema",
+            "--holdout",
+            "0.1",
+            "--output",
+            str(tmp_path),
+        ]
+    )
     text = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["top1"] > 80, text
-    assert {"model": "metaformer_pooling_nano", "data": "digits", "weights": "ema", "epochs": 6, "steps": 120, "seed": 0,
-            "num_classes": 10, "in_chans": 1, "img_size": 32}.items() <= summary.items()
+    assert {
+        "model": "metaformer_pooling_nano",
+        "data": "digits",
+        "weights": "ema",
+        "epochs": 6,
+        "steps": 120,
+        "seed": 0,
+        "num_classes": 10,
+        "in_chans": 1,
+        "img_size": 32,
+    }.items() <= summary.items()
     assert summary["versions"].keys() >= {"metamix", "torch", "timm", "python"}
     assert all(summary[name] > 0 for name in ("top5", "parameters", "macs", "seconds", "img_per_s"))
-    line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 6 epochs in .* img/s"
+    line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 6 epochs in "
     pictures = f"pictures: {tmp_path / 'curves.png'} {tmp_path / 'test_confusion.png'}"
     assert re.search(line, text.splitlines()[-2]) and text.splitlines()[-1] == pictures
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == pictures
 
     rows = metrics(tmp_path)
-    assert [row["epoch"] for row in rows] == list("123456") and float(rows[-1]["train_top1"]) > float(rows[0]["train_top1"])
+    assert [row["epoch"] for row in rows] == list("123456") and float(rows[-1]["train_top1"]) > float(
+        rows[0]["train_top1"]
+    )
     assert {"train_loss", "holdout_top1", "holdout_ema_top1", "holdout_loss", "lr"} <= rows[0].keys()
-    assert not any("test" in column for column in rows[0])    # tuning never sees the test split
+    assert not any("test" in column for column in rows[0])  # tuning never sees the test split
     for name in ("curves.png", "test_confusion.png"):
         assert min(Image.open(tmp_path / name).size) > 300
 
@@ -50,7 +85,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     average = load_checkpoint(tmp_path / "checkpoint.pt")["ema"]
     assert all(torch.equal(tensor, average[name]) for name, tensor in tensors.items())
 
-    script("train").main(["--config", str(tmp_path / "recipe.yaml")])    # the saved recipe is a config
+    script("train").main(["--config", str(tmp_path / "recipe.yaml")])  # the saved recipe is a config
     assert "is finished (another --output or --seed makes a new run)" in capsys.readouterr().out
 
 
@@ -65,9 +100,14 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(*QUICK, "--dry-run", "--ema")
     text = capsys.readouterr().out
-    for said in (r"data +digits: 1,437 train, 360 test", r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
-                 r"steps +2 epochs of 5 steps of 256 samples", r"memory +[\d.]+ GiB at the peak of a step, of which weights "
-                 r"[\d.]+ MiB, optimizer [\d.]+ MiB, average [\d.]+ MiB", r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all"):
+    for said in (
+        r"data +digits: 1,437 train, 360 test",
+        r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
+        r"steps +2 epochs of 5 steps of 256 samples",
+        r"memory +[\d.]+ GiB at the peak of a step, of which weights "
+        r"[\d.]+ MiB, optimizer [\d.]+ MiB, average [\d.]+ MiB",
+        r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all",
+    ):
         assert re.search(said, text), said
     assert not list(tmp_path.iterdir())
 
@@ -85,7 +125,7 @@ def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys)
     train(*words, f"{MODEL},metaformer_pooling_nano,metaformer_raft_nano")
     text = capsys.readouterr().out
     assert text.count("is finished") == 2 and text.count("epoch 2/2 ") == 1
-    table = text[text.index("model        "):].splitlines()
+    table = text[text.index("model        ") :].splitlines()
     assert [line.split()[0] for line in table[1:4]] == [MODEL, "metaformer_pooling_nano", "metaformer_raft_nano"]
     assert table[-1] == f"written: {tmp_path / 'compared-digits.csv'} {tmp_path / 'compared-digits.png'}"
     with open(tmp_path / "compared-digits.csv", newline="") as file:
@@ -125,13 +165,17 @@ def test_a_bar_on_a_terminal(tmp_path):
     assert process.wait() == 0
     os.close(log), os.close(terminal)
     text = shown.decode()
-    assert re.search(r"epoch 1/2 +\d+%\|.*\| [1-5]/5, loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left", text)
+    assert re.search(
+        r"epoch 1/2 +\d+%\|.*\| [1-5]/5, loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left",
+        text,
+    )
     assert "%|" not in (tmp_path / "log.txt").read_text()
 
 
 def test_tensorboard(tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
-                                 reason="needs the extra tensorboard")
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
+    )
     train(*QUICK, "--tensorboard", "--output", tmp_path)
     events = reader.EventAccumulator(str(tmp_path)).Reload()
     loss = events.Scalars("train/loss")
@@ -139,13 +183,16 @@ def test_tensorboard(tmp_path):
     assert loss[1].value == pytest.approx(float(metrics(tmp_path)[1]["train_loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--model", "metaformer_poling_nano"], "there is no model 'metaformer_poling_nano'"),
-    (["--data", "digitz"], "digitz"),
-    (["--checkpoint", "nowhere"], "there is no file nowhere"),
-    (["--freeze", "stage"], "freeze names 'stage'"),
-    (["--resume", "nowhere"], "there is no file nowhere"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--model", "metaformer_poling_nano"], "there is no model 'metaformer_poling_nano'"),
+        (["--data", "digitz"], "digitz"),
+        (["--checkpoint", "nowhere"], "there is no file nowhere"),
+        (["--freeze", "stage"], "freeze names 'stage'"),
+        (["--resume", "nowhere"], "there is no file nowhere"),
+    ],
+)
 def test_mistakes_end_in_one_sentence(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         train(*words, "--output", tmp_path)

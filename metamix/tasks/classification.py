@@ -13,7 +13,17 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from metamix.data import Augment, DataOptions, Normalize, Source, eval_loader, image_size, open_data, statistics, train_loader
+from metamix.data import (
+    Augment,
+    DataOptions,
+    Normalize,
+    Source,
+    eval_loader,
+    image_size,
+    open_data,
+    statistics,
+    train_loader,
+)
 from metamix.models import count_macs
 from metamix.training.checkpoint import load_into, load_weights
 from metamix.training.logging import save_figure
@@ -24,12 +34,16 @@ from metamix.training.recipe import nearest, option
 class ModelOptions(DataOptions):
     """Model and data: what eval.py needs to know."""
 
-    model: str = option("metaformer_pooling_nano", "a model of metamix or timm; train.py takes several, a,b,c, and trains "
-                        "and compares them", group="model")
+    model: str = option(
+        "metaformer_pooling_nano",
+        "a model of metamix or timm; train.py takes several, a,b,c, and trains and compares them",
+        group="model",
+    )
     model_args: dict = option({}, "further arguments of the model, as YAML: '{mixer: raft}'", group="model")
     pretrained: bool = option(False, "begin from the model's published weights", group="model")
-    checkpoint: str | None = option(None, "begin from the weights in this file; a head for other classes is made anew",
-                                    group="model")
+    checkpoint: str | None = option(
+        None, "begin from the weights in this file; a head for other classes is made anew", group="model"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,14 +59,16 @@ class ClassificationOptions(ModelOptions):
     drop_rate: float = option(0.0, "dropout before the head", group="model")
     drop_path: float = option(0.0, "stochastic depth: rate of the last block, from 0 in the first", group="model")
 
-    loss: Literal["ce", "bce"] = option("ce", "cross-entropy, or binary cross-entropy for each class", group="loss",
-                                        on_resume="say")
+    loss: Literal["ce", "bce"] = option(
+        "ce", "cross-entropy, or binary cross-entropy for each class", group="loss", on_resume="say"
+    )
     smoothing: float = option(0.0, "label smoothing", group="loss", on_resume="say")
     teacher: str | None = option(None, "distil from this model of metamix or timm", group="loss")
     teacher_checkpoint: str | None = option(None, "the teacher's weights; none: its published ones", group="loss")
     distill: float = option(0.5, "share of the teacher in the loss, 0 to 1", group="loss", on_resume="say")
-    temperature: float = option(1.0, "softens teacher and student before they are compared", group="loss",
-                                on_resume="say")
+    temperature: float = option(
+        1.0, "softens teacher and student before they are compared", group="loss", on_resume="say"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,18 +87,29 @@ class Classification:
     def __init__(self, options: ModelOptions, seed: int = 0, about: dict[str, Any] | None = None):
         """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels."""
         self.options = options
-        self.splits = open_data(options.data, root=options.data_dir, holdout=options.holdout, download=options.download,
-                                memory=options.memory)
+        self.splits = open_data(
+            options.data,
+            root=options.data_dir,
+            holdout=options.holdout,
+            download=options.download,
+            memory=options.memory,
+        )
         self.classes = self.splits.classes
-        for what, has, key in (("classes", len(self.classes), "num_classes"), ("channels", self.splits.in_chans, "in_chans")):
+        for what, has, key in (
+            ("classes", len(self.classes), "num_classes"),
+            ("channels", self.splits.in_chans, "in_chans"),
+        ):
             if about is not None and has != about[key]:
-                raise ValueError(f"{options.model} was trained for {about[key]} {what} and {options.data} has {has}; give "
-                                 f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}")
+                raise ValueError(
+                    f"{options.model} was trained for {about[key]} {what} and {options.data} has {has}; give "
+                    f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}"
+                )
         self.size = image_size(self.splits.train, options)
         self.mean, self.std = statistics(self.splits.train, options)
         self.normalize = Normalize(mean=self.mean, std=self.std)
-        self.transform = Augment(options, seed=seed, mean=self.mean, std=self.std, size=self.size,
-                                 num_classes=len(self.classes))
+        self.transform = Augment(
+            options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
+        )
         self.name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data
         self.title = f"{self.name.replace('/', '-')}-{options.model}"
         self.samples = {split: len(source) for split, source in self._sources().items()}
@@ -93,8 +120,13 @@ class Classification:
         options = self.options
         shape = {"num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size}
         rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
-        model = create_model(options.model, pretrained=options.pretrained, **shape, **options.model_args,
-                             **{name: rate for name, rate in rates.items() if rate})
+        model = create_model(
+            options.model,
+            pretrained=options.pretrained,
+            **shape,
+            **options.model_args,
+            **{name: rate for name, rate in rates.items() if rate},
+        )
         if options.checkpoint:
             new = load_pretrained(model, options.checkpoint, list(self.classes))
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
@@ -112,8 +144,10 @@ class Classification:
         if options.checkpoint:
             tensors, about = load_weights(options.checkpoint)
             if about.get("model", options.model) != options.model:
-                raise ValueError(f"{options.checkpoint} holds the weights of {about['model']}, not of {options.model}; "
-                                 f"give --model {about['model']}")
+                raise ValueError(
+                    f"{options.checkpoint} holds the weights of {about['model']}, not of {options.model}; "
+                    f"give --model {about['model']}"
+                )
             shape = {key: about[key] for key in ("num_classes", "in_chans", "img_size") if key in about}
             shape = shape or {"num_classes": _count_classes(tensors, options)}
             model = create_model(options.model, **shape, **about.get("model_args", {}) | options.model_args)
@@ -122,28 +156,42 @@ class Classification:
             model = create_model(options.model, pretrained=True, **options.model_args)
             about = {}
         else:
-            raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
+            raise ValueError(
+                "there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones"
+            )
         config = timm.data.resolve_model_data_config(model)
-        config |= {"img_size": config["input_size"][-1], "in_chans": config["input_size"][0],
-                   "num_classes": model.num_classes} | about
+        config |= {
+            "img_size": config["input_size"][-1],
+            "in_chans": config["input_size"][0],
+            "num_classes": model.num_classes,
+        } | about
         defaults = {f.name: f.default for f in fields(options)}
-        options = replace(options, model_args=about.get("model_args", {}) | options.model_args, **{key: tuple(config[key]) if key in ("mean", "std") else config[key]
-                                      for key in ("mean", "std", "img_size", "interpolation", "crop_pct")
-                                      if getattr(options, key) == defaults[key]})
+        options = replace(
+            options,
+            model_args=about.get("model_args", {}) | options.model_args,
+            **{
+                key: tuple(config[key]) if key in ("mean", "std") else config[key]
+                for key in ("mean", "std", "img_size", "interpolation", "crop_pct")
+                if getattr(options, key) == defaults[key]
+            },
+        )
         return cls(options, about=config), model, about
 
     def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
         return train_loader(self.splits.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
 
     def eval_loaders(self, batch_size: int, rank: int, world: int):
-        return {split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world)
-                for split, source in self._sources().items() if split != "train"}
+        return {
+            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world)
+            for split, source in self._sources().items()
+            if split != "train"
+        }
 
     def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world: int) -> dict[str, Any]:
         return self.transform(batch, epoch, step, rank, world)
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, target = model(batch["image"]), batch["target"]    # (n, classes); (n,) labels or (n, classes) shares
+        logits, target = model(batch["image"]), batch["target"]  # (n, classes); (n,) labels or (n, classes) shares
         loss = self._loss(logits.float(), target)
         if self.companions:
             loss = (1 - self.options.distill) * loss + self.options.distill * self._distance(batch["image"], logits)
@@ -152,13 +200,16 @@ class Classification:
 
     def start(self) -> dict[str, Any]:
         classes = len(self.classes)
-        return {"confusion": torch.zeros(classes, classes, dtype=torch.int64),    # [label, prediction]
-                "in_top5": torch.zeros((), dtype=torch.int64), "loss": torch.zeros(())}
+        return {
+            "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
+            "in_top5": torch.zeros((), dtype=torch.int64),
+            "loss": torch.zeros(()),
+        }
 
     def update(self, state: dict[str, Any], model: nn.Module, batch: dict[str, Any]) -> None:
         logits, label = model(self.normalize(batch)["image"]).float(), batch["label"]
         classes = len(self.classes)
-        best = logits.topk(min(5, classes)).indices    # (n, 5)
+        best = logits.topk(min(5, classes)).indices  # (n, 5)
         state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)
         state["in_top5"] += (best == label[:, None]).sum()
         state["loss"] += F.cross_entropy(logits, label, reduction="sum")
@@ -166,9 +217,11 @@ class Classification:
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
         confusion = sum(state["confusion"] for state in states)
         count = int(confusion.sum())
-        return {"top1": 100 * int(confusion.trace()) / count,
-                "top5": 100 * sum(int(state["in_top5"]) for state in states) / count,
-                "loss": sum(float(state["loss"]) for state in states) / count}
+        return {
+            "top1": 100 * int(confusion.trace()) / count,
+            "top5": 100 * sum(int(state["in_top5"]) for state in states) / count,
+            "loss": sum(float(state["loss"]) for state in states) / count,
+        }
 
     def pictures(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
         path = Path(folder) / "test_confusion.png"
@@ -180,13 +233,23 @@ class Classification:
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
-        return {"task": "classification", "model": options.model, "model_args": options.model_args,
-                "num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size,
-                "mean": list(self.mean), "std": list(self.std), "interpolation": options.interpolation,
-                "crop_pct": options.crop_pct, "classes": list(self.classes), "data": self.name,
-                "samples": self.samples,
-                "parameters": sum(weight.numel() for weight in model.parameters()),
-                "macs": count_macs(model, (self.splits.in_chans, self.size, self.size))}
+        return {
+            "task": "classification",
+            "model": options.model,
+            "model_args": options.model_args,
+            "num_classes": len(self.classes),
+            "in_chans": self.splits.in_chans,
+            "img_size": self.size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": options.interpolation,
+            "crop_pct": options.crop_pct,
+            "classes": list(self.classes),
+            "data": self.name,
+            "samples": self.samples,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (self.splits.in_chans, self.size, self.size)),
+        }
 
     def _sources(self) -> dict[str, Source]:
         splits = {"train": self.splits.train, "holdout": self.splits.holdout, "test": self.splits.test}
@@ -202,9 +265,13 @@ class Classification:
     def _distance(self, image: Tensor, logits: Tensor) -> Tensor:
         """Hinton, Vinyals and Dean, arXiv 1503.02531: KL divergence to the teacher at temperature T, times T^2."""
         t = self.options.temperature
-        teacher, = self.companions
-        return t**2 * F.kl_div((logits.float() / t).log_softmax(1), (teacher(image) / t).log_softmax(1),
-                               reduction="batchmean", log_target=True)
+        (teacher,) = self.companions
+        return t**2 * F.kl_div(
+            (logits.float() / t).log_softmax(1),
+            (teacher(image) / t).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
 
     def _teacher(self, shape: dict[str, int]) -> Teacher:
         options = self.options
@@ -218,36 +285,42 @@ class Classification:
             model = create_model(options.teacher, pretrained=True, in_chans=shape["in_chans"])
             mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
         if (model.num_classes, len(mean)) != (len(self.classes), self.splits.in_chans):
-            raise ValueError(f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
-                             f"and {options.data} has {len(self.classes)} of {self.splits.in_chans}; give --teacher-checkpoint "
-                             f"of one that was trained on such data")
+            raise ValueError(
+                f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
+                f"and {options.data} has {len(self.classes)} of {self.splits.in_chans}; give --teacher-checkpoint "
+                f"of one that was trained on such data"
+            )
         return Teacher(model, self.mean, self.std, mean, std)
 
 
 class Teacher(nn.Module):
-    """A model that sees images normalised by its own mean and std, made from ours: (x std + mean - its mean) / its std."""
+    """A model that sees images normalised its own way, made from ours: (x std + mean - its mean) / its std."""
 
     def __init__(self, model: nn.Module, mean, std, its_mean, its_std):
         super().__init__()
-        mean, std, its_mean, its_std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std, its_mean, its_std))
+        mean, std, its_mean, its_std = (
+            torch.tensor(values).view(-1, 1, 1) for values in (mean, std, its_mean, its_std)
+        )
         self.model = model
         self.register_buffer("scale", std / its_std)
         self.register_buffer("shift", (mean - its_mean) / its_std)
 
     @torch.no_grad()
-    def forward(self, image: Tensor) -> Tensor:    # (n, C, H, W) -> (n, classes)
+    def forward(self, image: Tensor) -> Tensor:  # (n, C, H, W) -> (n, classes)
         return self.model(image * self.scale + self.shift).float()
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
-    """timm's model of that name; ValueError with the nearest name where there is none, and for arguments it does not take."""
+    """timm's model of that name; ValueError for an unknown name, with the nearest one, and for foreign arguments."""
     if name not in timm.list_models():
-        raise ValueError(f"there is no model {name!r} (`timm.list_models()` after `import metamix` lists them all)"
-                         f"{nearest(name, timm.list_models())}")
+        raise ValueError(
+            f"there is no model {name!r} (`timm.list_models()` after `import metamix` lists them all)"
+            f"{nearest(name, timm.list_models())}"
+        )
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
-        if "img_size" in str(error) and "img_size" in arguments:    # a model for any size, such as timm's resnet18
+        if "img_size" in str(error) and "img_size" in arguments:  # a model for any size, such as timm's resnet18
             return create_model(name, **{key: value for key, value in arguments.items() if key != "img_size"})
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
 
@@ -256,7 +329,9 @@ def _count_classes(tensors: dict[str, Tensor], options: ModelOptions) -> int:
     """Outputs of the head in a file that does not say what it holds."""
     head = timm.models.get_pretrained_cfg_value(options.model, "classifier")
     if f"{head}.weight" not in tensors:
-        raise ValueError(f"{options.checkpoint} has no weights of the head of {options.model} ({head}); is it another model?")
+        raise ValueError(
+            f"{options.checkpoint} has no weights of the head of {options.model} ({head}); is it another model?"
+        )
     return len(tensors[f"{head}.weight"])
 
 
@@ -272,13 +347,13 @@ def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[s
         tensors = resample(tensors, model)
     head = model.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
-    if about.get("classes", classes) != classes:    # as many, perhaps, but others
+    if about.get("classes", classes) != classes:  # as many, perhaps, but others
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     return load_into(model, tensors, source, head=head)
 
 
 def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> None:
-    """Share of each label's samples (rows) by prediction (columns), in percent; numbers where there is room for them."""
+    """Share of each label's samples (rows) by prediction (columns), in percent, with counts where there is room."""
     shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     count = len(classes)
     side = min(12.0, 3.0 + 0.4 * count)
@@ -289,12 +364,21 @@ def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> N
     accuracy = 100 * confusion.trace().item() / max(1, confusion.sum().item())
     axes.set(xlabel="prediction", ylabel="label", title=f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %")
     if count <= 40:
-        axes.set_xticks(range(count), classes, **({"rotation": 45, "ha": "right"} if max(map(len, classes)) > 3 else {}))
+        axes.set_xticks(
+            range(count), classes, **({"rotation": 45, "ha": "right"} if max(map(len, classes)) > 3 else {})
+        )
         axes.set_yticks(range(count), classes)
     if count <= 20:
         for label, row in enumerate(confusion.tolist()):
             for prediction, number in enumerate(row):
                 if number:
-                    axes.text(prediction, label, number, ha="center", va="center", fontsize="small",
-                              color="white" if shares[label, prediction] > 50 else "black")
+                    axes.text(
+                        prediction,
+                        label,
+                        number,
+                        ha="center",
+                        va="center",
+                        fontsize="small",
+                        color="white" if shares[label, prediction] > 50 else "black",
+                    )
     save_figure(path, figure)

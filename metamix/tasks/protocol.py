@@ -1,14 +1,15 @@
 """What a task tells the engine. The engine knows a task by this and by nothing else.
 
-A batch is a dict whose values are tensors or lists, all of one length: the number of samples. The engine moves it to the
-device, lets the task augment it, cuts it into micro-batches, and hands it to `loss` or `update`; what is in it is the
-task's own business. A task does arithmetic on what it is given; it knows no device, no process and no optimizer.
+A batch is a dict whose values are tensors or lists, all of one length: the number of samples. The engine moves it to
+the device, lets the task augment it, cuts it into micro-batches, and hands it to `loss` or `update`; what is in it is
+the task's own business. A task does arithmetic on what it is given; it knows no device, no process and no optimizer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Protocol, Sized
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -24,11 +25,11 @@ class TrainLoader(Sized, Protocol):
 
 
 class Task(Protocol):
-    Options: type                           # dataclass of the task's options; has a field `model`
-    EvalOptions: type                       # the part of them that eval.py takes
-    title: str                              # "<data>-<model>", the name of the run folder
-    notes: list[str]                        # what a person should know of how the model was made
-    companions: tuple[nn.Module, ...]       # models that the loss uses and nobody trains: a teacher
+    Options: type  # dataclass of the task's options; has a field `model`
+    EvalOptions: type  # the part of them that eval.py takes
+    title: str  # "<data>-<model>", the name of the run folder
+    notes: list[str]  # what a person should know of how the model was made
+    companions: tuple[nn.Module, ...]  # models that the loss uses and nobody trains: a teacher
 
     def __init__(self, options: Any, seed: int = 0) -> None:
         """Opens the data; ValueError where the options do not fit together."""
@@ -40,7 +41,10 @@ class Task(Protocol):
         """Training batches; `batch_size` is that of all ranks together."""
 
     def eval_loaders(self, batch_size: int, rank: int, world: int) -> Mapping[str, Iterable[Batch]]:
-        """What can be scored: "test", and "holdout" where a slice of train is held out. Over all ranks, every sample once."""
+        """What can be scored: "test", and "holdout" where a slice of train is held out.
+
+        Over all ranks, every sample comes once.
+        """
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world: int) -> Batch:
         """The batch as the loss takes it, images on their device; a function of the arguments and the seed alone."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Iterator, Mapping
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,7 +54,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     try:
         with written_whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-    except (OSError, RuntimeError) as error:    # torch's archive writer raises a RuntimeError where it cannot write
+    except (OSError, RuntimeError) as error:  # torch's archive writer raises a RuntimeError where it cannot write
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OSError(f"{path} could not be written ({reason})") from error
 
@@ -62,8 +63,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of `save_checkpoint`, on the CPU. ValueError with one sentence for anything else."""
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of metamix ({FORMAT}): it holds {_kind(state)}. "
-                         f"Weights alone start a new run with --checkpoint; they cannot be resumed")
+        raise ValueError(
+            f"{path} is not a checkpoint of metamix ({FORMAT}): it holds {_kind(state)}. "
+            f"Weights alone start a new run with --checkpoint; they cannot be resumed"
+        )
     return state
 
 
@@ -117,13 +120,26 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
     resized = [name for name in differing if name in tensors and name not in left]
     foreign = [name for name in tensors if name not in own and not name.startswith(inside)]
     if missing or resized or foreign:
-        found = [f"{len(names)} {what} (such as {names[0]})" for names, what in
-                 ((missing, "weights of the model are not in it"), (foreign, "of its weights are not the model's"))
-                 if names]
-        found += [f"{len(resized)} have another shape (such as {resized[0]}: {tuple(tensors[resized[0]].shape)} there, "
-                  f"{tuple(own[resized[0]].shape)} here)"] if resized else []
-        raise ValueError(f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
-                         f"another size of it?")
+        found = [
+            f"{len(names)} {what} (such as {names[0]})"
+            for names, what in (
+                (missing, "weights of the model are not in it"),
+                (foreign, "of its weights are not the model's"),
+            )
+            if names
+        ]
+        found += (
+            [
+                f"{len(resized)} have another shape (such as {resized[0]}: {tuple(tensors[resized[0]].shape)} there, "
+                f"{tuple(own[resized[0]].shape)} here)"
+            ]
+            if resized
+            else []
+        )
+        raise ValueError(
+            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
+            f"another size of it?"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if name not in left:
@@ -136,13 +152,16 @@ def _load_torch(path: str | Path) -> Any:
         return torch.load(_existing(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:    # torch.load raises whatever the bytes happen to break: zip, pickle, key, type errors
+    except Exception as error:  # torch.load raises whatever the bytes happen to break: zip, pickle, key, type errors
         reason = " ".join(str(error).split())
         if "Unsupported global" in reason or "Unsupported class" in reason:
-            raise ValueError(f"{path} holds Python objects beside tensors, and metamix never unpickles them from a file; "
-                             f"save its tensors alone (a state dict) and give that file") from None
-        raise ValueError(f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes; "
-                         f"{reason[:120]})") from None
+            raise ValueError(
+                f"{path} holds Python objects beside tensors, and metamix never unpickles them from a file; "
+                f"save its tensors alone (a state dict) and give that file"
+            ) from None
+        raise ValueError(
+            f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes; {reason[:120]})"
+        ) from None
 
 
 def _existing(path: str | Path) -> str:

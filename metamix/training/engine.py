@@ -15,9 +15,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CHECKPOINT, load_checkpoint, load_into, save_checkpoint
 from .logging import Run, peak_memory
-from .optimization import (Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode)
+from .optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
 from .ranks import Ranks
 from .recipe import Recipe, resume_changes
 
@@ -49,8 +50,10 @@ class Engine:
         options = recipe.engine
         self.task, self.recipe, self.options, self.ranks, self.run = task, recipe, options, ranks, run
         if options.batch_size % ranks.world:
-            raise ValueError(f"batch_size is {options.batch_size}, which {ranks.world} processes cannot share equally; "
-                             f"take a multiple of {ranks.world}")
+            raise ValueError(
+                f"batch_size is {options.batch_size}, which {ranks.world} processes cannot share equally; "
+                f"take a multiple of {ranks.world}"
+            )
         torch.backends.cudnn.benchmark = not options.deterministic
         if options.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -65,7 +68,9 @@ class Engine:
         self.eval_loaders = task.eval_loaders(options.batch_size, ranks.rank, ranks.world)
         self.steps_per_epoch = len(self.train_loader)
         if not self.steps_per_epoch:
-            raise ValueError(f"the training split has fewer samples than one batch ({options.batch_size}); lower batch_size")
+            raise ValueError(
+                f"the training split has fewer samples than one batch ({options.batch_size}); lower batch_size"
+            )
 
         self.ema = Ema(self.model, options.ema_decay) if options.ema else None
         self.optimizer = make_optimizer(self.model, options)
@@ -74,39 +79,46 @@ class Engine:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)
         self.about = task.describe(self.model)
 
-        self.step = 0                               # steps done, over all epochs
-        self.history: list[dict[str, Any]] = []     # one row for each epoch done
-        self.seconds = 0.0                          # spent in training, over all parts of the run
-        self._sums: dict[str, float] = {}           # of the losses of this epoch's steps
+        self.step = 0  # steps done, over all epochs
+        self.history: list[dict[str, Any]] = []  # one row for each epoch done
+        self.seconds = 0.0  # spent in training, over all parts of the run
+        self._sums: dict[str, float] = {}  # of the losses of this epoch's steps
         self._epoch_seconds = 0.0
-        self._names: list[str] = []                 # of the losses
-        self._unseen: list[Tensor] = []             # each step's losses since the last meeting
-        self._last_good: int | None = None          # step of the last checkpoint
+        self._names: list[str] = []  # of the losses
+        self._unseen: list[Tensor] = []  # each step's losses since the last meeting
+        self._last_good: int | None = None  # step of the last checkpoint
         self._saved_at = self._clock = time.monotonic()
-        self._signal: list[str] = []                # the signal that asked to stop
+        self._signal: list[str] = []  # the signal that asked to stop
 
         if options.grad_checkpointing:
             try:
                 self.model.set_grad_checkpointing(True)
             except (AttributeError, AssertionError):
-                raise ValueError(f"{type(self.model).__name__} has no gradient checkpointing; "
-                                 f"leave --grad-checkpointing out, and lower micro_batch to save memory") from None
-        self.trained: nn.Module = self.model        # what the loss calls: the model, wrapped where there are many ranks
+                raise ValueError(
+                    f"{type(self.model).__name__} has no gradient checkpointing; "
+                    f"leave --grad-checkpointing out, and lower micro_batch to save memory"
+                ) from None
+        self.trained: nn.Module = self.model  # what the loss calls: the model, wrapped where there are many ranks
         if options.compile:
             self.model.compile()
         if ranks.world > 1:
             self.trained = DistributedDataParallel(
-                self.model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-                gradient_as_bucket_view=True)
+                self.model,
+                device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
 
     @property
     def total_steps(self) -> int:
         return self.options.epochs * self.steps_per_epoch
 
     def fit(self) -> None:
-        """Trains up to the last epoch. Stopped at a signal, NotFinite at a bad loss, OSError where nothing can be saved."""
+        """Trains up to the last epoch.
+
+        Raises Stopped at a signal, NotFinite at a bad loss, OSError where nothing can be saved.
+        """
         self._warn_of_batch_norm()
-        if self.history:    # the run may have been killed before it wrote what its checkpoint knows
+        if self.history:  # the run may have been killed before it wrote what its checkpoint knows
             self.run.record(self.history, last=True)
         with _signals() as self._signal:
             while len(self.history) < self.options.epochs:
@@ -135,7 +147,7 @@ class Engine:
         self.schedule.step_update(self.step)
         epoch = self.step // self.steps_per_epoch
         batch = self.task.augment(self._to_device(batch), epoch, self.step, ranks.rank, ranks.world)
-        batch = self._to_device(batch)    # a task may have made other tensors, in another memory format
+        batch = self._to_device(batch)  # a task may have made other tensors, in another memory format
 
         share = _length(batch)
         size = options.micro_batch or share
@@ -165,7 +177,7 @@ class Engine:
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Scores of "holdout" or "test" with the last weights or the average ("ema"), and the ranks' states."""
         model = self.ema.module if weights == "ema" else self.model
-        self.ranks.broadcast(model.buffers())    # ranks see other batches, so their batch statistics differ
+        self.ranks.broadcast(model.buffers())  # ranks see other batches, so their batch statistics differ
         return evaluate(self.task, model, self.eval_loaders[split], self.ranks, self.dtype, self.layout)
 
     def save(self) -> None:
@@ -174,38 +186,53 @@ class Engine:
         if not math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item()):
             raise NotFinite(self._advice(f"a weight is not finite after step {self.step}"))
         if self.ranks.main:
-            state = {"recipe": self.recipe.flat(), "about": self.about,
-                     "step": self.step, "steps_per_epoch": self.steps_per_epoch, "history": self.history,
-                     "sums": self._sums, "seconds": self.seconds, "epoch_seconds": self._epoch_seconds,
-                     "model": self.model.state_dict(), "ema": self.ema.module.state_dict() if self.ema else {},
-                     "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+            state = {
+                "recipe": self.recipe.flat(),
+                "about": self.about,
+                "step": self.step,
+                "steps_per_epoch": self.steps_per_epoch,
+                "history": self.history,
+                "sums": self._sums,
+                "seconds": self.seconds,
+                "epoch_seconds": self._epoch_seconds,
+                "model": self.model.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema else {},
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
             try:
                 save_checkpoint(self.run.folder / CHECKPOINT, state)
             except OSError as error:
-                raise OSError(f"{error}; stopped at step {self.step}, and {self._good()}. Make room, and give the same "
-                              f"command again") from error
+                raise OSError(
+                    f"{error}; stopped at step {self.step}, and {self._good()}. Make room, and give the same "
+                    f"command again"
+                ) from error
         self._saved_at, self._last_good = time.monotonic(), self.step
 
     def resume(self) -> bool:
-        """Goes on from the run folder's checkpoint, or from the recipe's `resume` while there is none; False without either.
+        """Goes on from the run folder's checkpoint or, while there is none, from `--resume`; False without either.
 
         ValueError where it belongs to another model or other data, or is no checkpoint.
         """
         path = self.run.folder / CHECKPOINT
-        if self.options.resume and not path.exists():    # else a run stopped twice would begin again where it first did
+        if self.options.resume and not path.exists():  # else a run stopped twice would begin again where it first did
             path = Path(self.options.resume)
             path = path / CHECKPOINT if path.is_dir() else path
         found = self.ranks.gather(path.exists() or bool(self.options.resume))
         if not any(found):
             return False
         if not all(found):
-            raise ValueError(f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file "
-                             f"system that they share")
+            raise ValueError(
+                f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file "
+                f"system that they share"
+            )
         state = load_checkpoint(path)
         changes = resume_changes(state["recipe"], self.recipe)
         if state["steps_per_epoch"] != self.steps_per_epoch:
-            raise ValueError(f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now "
-                             f"{self.steps_per_epoch}: the data have changed. Start a new run with --output")
+            raise ValueError(
+                f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now "
+                f"{self.steps_per_epoch}: the data have changed. Start a new run with --output"
+            )
         load_into(self.model, state["model"], str(path))
         if self.ema is not None:
             load_into(self.ema.module, state["ema"], str(path))
@@ -214,9 +241,13 @@ class Engine:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
         self._sums, self._epoch_seconds, self._last_good = state["sums"], state["epoch_seconds"], self.step
-        self.schedule.step_update(max(self.step - 1, 0))    # what is reported where no step is left in the epoch
-        self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, epoch {len(self.history) + 1} of "
-                     f"{self.options.epochs}" if self.step < self.total_steps else f"{path} is trained to the end")
+        self.schedule.step_update(max(self.step - 1, 0))  # what is reported where no step is left in the epoch
+        self.run.say(
+            f"resumed {path} at step {self.step} of {self.total_steps}, epoch {len(self.history) + 1} of "
+            f"{self.options.epochs}"
+            if self.step < self.total_steps
+            else f"{path} is trained to the end"
+        )
         for change in changes:
             self.run.say(f"changed on resume: {change}")
         return True
@@ -234,7 +265,9 @@ class Engine:
         return time.monotonic() - start, peak_memory(self.ranks.device)
 
     def optimizer_tensors(self) -> list[Tensor]:
-        return [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        return [
+            value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+        ]
 
     def _meet(self) -> None:
         """The ranks add up their losses, look at them, and agree on saving and stopping."""
@@ -243,8 +276,10 @@ class Engine:
         losses = torch.stack(self._unseen)
         flags = losses.new_tensor([bool(self._signal), due])
         *values, stop, save = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
-        rows = [[value / ranks.world for value in values[i:i + len(self._names)]]
-                for i in range(0, len(values), len(self._names))]
+        rows = [
+            [value / ranks.world for value in values[i : i + len(self._names)]]
+            for i in range(0, len(values), len(self._names))
+        ]
         self._unseen.clear()
         self._tick()
         for i, row in enumerate(rows):
@@ -255,15 +290,23 @@ class Engine:
         in_epoch = self.step - len(self.history) * self.steps_per_epoch
         speed = in_epoch * options.batch_size / self._epoch_seconds
         means = {name: sum(column) / len(rows) for name, column in zip(self._names, zip(*rows))}
-        self.run.progress(in_epoch, self.steps_per_epoch, means, lr=self.lr, speed=speed,
-                          left=(self.total_steps - self.step) * options.batch_size / speed,
-                          memory=peak_memory(ranks.device))
+        self.run.progress(
+            in_epoch,
+            self.steps_per_epoch,
+            means,
+            lr=self.lr,
+            speed=speed,
+            left=(self.total_steps - self.step) * options.batch_size / speed,
+            memory=peak_memory(ranks.device),
+        )
         if stop or save:
             self.save()
         if stop:
             self.run.end_epoch()
-            self.run.say(f"stopped at step {self.step} of {self.total_steps}; everything is in "
-                         f"{self.run.folder / CHECKPOINT}. The same command goes on from there")
+            self.run.say(
+                f"stopped at step {self.step} of {self.total_steps}; everything is in "
+                f"{self.run.folder / CHECKPOINT}. The same command goes on from there"
+            )
             raise Stopped
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -274,8 +317,11 @@ class Engine:
             if self.ema is not None:
                 row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}
         self.seconds += self._epoch_seconds
-        row |= {"seconds": self.seconds, "memory_gib": peak_memory(self.ranks.device),
-                "img_per_s": self.steps_per_epoch * self.options.batch_size / self._epoch_seconds}
+        row |= {
+            "seconds": self.seconds,
+            "memory_gib": peak_memory(self.ranks.device),
+            "img_per_s": self.steps_per_epoch * self.options.batch_size / self._epoch_seconds,
+        }
         self.history.append(row)
         self._sums, self._epoch_seconds = {}, 0.0
         self.save()
@@ -300,9 +346,11 @@ class Engine:
         return f"the last good checkpoint is {self.run.folder / CHECKPOINT}, step {self._last_good}"
 
     def _advice(self, what: str) -> str:
-        return (f"{what}, learning rate {self.lr:.3g}; {self._good()}. Try a lower --lr, a longer --warmup-epochs, "
-                f"--clip-grad 1, or --amp {'bf16' if self.dtype == torch.float16 else 'none'}; the same command with it "
-                f"goes on from {'the start' if self._last_good is None else 'the checkpoint'}")
+        return (
+            f"{what}, learning rate {self.lr:.3g}; {self._good()}. Try a lower --lr, a longer --warmup-epochs, "
+            f"--clip-grad 1, or --amp {'bf16' if self.dtype == torch.float16 else 'none'}; the same command with it "
+            f"goes on from {'the start' if self._last_good is None else 'the checkpoint'}"
+        )
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.ranks.device, memory_format=self.layout)
@@ -319,14 +367,22 @@ class Engine:
         size = min(self.options.micro_batch or share, share)
         norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
         if norms and size < self.options.batch_size:
-            self.run.say(f"note: the model has {norms} batch norms, which see {size} samples at a time and not the whole "
-                         f"batch of {self.options.batch_size}, so the result depends on the number of processes and on "
-                         f"micro_batch")
+            self.run.say(
+                f"note: the model has {norms} batch norms, which see {size} samples at a time and not the whole "
+                f"batch of {self.options.batch_size}, so the result depends on the number of processes and on "
+                f"micro_batch"
+            )
 
 
 @torch.no_grad()
-def evaluate(task: Any, model: nn.Module, loader: Iterable[dict[str, Any]], ranks: Ranks, dtype: torch.dtype | None,
-             layout: torch.memory_format) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def evaluate(
+    task: Any,
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    ranks: Ranks,
+    dtype: torch.dtype | None,
+    layout: torch.memory_format,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The task's scores of the model over a loader, the same on all ranks, and the states that they were made from."""
     model.eval()
     state = _move(task.start(), ranks.device, None)
@@ -368,7 +424,7 @@ def _move(value: Any, device: torch.device, layout: torch.memory_format | None) 
 
 @contextmanager
 def _signals() -> Iterator[list[str]]:
-    """Collects the first SIGTERM or Ctrl-C in a list, for the run to stop in its own time; a second one acts at once."""
+    """Lists the first SIGTERM or Ctrl-C, for the run to stop in its own time; a second one acts at once."""
     received: list[str] = []
 
     def receive(number: int, _frame: Any) -> None:

@@ -22,9 +22,10 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, Mapping, Sequence
+from typing import IO, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -33,13 +34,13 @@ from tqdm import tqdm
 
 from .checkpoint import write_text, written_whole
 
-PLAIN_SECONDS = 10    # between two lines of progress where there is no terminal
+PLAIN_SECONDS = 10  # between two lines of progress where there is no terminal
 
 Row = Mapping[str, Any]
 
 
 class Run:
-    """The folder and the terminal of one run; no folder for a dry run. On other ranks than 0 every method does nothing."""
+    """The folder (none for a dry run) and the terminal of one run. On other ranks than 0 nothing does anything."""
 
     def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False):
         self.folder, self.main = folder, main
@@ -57,8 +58,9 @@ class Run:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise ValueError("tensorboard is not installed; pip install 'metamix[tensorboard]', "
-                                 "or leave --tensorboard out") from None
+                raise ValueError(
+                    "tensorboard is not installed; pip install 'metamix[tensorboard]', or leave --tensorboard out"
+                ) from None
             self.events = SummaryWriter(str(self.folder))
 
     def say(self, text: str) -> None:
@@ -78,20 +80,43 @@ class Run:
         self._title = f"epoch {epoch + 1}/{epochs}"
         self._spoke = time.monotonic()
         if self.main and self.terminal:
-            self.bar = tqdm(total=steps, initial=done, desc=self._title, unit="step", leave=False, dynamic_ncols=True,
-                            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
+            self.bar = tqdm(
+                total=steps,
+                initial=done,
+                desc=self._title,
+                unit="step",
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
 
     def advance(self) -> None:
         if self.bar is not None:
             self.bar.update()
 
-    def progress(self, step_in_epoch: int, steps: int, values: Mapping[str, float], *, lr: float, speed: float,
-                 left: float, memory: float) -> None:
-        """`values` are means since the last call, `speed` is in images a second, `left` in seconds to the end of the run."""
+    def progress(
+        self,
+        step_in_epoch: int,
+        steps: int,
+        values: Mapping[str, float],
+        *,
+        lr: float,
+        speed: float,
+        left: float,
+        memory: float,
+    ) -> None:
+        """`values`: means since the last call; `speed`: images a second; `left`: seconds to the end; `memory`: GiB."""
         if not self.main:
             return
-        text = "  ".join([*(f"{name} {value:.4g}" for name, value in values.items()), f"lr {lr:.2e}", f"{speed:.0f} img/s",
-                          f"{memory:.1f} GiB", f"{timedelta(seconds=round(left))} left"])
+        text = "  ".join(
+            [
+                *(f"{name} {value:.4g}" for name, value in values.items()),
+                f"lr {lr:.2e}",
+                f"{speed:.0f} img/s",
+                f"{memory:.1f} GiB",
+                f"{timedelta(seconds=round(left))} left",
+            ]
+        )
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
         elif step_in_epoch < steps and time.monotonic() - self._spoke >= PLAIN_SECONDS:
@@ -125,9 +150,13 @@ class Run:
         for name, value in row.items():
             group, _, score = name.rpartition("_")
             if group.startswith(("train", "holdout")):
-                text += f" {score} {value:.4g}" if group == before else f"  {group.replace('_', ' ')} {score} {value:.4g}"
+                text += (
+                    f" {score} {value:.4g}" if group == before else f"  {group.replace('_', ' ')} {score} {value:.4g}"
+                )
                 before = group
-        self.say(f"{text}  lr {row['lr']:.2e}  {row['img_per_s']:.0f} img/s  {timedelta(seconds=round(row['seconds']))}")
+        self.say(
+            f"{text}  lr {row['lr']:.2e}  {row['img_per_s']:.0f} img/s  {timedelta(seconds=round(row['seconds']))}"
+        )
 
     def close(self) -> None:
         self.end_epoch()
@@ -142,15 +171,19 @@ def write_metrics(path: Path, history: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()}
-                     for row in history)
+    writer.writerows(
+        {name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()} for row in history
+    )
     write_text(path, text.getvalue())
 
 
 def draw_curves(path: Path, history: Sequence[Row]) -> None:
     """Losses, scores and learning rate over the epochs."""
-    names = [name for name in dict.fromkeys(name for row in history for name in row)
-             if name.startswith(("train_", "holdout_"))]
+    names = [
+        name
+        for name in dict.fromkeys(name for row in history for name in row)
+        if name.startswith(("train_", "holdout_"))
+    ]
     losses = [name for name in names if name.endswith("loss")]
     panels = [("loss", losses), ("score", [name for name in names if name not in losses]), ("learning rate", ["lr"])]
     panels = [panel for panel in panels if panel[1]]
@@ -174,7 +207,7 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """Several finished runs side by side: their table, and where it and the picture of them all are, beside the folders."""
+    """Several finished runs side by side: their table, and where it and a picture of them all were written."""
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     histories = [_read_metrics(folder / "metrics.csv") for folder in folders]
     score = summaries[0]["scores"][0]
@@ -183,19 +216,16 @@ def compare_runs(folders: Sequence[Path]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     learning, final = figure.subplots(1, 2)
     curve = next(name for name in (f"holdout_{score}", f"train_{score}", "train_loss") if name in histories[0][0])
     for summary, history in zip(summaries, histories):
         points = [(int(row["epoch"]), float(row[curve])) for row in history if row[curve]]
-        line, = learning.plot(*zip(*points), label=summary["model"])
-        place = summary["img_per_s"], summary[score]
-        final.plot(*place, "o", color=line.get_color())
-        final.annotate(summary["model"], place, fontsize="small", textcoords="offset points", xytext=(0, 6), ha="center")
+        (line,) = learning.plot(*zip(*points), label=summary["model"])
+        final.plot(summary["img_per_s"], summary[score], "o", color=line.get_color())
     learning.set(xlabel="epoch", title=curve.replace("_", " "))
-    learning.legend(fontsize="small")
     final.set(xlabel="training speed, images per second", title=f"test {score}")
-    final.margins(x=0.3, y=0.15)
+    figure.legend(loc="outside right upper", fontsize="small")
     for axes in (learning, final):
         axes.grid(alpha=0.3)
 
@@ -223,9 +253,11 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the clone that this code runs from, with + where tracked files differ; None outside of a clone."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
@@ -246,5 +278,7 @@ def _lock(folder: Path) -> IO[str]:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ValueError(f"another process is training in {folder}; wait for it, stop it, or choose another --output") from None
+        raise ValueError(
+            f"another process is training in {folder}; wait for it, stop it, or choose another --output"
+        ) from None
     return file

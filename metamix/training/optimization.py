@@ -16,27 +16,38 @@ from torch.optim import Optimizer
 
 from .recipe import EngineOptions, nearest
 
-FUSED = ("adamw", "adam", "sgd", "momentum")    # torch's own: one kernel for all weights, on CPUs and GPUs
+FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all weights, on CPUs and GPUs
 
 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     """The optimizer of the recipe over the weights that are trained; ValueError for an unknown name or argument."""
     name = options.optimizer.lower()
     if name not in list_optimizers():
-        raise ValueError(f"there is no optimizer {options.optimizer!r}{nearest(name, list_optimizers())}; "
-                         f"accepted are adamw, sgd, lion, muon, lamb and all of timm.optim.list_optimizers()")
+        raise ValueError(
+            f"there is no optimizer {options.optimizer!r}{nearest(name, list_optimizers())}; "
+            f"accepted are adamw, sgd, lion, muon, lamb and all of timm.optim.list_optimizers()"
+        )
     arguments = ({"fused": True} if name in FUSED else {}) | options.opt_args
     try:
-        return create_optimizer_v2(model, name, lr=options.lr, weight_decay=options.weight_decay,
-                                   momentum=options.momentum, layer_decay=options.layer_decay, **arguments)
+        return create_optimizer_v2(
+            model,
+            name,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            layer_decay=options.layer_decay,
+            **arguments,
+        )
     except TypeError as error:
         raise ValueError(f"opt_args is {options.opt_args}, but {name} does not take that: {error}") from None
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Takes moments and step counts from a checkpoint, and learning rates and the like from the present recipe."""
-    fresh = [{key: value for key, value in group.items() if key not in ("params", "step")}
-             for group in optimizer.param_groups]
+    fresh = [
+        {key: value for key, value in group.items() if key not in ("params", "step")}
+        for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(saved)
     for group, own in zip(optimizer.param_groups, fresh):
         group.update(own)
@@ -47,24 +58,34 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
 
     The warm-up ends at the peak, and from there the rate falls over the epochs that are left.
     """
-    name = {"linear": "poly"}.get(options.schedule, options.schedule)    # a polynomial of power 1 (decay_rate) is a line
-    falling = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)    # 2: timm warns of 1
-    return create_scheduler_v2(optimizer, name, num_epochs=falling, warmup_epochs=options.warmup_epochs, warmup_prefix=True,
-                               warmup_lr=options.warmup_lr, min_lr=options.min_lr, decay_rate=1.0, cycle_decay=1.0,
-                               step_on_epochs=False, updates_per_epoch=steps_per_epoch)[0]
+    name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power 1 (decay_rate) is a line
+    falling = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # 2: timm warns of 1
+    return create_scheduler_v2(
+        optimizer,
+        name,
+        num_epochs=falling,
+        warmup_epochs=options.warmup_epochs,
+        warmup_prefix=True,
+        warmup_lr=options.warmup_lr,
+        min_lr=options.min_lr,
+        decay_rate=1.0,
+        cycle_decay=1.0,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )[0]
 
 
 class Ema(ModelEmaV3):
     """timm's average with its warm-up: decay min(ema_decay, 1 - (1 + step)^(-2/3)), a function of the step alone.
 
-    timm collects both state dicts at every update; here the tensors are listed once, which takes a third off its time, and a
-    weight that two modules share is averaged once.
+    timm collects both state dicts at every update; here the tensors are listed once, which takes a third off its time,
+    and a weight that two modules share is averaged once.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         super().__init__(model, decay=decay, use_warmup=True)
         pairs = zip(self.module.state_dict().values(), model.state_dict().values())
-        pairs = {average.data_ptr(): (average, value) for average, value in pairs}.values()    # a shared weight once
+        pairs = {average.data_ptr(): (average, value) for average, value in pairs}.values()  # a shared weight once
         self._floating = tuple(zip(*[pair for pair in pairs if pair[0].is_floating_point()]))
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
@@ -95,13 +116,20 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
     ValueError for a name that fits nothing, or where nothing is left to train.
     """
     for part in parts:
-        found = [weight for name, weight in model.named_parameters()
-                 if name == part or name.startswith(part + ".") or fnmatch.fnmatch(name, part)
-                 or fnmatch.fnmatch(name, part + ".*")]
+        found = [
+            weight
+            for name, weight in model.named_parameters()
+            if name == part
+            or name.startswith(part + ".")
+            or fnmatch.fnmatch(name, part)
+            or fnmatch.fnmatch(name, part + ".*")
+        ]
         if not found:
             modules = [name for name, _ in model.named_modules() if name]
-            raise ValueError(f"freeze names {part!r}, but no weight of this model is under it{nearest(part, modules)}; "
-                             f"its parts are {', '.join(name for name, _ in model.named_children())}")
+            raise ValueError(
+                f"freeze names {part!r}, but no weight of this model is under it{nearest(part, modules)}; "
+                f"its parts are {', '.join(name for name, _ in model.named_children())}"
+            )
         for weight in found:
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):

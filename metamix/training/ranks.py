@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,8 +33,9 @@ class Ranks:
     @classmethod
     def start(cls, device: str = "auto") -> Ranks:
         """Reads torchrun's environment and joins the group: NCCL between GPUs, gloo otherwise."""
-        world, rank, local = (int(os.environ.get(key, alone)) for key, alone in
-                              (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+        world, rank, local = (
+            int(os.environ.get(key, alone)) for key, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+        )
         chosen = _device(device, local)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -42,7 +44,9 @@ class Ranks:
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
                 # torchrun keeps one store over its restarts, in which a new process may find the address of a dead one.
                 store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+            dist.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world
+            )
         return cls(rank, world, chosen)
 
     def __enter__(self) -> Ranks:
@@ -51,8 +55,8 @@ class Ranks:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ends the process, if it is one of several, with its message and without taking the group down.
 
-        To take down a group of gloo's can wait for ever: its destructor (torch 2.13) holds Python's lock and joins a thread
-        that needs it. A rank that hung so after an error would let all others wait for it.
+        To take down a group of gloo's can wait for ever: its destructor (torch 2.13) holds Python's lock and joins a
+        thread that needs it. A rank that hung so after an error would let all others wait for it.
         """
         if self.world == 1:
             return
@@ -61,7 +65,7 @@ class Ranks:
         if said:
             print(f"[rank {self.rank}] {said}", file=sys.stderr)
         else:
-            dist.barrier()    # nobody leaves while another still reads what it sent
+            dist.barrier()  # nobody leaves while another still reads what it sent
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1 if said else 0)
@@ -108,7 +112,9 @@ def _device(name: str, local: int) -> torch.device:
             raise ValueError(f"device is {name!r}, but this PyTorch sees no CUDA GPU; use --device cpu or auto")
         index = local if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise ValueError(f"process {local} of this machine needs GPU {index}, but there are only "
-                             f"{torch.cuda.device_count()}; lower --nproc_per_node")
+            raise ValueError(
+                f"process {local} of this machine needs GPU {index}, but there are only "
+                f"{torch.cuda.device_count()}; lower --nproc_per_node"
+            )
         return torch.device("cuda", index)
     return device

@@ -17,9 +17,10 @@ import argparse
 import dataclasses
 import difflib
 import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Literal, Mapping, Sequence, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -51,12 +52,16 @@ class EngineOptions:
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and one timed step; train nothing")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     log_every: int = _run(20, "steps between two looks at the losses: progress, non-finite check, signals, saving")
-    checkpoint_minutes: float = _run(10.0, "minutes between checkpoints within an epoch; each epoch's end writes one too")
+    checkpoint_minutes: float = _run(
+        10.0, "minutes between checkpoints within an epoch; each epoch's end writes one too"
+    )
     eval_every: int = _run(1, "epochs between two scorings of the held-out slice", on_resume="say")
 
     epochs: int = _schedule(10, "passes over the training split, warm-up included")
     batch_size: int = _schedule(128, "samples per step over all processes together", on_resume="refuse")
-    micro_batch: int = _schedule(0, "samples per forward pass on one process (gradients accumulate); 0: its whole share")
+    micro_batch: int = _schedule(
+        0, "samples per forward pass on one process (gradients accumulate); 0: its whole share"
+    )
     lr: float = _schedule(1e-3, "peak learning rate, as it is: never scaled by the batch size")
     min_lr: float = _schedule(1e-5, "learning rate at the end of the schedule")
     schedule: Literal["cosine", "linear", "constant"] = _schedule("cosine", "what the rate does after the warm-up")
@@ -66,34 +71,50 @@ class EngineOptions:
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another name of timm's", on_resume="refuse")
     weight_decay: float = _optimizer(0.05, "weight decay; not applied to biases, norms and scales")
     momentum: float = _optimizer(0.9, "momentum, where the optimizer has one")
-    layer_decay: float | None = _optimizer(None, "factor on the learning rate per layer below the head",
-                                           on_resume="refuse")
+    layer_decay: float | None = _optimizer(
+        None, "factor on the learning rate per layer below the head", on_resume="refuse"
+    )
     clip_grad: float | None = _optimizer(None, "largest norm of the gradient of all weights together")
     opt_args: dict = _optimizer({}, "further arguments of the optimizer, as YAML: '{betas: [0.9, 0.99]}'")
-    freeze: tuple[str, ...] = _optimizer((), "parts of the model not to train, by name: stem,stages.0",
-                                         on_resume="refuse")
+    freeze: tuple[str, ...] = _optimizer(
+        (), "parts of the model not to train, by name: stem,stages.0", on_resume="refuse"
+    )
 
-    ema: bool = _average(False, "keep an exponential moving average of the weights, and score it too",
-                         on_resume="refuse")
+    ema: bool = _average(
+        False, "keep an exponential moving average of the weights, and score it too", on_resume="refuse"
+    )
     ema_decay: float = _average(0.9999, "decay of the average; a warm-up makes it shorter at first")
     score: Literal["auto", "last", "ema"] = _average(
-        "auto", "weights that the test split scores and model.safetensors holds; auto: the average where there is one")
+        "auto", "weights that the test split scores and model.safetensors holds; auto: the average where there is one"
+    )
 
     amp: Literal["auto", "none", "bf16", "fp16"] = _speed(
-        "auto", "autocast; auto: bf16 where the device computes in it, fp16 on older GPUs, none elsewhere")
+        "auto", "autocast; auto: bf16 where the device computes in it, fp16 on older GPUs, none elsewhere"
+    )
     channels_last: bool = _speed(True, "memory format of images and weights")
     compile: bool = _speed(False, "torch.compile the model")
     grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
     deterministic: bool = _speed(False, "deterministic algorithms on a GPU, so that a resumed run is exact there too")
 
     def __post_init__(self) -> None:
-        for name, least in [("epochs", 1), ("batch_size", 1), ("log_every", 1), ("eval_every", 1), ("micro_batch", 0),
-                            ("warmup_epochs", 0), ("lr", 0), ("min_lr", 0), ("checkpoint_minutes", 0)]:
+        for name, least in [
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("log_every", 1),
+            ("eval_every", 1),
+            ("micro_batch", 0),
+            ("warmup_epochs", 0),
+            ("lr", 0),
+            ("min_lr", 0),
+            ("checkpoint_minutes", 0),
+        ]:
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
-                             f"lower warmup_epochs or raise epochs")
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
+                f"lower warmup_epochs or raise epochs"
+            )
         if self.score == "ema" and not self.ema:
             raise ValueError("score is 'ema', but no average is kept: add --ema, or use --score last")
         self.score = ("ema" if self.ema else "last") if self.score == "auto" else self.score
@@ -117,17 +138,27 @@ class Recipe:
 
     def replace(self, **changes: Any) -> Recipe:
         """The same recipe with other values for some options, whichever class they belong to."""
-        parts = [dataclasses.replace(part, **{f.name: changes[f.name] for f in dataclasses.fields(part)
-                                              if f.name in changes}) for part in (self.engine, self.options)]
+        parts = [
+            dataclasses.replace(
+                part, **{f.name: changes[f.name] for f in dataclasses.fields(part) if f.name in changes}
+            )
+            for part in (self.engine, self.options)
+        ]
         return Recipe(self.task, *parts)
 
 
-def parse(argv: Sequence[str], tasks: Mapping[str, Callable[[], type]], *, default_task: str, description: str,
-          engine: type = EngineOptions) -> Recipe:
+def parse(
+    argv: Sequence[str],
+    tasks: Mapping[str, Callable[[], type]],
+    *,
+    default_task: str,
+    description: str,
+    engine: type = EngineOptions,
+) -> Recipe:
     """Reads `--config FILE` and then the command line.
 
-    `tasks` maps a task's name to a function that returns its options dataclass. Unknown keys, wrong types and values out
-    of range end the program with one sentence that says where, what was given and what is accepted.
+    `tasks` maps a task's name to a function that returns its options dataclass. Unknown keys, wrong types and values
+    out of range end the program with one sentence that says where, what was given and what is accepted.
     """
     argv = [_dashes(word) for word in argv]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -145,10 +176,15 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Callable[[], type]], *, defau
         if unknown:
             raise ValueError(_unknown(unknown[0], hints))
         values = {key: check(value, hints, key, f"{known.config}: ") for key, value in config.items()}
-        values |= {key: read_text(text, hints[key], f"--{key.replace('_', '-')}") for key, text in vars(given).items()
-                   if key in hints}
-        return Recipe(task, *(cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
-                              for cls in classes))
+        values |= {
+            key: read_text(text, hints[key], f"--{key.replace('_', '-')}")
+            for key, text in vars(given).items()
+            if key in hints
+        }
+        return Recipe(
+            task,
+            *(cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes),
+        )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -183,7 +219,7 @@ def read_text(text: Any, wanted: Any, where: str) -> Any:
     if str in kinds:
         return text
     if any(get_origin(kind) is tuple for kind in kinds):
-        kind, = (get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple)
+        (kind,) = (get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple)
         words = [word.strip() for word in text.strip("[]() ").split(",")]
         return tuple(read_text(word, kind, where) for word in words if word)
     if dict in kinds:
@@ -202,7 +238,7 @@ def read_text(text: Any, wanted: Any, where: str) -> Any:
 def convert(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the annotation `wanted` has it; a ValueError that says where, what was given and what is needed."""
     for kind in _kinds(wanted):
-        if isinstance(value, bool) and {"yes", "no"} <= set(get_args(kind)):    # words that YAML 1.1 reads as a switch
+        if isinstance(value, bool) and {"yes", "no"} <= set(get_args(kind)):  # words that YAML 1.1 reads as a switch
             return "yes" if value else "no"
         if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
             return value
@@ -210,7 +246,7 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
             return tuple(convert(item, get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value))
         if kind is float and type(value) in (int, float):
             return float(value)
-        if kind is float and isinstance(value, str):    # YAML 1.1 reads 1e-3, without a point, as text
+        if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a point, as text
             try:
                 return float(value)
             except ValueError:
@@ -232,12 +268,17 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     now, rules = recipe.flat(), {"task": "refuse"}
     for part in (recipe.engine, recipe.options):
         rules |= {f.name: f.metadata.get("on_resume", "refuse") for f in dataclasses.fields(part)}
-    changed = {key: f"{key} was {saved[key]!r} and is now {now[key]!r}" for key in now
-               if key in saved and saved[key] != now[key]}    # an option that is not there is newer than the run
+    changed = {
+        key: f"{key} was {saved[key]!r} and is now {now[key]!r}"
+        for key in now
+        if key in saved and saved[key] != now[key]
+    }  # an option that is not there is newer than the run
     refused = [text for key, text in changed.items() if rules[key] == "refuse"]
     if refused:
-        raise ValueError(f"this run cannot be continued with another recipe: {'; '.join(refused)}. Take the old values, "
-                         f"or start a new run with --output (with --checkpoint to begin from these weights)")
+        raise ValueError(
+            f"this run cannot be continued with another recipe: {'; '.join(refused)}. Take the old values, "
+            f"or start a new run with --output (with --checkpoint to begin from these weights)"
+        )
     return [text for key, text in changed.items() if rules[key] == "say"]
 
 
@@ -254,9 +295,12 @@ def _hints(classes: Sequence[type]) -> dict[str, Any]:
 
 def _parser(classes: Sequence[type], tasks: Mapping[str, Any], default_task: str, description: str):
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, usage="%(prog)s [--config FILE] [--option value ...]",
+        description=description,
+        allow_abbrev=False,
+        usage="%(prog)s [--config FILE] [--option value ...]",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
-        epilog="A config file's keys are these options with underscores. Order: defaults, config, command line.")
+        epilog="A config file's keys are these options with underscores. Order: defaults, config, command line.",
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file of options, such as configs/digits/demo.yaml")
     parser.add_argument("--task", metavar="NAME", help=f"{', '.join(tasks)} (default: {default_task})")
     groups: dict[str, Any] = {}
@@ -270,8 +314,9 @@ def _parser(classes: Sequence[type], tasks: Mapping[str, Any], default_task: str
             text = f"{f.metadata.get('help', '')} ({_default(default)})".replace("%", "%%")
             flag = f"--{f.name.replace('_', '-')}"
             if bool in _kinds(hints[f.name]):
-                groups[title].add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-                                           help=text)
+                groups[title].add_argument(
+                    flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+                )
             else:
                 groups[title].add_argument(flag, metavar=_metavar(hints[f.name]), default=argparse.SUPPRESS, help=text)
     return parser
@@ -287,8 +332,10 @@ def _dashes(word: str) -> str:
 
 def _unknown(word: str, hints: Mapping[str, Any]) -> str:
     if not word.startswith("--"):
-        return (f"{word!r} stands where an option is expected; options are written --name value, "
-                f"and switches --name or --no-name without a value")
+        return (
+            f"{word!r} stands where an option is expected; options are written --name value, "
+            f"and switches --name or --no-name without a value"
+        )
     name = word[2:].partition("=")[0].replace("-", "_")
     switches = {f"no_{key}" for key, hint in hints.items() if bool in _kinds(hint)}
     near = nearest(name, {"config", *hints, *switches}).replace("_", "-").replace("'", "--", 1).replace("'", "")
@@ -300,8 +347,14 @@ def _kinds(wanted: Any) -> tuple[Any, ...]:
 
 
 def _wanted(wanted: Any) -> str:
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping {key: value}",
-             type(None): "none"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        dict: "a mapping {key: value}",
+        type(None): "none",
+    }
 
     def one(kind: Any) -> str:
         if get_origin(kind) is Literal:

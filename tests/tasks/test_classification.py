@@ -10,8 +10,15 @@ from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
 import metamix  # noqa: F401
-from metamix.tasks.classification import (Classification, ClassificationOptions, ModelOptions, Teacher, create_model,
-                                          draw_confusion, load_pretrained)
+from metamix.tasks.classification import (
+    Classification,
+    ClassificationOptions,
+    ModelOptions,
+    Teacher,
+    create_model,
+    draw_confusion,
+    load_pretrained,
+)
 from metamix.training.checkpoint import save_weights
 
 SMALL = {"model": "metaformer_identity_nano", "model_args": {"depths": [1, 1, 1], "dims": [8, 8, 16]}}
@@ -35,6 +42,7 @@ def folder(tmp_path):
 @pytest.fixture
 def weights(tmp_path):
     """A trained model's file, on digits."""
+
     def save(**about):
         digits = task()
         model = digits.build()
@@ -60,7 +68,9 @@ def test_the_loss_is_cross_entropy_on_labels_and_on_shares():
         by_label, seen = loss(fixed(logits), {"image": None, "target": labels})
         by_share, _ = loss(fixed(logits), {"image": None, "target": F.one_hot(labels, 10).float()})
         target = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
-        assert torch.allclose(by_label, -(target * logits.log_softmax(1)).sum(1).mean()) and torch.allclose(by_share, by_label)
+        assert torch.allclose(by_label, -(target * logits.log_softmax(1)).sum(1).mean()) and torch.allclose(
+            by_share, by_label
+        )
         assert seen["top1"] == 100 * (logits.argmax(1) == labels).float().mean()
 
 
@@ -76,16 +86,19 @@ def test_scores_are_those_of_all_samples():
     torch.manual_seed(0)
     logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
     states = []
-    for part in (slice(0, 20), slice(20, 47), slice(47, 50)):    # two ranks, one of them in two batches
+    for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
         if part.start != 47:
             states.append(digits.start())
         batch = {"image": torch.zeros(len(labels[part]), 1, 32, 32, dtype=torch.uint8), "label": labels[part]}
         digits.update(states[-1], fixed(logits[part]), batch)
     order = logits.argsort(1, descending=True)
-    assert digits.result(states) == pytest.approx({
-        "top1": 100 * (order[:, 0] == labels).double().mean().item(),
-        "top5": 100 * (order[:, :5] == labels[:, None]).any(1).double().mean().item(),
-        "loss": F.cross_entropy(logits, labels).item()})
+    assert digits.result(states) == pytest.approx(
+        {
+            "top1": 100 * (order[:, 0] == labels).double().mean().item(),
+            "top5": 100 * (order[:, :5] == labels[:, None]).any(1).double().mean().item(),
+            "loss": F.cross_entropy(logits, labels).item(),
+        }
+    )
     assert next(iter(digits.result(states))) == "top1"
     confusion = sum(state["confusion"] for state in states)
     assert confusion.sum() == 50 and confusion[labels[0], order[0, 0]] >= 1
@@ -110,7 +123,9 @@ def test_distillation_draws_towards_the_teacher(weights):
     assert torch.allclose(far, 4 * (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean(), atol=1e-6)
     half = dataclasses.replace(digits.options, distill=0.25)
     digits.options = half
-    assert torch.allclose(digits.loss(student, batch)[0], 0.25 * far + 0.75 * F.cross_entropy(2 * s, batch["target"]), atol=1e-6)
+    assert torch.allclose(
+        digits.loss(student, batch)[0], 0.25 * far + 0.75 * F.cross_entropy(2 * s, batch["target"]), atol=1e-6
+    )
     far.backward()
     assert all(weight.grad is None for weight in digits.companions[0].parameters())
 
@@ -118,7 +133,9 @@ def test_distillation_draws_towards_the_teacher(weights):
 def test_a_teacher_sees_images_normalised_its_own_way():
     pixels = torch.rand(2, 3, 4, 4)
     ours, its = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
-    normal = [(pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (ours, its)]
+    normal = [
+        (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (ours, its)
+    ]
     assert torch.allclose(Teacher(torch.nn.Identity(), *ours, *its)(normal[0]), normal[1], atol=1e-5)
 
 
@@ -132,9 +149,12 @@ def test_fine_tuning_keeps_a_head_for_the_same_classes(weights):
 def test_fine_tuning_makes_a_new_head_for_other_classes(weights, folder):
     path, model = weights()
     data = {"data": "folder", "data_dir": str(folder), "img_size": 32}
-    with pytest.raises(ValueError, match=r"does not fit this MetaFormer: 1 have another shape \(such as stem.0.weight: "
-                                         r"\(4, 1, 3, 3\) there, \(4, 3, 3, 3\) here\)"):
-        task(checkpoint=path, **data).build()    # one channel there, three here
+    with pytest.raises(
+        ValueError,
+        match=r"does not fit this MetaFormer: 1 have another shape \(such as stem.0.weight: "
+        r"\(4, 1, 3, 3\) there, \(4, 3, 3, 3\) here\)",
+    ):
+        task(checkpoint=path, **data).build()  # one channel there, three here
     colour = Classification(ClassificationOptions(**SMALL, **data))
     net = colour.build()
     save_weights(path, net.state_dict(), colour.describe(net))
@@ -187,29 +207,43 @@ def test_a_trained_model_is_built_as_it_was(weights):
 def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
     resnet = timm.create_model("test_resnet", num_classes=10, in_chans=3)
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
-    with pytest.raises(ValueError, match="test_resnet was trained for 3 channels and digits has 1; give other --data, or "
-                                         "fine-tune first: train.py --checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match="test_resnet was trained for 3 channels and digits has 1; give other --data, or "
+        "fine-tune first: train.py --checkpoint",
+    ):
         Classification.trained(ModelOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
-    with pytest.raises(ValueError, match=r"r.pth has no weights of the head of test_resnet \(fc\); is it another model?"):
+    with pytest.raises(
+        ValueError, match=r"r.pth has no weights of the head of test_resnet \(fc\); is it another model?"
+    ):
         Classification.trained(ModelOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
 
 
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
-    with pytest.raises(ValueError, match="holds the weights of metaformer_identity_nano, not of metaformer_raft_nano; give "
-                                         "--model metaformer_identity_nano"):
+    with pytest.raises(
+        ValueError,
+        match="holds the weights of metaformer_identity_nano, not of metaformer_raft_nano; give "
+        "--model metaformer_identity_nano",
+    ):
         Classification.trained(ModelOptions(model="metaformer_raft_nano", checkpoint=path))
     with pytest.raises(ValueError, match="there are no weights to evaluate: give --checkpoint FILE, or --pretrained"):
         Classification.trained(ModelOptions())
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"model": "metaformer_poling_nano"}, "there is no model 'metaformer_poling_nano' (`timm.list_models()` after `import "
-                                          "metamix` lists them all); did you mean 'metaformer_pooling_nano'?"),
-    ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
-    ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            {"model": "metaformer_poling_nano"},
+            "there is no model 'metaformer_poling_nano' (`timm.list_models()` after `import "
+            "metamix` lists them all); did you mean 'metaformer_pooling_nano'?",
+        ),
+        ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
+        ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
+    ],
+)
 def test_what_cannot_be_built_is_refused(options, said):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         task(**options).build()
@@ -218,17 +252,26 @@ def test_what_cannot_be_built_is_refused(options, said):
 
 def test_a_teacher_of_other_data_is_refused(weights, folder):
     path, _ = weights()
-    with pytest.raises(ValueError, match="the teacher metaformer_identity_nano knows 10 classes of images of 1 channels, and "
-                                         "folder has 3 of 3; give --teacher-checkpoint of one that was trained on such data"):
+    with pytest.raises(
+        ValueError,
+        match="the teacher metaformer_identity_nano knows 10 classes of images of 1 channels, and "
+        "folder has 3 of 3; give --teacher-checkpoint of one that was trained on such data",
+    ):
         task(data="folder", data_dir=str(folder), teacher=SMALL["model"], teacher_checkpoint=path).build()
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"smoothing": 1.5}, "smoothing is 1.5, but it must be between 0 and 1"),
-    ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0"),
-    ({"pretrained": True, "checkpoint": "f"}, r"pretrained and checkpoint \(f\) both say where to begin; give one of them"),
-    ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"smoothing": 1.5}, "smoothing is 1.5, but it must be between 0 and 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0"),
+        (
+            {"pretrained": True, "checkpoint": "f"},
+            r"pretrained and checkpoint \(f\) both say where to begin; give one of them",
+        ),
+        ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
+    ],
+)
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         ClassificationOptions(**options)

@@ -7,8 +7,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from metamix.training.checkpoint import (load_checkpoint, load_into, load_weights, save_checkpoint, save_weights,
-                                         write_text, written_whole)
+from metamix.training.checkpoint import (
+    load_checkpoint,
+    load_into,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    write_text,
+    written_whole,
+)
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
 def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
     path = tmp_path / "c.pt"
     save_checkpoint(path, {"model": net.state_dict()})
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused(load_checkpoint, path, said=r"c\.pt is truncated or no PyTorch file \([\d,]+ bytes; ")
 
 
@@ -53,8 +60,12 @@ def test_a_foreign_file_is_refused(net, tmp_path):
     path.write_text("not a checkpoint at all")
     refused(load_checkpoint, path, said="is truncated or no PyTorch file")
     torch.save(net.state_dict(), path)
-    refused(load_checkpoint, path, said=r"is not a checkpoint of metamix .*: it holds a dictionary of 9 entries \(0.weight, "
-                                        r"0.bias, 1.weight, ...\). Weights alone start a new run with --checkpoint")
+    refused(
+        load_checkpoint,
+        path,
+        said=r"is not a checkpoint of metamix .*: it holds a dictionary of 9 entries \(0.weight, "
+        r"0.bias, 1.weight, ...\). Weights alone start a new run with --checkpoint",
+    )
     with pytest.raises(FileNotFoundError, match="there is no file .*nothing.pt"):
         load_checkpoint(tmp_path / "nothing.pt")
 
@@ -63,7 +74,9 @@ def test_nothing_is_unpickled(net, tmp_path):
     """A whole module pickled, the old way, would run code of whoever made the file."""
     torch.save(net, tmp_path / "module.pt")
     for load in (load_checkpoint, load_weights):
-        refused(load, tmp_path / "module.pt", said="holds Python objects beside tensors, and metamix never unpickles them")
+        refused(
+            load, tmp_path / "module.pt", said="holds Python objects beside tensors, and metamix never unpickles them"
+        )
 
 
 def test_weights_carry_what_they_are(net, tmp_path):
@@ -72,7 +85,7 @@ def test_weights_carry_what_they_are(net, tmp_path):
     tensors, known = load_weights(tmp_path / "model.safetensors")
     assert known == about and all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
     assert load_file(tmp_path / "model.safetensors").keys() == net.state_dict().keys()
-    assert load_weights(tmp_path)[1] == about    # a run folder stands for its weights
+    assert load_weights(tmp_path)[1] == about  # a run folder stands for its weights
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-20])
     refused(load_weights, tmp_path, said="is not a whole safetensors file")
@@ -82,8 +95,9 @@ def test_weights_from_every_kind_of_file(net, tmp_path):
     average = {name: tensor + 1 for name, tensor in net.state_dict().items()}
     about = {"model": "net"}
     for score, expected in (("last", net.state_dict()), ("ema", average)):
-        save_checkpoint(tmp_path / "c.pt", {"recipe": {"score": score}, "about": about, "model": net.state_dict(),
-                                            "ema": average})
+        save_checkpoint(
+            tmp_path / "c.pt", {"recipe": {"score": score}, "about": about, "model": net.state_dict(), "ema": average}
+        )
         tensors, known = load_weights(tmp_path / "c.pt")
         assert known == {"model": "net", "weights": score}
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
@@ -97,12 +111,30 @@ def test_weights_from_every_kind_of_file(net, tmp_path):
 def test_weights_that_do_not_fit_are_refused(net):
     tensors = net.state_dict()
     fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
-    refused(load_into, net, fewer, "f", said=re.escape("f does not fit this Sequential: 5 weights of the model are not in it "
-                                                       "(such as 1.weight). Is it another model"))
-    refused(load_into, net, tensors | {"3.weight": torch.ones(1)}, "f",
-            said=re.escape("1 of its weights are not the model's (such as 3.weight)"))
-    refused(load_into, net, tensors | {"2.bias": torch.ones(7)}, "f",
-            said=re.escape("1 have another shape (such as 2.bias: (7,) there, (2,) here)"))
+    refused(
+        load_into,
+        net,
+        fewer,
+        "f",
+        said=re.escape(
+            "f does not fit this Sequential: 5 weights of the model are not in it "
+            "(such as 1.weight). Is it another model"
+        ),
+    )
+    refused(
+        load_into,
+        net,
+        tensors | {"3.weight": torch.ones(1)},
+        "f",
+        said=re.escape("1 of its weights are not the model's (such as 3.weight)"),
+    )
+    refused(
+        load_into,
+        net,
+        tensors | {"2.bias": torch.ones(7)},
+        "f",
+        said=re.escape("1 have another shape (such as 2.bias: (7,) there, (2,) here)"),
+    )
 
 
 def test_only_the_head_may_be_missing(net):

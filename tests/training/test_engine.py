@@ -16,7 +16,7 @@ from metamix.training.recipe import EngineOptions, Recipe
 
 
 class Detect:
-    """Batches as a detector has them: lists of tensors of different sizes, losses by name, a score made from all at once."""
+    """Batches as a detector has them: lists of tensors of any size, losses by name, a score made from all at once."""
 
     notes, companions, title = [], (), "boxes-net"
 
@@ -68,7 +68,14 @@ def make_batch(seed, count):
 
 
 def engine(folder=None, **options):
-    options = {"epochs": 2, "batch_size": 12, "warmup_epochs": 0.0, "amp": "none", "device": "cpu", "lr": 0.01} | options
+    options = {
+        "epochs": 2,
+        "batch_size": 12,
+        "warmup_epochs": 0.0,
+        "amp": "none",
+        "device": "cpu",
+        "lr": 0.01,
+    } | options
     run = Run(folder)
     return Engine(Detect(), Recipe("boxes", EngineOptions(**options), Nothing()), Ranks.start("cpu"), run)
 
@@ -108,13 +115,15 @@ def test_random_numbers_follow_from_seed_and_step():
     for one in (second, other):
         one.model.load_state_dict(first.model.state_dict())
     for one in (first, second, other):
-        torch.rand(1 + (one is second))    # whatever was drawn before
+        torch.rand(1 + (one is second))  # whatever was drawn before
         one.train_step(make_batch(0, 12))
     assert torch.equal(weights(first), weights(second)) and not torch.equal(weights(first), weights(other))
 
 
 def rates(**options):
-    options = EngineOptions(**{"epochs": 10, "lr": 1.0, "min_lr": 0.1, "warmup_lr": 0.0, "warmup_epochs": 2.0} | options)
+    options = EngineOptions(
+        **{"epochs": 10, "lr": 1.0, "min_lr": 0.1, "warmup_lr": 0.0, "warmup_epochs": 2.0} | options
+    )
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=options.lr)
     schedule = make_schedule(optimizer, options, steps_per_epoch=5)
 
@@ -128,7 +137,7 @@ def rates(**options):
 def test_the_rate_is_a_function_of_the_step():
     rate = rates()
     forward = [rate(step) for step in range(50)]
-    assert forward == [rate(step) for step in reversed(range(50))][::-1]    # asked in another order
+    assert forward == [rate(step) for step in reversed(range(50))][::-1]  # asked in another order
     assert forward[:10] == pytest.approx([step / 10 for step in range(10)]) and forward[10] == pytest.approx(1.0)
     for step in range(10, 50):
         assert forward[step] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step - 10) / 40)))
@@ -138,7 +147,7 @@ def test_linear_and_constant_rates():
     line, constant = rates(schedule="linear"), rates(schedule="constant", warmup_epochs=0.0)
     assert [line(step) for step in (5, 10, 30, 49)] == pytest.approx([0.5, 1.0, 0.55, 0.1 + 0.9 / 40])
     assert {constant(step) for step in (0, 20, 49)} == {1.0}
-    whole = rates(epochs=2)    # nothing but warm-up
+    whole = rates(epochs=2)  # nothing but warm-up
     assert [whole(step) for step in (0, 5, 9)] == pytest.approx([0.0, 0.5, 0.9])
 
 
@@ -148,8 +157,12 @@ def test_layer_decay_scales_the_rates():
     model = timm.create_model("test_vit", num_classes=3)
     optimizer = make_optimizer(model, EngineOptions(layer_decay=0.5, lr=1.0))
     make_schedule(optimizer, EngineOptions(warmup_epochs=0.0, lr=1.0), 5).step_update(0)
-    head, = [group["lr"] for group in optimizer.param_groups if any(p is model.head.weight for p in group["params"])]
-    stem, = [group["lr"] for group in optimizer.param_groups if any(p is model.patch_embed.proj.weight for p in group["params"])]
+    (head,) = [group["lr"] for group in optimizer.param_groups if any(p is model.head.weight for p in group["params"])]
+    (stem,) = [
+        group["lr"]
+        for group in optimizer.param_groups
+        if any(p is model.patch_embed.proj.weight for p in group["params"])
+    ]
     assert head == 1.0 and stem <= 0.5**5
 
 
@@ -189,7 +202,10 @@ def test_fp16_and_its_scale_are_saved(tmp_path):
 
 def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path):
     first = engine(tmp_path, epochs=1, weight_decay=0.5)
-    assert sorted((group["weight_decay"], len(group["params"])) for group in first.optimizer.param_groups) == [(0, 2), (0.5, 2)]
+    assert sorted((group["weight_decay"], len(group["params"])) for group in first.optimizer.param_groups) == [
+        (0, 2),
+        (0.5, 2),
+    ]
     first.fit()
     first.run.close()
     second = engine(tmp_path, epochs=2, weight_decay=0.25)
@@ -208,7 +224,7 @@ def test_the_average_warms_up_and_counts_shared_weights_once():
             model["a"].weight.add_(1.0)
             model["norm"].num_batches_tracked += 1
             ema.update(step)
-            decay = min(0.9, 1 - max(step, 1)**(-2 / 3))
+            decay = min(0.9, 1 - max(step, 1) ** (-2 / 3))
             expected = decay * expected + (1 - decay) * model["a"].weight
     assert torch.allclose(ema.module["a"].weight, expected, rtol=1e-5)
     assert ema.module["a"] is ema.module["b"] and ema.module["norm"].num_batches_tracked == 199
@@ -225,11 +241,17 @@ def test_frozen_parts_stand_still():
     assert not norm[0].training and norm[1].training and norm[2].training
 
 
-@pytest.mark.parametrize("parts, said", [
-    (("stage",), "freeze names 'stage', but no weight of this model is under it; did you mean 'stages'?; its parts are stem, "
-                 "stages"),
-    (("stem", "stages.*"), "nothing is left to train: freeze is stem,stages.*"),
-])
+@pytest.mark.parametrize(
+    "parts, said",
+    [
+        (
+            ("stage",),
+            "freeze names 'stage', but no weight of this model is under it; did you mean 'stages'?; "
+            "its parts are stem, stages",
+        ),
+        (("stem", "stages.*"), "nothing is left to train: freeze is stem,stages.*"),
+    ],
+)
 def test_a_wrong_freeze_is_refused(parts, said):
     model = nn.ModuleDict({"stem": nn.Linear(1, 1), "stages": nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))})
     with pytest.raises(ValueError) as error:
@@ -237,22 +259,31 @@ def test_a_wrong_freeze_is_refused(parts, said):
     assert str(error.value).startswith(said)
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"optimizer": "adamv"}, "there is no optimizer 'adamv'; did you mean 'adam"),
-    ({"opt_args": {"betta": 1}}, "opt_args is {'betta': 1}, but adamw does not take that"),
-    ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"optimizer": "adamv"}, "there is no optimizer 'adamv'; did you mean 'adam"),
+        ({"opt_args": {"betta": 1}}, "opt_args is {'betta': 1}, but adamw does not take that"),
+        ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
+    ],
+)
 def test_what_does_not_fit_is_refused(options, said):
     with pytest.raises(ValueError) as error:
         engine(**options)
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("device, said", [
-    ("gpu", "device is 'gpu'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
-    pytest.param("cuda", "device is 'cuda', but this PyTorch sees no CUDA GPU; use --device cpu or auto",
-                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
-])
+@pytest.mark.parametrize(
+    "device, said",
+    [
+        ("gpu", "device is 'gpu'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
+        pytest.param(
+            "cuda",
+            "device is 'cuda', but this PyTorch sees no CUDA GPU; use --device cpu or auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
 def test_a_device_that_is_not_there_is_refused(device, said):
     with pytest.raises(ValueError) as error:
         Ranks.start(device)
@@ -266,8 +297,11 @@ def test_a_spoilt_weight_is_never_saved(tmp_path):
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         one.model[0].weight[0, 0] = math.inf
-    with pytest.raises(NotFinite, match="a weight is not finite after step 6, learning rate .*; the last good checkpoint is "
-                                        ".*checkpoint.pt, step 6. Try a lower --lr"):
+    with pytest.raises(
+        NotFinite,
+        match="a weight is not finite after step 6, learning rate .*; the last good checkpoint is "
+        ".*checkpoint.pt, step 6. Try a lower --lr",
+    ):
         one.save()
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
 

@@ -10,13 +10,32 @@ import sys
 import time
 
 import pytest
-
-from metamix.training.checkpoint import load_checkpoint
 from running import ROOT, TINY, Process, metrics, script, train
 
+from metamix.training.checkpoint import load_checkpoint
+
 # An epoch is one step, so metrics.csv has the loss of each of the 20.
-TWENTY_STEPS = ["--epochs", 20, "--batch-size", 400, "--lr", 3e-3, "--warmup-epochs", 2, "--amp", "none", "--holdout", 0.7, "--eval-every", 20,
-                "--mixup", 0.5, "--ema", "--clip-grad", 1]
+TWENTY_STEPS = [
+    "--epochs",
+    20,
+    "--batch-size",
+    400,
+    "--lr",
+    3e-3,
+    "--warmup-epochs",
+    2,
+    "--amp",
+    "none",
+    "--holdout",
+    0.7,
+    "--eval-every",
+    20,
+    "--mixup",
+    0.5,
+    "--ema",
+    "--clip-grad",
+    1,
+]
 
 
 def start_all(world, *words, log):
@@ -24,9 +43,20 @@ def start_all(world, *words, log):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [Process(*words, log=log / f"rank{rank}", env={
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port)}) for rank in range(world)]
+    return [
+        Process(
+            *words,
+            log=log / f"rank{rank}",
+            env={
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(world)
+    ]
 
 
 def losses(folder):
@@ -62,21 +92,46 @@ def test_another_batch_gives_other_losses(alone, tmp_path):
 
 def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     """360 test samples over 2 processes in batches of 65, scored like those of one process."""
-    words = ["--epochs", 2, "--batch-size", 150, "--amp", "none", "--holdout", 0.0995, "--output", tmp_path, "--log-every", 2]
+    words = [
+        "--epochs",
+        2,
+        "--batch-size",
+        150,
+        "--amp",
+        "none",
+        "--holdout",
+        0.0995,
+        "--output",
+        tmp_path,
+        "--log-every",
+        2,
+    ]
     ranks = start_all(3, *words, log=tmp_path)
     while not (tmp_path / "checkpoint.pt").exists():
         time.sleep(0.01)
         assert ranks[0].running(), ranks[0].text()
-    ranks[1].kill(signal.SIGTERM)    # one rank hears it; they agree at their next meeting
+    ranks[1].kill(signal.SIGTERM)  # one rank hears it; they agree at their next meeting
     for rank in ranks:
         rank.output()
     step = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
     assert 8 < step < 16 and f"stopped at step {step} of 16" in ranks[0].text()
     assert not ranks[2].text()
-    for rank in start_all(2, *words, log=tmp_path):    # on two processes it goes on as well
+    for rank in start_all(2, *words, log=tmp_path):  # on two processes it goes on as well
         rank.output()
     summary = json.loads((tmp_path / "summary.json").read_text())
-    script("eval").main([*TINY, "--checkpoint", str(tmp_path), "--output", str(tmp_path / "eval"), "--batch-size", "360", "--amp", "none"])
+    script("eval").main(
+        [
+            *TINY,
+            "--checkpoint",
+            str(tmp_path),
+            "--output",
+            str(tmp_path / "eval"),
+            "--batch-size",
+            "360",
+            "--amp",
+            "none",
+        ]
+    )
     scored = json.loads((tmp_path / "eval" / "result.json").read_text())
     assert summary["steps"] == 16 and summary["top1"] == scored["top1"] and summary["top5"] == scored["top5"]
     assert summary["loss"] == pytest.approx(scored["loss"], abs=1e-4)
@@ -85,33 +140,67 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     for rank in start_all(2, "--batch-size", 33, "--output", tmp_path, log=tmp_path):
         assert rank.wait() == 1
-        assert re.search(r"\[rank \d\] error: batch_size is 33, which 2 processes cannot share equally; take a multiple of 2",
-                         rank.text())
+        assert re.search(
+            r"\[rank \d\] error: batch_size is 33, which 2 processes cannot share equally; take a multiple of 2",
+            rank.text(),
+        )
 
 
 def test_batch_norm_is_warned_about(tmp_path):
     words = ["--model", "test_resnet", "--model-args", "{}", "--epochs", 1, "--batch-size", 512, "--output", tmp_path]
     for rank in start_all(2, *words, log=tmp_path):
         rank.output()
-    assert re.search(r"the model has \d+ batch norms, which see 256 samples at a time and not the whole batch of 512",
-                     (tmp_path / "log.txt").read_text())
+    assert re.search(
+        r"the model has \d+ batch norms, which see 256 samples at a time and not the whole batch of 512",
+        (tmp_path / "log.txt").read_text(),
+    )
 
 
 def test_an_error_ends_every_rank_with_its_message(tmp_path):
     """Right after a collective, when a group of gloo's could not be taken down."""
-    words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e30, "--warmup-epochs", 0, "--log-every", 1, "--output", tmp_path]
+    words = [
+        "--epochs",
+        400,
+        "--batch-size",
+        256,
+        "--lr",
+        1e30,
+        "--warmup-epochs",
+        0,
+        "--log-every",
+        1,
+        "--output",
+        tmp_path,
+    ]
     for number, rank in enumerate(start_all(2, *words, log=tmp_path)):
         assert rank.wait() == 1
-        assert re.search(rf"\[rank {number}\] error: (the loss is (nan|inf) at step|a weight is not finite)", rank.text())
+        assert re.search(
+            rf"\[rank {number}\] error: (the loss is (nan|inf) at step|a weight is not finite)", rank.text()
+        )
 
 
 def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
     """One rank is killed; torchrun starts all again, and they go on by themselves."""
     words = ["--epochs", 10, "--batch-size", 256, "--output", tmp_path, "--log-every", 1, "--checkpoint-minutes", 0]
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1",
-         "--monitor_interval=0.1", str(ROOT / "train.py"), *TINY, *map(str, words)], text=True, cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "--max_restarts=1",
+            "--monitor_interval=0.1",
+            str(ROOT / "train.py"),
+            *TINY,
+            *map(str, words),
+        ],
+        text=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     try:
         while not (tmp_path / "checkpoint.pt").exists():
             time.sleep(0.01)

@@ -8,13 +8,30 @@ import time
 
 import pytest
 import torch
-
-from metamix.training.checkpoint import load_checkpoint
 from running import Process, assert_same_run, metrics, train
 
-# Everything that could be forgotten: dropout, stochastic depth, average, clipping, held-out scores, three epochs of 9 steps.
-RECIPE = ["--epochs", 3, "--batch-size", 128, "--holdout", 0.1, "--ema", "--clip-grad", 1, "--drop-rate", 0.1,
-          "--drop-path", 0.2, "--lr", 3e-3, "--mixup", 0.2]
+from metamix.training.checkpoint import load_checkpoint
+
+# All that could be forgotten: dropout, stochastic depth, average, clipping, held-out scores; three epochs of 10 steps.
+RECIPE = [
+    "--epochs",
+    3,
+    "--batch-size",
+    128,
+    "--holdout",
+    0.1,
+    "--ema",
+    "--clip-grad",
+    1,
+    "--drop-rate",
+    0.1,
+    "--drop-path",
+    0.2,
+    "--lr",
+    3e-3,
+    "--mixup",
+    0.2,
+]
 EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 
 
@@ -34,6 +51,7 @@ def reference(tmp_path_factory):
 
 def wait_for_checkpoints(process, folder, count):
     """Until the process has replaced the checkpoint `count` times."""
+
     def written():
         path = folder / "checkpoint.pt"
         return path.stat().st_mtime_ns if path.exists() else None
@@ -58,7 +76,10 @@ def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
         process.kill()
         assert process.wait() == -signal.SIGKILL
         steps.append(load_checkpoint(tmp_path / "checkpoint.pt")["step"])
-    assert f"resumed {tmp_path / 'checkpoint.pt'} at step {steps[-1]} of 30" in Process(*words, log=tmp_path / "said").output()
+    assert (
+        f"resumed {tmp_path / 'checkpoint.pt'} at step {steps[-1]} of 30"
+        in Process(*words, log=tmp_path / "said").output()
+    )
     assert_same_run(tmp_path, reference(memory))
 
 
@@ -73,7 +94,7 @@ def test_sigterm_saves_and_says_how_to_go_on(reference, tmp_path):
     words = [*RECIPE, "--memory", "no", "--workers", 2, "--output", tmp_path]
     process = Process(*words, *EVERY_STEP, log=tmp_path / "said")
     wait_for_checkpoints(process, tmp_path, 4)
-    process.kill(signal.SIGTERM)    # as a cluster does: the loader's workers get it too
+    process.kill(signal.SIGTERM)  # as a cluster does: the loader's workers get it too
     text = process.output()
     step = load_checkpoint(tmp_path / "checkpoint.pt")["step"]
     assert f"stopped at step {step} of 30" in text and "The same command goes on from there" in text
@@ -89,8 +110,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
-        with pytest.raises(SystemExit, match=r"could not be written .*stopped at step 10, and the last good checkpoint is "
-                                             r".*checkpoint.pt, step 5\. Make room, and give the same command again"):
+        with pytest.raises(
+            SystemExit,
+            match=r"could not be written .*stopped at step 10, and the last good checkpoint is "
+            r".*checkpoint.pt, step 5\. Make room, and give the same command again",
+        ):
             train(*words, "--epochs", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -104,8 +128,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     """The check comes after the bad step but before it can be saved."""
     words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant", "--epochs", 1]
     train(*words)
-    with pytest.raises(SystemExit, match=r"(loss is (nan|inf) at step \d+|a weight is not finite after step \d+), learning "
-                                         r"rate 1e\+30; the last good checkpoint is .*checkpoint.pt, step 5\. Try a lower --lr"):
+    with pytest.raises(
+        SystemExit,
+        match=r"(loss is (nan|inf) at step \d+|a weight is not finite after step \d+), learning "
+        r"rate 1e\+30; the last good checkpoint is .*checkpoint.pt, step 5\. Try a lower --lr",
+    ):
         train(*words, "--epochs", 2, "--lr", 1e30, "--log-every", 3)
     saved = load_checkpoint(tmp_path / "checkpoint.pt")
     assert saved["step"] == 5 and all(torch.isfinite(weight).all() for weight in saved["model"].values())
@@ -121,20 +148,28 @@ def test_a_longer_schedule_goes_on_and_says_so(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     straight = tmp_path / "straight"
     train(*words[:2], "--output", straight, *words[4:], "--epochs", 3)
-    assert_same_run(tmp_path, straight)    # the rate being constant, the longer schedule is the same run
+    assert_same_run(tmp_path, straight)  # the rate being constant, the longer schedule is the same run
 
 
-@pytest.mark.parametrize("change, said", [
-    (["--model", "metaformer_pooling_nano"], "model was 'metaformer_identity_nano' and is now 'metaformer_pooling_nano'"),
-    (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
-    (["--batch-size", 128], "batch_size was 256 and is now 128"),
-    (["--seed", 3], "seed was 0 and is now 3"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            ["--model", "metaformer_pooling_nano"],
+            "model was 'metaformer_identity_nano' and is now 'metaformer_pooling_nano'",
+        ),
+        (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
+        (["--batch-size", 128], "batch_size was 256 and is now 128"),
+        (["--seed", 3], "seed was 0 and is now 3"),
+    ],
+)
 def test_another_model_or_other_data_are_refused(change, said, tmp_path):
     words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path]
     train(*words)
-    with pytest.raises(SystemExit, match=f"cannot be continued with another recipe: {said}. Take the old values, or start "
-                                         "a new run with --output"):
+    with pytest.raises(
+        SystemExit,
+        match=f"cannot be continued with another recipe: {said}. Take the old values, or start a new run with --output",
+    ):
         train(*words, "--epochs", 2, *change)
 
 

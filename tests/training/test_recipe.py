@@ -42,8 +42,23 @@ def test_defaults_then_config_then_command_line(config):
 
 
 def test_every_way_to_write_an_option():
-    recipe = read("--batch-size", "64", "--micro_batch=8", "--ema", "--no-channels-last", "--rates", "0.1,2", "--freeze",
-                  "stem,stages.0", "--opt-args", "{betas: [0.9, 0.99]}", "--layer-decay", "0.7", "--size", "none")
+    recipe = read(
+        "--batch-size",
+        "64",
+        "--micro_batch=8",
+        "--ema",
+        "--no-channels-last",
+        "--rates",
+        "0.1,2",
+        "--freeze",
+        "stem,stages.0",
+        "--opt-args",
+        "{betas: [0.9, 0.99]}",
+        "--layer-decay",
+        "0.7",
+        "--size",
+        "none",
+    )
     engine, options = recipe.engine, recipe.options
     assert (engine.batch_size, engine.micro_batch, engine.ema, engine.channels_last) == (64, 8, True, False)
     assert (options.rates, options.size) == ((0.1, 2.0), None)
@@ -57,57 +72,73 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
     assert recipe.replace(model="big", epochs=3).flat() == recipe.flat() | {"model": "big", "epochs": 3}
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--bach-size", "3"], "there is no option --bach-size; did you mean --batch-size?"),
-    (["--no-emma"], "there is no option --no-emma; did you mean --no-ema?"),
-    (["--zzzzzz", "3"], "there is no option --zzzzzz"),
-    (["--ema", "true"], "'true' stands where an option is expected; options are written --name value, and switches --name "
-                        "or --no-name without a value"),
-    (["--epochs", "3.5"], "--epochs is '3.5' (text), but a whole number is needed"),
-    (["--lr", "fast"], "--lr is 'fast' (text), but a number is needed"),
-    (["--schedule", "cosin"], "--schedule is 'cosin' (text), but one of cosine, linear, constant is needed; did you mean "
-                              "'cosine'?"),
-    (["--model-args", "3"], "--model-args is 3, but a mapping {key: value} is needed"),
-    (["--model-args", "{a: [}"], "--model-args is '{a: [}', which is not valid YAML; write '{key: value}'"),
-    (["--rates", "1,x"], "--rates is 'x' (text), but a number is needed"),
-    (["--size", "big"], "--size is 'big' (text), but a whole number or none is needed"),
-    (["--task", "toy"], "there is no task 'toy'; did you mean 'toys'?; the tasks are toys"),
-    (["--config", "nowhere.yaml"], "there is no config file nowhere.yaml"),
-    (["--epochs", "0"], "epochs is 0, but it must be at least 1"),
-    (["--lr", "nan"], "lr is nan, but it must be at least 0"),
-    (["--epochs", "3", "--warmup-epochs", "4"], "warmup_epochs is 4.0, longer than the 3 epochs of training; lower "
-                                                "warmup_epochs or raise epochs"),
-    (["--score", "ema"], "score is 'ema', but no average is kept: add --ema, or use --score last"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--bach-size", "3"], "there is no option --bach-size; did you mean --batch-size?"),
+        (["--no-emma"], "there is no option --no-emma; did you mean --no-ema?"),
+        (["--zzzzzz", "3"], "there is no option --zzzzzz"),
+        (
+            ["--ema", "true"],
+            "'true' stands where an option is expected; options are written --name value, and switches --name "
+            "or --no-name without a value",
+        ),
+        (["--epochs", "3.5"], "--epochs is '3.5' (text), but a whole number is needed"),
+        (["--lr", "fast"], "--lr is 'fast' (text), but a number is needed"),
+        (
+            ["--schedule", "cosin"],
+            "--schedule is 'cosin' (text), but one of cosine, linear, constant is needed; did you mean 'cosine'?",
+        ),
+        (["--model-args", "3"], "--model-args is 3, but a mapping {key: value} is needed"),
+        (["--model-args", "{a: [}"], "--model-args is '{a: [}', which is not valid YAML; write '{key: value}'"),
+        (["--rates", "1,x"], "--rates is 'x' (text), but a number is needed"),
+        (["--size", "big"], "--size is 'big' (text), but a whole number or none is needed"),
+        (["--task", "toy"], "there is no task 'toy'; did you mean 'toys'?; the tasks are toys"),
+        (["--config", "nowhere.yaml"], "there is no config file nowhere.yaml"),
+        (["--epochs", "0"], "epochs is 0, but it must be at least 1"),
+        (["--lr", "nan"], "lr is nan, but it must be at least 0"),
+        (
+            ["--epochs", "3", "--warmup-epochs", "4"],
+            "warmup_epochs is 4.0, longer than the 3 epochs of training; lower warmup_epochs or raise epochs",
+        ),
+        (["--score", "ema"], "score is 'ema', but no average is kept: add --ema, or use --score last"),
+    ],
+)
 def test_wrong_words_are_refused(words, said):
     with pytest.raises(SystemExit, match=re.escape(f"error: {said}")):
         read(*words)
 
 
-@pytest.mark.parametrize("text, said", [
-    ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
-    ("epochs: three", "epochs is 'three' (text), but a whole number is needed"),
-    ("epochs: true", "epochs is True (a switch), but a whole number is needed"),
-    ("epochs: 3.0", "epochs is 3.0, but a whole number is needed"),
-    ("lr: true", "lr is True (a switch), but a number is needed"),
-    ("ema: 1", "ema is 1, but true or false is needed"),
-    ("ema: 'yes'", "ema is 'yes' (text), but true or false is needed"),
-    ("model: 3", "model is 3, but text is needed"),
-    ("model:", "model is empty, but text is needed"),
-    ("rates: [1, x]", "rates[1] is 'x' (text), but a number is needed"),
-    ("rates: 1", "rates is 1, but a list, each item a number, is needed"),
-    ("model_args: [1]", "model_args is [1] (a list), but a mapping {key: value} is needed"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
+        ("epochs: three", "epochs is 'three' (text), but a whole number is needed"),
+        ("epochs: true", "epochs is True (a switch), but a whole number is needed"),
+        ("epochs: 3.0", "epochs is 3.0, but a whole number is needed"),
+        ("lr: true", "lr is True (a switch), but a number is needed"),
+        ("ema: 1", "ema is 1, but true or false is needed"),
+        ("ema: 'yes'", "ema is 'yes' (text), but true or false is needed"),
+        ("model: 3", "model is 3, but text is needed"),
+        ("model:", "model is empty, but text is needed"),
+        ("rates: [1, x]", "rates[1] is 'x' (text), but a number is needed"),
+        ("rates: 1", "rates is 1, but a list, each item a number, is needed"),
+        ("model_args: [1]", "model_args is [1] (a list), but a mapping {key: value} is needed"),
+    ],
+)
 def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
     path = config(text)
     with pytest.raises(SystemExit, match=re.escape(f"error: {path}: {said}")):
         read("--config", path)
 
 
-@pytest.mark.parametrize("text, said", [
-    ("- 1\n- 2", "must hold 'option: value' lines, but it holds [1, 2] (a list)"),
-    ("lr: [", "is not valid YAML: while parsing a flow node"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("- 1\n- 2", "must hold 'option: value' lines, but it holds [1, 2] (a list)"),
+        ("lr: [", "is not valid YAML: while parsing a flow node"),
+    ],
+)
 def test_files_that_are_no_recipe_are_refused(text, said, config):
     path = config(text)
     with pytest.raises(SystemExit, match=re.escape(f"error: {path} {said}")):
@@ -125,8 +156,12 @@ def test_what_may_change_on_resume():
     assert resume_changes(old, read()) == []
     assert resume_changes(old, read("--output", "x", "--workers", "0", "--log-every", "1")) == []
     assert resume_changes(old, read("--epochs", "20", "--lr", "0.1")) == [
-        "epochs was 10 and is now 20", "lr was 0.001 and is now 0.1"]
-    with pytest.raises(ValueError, match="model was 'small' and is now 'big'; size was None and is now 8. Take the old"):
+        "epochs was 10 and is now 20",
+        "lr was 0.001 and is now 0.1",
+    ]
+    with pytest.raises(
+        ValueError, match="model was 'small' and is now 'big'; size was None and is now 8. Take the old"
+    ):
         resume_changes(old, read("--model", "big", "--size", "8"))
 
 
@@ -173,4 +208,9 @@ def test_every_shipped_config_is_read():
         opening = text.splitlines()[:5]
         assert all(line.startswith("# ") for line in opening) and str(path.relative_to(ROOT)) in opening[1], path
         task = yaml.safe_load(text).get("task", "classification")
-        parse(["--config", str(path)], {task: lambda: find_task(task).Options}, default_task="classification", description="")
+        parse(
+            ["--config", str(path)],
+            {task: lambda: find_task(task).Options},
+            default_task="classification",
+            description="",
+        )
