@@ -11,8 +11,8 @@ image without objects has boxes of shape (0, 4).
 
 import inspect
 import re
-from functools import partial
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
