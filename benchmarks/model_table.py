@@ -56,6 +56,9 @@ def tables() -> str:
         lines.append(f"| {mixer} | " + " | ".join(f"{parameters}, {macs}" for parameters, macs, _ in cells) + " |")
     lines += [
         "",
+        "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and counts; the others "
+        "are this zoo's, their mixers held against the papers' formulas. Other sizes: see the mixers above.",
+        "",
         "The papers' own models:",
         "",
         "| name | parameters | MACs | pixels | other sizes | arXiv | held against |",

@@ -9,6 +9,7 @@ import torch
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.data import DataOptions, Normalize, eval_loader, open_data
 from metamix.models.build import weights_dir
+from metamix.tasks.classification import load_pretrained
 
 CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(weights_dir().glob("*.json"))}
 MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
@@ -22,6 +23,18 @@ def test_every_mixer_has_learned_the_digits():
 def test_weights_are_small():
     sizes = [path.stat().st_size for path in weights_dir().glob("*.safetensors")]
     assert max(sizes) < 10e6 and sum(sizes) < 40e6
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_the_stored_16_bits_load_at_another_size(name):
+    """Through timm, and through the fine-tuning of train.py: the same tensors."""
+    model = timm.create_model(name, pretrained=True, img_size=(48, 40))
+    other = timm.create_model(name, img_size=(48, 40))
+    path = weights_dir() / f"{name}.safetensors"
+    assert load_pretrained(other, str(path), list("0123456789")) == []
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[key]), key
+    assert model.eval()(torch.zeros(1, 1, 48, 40)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", DIGITS)

@@ -10,6 +10,7 @@ to the grid, the gate is made there and resampled bilinearly to the map. So a gr
 in the number of tokens; without one it is quadratic, 2 N * token_dim multiply-adds per channel.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm2d, Mlp
@@ -85,7 +86,8 @@ class TokenMlp(nn.Module):
             return state
 
         def resample(maps: Tensor) -> Tensor:
-            return F.interpolate(maps, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
+            wide = maps.to(torch.promote_types(maps.dtype, torch.float32))  # antialiasing does not exist at 16 bits
+            return F.interpolate(wide, size=self.grid, mode="bicubic", align_corners=False, antialias=True).to(maps.dtype)
 
         h, w = old
         out = rearrange(resample(rearrange(state["fc2.weight"], "(h w) i 1 1 -> 1 i h w", h=h, w=w)), "1 i h w -> (h w) i 1 1")

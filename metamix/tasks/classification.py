@@ -24,7 +24,8 @@ from metamix.data import (
     statistics,
     train_loader,
 )
-from metamix.models import count_macs
+from metamix.models import MetaFormer, count_macs
+from metamix.models.build import checkpoint_filter
 from metamix.training.checkpoint import load_into, load_weights
 from metamix.training.logging import save_figure
 from metamix.training.recipe import nearest, option
@@ -338,13 +339,19 @@ def _count_classes(tensors: dict[str, Tensor], options: ModelOptions) -> int:
 def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[str]:
     """Loads weights for fine-tuning. All must fit but the head's, which is made anew for other classes.
 
-    Spatial weights for another image size are resampled where the model's file has a filter for it, as timm's do.
+    Spatial weights for another image size are resampled by the zoo's filter or, for timm's own models, by their file's.
     Returns the names of the weights that were made anew.
     """
     tensors, about = load_weights(source)
-    resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if isinstance(model, MetaFormer):
+        resample = checkpoint_filter
+    else:
+        resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if resample is not None:
-        tensors = resample(tensors, model)
+        try:
+            tensors = resample(tensors, model)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
     head = model.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     if about.get("classes", classes) != classes:  # as many, perhaps, but others

@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
@@ -272,6 +273,13 @@ def test_set_input_size(shape):
             assert torch.equal(new.mixer.state_dict()[key], value)
     untouched = [k for k in keys(model) if ".mixer." not in k and k != "pos_embed"]
     assert all(torch.equal(model.state_dict()[k], before.state_dict()[k]) for k in untouched)
+
+
+@pytest.mark.parametrize("mixer", ["raft", "nin"])
+def test_set_input_size_at_16_bits(mixer):
+    model = timm.create_model(f"metaformer_{mixer}_nano", dtype=torch.bfloat16)
+    model.set_input_size(48)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_set_input_size_to_its_own_changes_nothing():
