@@ -1,0 +1,163 @@
+"""Models by name: any of timm, ours among them; what `PEERS` builds from packages; what `AUTHORS` builds from checkouts.
+
+Checkouts are folders under the path given as --authors, by the names of their repositories. What is imported, and the
+arguments of each constructor, are those that the golden tensors of tests/goldens were made with.
+"""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
+
+import numpy
+import timm
+from timm.models.convmixer import ConvMixer
+from torch import nn
+
+import metamix  # noqa: F401 - registers the models with timm
+from metamix.mixers.registry import nearest
+
+
+def wavemix(**options) -> nn.Module:
+    """The authors' classifier of the package `wavemix`, whose import of a module that numpy 2 lacks needs a stand-in."""
+    sys.modules.setdefault("numpy.lib.function_base", SimpleNamespace(hamming=numpy.hamming))
+    try:
+        from wavemix.classification import WaveMix
+    except ImportError as error:
+        raise SystemExit(f"The authors' WaveMix needs the package wavemix ({error}): pip install wavemix") from error
+    return WaveMix(**options)
+
+
+# timm has no ConvMixer near PoolFormer-S12's 1.81 G multiply-adds: this one has 1.79 G. `vit_xsmall_patch16_clip_224` is
+# the ViT of timm that has about as many.
+PEERS: dict[str, Callable[[], nn.Module]] = {
+    "convmixer_768_10": lambda: ConvMixer(dim=768, depth=10, kernel_size=9, patch_size=14),
+    "authors_wavemix_192_16": lambda: wavemix(depth=16, final_dim=192, ff_channel=192, level=1, patch_size=4),
+    "authors_wavemix_144_7": lambda: wavemix(
+        num_classes=10, depth=7, final_dim=144, ff_channel=144, level=1, initial_conv="strided", stride=1
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A class in a file of an authors' repository, the arguments of the model, and its parameters in their code.
+
+    `script` is a file that trains when it is imported: then only its imports, functions and classes are run.
+    """
+
+    repository: str
+    file: str
+    name: str
+    parameters: int
+    options: dict = field(default_factory=dict)
+    script: bool = False
+
+
+RAFTMLP_S = [
+    dict(depth=depth, dim=dim, patch_size=patch, raft_size=2, embedding_kernels=kernels)
+    for depth, dim, patch, kernels in ((2, 64, 4, [4, 8]), (2, 128, 2, [2, 4]), (6, 256, 2, [2, 4]), (2, 512, 2, [2]))
+]
+AUTHORS = {
+    "authors_poolformer_s12": Checkout(
+        "sail-sg/poolformer", "models/poolformer.py", "PoolFormer", 11_915_176,
+        dict(layers=[2, 2, 6, 2], embed_dims=[64, 128, 320, 512], mlp_ratios=[4] * 4, downsamples=[True] * 4),
+    ),
+    "authors_raftmlp_s": Checkout(
+        "okojoalg/raft-mlp", "libs/models.py", "RaftMLP", 9_868_768,
+        dict(layers=RAFTMLP_S, embedding_type="emb_cross_mlp", shortcut=False, pretrained_image_size=224, num_classes=1000,
+             in_channels=3, token_expansion_factor=2, channel_expansion_factor=4, token_mixing_type="ser_pm"),
+    ),
+    "authors_ninformer_cifar": Checkout(
+        "Abdullah-88/NiNformer", "train.py", "NiNformerImageClassification", 2_652_170,
+        dict(image_size=32, patch_size=4, in_channels=3, num_classes=10, d_model=256, d_ffn=512, seq_len=64, num_layers=4,
+             dropout=0.5),
+        script=True,
+    ),
+    "authors_minattn_symmetric_nomlp_h4_cifar": Checkout(
+        "Abdennacer-Badaoui/Reducing_the_Transformer_Architecture_to_a_Minimum", "src/modules.py", "ReducedTransformer", 68_874,
+        dict(embed_dim=64, num_heads=4, num_layers=6, n_classes=10, patch_size=8, num_patches=16, dropout=0.1, in_channels=3,
+             include_mlp=False, modification="symmetry"),
+    ),
+}  # fmt: skip
+
+
+def check_names(names: list[str], authors: Path | None) -> None:
+    """Refuse, before any work, what cannot be built.
+
+    Raises:
+        SystemExit: a name that nobody knows, or one that needs a checkout that is not there.
+    """
+    for name in names:
+        if name in AUTHORS:
+            source(name, authors)
+        elif name not in PEERS and not timm.is_model(name):
+            known = [*timm.list_models(), *PEERS, *AUTHORS]
+            raise SystemExit(
+                f"Unknown model {name!r}{nearest(name, known)} Accepted: any model of timm, ours among them, "
+                f"and {', '.join([*PEERS, *AUTHORS])}."
+            )
+
+
+def ours(name: str) -> bool:
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("metamix.")
+
+
+def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
+    """The model of that name without weights, made for images of `size` x `size` where it has to be made for a size."""
+    if name in PEERS:
+        return PEERS[name]()
+    if name in AUTHORS:
+        return from_checkout(name, authors)
+    cfg = timm.get_pretrained_cfg(name)
+    sized = ours(name) or (cfg is not None and cfg.fixed_input_size)
+    return timm.create_model(name, **(dict(img_size=size) if sized else {}))
+
+
+def source(name: str, authors: Path | None) -> Path:
+    """The file of the checkout that `name` is in."""
+    checkout = AUTHORS[name]
+    folder = checkout.repository.split("/")[1]
+    if authors is None:
+        raise SystemExit(f"{name} is the authors' own code: clone {checkout.repository} and give its parent folder as --authors.")
+    path = authors / folder / checkout.file
+    if not path.is_file():
+        raise SystemExit(f"{name} needs {path}, which is not there: clone {checkout.repository} into {authors}.")
+    return path
+
+
+def from_checkout(name: str, authors: Path | None) -> nn.Module:
+    checkout, path = AUTHORS[name], source(name, authors)
+    for folder in (path.parents[checkout.file.count("/")], path.parent):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    # PoolFormer's file registers its models with timm, under the names of timm's own.
+    try:
+        with patch.dict(timm.models._registry._model_entrypoints):
+            module = load(name, path, checkout.script)
+            model = getattr(module, checkout.name)(**checkout.options)
+    except ImportError as error:
+        raise SystemExit(f"{path} needs a package that is not installed: {error}.") from error
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters != checkout.parameters:
+        raise SystemExit(
+            f"{path} builds a model of {parameters} parameters where {name} has {checkout.parameters}: "
+            f"use the commit that tests/goldens names."
+        )
+    return model
+
+
+def load(name: str, path: Path, script: bool) -> ModuleType:
+    """The module in `path`; of a script only what it imports and defines."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    tree = ast.parse(path.read_text(), str(path))
+    if script:
+        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+    exec(compile(tree, str(path), "exec"), module.__dict__)
+    return module
