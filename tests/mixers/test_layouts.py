@@ -1,0 +1,162 @@
+"""Copies and changes of layout in one block of each mixer, counted by op: what a later edit must not bring back.
+
+Maps are in channels_last, where convolutions, norms and pooling are fast. A copy is a `clone`, `_to_copy` or `copy_` of a map;
+a change of layout is an op that computes and whose maps, given and returned, do not all have the same innermost dimension:
+it reads or writes one of them in strides. Views cost nothing and are not counted. Counts, not times, so the machine is free.
+"""
+
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metamix.mixers import list_mixers
+
+BATCH, DIM, SIZE = 3, 64, 28  # no parameter has a first dimension of 3; the family's grids of 14 x 14 are smaller than the map
+COPIES = ("clone", "_to_copy", "copy_")
+
+# (op, times in the forward pass, times in the backward pass, why). An op that is not listed may not occur. Where an edit makes
+# a count smaller the test says so, and the new count belongs here.
+ALLOWED = {
+    "identity": [],
+    "pooling": [],
+    "raft": [
+        ("clone", 4, 4, "each of two token MLPs needs its rafts side by side, and the map back"),
+        ("convolution", 2, 0, "the rafts come with the groups' channels innermost"),
+        ("convolution_backward", 0, 4, "so do the gradients of both convolutions of an MLP"),
+        ("add", 2, 0, "the map comes back contiguous, and is added to the channels_last stream"),
+        ("mul", 0, 1, "the gradient of the layer scale reads that map"),
+        ("native_layer_norm_backward", 0, 2, "the gradient of the rafts comes back contiguous"),
+    ],
+    "maxim": [
+        ("clone", 4, 4, "each of two gated MLPs gathers its sets of tokens, and lays them back"),
+        ("convolution", 2, 0, "the sets come with their channels innermost"),
+        ("convolution_backward", 0, 2, "so do their gradients"),
+        ("mul", 2, 2, "the mixed map comes back contiguous, and gates a channels_last one"),
+        ("native_layer_norm_backward", 0, 2, "the gradient of the sets comes back contiguous"),
+    ],
+    "wavemix": [
+        ("slice_backward", 0, 4, "the Haar transform's slices along the width put their gradients into contiguous maps"),
+        ("convolution_backward", 0, 1, "which is how the gradient of the reduced map arrives"),
+    ],
+    "nin": [
+        ("convolution", 1, 0, "the token MLP's tokens are the channels of its convolutions"),
+        ("convolution_backward", 0, 2, "and of their gradients"),
+        ("gelu_backward", 0, 1, "between them"),
+        ("add", 1, 0, "the mixed tokens are added to the channels_last map"),
+    ],
+    "minattn": [],
+}
+
+
+class LayoutCounter(TorchDispatchMode):
+    """Counts, by name, the ops that copy a map or change its layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        name = op.overloadpacket.__name__
+        given, returned = maps((args, kwargs)), maps(out)
+        computes = given and returned and not op.is_view and name != "_unsafe_view"
+        layouts = {innermost(t) for t in given + returned}
+        if (given and name in COPIES) or (computes and len(layouts) > 1):
+            self.counts[name] += 1
+        return out
+
+
+def maps(values) -> list[torch.Tensor]:
+    """The tensors among `values` as large as a map: not parameters, statistics, or what is expanded from a number."""
+    tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.ndim >= 4]
+    least = BATCH * DIM * SIZE**2 / 32  # a band of a wavelet transform still counts, the means of a norm do not
+    return [t for t in tensors if t.shape[0] == BATCH and t.numel() >= least and 0 not in t.stride()]
+
+
+def innermost(t: torch.Tensor) -> int:
+    """The dimension along which neighbours lie side by side in memory: 1 in channels_last, 3 in a contiguous map."""
+    return min((d for d in range(t.ndim) if t.shape[d] > 1), key=t.stride)
+
+
+def block_of(mixer: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model(f"metaformer_{mixer}_s12", img_size=4 * SIZE).to(memory_format=torch.channels_last)
+    return model.stages[0].blocks[0].train()
+
+
+def count(block: nn.Module) -> tuple[Counter, Counter]:
+    """Of a forward and of a backward pass of `block`."""
+    x = torch.randn(BATCH, DIM, SIZE, SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with LayoutCounter() as forward:
+        y = block(x)
+    gradient = torch.randn(y.shape).contiguous(memory_format=torch.channels_last)
+    with LayoutCounter() as backward:
+        y.backward(gradient)
+    return forward.counts, backward.counts
+
+
+def problems(block: nn.Module, mixer: str) -> list[str]:
+    """Where the counts differ from those of ALLOWED, in words."""
+    allowed = {op: times for op, *times, _ in ALLOWED[mixer]}
+    found = dict(zip(("forward", "backward"), count(block)))
+    lines = []
+    for i, (which, counts) in enumerate(found.items()):
+        for op in sorted(counts.keys() | allowed.keys()):
+            times, least = counts[op], allowed.get(op, (0, 0))[i]
+            if times > least:
+                lines.append(f"{mixer}, {which}: {op} copies a map or changes its layout, {times} where {least} are allowed")
+            elif times < least:
+                lines.append(f"{mixer}, {which}: {op}, {times} where {least} are allowed: lower the number in ALLOWED")
+    return lines
+
+
+def test_the_list_above_has_every_mixer():
+    assert list(ALLOWED) == list_mixers()
+
+
+@pytest.mark.parametrize("mixer", list_mixers())
+def test_a_block_copies_no_more_than_it_must(mixer):
+    assert not problems(block_of(mixer), mixer)
+
+
+class Contiguous(nn.Module):
+    """A careless edit: the map is made contiguous before the mixer sees it."""
+
+    def __init__(self, mixer: nn.Module):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x):
+        return self.mixer(x.contiguous())
+
+
+@pytest.mark.parametrize("mixer", list_mixers())
+def test_a_copy_brought_back_is_named(mixer):
+    block = block_of(mixer)
+    block.mixer = Contiguous(block.mixer)
+    assert any("forward: clone copies a map or changes its layout" in line for line in problems(block, mixer))
+
+
+class Ones(nn.Module):
+    """Copies nothing, and returns a contiguous map."""
+
+    def forward(self, x):
+        return torch.ones(x.shape)
+
+
+def test_a_sum_of_two_layouts_is_named():
+    block = block_of("identity")
+    block.mixer = Ones()
+    message = "identity, forward: add copies a map or changes its layout, 1 where 0 are allowed"
+    assert message in problems(block, "identity")
+
+
+def test_a_copy_saved_is_asked_for():
+    """So that the table stays as low as the code."""
+    message = "raft, forward: clone, 0 where 4 are allowed: lower the number in ALLOWED"
+    assert message in problems(block_of("identity"), "raft")
