@@ -52,6 +52,9 @@ class Backbone(nn.Module):
         self.size_divisible = size_divisible
         self.mean, self.std = (tuple(body.pretrained_cfg[key]) for key in ("mean", "std"))
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(contiguous_without_gradient)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         maps = self.body(x)
@@ -84,11 +87,12 @@ def build_backbone(
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder instead.
         frozen_norms: freeze batch norms, or replace them; None: freeze them where weights are loaded.
-        model_args: further arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`.
+        model_args: further arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. A model made
+            for grey images takes colour ones here, unless `in_chans=1` is among them.
 
     Raises:
         ValueError: an unknown name or option; a stride finer than the model has; an isotropic model whose maps are as
-            fine as a stride below 4.
+            fine as a stride below 4; pretrained where no weights are published.
     """
     if not (timm.is_model(name) or ":" in name):  # hf-hub:... is timm's to find
         raise ValueError(f"There is no model {name!r}{nearest(name, timm.list_models())} timm.list_models() lists all.")
@@ -101,8 +105,16 @@ def build_backbone(
         raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 
     # What maps there are is asked of a model without memory; the one that is kept has nothing that they do not need.
-    with torch.device("meta"):
-        probe = timm.create_model(name, features_only=True, **model_args)
+    model_args = dict(in_chans=3) | model_args
+    try:
+        with torch.device("meta"):
+            probe = timm.create_model(name, features_only=True, **model_args)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take {model_args}: {error}") from None
+    if pretrained and not timm.models.PretrainedCfg(**probe.pretrained_cfg).has_weights:
+        tags = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise ValueError(f"No weights are published for {name}: " + (f"take {' or '.join(tags)}, or " if tags else "")
+                         + "leave pretrained out, or give a checkpoint.")
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
     maps = {reduction: (i, dim) for i, reduction, dim in rows}  # of several of one stride the last
@@ -145,6 +157,8 @@ def load_body(name: str, indices: tuple[int, ...], pretrained: bool, checkpoint:
     if checkpoint:
         tensors, about = load_weights(checkpoint)
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
+        if "in_chans" in about:  # timm makes a stem for grey images one for colour, and the other way round
+            cfg["input_size"] = (about["in_chans"], about["img_size"], about["img_size"])
         model_args = model_args | dict(pretrained_cfg_overlay=cfg | dict(state_dict=tensors))
         pretrained = True
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices, **model_args)
@@ -163,6 +177,13 @@ def group_norms(module: nn.Module) -> nn.Module:
         else:
             group_norms(child)
     return module
+
+
+def contiguous_without_gradient(norm: nn.GroupNorm, args: tuple[Tensor]) -> tuple[Tensor]:
+    """Above frozen layers: torch 2.13 dies in the backward pass of a group norm on a CPU whose input is channels_last and
+    needs no gradient."""
+    (x,) = args
+    return (x if x.requires_grad or not torch.is_grad_enabled() else x.contiguous(),)
 
 
 def refuse_fine(name: str, model: nn.Module, stride: int) -> None:

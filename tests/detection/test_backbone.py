@@ -8,10 +8,11 @@ from torch import nn
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone
 from metamix.detection.backbone import kept_bytes
+from metamix.training.checkpoint import save_weights
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model in milliseconds
 MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
-MINATTN = dict(in_chans=3, depth=2)
+MINATTN = dict(depth=2)
 
 
 def sizes(features):
@@ -117,6 +118,31 @@ def test_weights_are_loaded_and_their_batch_norms_frozen(tmp_path):
     assert all(torch.equal(frozen[n], b) for n, b in backbone.named_buffers())
 
 
+@pytest.mark.parametrize("frozen", ["stem", "stages.0"])
+def test_layers_above_frozen_ones_train_in_channels_last(frozen):
+    """torch 2.13 dies in the backward pass of a group norm whose input, in this memory format, needs no gradient."""
+    backbone = build_backbone("metaformer_pooling_nano", out_channels=8, **TINY).to(memory_format=torch.channels_last)
+    backbone.body.model.stem.requires_grad_(False)
+    backbone.body.model.get_submodule(frozen).requires_grad_(False)
+    x = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    sum(f.square().mean() for f in backbone(x).values()).backward()
+    still = {"stem", frozen}
+    assert [n for n in without_gradient(backbone) if not any(f"model.{part}." in n for part in still)] == []
+    assert all(p.grad is None for p in backbone.body.model.get_submodule(frozen).parameters())
+
+
+def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("metaformer_pooling_nano", in_chans=1, **TINY)
+    about = dict(in_chans=1, img_size=32, mean=[0.3], std=[0.2])
+    save_weights(tmp_path / "grey.safetensors", model.state_dict(), about)
+    backbone = build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "grey.safetensors", **TINY)
+    grey = torch.rand(1, 1, 32, 32)
+    a = model.stem(grey)
+    torch.testing.assert_close(backbone.body.model.stem(grey.expand(1, 3, 32, 32)), a)
+    assert backbone.mean == (0.3,)
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_nano", **TINY).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="does not fit metaformer_raft_nano: it lacks .*mixer"):
@@ -134,6 +160,10 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ("resnet18", dict(pretrained=True, checkpoint="x.pt"), "both say where weights come from: give one"),
         ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
         ("wavemix_144_7", {}, r"at stride 1: to train on a single image of 800 x 1216 would take 15 GiB"),
+        ("wavemixlite_8_5", {}, r"at stride 1: to train on a single image"),  # made for grey images
+        ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
+        ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
+        ("metaformer_pooling_nano", dict(pretrained=True), "take metaformer_pooling_nano.digits, or leave pretrained"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(name, args, words):

@@ -19,7 +19,7 @@ NAMES = ("retinanet", "fcos", "faster_rcnn", "mask_rcnn")
 
 
 def detector(name="retinanet", backbone="metaformer_pooling_nano", num_classes=3, **options):
-    args = dict(in_chans=3, depth=2, out_channels=64) if "minattn" in backbone else TINY
+    args = dict(depth=2, out_channels=64) if "minattn" in backbone else TINY
     torch.manual_seed(0)
     return build_detector(name, backbone=backbone, num_classes=num_classes, backbone_args=args,
                           **(dict(min_size=64, max_size=96) | options))
@@ -141,7 +141,7 @@ def test_anchors_stand_at_the_exact_strides():
 
 
 def test_roi_align_knows_a_stride_of_seven():
-    backbone = build_backbone("minattn_minimal_mlp_h1_mnist", in_chans=3, depth=1, out_channels=1)
+    backbone = build_backbone("minattn_minimal_mlp_h1_mnist", depth=1, out_channels=1)
     align = roi_align(backbone, 1)
     maps = {}
     for name, s in zip(backbone.levels, backbone.strides):  # every place of every map holds its own x in the image
