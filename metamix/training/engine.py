@@ -125,20 +125,25 @@ class Engine:
                 self._epoch(len(self.history))
 
     def _epoch(self, epoch: int) -> None:
+        for _ in self.steps(epoch):
+            pass
+        self._finish_epoch(epoch + 1)
+
+    def steps(self, epoch: int) -> Iterator[int]:
+        """Trains what is left of an epoch's steps, and yields after each how many steps are done, over all epochs."""
         steps, done = self.steps_per_epoch, self.step - epoch * self.steps_per_epoch
         train_mode(self.model)
         self.run.start_epoch(epoch, self.options.epochs, steps, done)
         try:
             self._clock = time.monotonic()
-            if done < steps:
-                for batch in self.train_loader.epoch(epoch, start=done):
-                    self.train_step(batch)
-                    self.run.advance()
-                    if self.step % self.options.log_every == 0 or self.step % steps == 0 or self._stop_at_once():
-                        self._meet()
+            for batch in self.train_loader.epoch(epoch, start=done) if done < steps else ():
+                self.train_step(batch)
+                self.run.advance()
+                if self.step % self.options.log_every == 0 or self.step % steps == 0 or self._stop_at_once():
+                    self._meet()
+                yield self.step
         finally:
             self.run.end_epoch()
-        self._finish_epoch(epoch + 1)
 
     def train_step(self, batch: dict[str, Any]) -> None:
         """One step on this rank's share of the global batch."""

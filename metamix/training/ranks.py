@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import traceback
@@ -39,6 +40,8 @@ class Ranks:
         chosen = _device(device, local)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+        elif chosen.type == "cpu":
+            keep_freed_memory()
         if world > 1 and not dist.is_initialized():
             store, rank, world = next(dist.rendezvous("env://"))
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -98,6 +101,18 @@ def in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what a step frees for the next one; other C libraries are left as they are.
+
+    By default it returns large blocks to the kernel, which clears every page of them anew at the next step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # bytes; older versions take no more
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _device(name: str, local: int) -> torch.device:
