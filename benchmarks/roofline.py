@@ -1,0 +1,254 @@
+"""How near each model comes to what this machine can do, and which op keeps it from it: docs/roofline.json.
+
+    python benchmarks/roofline.py                                       the seven s12, both modes and precisions
+    python benchmarks/roofline.py --models ninformer_cifar --batch 128 --size 32 --mode train --precision fp32 --ops 20
+
+The roof is measured in the same turns as the model: a matrix product, the same product as a 1x1 convolution, a 3x3
+convolution (both in channels_last) and a copy of a map that the processor's cache holds. A model's GFLOP/s are
+2 * MACs * images (3 times that in training) over the median of its steps; its share is of the faster convolution.
+
+Then each op that computes is timed alone, below autograd, with its floating-point operations and the bytes of the tensors
+that it takes and returns. Its roof is the larger of the two times that these need at the convolution's and the copy's
+speed; what it takes longer is `lost`, and ops are listed by that. An op that the cache serves twice may pass its roof.
+"""
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+from itertools import product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+import peers
+import timing
+from metamix.models import count_macs
+from speed import MODELS, choices
+from timing import DOCS, MODES, PRECISIONS, Subject, table
+
+PASSES = 3  # over which the ops' times are averaged
+# The modules that a part of a model consists of, ours and timm's; whatever else computes is "rest".
+PARTS = {
+    "mixer": ("mixer", "token_mixer", "attn", "mlp_tokens"),
+    "channel MLP": ("mlp", "mlp_channels"),
+    "norms": ("norm", "norm1", "norm2"),
+    "embeddings": ("stem", "downsample", "patch_embed"),
+}
+FIRST = ("stem", "patch_embed")  # images have no gradient that would tell the end of a backward pass: it is the step's own
+
+
+def roofs(precision: str, device: str) -> dict[str, tuple]:
+    """{name: (step, amount)}: what the machine is good at, with FLOP, or bytes for the copy, of one step."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    place = dict(dtype=dtype, device=device)
+    batch, side, dim = 8, 28, 512
+    tokens, weight = torch.randn(batch * side**2, dim, **place), torch.randn(dim, dim, **place)
+    channels_last = dict(memory_format=torch.channels_last)
+    maps = tokens.view(batch, side, side, dim).permute(0, 3, 1, 2)
+    narrow = maps[:, :128].contiguous(**channels_last)
+    kernel = torch.randn(128, 128, 3, 3, **place).to(**channels_last)
+    target = torch.empty_like(tokens)
+    steps = {
+        "matrix product": (lambda: tokens @ weight, 2 * tokens.numel() * dim),
+        "conv 1x1": (lambda: F.conv2d(maps, weight[..., None, None]), 2 * tokens.numel() * dim),
+        "conv 3x3": (lambda: F.conv2d(narrow, kernel, padding=1), 2 * narrow.numel() * 9 * 128),
+        "copy": (lambda: target.copy_(tokens), 2 * tokens.nbytes),
+    }
+
+    def whole(step):
+        def run():
+            with torch.inference_mode():
+                step()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+
+        return run
+
+    return {name: (whole(step), amount) for name, (step, amount) in steps.items()}
+
+
+class OpTimer(TorchDispatchMode):
+    """Seconds, FLOP and bytes of each op that computes, summed by (part of the model, op, shapes of its inputs)."""
+
+    def __init__(self, subject: Subject):
+        super().__init__()
+        self.device = subject.device
+        self.sums = defaultdict(lambda: [0.0, 0, 0, 0])
+        self.part = "rest"
+        self.hooks = []
+        self.follow(subject.model)
+        self.hooks.append(subject.optimizer.register_step_pre_hook(self.enter("optimizer")))
+        self.hooks.append(subject.optimizer.register_step_post_hook(self.enter("rest")))
+
+    def follow(self, module: torch.nn.Module) -> None:
+        """Have the outermost modules named in PARTS say when their forward and backward passes begin and end."""
+        for name, child in module.named_children():
+            part = next((part for part, names in PARTS.items() if name in names), None)
+            if part is None:
+                self.follow(child)
+                continue
+            enter, leave = self.enter(part), self.enter("rest")
+            self.hooks += [child.register_forward_pre_hook(enter), child.register_forward_hook(leave)]
+            self.hooks.append(child.register_full_backward_pre_hook(enter))
+            if name not in FIRST:
+                self.hooks.append(child.register_full_backward_hook(leave))
+
+    def enter(self, part: str):
+        def hook(*_):
+            self.part = part
+
+        return hook
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        start = time.perf_counter()
+        out = op(*args, **kwargs)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        if not op.is_view:
+            given, returned = tensors((args, kwargs)), tensors(out)
+            shapes = " ".join("x".join(map(str, t.shape)) for t in given if t.ndim)
+            count = flop_registry.get(op.overloadpacket)
+            flop = count(*args, **kwargs, out_val=out) if count else 0
+            sums = self.sums[self.part, label(op, args), shapes]
+            for i, value in enumerate((seconds, flop, sum(t.nbytes for t in given + returned), 1)):
+                sums[i] += value
+        return out
+
+
+def tensors(values) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+def label(op, args) -> str:
+    """The op's name, of a convolution with its kernel."""
+    name = op.overloadpacket.__name__
+    if name not in ("convolution", "convolution_backward"):
+        return name
+    weight, groups = args[1 if name == "convolution" else 2], args[8 if name == "convolution" else 9]
+    kind = "grouped " if groups > 1 else "transposed " if args[6 if name == "convolution" else 7] else ""
+    return f"{name} {kind}{'x'.join(map(str, weight.shape[2:]))}"
+
+
+def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
+    """One row for each part, op and shapes: calls, milliseconds, FLOP and bytes of one step."""
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # for the images, which need no gradient
+    step = subject.step(mode, precision, no_grad=torch.no_grad)  # inference_mode would hide what some ops consist of
+    with OpTimer(subject) as timer:
+        for _ in range(PASSES):
+            step()
+    rows = []
+    for (part, op, shapes), (seconds, flop, nbytes, calls) in timer.sums.items():
+        row = dict(part=part, op=op, shapes=shapes, calls=calls // PASSES, ms=1000 * seconds / PASSES)
+        rows.append(row | dict(flop=flop // PASSES, bytes=nbytes // PASSES))
+    return rows
+
+
+def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
+    """`ops` summed over shapes and sorted by what each loses: milliseconds above what FLOP and bytes need at these rates.
+
+    `slowest` are the shapes, of those summed, that lose most.
+    """
+    sums = {}
+    for op in ops:
+        roof = 1000 * max(op["flop"] / flops, op["bytes"] / bandwidth)
+        key = op["part"], op["op"]
+        row = sums.setdefault(key, dict(part=op["part"], op=op["op"], calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest=""))
+        for name in ("calls", "ms", "flop", "bytes"):
+            row[name] += op[name]
+        row["roof_ms"] += roof
+        if op["ms"] - roof > row["most"]:
+            row["most"], row["slowest"] = op["ms"] - roof, op["shapes"]
+    total = sum(row["ms"] for row in sums.values())
+    rows = []
+    for row in sorted(sums.values(), key=lambda row: row["roof_ms"] - row["ms"]):
+        flop, nbytes, ms = row.pop("flop"), row.pop("bytes"), row.pop("ms")
+        roof, _, slowest = row.pop("roof_ms"), row.pop("most"), row.pop("slowest")
+        row |= dict(ms=round(ms, 3), share=round(ms / total, 4), gflops=round(flop / ms / 1e6, 1), gbytes=round(nbytes / ms / 1e6, 1))
+        rows.append(row | dict(of_roof=round(roof / ms, 3), lost_ms=round(ms - roof, 3), slowest=slowest))
+    return rows
+
+
+def measure(name: str, mode: str, precision: str, options: argparse.Namespace) -> dict:
+    torch.manual_seed(0)
+    subject = Subject(peers.create(name, options.size), options.batch, options.size, "channels_last", options.device)
+    roof = roofs(precision, options.device)
+    steps = {"model": subject.step(mode, precision)} | {what: step for what, (step, _) in roof.items()}
+    seconds = timing.interleaved(steps, options.seconds)
+    rates = {what: amount / seconds[what] for what, (_, amount) in roof.items()}
+    convolution = max(rates["conv 1x1"], rates["conv 3x3"])
+    flop = 2 * count_macs(subject.model, tuple(subject.images.shape[1:])) * options.batch * (3 if mode == "train" else 1)
+    ops = time_ops(subject, mode, precision)
+    nbytes = sum(op["bytes"] for op in ops)
+    spent = sum(op["ms"] for op in ops)
+    parts = defaultdict(float)
+    for op in ops:
+        parts[op["part"]] += op["ms"] / spent
+    flops, bandwidth = flop / seconds["model"], nbytes / seconds["model"]
+    return dict(
+        model=name,
+        mode=mode,
+        precision=precision,
+        batch=options.batch,
+        size=options.size,
+        ms=round(1000 * seconds["model"], 2),
+        gflops=round(flops / 1e9, 1),
+        of_convolution=round(flops / convolution, 3),
+        of_matrix_product=round(flops / rates["matrix product"], 3),
+        gbytes=round(bandwidth / 1e9, 1),
+        of_copy=round(bandwidth / rates["copy"], 3),
+        roofs={what: round(rate / 1e9, 1) for what, rate in rates.items()},
+        parts={part: round(share, 3) for part, share in sorted(parts.items(), key=lambda item: -item[1])},
+        ops=against_roof(ops, convolution, rates["copy"]),
+    )
+
+
+def print_row(row: dict, ops: int) -> None:
+    roofs = ", ".join(f"{what} {rate:.0f}" for what, rate in row["roofs"].items())
+    parts = ", ".join(f"{part} {share:.0%}" for part, share in row["parts"].items())
+    print(
+        f"\n{row['model']}, {row['mode']}, {row['precision']}, {row['batch']} images of {row['size']} pixels: {row['ms']:.1f} ms\n"
+        f"{row['gflops']:.0f} GFLOP/s: {row['of_convolution']:.0%} of convolution, {row['of_matrix_product']:.0%} of the matrix "
+        f"product; {row['gbytes']:.0f} GB/s: {row['of_copy']:.0%} of the copy\nroofs, GFLOP/s and GB/s: {roofs}\ntime: {parts}\n"
+    )
+    header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of its roof", "lost, ms", "shapes that lose most"]
+    lines = []
+    for op in row["ops"][:ops]:
+        lines.append([op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}"])
+        lines[-1] += [f"{op['gflops']:.0f}", f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]]
+    print(table(header, lines), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="names, separated by commas")
+    parser.add_argument("--mode", type=choices(MODES), default=list(MODES))
+    parser.add_argument("--precision", type=choices(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for the turns of each row, 5 turns at least")
+    parser.add_argument("--ops", type=int, default=6, help="ops to print of each row; the file has all")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--output", type=Path, default=DOCS / "roofline.json")
+    options = parser.parse_args()
+    peers.check_names(options.models, None)
+    timing.keep_memory()
+    for name, mode, precision in product(options.models, options.mode, options.precision):
+        row = measure(name, mode, precision, options)
+        print_row(row, options.ops)
+        timing.save(options.output, timing.machine(options.device), [row], ("model", "mode", "precision", "batch", "size"))
+
+
+if __name__ == "__main__":
+    main()
