@@ -1,10 +1,10 @@
-"""Memory of RetinaNet on each mixer's s12: writes docs/detection_memory.json and prints the README's table.
+"""Memory of RetinaNet on each mixer's s12: writes docs/detection_memory.json.
 
     python benchmarks/detection_memory.py
 
 As published, 256 channels at strides 8 to 128, float32, every measurement in a process of its own: one image of 800x1216
 in evaluation, and a training step on two of 640x480, AdamW included. Peaks are those of the whole process; "without" is
-what it holds before: torch, timm, torchvision and the weights.
+what it holds before: torch, timm, torchvision and the weights. benchmarks/detection_results.py makes the README's table.
 """
 
 import json
@@ -57,9 +57,6 @@ def main() -> None:
         rows.append(row)
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
-    print("| RetinaNet on s12 with | without | one image of 800x1216 | a training step on two of 640x480 |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {row['mixer']} | {row['without_gib']:.2f} GiB | {row['eval_gib']:.2f} GiB | {row['train_gib']:.2f} GiB |")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
         if named:
             text = classes[label - 1] + (f" {score:.2f}" if score is not None else "")
-            axes.text(x0, y0, text, color="white", fontsize=7, verticalalignment="bottom",
+            high, right = y0 < 14, x0 + 7 * len(text) > image.shape[2]  # a label would be cut off at the edge
+            axes.text(x1 if right else x0, y0, text, color="white", fontsize=7,
+                      verticalalignment="top" if high else "bottom", horizontalalignment="right" if right else "left",
                       bbox=dict(facecolor=colour, edgecolor="none", pad=0.5))
 
 
