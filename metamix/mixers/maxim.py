@@ -24,6 +24,7 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .layers import Dropout
 from .registry import register_mixer
 from .spatial import crop_to, pad_to
 
@@ -69,7 +70,7 @@ class Maxim(nn.Module):
         self.grid = GatedMlp(half, grid_size, grid_gmlp_factor, GRID)
         self.block = GatedMlp(half, block_size, block_gmlp_factor, BLOCK)
         self.fc2 = nn.Conv2d(2 * half, dim, 1)
-        self.drop = nn.Dropout(proj_drop)
+        self.drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .layers import Dropout
 from .registry import nearest, register_mixer
 from .spatial import resize_to
 
@@ -62,14 +63,14 @@ class MinAttn(nn.Module):
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
         self.context = context and tuple(min(c, s) for c, s in zip(context, size))
-        self.attn_drop = attn_drop
+        self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
         if not self.symmetric:
             self.key = nn.Conv2d(dim, dim, 1) if qk == "separate" else nn.Identity()
         self.value = nn.Conv2d(dim, dim, 1) if value else nn.Identity()
         self.proj = nn.Conv2d(dim, dim, 1) if value else nn.Identity()
-        self.drop = nn.Dropout(proj_drop)
+        self.drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         context = x if self.context is None else resize_to(x, self.context, "area")
@@ -78,11 +79,22 @@ class MinAttn(nn.Module):
             k = q if context is x else self.query(context)
         else:
             k = self.key(context)
-        y = F.scaled_dot_product_attention(
-            *(rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, self.value(context))),
-            dropout_p=self.attn_drop if self.training else 0.0,
-        )
+        qkv = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, self.value(context)))
+        y = attention(*qkv, self.attn_drop)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout) -> Tensor:
+    """drop(softmax(q k^T / sqrt(d))) v: (B, n, N, d), (B, n, M, d) twice -> (B, n, N, d).
+
+    torch's fused attention, but for a CPU's 16-bit types, whose kernel for them is several times slower than two matrix
+    products, and for dropout on a CPU, which it does not fuse.
+    """
+    dropping = drop.training and drop.p > 0
+    if q.device.type != "cpu" or (q.dtype.itemsize > 2 and not dropping):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=drop.p if dropping else 0.0)
+    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
+    return torch.matmul(drop(weights), v)
 
 
 class Cholesky(nn.Module):

@@ -13,9 +13,10 @@ in the number of tokens; without one it is quadratic, 2 N * token_dim multiply-a
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import LayerNorm2d, Mlp
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .layers import Dropout, Mlp
 from .registry import register_mixer
 from .spatial import resize_to
 
@@ -45,7 +46,7 @@ class Nin(nn.Module):
         self.token_norm = LayerNorm2d(dim, eps=1e-5)
         self.token_mlp = TokenMlp(self.grid, token_dim or 2 * dim, proj_drop)
         self.channel_norm = LayerNorm2d(dim, eps=1e-5)
-        self.channel_mlp = Mlp(dim, channel_dim or 2 * dim, drop=proj_drop, use_conv=True)
+        self.channel_mlp = Mlp(dim, channel_dim or 2 * dim, drop=proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = resize_to(self.gate(resize_to(x, self.grid, "area")), x.shape[-2:], "bilinear")
@@ -68,9 +69,9 @@ class TokenMlp(nn.Module):
         self.grid = grid
         self.fc1 = nn.Conv2d(1, hidden, grid)  # a kernel as large as the map, so that a checkpoint tells the grid's shape
         self.act = nn.GELU()
-        self.drop1 = nn.Dropout(drop)
+        self.drop1 = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, grid[0] * grid[1], 1)
-        self.drop2 = nn.Dropout(drop)
+        self.drop2 = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import Dropout
 from .registry import nearest, register_mixer
 from .spatial import crop_to, pad_to
 
@@ -109,7 +110,7 @@ class BandMlp(nn.Module):
         transposed = upsample == "transposed"
         self.fc1 = nn.Conv2d(dim_in, hidden, 1)
         self.act = nn.GELU()
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, ff if transposed else dim_out, 1)
         self.up = (
             nn.ConvTranspose2d(ff, dim_out, 4, stride=2, padding=1)

@@ -19,7 +19,6 @@ from timm.layers import (
     DropPath,
     GroupNorm1,
     LayerScale2d,
-    Mlp,
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
     get_act_layer,
@@ -35,6 +34,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.mixers import create_mixer
+from metamix.mixers.layers import Mlp
 from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 
@@ -79,7 +79,7 @@ class Block(nn.Module):
         if mlp_ratio:
             self.tie_norms = tie_norms
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
-            self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, use_conv=True)
+            self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
             for fc in (self.mlp.fc1, self.mlp.fc2):
                 trunc_normal_(fc.weight, std=0.02)
                 nn.init.zeros_(fc.bias)
