@@ -90,8 +90,9 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
         if ranks.main:
             (folder / "summary.json").unlink(missing_ok=True)  # of a schedule that is now longer
             write_text(folder / "recipe.yaml", recipe.to_yaml())
-        engine.fit()
-        finish(engine, run)
+        with engine.stoppable():
+            engine.fit()
+            finish(engine, run)
     except NotFinite as error:
         run.log(f"error: {error}")
         raise

@@ -112,6 +112,12 @@ class Engine:
     def total_steps(self) -> int:
         return self.options.epochs * self.steps_per_epoch
 
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """In it, SIGTERM or Ctrl-C has `fit` and `evaluate` save and raise Stopped; a second one acts at once."""
+        with _signals() as self._signal:
+            yield
+
     def fit(self) -> None:
         """Trains up to the last epoch.
 
@@ -120,9 +126,8 @@ class Engine:
         self._warn_of_batch_norm()
         if self.history:  # the run may have been killed before it wrote what its checkpoint knows
             self.run.record(self.history, last=True)
-        with _signals() as self._signal:
-            while len(self.history) < self.options.epochs:
-                self._epoch(len(self.history))
+        while len(self.history) < self.options.epochs:
+            self._epoch(len(self.history))
 
     def _epoch(self, epoch: int) -> None:
         for _ in self.steps(epoch):
@@ -180,10 +185,14 @@ class Engine:
             self.ema.update(self.step)
 
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Scores of "holdout" or "test" with the last weights or the average ("ema"), and the ranks' states."""
+        """Scores of "holdout" or "test" with the last weights or the average ("ema"), and the ranks' states.
+
+        Raises Stopped at a signal, where there is one process; what was scored until then is scored again later.
+        """
         model = self.ema.module if weights == "ema" else self.model
         self.ranks.broadcast(model.buffers())  # ranks see other batches, so their batch statistics differ
-        return evaluate(self.task, model, self.eval_loaders[split], self.ranks, self.dtype, self.layout)
+        batches = self._until_stopped(self.eval_loaders[split])
+        return evaluate(self.task, model, batches, self.ranks, self.dtype, self.layout)
 
     def save(self) -> None:
         """Writes the checkpoint, unless the weights are spoilt; the previous one is kept until this one is whole."""
@@ -304,15 +313,28 @@ class Engine:
             left=(self.total_steps - self.step) * options.batch_size / speed,
             memory=peak_memory(ranks.device),
         )
-        if stop or save:
-            self.save()
         if stop:
-            self.run.end_epoch()
-            self.run.say(
-                f"stopped at step {self.step} of {self.total_steps}; everything is in "
-                f"{self.run.folder / CHECKPOINT}. The same command goes on from there"
-            )
-            raise Stopped
+            self._stop()
+        if save:
+            self.save()
+
+    def _stop(self) -> None:
+        self.save()
+        self.run.end_epoch()
+        self.run.say(
+            f"stopped at step {self.step} of {self.total_steps}; everything is in "
+            f"{self.run.folder / CHECKPOINT}. The same command goes on from there"
+        )
+        raise Stopped
+
+    def _stop_at_once(self) -> bool:
+        return self.ranks.world == 1 and bool(self._signal)
+
+    def _until_stopped(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            if self._stop_at_once():
+                self._stop()
+            yield batch
 
     def _finish_epoch(self, epoch: int) -> None:
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.lr}
@@ -341,9 +363,6 @@ class Engine:
         now = time.monotonic()
         self._epoch_seconds += now - self._clock
         self._clock = now
-
-    def _stop_at_once(self) -> bool:
-        return self.ranks.world == 1 and bool(self._signal)
 
     def _good(self) -> str:
         if self._last_good is None:

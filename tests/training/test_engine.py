@@ -1,6 +1,8 @@
 """The engine on a task of its own, which has nothing to do with images: what the protocol promises, and no more."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metamix.training.checkpoint import load_checkpoint
-from metamix.training.engine import Engine, NotFinite, train_mode
+from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
 from metamix.training.logging import Run
 from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule
 from metamix.training.ranks import Ranks
@@ -186,6 +188,37 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
     assert straight.history[-1]["train_loss"] == after.history[-1]["train_loss"]
     averages = [torch.cat([weight.flatten() for weight in one.ema.module.parameters()]) for one in (straight, after)]
     assert torch.equal(*averages) and not torch.equal(averages[0], weights(straight))
+
+
+@pytest.mark.parametrize("split, steps", [("holdout", 6), ("test", 12)])
+def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, capsys):
+    """What is scored is lost, and scored again by the run that goes on: to the same bit as one left alone."""
+    straight, before = engine(tmp_path / "a", ema=True), engine(tmp_path / "b", ema=True)
+    straight.fit()
+    scored = []
+
+    def batches():
+        for seed in range(3):
+            scored.append(seed)
+            if seed == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield make_batch(seed, 3)
+
+    before.eval_loaders[split] = batches()
+    with pytest.raises(Stopped), before.stoppable():
+        before.fit()
+        before.evaluate("test")
+    assert scored == [0, 1] and f"stopped at step {steps} of 12; everything is in" in capsys.readouterr().out
+    before.run.close()
+    after = engine(tmp_path / "b", ema=True)
+    assert after.resume() and after.step == steps
+    after.fit()
+    assert torch.equal(weights(straight), weights(after))
+    same = ("step", "lr", "train_loss", "holdout_mean", "holdout_ema_mean")
+    assert [[row[name] for name in same] for row in straight.history] == [
+        [row[name] for name in same] for row in after.history
+    ]
+    assert straight.evaluate("test") == after.evaluate("test")
 
 
 def test_fp16_and_its_scale_are_saved(tmp_path):
