@@ -75,10 +75,10 @@ class TokenMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid
-        x = rearrange(x, "b c h w -> b (h w) 1 c")  # tokens where a 1x1 convolution has its channels
-        x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)
-        x = self.drop2(self.fc2(self.drop1(self.act(x))))
-        return rearrange(x, "b (h w) 1 c -> b c h w", h=h, w=w)
+        x = rearrange(x, "b c h w -> b (h w) c")
+        x = self.drop1(self.act(mix_tokens(x, self.fc1)))
+        x = self.drop2(mix_tokens(x, self.fc2))
+        return rearrange(x, "b (h w) c -> b c h w", h=h, w=w)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Token weights saved for another grid; those that sum over tokens are scaled, so that the sum of a map stays."""
@@ -95,3 +95,9 @@ class TokenMlp(nn.Module):
         bias = rearrange(resample(rearrange(state["fc2.bias"], "(h w) -> 1 1 h w", h=h, w=w)), "1 1 h w -> (h w)")
         scale = h * w / (self.grid[0] * self.grid[1])
         return {"fc1.weight": resample(state["fc1.weight"]) * scale, "fc2.weight": out, "fc2.bias": bias}
+
+
+def mix_tokens(x: Tensor, fc: nn.Conv2d) -> Tensor:
+    """W x + b over the tokens of (B, N, C). A batch of products from the left leaves a channels_last map where it lies."""
+    weight = fc.weight.flatten(1)
+    return torch.baddbmm(fc.bias[:, None], weight.expand(len(x), *weight.shape), x)
