@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "roofline.json")
     options = parser.parse_args()
     peers.check_names(options.models, None)
-    timing.keep_memory()
+    timing.keep_freed_memory()
     for name, mode, precision in product(options.models, options.mode, options.precision):
         row = measure(name, mode, precision, options)
         print_row(row, options.ops)

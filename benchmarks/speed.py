@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--authors", type=Path, help="folder that holds checkouts of the authors' repositories")
     parser.add_argument("--output", type=Path, help="JSON file, docs/speed.json or docs/cases.json by default")
     options = parser.parse_args()
-    timing.keep_memory()
+    timing.keep_freed_memory()
     if options.cases:
         names = [*options.cases, REFERENCE, *(CASES[n].authors for n in options.cases)]
         peers.check_names([n for n in names if options.authors or n not in peers.AUTHORS], options.authors)

@@ -5,11 +5,10 @@ one process, and a comparison is a ratio of two medians of the same turns.
 
 glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides. Where
 it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12. What is
-timed here keeps freed memory (`keep_memory`), as a program does that starts with MALLOC_MMAP_MAX_=0 and
-MALLOC_TRIM_THRESHOLD_=-1 in its environment. Peak memory is that of a process that does not.
+timed here keeps freed memory (`keep_freed_memory`), as train.py does and as any program does that starts with
+MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 in its environment. Peak memory is that of a process that does not.
 """
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -23,6 +22,10 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
+
+from metamix.training.ranks import keep_freed_memory
+
+__all__ = ["keep_freed_memory"]  # for the benchmarks, which call it before they time
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PRECISIONS = ("fp32", "bf16")
@@ -79,15 +82,6 @@ class Subject:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def keep_memory() -> None:
-    """Let this process keep what it frees, where its C library is glibc; see above."""
-    if platform.libc_ver()[0] == "glibc":
-        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)
 
 
 def interleaved(steps: dict[str, Callable[[], None]], seconds: float, least: int = 5) -> dict[str, float]:
