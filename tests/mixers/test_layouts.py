@@ -43,12 +43,7 @@ ALLOWED = {
         ("slice_backward", 0, 4, "the Haar transform's slices along the width put their gradients into contiguous maps"),
         ("convolution_backward", 0, 1, "which is how the gradient of the reduced map arrives"),
     ],
-    "nin": [
-        ("convolution", 1, 0, "the token MLP's tokens are the channels of its convolutions"),
-        ("convolution_backward", 0, 2, "and of their gradients"),
-        ("gelu_backward", 0, 1, "between them"),
-        ("add", 1, 0, "the mixed tokens are added to the channels_last map"),
-    ],
+    "nin": [],
     "minattn": [],
 }
 
