@@ -25,10 +25,8 @@ from metamix.mixers.registry import nearest
 def wavemix(**options) -> nn.Module:
     """The authors' classifier of the package `wavemix`, whose import of a module that numpy 2 lacks needs a stand-in."""
     sys.modules.setdefault("numpy.lib.function_base", SimpleNamespace(hamming=numpy.hamming))
-    try:
-        from wavemix.classification import WaveMix
-    except ImportError as error:
-        raise SystemExit(f"The authors' WaveMix needs the package wavemix ({error}): pip install wavemix") from error
+    from wavemix.classification import WaveMix
+
     return WaveMix(**options)
 
 
@@ -56,6 +54,9 @@ class Checkout:
     parameters: int
     options: dict = field(default_factory=dict)
     script: bool = False
+
+    def path(self, authors: Path) -> Path:
+        return authors / self.repository.split("/")[1] / self.file
 
 
 RAFTMLP_S = [
@@ -90,17 +91,31 @@ def check_names(names: list[str], authors: Path | None) -> None:
     """Refuse, before any work, what cannot be built.
 
     Raises:
-        SystemExit: a name that nobody knows, or one that needs a checkout that is not there.
+        SystemExit: a name that nobody knows, or one whose package or checkout is not there.
     """
     for name in names:
-        if name in AUTHORS:
-            source(name, authors)
-        elif name not in PEERS and not timm.is_model(name):
+        if name not in PEERS and name not in AUTHORS and not timm.is_model(name):
             known = [*timm.list_models(), *PEERS, *AUTHORS]
             raise SystemExit(
                 f"Unknown model {name!r}{nearest(name, known)} Accepted: any model of timm, ours among them, "
                 f"and {', '.join([*PEERS, *AUTHORS])}."
             )
+        if need := lacks(name, authors):
+            raise SystemExit(f"{name} {need}.")
+
+
+def lacks(name: str, authors: Path | None) -> str | None:
+    """What is missing to build `name`, and what to do, as the rest of a sentence; None where nothing is."""
+    if name.startswith("authors_wavemix") and importlib.util.find_spec("wavemix") is None:
+        return "needs the package wavemix: pip install wavemix"
+    if name not in AUTHORS:
+        return None
+    checkout = AUTHORS[name]
+    if authors is None:
+        return f"is the authors' own code: clone {checkout.repository} and give its parent folder as --authors"
+    if not checkout.path(authors).is_file():
+        return f"needs {checkout.path(authors)}, which is not there: clone {checkout.repository} into {authors}"
+    return None
 
 
 def ours(name: str) -> bool:
@@ -118,20 +133,9 @@ def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
     return timm.create_model(name, **(dict(img_size=size) if sized else {}))
 
 
-def source(name: str, authors: Path | None) -> Path:
-    """The file of the checkout that `name` is in."""
-    checkout = AUTHORS[name]
-    folder = checkout.repository.split("/")[1]
-    if authors is None:
-        raise SystemExit(f"{name} is the authors' own code: clone {checkout.repository} and give its parent folder as --authors.")
-    path = authors / folder / checkout.file
-    if not path.is_file():
-        raise SystemExit(f"{name} needs {path}, which is not there: clone {checkout.repository} into {authors}.")
-    return path
-
-
 def from_checkout(name: str, authors: Path | None) -> nn.Module:
-    checkout, path = AUTHORS[name], source(name, authors)
+    checkout = AUTHORS[name]
+    path = checkout.path(authors)
     for folder in (path.parents[checkout.file.count("/")], path.parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))

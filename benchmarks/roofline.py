@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 import peers
 import timing
 from metamix.models import count_macs
+from metamix.training.ranks import keep_freed_memory
 from speed import MODELS, choices
 from timing import DOCS, MODES, PRECISIONS, Subject, table
 
@@ -243,7 +244,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "roofline.json")
     options = parser.parse_args()
     peers.check_names(options.models, None)
-    timing.keep_freed_memory()
+    keep_freed_memory()
     for name, mode, precision in product(options.models, options.mode, options.precision):
         row = measure(name, mode, precision, options)
         print_row(row, options.ops)

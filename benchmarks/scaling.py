@@ -21,6 +21,7 @@ import torch
 import peers
 import timing
 from metamix.mixers import list_mixers
+from metamix.training.ranks import keep_freed_memory
 from speed import choices
 from timing import DOCS, Subject, table
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for all mixers at one size, 5 turns at least")
     parser.add_argument("--output", type=Path, default=DOCS / "scaling.json", help="the picture lies beside it")
     options = parser.parse_args()
-    timing.keep_freed_memory()
+    keep_freed_memory()
     rows = timing.save(options.output, timing.machine(), measure(options.mixers, options.seconds), ("mixer", "size"))
     found = curves(rows)
     print_tables(found)

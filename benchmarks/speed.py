@@ -22,6 +22,7 @@ import torch
 
 import peers
 import timing
+from metamix.training.ranks import keep_freed_memory
 from timing import DOCS, FORMATS, MODES, PRECISIONS, Subject, table
 
 REFERENCE = "poolformer_s12"
@@ -143,21 +144,25 @@ def run_models(options: argparse.Namespace) -> None:
 
 
 def run_cases(options: argparse.Namespace) -> None:
-    rows = []
+    rows, missing = [], []
     for name in options.cases:
         case, bench = CASES[name], Bench(options)
-        at_hand = case.authors not in peers.AUTHORS or options.authors
-        models = {name: (case.batch, case.size), REFERENCE: (8, 224)} | ({case.authors: (case.batch, case.size)} if at_hand else {})
+        need = peers.lacks(case.authors, options.authors)
+        models = {name: (case.batch, case.size), REFERENCE: (8, 224)} | ({case.authors: (case.batch, case.size)} if not need else {})
         for mode, precision in product(options.mode, options.precision):
             found = bench.measure([(n, *shape) for n, shape in models.items()], mode, precision, options.seconds * len(models))
             rows.append(case_row(name, mode, precision, found))
             if (mode, precision) == ("train", "fp32"):
                 rows[-1]["mib"] = bench.peak_mib(name, case.batch, case.size, precision)
-                if at_hand:
+                if not need:
                     rows[-1]["authors_mib"] = bench.peak_mib(case.authors, case.batch, case.size, precision)
             print_case(rows[-1], header=len(rows) == 1)
+        if need:
+            missing.append(f"{case.authors} {need}.")
     path = options.output or DOCS / "cases.json"
     timing.save(path, timing.machine(options.device), rows, ("case", "mode", "precision"))
+    if missing:
+        print("\nNot timed here:", *missing, sep="\n")
 
 
 def case_row(name: str, mode: str, precision: str, found: dict[str, dict]) -> dict:
@@ -220,10 +225,10 @@ def main() -> None:
     parser.add_argument("--authors", type=Path, help="folder that holds checkouts of the authors' repositories")
     parser.add_argument("--output", type=Path, help="JSON file, docs/speed.json or docs/cases.json by default")
     options = parser.parse_args()
-    timing.keep_freed_memory()
+    keep_freed_memory()
     if options.cases:
-        names = [*options.cases, REFERENCE, *(CASES[n].authors for n in options.cases)]
-        peers.check_names([n for n in names if options.authors or n not in peers.AUTHORS], options.authors)
+        if options.authors:
+            peers.check_names([CASES[name].authors for name in options.cases], options.authors)
         run_cases(options)
     else:
         peers.check_names([options.reference, *options.models], options.authors)

@@ -5,7 +5,7 @@ one process, and a comparison is a ratio of two medians of the same turns.
 
 glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides. Where
 it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12. What is
-timed here keeps freed memory (`keep_freed_memory`), as train.py does and as any program does that starts with
+timed here keeps freed memory (`metamix.training.ranks`), as train.py does and as any program does that starts with
 MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 in its environment. Peak memory is that of a process that does not.
 """
 
@@ -22,10 +22,6 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-
-from metamix.training.ranks import keep_freed_memory
-
-__all__ = ["keep_freed_memory"]  # for the benchmarks, which call it before they time
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PRECISIONS = ("fp32", "bf16")

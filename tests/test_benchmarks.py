@@ -103,7 +103,10 @@ def test_unknown_names_are_refused():
         speed.choices(timing.PRECISIONS)("fp32,fp16")
 
 
-def test_missing_checkouts_are_refused(tmp_path):
+def test_what_is_missing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="authors_wavemix_144_7 needs the package wavemix: pip install wavemix."):
+        peers.check_names(["authors_wavemix_144_7"], None)
     with pytest.raises(SystemExit, match="clone okojoalg/raft-mlp and give its parent folder as --authors"):
         peers.check_names(["authors_raftmlp_s"], None)
     with pytest.raises(SystemExit, match="raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"):
