@@ -1,4 +1,4 @@
-"""Models by name: any of timm, ours among them; what `PEERS` builds from packages; what `AUTHORS` builds from checkouts.
+"""Models by name: any of timm, ours among them; those of `PEERS`, from packages; those of `AUTHORS`, from checkouts.
 
 Checkouts are folders under the path given as --authors, by the names of their repositories. What is imported, and the
 arguments of each constructor, are those that the golden tensors of tests/goldens were made with.
@@ -23,15 +23,15 @@ from metamix.mixers.registry import nearest
 
 
 def wavemix(**options) -> nn.Module:
-    """The authors' classifier of the package `wavemix`, whose import of a module that numpy 2 lacks needs a stand-in."""
+    """The authors' classifier of the package `wavemix`, which imports what numpy 2 lacks: hence a stand-in."""
     sys.modules.setdefault("numpy.lib.function_base", SimpleNamespace(hamming=numpy.hamming))
     from wavemix.classification import WaveMix
 
     return WaveMix(**options)
 
 
-# timm has no ConvMixer near PoolFormer-S12's 1.81 G multiply-adds: this one has 1.79 G. `vit_xsmall_patch16_clip_224` is
-# the ViT of timm that has about as many.
+# timm has no ConvMixer near PoolFormer-S12's 1.81 G multiply-adds: this one has 1.79 G. `vit_xsmall_patch16_clip_224`
+# is the ViT of timm that has about as many.
 PEERS: dict[str, Callable[[], nn.Module]] = {
     "convmixer_768_10": lambda: ConvMixer(dim=768, depth=10, kernel_size=9, patch_size=14),
     "authors_wavemix_192_16": lambda: wavemix(depth=16, final_dim=192, ff_channel=192, level=1, patch_size=4),
@@ -70,19 +70,26 @@ AUTHORS = {
     ),
     "authors_raftmlp_s": Checkout(
         "okojoalg/raft-mlp", "libs/models.py", "RaftMLP", 9_868_768,
-        dict(layers=RAFTMLP_S, embedding_type="emb_cross_mlp", shortcut=False, pretrained_image_size=224, num_classes=1000,
-             in_channels=3, token_expansion_factor=2, channel_expansion_factor=4, token_mixing_type="ser_pm"),
+        dict(
+            layers=RAFTMLP_S, embedding_type="emb_cross_mlp", shortcut=False, in_channels=3, pretrained_image_size=224,
+            num_classes=1000, token_expansion_factor=2, channel_expansion_factor=4, token_mixing_type="ser_pm",
+        ),
     ),
     "authors_ninformer_cifar": Checkout(
         "Abdullah-88/NiNformer", "train.py", "NiNformerImageClassification", 2_652_170,
-        dict(image_size=32, patch_size=4, in_channels=3, num_classes=10, d_model=256, d_ffn=512, seq_len=64, num_layers=4,
-             dropout=0.5),
+        dict(
+            image_size=32, patch_size=4, in_channels=3, num_classes=10, d_model=256, d_ffn=512, seq_len=64,
+            num_layers=4, dropout=0.5,
+        ),
         script=True,
     ),
     "authors_minattn_symmetric_nomlp_h4_cifar": Checkout(
-        "Abdennacer-Badaoui/Reducing_the_Transformer_Architecture_to_a_Minimum", "src/modules.py", "ReducedTransformer", 68_874,
-        dict(embed_dim=64, num_heads=4, num_layers=6, n_classes=10, patch_size=8, num_patches=16, dropout=0.1, in_channels=3,
-             include_mlp=False, modification="symmetry"),
+        "Abdennacer-Badaoui/Reducing_the_Transformer_Architecture_to_a_Minimum", "src/modules.py", "ReducedTransformer",
+        68_874,
+        dict(
+            embed_dim=64, num_heads=4, num_layers=6, n_classes=10, patch_size=8, num_patches=16, dropout=0.1,
+            in_channels=3, include_mlp=False, modification="symmetry",
+        ),
     ),
 }  # fmt: skip
 
@@ -162,6 +169,8 @@ def load(name: str, path: Path, script: bool) -> ModuleType:
     sys.modules[name] = module
     tree = ast.parse(path.read_text(), str(path))
     if script:
-        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+        tree.body = [
+            node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+        ]
     exec(compile(tree, str(path), "exec"), module.__dict__)
     return module

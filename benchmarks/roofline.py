@@ -7,9 +7,9 @@ The roof is measured in the same turns as the model: a matrix product, the same 
 convolution (both in channels_last) and a copy of a map that the processor's cache holds. A model's GFLOP/s are
 2 * MACs * images (3 times that in training) over the median of its steps; its share is of the faster convolution.
 
-Then each op that computes is timed alone, below autograd, with its floating-point operations and the bytes of the tensors
-that it takes and returns. Its roof is the larger of the two times that these need at the convolution's and the copy's
-speed; what it takes longer is `lost`, and ops are listed by that. An op that the cache serves twice may pass its roof.
+Then each op that computes is timed alone, below autograd, with its floating-point operations and the bytes of the
+tensors that it takes and returns. Its roof is the larger of the two times that these need at the convolution's and the
+copy's speed; what it takes longer is `lost`, and ops are listed by that. An op whose maps the cache holds may pass it.
 """
 
 import argparse
@@ -40,7 +40,10 @@ PARTS = {
     "norms": ("norm", "norm1", "norm2"),
     "embeddings": ("stem", "downsample", "patch_embed"),
 }
-FIRST = ("stem", "patch_embed")  # images have no gradient that would tell the end of a backward pass: it is the step's own
+FIRST = (
+    "stem",
+    "patch_embed",
+)  # images have no gradient that would tell the end of a backward pass: it is the step's own
 
 
 def roofs(precision: str, device: str) -> dict[str, tuple]:
@@ -157,7 +160,7 @@ def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
 
 
 def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
-    """`ops` summed over shapes and sorted by what each loses: milliseconds above what FLOP and bytes need at these rates.
+    """`ops` summed over shapes, sorted by what each loses: milliseconds above what FLOP and bytes need at these rates.
 
     `slowest` are the shapes, of those summed, that lose most.
     """
@@ -165,7 +168,9 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
     for op in ops:
         roof = 1000 * max(op["flop"] / flops, op["bytes"] / bandwidth)
         key = op["part"], op["op"]
-        row = sums.setdefault(key, dict(part=op["part"], op=op["op"], calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest=""))
+        row = sums.setdefault(
+            key, dict(part=op["part"], op=op["op"], calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest="")
+        )
         for name in ("calls", "ms", "flop", "bytes"):
             row[name] += op[name]
         row["roof_ms"] += roof
@@ -176,7 +181,12 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
     for row in sorted(sums.values(), key=lambda row: row["roof_ms"] - row["ms"]):
         flop, nbytes, ms = row.pop("flop"), row.pop("bytes"), row.pop("ms")
         roof, _, slowest = row.pop("roof_ms"), row.pop("most"), row.pop("slowest")
-        row |= dict(ms=round(ms, 3), share=round(ms / total, 4), gflops=round(flop / ms / 1e6, 1), gbytes=round(nbytes / ms / 1e6, 1))
+        row |= dict(
+            ms=round(ms, 3),
+            share=round(ms / total, 4),
+            gflops=round(flop / ms / 1e6, 1),
+            gbytes=round(nbytes / ms / 1e6, 1),
+        )
         rows.append(row | dict(of_roof=round(roof / ms, 3), lost_ms=round(ms - roof, 3), slowest=slowest))
     return rows
 
@@ -189,7 +199,8 @@ def measure(name: str, mode: str, precision: str, options: argparse.Namespace) -
     seconds = timing.interleaved(steps, options.seconds)
     rates = {what: amount / seconds[what] for what, (_, amount) in roof.items()}
     convolution = max(rates["conv 1x1"], rates["conv 3x3"])
-    flop = 2 * count_macs(subject.model, tuple(subject.images.shape[1:])) * options.batch * (3 if mode == "train" else 1)
+    macs = count_macs(subject.model, tuple(subject.images.shape[1:])) * options.batch
+    flop = 2 * macs * {"infer": 1, "train": 3}[mode]
     ops = time_ops(subject, mode, precision)
     nbytes = sum(op["bytes"] for op in ops)
     spent = sum(op["ms"] for op in ops)
@@ -219,21 +230,27 @@ def print_row(row: dict, ops: int) -> None:
     roofs = ", ".join(f"{what} {rate:.0f}" for what, rate in row["roofs"].items())
     parts = ", ".join(f"{part} {share:.0%}" for part, share in row["parts"].items())
     print(
-        f"\n{row['model']}, {row['mode']}, {row['precision']}, {row['batch']} images of {row['size']} pixels: {row['ms']:.1f} ms\n"
-        f"{row['gflops']:.0f} GFLOP/s: {row['of_convolution']:.0%} of convolution, {row['of_matrix_product']:.0%} of the matrix "
-        f"product; {row['gbytes']:.0f} GB/s: {row['of_copy']:.0%} of the copy\nroofs, GFLOP/s and GB/s: {roofs}\ntime: {parts}\n"
+        f"\n{row['model']}, {row['mode']}, {row['precision']}, {row['batch']} images of {row['size']} pixels: "
+        f"{row['ms']:.1f} ms\n"
+        f"{row['gflops']:.0f} GFLOP/s: {row['of_convolution']:.0%} of convolution, "
+        f"{row['of_matrix_product']:.0%} of the matrix product; {row['gbytes']:.0f} GB/s: {row['of_copy']:.0%} of the copy\n"
+        f"roofs, GFLOP/s and GB/s: {roofs}\n"
+        f"time: {parts}\n"
     )
-    header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of its roof", "lost, ms", "shapes that lose most"]
-    lines = []
-    for op in row["ops"][:ops]:
-        lines.append([op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}"])
-        lines[-1] += [f"{op['gflops']:.0f}", f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]]
+    header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of roof", "lost, ms", "shapes that lose most"]
+    lines = [
+        [op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}", f"{op['gflops']:.0f}"]
+        + [f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]]
+        for op in row["ops"][:ops]
+    ]
     print(table(header, lines), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="names, separated by commas")
+    parser.add_argument(
+        "--models", type=lambda s: s.split(","), default=list(MODELS), help="names, separated by commas"
+    )
     parser.add_argument("--mode", type=choices(MODES), default=list(MODES))
     parser.add_argument("--precision", type=choices(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--batch", type=int, default=8)
@@ -248,7 +265,9 @@ def main() -> None:
     for name, mode, precision in product(options.models, options.mode, options.precision):
         row = measure(name, mode, precision, options)
         print_row(row, options.ops)
-        timing.save(options.output, timing.machine(options.device), [row], ("model", "mode", "precision", "batch", "size"))
+        timing.save(
+            options.output, timing.machine(options.device), [row], ("model", "mode", "precision", "batch", "size")
+        )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
     python benchmarks/scaling.py --mixers raft,nin      these anew; the others are kept from the file
 
 `metaformer_<mixer>_s12` as it is, made for 224 pixels, on images of each size: inference, batch 1, fp32, channels_last.
-Time is the median of turns that all mixers take at one size. Memory is what the largest pass so far added to the peak of a
-process that holds torch and the weights, sizes in rising order, one process for each mixer.
+Time is the median of turns that all mixers take at one size. Memory is what the largest pass so far added to the peak
+of a process that holds torch and the weights, sizes in rising order, one process for each mixer.
 
-The exponent is the slope of a straight line through the logarithms, least squares, over the number of pixels from 224 x 224
-on: 1 is linear, 2 is quadratic. Below that size what costs the same for any image tells more.
+The exponent is the slope of a straight line through the logarithms, least squares, over the number of pixels from 224 x
+224 on: 1 is linear, 2 is quadratic. Below that size what costs the same for any image tells more.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from timing import DOCS, Subject, table
 
 SIZES = (32, 64, 128, 224, 256, 512, 1024)
 FIT_FROM = 224
-COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # told apart by the colour-blind
+COLOURS = "black", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"  # told apart by the colour-blind
 
 
 def subject(mixer: str, size: int) -> Subject:
@@ -77,7 +77,8 @@ def print_tables(curves: dict[str, dict]) -> None:
     for key, what, digits in (("ms", "time", 1), ("mib", "memory", 0)):
         unit = {"ms": "ms", "mib": "MiB"}[key]
         header = [f"s12 with, {unit}", *(str(size) for size in SIZES), "exponent"]
-        print(table(header, [[m, *(f"{v:.{digits}f}" for v in c[key]), f"{c[what]:.2f}"] for m, c in curves.items()]) + "\n")
+        lines = [[m, *(f"{v:.{digits}f}" for v in c[key]), f"{c[what]:.2f}"] for m, c in curves.items()]
+        print(table(header, lines) + "\n")
 
 
 def draw(curves: dict[str, dict], path: Path) -> None:
@@ -89,7 +90,8 @@ def draw(curves: dict[str, dict], path: Path) -> None:
 
     pyplot.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 5), layout="constrained")
-    for axis, key, what, title in zip(axes, ("ms", "mib"), ("time", "memory"), ("time, ms", "memory above the weights, MiB")):
+    panels = ("ms", "time", "time, ms"), ("mib", "memory", "memory above the weights, MiB")
+    for axis, (key, what, title) in zip(axes, panels):
         for colour, (mixer, curve) in zip(COLOURS, curves.items()):
             label = f"{mixer}, {curve[what]:.2f}"
             axis.plot(curve["sizes"], curve[key], marker="o", markersize=4, linewidth=1.8, color=colour, label=label)

@@ -1,16 +1,17 @@
 """Speed of models beside each other: medians of interleaved runs, ratios to a reference, peak memory of training.
 
     python benchmarks/speed.py --models metaformer_raft_s12,poolformer_s12,mixer_b16_224,convmixer_768_10
-    python benchmarks/speed.py --cases                      every published model against its authors' code, docs/cases.json
+    python benchmarks/speed.py --cases                 every published model against its authors' code, docs/cases.json
     python benchmarks/speed.py --cases raftmlp_s,ninformer_cifar --mode infer --precision fp32
 
-`--models` takes any name of timm, ours among them, and those of benchmarks/peers.py; it writes docs/speed.json. `--cases`
-times our models, the authors' code where it is at hand, and timm's poolformer_s12, by which it rescales what the authors'
-code took on the machine of `CASES`. What a step of inference or training is: `Subject` in benchmarks/timing.py.
+`--models` takes any name of timm, ours among them, and those of benchmarks/peers.py; it writes docs/speed.json.
+`--cases` times our models, the authors' code where it is at hand, and timm's poolformer_s12, by which it rescales what
+the authors' code took on the machine of `CASES`. What a step of inference or training is: `Subject` in
+benchmarks/timing.py.
 
-Our models run in channels_last, the others in the memory format in which a short trial found them faster. Peak memory is
-that of three training steps in a process of its own, above what it held after its imports. Results of parts of a run, by
-`--models`, `--cases NAMES`, `--mode` or `--precision`, are kept side by side in the file.
+Our models run in channels_last, the others in the memory format in which a short trial found them faster. Peak memory
+is that of three training steps in a process of its own, above what it held after its imports. Results of parts of a
+run, by `--models`, `--cases NAMES`, `--mode` or `--precision`, are kept side by side in the file.
 """
 
 import argparse
@@ -27,13 +28,16 @@ from timing import DOCS, FORMATS, MODES, PRECISIONS, Subject, table
 
 REFERENCE = "poolformer_s12"
 PEERS = ("poolformer_s12", "mixer_b16_224", "convmixer_768_10", "vit_xsmall_patch16_clip_224")
-MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"))
+MODELS = tuple(
+    f"metaformer_{mixer}_s12" for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A published model in our code and its authors', and what theirs took: milliseconds by (mode, precision), None where it
-    fails, and MiB of fp32 training, on two cores of an AMD EPYC with torch 2.13; `asked` is the ratio that ours should reach."""
+    """A published model in our code and its authors', and what theirs took: milliseconds by (mode, precision), None
+    where it fails, and MiB of fp32 training, on two cores of an AMD EPYC with torch 2.13; `asked` is the ratio that
+    ours should reach."""
 
     authors: str
     size: int
@@ -74,7 +78,8 @@ class Bench:
         key = name, batch, size, memory_format
         if key not in self.subjects:
             torch.manual_seed(0)
-            self.subjects[key] = Subject(peers.create(name, size, self.authors), batch, size, memory_format, self.device)
+            model = peers.create(name, size, self.authors)
+            self.subjects[key] = Subject(model, batch, size, memory_format, self.device)
         return self.subjects[key]
 
     def format(self, name: str, batch: int, size: int, mode: str, precision: str) -> str:
@@ -88,8 +93,8 @@ class Bench:
             self.formats[key] = min(seconds, key=seconds.get)
         return self.formats[key]
 
-    def measure(self, models: list[tuple[str, int, int]], mode: str, precision: str, seconds: float) -> dict[str, dict]:
-        """{name: {"format", "ms", "compiled_ms"}} of (name, batch, size), all in turns; a peer that fails is left out."""
+    def measure(self, models: list[tuple], mode: str, precision: str, seconds: float) -> dict[str, dict]:
+        """{name: {"format", "ms", "compiled_ms"}} of (name, batch, size), in turns; a peer that fails is left out."""
         steps, found = {}, {}
         for name, batch, size in models:
             try:
@@ -111,7 +116,9 @@ class Bench:
 
     def peak_mib(self, name: str, batch: int, size: int, precision: str) -> int:
         memory_format = self.format(name, batch, size, "train", precision)
-        return timing.in_fresh_process(training_mib, name, batch, size, precision, memory_format, self.device, self.authors)
+        return timing.in_fresh_process(
+            training_mib, name, batch, size, precision, memory_format, self.device, self.authors
+        )
 
 
 def training_mib(name, batch, size, precision, memory_format, device, authors) -> int:
@@ -127,7 +134,10 @@ def run_models(options: argparse.Namespace) -> None:
     bench, rows = Bench(options), []
     names = list(dict.fromkeys([options.reference, *options.models]))
     for mode, precision in product(options.mode, options.precision):
-        found = bench.measure([(n, options.batch, options.size) for n in names], mode, precision, options.seconds * len(names))
+        models = [(name, options.batch, options.size) for name in names]
+        found = bench.measure(models, mode, precision, options.seconds * len(models))
+        if options.reference not in found:
+            continue
         for name, cell in found.items():
             row = dict(model=name, mode=mode, precision=precision, batch=options.batch, size=options.size, **cell)
             row |= dict(reference=options.reference, ratio=round(found[options.reference]["ms"] / cell["ms"], 3))
@@ -148,9 +158,11 @@ def run_cases(options: argparse.Namespace) -> None:
     for name in options.cases:
         case, bench = CASES[name], Bench(options)
         need = peers.lacks(case.authors, options.authors)
-        models = {name: (case.batch, case.size), REFERENCE: (8, 224)} | ({case.authors: (case.batch, case.size)} if not need else {})
+        models = {(name, case.batch, case.size), (REFERENCE, 8, 224)}
+        if not need:
+            models.add((case.authors, case.batch, case.size))
         for mode, precision in product(options.mode, options.precision):
-            found = bench.measure([(n, *shape) for n, shape in models.items()], mode, precision, options.seconds * len(models))
+            found = bench.measure(sorted(models), mode, precision, options.seconds * len(models))
             rows.append(case_row(name, mode, precision, found))
             if (mode, precision) == ("train", "fp32"):
                 rows[-1]["mib"] = bench.peak_mib(name, case.batch, case.size, precision)
@@ -166,13 +178,15 @@ def run_cases(options: argparse.Namespace) -> None:
 
 
 def case_row(name: str, mode: str, precision: str, found: dict[str, dict]) -> dict:
-    """What was found of a case, beside what was asked: `ratio` is the authors' time over ours, of their code in this run where it
-    ran, else of their time elsewhere, rescaled by how fast the reference is here."""
+    """What was found of a case, beside what was asked: `ratio` is the authors' time over ours, of their code in this
+    run where it ran, else of their time elsewhere, rescaled by how fast the reference is here."""
     case, ours, here = CASES[name], found[name], found[REFERENCE]["ms"]
     elsewhere = case.milliseconds[mode, precision]
     rescaled = elsewhere and elsewhere * here / CASES["metaformer_pooling_s12"].milliseconds[mode, precision]
     measured = found.get(case.authors, {}).get("ms")
-    row = dict(case=name, mode=mode, precision=precision, batch=case.batch, size=case.size, ms=ours["ms"], reference_ms=here)
+    row = dict(
+        case=name, mode=mode, precision=precision, batch=case.batch, size=case.size, ms=ours["ms"], reference_ms=here
+    )
     if "compiled_ms" in ours:
         row["compiled_ms"] = ours["compiled_ms"]
     row |= dict(listed_ms=elsewhere, rescaled_ms=rescaled and round(rescaled, 3), authors_ms=measured)
@@ -202,7 +216,9 @@ def choices(accepted: tuple[str, ...]):
         given = words.split(",")
         for word in given:
             if word not in accepted:
-                raise argparse.ArgumentTypeError(f"{word!r}{peers.nearest(word, accepted)} Accepted: {', '.join(accepted)}.")
+                raise argparse.ArgumentTypeError(
+                    f"{word!r}{peers.nearest(word, accepted)} Accepted: {', '.join(accepted)}."
+                )
         return given
 
     return parse
@@ -210,17 +226,19 @@ def choices(accepted: tuple[str, ...]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda s: s.split(","), default=[*MODELS, *PEERS], help="names, separated by commas")
+    parser.add_argument(
+        "--models", type=lambda s: s.split(","), default=[*MODELS, *PEERS], help="names, separated by commas"
+    )
     parser.add_argument(
         "--cases", type=choices(tuple(CASES)), nargs="?", const=list(CASES), help="the table of cases, or these of it"
     )
     parser.add_argument("--mode", type=choices(MODES), default=list(MODES))
     parser.add_argument("--precision", type=choices(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--compile", action="store_true", help="time torch.compile of each model too, beside the eager one")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile of each model too, beside eager")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels")
     parser.add_argument("--reference", default=REFERENCE, help="the model that ratios are to")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each model, mode and precision, 5 turns at least")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each model and cell, 5 turns at least")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--authors", type=Path, help="folder that holds checkouts of the authors' repositories")
     parser.add_argument("--output", type=Path, help="JSON file, docs/speed.json or docs/cases.json by default")

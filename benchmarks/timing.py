@@ -1,12 +1,12 @@
-"""What the benchmarks share: models ready to be timed, interleaved medians, peak memory of a fresh process, result files.
+"""What the benchmarks share: models ready to be timed, interleaved medians, peak memory of a process, result files.
 
-Times of one machine wander by a tenth and more from one minute to the next. So what is compared is timed in turns within
-one process, and a comparison is a ratio of two medians of the same turns.
+Times of one machine wander by a tenth and more from one minute to the next. So what is compared is timed in turns
+within one process, and a comparison is a ratio of two medians of the same turns.
 
-glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides. Where
-it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12. What is
-timed here keeps freed memory (`metamix.training.ranks`), as train.py does and as any program does that starts with
-MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 in its environment. Peak memory is that of a process that does not.
+glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides.
+Where it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12.
+What is timed here keeps freed memory (`metamix.training.ranks`), as train.py does and as any program does that starts
+with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 in its environment. Peak memory is that of other processes.
 """
 
 import json
@@ -34,8 +34,8 @@ class Subject:
     """A model and its images in one memory format. Images and labels are random, the same for all.
 
     A step of inference is the forward pass under `torch.inference_mode`. A training step is the forward pass, the cross
-    entropy, the backward pass, SGD's update of every parameter (without momentum) and the clearing of gradients. bf16 is
-    autocast; weights and their gradients stay fp32.
+    entropy, the backward pass, SGD's update of every parameter (without momentum) and the clearing of gradients. bf16
+    is autocast; weights and their gradients stay fp32.
     """
 
     def __init__(self, model: torch.nn.Module, batch: int, size: int, memory_format: str, device: str = "cpu"):
@@ -49,7 +49,9 @@ class Subject:
         self.compiled = None
         self.device = device
 
-    def step(self, mode: str, precision: str, compiled: bool = False, no_grad=torch.inference_mode) -> Callable[[], None]:
+    def step(
+        self, mode: str, precision: str, compiled: bool = False, no_grad=torch.inference_mode
+    ) -> Callable[[], None]:
         """A function without arguments that makes one step, to its end on a GPU too; `no_grad` is for inference."""
         if compiled and self.compiled is None:
             self.compiled = torch.compile(self.model)
@@ -111,7 +113,7 @@ def in_fresh_process(function: Callable, *args):
 def memory_mib(peak: bool = True, device: str = "cpu") -> float:
     """MiB of this process, or of its tensors on a GPU: the most there were so far, or those now.
 
-    Linux keeps the peak by address space. `getrusage` would also count what the parent held when it started this process.
+    Linux keeps the peak by address space; `getrusage` would also count what the parent held when this one started.
     """
     if device == "cuda":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20

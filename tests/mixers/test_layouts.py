@@ -1,8 +1,9 @@
 """Copies and changes of layout in one block of each mixer, counted by op: what a later edit must not bring back.
 
-Maps are in channels_last, where convolutions, norms and pooling are fast. A copy is a `clone`, `_to_copy` or `copy_` of a map;
-a change of layout is an op that computes and whose maps, given and returned, do not all have the same innermost dimension:
-it reads or writes one of them in strides. Views cost nothing and are not counted. Counts, not times, so the machine is free.
+Maps are in channels_last, where convolutions, norms and pooling are fast. A copy is a `clone`, `_to_copy` or `copy_` of
+a map; a change of layout is an op that computes and whose maps, given and returned, do not all have the same innermost
+dimension: it reads or writes one of them in strides. Views cost nothing and are not counted. Counts, not times, so the
+machine is free.
 """
 
 from collections import Counter
@@ -16,11 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from metamix.mixers import list_mixers
 
-BATCH, DIM, SIZE = 3, 64, 28  # no parameter has a first dimension of 3; the family's grids of 14 x 14 are smaller than the map
+# No parameter has a first dimension of 3, and the family's grids of 14 x 14 are smaller than the map.
+BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
-# (op, times in the forward pass, times in the backward pass, why). An op that is not listed may not occur. Where an edit makes
-# a count smaller the test says so, and the new count belongs here.
+# (op, times in the forward pass, times in the backward pass, why). An op that is not listed may not occur. Where an
+# edit makes a count smaller the test says so, and the new count belongs here.
 ALLOWED = {
     "identity": [],
     "pooling": [],
@@ -40,7 +42,7 @@ ALLOWED = {
         ("native_layer_norm_backward", 0, 2, "the gradient of the sets comes back contiguous"),
     ],
     "wavemix": [
-        ("slice_backward", 0, 4, "the Haar transform's slices along the width put their gradients into contiguous maps"),
+        ("slice_backward", 0, 4, "the Haar transform's slices along the width have contiguous maps as gradients"),
         ("convolution_backward", 0, 1, "which is how the gradient of the reduced map arrives"),
     ],
     "nin": [],
@@ -104,7 +106,9 @@ def problems(block: nn.Module, mixer: str) -> list[str]:
         for op in sorted(counts.keys() | allowed.keys()):
             times, least = counts[op], allowed.get(op, (0, 0))[i]
             if times > least:
-                lines.append(f"{mixer}, {which}: {op} copies a map or changes its layout, {times} where {least} are allowed")
+                lines.append(
+                    f"{mixer}, {which}: {op} copies a map or changes its layout, {times} where {least} are allowed"
+                )
             elif times < least:
                 lines.append(f"{mixer}, {which}: {op}, {times} where {least} are allowed: lower the number in ALLOWED")
     return lines
