@@ -233,7 +233,8 @@ def print_row(row: dict, ops: int) -> None:
         f"\n{row['model']}, {row['mode']}, {row['precision']}, {row['batch']} images of {row['size']} pixels: "
         f"{row['ms']:.1f} ms\n"
         f"{row['gflops']:.0f} GFLOP/s: {row['of_convolution']:.0%} of convolution, "
-        f"{row['of_matrix_product']:.0%} of the matrix product; {row['gbytes']:.0f} GB/s: {row['of_copy']:.0%} of the copy\n"
+        f"{row['of_matrix_product']:.0%} of the matrix product; "
+        f"{row['gbytes']:.0f} GB/s: {row['of_copy']:.0%} of the copy\n"
         f"roofs, GFLOP/s and GB/s: {roofs}\n"
         f"time: {parts}\n"
     )

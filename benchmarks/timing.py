@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -85,23 +86,36 @@ class Subject:
 def interleaved(steps: dict[str, Callable[[], None]], seconds: float, least: int = 5) -> dict[str, float]:
     """Median seconds of each of `steps`, called in turns for about `seconds` in all and at least `least` turns each.
 
-    Each is called once before, untimed.
+    Each is called once before, untimed. Says so where other programs were at work meanwhile.
     """
     times = {name: [] for name in steps}
     for step in steps.values():
         step()
-    end = time.perf_counter() + seconds
+    start, others = time.perf_counter(), others_seconds()
+    end = start + seconds
     turns = 0
     while turns < least or time.perf_counter() < end:
         for name, step in steps.items():
             spent = 0.0
             while spent < TURN:
-                start = time.perf_counter()
+                began = time.perf_counter()
                 step()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.perf_counter() - began)
                 spent += times[name][-1]
         turns += 1
+    share = (others_seconds() - others) / (time.perf_counter() - start) / os.cpu_count()
+    if share > 0.1:
+        print(f"Other programs took {share:.0%} of the processor meanwhile: measure again.", file=sys.stderr)
     return {name: median(spent) for name, spent in times.items()}
+
+
+def others_seconds() -> float:
+    """Processor time since the start of the machine that was not idle and not this process's, as Linux tells it."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    user, nice, system, _idle, _iowait, *others = map(int, path.read_text().splitlines()[0].split()[1:9])
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def in_fresh_process(function: Callable, *args):

@@ -33,6 +33,14 @@ def test_models_take_turns():
     assert all(timing.TURN <= seconds < 3 * timing.TURN for seconds in medians.values())
 
 
+def test_disturbed_turns_are_told(monkeypatch, capsys):
+    for share, words in ((0.05, ""), (0.5, "Other programs took 50% of the processor meanwhile: measure again.\n")):
+        clock = timing.time.perf_counter
+        monkeypatch.setattr(timing, "others_seconds", lambda: share * timing.os.cpu_count() * clock())
+        timing.interleaved({"a": lambda: timing.time.sleep(timing.TURN)}, seconds=0, least=2)
+        assert capsys.readouterr().err == words
+
+
 def test_parts_of_a_run_lie_side_by_side(tmp_path):
     path = tmp_path / "speed.json"
     timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
