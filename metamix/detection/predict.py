@@ -29,7 +29,10 @@ def predict(model: nn.Module, paths: Sequence[Path], threshold: float) -> Iterat
     """For each image its path, its pixels, (3, H, W) uint8, and the objects that score `threshold` or more."""
     device = next(model.parameters()).device
     for path in paths:
-        image = F.pil_to_tensor(Image.open(path).convert("RGB"))
+        try:
+            image = F.pil_to_tensor(Image.open(path).convert("RGB"))
+        except OSError as error:  # no image, or cut off
+            raise OSError(f"{path} cannot be read: {error}") from error
         (found,) = model.eval()([image.to(device) / 255])
         sure = (found["scores"] >= threshold) & (found["labels"] > 0)
         yield path, image, {key: value[sure].cpu() for key, value in found.items()}
@@ -55,14 +58,17 @@ def main(argv: list[str] | None = None) -> int:
 
     options.output.mkdir(parents=True, exist_ok=True)
     records = []
-    for path, image, found in predict(model.to(options.device), options.images, options.threshold):
-        draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
-        objects = [
-            {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
-            for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
-        ]
-        records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-        print(f"{path}: {len(objects)} objects")
+    try:
+        for path, image, found in predict(model.to(options.device), options.images, options.threshold):
+            draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
+            objects = [
+                {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
+                for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
+            ]
+            records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
+            print(f"{path}: {len(objects)} objects")
+    except OSError as error:
+        parser.error(str(error))
     write_text(options.output / "predictions.json", json.dumps(records, indent=2) + "\n")
     print(f"written: {options.output / 'predictions.json'} and {len(records)} pictures")
     return 0

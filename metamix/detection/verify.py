@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         for what in find_problems(annotations, images):
             print(what)
             count += 1
-    print(f"{count} findings" if count else f"{', '.join(str(path) for path, _ in splits)}: nothing is wrong")
+    print(f"{count} finding{'s' * (count > 1)}" if count else f"{', '.join(str(path) for path, _ in splits)}: nothing is wrong")
     return 1 if count else 0
 
 

@@ -94,6 +94,7 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
         ([str(path), "--checkpoint", str(tmp_path)], "there is no file .*model.safetensors"),
         ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
         ([str(path), str(path), "--checkpoint", str(trained)], "several images have one name"),
+        ([__file__, "--checkpoint", str(trained), "--output", str(tmp_path)], "test_detection.py cannot be read"),
     ):
         with pytest.raises(SystemExit):
             predict(words)
