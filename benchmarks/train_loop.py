@@ -1,0 +1,342 @@
+"""Our training loop beside timm's, in images a second and in memory: writes docs/train_loop.json and the README's words
+on it, and prints the table.
+
+    python benchmarks/train_loop.py --data-dir cifar10
+    python benchmarks/train_loop.py --data-dir cifar10 --timm-script pytorch-image-models/train.py
+
+`--data-dir` holds CIFAR-10 as class folders, train/ and val/. Two cases on the CPU, in bf16 autocast: those images,
+cropped and flipped as each library does by default (ours pads and crops, timm crops by area), and JPEG files of 256
+pixels made of them, cropped to 224 by the same transforms.
+
+    ours     the loop of train.py, data, augmentation, schedule and checks included: Engine.steps
+    bare     the same step (model, optimizer, autocast, memory kept) on one random batch, without data or augmentation
+    timm     the loop that timm's own pieces make, in the order of its training script
+    script   that script itself, by the speeds that it prints; alone, when the others are done
+
+Every side is a process, as in use: part of a loop's speed is what it sets for its process. They take turns of a few
+steps, and the others wait. Speeds are medians over the turns, ratios are ratios of medians. Memory is what the process
+holds at its peak above its imports, and what its loader's workers share with no other process.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+from timing import DOCS, machine, table
+from timm.data import create_dataset, create_loader
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+
+from metamix.tasks.classification import Classification, ClassificationOptions
+from metamix.training.engine import Engine
+from metamix.training.logging import Run
+from metamix.training.optimization import make_optimizer
+from metamix.training.ranks import Ranks
+from metamix.training.recipe import EngineOptions, Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- loop: python benchmarks/train_loop.py -->", "<!-- /loop -->"
+WORKERS = 2
+LR, WEIGHT_DECAY, INTERPOLATION = 1e-3, 0.05, "bilinear"
+GOALS = {("CIFAR-10", "bare"): 0.95, ("CIFAR-10", "timm"): 1.5, ("224 pixels", "timm"): 1.0}  # of ours, over each
+
+
+@dataclass(frozen=True)
+class Case:
+    """A turn is `settle` steps, untimed, while workers of the side before fill their queue, and `steps` timed ones."""
+
+    name: str
+    folder: Path
+    model: str
+    size: int
+    batch_size: int
+    sides: tuple[str, ...]
+    settle: int
+    steps: int
+    turns: int
+
+    @property
+    def images(self) -> int:
+        """How many a run takes, with the first step and what workers read ahead."""
+        return self.batch_size * (1 + self.turns * (self.settle + self.steps) + 2 * WORKERS)
+
+    def build(self) -> torch.nn.Module:
+        model = timm.create_model(self.model, num_classes=10, img_size=self.size)
+        return model.train().to(memory_format=torch.channels_last)
+
+
+def ours(case: Case) -> Iterator:
+    options = ClassificationOptions(
+        data="folder",
+        data_dir=str(case.folder),
+        model=case.model,
+        img_size=case.size,
+        interpolation=INTERPOLATION,
+        workers=WORKERS,
+    )
+    settings = EngineOptions(
+        device="cpu",
+        amp="bf16",
+        batch_size=case.batch_size,
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        epochs=1,
+        checkpoint_minutes=math.inf,  # a run writes one every ten minutes, which is no part of a step
+    )
+    recipe = Recipe("classification", settings, options)
+    return Engine(Classification(options), recipe, Ranks.start("cpu"), Run(None, main=False)).steps(0)
+
+
+def bare(case: Case) -> Iterator:
+    Ranks.start("cpu")
+    model = case.build()
+    optimizer = make_optimizer(model, EngineOptions(lr=LR, weight_decay=WEIGHT_DECAY))
+    image = torch.randn(case.batch_size, 3, case.size, case.size).to(memory_format=torch.channels_last)
+    target = torch.randint(10, (case.batch_size,))
+    while True:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(image), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield
+
+
+def timm_pieces(case: Case) -> Iterator:
+    """Its defaults, but for what ours does not do by default either: no colour jitter, no label smoothing."""
+    model = case.build()
+    optimizer = create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
+    task = ClassificationTask(model, criterion_kwargs={"smoothing": 0.0})
+    loader = create_loader(
+        create_dataset("", str(case.folder), split="train", is_training=True),
+        input_size=(3, case.size, case.size),
+        batch_size=case.batch_size,
+        is_training=True,
+        color_jitter=None,
+        interpolation=INTERPOLATION,
+        num_workers=WORKERS,
+        device=torch.device("cpu"),
+    )
+    for image, target in loader:
+        image = image.contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = task(image, target)["loss"]
+        loss.backward()
+        optimizer.step()
+        loss.item()  # for its meters, at every step
+        yield
+
+
+SIDES = {"ours": ours, "bare": bare, "timm": timm_pieces}
+
+
+def serve(side: str, case: Case, pipe: Connection) -> None:
+    """A side's process: takes numbers of steps, 0 at the end, and answers with the seconds that they took."""
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as where the loop is the program
+    pipe.send(memory(os.getpid())["process_mib"])
+    steps = SIDES[side](case)
+    next(steps)
+    while count := pipe.recv():
+        start = time.perf_counter()
+        for _ in range(count):
+            next(steps)
+        pipe.send(time.perf_counter() - start)
+    pipe.send(memory(os.getpid()))
+
+
+def measure(case: Case) -> dict[str, dict]:
+    """Speed and memory of every side of the case but the script."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes, processes, seconds, result = {}, [], {side: [] for side in case.sides}, {}
+    for side in case.sides:
+        pipes[side], theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=serve, args=(side, case, theirs)))
+        processes[-1].start()
+        theirs.close()  # so that a side that fails is an EOFError here, below its own message
+        result[side] = {"imports_mib": pipes[side].recv()}
+    for _ in range(case.turns):
+        for side, pipe in pipes.items():
+            pipe.send(case.settle)
+            pipe.recv()
+            pipe.send(case.steps)
+            seconds[side].append(pipe.recv())
+    for side, pipe in pipes.items():
+        pipe.send(0)
+        result[side] |= speed([case.batch_size * case.steps / s for s in seconds[side]]) | pipe.recv()
+    for process in processes:
+        process.join()
+    return result
+
+
+def speed(speeds: list[float]) -> dict:
+    return {"img_per_s": round(statistics.median(speeds)), "turns": [round(value) for value in speeds]}
+
+
+def run_script(path: Path, case: Case) -> dict:
+    """The training script of timm as a process of its own, ended once it has printed the speeds of enough updates."""
+    start = "import runpy, sys, metamix; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    with tempfile.TemporaryDirectory() as output:
+        options = {
+            "--data-dir": case.folder,
+            "--model": case.model,
+            "--num-classes": 10,
+            "--batch-size": case.batch_size,
+            "--opt": "adamw",
+            "--lr": LR,
+            "--weight-decay": WEIGHT_DECAY,
+            "--amp-dtype": "bfloat16",
+            "--device": "cpu",
+            "--workers": WORKERS,
+            "--color-jitter": 0,
+            "--smoothing": 0,
+            "--train-interpolation": INTERPOLATION,
+            "--epochs": 1,
+            "--log-interval": 1,
+            "--output": output,
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        process = subprocess.Popen(
+            [sys.executable, "-c", start, str(path), "--amp", "--channels-last", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            speeds = updates(process.stdout, case.settle + case.turns * case.steps)[case.settle :]
+            used = memory(process.pid)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+    turns = [statistics.harmonic_mean(speeds[i : i + case.steps]) for i in range(0, len(speeds), case.steps)]
+    return speed(turns) | used
+
+
+def updates(lines: Iterable[str], count: int) -> list[float]:
+    """Images a second of the first `count` updates that timm's training script reports with --log-interval 1, such as
+
+    Train: 0 [   4/390 (  1%)]  Loss: 2.31 (2.33)  Time: 0.131s,  977.10/s  (0.160s,  800.00/s)  LR: 1.000e-05  ...
+
+    ValueError where the text ends before.
+    """
+    found, last = [], []
+    for line in lines:
+        last = [*last[-4:], line]
+        if match := re.search(r"Train: \d+ \[ *\d+/\d+ .*?Time: [\d.]+s, +([\d.]+)/s", line):
+            found.append(float(match[1]))
+            if len(found) == count:
+                return found
+    raise ValueError(
+        f"timm's script reported {len(found)} updates and {count} are needed; it ended with\n{''.join(last)}"
+    )
+
+
+def memory(process: int) -> dict[str, int]:
+    """MiB that the process held at its peak, and that its children, the loader's workers, share with no other."""
+    proc = Path("/proc")
+    workers = (proc / f"{process}/task/{process}/children").read_text().split()
+    return {
+        "process_mib": kib(proc / f"{process}/status", "VmHWM") // 1024,
+        "workers_mib": sum(kib(proc / worker / "smaps_rollup", "Private_") for worker in workers) // 1024,
+    }
+
+
+def kib(path: Path, key: str) -> int:
+    return sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key))
+
+
+def enlarge(cifar: Path, folder: Path, count: int) -> None:
+    """`count` images of the train split, and ten to score, as JPEG files of 256 pixels in folders of classes."""
+    for split, number in (("train", count), ("val", 10)):
+        files = sorted((cifar / split).glob("*/*"))
+        for path in (files[i * len(files) // number] for i in range(number)):
+            place = folder / path.relative_to(cifar).with_suffix(".jpg")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.convert("RGB").resize((256, 256), Image.Resampling.BICUBIC).save(place, quality=95)
+
+
+def report(results: dict) -> str:
+    rows = []
+    for case in results["cases"]:
+        for side, row in case["sides"].items():
+            ratio = case["sides"]["ours"]["img_per_s"] / row["img_per_s"]
+            goal = GOALS.get((case["name"], side), "")
+            held = row["process_mib"] - case["sides"]["ours"]["imports_mib"]
+            rows.append(
+                [case["name"], side, row["img_per_s"], f"{ratio:.2f}", goal, f"{held} MiB", f"{row['workers_mib']} MiB"]
+            )
+    return table(["case", "loop", "img/s", "ours / it", "goal", "peak above imports", "workers"], rows)
+
+
+def with_words(readme: str, results: dict) -> str:
+    """The README with what it says of them between its markers."""
+    small, large = ({side: row["img_per_s"] for side, row in case["sides"].items()} for case in results["cases"])
+    cpu = f"{results['machine']['cores']} {results['machine']['cpu']} cores"
+    words = (
+        f"On {cpu}, `{results['cases'][0]['model']}` trains on CIFAR-10 in bf16 at {small['ours']} img/s, "
+        f"{small['ours'] / small['bare']:.2f} times the speed of the bare step on one random batch and "
+        f"{small['ours'] / small['timm']:.2f} times that of a loop made of timm's own pieces; "
+        f"`{results['cases'][1]['model']}` on a folder of larger images at {large['ours']} img/s, "
+        f"{large['ours'] / large['timm']:.2f} times as fast as that loop."
+    )
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{textwrap.fill(words, 118)}\n\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 as class folders: train/ and val/")
+    parser.add_argument("--timm-script", type=Path, help="train.py of a clone of timm, to be measured as well")
+    arguments = parser.parse_args()
+    for split in ("train", "val"):
+        if not (arguments.data_dir / split).is_dir():
+            parser.error(
+                f"there is no folder {arguments.data_dir / split}; --data-dir takes CIFAR-10 as class folders, "
+                f"train/airplane/*.png and so on, and val/"
+            )
+    if arguments.timm_script and not arguments.timm_script.is_file():
+        parser.error(
+            f"there is no file {arguments.timm_script}; --timm-script takes timm's training script, train.py in a "
+            f"clone of its repository"
+        )
+    results = {"machine": machine(), "cases": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        cifar, folder = arguments.data_dir.resolve(), Path(temporary)
+        small = Case("CIFAR-10", cifar, "metaformer_pooling_nano", 32, 128, tuple(SIDES), settle=4, steps=8, turns=9)
+        large = Case("224 pixels", folder, "metaformer_pooling_s12", 224, 32, ("ours", "timm"), 2, 4, 5)
+        enlarge(cifar, folder, large.images)
+        for case in (small, large):
+            sides = measure(case)
+            if arguments.timm_script:
+                sides["script"] = run_script(arguments.timm_script.resolve(), case)
+            results["cases"].append(
+                {"name": case.name, "model": case.model, "batch_size": case.batch_size, "sides": sides}
+            )
+    (DOCS / "train_loop.json").write_text(json.dumps(results, indent=1) + "\n")
+    README.write_text(with_words(README.read_text(), results))
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()
