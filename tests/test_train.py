@@ -172,6 +172,22 @@ def test_a_bar_on_a_terminal(tmp_path):
     assert "%|" not in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, capsys):
+    for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32)).save(tmp_path / place / f"{i}.png")
+    for name in ("ant/1", "bee/3"):
+        (tmp_path / "train" / f"{name}.png").write_bytes(b"no image")
+    words = ["--epochs", 1, "--batch-size", 8, "--data", "folder", "--data-dir", tmp_path, "--corrupt-limit", 0.5]
+    train(*words, "--memory", memory, "--workers", 0, "--img-size", 32, "--output", tmp_path / "run")
+    line = r"warning: unreadable image (\d of 8), replaced by the next one: .*(ant/1|bee/3).png: "
+    for text in (capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()):
+        counted, named = zip(*re.findall(line, text))
+        assert counted == ("1 of 8", "2 of 8") and sorted(named) == ["ant/1", "bee/3"]
+
+
 def test_tensorboard(tmp_path):
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"

@@ -87,11 +87,14 @@ def _decode(source, size, options):
 
 
 def mean_std(images):
-    """Mean and deviation of each channel of (N, H, W, C) uint8, as shares of 255, from exact counts of its values."""
+    """Mean and deviation of each channel of (N, H, W, C) uint8, as shares of 255, from exact counts of its values.
+
+    The deviation of a channel that is the same everywhere is given as 1, so that images can be divided by it.
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(-1):
         share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean.append(float(share @ values))
-        std.append(float((share @ (values - mean[-1]) ** 2).sqrt()))
+        std.append(float((share @ (values - mean[-1]) ** 2).sqrt()) or 1.0)
     return tuple(mean), tuple(std)

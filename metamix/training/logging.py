@@ -18,6 +18,7 @@ import csv
 import fcntl
 import io
 import json
+import logging
 import resource
 import subprocess
 import sys
@@ -36,6 +37,8 @@ from .checkpoint import write_text, written_whole
 
 PLAIN_SECONDS = 10  # between two lines of progress where there is no terminal
 
+PACKAGE = logging.getLogger("metamix")
+
 Row = Mapping[str, Any]
 
 
@@ -50,10 +53,12 @@ class Run:
         self.terminal = sys.stderr.isatty()
         self._spoke = self._drew = time.monotonic()
         self._drawing = 0.0
+        self._warnings = _Warnings(self)
         if not main or folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder)
+        PACKAGE.addHandler(self._warnings)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -160,10 +165,22 @@ class Run:
 
     def close(self) -> None:
         self.end_epoch()
+        PACKAGE.removeHandler(self._warnings)
         if self.events is not None:
             self.events.close()
         if self._lock is not None:
             self._lock.close()
+
+
+class _Warnings(logging.Handler):
+    """Has the run say what the package warns of, such as images that cannot be read."""
+
+    def __init__(self, run: Run):
+        super().__init__(logging.WARNING)
+        self.run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.run.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 def write_metrics(path: Path, history: Sequence[Row]) -> None:

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from metamix.data import DataOptions, eval_loader, image_size, open_data, statistics
-from metamix.data.memory import in_memory, pixels
+from metamix.data.memory import in_memory, mean_std, pixels
 
 
 def test_pixels_are_those_of_the_images(folder):
@@ -43,6 +43,11 @@ def test_statistics_are_counted_over_the_split(folder):
     mean, std = statistics(splits.train, DataOptions())
     assert mean == pytest.approx(images.mean((0, 1, 2)).tolist(), abs=1e-9)
     assert std == pytest.approx(images.flatten(0, 2).std(0, correction=0).tolist(), abs=1e-9)
+
+
+def test_a_channel_that_never_changes_can_be_normalised():
+    images = torch.tensor([51, 0], dtype=torch.uint8).expand(2, 3, 3, 2)
+    assert mean_std(images) == (pytest.approx((0.2, 0.0)), (1.0, 1.0))
 
 
 def test_statistics_given_and_of_streamed_sets(folder):
