@@ -14,10 +14,11 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, GroupNorm1, GroupNorm1Act, freeze_batch_norm_2d
+from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from metamix.mixers.layers import GroupNorm1
 from metamix.mixers.registry import nearest
 from metamix.training.checkpoint import load_weights
 
@@ -52,9 +53,6 @@ class Backbone(nn.Module):
         self.size_divisible = size_divisible
         self.mean, self.std = (tuple(body.pretrained_cfg[key]) for key in ("mean", "std"))
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
-        for module in self.modules():
-            if isinstance(module, nn.GroupNorm):
-                module.register_forward_pre_hook(contiguous_without_gradient)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         maps = self.body(x)
@@ -177,13 +175,6 @@ def group_norms(module: nn.Module) -> nn.Module:
         else:
             group_norms(child)
     return module
-
-
-def contiguous_without_gradient(norm: nn.GroupNorm, args: tuple[Tensor]) -> tuple[Tensor]:
-    """Above frozen layers: torch 2.13 dies in the backward pass of a group norm on a CPU whose input is channels_last and
-    needs no gradient."""
-    (x,) = args
-    return (x if x.requires_grad or not torch.is_grad_enabled() else x.contiguous(),)
 
 
 def refuse_fine(name: str, model: nn.Module, stride: int) -> None:

@@ -10,10 +10,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from timm.layers import GroupNorm1, LayerNorm2d
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from metamix.mixers.layers import GroupNorm1
 
 
 class FeaturePyramid(nn.Module):

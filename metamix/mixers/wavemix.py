@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Dropout
+from .layers import Dropout, GroupNorm1
 from .registry import nearest, register_mixer
 from .spatial import crop_to, pad_to
 
 UPSAMPLE = ("transposed", "bilinear")
-NORMS = {"batch": nn.BatchNorm2d, "group": lambda dim: nn.GroupNorm(1, dim)}
+NORMS = {"batch": nn.BatchNorm2d, "group": GroupNorm1}
 
 
 @register_mixer("wavemix")

@@ -6,6 +6,8 @@ nano is for images of 32 pixels: an overlapping stem of two convolutions, then t
 
 from torch import nn
 
+from metamix.mixers.layers import GroupNorm1
+
 from .build import CIFAR10, IMAGENET, build, register
 from .metaformer import ConvEmbed, per_stage
 
@@ -18,7 +20,7 @@ class ConvStem(nn.Sequential):
     def __init__(self, in_chans: int, dim: int):
         super().__init__(
             ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
-            nn.GroupNorm(1, dim // 2),
+            GroupNorm1(dim // 2),
             nn.GELU(),
             ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
         )

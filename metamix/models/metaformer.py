@@ -17,7 +17,6 @@ from itertools import accumulate, pairwise
 import torch
 from timm.layers import (
     DropPath,
-    GroupNorm1,
     LayerScale2d,
     SelectAdaptivePool2d,
     calculate_drop_path_rates,
@@ -34,7 +33,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.mixers import create_mixer
-from metamix.mixers.layers import Mlp
+from metamix.mixers.layers import GroupNorm1, Mlp
 from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 

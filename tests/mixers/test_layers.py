@@ -4,10 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metamix.mixers.layers import Dropout, Mlp
+from metamix.mixers.layers import Dropout, GroupNorm1, Mlp
 from metamix.mixers.minattn import attention
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def test_a_group_norm_stands_on_frozen_layers():
+    """Without its copy this ends the process with a segmentation fault."""
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    grads = []
+    for image in (x, x.clone().requires_grad_()):
+        torch.manual_seed(0)
+        norm = GroupNorm1(8)
+        (norm(image) * torch.arange(8.0)[:, None, None]).square().sum().backward()
+        grads.append(norm.weight.grad)
+    torch.testing.assert_close(*grads)
 
 
 def drop(x: torch.Tensor, p: float, seed: int = 0) -> torch.Tensor:
