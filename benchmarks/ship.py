@@ -1,66 +1,85 @@
 """Puts a trained model into weights/: the tensors at 16 bits, and a card that says how they came about.
 
-    python benchmarks/ship.py RUN [RUN ...] --tag digits
+    python benchmarks/ship.py RUN --tag digits --spread RUN RUN RUN
+    python benchmarks/ship.py RUN --tag cifar10 --data-name "CIFAR-10, JPEG copy" --spread SHORT SHORT SHORT
 
-The first run folder is shipped. All of them are the same recipe with other seeds, and make the spread on the card. The
-tensors are stored in float16 where that leaves the test accuracy as it is to the printed digit, else in float32; the
-accuracy on the card is the stored tensors', computed in float32.
+RUN is the folder of the run whose weights ship. The spread is that of the runs named after it, one recipe with several
+seeds; they may be shorter than RUN, and the card says in what they differ from it.
+
+The tensors are stored in float16 where that leaves the test accuracy as it is to the printed digit, else in float32;
+the accuracy on the card is the stored tensors', computed in float32. Speed and memory come later, from
+`python benchmarks/compare.py --tag TAG --measure`, and the page from `python benchmarks/model_cards.py`.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.data.memory import in_memory
 from metamix.models.build import weights_dir
-from metamix.tasks import find_task
-from metamix.tasks.classification import create_model
+from metamix.tasks.classification import Classification, ClassificationOptions, create_model
 from metamix.training.checkpoint import load_weights, save_weights, write_text
 from metamix.training.engine import evaluate
-from metamix.training.ranks import Ranks
+from metamix.training.ranks import Ranks, in_one_sentence
 
+# Where and how a run went, and not what was trained.
 NOT_IN_CARD = ("output", "resume", "device", "dry_run", "tensorboard", "data_dir", "download", "workers")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of train.py, the one to ship first")
+    parser.add_argument("run", type=Path, help="folder of a finished run of train.py, whose weights ship")
     parser.add_argument("--tag", required=True, help="what the weight was trained on, such as digits or cifar10")
-    args = parser.parse_args()
-    summaries = [json.loads((run / "summary.json").read_text()) for run in args.runs]
-    if len({(s["model"], s["data"], s["epochs"]) for s in summaries}) > 1 or len({s["seed"] for s in summaries}) < len(summaries):
-        raise SystemExit("error: the runs differ in more than their seed, or repeat one: give one model, data and length.")
-    print(ship(args.runs[0], args.tag, summaries))
+    parser.add_argument("--data-name", help="the data's name on the card; needed where they lie in a folder")
+    parser.add_argument(
+        "--spread", nargs="+", type=Path, default=[], metavar="RUN", help="runs that differ in their seed alone"
+    )
+    args = parser.parse_args(argv)
+    with in_one_sentence(ValueError, OSError):
+        print(ship(args.run, args.tag, args.data_name, args.spread))
 
 
-def ship(run: Path, tag: str, summaries: list[dict]) -> str:
+def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> str:
     """Writes the weight and the card of `run`; returns what was written, in one line."""
+    summary, recipe = read_run(run)
+    if recipe["data"] == "folder" and not data_name:
+        raise ValueError(
+            f"{run} was trained on a folder, {summary['data']!r}: give --data-name with the name that the card is to "
+            f"print, such as 'CIFAR-10, JPEG copy'"
+        )
+    if recipe["model_args"]:
+        raise ValueError(
+            f"{run} has model_args {recipe['model_args']}, and a weight must load by its model's name alone: register "
+            f"the model under a name of its own"
+        )
+    seeds = measure_spread(run, spread or [run])
     tensors, about = load_weights(run)
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
+    options |= {"mean": about["mean"], "std": about["std"]}  # or they would be counted again, over all of train
+    task = Classification(ClassificationOptions(**options))
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-    accuracy, stored = score(recipe, tensors), score(recipe, half)
+    accuracy, stored = score(task, tensors), score(task, half)
     kept, dtype = (half, "float16") if round(stored, 2) == round(accuracy, 2) else (tensors, "float32")
-    top1 = [s["top1"] for s in summaries]
     card = {
         "name": f"{about['model']}.{tag}",
         "task": about["task"],
-        "data": about["data"],
-        "top1": round(accuracy, 2),
-        "spread": {"seeds": [s["seed"] for s in summaries], "top1": top1}
-        | ({"mean": round(statistics.mean(top1), 2), "std": round(statistics.stdev(top1), 2)} if len(top1) > 1 else {}),
+        "data": data_name or about["data"],
+        "samples": about["samples"],
+        "top1": round(stored if kept is half else accuracy, 2),
+        "spread": seeds,
         "weights": about["weights"],
         "stored_as": dtype,
         "parameters": about["parameters"],
         "macs": about["macs"],
-        "train_img_per_s": summaries[0]["img_per_s"],
-        "train_seconds": summaries[0]["seconds"],
         "recipe": {key: value for key, value in recipe.items() if key not in NOT_IN_CARD},
-        "versions": summaries[0]["versions"],
-        "commit": summaries[0]["commit"],
+        "versions": summary["versions"],
+        "commit": summary["commit"],
         "license": "apache-2.0",
         "pretrained_cfg": {
             "input_size": [about["in_chans"], about["img_size"], about["img_size"]],
@@ -69,7 +88,7 @@ def ship(run: Path, tag: str, summaries: list[dict]) -> str:
             "mean": about["mean"],
             "std": about["std"],
             "interpolation": about["interpolation"],
-            "crop_pct": 1.0 if recipe["memory"] != "no" else about["crop_pct"],
+            "crop_pct": 1.0 if in_memory(task.splits.test, task.options) else about["crop_pct"],
         },
     }
     path = weights_dir() / f"{card['name']}.safetensors"
@@ -78,13 +97,55 @@ def ship(run: Path, tag: str, summaries: list[dict]) -> str:
     return f"{path.name}: top1 {card['top1']:.2f}, {dtype}, {path.stat().st_size / 1e6:.2f} MB"
 
 
-def score(recipe: dict, tensors: dict[str, torch.Tensor]) -> float:
-    """Top-1 on the test split, in percent, of the recipe's model with these tensors."""
-    task_class = find_task(recipe["task"])
-    fields = task_class.Options.__dataclass_fields__
-    task = task_class(task_class.Options(**{key: value for key, value in recipe.items() if key in fields}))
+def read_run(run: Path) -> tuple[dict, dict]:
+    """(summary, recipe) of a finished run of train.py."""
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"{run} has no summary.json: give the folder of a run of train.py that went to its end")
+    return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
+
+
+def measure_spread(run: Path, spread: Sequence[Path]) -> dict:
+    """Accuracy over the seeds of `spread`, and `changed`: the options in which those runs differ from `run`.
+
+    ValueError where they differ among themselves in more than their seed, repeat one, or train something else.
+    """
+    summaries, recipes = zip(*map(read_run, spread))
+    main = read_run(run)[1]
+    for folder, recipe in zip(spread, recipes):
+        if more := sorted(differences(recipes[0], recipe)):
+            raise ValueError(
+                f"{spread[0]} and {folder} differ in more than their seed ({', '.join(more)}): the spread is that of "
+                f"one recipe"
+            )
+    changed = differences(main, recipes[0])
+    if other := sorted(changed.keys() & {"task", "model", "model_args", "data"}):
+        raise ValueError(
+            f"{spread[0]} differs from {run} in {', '.join(other)}: the spread is that of one model and data"
+        )
+    seeds = [recipe["seed"] for recipe in recipes]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the runs of the spread have the seeds {seeds}: each must have its own")
+    top1 = [summary["top1"] for summary in summaries]
+    return {
+        "seeds": seeds,
+        "top1": top1,
+        **({"mean": round(statistics.mean(top1), 2), "std": round(statistics.stdev(top1), 2)} if len(top1) > 1 else {}),
+        "epochs": recipes[0]["epochs"],
+        "changed": changed,
+    }
+
+
+def differences(recipe: dict, other: dict) -> dict:
+    """The options that `other` has otherwise than `recipe`, with its values; not the seed, nor where it ran."""
+    return {
+        key: value for key, value in other.items() if key not in (*NOT_IN_CARD, "seed") and value != recipe.get(key)
+    }
+
+
+def score(task: Classification, tensors: dict[str, torch.Tensor]) -> float:
+    """Top-1 on the test split, in percent, of the task's model with these tensors."""
     shape = {"num_classes": len(task.classes), "in_chans": task.splits.in_chans, "img_size": task.size}
-    model = create_model(recipe["model"], **shape, **recipe["model_args"])
+    model = create_model(task.options.model, **shape, **task.options.model_args)
     model.load_state_dict(tensors)
     model.to(memory_format=torch.channels_last)
     loader = task.eval_loaders(256, 0, 1)["test"]
