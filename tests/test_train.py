@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -9,12 +10,14 @@ import re
 import select
 import struct
 import termios
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 from running import MODEL, Process, metrics, script, train
 
+from metamix.models import metaformer
 from metamix.training import logging
 from metamix.training.checkpoint import load_checkpoint, load_weights
 
@@ -87,6 +90,24 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
 
     script("train").main(["--config", str(tmp_path / "recipe.yaml")])  # the saved recipe is a config
     assert "is finished (another --output or --seed makes a new run)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "option, used", [("--compile", (torch, "compile")), ("--grad-checkpointing", (metaformer, "checkpoint"))]
+)
+def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, tmp_path, monkeypatch):
+    """Dropout included. Compiled by dynamo alone: what inductor makes of it rounds otherwise."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    words = [*QUICK, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
+    spy = Mock(wraps=getattr(*used))
+    monkeypatch.setattr(*used, spy)
+    train(*words, "--output", tmp_path / "plain")
+    assert not spy.called
+    train(*words, option, "--output", tmp_path / "other")
+    assert spy.called
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "other")
+    plain, other = (load_weights(tmp_path / name)[0] for name in ("plain", "other"))
+    assert plain.keys() == other.keys() and all(torch.allclose(plain[name], other[name]) for name in plain)
 
 
 def test_the_last_weights_can_be_asked_for(tmp_path):

@@ -94,7 +94,11 @@ class EngineOptions:
     channels_last: bool = _speed(True, "memory format of images and weights")
     compile: bool = _speed(False, "torch.compile the model")
     grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
-    deterministic: bool = _speed(False, "deterministic algorithms on a GPU, so that a resumed run is exact there too")
+    deterministic: bool = _speed(
+        False,
+        "deterministic algorithms on a GPU, so that a resumed run is exact there too; torch has none for the mixers "
+        "nin and minattn, nor for raft at another size than its own, and stops",
+    )
 
     def __post_init__(self) -> None:
         for name, least in [

@@ -1,0 +1,33 @@
+"""Which mixers `--deterministic` stops on a GPU, by the operations that their backward pass is made of."""
+
+import pytest
+import timm
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import metamix
+
+# Those of torch.use_deterministic_algorithms' list (of what raises a RuntimeError) that a mixer could use.
+LACKING = {"_adaptive_avg_pool2d_backward", "upsample_linear1d_backward", "upsample_bicubic2d_backward"}
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function._schema.name.removeprefix("aten::"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("size, expected", [(32, {"nin", "minattn"}), (40, {"nin", "minattn", "raft"})])
+def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, expected):
+    found = set()
+    for mixer in metamix.list_mixers():
+        model = timm.create_model(f"metaformer_{mixer}_nano", num_classes=2)
+        with Operations() as operations:
+            model(torch.randn(1, 3, size, size)).sum().backward()
+        if operations.names & LACKING:
+            found.add(mixer)
+    assert found == expected
