@@ -23,6 +23,7 @@ from pathlib import Path
 
 import timm
 import torch
+import marked
 from cost import measure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -55,7 +56,6 @@ from metamix.training.engine import evaluate
 from metamix.training.ranks import Ranks, in_one_sentence
 
 RESULTS, PICTURES, PAGE = DOCS / "results.json", DOCS / "results", DOCS / "results.md"
-README = DOCS.parent / "README.md"
 
 MIXERS = metamix.list_mixers()
 # Okabe and Ito's colours, grey for the floor.
@@ -364,14 +364,14 @@ def name_points(axes, points: dict[str, tuple[float, float]]) -> None:
 
 def fresh(tag: str | None = None) -> dict[Path, str]:
     """The files as they should be: the text of every tag that they have markers of, and of `tag` in docs/results.md."""
-    page, readme, results = PAGE.read_text(), README.read_text(), read_results()
+    page, readme, results = PAGE.read_text(), marked.README.read_text(), read_results()
     for known in tags():
         cards, found = load_cards(known), results.get(known, {})
         if known == tag or marker(known) in page:
             page = fill(page, known, section(known, cards, found))
         if marker(known) in readme:
             readme = fill(readme, known, summary(cards, found, ""))
-    return {PAGE: page, README: readme}
+    return {PAGE: page, marked.README: readme}
 
 
 def stale() -> list[str]:
@@ -379,16 +379,14 @@ def stale() -> list[str]:
 
 
 def marker(tag: str) -> str:
-    return f"<!-- {tag}: python benchmarks/compare.py --tag {tag} -->"
+    return marked.marker(tag, f"compare.py --tag {tag}")
 
 
 def fill(text: str, tag: str, body: str) -> str:
     """`text` with `body` between the markers of `tag`, which are put at its end where it has none."""
-    begin, end = marker(tag), f"<!-- /{tag} -->"
-    if begin not in text:
-        text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{body}\n\n{end}{rest.split(end)[1]}"
+    if marker(tag) not in text:
+        text = f"{text.rstrip()}\n\n{marker(tag)}\n<!-- /{tag} -->\n"
+    return marked.fill(text, tag, f"compare.py --tag {tag}", body)
 
 
 def section(tag: str, cards: Sequence[dict], results: dict) -> str:

@@ -10,12 +10,12 @@ memory is that of docs/detection_memory.json, which benchmarks/detection_memory.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import yaml
+from marked import refresh
 from PIL import Image
 
 from metamix.tasks.detection import DetectionOptions
@@ -24,8 +24,6 @@ from metamix.training.recipe import EngineOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, MEMORY, PICTURE = (ROOT / "docs" / name for name in ("detection.json", "detection_memory.json", "detection.jpg"))
-README = ROOT / "README.md"
-BEGIN, END = "<!-- detection: python benchmarks/detection_results.py -->", "<!-- /detection -->"
 KEPT = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds", "weights", "seed", "commit",
         "versions")
 FREE = {f.name for options in (EngineOptions, DetectionOptions) for f in fields(options)
@@ -105,12 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if options.runs:
         write_text(RESULTS, json.dumps(results, indent=1) + "\n")
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    fresh = f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{rest.split(END)[1]}"
-    if options.check:
-        sys.exit(0 if fresh == text else "README.md is stale: run `python benchmarks/detection_results.py`")
-    write_text(README, fresh)
+    refresh("detection", "detection_results.py", tables(results), check=options.check)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ weights that ship, from their cards.
 
 import json
 import sys
-from pathlib import Path
 
 import timm
 
 import metamix
+from marked import refresh
 from metamix.models import count_macs
 from metamix.models.build import weights_dir
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- models: python benchmarks/model_table.py -->", "<!-- /models -->"
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Where a family comes from, whether its spatial weights belong to one size, and what the suite holds it against.
 FAMILIES = (
@@ -81,15 +79,5 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    fresh = f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if fresh == text else "README.md is stale: run `python benchmarks/model_table.py`")
-    README.write_text(fresh)
-
-
 if __name__ == "__main__":
-    main()
+    refresh("models", "model_table.py", tables(), check="--check" in sys.argv[1:])

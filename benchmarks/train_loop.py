@@ -38,6 +38,7 @@ from pathlib import Path
 
 import timm
 import torch
+from marked import README, fill
 from PIL import Image
 from timing import DOCS, machine, table
 from timm.data import create_dataset, create_loader
@@ -52,8 +53,6 @@ from metamix.training.ranks import Ranks
 from metamix.training.recipe import EngineOptions, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-BEGIN, END = "<!-- loop: python benchmarks/train_loop.py -->", "<!-- /loop -->"
 WORKERS = 2
 LR, WEIGHT_DECAY, INTERPOLATION = 1e-3, 0.05, "bilinear"
 GOALS = {("CIFAR-10", "bare"): 0.95, ("CIFAR-10", "timm"): 1.5, ("224 pixels", "timm"): 1.0}  # of ours, over each
@@ -300,8 +299,7 @@ def with_words(readme: str, results: dict) -> str:
         f"`{results['cases'][1]['model']}` on a folder of larger images at {large['ours']} img/s, "
         f"{large['ours'] / large['timm']:.2f} times as fast as that loop."
     )
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{textwrap.fill(words, 118)}\n\n{END}{rest.split(END)[1]}"
+    return fill(readme, "loop", "train_loop.py", textwrap.fill(words, 118))
 
 
 def main() -> None:

@@ -1,0 +1,81 @@
+"""Writes the speed tables of the README from docs/cases.json, docs/speed.json and docs/roofline.json.
+
+    python benchmarks/speed_table.py            rewrite README.md
+    python benchmarks/speed_table.py --check    exit 1 where README.md is stale, and write nothing
+"""
+
+import json
+import sys
+
+from marked import refresh
+from timing import DOCS
+
+CELLS = {
+    ("infer", "fp32"): "fp32 inference",
+    ("train", "fp32"): "fp32 training",
+    ("infer", "bf16"): "bf16 inference",
+    ("train", "bf16"): "bf16 training",
+}
+
+
+def load(name: str, key: str) -> tuple[dict, dict[str, dict[tuple[str, str], dict]]]:
+    """(machine, {model: {(mode, precision): row}}) of a result file."""
+    found = json.loads((DOCS / name).read_text())
+    models: dict[str, dict] = {}
+    for row in found["rows"]:
+        models.setdefault(row[key], {})[row["mode"], row["precision"]] = row
+    return found["machine"], models
+
+
+def rows(models: dict, describe, *more) -> list[str]:
+    header = ["model", *CELLS.values(), *(name for name, _ in more)]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name, cells in models.items():
+        texts = [describe(cells[cell]) if cell in cells else "fails" for cell in CELLS]
+        lines.append("| " + " | ".join([f"`{name}`", *texts, *(function(cells) for _, function in more)]) + " |")
+    return lines
+
+
+def case(row: dict) -> str:
+    ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}" + (f" ({row['asked']})" if row["asked"] else "")
+    return f"{row['ms']:.3g} ms{ratio}"
+
+
+def case_memory(cells: dict) -> str:
+    row = cells["train", "fp32"]
+    theirs = row.get("authors_mib")
+    return f"{row['mib']} MiB" + (f", theirs {theirs}" if theirs else "")
+
+
+def model_memory(cells: dict) -> str:
+    return " / ".join(f"{cells['train', p]['peak_mib']}" if ("train", p) in cells else "-" for p in ("fp32", "bf16"))
+
+
+def tables() -> str:
+    machine, cases = load("cases.json", "case")
+    _, models = load("speed.json", "model")
+    _, roofline = load("roofline.json", "model")
+    cpu = f"{machine['cores']} {machine['cpu']} cores, torch {machine['torch'].partition('+')[0]}"
+    any_row = next(iter(models["poolformer_s12"].values()))
+    return "\n".join([
+        f"Measured on {cpu}, models in turns, freed memory kept, medians of milliseconds. The papers' models, at the batch "
+        "and size of `benchmarks/speed.py --cases`: after the time, how many times as fast as the authors' code, and in "
+        "brackets the goal that was set. timm's PoolFormer and the `wavemix` package ran beside ours; the other authors' "
+        "times were taken elsewhere and are rescaled by timm's `poolformer_s12`, which is least sure for bf16 inference.",
+        "",
+        *rows(cases, case, ("fp32 training adds", case_memory)),
+        "",
+        f"The family at {any_row['size']} pixels, batch {any_row['batch']}, beside timm's models, each of those in the faster "
+        "memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
+        "",
+        *rows(models, lambda row: f"{row['ms']:.3g} ms, {row['ratio']:.2f}", ("training adds, MiB, fp32 / bf16", model_memory)),
+        "",
+        "Share of what the faster of a 1x1 and a 3x3 convolution reached in the same run, and the op that loses most time "
+        "against its roof (`benchmarks/roofline.py`):",
+        "",
+        *rows(roofline, lambda row: f"{row['of_convolution']:.0%}, {row['ops'][0]['op']} in {row['ops'][0]['part']}"),
+    ])
+
+
+if __name__ == "__main__":
+    refresh("speed", "speed_table.py", tables(), check="--check" in sys.argv[1:])
