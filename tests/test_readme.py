@@ -27,6 +27,7 @@ def test_snippet(code, printed):
     assert done.stdout == re.sub("^    ", "", printed, flags=re.M)
 
 
-def test_model_tables_are_fresh():
-    done = run("benchmarks/model_table.py", "--check")
+@pytest.mark.parametrize("script", ("model_table", "speed_table"))
+def test_tables_are_fresh(script):
+    done = run(f"benchmarks/{script}.py", "--check")
     assert done.returncode == 0, done.stderr
