@@ -27,18 +27,24 @@ def load(name: str, key: str) -> tuple[dict, dict[str, dict[tuple[str, str], dic
     return found["machine"], models
 
 
+def milliseconds(row: dict) -> str:
+    return f"{row['ms']:.{0 if row['ms'] > 100 else 1}f} ms"
+
+
 def rows(models: dict, describe, *more) -> list[str]:
-    header = ["model", *CELLS.values(), *(name for name, _ in more)]
+    """A table of the cells that were measured; `more` are (column, function of a model's cells)."""
+    measured = [cell for cell in CELLS if any(cell in cells for cells in models.values())]
+    header = ["model", *(CELLS[cell] for cell in measured), *(name for name, _ in more)]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name, cells in models.items():
-        texts = [describe(cells[cell]) if cell in cells else "fails" for cell in CELLS]
+        texts = [describe(cells[cell]) if cell in cells else "" for cell in measured]
         lines.append("| " + " | ".join([f"`{name}`", *texts, *(function(cells) for _, function in more)]) + " |")
     return lines
 
 
 def case(row: dict) -> str:
     ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}" + (f" ({row['asked']})" if row["asked"] else "")
-    return f"{row['ms']:.3g} ms{ratio}"
+    return milliseconds(row) + ratio
 
 
 def case_memory(cells: dict) -> str:
@@ -68,7 +74,7 @@ def tables() -> str:
         f"The family at {any_row['size']} pixels, batch {any_row['batch']}, beside timm's models, each of those in the faster "
         "memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
         "",
-        *rows(models, lambda row: f"{row['ms']:.3g} ms, {row['ratio']:.2f}", ("training adds, MiB, fp32 / bf16", model_memory)),
+        *rows(models, lambda row: f"{milliseconds(row)}, {row['ratio']:.2f}", ("training adds, MiB, fp32 / bf16", model_memory)),
         "",
         "Share of what the faster of a 1x1 and a 3x3 convolution reached in the same run, and the op that loses most time "
         "against its roof (`benchmarks/roofline.py`):",
