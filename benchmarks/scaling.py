@@ -16,7 +16,6 @@ from math import log
 from pathlib import Path
 from statistics import linear_regression
 
-import torch
 
 import peers
 import timing

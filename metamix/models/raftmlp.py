@@ -6,7 +6,6 @@ size the authors resize the residual stream itself, and so do the registered mod
 
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module

@@ -6,7 +6,6 @@ convolution, as their published counts tell (the authors' text says four). That 
 kind, is our reading: no code of theirs with it is published.
 """
 
-import math
 from functools import partial
 
 from torch import nn

@@ -6,7 +6,6 @@ mixer and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_exp
 """
 
 import copy
-import math
 import pickle
 
 import pytest
