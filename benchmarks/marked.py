@@ -17,11 +17,11 @@ def fill(text: str, name: str, command: str, body: str) -> str:
     return f"{before}{begin}\n\n{body}\n\n{end}{rest.split(end)[1]}"
 
 
-def refresh(name: str, command: str, body: str, check: bool) -> None:
-    """Write that part of README.md; with `check` write nothing and exit with a message where it is stale."""
-    text = README.read_text()
+def refresh(name: str, command: str, body: str, check: bool, path: Path = README) -> None:
+    """Write that part of `path`; with `check` write nothing and exit with a message where it is stale."""
+    text = path.read_text()
     fresh = fill(text, name, command, body)
     if not check:
-        README.write_text(fresh)
+        path.write_text(fresh)
     elif fresh != text:
-        raise SystemExit(f"README.md is stale: run `python benchmarks/{command}`")
+        raise SystemExit(f"{path.name} is stale: run `python benchmarks/{command}`")
