@@ -229,9 +229,8 @@ def draw_views(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
         ),
     ):
         if mixer in models:
-            images = (
-                () if mixer in ("raft", "maxim") else few[mixer]
-            )  # the others' pictures depend on what is shown to them
+            # The matrices are there without an image; the other pictures depend on what the mixer is shown.
+            images = () if mixer in ("raft", "maxim") else few[mixer]
             draw(PICTURES / f"{tag}-{mixer}.png", models[mixer], *images)
 
 
@@ -274,9 +273,8 @@ def draw_curves(path: Path, histories: dict[str, list[tuple[int, float, float | 
             right.plot(*zip(*points), **style)
             seen.append([score for _, score in points])
     if seen:
-        floor = min(
-            scores[len(scores) // 4] for scores in seen
-        )  # what comes before would hide the differences at the end
+        # What comes before would hide the differences at the end.
+        floor = min(scores[len(scores) // 4] for scores in seen)
         right.set_ylim(floor, max(map(max, seen)) + 0.05 * (max(map(max, seen)) - floor))
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="accuracy on the held-out slice, %")

@@ -2,9 +2,10 @@
 
     python benchmarks/detection_memory.py
 
-As published, 256 channels at strides 8 to 128, float32, every measurement in a process of its own: one image of 800x1216
-in evaluation, and a training step on two of 640x480, AdamW included. Peaks are those of the whole process; "without" is
-what it holds before: torch, timm, torchvision and the weights. benchmarks/detection_results.py makes the README's table.
+As published, 256 channels at strides 8 to 128, float32, every measurement in a process of its own: one image of
+800x1216 in evaluation, and a training step on two of 640x480, AdamW included. Peaks are those of the whole process;
+"without" is what it holds before: torch, timm, torchvision and the weights. benchmarks/detection_results.py makes the
+README's table.
 """
 
 import json

@@ -4,8 +4,8 @@
     python benchmarks/detection_results.py            writes the tables anew
     python benchmarks/detection_results.py --check    exit 1 where those in README.md are stale
 
-All runs follow one recipe: one that differs in more than its model, and in what changes no number, is refused. The table of
-memory is that of docs/detection_memory.json, which benchmarks/detection_memory.py measures.
+All runs follow one recipe: one that differs in more than its model, and in what changes no number, is refused. The
+table of memory is that of docs/detection_memory.json, which benchmarks/detection_memory.py measures.
 """
 
 import argparse
@@ -23,24 +23,36 @@ from metamix.training.checkpoint import write_text
 from metamix.training.recipe import EngineOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, MEMORY, PICTURE = (ROOT / "docs" / name for name in ("detection.json", "detection_memory.json", "detection.jpg"))
-KEPT = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds", "weights", "seed", "commit",
-        "versions")
-FREE = {f.name for options in (EngineOptions, DetectionOptions) for f in fields(options)
-        if f.metadata["on_resume"] == "free"} | {"model"}
+RESULTS, MEMORY, PICTURE = (
+    ROOT / "docs" / name for name in ("detection.json", "detection_memory.json", "detection.jpg")
+)
+KEPT = "model data AP AP50 AP75 parameters samples epochs steps seconds weights seed commit versions".split()
+FREE = {
+    f.name
+    for options in (EngineOptions, DetectionOptions)
+    for f in fields(options)
+    if f.metadata["on_resume"] == "free"
+} | {"model"}
 
 
 def add(results: dict, folder: Path) -> None:
     """Puts the row of a finished run into `results`; ValueError where it followed another recipe."""
     if not (folder / "summary.json").is_file():
         raise ValueError(f"{folder} has no summary.json: give a finished run of train.py --task detection")
-    recipe = {key: value for key, value in yaml.safe_load((folder / "recipe.yaml").read_text()).items() if key not in FREE}
+    recipe = {
+        key: value for key, value in yaml.safe_load((folder / "recipe.yaml").read_text()).items() if key not in FREE
+    }
     known = results.setdefault("recipe", recipe)
-    differ = [f"{key} {recipe.get(key)} and not {known.get(key)}"
-              for key in sorted(known.keys() | recipe.keys()) if recipe.get(key) != known.get(key)]
+    differ = [
+        f"{key} {recipe.get(key)} and not {known.get(key)}"
+        for key in sorted(known.keys() | recipe.keys())
+        if recipe.get(key) != known.get(key)
+    ]
     if differ:
-        raise ValueError(f"{folder} followed another recipe than the runs in {RESULTS.name}: {', '.join(differ)}; take it "
-                         f"out, or begin anew without {RESULTS.name}")
+        raise ValueError(
+            f"{folder} followed another recipe than the runs in {RESULTS.name}: {', '.join(differ)}; take it "
+            f"out, or begin anew without {RESULTS.name}"
+        )
     summary, scores = (json.loads((folder / name).read_text()) for name in ("summary.json", "test_scores.json"))
     row = {key: summary[key] for key in KEPT} | {"classes": scores["classes"]}
     results["rows"] = [other for other in results.get("rows", ()) if other["model"] != row["model"]] + [row]
@@ -57,36 +69,58 @@ def results_table(results: dict) -> list[str]:
     rows, recipe = results["rows"], results["recipe"]
     classes = list(rows[0]["classes"])
     samples = rows[0]["samples"]
-    lines = [f"{sum(samples.values())} images of blood cells ({rows[0]['data'].upper()}), trained from scratch:", "",
-             "| mixer | AP | AP50 | AP75 | " + " | ".join(f"AP50 {name}" for name in classes) + " | parameters | minutes |",
-             "|---" * (len(classes) + 6) + "|"]
+    lines = [
+        f"{sum(samples.values())} images of blood cells ({rows[0]['data'].upper()}), trained from scratch:",
+        "",
+        "| mixer | AP | AP50 | AP75 | " + " | ".join(f"AP50 {name}" for name in classes) + " | parameters | minutes |",
+        "|---" * (len(classes) + 6) + "|",
+    ]
     for row in rows:
         scores = [row["AP"], row["AP50"], row["AP75"], *(row["classes"][name]["AP50"] for name in classes)]
-        lines.append(f"| {mixer_of(row['model'])} | " + " | ".join(f"{score:.1f}" for score in scores)
-                     + f" | {row['parameters'] / 1e6:.2f} M | {row['seconds'] / 60:.0f} |")
+        lines.append(
+            f"| {mixer_of(row['model'])} | "
+            + " | ".join(f"{score:.1f}" for score in scores)
+            + f" | {row['parameters'] / 1e6:.2f} M | {row['seconds'] / 60:.0f} |"
+        )
     size = rows[0]["model"].split("_")[-1]
-    return [*lines, "", f"RetinaNet on `metaformer_<mixer>_{size}`, {samples['train']} images to train on and "
-            f"{samples['test']} to test on, {recipe['epochs']} epochs, one seed; images of {recipe['max_size']}x"
-            f"{recipe['min_size']}, as `configs/bccd/retinanet.yaml` has it. Scores are COCO's, in percent; "
-            f"minutes are those of training."]
+    return [
+        *lines,
+        "",
+        f"RetinaNet on `metaformer_<mixer>_{size}`, {samples['train']} images to train on and "
+        f"{samples['test']} to test on, {recipe['epochs']} epochs, one seed; images of {recipe['max_size']}x"
+        f"{recipe['min_size']}, as `configs/bccd/retinanet.yaml` has it. Scores are COCO's, in percent; "
+        f"minutes are those of training.",
+    ]
 
 
 def memory_table(rows: Sequence[dict]) -> list[str]:
-    return ["| RetinaNet on s12 with | before | one image of 800x1216 | a training step on two of 640x480 |",
-            "|---|---|---|---|",
-            *(f"| {row['mixer']} | {row['without_gib']:.2f} GiB | {row['eval_gib']:.2f} GiB | {row['train_gib']:.2f} GiB |"
-              for row in rows)]
+    return [
+        "| RetinaNet on s12 with | before | one image of 800x1216 | a training step on two of 640x480 |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['mixer']} | {row['without_gib']:.2f} GiB | {row['eval_gib']:.2f} GiB "
+            f"| {row['train_gib']:.2f} GiB |"
+            for row in rows
+        ),
+    ]
 
 
 def tables(results: dict) -> str:
     lines = []
     if results.get("rows"):
-        picture = PICTURE.relative_to(ROOT)
-        lines += [*results_table(results), "",
-                  f"![The best and the worst test images, truth beside what `{results['rows'][0]['model']}` found]({picture})",
-                  ""]
-    lines += ["Memory in float32, with torch and weights in it, and AdamW in the training step; before is what they take alone:",
-              "", *memory_table(json.loads(MEMORY.read_text()))]
+        picture, best = PICTURE.relative_to(ROOT), results["rows"][0]["model"]
+        lines += [
+            *results_table(results),
+            "",
+            f"![The best and the worst test images, truth beside what `{best}` found]({picture})",
+            "",
+        ]
+    lines += [
+        "Memory in float32, with torch and weights in it, and AdamW in the training step; before is what they take "
+        "alone:",
+        "",
+        *memory_table(json.loads(MEMORY.read_text())),
+    ]
     return "\n".join(lines)
 
 

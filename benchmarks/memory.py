@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-Every measurement has a process of its own: batch 1, float32, inference. "Adds" is what the forward pass adds to the peak of
-the process above torch, timm and the weights.
+Every measurement has a process of its own: batch 1, float32, inference. "Adds" is what the forward pass adds to the
+peak of the process above torch, timm and the weights.
 """
 
 import json
@@ -33,7 +33,12 @@ def measure(name: str, height: int, width: int) -> dict:
     with torch.inference_mode():
         before = peak_mib()
         model(image)
-    return {"model": name, "size": [height, width], "adds_mib": round(peak_mib() - before), "peak_mib": round(peak_mib())}
+    return {
+        "model": name,
+        "size": [height, width],
+        "adds_mib": round(peak_mib() - before),
+        "peak_mib": round(peak_mib()),
+    }
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """What each reduction of minimal attention costs: docs/minattn.json, and its table in docs/results.md.
 
-    python benchmarks/minattn_results.py RUN...     adds runs of configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml
+    python benchmarks/minattn_results.py RUN...     adds the results of run folders
     python benchmarks/minattn_results.py            writes the table anew
     python benchmarks/minattn_results.py --check    exit 1 where docs/results.md is stale
+
+The runs are those of configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml, one recipe for each data set.
 """
 
 import argparse
@@ -49,8 +51,8 @@ def add(results: dict, run: Path) -> None:
     found = results.setdefault(data, {"recipe": recipe, "rows": {}})
     if other := differences(found["recipe"], recipe).keys() - {"model"}:
         raise ValueError(
-            f"{run} differs from the runs in {RESULTS.name} in {', '.join(sorted(other))}: the table is that of one recipe; "
-            f"train it with theirs, or begin anew without {RESULTS.name}"
+            f"{run} differs from the runs in {RESULTS.name} in {', '.join(sorted(other))}: the table is that of one "
+            f"recipe; train it with theirs, or begin anew without {RESULTS.name}"
         )
     found["rows"][summary["model"]] = {key: summary[key] for key in ("top1", "parameters", "seconds", "seed", "commit")}
 
@@ -68,21 +70,24 @@ def text(results: dict) -> str:
         rows.append(cells)
     columns = [f"{title}{what}" for title in DATA.values() for what in (": parameters", ", %", ", theirs, %")]
     said = [
-        "Test accuracy after the last epoch, one seed. The similarity: full has a query, a key, a value and a projection; "
-        "collapsed has query and key in one matrix; minimal has neither value nor projection besides; symmetric has a "
-        "Cholesky factor in place of both query and key. Theirs is a third party's reproduction (post-norm, a class "
-        "token, 100 epochs of Adam at 1e-3, batches of 64, no augmentation)."
+        "Test accuracy after the last epoch, one seed. The similarity: full has a query, a key, a value and a "
+        "projection; collapsed has query and key in one matrix; minimal has neither value nor projection besides; "
+        "symmetric has a Cholesky factor in place of both query and key. Theirs is a third party's reproduction "
+        "(post-norm, a class token, 100 epochs of Adam at 1e-3, batches of 64, no augmentation)."
     ]
     for data, found in results.items():
         recipe = found["recipe"]
         copy = ", as a JPEG copy" if recipe["data"] == "folder" else ""
         said.append(
-            f"Ours on {DATA[data]}{copy}: a norm before each half and the mean over tokens, {recipe['epochs']} epochs of "
-            f"{recipe['optimizer']} at {recipe['lr']:g}, batches of {recipe['batch_size']}, "
-            f"{augmentation(recipe)}."
+            f"Ours on {DATA[data]}{copy}: a norm before each half and the mean over tokens, {recipe['epochs']} epochs "
+            f"of {recipe['optimizer']} at {recipe['lr']:g}, batches of {recipe['batch_size']}, {augmentation(recipe)}."
         )
     return "\n\n".join(
-        ["## Minimal attention, reduction by reduction", table(["similarity", "MLP", "heads", *columns], rows), wrap(" ".join(said))]
+        [
+            "## Minimal attention, reduction by reduction",
+            table(["similarity", "MLP", "heads", *columns], rows),
+            wrap(" ".join(said)),
+        ]
     )
 
 

@@ -54,8 +54,9 @@ def tables() -> str:
         lines.append(f"| {mixer} | " + " | ".join(f"{parameters}, {macs}" for parameters, macs, _ in cells) + " |")
     lines += [
         "",
-        "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and counts; the others "
-        "are this zoo's, their mixers held against the papers' formulas. Other sizes: see the mixers above.",
+        "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and "
+        "counts; the others are this zoo's, their mixers held against the papers' formulas. Other sizes: see the mixers "
+        "above.",
         "",
         "The papers' own models:",
         "",
@@ -75,7 +76,9 @@ def tables() -> str:
     ]
     for path in sorted(weights_dir().glob("*.json")):
         card = json.loads(path.read_text())
-        lines.append(f"| `{card['name']}` | {card['top1']:.2f} | {len(card['spread']['seeds'])} | {card['recipe']['epochs']} |")
+        lines.append(
+            f"| `{card['name']}` | {card['top1']:.2f} | {len(card['spread']['seeds'])} | {card['recipe']['epochs']} |"
+        )
     return "\n".join(lines)
 
 

@@ -40,10 +40,8 @@ PARTS = {
     "norms": ("norm", "norm1", "norm2"),
     "embeddings": ("stem", "downsample", "patch_embed"),
 }
-FIRST = (
-    "stem",
-    "patch_embed",
-)  # images have no gradient that would tell the end of a backward pass: it is the step's own
+# Images have no gradient that would tell the end of a backward pass: it is the step's own.
+FIRST = ("stem", "patch_embed")
 
 
 def roofs(precision: str, device: str) -> dict[str, tuple]:

@@ -2,6 +2,8 @@
 
     python benchmarks/speed_table.py            rewrite README.md
     python benchmarks/speed_table.py --check    exit 1 where README.md is stale, and write nothing
+
+The three come from benchmarks/speed.py and benchmarks/roofline.py.
 """
 
 import json
@@ -57,30 +59,44 @@ def model_memory(cells: dict) -> str:
     return " / ".join(f"{cells['train', p]['peak_mib']}" if ("train", p) in cells else "-" for p in ("fp32", "bf16"))
 
 
+def model(row: dict) -> str:
+    return f"{milliseconds(row)}, {row['ratio']:.2f}"
+
+
+def share_of_peak(row: dict) -> str:
+    return f"{row['of_convolution']:.0%}, {row['ops'][0]['op']} in {row['ops'][0]['part']}"
+
+
 def tables() -> str:
     machine, cases = load("cases.json", "case")
     _, models = load("speed.json", "model")
     _, roofline = load("roofline.json", "model")
     cpu = f"{machine['cores']} {machine['cpu']} cores, torch {machine['torch'].partition('+')[0]}"
     any_row = next(iter(models["poolformer_s12"].values()))
-    return "\n".join([
-        f"Measured on {cpu}, models in turns, freed memory kept, medians of milliseconds. The papers' models, at the batch "
-        "and size of `benchmarks/speed.py --cases`: after the time, how many times as fast as the authors' code, and in "
-        "brackets the goal that was set. timm's PoolFormer and the `wavemix` package ran beside ours; the other authors' "
-        "times were taken elsewhere and are rescaled by timm's `poolformer_s12`, which is least sure for bf16 inference.",
+    lines = [
+        f"Measured on {cpu}, models in turns, freed memory kept, medians of milliseconds. The papers' models, at the "
+        "batch and size of `benchmarks/speed.py --cases`: after the time, how many times as fast as the authors' code, "
+        "and in brackets the goal that was set. timm's PoolFormer and the `wavemix` package ran beside ours; the other "
+        "authors' times were taken elsewhere and are rescaled by timm's `poolformer_s12`, which is least sure for bf16 "
+        "inference.",
         "",
-        *rows(cases, case, ("fp32 training adds", case_memory)),
+    ]
+    lines += rows(cases, case, ("fp32 training adds", case_memory))
+    lines += [
         "",
-        f"The family at {any_row['size']} pixels, batch {any_row['batch']}, beside timm's models, each of those in the faster "
-        "memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
+        f"The family at {any_row['size']} pixels, batch {any_row['batch']}, beside timm's models, each of those in the "
+        "faster memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
         "",
-        *rows(models, lambda row: f"{milliseconds(row)}, {row['ratio']:.2f}", ("training adds, MiB, fp32 / bf16", model_memory)),
+    ]
+    lines += rows(models, model, ("training adds, MiB, fp32 / bf16", model_memory))
+    lines += [
         "",
-        "Share of what the faster of a 1x1 and a 3x3 convolution reached in the same run, and the op that loses most time "
-        "against its roof (`benchmarks/roofline.py`):",
+        "Share of what the faster of a 1x1 and a 3x3 convolution reached in the same run, and the op that loses most "
+        "time against its roof (`benchmarks/roofline.py`):",
         "",
-        *rows(roofline, lambda row: f"{row['of_convolution']:.0%}, {row['ops'][0]['op']} in {row['ops'][0]['part']}"),
-    ])
+    ]
+    lines += rows(roofline, share_of_peak)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,17 @@ def scatter(count, seed, size=(96, 64)):
         objects = []
         for slot in range(0 if i % 4 == 3 else random.integers(1, 4)):
             side = int(random.integers(16, 26))
-            objects.append((SQUARE if random.random() < 0.5 else DISC, 32 * slot + int(random.integers(0, 32 - side)),
-                            int(random.integers(0, size[1] - side)), side))
+            objects.append(
+                (
+                    SQUARE if random.random() < 0.5 else DISC,
+                    32 * slot + int(random.integers(0, 32 - side)),
+                    int(random.integers(0, size[1] - side)),
+                    side,
+                )
+            )
         images.append(objects)
     return images
+
 
 def write(folder, *, change=None, **counts):
     """A set in COCO's format, two classes on images of 96 x 64 pixels, with so many images in each split;
@@ -50,10 +57,17 @@ def write(folder, *, change=None, **counts):
             draw(objects).save(folder / "images" / name)
             data["images"].append({"id": 10 + i, "file_name": name, "width": 96, "height": 64})
             for category, x, y, side in objects:
-                data["annotations"].append({
-                    "id": len(data["annotations"]), "image_id": 10 + i, "category_id": category, "iscrowd": 0,
-                    "bbox": [x, y, side, side], "area": side * side,
-                    "segmentation": [[x, y, x + side, y, x + side, y + side, x, y + side]]})
+                data["annotations"].append(
+                    {
+                        "id": len(data["annotations"]),
+                        "image_id": 10 + i,
+                        "category_id": category,
+                        "iscrowd": 0,
+                        "bbox": [x, y, side, side],
+                        "area": side * side,
+                        "segmentation": [[x, y, x + side, y, x + side, y + side, x, y + side]],
+                    }
+                )
         if change:
             change(split, data)
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))

@@ -12,7 +12,17 @@ sys.path.append(str(ROOT / "benchmarks"))
 import minattn_results  # noqa: E402
 
 RECIPE = dict(
-    data="folder", seed=0, epochs=3, optimizer="adamw", lr=1e-3, batch_size=128, flip=0, padding=0, cutmix=0, mixup=0, cutout=0
+    data="folder",
+    seed=0,
+    epochs=3,
+    optimizer="adamw",
+    lr=1e-3,
+    batch_size=128,
+    flip=0,
+    padding=0,
+    cutmix=0,
+    mixup=0,
+    cutout=0,
 )
 
 
@@ -42,13 +52,18 @@ def test_the_table_has_ours_beside_theirs(tmp_path):
     assert "| collapsed | yes | 1 |  | not trained yet | 98.39 |  | not trained yet |  |" in text
     flat = " ".join(text.split())
     assert "Ours on CIFAR-10, as a JPEG copy,: " not in flat
-    assert "Ours on CIFAR-10, as a JPEG copy: a norm" in flat and "3 epochs of adamw at 0.001, batches of 128, no augm" in flat
+    assert (
+        "Ours on CIFAR-10, as a JPEG copy: a norm" in flat
+        and "3 epochs of adamw at 0.001, batches of 128, no augm" in flat
+    )
 
 
 def test_other_models_and_recipes_are_refused(tmp_path):
     results = {}
     minattn_results.add(results, run(tmp_path / "a", "minattn_full_mlp_h1_cifar"))
-    with pytest.raises(ValueError, match="b differs from the runs in minattn.json in flip, lr: the table is that of one recipe"):
+    with pytest.raises(
+        ValueError, match="b differs from the runs in minattn.json in flip, lr: the table is that of one recipe"
+    ):
         minattn_results.add(results, run(tmp_path / "b", "minattn_full_mlp_h4_cifar", lr=0.1, flip=0.5))
     with pytest.raises(ValueError, match="c trained metaformer_minattn_nano: give runs of configs"):
         minattn_results.add(results, run(tmp_path / "c", "metaformer_minattn_nano"))

@@ -70,9 +70,8 @@ def test_weight_and_card(runs, weights, capsys):
     assert (spread["seeds"], spread["top1"], spread["epochs"], spread["changed"]) == ([1, 2], short, 1, {"epochs": 1})
     assert spread["mean"] == pytest.approx(sum(short) / 2, abs=0.005)
     assert not {"output", "data_dir", "device"} & card["recipe"].keys() and card["recipe"]["epochs"] == 2
-    assert (
-        timm.models.PretrainedCfg(**card["pretrained_cfg"]).crop_pct == 1.0
-    )  # as the run scored: from memory, uncropped
+    cfg = timm.models.PretrainedCfg(**card["pretrained_cfg"])
+    assert cfg.crop_pct == 1.0  # as the run scored: from memory, uncropped
     with safe_open(weights / f"{MODEL}.few.safetensors", "pt") as file:
         assert float(file.metadata()["top1"]) == card["top1"]
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {f"torch.{card['stored_as']}"}

@@ -42,8 +42,16 @@ class Backbone(nn.Module):
         mean, std: of the images that the model was made for, per channel, on a scale from 0 to 1.
     """
 
-    def __init__(self, body: nn.Module, pyramid: nn.Module, *, levels: Iterable[str], strides: Sequence[float],
-                 out_channels: int, size_divisible: int):
+    def __init__(
+        self,
+        body: nn.Module,
+        pyramid: nn.Module,
+        *,
+        levels: Iterable[str],
+        strides: Sequence[float],
+        out_channels: int,
+        size_divisible: int,
+    ):
         super().__init__()
         self.body = body
         self.pyramid = pyramid
@@ -97,8 +105,10 @@ def build_backbone(
     if extra not in EXTRA:
         raise ValueError(f"extra is {extra!r}{nearest(extra, EXTRA)} Accepted: {', '.join(EXTRA)}.")
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
-        raise ValueError(f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
-                         f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3).")
+        raise ValueError(
+            f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
+            f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
+        )
     if pretrained and checkpoint:
         raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 
@@ -111,8 +121,11 @@ def build_backbone(
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
     if pretrained and not timm.models.PretrainedCfg(**probe.pretrained_cfg).has_weights:
         tags = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
-        raise ValueError(f"No weights are published for {name}: " + (f"take {' or '.join(tags)}, or " if tags else "")
-                         + "leave pretrained out, or give a checkpoint.")
+        raise ValueError(
+            f"No weights are published for {name}: "
+            + (f"take {' or '.join(tags)}, or " if tags else "")
+            + "leave pretrained out, or give a checkpoint."
+        )
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
     maps = {reduction: (i, dim) for i, reduction, dim in rows}  # of several of one stride the last
@@ -123,8 +136,10 @@ def build_backbone(
         refuse_fine(name, probe, min(maps))
     if not isotropic and strides[0] < min(maps):
         accepted = [i for i in range(4) if unit * 2**i >= min(maps)]
-        raise ValueError(f"{name} has maps of strides {', '.join(map(str, maps))}, none as fine as {strides[0]:g} "
-                         f"(level {out_indices[0]}): take out_indices from {tuple(accepted)}.")
+        raise ValueError(
+            f"{name} has maps of strides {', '.join(map(str, maps))}, none as fine as {strides[0]:g} "
+            f"(level {out_indices[0]}): take out_indices from {tuple(accepted)}."
+        )
     sources = [max(r for r in maps if r <= s or isotropic) for s in strides]
     used = sorted(set(sources))
     body = load_body(name, tuple(maps[r][0] for r in used), pretrained, checkpoint, model_args)

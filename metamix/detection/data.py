@@ -32,15 +32,17 @@ def train_transform(options) -> v2.Compose:
     """A crop, flips, a size and colours, each at random; boxes follow, and those that are no longer there are
     dropped."""
     low, high = (round(options.min_size * scale) for scale in options.scales)
-    return v2.Compose([
-        v2.ClampBoundingBoxes(),
-        v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
-        v2.RandomHorizontalFlip(options.flip),
-        v2.RandomVerticalFlip(options.flip_vertical),
-        v2.RandomShortestSize(list(range(low, high + 1)), max_size=round(options.max_size * options.scales[1])),
-        v2.RandomPhotometricDistort(p=options.photometric),
-        v2.SanitizeBoundingBoxes(),
-    ])
+    return v2.Compose(
+        [
+            v2.ClampBoundingBoxes(),
+            v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
+            v2.RandomHorizontalFlip(options.flip),
+            v2.RandomVerticalFlip(options.flip_vertical),
+            v2.RandomShortestSize(list(range(low, high + 1)), max_size=round(options.max_size * options.scales[1])),
+            v2.RandomPhotometricDistort(p=options.photometric),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
 
 
 class Samples:

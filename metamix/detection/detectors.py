@@ -77,8 +77,8 @@ class Detector:
 class RetinaNet(Detector, detection.RetinaNet):
     """Lin et al., arXiv 1708.02002: at each place nine anchors, of three sizes and three shapes.
 
-    The sizes are `anchor_scale` strides, by default 4 as in the paper, and 2^(1/3) and 2^(2/3) times that: small objects
-    on small images want a smaller one.
+    The sizes are `anchor_scale` strides, by default 4 as in the paper, and 2^(1/3) and 2^(2/3) times that: small
+    objects on small images want a smaller one.
 
     As torchvision's second version, with group norms in the head and a generalised IoU loss: without norms a detector
     that starts from scratch has learned nothing when this one finds most objects.
@@ -172,8 +172,10 @@ def build_detector(
     accepted -= {"backbone", "num_classes", "kwargs", "options", "fixed_size", "anchor_generator", "head"}
     for option in options:
         if option not in accepted:  # torchvision would take no notice of it
-            raise ValueError(f"{name} has no option {option!r}{nearest(option, accepted)} "
-                             f"Its options: {', '.join(sorted(a for a in accepted if a[0] != '_'))}.")
+            raise ValueError(
+                f"{name} has no option {option!r}{nearest(option, accepted)} "
+                f"Its options: {', '.join(sorted(a for a in accepted if a[0] != '_'))}."
+            )
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, **(LEVELS[name] | (backbone_args or {})))
     elif backbone_args:
@@ -181,8 +183,10 @@ def build_detector(
     if not isinstance(backbone, Backbone):
         raise ValueError(f"backbone is a {type(backbone).__name__}; give a name of timm's, or build_backbone(name).")
     if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
-        raise ValueError(f"The head of {name} has norms of 32 groups, and out_channels is {backbone.out_channels}: "
-                         f"give a multiple of 32, 64 or more.")
+        raise ValueError(
+            f"The head of {name} has norms of 32 groups, and out_channels is {backbone.out_channels}: "
+            f"give a multiple of 32, 64 or more."
+        )
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)
     model = ours(backbone, num_classes, **(defaults | options))
     model.transform = Transform.like(model.transform, resize_in_training)
@@ -194,8 +198,14 @@ class Transform(GeneralizedRCNNTransform):
 
     @classmethod
     def like(cls, other: GeneralizedRCNNTransform, resize_in_training: bool) -> "Transform":
-        return cls(other.min_size, other.max_size, other.image_mean, other.image_std, other.size_divisible,
-                   _skip_resize=not resize_in_training)
+        return cls(
+            other.min_size,
+            other.max_size,
+            other.image_mean,
+            other.image_std,
+            other.size_divisible,
+            _skip_resize=not resize_in_training,
+        )
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
         if self.training and self._skip_resize:

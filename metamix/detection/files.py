@@ -20,7 +20,8 @@ def build_described(about: dict[str, Any], **weights: Any) -> nn.Module:
         backbone=about["model"],
         num_classes=len(about["classes"]),
         backbone_args={key: about[key] for key in ("out_indices", "extra", "out_channels", "frozen_norms")}
-        | about["model_args"] | weights,
+        | about["model_args"]
+        | weights,
         min_size=about["min_size"],
         max_size=about["max_size"],
         resize_in_training=False,

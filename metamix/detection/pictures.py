@@ -32,9 +32,16 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
         if named:
             text = classes[label - 1] + (f" {score:.2f}" if score is not None else "")
             high, right = y0 < 14, x0 + 7 * len(text) > image.shape[2]  # a label would be cut off at the edge
-            axes.text(x1 if right else x0, y0, text, color="white", fontsize=7,
-                      verticalalignment="top" if high else "bottom", horizontalalignment="right" if right else "left",
-                      bbox=dict(facecolor=colour, edgecolor="none", pad=0.5))
+            axes.text(
+                x1 if right else x0,
+                y0,
+                text,
+                color="white",
+                fontsize=7,
+                verticalalignment="top" if high else "bottom",
+                horizontalalignment="right" if right else "left",
+                bbox=dict(facecolor=colour, edgecolor="none", pad=0.5),
+            )
 
 
 def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[str]) -> None:

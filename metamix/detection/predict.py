@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
             objects = [
                 {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
-                for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
+                for label, score, box in zip(
+                    found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist()
+                )
             ]
             records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
             print(f"{path}: {len(objects)} objects")

@@ -31,8 +31,13 @@ class FeaturePyramid(nn.Module):
         extra: what makes further, coarser levels.
     """
 
-    def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]], out_channels: int,
-                 extra: ExtraFPNBlock | None = None):
+    def __init__(
+        self,
+        dims: Sequence[int],
+        levels: Sequence[tuple[str, int, int]],
+        out_channels: int,
+        extra: ExtraFPNBlock | None = None,
+    ):
         super().__init__()
         self.levels = list(levels)
         self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
@@ -51,8 +56,13 @@ class SimplePyramid(nn.Module):
     doubled.
     """
 
-    def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]], out_channels: int,
-                 extra: ExtraFPNBlock | None = None):
+    def __init__(
+        self,
+        dims: Sequence[int],
+        levels: Sequence[tuple[str, int, int]],
+        out_channels: int,
+        extra: ExtraFPNBlock | None = None,
+    ):
         super().__init__()
         self.halvings = {name: times for name, _, times in levels}
         self.levels = nn.ModuleDict(

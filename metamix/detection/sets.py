@@ -83,8 +83,10 @@ class BoxSource:
         self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
         bare = [a["id"] for a in self.coco.anns.values() if masks and not a.get("segmentation")]
         if bare:
-            raise ValueError(f"{annotations} has {len(bare)} annotations without a segmentation, such as {bare[0]}; "
-                             f"mask_rcnn needs one for each: take faster_rcnn")
+            raise ValueError(
+                f"{annotations} has {len(bare)} annotations without a segmentation, such as {bare[0]}; "
+                f"mask_rcnn needs one for each: take faster_rcnn"
+            )
         keys = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
         self.set = wrap_dataset_for_transforms_v2(boxes, target_keys=keys)
 
@@ -102,8 +104,10 @@ class BoxSource:
         image = to_image(image)
         size = tuple(image.shape[-2:])
         if "boxes" not in target:  # nothing to see
-            target = {"boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
-                      "labels": torch.zeros(0, dtype=torch.int64)}
+            target = {
+                "boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
+                "labels": torch.zeros(0, dtype=torch.int64),
+            }
             if self.masks:
                 target["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
         target["labels"] = torch.tensor([self.labels[c] for c in target["labels"].tolist()], dtype=torch.int64)
@@ -127,6 +131,8 @@ def index_annotations(annotations: Path, images: Path) -> Boxes:
     except ImportError as error:
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
     except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{annotations} is not in COCO's format ({type(error).__name__}: {error}); "
-                         f"python -m metamix.detection.verify {annotations} says where") from error
+        raise ValueError(
+            f"{annotations} is not in COCO's format ({type(error).__name__}: {error}); "
+            f"python -m metamix.detection.verify {annotations} says where"
+        ) from error
     return boxes

@@ -114,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         for what in find_problems(annotations, images):
             print(what)
             count += 1
-    print(f"{count} finding{'s' * (count > 1)}" if count else f"{', '.join(str(path) for path, _ in splits)}: nothing is wrong")
+    read = ", ".join(str(path) for path, _ in splits)
+    print(f"{count} finding{'s' * (count > 1)}" if count else f"{read}: nothing is wrong")
     return 1 if count else 0
 
 

@@ -22,8 +22,9 @@ def convert(folder: Path, split: str | None = None) -> dict:
     """The content of the file; ValueError or FileNotFoundError names what is missing."""
     files = sorted((folder / "Annotations").glob("*.xml"))
     if not files:
-        raise FileNotFoundError(f"{folder / 'Annotations'} holds no .xml file: give the folder of a VOC year, such as "
-                                f"VOCdevkit/VOC2012")
+        raise FileNotFoundError(
+            f"{folder / 'Annotations'} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012"
+        )
     trees = {path.stem: parse(path) for path in files}
     names = sorted({text(o, "name", files[0]) for tree in trees.values() for o in tree.iter("object")})
     classes = {name: number for number, name in enumerate(names, start=1)}
@@ -44,14 +45,16 @@ def convert(folder: Path, split: str | None = None) -> dict:
         for obj in trees[stem].iter("object"):
             x0, y0, x1, y1 = (float(text(obj, f"bndbox/{key}", path)) for key in ("xmin", "ymin", "xmax", "ymax"))
             box = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
-            annotations.append({
-                "id": len(annotations) + 1,
-                "image_id": images[-1]["id"],
-                "category_id": classes[text(obj, "name", path)],
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": int(obj.findtext("difficult", "0").strip() == "1"),
-            })
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": images[-1]["id"],
+                    "category_id": classes[text(obj, "name", path)],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(obj.findtext("difficult", "0").strip() == "1"),
+                }
+            )
     categories = [{"id": number, "name": name} for name, number in classes.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -6,14 +6,14 @@
     G(x) = x + Linear(a * (S(norm(b)) + 1)),  a, b = split(gelu(Linear(norm(x))))
 
 S is one linear map over a set of tokens, the same for all channels. In the block branch a set is the fh x fw tokens of
-one block, so it mixes neighbours; in the grid branch it is one token of each of the gh x gw cells, so it reaches across the
-whole map. Both numbers are fixed, so the parameters do not depend on the resolution.
+one block, so it mixes neighbours; in the grid branch it is one token of each of the gh x gw cells, so it reaches across
+the whole map. Both numbers are fixed, so the parameters do not depend on the resolution.
 
-Any size: a map is padded with zeros to a multiple of block and grid, then cropped. Cost per token and channel: the number
-of tokens in a set, so linear in the number of tokens.
+Any size: a map is padded with zeros to a multiple of block and grid, then cropped. Cost per token and channel: the
+number of tokens in a set, so linear in the number of tokens.
 
-As the authors, in flax: GELU in its tanh form, norms with eps 1e-6. Theirs holds the norm before and the residual around;
-here both are the skeleton's.
+As the authors, in flax: GELU in its tanh form, norms with eps 1e-6. Theirs holds the norm before and the residual
+around; here both are the skeleton's.
 """
 
 import math
@@ -61,8 +61,8 @@ class Maxim(nn.Module):
         for factor in (block_gmlp_factor, grid_gmlp_factor):
             if dim * input_proj_factor % 2 or half * factor % 2:
                 raise ValueError(
-                    f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be halved "
-                    f"twice: choose an even width or larger factors."
+                    f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be "
+                    f"halved twice: choose an even width or larger factors."
                 )
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))
         self.fc1 = nn.Conv2d(dim, 2 * half, 1)
@@ -80,8 +80,8 @@ class Maxim(nn.Module):
 
 
 class WideNorm(LayerNorm2d):
-    """A norm over channels, computed in float32 at least: a CPU's backward pass at 16 bits takes twice as long, which was a
-    fifth of a training step."""
+    """A norm over channels, computed in float32 at least: a CPU's backward pass at 16 bits takes twice as long, which
+    was a fifth of a training step."""
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -116,12 +116,14 @@ class GatedMlp(nn.Module):
     def mix_sets(self, x: Tensor, layout: str) -> Tensor:
         kh, kw = self.set_size
         n = dict(nh=x.shape[-2] // kh, nw=x.shape[-1] // kw)
-        x = rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw, **n)  # the mixed axis where a 1x1 conv wants it
+        # The mixed axis goes where a 1x1 convolution wants it.
+        x = rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw, **n)
         return rearrange(self.spatial(x), f"b (kh kw) (nh nw) c -> b c {layout}", kh=kh, kw=kw, **n)
 
     def mix_any_number(self, x: Tensor) -> Tensor:
-        """The same for an exported graph, which would hold for a single set in height or width only, or for several only. So
-        rows and columns are dealt into blocks, and a spare row and column of blocks makes them several always."""
+        """The same for an exported graph, which would hold for a single set in height or width only, or for several
+        only. So rows and columns are dealt into blocks, and a spare row and column of blocks makes them several
+        always."""
         (kh, kw), (h, w) = self.set_size, x.shape[-2:]
         rows, columns = (torch.arange(n, device=x.device) for n in (h, w))
         if self.layout == GRID:
@@ -133,6 +135,6 @@ class GatedMlp(nn.Module):
 
 
 def deal(cards: Tensor, piles: int) -> Tensor:
-    """Cut `cards` into `piles` of equal height and take one from each in turn: "(k n) -> (n k)" without a shape to ask."""
+    """Cut `cards` into `piles` of one height and take from each in turn: "(k n) -> (n k)" without a shape to ask."""
     height = cards.shape[0] // piles
     return cards % piles * height + cards // piles

@@ -3,15 +3,15 @@
     y = softmax(s(x_i, x_j) / sqrt(d)) V(x_j), then a projection        per head of d = C / heads channels
 
     qk = "separate"     s = (Wq x_i) . (Wk x_j)         the usual
-         "collapsed"    s = (W x_i) . x_j               Wq^T Wk as one matrix, section 3.2; one head only: with more it would
-                                                        cost parameters, not save them
+         "collapsed"    s = (W x_i) . x_j               Wq^T Wk as one matrix, section 3.2; one head only: with more it
+                                                        would cost parameters, not save them
          "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4: as the paper ran it
          "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric, T lower-triangular, d (d + 1) / 2 parameters a head
 
     value = False       V(x_j) = x_j and no projection: y is a convex combination of tokens, section 3.3
 
-T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2, every token
-attends to itself alone, and the model trains to chance (seen in a third party's tables).
+T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2, every
+token attends to itself alone, and the model trains to chance (seen in a third party's tables).
 
 Any size. Cost is quadratic in the number of tokens; with `context` it is linear: keys and values then come from the map
 averaged to that grid (or repeated, where the map is smaller), while every token keeps its query.
@@ -59,7 +59,9 @@ class MinAttn(nn.Module):
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")
         if qk == "collapsed" and num_heads > 1:
-            raise ValueError(f"qk='collapsed' is one matrix for one head, num_heads is {num_heads}: use 1, or qk='shared'.")
+            raise ValueError(
+                f"qk='collapsed' is one matrix for one head, num_heads is {num_heads}: use 1, or qk='shared'."
+            )
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
         self.context = context and tuple(min(c, s) for c, s in zip(context, size))
@@ -98,7 +100,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout) -> Tensor:
 
 
 class Cholesky(nn.Module):
-    """T^T x for each head's own channels, (B, heads * d, H, W) -> the same shape; the factor T T^T of a symmetric matrix."""
+    """T^T x for each head's own channels, (B, heads * d, H, W) -> the same shape; T T^T is the symmetric matrix."""
 
     def __init__(self, heads: int, d: int):
         super().__init__()

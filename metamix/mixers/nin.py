@@ -6,8 +6,8 @@
     Mixer(x): v = x + MLP_tokens(norm(x)),  v + MLP_channels(norm(v))        one whole MLP-Mixer block inside the gate
 
 The token MLP belongs to the H * W tokens of `grid`, the trained map by default. A map of any other size is averaged
-to the grid, the gate is made there and resampled bilinearly to the map. So a grid smaller than the map keeps the cost linear
-in the number of tokens; without one it is quadratic, 2 N * token_dim multiply-adds per channel.
+to the grid, the gate is made there and resampled bilinearly to the map. So a grid smaller than the map keeps the cost
+linear in the number of tokens; without one it is quadratic, 2 N * token_dim multiply-adds per channel.
 """
 
 import torch
@@ -67,7 +67,8 @@ class TokenMlp(nn.Module):
     def __init__(self, grid: tuple[int, int], hidden: int, drop: float):
         super().__init__()
         self.grid = grid
-        self.fc1 = nn.Conv2d(1, hidden, grid)  # a kernel as large as the map, so that a checkpoint tells the grid's shape
+        # A kernel as large as the map, so that a checkpoint tells the grid's shape.
+        self.fc1 = nn.Conv2d(1, hidden, grid)
         self.act = nn.GELU()
         self.drop1 = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, grid[0] * grid[1], 1)
@@ -81,17 +82,20 @@ class TokenMlp(nn.Module):
         return rearrange(x, "b (h w) c -> b c h w", h=h, w=w)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Token weights saved for another grid; those that sum over tokens are scaled, so that the sum of a map stays."""
+        """Token weights saved for another grid; those that sum over tokens are scaled: the sum of a map stays."""
         old = state["fc1.weight"].shape[-2:]
         if tuple(old) == self.grid:
             return state
 
         def resample(maps: Tensor) -> Tensor:
             wide = maps.to(torch.promote_types(maps.dtype, torch.float32))  # antialiasing does not exist at 16 bits
-            return F.interpolate(wide, size=self.grid, mode="bicubic", align_corners=False, antialias=True).to(maps.dtype)
+            small = F.interpolate(wide, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
+            return small.to(maps.dtype)
 
         h, w = old
-        out = rearrange(resample(rearrange(state["fc2.weight"], "(h w) i 1 1 -> 1 i h w", h=h, w=w)), "1 i h w -> (h w) i 1 1")
+        out = rearrange(
+            resample(rearrange(state["fc2.weight"], "(h w) i 1 1 -> 1 i h w", h=h, w=w)), "1 i h w -> (h w) i 1 1"
+        )
         bias = rearrange(resample(rearrange(state["fc2.bias"], "(h w) -> 1 1 h w", h=h, w=w)), "1 1 h w -> (h w)")
         scale = h * w / (self.grid[0] * self.grid[1])
         return {"fc1.weight": resample(state["fc1.weight"]) * scale, "fc2.weight": out, "fc2.bias": bias}

@@ -2,8 +2,8 @@
 
     y = mean of the K x K neighbours inside the map - x
 
-The subtraction is there because the block adds x back. The mean counts no padding, so a constant map gives exactly zero;
-that also makes the bias of the norm before this mixer a parameter without any effect.
+The subtraction is there because the block adds x back. The mean counts no padding, so a constant map gives exactly
+zero; that also makes the bias of the norm before this mixer a parameter without any effect.
 
 Any size; K * K additions per value, linear in the number of tokens.
 """

@@ -16,8 +16,8 @@ Spatial weights belong to `size`. On any other map, `resample` says what happens
 
 Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all; "branch" and "stream" do not grow beyond `size`.
 
-Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's (r c); a checkpoint of
-theirs has its norm weights permuted on loading.
+Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's (r c); a
+checkpoint of theirs has its norm weights permuted on loading.
 """
 
 import torch
@@ -84,8 +84,8 @@ class Raft(nn.Module):
 class RaftMlp(nn.Module):
     """norm -> rafts of r * length values -> Linear, GELU, Linear -> map, for (B, C, H, W); without the residual.
 
-    `rafts` is the einops pattern that lays the map out as rafts. The linears run as 1x1 convolutions over them, which is
-    where a CPU is fastest.
+    `rafts` is the einops pattern that lays the map out as rafts. The linears run as 1x1 convolutions over them, which
+    is where a CPU is fastest.
     """
 
     def __init__(self, dim: int, length: int, raft_size: int, expansion: float, rafts: str):
@@ -119,14 +119,15 @@ class RaftMlp(nn.Module):
             **state,
             "fc1.weight": resize_inputs(state["fc1.weight"], self.raft_size, self.length)[unit],
             "fc1.bias": state["fc1.bias"][unit],
-            "fc2.weight": resize_outputs(state["fc2.weight"], self.raft_size, self.length)[:, unit] / copies[:, None, None],
+            "fc2.weight": resize_outputs(state["fc2.weight"], self.raft_size, self.length)[:, unit]
+            / copies[:, None, None],
             "fc2.bias": resize_outputs(state["fc2.bias"], self.raft_size, self.length),
         }
 
 
 def resize_inputs(weight: Tensor, raft_size: int, length: int) -> Tensor:
-    """(o, r * old, 1, 1) -> (o, r * length, 1, 1); scaled, so that the response to a constant raft stays: exactly at a multiple
-    of the old length, closely at any other above it."""
+    """(o, r * old, 1, 1) -> (o, r * length, 1, 1); scaled, so that the response to a constant raft stays: exactly at a
+    multiple of the old length, closely at any other above it."""
     if type(length) is int and weight.shape[1] == raft_size * length:  # a symbolic length must not be asked
         return weight
     rows = rearrange(weight, "o (r l) 1 1 -> o r l", r=raft_size)

@@ -3,9 +3,9 @@
     Mixer(dim, *, size=(H, W), **options)      options are keyword-only
     forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
 
-`size` is the map size that spatial weights are made for. A mixer brings neither the residual nor the norm around it: the
-skeleton owns both. Two things are optional. A mixer with dropout inside takes `proj_drop`; one with spatial weights has
-`adapt_state(state)`, which brings its own parameters, saved at another size, to the size that it was built for.
+`size` is the map size that spatial weights are made for. A mixer brings neither the residual nor the norm around it:
+the skeleton owns both. Two things are optional. A mixer with dropout inside takes `proj_drop`; one with spatial weights
+has `adapt_state(state)`, which brings its own parameters, saved at another size, to the size that it was built for.
 """
 
 import difflib
@@ -23,7 +23,7 @@ def _as_saved(self, state):
 
 
 def register_mixer(name: str):
-    """Class decorator: make a mixer known under `name`, to every model of the zoo and to `timm.create_model(mixer=name)`.
+    """Class decorator: make a mixer known under `name` to every model of the zoo: `timm.create_model(mixer=name)`.
 
     The class also becomes a leaf for FX, so that timm's feature extractor sees one node and not the shape logic inside.
 
@@ -36,13 +36,16 @@ def register_mixer(name: str):
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise TypeError(f"register_mixer({name!r}) takes a torch.nn.Module class, got {cls!r}.")
         if name in _MIXERS:
-            raise ValueError(f"A mixer named {name!r} is registered already ({_MIXERS[name].__module__}): choose another name.")
+            raise ValueError(
+                f"A mixer named {name!r} is registered already ({_MIXERS[name].__module__}): choose another name."
+            )
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         if [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] != ["dim"] or "size" not in keywords:
             raise ValueError(
                 f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
-                f"a mixer is built as Mixer(dim, *, size=(H, W), **options): write `def __init__(self, dim, *, size, ...)`."
+                f"a mixer is built as Mixer(dim, *, size=(H, W), **options): write "
+                f"`def __init__(self, dim, *, size, ...)`."
             )
         if "adapt_state" not in vars(cls):
             cls.adapt_state = _as_saved
@@ -81,6 +84,6 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float
 
 
 def nearest(word: str, words) -> str:
-    """The middle of an error message: `; did you mean 'x'?` where one of `words` is close to `word`, else a full stop."""
+    """The middle of an error message: `; did you mean 'x'?` where one of `words` is close to `word`, else a stop."""
     close = difflib.get_close_matches(str(word), list(words), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."

@@ -1,8 +1,8 @@
 """Maps of any size: the three ways in which a mixer with fixed spatial weights meets another height and width.
 
-Each returns its input unchanged where there is nothing to do, except under `torch.export`: a graph made for every size may
-not branch on the example's, so there they always run. What is left is torch's own: a graph
-exported where no map has a side of 1 may refuse sizes where one has, and the reverse.
+Each returns its input unchanged where there is nothing to do, except under `torch.export`: a graph made for every size
+may not branch on the example's, so there they always run. What is left is torch's own: a graph exported where no map
+has a side of 1 may refuse sizes where one has, and the reverse.
 """
 
 import torch

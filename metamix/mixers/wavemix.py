@@ -1,5 +1,5 @@
-"""The wavelet mixer of WaveMix: "WaveMix: A Resource-efficient Neural Network for Image Analysis" (arXiv 2205.14375; first
-version 2203.03689).
+"""The wavelet mixer of WaveMix: "WaveMix: A Resource-efficient Neural Network for Image Analysis" (arXiv 2205.14375;
+first version 2203.03689).
 
     a_0 = Conv1x1(x)                                            C -> C / 4
     a_l, d_l = DWT(a_(l-1))              l = 1 ... level        half the size: approximation, three detail bands
@@ -7,16 +7,18 @@ version 2203.03689).
     y_l = Up(MLP(concat(a_l, d_l, y_(l+1))))                    to the finest
     y   = y_1
 
-    MLP = Conv1x1, GELU, dropout, Conv1x1         Up = transposed convolution k4 s2 p1, or bilinear upsampling; then a norm
+    MLP = Conv1x1, GELU, dropout, Conv1x1
+    Up  = transposed convolution k4 s2 p1, or bilinear upsampling; then a norm
 
 The block of the paper is this mixer and its residual, with no norm before it and no channel MLP after it.
 
-Any size: an odd map is padded by the transform (mode "zero") and cropped after upsampling; a filter longer than Haar's two
-taps gives bands larger than half, cropped to the centre. Cost is linear in the number of tokens; the transposed convolution's
-4 C_ff multiply-adds per value are most of it.
+Any size: an odd map is padded by the transform (mode "zero") and cropped after upsampling; a filter longer than Haar's
+two taps gives bands larger than half, cropped to the centre. Cost is linear in the number of tokens; the transposed
+convolution's 4 C_ff multiply-adds per value are most of it.
 
 Departure from the authors' code: their detail channels lie channel by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
-band by band; a checkpoint of theirs has the first convolution of each MLP permuted on loading. Their code fails on odd maps.
+band by band; a checkpoint of theirs has the first convolution of each MLP permuted on loading. Their code fails on odd
+maps.
 """
 
 import pywt
@@ -73,10 +75,12 @@ class WaveMix(nn.Module):
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}{nearest(norm, NORMS)} Accepted: {', '.join(NORMS)}.")
         if upsample == "bilinear" and ff_channel is not None:
-            raise ValueError("ff_channel is the width that a transposed convolution starts from: leave it out with 'bilinear'.")
+            raise ValueError(
+                "ff_channel is the width that a transposed convolution starts from: leave it out with 'bilinear'."
+            )
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
-        # From the finest level to the deepest; all but the deepest also see what the next one sends up, dim / 2 channels.
+        # From the finest level to the deepest; all but that one also see what the next sends up, dim / 2 channels.
         self.levels = nn.ModuleList(
             BandMlp(
                 dim if i == level - 1 else dim + dim // 2,
@@ -124,11 +128,12 @@ class BandMlp(nn.Module):
 
 
 def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
-    """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`; `filters` are the wavelet's low and high
-    pass, `pywt.Wavelet(name).filter_bank[:2]`.
+    """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`; `filters` are the wavelet's low and
+    high pass, `pywt.Wavelet(name).filter_bank[:2]`.
 
-    (B, C, H, W) -> approximation (B, C, h, w) and details (B, 3 C, h, w): all channels of LH (low along the width, high along
-    the height; cH of PyWavelets), then of HL (cV), then of HH (cD). h = floor((H + L - 1) / 2) for a filter of L taps.
+    (B, C, H, W) -> approximation (B, C, h, w) and details (B, 3 C, h, w): all channels of LH (low along the width, high
+    along the height; cH of PyWavelets), then of HL (cV), then of HH (cD). h = floor((H + L - 1) / 2) for a filter of L
+    taps.
     """
     if len(filters[0]) == 2:  # Haar, under any of its names
         return haar2(x)

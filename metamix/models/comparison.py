@@ -1,7 +1,7 @@
-"""The comparison family, `metaformer_<mixer>_<size>`: one skeleton, seven mixers, and nothing else differs within a size.
+"""The comparison family, `metaformer_<mixer>_<size>`: one skeleton, seven mixers, nothing else differs within a size.
 
-The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1), so `metaformer_pooling_s12` is PoolFormer-S12. The size
-nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
+The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1), so `metaformer_pooling_s12` is PoolFormer-S12. The
+size nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
 """
 
 from torch import nn
@@ -42,9 +42,9 @@ SIZES = {
 def mixer_options(mixer: str, dim: int, nano: bool) -> dict:
     """The options of `mixer` in a stage of `dim` channels: the one table of the family.
 
-    Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that all take time linear in
-    the number of tokens: sets, grids and contexts have the size that suits a native image (maps of 16, 8 and 4 tokens a side
-    in nano, of 56, 28, 14 and 7 otherwise) and stay as they are on larger maps.
+    Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that all take time linear
+    in the number of tokens: sets, grids and contexts have the size that suits a native image (maps of 16, 8 and 4
+    tokens a side in nano, of 56, 28, 14 and 7 otherwise) and stay as they are on larger maps.
     """
     table = {
         "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
@@ -56,7 +56,7 @@ def mixer_options(mixer: str, dim: int, nano: bool) -> dict:
 
 
 def metaformer(name: str, pretrained: bool = False, *, size: str, mixer, mixer_args=None, **kwargs) -> nn.Module:
-    """A model of the family with `mixer`, a registered name or one for each stage; `mixer_args` override the table's options."""
+    """A model of the family with `mixer`, a registered name or one per stage; `mixer_args` override the table."""
     preset = SIZES[size] | kwargs
     stages = len(preset["depths"])
     mixers = per_stage("mixer", mixer, stages)
@@ -69,6 +69,10 @@ for size in SIZES:
     for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"):
         tags = None
         if mixer == "pooling" and size != "nano":
-            tags = {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
+            tags = {
+                "sail_in1k": dict(
+                    hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9
+                )
+            }
         cfg = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET
         register(f"metaformer_{mixer}_{size}", metaformer, cfg=cfg, tags=tags, size=size, mixer=mixer)

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-adds of `model` for one image of `input_size` = (C, H, W).
 
-    Convolutions, matrix products and attention count, half of what torch's flop counter says; norms, activations, pooling,
-    resampling, a sliced wavelet transform and other element-wise work do not.
+    Convolutions, matrix products and attention count, half of what torch's flop counter says; norms, activations,
+    pooling, resampling, a sliced wavelet transform and other element-wise work do not.
     """
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -3,9 +3,9 @@
     x <- x + s1 * DropPath(mixer(norm1(x)))
     x <- x + s2 * DropPath(mlp(norm2(x)))         left out, parameters too, where mlp_ratio is 0
 
-A model is a stem, stages of such blocks with a downsampling between them, a norm, a global mean and a linear head. Several
-stages make a pyramid, one stage makes an isotropic model. Maps are (B, C, H, W) throughout, in any memory format. What the
-papers do differently is an option here; nothing asks which mixer a block holds.
+A model is a stem, stages of such blocks with a downsampling between them, a norm, a global mean and a linear head.
+Several stages make a pyramid, one stage makes an isotropic model. Maps are (B, C, H, W) throughout, in any memory
+format. What the papers do differently is an option here; nothing asks which mixer a block holds.
 """
 
 import operator
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A downsampling (none in the first stage) and blocks at one resolution; `make_mixer(size=)` builds those blocks' mixers."""
+    """A downsampling (none in the first stage) and blocks of one resolution; `make_mixer(size=)` builds the mixers."""
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: Callable[..., nn.Module]):
         super().__init__()
@@ -110,7 +110,7 @@ class Stage(nn.Module):
 
 
 class MetaFormer(nn.Module):
-    """A MetaFormer, as timm expects its models: (B, in_chans, H, W) -> (B, num_classes), for any H and W that the stem takes.
+    """A MetaFormer, as timm expects its models: (B, in_chans, H, W) -> (B, num_classes), any H, W that the stem takes.
 
     Args:
         img_size: image size, an int or (H, W), that spatial weights and position embeddings are made for.
@@ -120,10 +120,10 @@ class MetaFormer(nn.Module):
         depths, dims: blocks and channels of each stage.
         mixer: a registered mixer's name, or one for each stage.
         mixer_args: that mixer's options, a dict for all stages or one for each.
-        stem, downsample: constructors `embed(in_chans, dim)`, see `ConvEmbed`; downsample may be one for each transition.
+        stem, downsample: constructors `embed(in_chans, dim)`, see `ConvEmbed`; the latter may be one per transition.
         mlp_ratio: hidden width of the channel MLP over its own; 0 builds none, nor its norm.
         act_layer: the MLP's activation, a class or a name that timm knows.
-        norm1, norm2, norm: before the mixer, before the MLP, before the head: a constructor, a name that timm knows, or "none".
+        norm1, norm2, norm: before the mixer, the MLP and the head: a constructor, a name that timm knows, or "none".
         tie_norms: apply norm1 before the MLP too; norm2 is then not built.
         layer_scale: start of the learned scale on each branch; 0 for no such scale.
         pos_embed: add a learned position embedding after the stem, resampled where the map has another size.
@@ -131,7 +131,8 @@ class MetaFormer(nn.Module):
             linearly from 0 in the first block to this in the last.
 
     Raises:
-        ValueError: lists of different lengths, an image too small for the stem, an unknown mixer, mixer option, norm or activation.
+        ValueError: lists of different lengths, an image too small for the stem, an unknown mixer, mixer option, norm or
+            activation.
     """
 
     def __init__(
@@ -164,7 +165,9 @@ class MetaFormer(nn.Module):
         super().__init__()
         stages = len(depths)
         if len(dims) != stages:
-            raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
+            raise ValueError(
+                f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage."
+            )
         mixers = per_stage("mixer", mixer, stages)
         mixer_args = per_stage("mixer_args", mixer_args or {}, stages)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
@@ -188,7 +191,9 @@ class MetaFormer(nn.Module):
             embeds = per_stage("downsample", downsample, stages - 1)
             downsamples = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
             sizes = self._map_sizes(img_size, downsamples)
-            self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02)) if pos_embed else None
+            self.pos_embed = (
+                nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02)) if pos_embed else None
+            )
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
                 make_mixer = partial(create_mixer, mixers[i], dim, proj_drop=proj_drop_rate, **mixer_args[i])
@@ -218,7 +223,9 @@ class MetaFormer(nn.Module):
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
         if min(min(s) for s in sizes) < 1:
-            raise ValueError(f"img_size {img_size} is too small, the maps of the stages would be {sizes}: choose a larger one.")
+            raise ValueError(
+                f"img_size {img_size} is too small, the maps of the stages would be {sizes}: choose a larger one."
+            )
         return sizes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -307,7 +314,9 @@ class MetaFormer(nn.Module):
         for stage, size in zip(self.stages, sizes):
             for block in stage.blocks:
                 old = block.mixer
-                block.mixer = stage.make_mixer(size=size).to(next(block.parameters(), torch.empty(0))).train(old.training)
+                block.mixer = (
+                    stage.make_mixer(size=size).to(next(block.parameters(), torch.empty(0))).train(old.training)
+                )
                 block.mixer.load_state_dict(block.mixer.adapt_state(old.state_dict()))
                 for new, p in zip(block.mixer.parameters(), old.parameters()):
                     new.requires_grad_(p.requires_grad)
@@ -338,7 +347,11 @@ class MetaFormer(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Groups of parameters by depth, for layer-wise learning rates."""
-        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        blocks = (
+            r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        )
         return dict(stem=r"^stem|^pos_embed", blocks=blocks if coarse else [*blocks, (r"^norm", (99999,))])
 
     def no_weight_decay(self) -> set[str]:
@@ -350,7 +363,9 @@ def per_stage(name: str, value, stages: int) -> list:
     if isinstance(value, (str, dict)) or callable(value):
         return [value] * stages
     if len(value) != stages:
-        raise ValueError(f"{name} has {len(value)} entries where there are {stages}: give one for all, or one for each.")
+        raise ValueError(
+            f"{name} has {len(value)} entries where there are {stages}: give one for all, or one for each."
+        )
     return list(value)
 
 
@@ -369,5 +384,6 @@ def by_name(option: str, layer, get: Callable, names: Iterable[str]):
         return get(layer)
     except KeyError:
         raise ValueError(
-            f"{option} is {layer!r}{nearest(layer, names)} Accepted: a constructor of your own, or one of {', '.join(names)}."
+            f"{option} is {layer!r}{nearest(layer, names)} Accepted: a constructor of your own, or one of "
+            f"{', '.join(names)}."
         ) from None

@@ -5,7 +5,8 @@ positions. The similarity is full (query, key, value, projection), collapsed (qu
 (collapsed, and neither value nor projection) or symmetric (a Cholesky factor for query and key).
 
 A norm stands before each half and at the end, and the mean over tokens is classified; the third party whose table these
-rows come from norms after each half and reads a class token. Both have the same number of parameters, less its unused norm.
+rows come from norms after each half and reads a class token. Both have the same number of parameters, less its unused
+norm.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
-"""NiNformer: "NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
+"""NiNformer, "A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
 
-Isotropic, on a patch convolution without positions. As in the author's code one LayerNorm serves both halves of a block,
-and there is no norm before the mean over tokens. His token MLP takes 64 tokens and no other number; here the gate of another
-map is made on the trained grid and resampled.
+Isotropic, on a patch convolution without positions. As in the author's code one LayerNorm serves both halves of a
+block, and there is no norm before the mean over tokens. His token MLP takes 64 tokens and no other number; here the
+gate of another map is made on the trained grid and resampled.
 """
 
 from functools import partial

@@ -286,9 +286,8 @@ def wavemix_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
         return tensor
     c = model.num_features // 4
     low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
-    high = rearrange(
-        high, "o (c band) h w -> o (band c) h w", band=3
-    )  # theirs: three bands of a channel, then the next
+    # Theirs: the three bands of a channel, then those of the next.
+    high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
     return torch.cat([low, high, deeper], dim=1)
 
 

@@ -19,17 +19,19 @@ from .metaformer import MetaFormer
 
 @register_notrace_module
 class MultiScaleEmbed(nn.Module):
-    """Patches of several sizes around the same centres, one linear map of them all: (B, in, H, W) -> (B, dim, H / s, W / s).
+    """Patches of several sizes around one centre, one linear map of them all: (B, in, H, W) -> (B, dim, H / s, W / s).
 
-    Convolutions of one stride sum to one convolution whose kernel is the sum of theirs, padded to the largest: that is how
-    it runs, while the state keeps the kernels apart. An image that the stride does not divide is resized up, as the
+    Convolutions of one stride sum to one convolution whose kernel is the sum of theirs, padded to the largest: that is
+    how it runs, while the state keeps the kernels apart. An image that the stride does not divide is resized up, as the
     authors do.
     """
 
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
         super().__init__()
         if any((k - stride) % 2 or k < stride for k in kernels):
-            raise ValueError(f"kernels {kernels} cannot share centres at stride {stride}: each is the stride plus an even number.")
+            raise ValueError(
+                f"kernels {kernels} cannot share centres at stride {stride}: each is the stride plus an even number."
+            )
         self.reduction = stride
         # One linear map has one bias.
         self.convs = nn.ModuleList(
@@ -50,8 +52,8 @@ class MultiScaleEmbed(nn.Module):
 class LevelHeads(nn.Module):
     """The authors' `shortcut`: a head on every level, (B, C, H, W) -> (B, num_classes).
 
-    v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));  then the
-    model's own classifier. None of the published models uses it.
+    v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));
+    then the model's own classifier. None of the published models uses it.
     """
 
     def __init__(self, model: MetaFormer):

@@ -2,8 +2,8 @@
 
 `wavemix_<dim>_<depth>` has a transform of one level, `..._l3` and `..._l4` of more. `wavemixlite_<dim>_<depth>` are the
 small models of the parameter-efficiency claims; three of them upsample bilinearly where the others have a transposed
-convolution, as their published counts tell (the authors' text says four). That the upsampling is bilinear, not of another
-kind, is our reading: no code of theirs with it is published.
+convolution, as their published counts tell (the authors' text says four). That the upsampling is bilinear, not of
+another kind, is our reading: no code of theirs with it is published.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from .metaformer import ConvEmbed
 
 
 class StridedStem(nn.Sequential):
-    """Two plain 3x3 convolutions of one stride s, no norm and no activation: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
+    """Two plain 3x3 convolutions of one stride s, nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
 
     def __init__(self, in_chans: int, dim: int, *, stride: int):
         conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
@@ -27,7 +27,7 @@ class StridedStem(nn.Sequential):
 
 
 class PatchStem(nn.Sequential):
-    """Two 3x3 convolutions, one of patches, then GELU and BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p), p the patch size."""
+    """Two 3x3 convolutions, one of patches of p, then GELU and BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p)."""
 
     def __init__(self, in_chans: int, dim: int, *, patch_size: int):
         conv = partial(ConvEmbed, kernel_size=3, stride=1, padding=1)
@@ -59,7 +59,7 @@ def wavemix(
     proj_drop_rate: float = 0.5,
     **kwargs,
 ) -> nn.Module:
-    """A WaveMix in the paper's words: `stride` for the stem of two strided convolutions, or `patch_size` for that of patches."""
+    """A WaveMix in the paper's words: `stride` gives it a stem of strided convolutions, `patch_size` one of patches."""
     if (stride is None) == (patch_size is None):
         raise ValueError(f"stride is {stride} and patch_size {patch_size}: give exactly one, it chooses the stem.")
     stem = partial(PatchStem, patch_size=patch_size) if stride is None else partial(StridedStem, stride=stride)
@@ -86,7 +86,11 @@ DIGITS = MNIST | CONV | dict(pool_size=(28, 28))
 for name, cfg, preset in (
     ("wavemix_192_16", FULL, dict(patch_size=4)),
     ("wavemix_192_16_l3", FULL, dict(patch_size=4, level=3)),
-    ("wavemix_256_16_l4", FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)), dict(stride=2, level=4, img_size=256)),
+    (
+        "wavemix_256_16_l4",
+        FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)),
+        dict(stride=2, level=4, img_size=256),
+    ),
     ("wavemix_144_7", CIFAR, dict(stride=1, img_size=32)),
     ("wavemix_320_8", CIFAR, dict(stride=1, img_size=32)),
     ("wavemix_256_8", CIFAR100, dict(stride=1, img_size=32)),

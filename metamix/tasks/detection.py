@@ -29,12 +29,14 @@ class DataOptions:
     """Data: what eval.py needs to know."""
 
     data: Literal["coco"] = option("coco", "format of the data set", group="data")
-    data_dir: str = option("", "folder of the set, with annotations/instances_train.json and images/", group="data",
-                           on_resume="free")
+    data_dir: str = option(
+        "", "folder of the set, with annotations/instances_train.json and images/", group="data", on_resume="free"
+    )
     test_on: str = option("", "split to score at the end; empty: test, or val where there is no test", group="data")
     workers: int = option(2, "processes that read images; 0: the training process does", group="data", on_resume="free")
-    corrupt_limit: float = option(0.01, "stop if more than this share of the images cannot be read", group="data",
-                                  on_resume="free")
+    corrupt_limit: float = option(
+        0.01, "stop if more than this share of the images cannot be read", group="data", on_resume="free"
+    )
 
 
 @dataclass
@@ -48,31 +50,39 @@ class EvalOptions(DataOptions):
 class DetectionOptions(DataOptions):
     """Detection: how a detector is trained."""
 
-    train_on: tuple[str, ...] = option(("train",), "splits to train on; val, where it is not among them, is held out",
-                                       group="data")
+    train_on: tuple[str, ...] = option(
+        ("train",), "splits to train on; val, where it is not among them, is held out", group="data"
+    )
     min_size: int = option(800, "shorter side of the images, in pixels", group="data")
     max_size: int = option(1333, "but the longer side is at most this", group="data")
 
-    model: str = option("metaformer_pooling_s12", "backbone: a model of metamix or timm; train.py takes several, a,b,c",
-                        group="model")
+    model: str = option(
+        "metaformer_pooling_s12", "backbone: a model of metamix or timm; train.py takes several, a,b,c", group="model"
+    )
     model_args: dict = option({}, "further arguments of the backbone, as YAML: '{drop_path_rate: 0.1}'", group="model")
     pretrained: bool = option(False, "begin from the backbone's published weights", group="model")
-    checkpoint: str | None = option(None, "begin from the weights in this file, of a classifier or of a detector",
-                                    group="model")
+    checkpoint: str | None = option(
+        None, "begin from the weights in this file, of a classifier or of a detector", group="model"
+    )
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = option(
-        "retinanet", "what stands on the backbone", group="model")
-    detector_args: dict = option({}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'",
-                                 group="model")
+        "retinanet", "what stands on the backbone", group="model"
+    )
+    detector_args: dict = option(
+        {}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'", group="model"
+    )
     out_channels: int = option(256, "width of the pyramid and the head", group="model")
-    out_indices: tuple[int, ...] = option((), "levels 0 to 3, of strides 4 to 32; none: as the detector was published",
-                                          group="model")
+    out_indices: tuple[int, ...] = option(
+        (), "levels 0 to 3, of strides 4 to 32; none: as the detector was published", group="model"
+    )
     extra: Literal["auto", "none", "pool", "p6p7"] = option(
-        "auto", "further levels; auto: as the detector was published", group="model")
+        "auto", "further levels; auto: as the detector was published", group="model"
+    )
 
     flip: float = option(0.5, "probability of a horizontal flip", group="augmentation")
     flip_vertical: float = option(0.0, "probability of a vertical flip", group="augmentation")
-    scales: tuple[float, ...] = option((1.0, 1.0), "least and largest factor on the size, drawn for every image",
-                                       group="augmentation")
+    scales: tuple[float, ...] = option(
+        (1.0, 1.0), "least and largest factor on the size, drawn for every image", group="augmentation"
+    )
     photometric: float = option(0.0, "probability of other colours, brightness and contrast", group="augmentation")
     iou_crop: float = option(0.0, "probability of a crop that keeps some object, as SSD's", group="augmentation")
 
@@ -85,8 +95,10 @@ class DetectionOptions(DataOptions):
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if not 0 < self.min_size <= self.max_size:
-            raise ValueError(f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
-                             f"min_size the smaller")
+            raise ValueError(
+                f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
+                f"min_size the smaller"
+            )
 
 
 class Detection:
@@ -107,14 +119,19 @@ class Detection:
         first, *others = (*self.train, *self.scored.values())
         for source in others:
             if source.classes != first.classes:
-                raise ValueError(f"{source.annotations} has the classes {', '.join(source.classes)}, but "
-                                 f"{first.annotations} has {', '.join(first.classes)}; all splits need the same")
+                raise ValueError(
+                    f"{source.annotations} has the classes {', '.join(source.classes)}, but "
+                    f"{first.annotations} has {', '.join(first.classes)}; all splits need the same"
+                )
         self.classes = first.classes
         self.title = f"{Path(options.data_dir).resolve().name}-{options.detector}-{options.model}"
         self.frozen_norms = False
-        self.notes = [f"{source.useless} annotations of {source.annotations} are left out; "
-                      f"python -m metamix.detection.verify {options.data_dir} names them"
-                      for source in self.train if source.useless]
+        self.notes = [
+            f"{source.useless} annotations of {source.annotations} are left out; "
+            f"python -m metamix.detection.verify {options.data_dir} names them"
+            for source in self.train
+            if source.useless
+        ]
 
     def build(self) -> nn.Module:
         """The detector; weights are those of its backbone, or of all of it where the file holds a detector."""
@@ -142,9 +159,11 @@ class Detection:
         task = cls(DetectionOptions(**built | data, train_on=()))
         task.frozen_norms = about["frozen_norms"]
         if list(task.classes) != about["classes"]:
-            raise ValueError(f"{options.checkpoint} knows the classes {', '.join(about['classes'])}, and "
-                             f"{options.data_dir} has {', '.join(task.classes)}; give other --data-dir, or fine-tune "
-                             f"first: train.py --checkpoint {options.checkpoint}")
+            raise ValueError(
+                f"{options.checkpoint} knows the classes {', '.join(about['classes'])}, and "
+                f"{options.data_dir} has {', '.join(task.classes)}; give other --data-dir, or fine-tune "
+                f"first: train.py --checkpoint {options.checkpoint}"
+            )
         return task, model, about
 
     def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
@@ -152,8 +171,10 @@ class Detection:
 
     def eval_loaders(self, batch_size: int, rank: int, world: int):
         size = min(batch_size, EVAL_BATCH * world)
-        return {name: Named(name, eval_loader(source, self.options, batch_size=size, rank=rank, world=world))
-                for name, source in self.scored.items()}
+        return {
+            name: Named(name, eval_loader(source, self.options, batch_size=size, rank=rank, world=world))
+            for name, source in self.scored.items()
+        }
 
     def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world: int) -> dict[str, Any]:
         return batch | {"image": [image / 255 for image in batch["image"]]}
@@ -174,14 +195,20 @@ class Detection:
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
         kinds = {"": "bbox", "mask_": "segm"} if self.options.detector == "mask_rcnn" else {"": "bbox"}
-        return {prefix + name: value for prefix, kind in kinds.items()
-                for name, value in self._score(states, kind).summary.items() if name.startswith("AP")}
+        return {
+            prefix + name: value
+            for prefix, kind in kinds.items()
+            for name, value in self._score(states, kind).summary.items()
+            if name.startswith("AP")
+        }
 
     def pictures(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
         """Precision over recall; the best and the worst images, truth beside what was found; and all scores as a
         table."""
         scores, source = self._score(states), self._source(states)
-        curves, images, numbers = (Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))
+        curves, images, numbers = (
+            Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json")
+        )
         draw_precision_recall(curves, scores)
         by_score = sorted(scores.images, key=scores.images.get, reverse=True)
         chosen = by_score if len(by_score) <= 2 * SHOWN else [*by_score[:SHOWN], *by_score[-SHOWN:]]
@@ -205,20 +232,29 @@ class Detection:
         options = self.options
         samples = {"train": sum(map(len, self.train)), **{name: len(source) for name, source in self.scored.items()}}
         return self._described() | {
-            "mean": list(model.transform.image_mean), "std": list(model.transform.image_std),
+            "mean": list(model.transform.image_mean),
+            "std": list(model.transform.image_std),
             "img_size": options.min_size,
-            "data": Path(options.data_dir).resolve().name, "samples": samples,
+            "data": Path(options.data_dir).resolve().name,
+            "samples": samples,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "macs": count_macs(Dense(model), (3, options.min_size, options.min_size))}
+            "macs": count_macs(Dense(model), (3, options.min_size, options.min_size)),
+        }
 
     def _described(self) -> dict[str, Any]:
         """All that is needed to build the model again."""
         options, published = self.options, LEVELS[self.options.detector]
-        return {"task": "detection", "frozen_norms": self.frozen_norms, "classes": list(self.classes),
-                "out_indices": tuple(options.out_indices or published["out_indices"]),
-                "extra": published["extra"] if options.extra == "auto" else options.extra,
-                **{key: getattr(options, key) for key in ("detector", "detector_args", "model", "model_args",
-                                                          "out_channels", "min_size", "max_size")}}
+        return {
+            "task": "detection",
+            "frozen_norms": self.frozen_norms,
+            "classes": list(self.classes),
+            "out_indices": tuple(options.out_indices or published["out_indices"]),
+            "extra": published["extra"] if options.extra == "auto" else options.extra,
+            **{
+                key: getattr(options, key)
+                for key in ("detector", "detector_args", "model", "model_args", "out_channels", "min_size", "max_size")
+            },
+        }
 
     def _source(self, states: list[dict[str, Any]]) -> BoxSource:
         return self.scored[next(state["split"] for state in states if state["split"])]

@@ -14,8 +14,17 @@ from metamix.tasks.detection import DetectionOptions
 
 @pytest.fixture
 def options(tmp_path):
-    return DetectionOptions(data_dir=str(tmp_path / "shapes"), min_size=64, max_size=120, scales=(0.8, 1.25), flip=0.5,
-                            flip_vertical=0.5, photometric=0.5, iou_crop=0.5, workers=0)
+    return DetectionOptions(
+        data_dir=str(tmp_path / "shapes"),
+        min_size=64,
+        max_size=120,
+        scales=(0.8, 1.25),
+        flip=0.5,
+        flip_vertical=0.5,
+        photometric=0.5,
+        iou_crop=0.5,
+        workers=0,
+    )
 
 
 def same(a, b):
@@ -72,8 +81,9 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(coco, options):
     sources = [open_split(splits, name) for name in ("train", "val")]
 
     def batches(batch_size=4, rank=0, world=1, seed=0, workers=0, epoch=1, start=0):
-        loader = train_loader(sources, replace(options, workers=workers), batch_size=batch_size, rank=rank, world=world,
-                              seed=seed)
+        loader = train_loader(
+            sources, replace(options, workers=workers), batch_size=batch_size, rank=rank, world=world, seed=seed
+        )
         assert len(loader) == 12 // batch_size
         return list(loader.epoch(epoch, start))
 

@@ -21,8 +21,13 @@ NAMES = ("retinanet", "fcos", "faster_rcnn", "mask_rcnn")
 def detector(name="retinanet", backbone="metaformer_pooling_nano", num_classes=3, **options):
     args = dict(depth=2, out_channels=64) if "minattn" in backbone else TINY
     torch.manual_seed(0)
-    return build_detector(name, backbone=backbone, num_classes=num_classes, backbone_args=args,
-                          **(dict(min_size=64, max_size=96) | options))
+    return build_detector(
+        name,
+        backbone=backbone,
+        num_classes=num_classes,
+        backbone_args=args,
+        **(dict(min_size=64, max_size=96) | options),
+    )
 
 
 def batch(*counts, masks=False):

@@ -24,8 +24,15 @@ def run(tmp_path, monkeypatch):
         folder = tmp_path / mixer
         folder.mkdir()
         summary = dict.fromkeys(detection_results.KEPT, 0) | dict(
-            model=f"metaformer_{mixer}_nano", data="bccd", AP=ap50 / 2, AP50=ap50, AP75=ap50 / 3, parameters=1_230_000,
-            seconds=600, samples={"train": 3, "holdout": 2, "test": 1})
+            model=f"metaformer_{mixer}_nano",
+            data="bccd",
+            AP=ap50 / 2,
+            AP50=ap50,
+            AP75=ap50 / 3,
+            parameters=1_230_000,
+            seconds=600,
+            samples={"train": 3, "holdout": 2, "test": 1},
+        )
         recipe = dict(model=summary["model"], output=str(folder), lr=0.1, epochs=9, min_size=48, max_size=64) | recipe
         classes = {"disc": {"AP": 1.0, "AP50": 12.34}}
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -42,8 +49,9 @@ def picture_height():
 
 
 def test_the_readme_is_fresh():
-    done = subprocess.run([sys.executable, "benchmarks/detection_results.py", "--check"], cwd=ROOT, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/detection_results.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -73,7 +81,9 @@ def test_a_run_made_again_replaces_its_row(run, tmp_path):
 def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
     results = {}
     detection_results.add(results, run("raft", 60))
-    with pytest.raises(ValueError, match="nin followed another recipe than the runs in detection.json: lr 0.2 and not 0.1"):
+    with pytest.raises(
+        ValueError, match="nin followed another recipe than the runs in detection.json: lr 0.2 and not 0.1"
+    ):
         detection_results.add(results, run("nin", 90, lr=0.2))
     with pytest.raises(ValueError, match="has no summary.json: give a finished run"):
         detection_results.add(results, tmp_path)

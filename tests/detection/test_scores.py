@@ -20,8 +20,12 @@ def truth(source, move=0.0, surety=0.9):
         boxes = target["boxes"].as_subclass(torch.Tensor).clone()
         boxes[:, ::2] += move * (boxes[:, 2:3] - boxes[:, :1])
         masks = target["masks"].as_subclass(torch.Tensor)[:, None].float()
-        answers[image_id] = {"boxes": boxes, "labels": target["labels"], "masks": masks,
-                             "scores": torch.full((len(boxes),), surety)}
+        answers[image_id] = {
+            "boxes": boxes,
+            "labels": target["labels"],
+            "masks": masks,
+            "scores": torch.full((len(boxes),), surety),
+        }
     return answers
 
 
@@ -95,8 +99,10 @@ def test_what_lies_in_a_crowd_is_no_mistake(coco):
     folder = coco(change=crowd)
     source = open_split(find_splits(folder), "test")
     assert len(source.read(0)[1]["boxes"]) == 0
-    found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
-             for a in source.coco.anns.values()]
+    found = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in source.coco.anns.values()
+    ]
     assert score(source, found).summary["AP50"] == pytest.approx(100)
     outside = [dict(result, bbox=[0, 0, 5, 5]) if result["image_id"] == 10 else result for result in found]
     assert score(source, outside).summary["AP50"] < 99

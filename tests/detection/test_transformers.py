@@ -36,14 +36,24 @@ def test_a_backbone_comes_back_as_it_was_saved(tmp_path, name, out_indices, chan
 
 
 def test_a_detr_trains_a_step_and_comes_back(tmp_path):
-    small = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
-                 encoder_attention_heads=2, decoder_attention_heads=2, num_queries=5)
+    small = dict(
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=5,
+    )
     torch.manual_seed(0)
     small |= dict(backbone_config=config("metaformer_minattn_nano", (2,)), num_labels=3)
     model = transformers.DetrForObjectDetection(transformers.DetrConfig(**small))
     image = torch.rand(2, 3, 48, 64)
-    labels = [dict(class_labels=torch.tensor([1]), boxes=torch.tensor([[0.5, 0.5, 0.3, 0.2]])),
-              dict(class_labels=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4))]
+    labels = [
+        dict(class_labels=torch.tensor([1]), boxes=torch.tensor([[0.5, 0.5, 0.3, 0.2]])),
+        dict(class_labels=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4)),
+    ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     before = model(image, labels=labels).loss
     before.backward()

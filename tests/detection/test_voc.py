@@ -29,7 +29,8 @@ def voc(tmp_path):
         inside = "".join(OBJECT.format(*box, name=name, difficult=difficult) for name, box, difficult in objects)
         (folder / "Annotations" / f"{stem}.xml").write_text(
             f"<annotation><filename>{stem}.jpg</filename><size><width>50</width><height>40</height></size>"
-            f"{inside}</annotation>")
+            f"{inside}</annotation>"
+        )
     (folder / "ImageSets/Main/train.txt").write_text("b\nc\n")
     return folder
 
@@ -60,8 +61,10 @@ def test_a_split_keeps_the_numbers_of_all_classes(voc, tmp_path):
     "spoil, words",
     [
         (lambda folder: (folder / "ImageSets/Main/train.txt").write_text("z\n"), "train.txt lists z, but .*z.xml"),
-        (lambda folder: (folder / "ImageSets/Main/train.txt").rename(folder / "ImageSets/Main/val.txt"),
-         "there is no .*train.txt; splits of .*: val"),
+        (
+            lambda folder: (folder / "ImageSets/Main/train.txt").rename(folder / "ImageSets/Main/val.txt"),
+            "there is no .*train.txt; splits of .*: val",
+        ),
         (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation>"), "b.xml is not XML"),
         (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation/>"), "b.xml has no <size><width>"),
         (lambda folder: [path.unlink() for path in (folder / "Annotations").iterdir()], "holds no .xml file"),

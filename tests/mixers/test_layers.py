@@ -35,7 +35,9 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
     assert y.dtype == dtype
     assert abs((y == 0).double().mean().item() - p) < 5e-3  # 135,168 values: four standard deviations
     kept = y[y != 0].double()
-    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=4e-3 if dtype == torch.bfloat16 else 2e-4, atol=0)
+    torch.testing.assert_close(
+        kept, torch.full_like(kept, 1 / (1 - p)), rtol=4e-3 if dtype == torch.bfloat16 else 2e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -55,14 +57,16 @@ def test_dropout_follows_torchs_seed():
 
 
 def test_neighbours_are_dropped_independently():
-    """Four values share one draw of 64 bits: a bit that two of them shared, or one that never changes, would show here."""
+    """Four values share one draw of 64 bits: a bit that two of them shared, or one that never changes, would show."""
     kept = (drop(torch.ones(400_000), 0.5) != 0).double().unflatten(0, (-1, 4))
     assert (kept.mean(0) - 0.5).abs().max() < 0.01
     correlation = torch.corrcoef(kept.T) - torch.eye(4)
     assert correlation.abs().max() < 0.02
 
 
-@pytest.mark.parametrize("p, mode, share", ((0.0, True, 0), (1.0, True, 1), (0.5, False, 0), (1e-9, True, 0), (1 - 1e-9, True, 1)))
+@pytest.mark.parametrize(
+    "p, mode, share", ((0.0, True, 0), (1.0, True, 1), (0.5, False, 0), (1e-9, True, 0), (1 - 1e-9, True, 1))
+)
 def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
     y = Dropout(p).train(mode)(torch.ones(1000))
     assert y.tolist() == [1.0 - share] * 1000
@@ -71,7 +75,9 @@ def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
 def test_mlp_is_two_linear_maps_and_an_activation():
     mlp, x = Mlp(6, 10), torch.randn(2, 6, 3, 5)
     rows = x.movedim(1, -1)
-    want = F.linear(F.gelu(F.linear(rows, mlp.fc1.weight.flatten(1), mlp.fc1.bias)), mlp.fc2.weight.flatten(1), mlp.fc2.bias)
+    want = F.linear(
+        F.gelu(F.linear(rows, mlp.fc1.weight.flatten(1), mlp.fc1.bias)), mlp.fc2.weight.flatten(1), mlp.fc2.bias
+    )
     torch.testing.assert_close(mlp(x), want.movedim(-1, 1))
 
 

@@ -16,10 +16,36 @@ from metamix.tasks.detection import Detection, DetectionOptions, EvalOptions
 from metamix.training.checkpoint import load_weights, save_weights
 from metamix.training.engine import Engine, Stopped
 
-DETECTION = ["--task", "detection", "--model", "metaformer_pooling_nano", "--min-size", 64, "--max-size", 120,
-             "--out-channels", 64, "--out-indices", "1,2", "--extra", "none", "--workers", 0, "--amp", "none"]
-SMALL = dict(model="metaformer_pooling_nano", model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]), out_channels=64,
-             out_indices=(1, 2), extra="none", min_size=64, max_size=120, workers=0)
+DETECTION = [
+    "--task",
+    "detection",
+    "--model",
+    "metaformer_pooling_nano",
+    "--min-size",
+    64,
+    "--max-size",
+    120,
+    "--out-channels",
+    64,
+    "--out-indices",
+    "1,2",
+    "--extra",
+    "none",
+    "--workers",
+    0,
+    "--amp",
+    "none",
+]
+SMALL = dict(
+    model="metaformer_pooling_nano",
+    model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
+    out_channels=64,
+    out_indices=(1, 2),
+    extra="none",
+    min_size=64,
+    max_size=120,
+    workers=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +61,29 @@ def few(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "fcos"
-    train(*DETECTION, "--detector", "fcos", "--data-dir", data, "--output", folder, "--epochs", 6, "--batch-size", 4,
-          "--lr", 2e-3, "--eval-every", 3, "--model-args", "{depths: [1, 1, 1], dims: [24, 48, 96]}",
-          "--scales", "0.9,1.1", "--flip-vertical", 0.5)
+    train(
+        *DETECTION,
+        "--detector",
+        "fcos",
+        "--data-dir",
+        data,
+        "--output",
+        folder,
+        "--epochs",
+        6,
+        "--batch-size",
+        4,
+        "--lr",
+        2e-3,
+        "--eval-every",
+        3,
+        "--model-args",
+        "{depths: [1, 1, 1], dims: [24, 48, 96]}",
+        "--scales",
+        "0.9,1.1",
+        "--flip-vertical",
+        0.5,
+    )
     return folder
 
 
@@ -59,8 +105,22 @@ def test_squares_and_discs_are_found(trained):
 
 
 def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
-    words = ["--task", "detection", "--data-dir", data, "--checkpoint", trained, "--output", tmp_path,
-             "--device", "cpu", "--amp", "none", "--workers", 0]
+    words = [
+        "--task",
+        "detection",
+        "--data-dir",
+        data,
+        "--checkpoint",
+        trained,
+        "--output",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--amp",
+        "none",
+        "--workers",
+        0,
+    ]
     script("eval").main([str(word) for word in words])
     result = json.loads((tmp_path / "result.json").read_text())
     for name in summary(trained)["scores"]:
@@ -86,8 +146,11 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
         if annotation["image_id"] == image["id"]:
             x, y, side, _ = annotation["bbox"]
             middle = x + side / 2, y + side / 2
-            near = [o["class"] for o in record["objects"] if o["box"][0] < middle[0] < o["box"][2]
-                    and o["box"][1] < middle[1] < o["box"][3]]
+            near = [
+                o["class"]
+                for o in record["objects"]
+                if o["box"][0] < middle[0] < o["box"][2] and o["box"][1] < middle[1] < o["box"][3]
+            ]
             assert near[:1] == [objects[annotation["category_id"]]]
 
     for words, error in (
@@ -103,9 +166,28 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
 def test_a_run_goes_on_to_the_bit(few, tmp_path, monkeypatch, detector):
-    words = [*DETECTION, "--data-dir", few, "--detector", detector, "--epochs", 2, "--batch-size", 2, "--eval-every", 2,
-             "--photometric", 0.5, "--iou-crop", 0.5, "--ema", "--layer-decay", 0.9,
-             "--freeze", "backbone.body.model.stem"]
+    words = [
+        *DETECTION,
+        "--data-dir",
+        few,
+        "--detector",
+        detector,
+        "--epochs",
+        2,
+        "--batch-size",
+        2,
+        "--eval-every",
+        2,
+        "--photometric",
+        0.5,
+        "--iou-crop",
+        0.5,
+        "--ema",
+        "--layer-decay",
+        0.9,
+        "--freeze",
+        "backbone.body.model.stem",
+    ]
     train(*words, "--output", tmp_path / "whole")
     finish = Engine._finish_epoch
 
@@ -135,9 +217,22 @@ def test_two_processes_train_as_one(few, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = [Process(*words, "--output", tmp_path / "two", log=tmp_path / f"rank{rank}", env={
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
-        for rank in (0, 1)]
+    ranks = [
+        Process(
+            *words,
+            "--output",
+            tmp_path / "two",
+            log=tmp_path / f"rank{rank}",
+            env={
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank in (0, 1)
+    ]
     for process in ranks:
         process.output()
     one, two = ([float(row["train_loss"]) for row in metrics(tmp_path / name)] for name in ("one", "two"))
@@ -173,8 +268,9 @@ def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
 def test_fine_tuning_begins_with_a_detector_of_other_classes(few, tmp_path):
     task, model = build(few)
     save_weights(tmp_path / "d.safetensors", model.state_dict(), task.describe(model) | {"classes": ["a", "b", "c"]})
-    with pytest.raises(ValueError, match="have another shape .such as head.classification_head.cls_logits.weight|"
-                                         "does not fit"):
+    with pytest.raises(
+        ValueError, match="have another shape .such as head.classification_head.cls_logits.weight|does not fit"
+    ):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     save_weights(tmp_path / "e.safetensors", model.state_dict(), task.describe(model) | {"classes": ["disc", "ring"]})
     torch.manual_seed(1)
@@ -193,8 +289,10 @@ def test_useless_annotations_are_counted(tmp_path):
 
     folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=spoil)
     task, _ = build(folder)
-    assert task.notes == [f"2 annotations of {folder / 'annotations' / 'instances_train.json'} are left out; "
-                          f"python -m metamix.detection.verify {folder} names them"]
+    assert task.notes == [
+        f"2 annotations of {folder / 'annotations' / 'instances_train.json'} are left out; "
+        f"python -m metamix.detection.verify {folder} names them"
+    ]
     assert set(task.scored) == {"test"}
 
 
