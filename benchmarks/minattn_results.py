@@ -17,7 +17,7 @@ from marked import refresh
 from ship import differences, read_run
 from timing import DOCS, table
 
-from metamix.models.minattn import ROWS
+from metamix.models.minattn import ROWS, variant
 from metamix.training.checkpoint import write_text
 from metamix.training.ranks import in_one_sentence
 
@@ -38,15 +38,11 @@ REPRODUCTION = {
 }
 
 
-def name(similarity: str, mlp: bool, heads: int, data: str) -> str:
-    return f"minattn_{similarity}_{'mlp' if mlp else 'nomlp'}_h{heads}_{data}"
-
-
 def add(results: dict, run: Path) -> None:
     """Puts the result of a finished run into `results`; ValueError where it is of another model, or another recipe."""
     summary, recipe = read_run(run)
     data = summary["model"].rpartition("_")[2]
-    if summary["model"] not in (name(*row, data) for row in ROWS for data in DATA):
+    if summary["model"] not in (variant(*row, data) for row in ROWS for data in DATA):
         raise ValueError(f"{run} trained {summary['model']}: give runs of configs/{{mnist,cifar10}}/minattn.yaml")
     found = results.setdefault(data, {"recipe": recipe, "rows": {}})
     if other := differences(found["recipe"], recipe).keys() - {"model"}:
@@ -64,7 +60,7 @@ def text(results: dict) -> str:
         similarity, mlp, heads = row
         cells = [similarity, "yes" if mlp else "no", heads]
         for data, theirs in zip(DATA, REPRODUCTION[row]):
-            ours = results.get(data, {"rows": {}})["rows"].get(name(*row, data))
+            ours = results.get(data, {"rows": {}})["rows"].get(variant(*row, data))
             cells += [f"{ours['parameters']:,}", f"{ours['top1']:.2f}"] if ours else ["", "not trained yet"]
             cells.append("" if theirs is None else f"{theirs:.2f}")
         rows.append(cells)

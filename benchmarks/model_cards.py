@@ -192,12 +192,17 @@ def commit(commit: str | None) -> str:
     return f"{commit.rstrip('+')}{' with uncommitted changes' if commit.endswith('+') else ''}"
 
 
+def standard_error(card: dict) -> float:
+    """Of the accuracy, in points, from the number of test images alone."""
+    p = card["top1"] / 100
+    return 100 * math.sqrt(p * (1 - p) / card["samples"]["test"])
+
+
 def limits(card: dict) -> str:
-    classes, (test, p) = card["pretrained_cfg"]["label_names"], (card["samples"]["test"], card["top1"] / 100)
-    error = 200 * math.sqrt(p * (1 - p) / test)
+    classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
         f"It knows {len(classes)} classes and no other: {', '.join(classes)}.",
-        f"The {test:,} test images leave the accuracy uncertain by {error:.2f} points (two standard errors), and one "
+        f"The {test:,} test images leave the accuracy uncertain by {2 * standard_error(card):.2f} points (two standard errors), and one "
         f"image is {100 / test:.2g} points. Smaller differences between models say nothing.",
         "It was tested on images like those that it was trained on, not on corrupted ones or on those of another "
         "origin. docs/results.md says how it does at other image sizes, where that was tried.",

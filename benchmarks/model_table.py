@@ -77,7 +77,8 @@ def tables() -> str:
     for path in sorted(weights_dir().glob("*.json")):
         card = json.loads(path.read_text())
         lines.append(
-            f"| `{card['name']}` | {card['top1']:.2f} | {len(card['spread']['seeds'])} | {card['recipe']['epochs']} |"
+            f"| [`{card['name']}`](weights/{card['name']}.md) | {card['top1']:.2f} | {len(card['spread']['seeds'])} "
+            f"| {card['recipe']['epochs']} |"
         )
     return "\n".join(lines)
 

@@ -16,17 +16,16 @@ from math import log
 from pathlib import Path
 from statistics import linear_regression
 
-
 import peers
 import timing
 from metamix.mixers import list_mixers
 from metamix.training.ranks import keep_freed_memory
 from speed import choices
 from timing import DOCS, Subject, table
+from views import COLORS
 
 SIZES = (32, 64, 128, 224, 256, 512, 1024)
 FIT_FROM = 224
-COLOURS = "black", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"  # told apart by the colour-blind
 
 
 def subject(mixer: str, size: int) -> Subject:
@@ -91,9 +90,9 @@ def draw(curves: dict[str, dict], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 5), layout="constrained")
     panels = ("ms", "time", "time, ms"), ("mib", "memory", "memory above the weights, MiB")
     for axis, (key, what, title) in zip(axes, panels):
-        for colour, (mixer, curve) in zip(COLOURS, curves.items()):
+        for mixer, curve in curves.items():
             label = f"{mixer}, {curve[what]:.2f}"
-            axis.plot(curve["sizes"], curve[key], marker="o", markersize=4, linewidth=1.8, color=colour, label=label)
+            axis.plot(curve["sizes"], curve[key], marker="o", markersize=4, linewidth=1.8, color=COLORS[mixer], label=label)
         axis.set(xscale="log", yscale="log", title=title, xlabel="image side, pixels")
         places = FixedLocator([32, 64, 128, 256, 512, 1024]), LogLocator(subs=(1, 2, 5))
         for line, locator in zip((axis.xaxis, axis.yaxis), places):

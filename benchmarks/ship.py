@@ -92,8 +92,11 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
         },
     }
     path = weights_dir() / f"{card['name']}.safetensors"
+    page = path.with_suffix(".json")
+    if page.exists() and (cost := json.loads(page.read_text()).get("cost")):
+        card["cost"] = cost  # of the model, whichever weights it has
     save_weights(path, kept, about | {"top1": card["top1"]})
-    write_text(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    write_text(page, json.dumps(card, indent=1) + "\n")
     return f"{path.name}: top1 {card['top1']:.2f}, {dtype}, {path.stat().st_size / 1e6:.2f} MB"
 
 

@@ -5,8 +5,8 @@ within one process, and a comparison is a ratio of two medians of the same turns
 
 glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides.
 Where it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12.
-What is timed here keeps freed memory (`metamix.training.ranks`), as train.py does and as any program does that starts
-with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=-1 in its environment. Peak memory is that of other processes.
+What is timed here keeps freed memory, as train.py does: `metamix.training.ranks.keep_freed_memory`. Peak memory is
+that of other processes, which do not.
 """
 
 import json

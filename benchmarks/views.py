@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from metamix.mixers import MinAttn, Nin, WaveMix
+from metamix.mixers import MinAttn, Nin, WaveMix, list_mixers
 from metamix.mixers.spatial import resize_to
 from metamix.mixers.wavemix import dwt2
 from metamix.training.checkpoint import written_whole
 
+# Okabe and Ito's colours, grey for the floor.
+COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
 WIDTH = 8.8  # inches: what the README shows, 880 pixels, at 100 an inch, so that a font of 9 is read at 12 pixels
 
 

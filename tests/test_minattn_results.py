@@ -10,6 +10,7 @@ from running import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 import minattn_results  # noqa: E402
+from metamix.models.minattn import variant  # noqa: E402
 
 RECIPE = dict(
     data="folder",
@@ -40,7 +41,7 @@ def test_the_page_is_fresh():
 
 def test_every_variant_has_a_model_and_a_row_of_the_reproduction():
     assert set(minattn_results.REPRODUCTION) == set(minattn_results.ROWS)
-    names = {minattn_results.name(*row, data) for row in minattn_results.ROWS for data in minattn_results.DATA}
+    names = {variant(*row, data) for row in minattn_results.ROWS for data in minattn_results.DATA}
     assert names == set(timm.list_models("minattn_*"))
 
 

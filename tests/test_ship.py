@@ -77,6 +77,15 @@ def test_weight_and_card(runs, weights, capsys):
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {f"torch.{card['stored_as']}"}
 
 
+def test_speed_stays_when_a_weight_ships_again(runs, weights):
+    words = (runs / "short1", "--tag", "few", "--data-name", "scikit-learn's digits")
+    run(*words)
+    page = weights / f"{MODEL}.few.json"
+    page.write_text(json.dumps(json.loads(page.read_text()) | {"cost": {"train_img_per_s": 7}}))
+    run(*words)
+    assert json.loads(page.read_text())["cost"] == {"train_img_per_s": 7}
+
+
 def test_one_run_has_no_deviation(runs, weights):
     run(runs / "long", "--tag", "few")
     spread = json.loads((weights / f"{MODEL}.few.json").read_text())["spread"]

@@ -20,6 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from metamix.mixers.layers import GroupNorm1
 from metamix.mixers.registry import nearest
+from metamix.models.build import check_published
 from metamix.training.checkpoint import load_weights
 
 from .pyramids import FeaturePyramid, SimplePyramid
@@ -119,13 +120,8 @@ def build_backbone(
             probe = timm.create_model(name, features_only=True, **model_args)
     except TypeError as error:
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
-    if pretrained and not timm.models.PretrainedCfg(**probe.pretrained_cfg).has_weights:
-        tags = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
-        raise ValueError(
-            f"No weights are published for {name}: "
-            + (f"take {' or '.join(tags)}, or " if tags else "")
-            + "leave pretrained out, or give a checkpoint."
-        )
+    if pretrained:
+        check_published(name)
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
     maps = {reduction: (i, dim) for i, reduction, dim in rows}  # of several of one stride the last

@@ -1,7 +1,7 @@
 """No token mixing: the floor that every mixer has to beat.
 
-MetaFormer (arXiv 2111.11418), ablation: a model whose mixer is the identity still reaches 74.6 % on ImageNet, since its
-stem and its downsampling see neighbours.
+A MetaFormer (arXiv 2111.11418) whose mixer is the identity still reaches 74.6 % on ImageNet (12 blocks, as published
+with arXiv 2210.13452), since its stem and its downsampling see neighbours.
 
 Any size; costs nothing.
 """

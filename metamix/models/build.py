@@ -81,6 +81,17 @@ def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | Non
     register_model(entrypoint)
 
 
+def check_published(name: str) -> None:
+    """ValueError where timm knows no weights of the model `name`, whose tag is part of it, if it has one."""
+    if not timm.models.is_model_pretrained(name):
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ValueError(
+            f"No weights are published for {name}: "
+            + (f"take {' or '.join(tags)}, or " if tags else "")
+            + "leave pretrained out, or give a checkpoint."
+        )
+
+
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
     """Configurations of `name` by tag: those of the cards in `weights_dir()`, then `tags`.
 

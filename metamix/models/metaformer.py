@@ -25,6 +25,7 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
+from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.layers.create_act import _ACT_LAYER_DEFAULT
 from timm.layers.create_norm import _NORM_MAP
 from timm.models import checkpoint, register_notrace_function
@@ -370,10 +371,11 @@ def per_stage(name: str, value, stages: int) -> list:
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
-    """The constructor that `norm`, given for `option`, stands for; none is the identity."""
+    """The constructor that `norm`, given for `option`, stands for; none is the identity, timm's GroupNorm1 is ours."""
     if norm is None or norm == "none":
         return lambda dim: nn.Identity()
-    return by_name(option, norm, get_norm_layer, [*_NORM_MAP, "none"])
+    made = by_name(option, norm, get_norm_layer, [*_NORM_MAP, "none"])
+    return GroupNorm1 if made is TimmGroupNorm1 else made
 
 
 def by_name(option: str, layer, get: Callable, names: Iterable[str]):

@@ -56,8 +56,8 @@ def minattn(
 
 
 DATA = {
-    "mnist": (MNIST | dict(first_conv="stem", pool_size=(4, 4)), dict(img_size=28, patch_size=7)),
-    "cifar": (CIFAR10 | dict(first_conv="stem", pool_size=(4, 4)), dict(img_size=32, patch_size=8)),
+    "mnist": (MNIST | dict(pool_size=(4, 4)), dict(img_size=28, patch_size=7)),
+    "cifar": (CIFAR10 | dict(pool_size=(4, 4)), dict(img_size=32, patch_size=8)),
 }
 ROWS = (
     ("full", True, 1),
@@ -72,7 +72,13 @@ ROWS = (
     ("minimal", False, 1),
 )
 
+
+def variant(similarity: str, mlp: bool, heads: int, data: str) -> str:
+    """The registered name of a row of ROWS, for the images of a key of DATA."""
+    return f"minattn_{similarity}_{'mlp' if mlp else 'nomlp'}_h{heads}_{data}"
+
+
 for data, (cfg, preset) in DATA.items():
     for similarity, mlp, heads in ROWS:
-        name = f"minattn_{similarity}_{'mlp' if mlp else 'nomlp'}_h{heads}_{data}"
+        name = variant(similarity, mlp, heads, data)
         register(name, minattn, cfg=cfg, similarity=similarity, mlp=mlp, num_heads=heads, **preset)

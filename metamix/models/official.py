@@ -16,11 +16,13 @@ from typing import NoReturn
 import numpy as np
 import torch
 from einops import rearrange
-from timm.layers import GroupNorm1, LayerNorm2d
+from timm.layers import GroupNorm1 as TimmGroupNorm1
+from timm.layers import LayerNorm2d
 from timm.models.metaformer import Pooling as TimmPooling
 from torch import Tensor, nn
 
 from metamix.mixers import Maxim
+from metamix.mixers.layers import GroupNorm1
 from metamix.mixers.raft import RaftMlp
 from metamix.mixers.registry import nearest
 
@@ -159,7 +161,7 @@ def timm_poolformer(
     accept("mlp_bias", mlp_bias, [True], "True")
     accept("res_scale_init_values", res_scale_init_values, [None], "None")
     accept("downsample_norm", downsample_norm, [None], "None")
-    accept("norm_layers", norm_layers, [GroupNorm1], "GroupNorm1")
+    accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
     accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm before the mean takes")
     accept("use_mlp_head", use_mlp_head, [False], "False")
     model = comparison.metaformer(

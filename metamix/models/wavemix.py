@@ -1,7 +1,7 @@
 """WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of the wavelet mixer and its residual.
 
 `wavemix_<dim>_<depth>` has a transform of one level, `..._l3` and `..._l4` of more. `wavemixlite_<dim>_<depth>` are the
-small models of the parameter-efficiency claims; three of them upsample bilinearly where the others have a transposed
+small models of the parameter-efficiency claims; two of them upsample bilinearly where the others have a transposed
 convolution, as their published counts tell (the authors' text says four). That the upsampling is bilinear, not of
 another kind, is our reading: no code of theirs with it is published.
 """

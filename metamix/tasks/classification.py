@@ -25,7 +25,7 @@ from metamix.data import (
     train_loader,
 )
 from metamix.models import MetaFormer, count_macs
-from metamix.models.build import checkpoint_filter
+from metamix.models.build import check_published, checkpoint_filter
 from metamix.training.checkpoint import load_into, load_weights
 from metamix.training.logging import save_figure
 from metamix.training.recipe import nearest, option
@@ -311,18 +311,25 @@ class Teacher(nn.Module):
         return self.model(image * self.scale + self.shift).float()
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
-    """timm's model of that name; ValueError for an unknown name, with the nearest one, and for foreign arguments."""
-    if name not in timm.list_models():
+def create_model(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """timm's model of that name, which may have a tag.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one; weights that nobody published; foreign arguments.
+    """
+    if not timm.is_model(name):
         raise ValueError(
             f"there is no model {name!r} (`timm.list_models()` after `import metamix` lists them all)"
             f"{nearest(name, timm.list_models())}"
         )
+    if pretrained:
+        check_published(name)
     try:
-        return timm.create_model(name, **arguments)
+        return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         if "img_size" in str(error) and "img_size" in arguments:  # a model for any size, such as timm's resnet18
-            return create_model(name, **{key: value for key, value in arguments.items() if key != "img_size"})
+            del arguments["img_size"]
+            return create_model(name, pretrained, **arguments)
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
 
 

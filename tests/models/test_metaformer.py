@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 from metamix.mixers import register_mixer, registry
+from metamix.mixers.layers import GroupNorm1
 from metamix.models import MetaFormer
 from metamix.models.metaformer import ConvEmbed
 
@@ -176,6 +177,13 @@ def test_what_is_not_used_is_not_built():
     assert left_out(norm="none") == {"norm.weight", "norm.bias"}
     assert left_out(num_classes=0) == {"head.weight", "head.bias"}
     assert keys(small(pos_embed=True)) - everything == {"pos_embed"}
+
+
+def test_timm_s_group_norm_gives_way_to_ours():
+    """Ours can stand on frozen layers."""
+    for norm in ("groupnorm1", timm.layers.GroupNorm1):
+        model = timm.create_model("metaformer_pooling_nano", norm1=norm)
+        assert type(model.stages[0].blocks[0].norm1) is GroupNorm1
 
 
 def test_start():

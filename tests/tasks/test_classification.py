@@ -169,6 +169,12 @@ def test_fine_tuning_makes_a_new_head_for_other_classes(weights, folder):
     assert tuned.head.weight.shape == (2, 16) and torch.equal(tuned.stem[0].weight, net.stem[0].weight)
 
 
+def test_fine_tuning_begins_from_weights_that_ship():
+    net = task(model="metaformer_identity_nano.digits", model_args={}, pretrained=True).build()
+    shipped = timm.create_model("metaformer_identity_nano.digits", pretrained=True)
+    assert all(torch.equal(*pair) for pair in zip(net.parameters(), shipped.parameters()))
+
+
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
     path, model = weights(classes=list("abcdefghij"))
     assert load_pretrained(task().build(), path, list("0123456789")) == ["head.weight", "head.bias"]
@@ -242,6 +248,14 @@ def test_another_models_weights_are_refused(weights):
         ),
         ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
         ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
+        (
+            {"model": "metaformer_identity_s12", "pretrained": True},
+            "No weights are published for metaformer_identity_s12: leave pretrained out, or give a checkpoint.",
+        ),
+        (
+            {"model": "metaformer_identity_nano.digitz", "pretrained": True},
+            "No weights are published for metaformer_identity_nano.digitz: take metaformer_identity_nano.",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, said):
