@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> None:
     """Scores, prints the result line, and writes result.json and pictures."""
-    task, model, about = find_task(task_name).trained(options)
+    with ranks.one_first():
+        task, model, about = find_task(task_name).trained(options)
     loaders = task.eval_loaders(settings.batch_size, ranks.rank, ranks.world)
     if settings.split not in loaders:
         raise ValueError(
@@ -74,6 +75,9 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(ranks.device, memory_format=layout)
+    if ranks.main:
+        for note in task.notes:
+            print(f"note: {note}")
     start = time.monotonic()
     scores, states = evaluate(
         task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout

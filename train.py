@@ -29,6 +29,7 @@ from pathlib import Path
 import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.models.build import check_model
 from metamix.tasks import TASKS, find_task
 from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
 from metamix.training.engine import Engine, NotFinite, Stopped
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_all(recipe: Recipe, ranks: Ranks) -> None:
     """Trains every model that the recipe names, one after the other, and compares them where there are several."""
-    models = recipe.options.model.split(",")
-    folders = []
+    models, folders = recipe.options.model.split(","), []
+    for model in models:
+        check_model(model)  # the last one too, before the first is trained
     for model in models:
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
@@ -71,7 +73,8 @@ def train_all(recipe: Recipe, ranks: Ranks) -> None:
 def train(recipe: Recipe, ranks: Ranks) -> Path:
     """Trains one model to the end of its recipe, from wherever its run folder stands; returns the folder."""
     options = recipe.engine
-    task = find_task(recipe.task)(recipe.options, seed=options.seed)
+    with ranks.one_first():
+        task = find_task(recipe.task)(recipe.options, seed=options.seed)
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
     if not options.dry_run and is_finished(folder, recipe):
         if ranks.main:
@@ -93,7 +96,8 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
         with engine.stoppable():
             engine.fit()
             finish(engine, run)
-    except NotFinite as error:
+            engine.heed_signal()
+    except (NotFinite, OSError) as error:
         run.log(f"error: {error}")
         raise
     finally:

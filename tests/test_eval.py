@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from running import MODEL, TINY, script, train
 
+from metamix.training.checkpoint import save_weights
+
 RUN = ["--epochs", 2, "--batch-size", 256, "--ema", "--amp", "none", "--lr", "1e-2"]
 
 
@@ -46,6 +48,20 @@ def test_another_size_is_fed_to_the_model_as_it_was_trained(run, tmp_path, capsy
     assert "360 images of 48 pixels" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["img_size"], result["trained_img_size"]) == (48, 32)
+
+
+def test_classes_of_other_names_are_said(run, tmp_path, capsys):
+    for label in range(10):
+        (tmp_path / "set" / "val" / f"no {label}").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "set" / "val" / f"no {label}" / "0.png")
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "set" / "val")
+    words = ["--data", "folder", "--data-dir", tmp_path / "set", "--output", tmp_path / "out"]
+    model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
+    about = json.loads((run / "summary.json").read_text()) | {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
+    evaluate("--model", MODEL, "--checkpoint", tmp_path / "w.safetensors", *words)
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith("note: the model's classes are 0, 1, 2") and "those of folder no 0, no 1, no 2" in said
 
 
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
@@ -89,6 +105,8 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
             f"holds the weights of {MODEL}, not of metaformer_raft_nano; give --model {MODEL}",
         ),
         (["--epochs", "3"], "there is no option --epochs"),
+        (["--flip", "0"], "there is no option --flip"),
+        (["--model", "metaformer_rat_nano"], "There is no model 'metaformer_rat_nano'; did you mean"),
         (["--batch-size", "0"], "batch_size is 0, but it must be at least 1"),
     ],
 )

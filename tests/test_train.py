@@ -223,7 +223,8 @@ def test_tensorboard(tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--model", "metaformer_poling_nano"], "there is no model 'metaformer_poling_nano'"),
+        (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
+        (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--data", "digitz"], "digitz"),
         (["--checkpoint", "nowhere"], "there is no file nowhere"),
         (["--freeze", "stage"], "freeze names 'stage'"),

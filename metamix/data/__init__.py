@@ -3,7 +3,7 @@
 from .augment import Augment, Normalize
 from .loader import eval_loader, train_loader
 from .memory import image_size, statistics
-from .options import DataOptions
+from .options import DataOptions, SourceOptions
 from .sets import CorruptImage, Source, Splits, open_data
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "DataOptions",
     "Normalize",
     "Source",
+    "SourceOptions",
     "Splits",
     "eval_loader",
     "image_size",

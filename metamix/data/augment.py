@@ -14,7 +14,7 @@ import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 
 from .auto_augment import AutoAugment, parse
-from .random import MIX, NOISE, SAMPLE, hash64, randint, seeded, uniform
+from .random import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
 
 # Which draw of a sample is for what: switching one option on changes nothing that another draws.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
@@ -116,8 +116,7 @@ def erase(image, probability, key):
     left = randint(hash64(key, ERASE_LEFT), width - wide + 1)
 
     counter = torch.arange(image[0].numel(), device=image.device).view(image.shape[1:])
-    noise = uniform(hash64(hash64(key, NOISE)[:, None, None, None], counter)) + 2**-25  # strictly between 0 and 1
-    noise = torch.erfinv(2 * noise - 1) * math.sqrt(2)
+    noise = normal(hash64(hash64(key, NOISE)[:, None, None, None], counter))
     result = image.clone()
     result[chosen] = torch.where(box(top, left, tall, wide, part) > 0, noise, part)
     return result

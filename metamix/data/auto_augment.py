@@ -11,7 +11,6 @@ integers, or element by element, so that what else is in the batch cannot change
 go through timm's and torchvision's implementations instead, one by one (`pil_transform`).
 """
 
-import math
 import re
 
 import torch
@@ -20,7 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as F
 
-from .random import hash64, randint, uniform
+from .random import hash64, normal, randint, uniform
 
 # operation: value at strength 0, value at full strength, whether its sign (or direction, around 1) is drawn
 TRIVIAL = {
@@ -122,8 +121,7 @@ class AutoAugment:
         if self.trivial:
             strength = randint(strength, 31) / 30
         else:
-            noise = self.deviation * math.sqrt(2) * torch.erfinv(2 * uniform(strength) - 1 + 2**-24)
-            strength = (self.magnitude + noise).clamp(0, 10) / 10
+            strength = (self.magnitude + self.deviation * normal(strength)).clamp(0, 10) / 10
         value = low[which] + (high - low)[which] * strength
         value = value * (1 - 2 * signed[which] * randint(sign, 2))
         if not self.trivial:

@@ -13,12 +13,8 @@ def _augment(default, help):
 
 
 @dataclass
-class DataOptions:
-    """What images there are, and how they are altered in training.
-
-    Images held in memory are cropped at random from their padded selves (`padding`), streamed ones by area
-    (`crop_scale`) by timm's transforms. All else means the same for both.
-    """
+class SourceOptions:
+    """What images there are."""
 
     data: str = _option("digits", "digits, cifar10 or another set of torchvision, folder, hfds/NAME, wds/NAME")
     data_dir: str | None = _option(None, "where the set lies; for folder, with train/ and val/ in it", on_resume="free")
@@ -33,6 +29,18 @@ class DataOptions:
     std: tuple[float, ...] | None = _option(None, "per channel, as mean")
     crop_pct: float = _option(0.875, "streamed sets: share of the shorter side that the centre crop of scoring keeps")
 
+    def __post_init__(self):
+        _check(self, shares=["corrupt_limit"], parts=["crop_pct"], least=[("workers", 0), ("img_size", 1)])
+
+
+@dataclass
+class DataOptions(SourceOptions):
+    """What images there are, and how they are altered in training.
+
+    Images held in memory are cropped at random from their padded selves (`padding`), streamed ones by area
+    (`crop_scale`) by timm's transforms. All else means the same for both.
+    """
+
     padding: int = _augment(4, "sets in memory: pixels of black around an image before it is cropped at random")
     crop_scale: float = _augment(0.08, "streamed sets: least share of the area that the random crop keeps")
     flip: float = _augment(0.5, "probability of a horizontal flip")
@@ -44,19 +52,18 @@ class DataOptions:
     mix_prob: float = _augment(1.0, "probability that a batch is mixed")
 
     def __post_init__(self):
-        for name in ("corrupt_limit", "flip", "erase", "mix_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
-        for name in ("crop_pct", "crop_scale"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be above 0 and at most 1")
-        for name, least in [
-            ("workers", 0),
-            ("padding", 0),
-            ("cutout", 0),
-            ("mixup", 0),
-            ("cutmix", 0),
-            ("img_size", 1),
-        ]:
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
+        super().__post_init__()
+        least = [(name, 0) for name in ("padding", "cutout", "mixup", "cutmix")]
+        _check(self, shares=["flip", "erase", "mix_prob"], parts=["crop_scale"], least=least)
+
+
+def _check(options, *, shares, parts, least):
+    for name in shares:
+        if not 0 <= getattr(options, name) <= 1:
+            raise ValueError(f"{name} is {getattr(options, name)}, but it must be between 0 and 1")
+    for name in parts:
+        if not 0 < getattr(options, name) <= 1:
+            raise ValueError(f"{name} is {getattr(options, name)}, but it must be above 0 and at most 1")
+    for name, bound in least:
+        if getattr(options, name) is not None and getattr(options, name) < bound:
+            raise ValueError(f"{name} is {getattr(options, name)}, but it must be at least {bound}")

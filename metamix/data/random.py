@@ -6,6 +6,7 @@ Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); int
 device alike.
 """
 
+import math
 import random
 from contextlib import contextmanager
 
@@ -34,6 +35,11 @@ def hash64(*words):
 def uniform(bits):
     """Hashes (...) int64 -> (...) float32 in [0, 1), with 24 bits each."""
     return (bits >> 40 & 2**24 - 1).float() * 2**-24
+
+
+def normal(bits):
+    """Hashes (...) int64 -> (...) float32, standard normal; finite for every hash."""
+    return math.sqrt(2) * torch.erfinv(2 * uniform(bits) - 1 + 2**-24)
 
 
 def randint(bits, high):

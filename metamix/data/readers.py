@@ -143,10 +143,9 @@ class Files:
 
     def __init__(self, root):
         empty = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not _has_images(path)]
-        if empty:
-            raise ValueError(
-                f"no {' '.join(get_img_extensions())} image lies in {', '.join(empty[:5])}, in {root.absolute()}"
-            )
+        if empty or not _has_images(root):
+            where = f"{', '.join(empty[:5])}, in {root.absolute()}" if empty else root.absolute()
+            raise ValueError(f"no {' '.join(get_img_extensions())} image lies in {where}")
         reader = create_reader("", root=str(root))
         self.paths, labels = zip(*reader.samples)
         self.labels, self.classes = torch.tensor(labels), tuple(reader.class_to_idx)

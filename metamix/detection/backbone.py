@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from metamix.mixers.layers import GroupNorm1
 from metamix.mixers.registry import nearest
-from metamix.models.build import check_published
+from metamix.models.build import check_model, check_published
 from metamix.training.checkpoint import load_weights
 
 from .pyramids import FeaturePyramid, SimplePyramid
@@ -101,8 +101,7 @@ def build_backbone(
         ValueError: an unknown name or option; a stride finer than the model has; an isotropic model whose maps are as
             fine as a stride below 4; pretrained where no weights are published.
     """
-    if not (timm.is_model(name) or ":" in name):  # hf-hub:... is timm's to find
-        raise ValueError(f"There is no model {name!r}{nearest(name, timm.list_models())} timm.list_models() lists all.")
+    check_model(name)
     if extra not in EXTRA:
         raise ValueError(f"extra is {extra!r}{nearest(extra, EXTRA)} Accepted: {', '.join(EXTRA)}.")
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):

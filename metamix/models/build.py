@@ -12,6 +12,7 @@ from timm.layers import is_scriptable
 from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
 from torch import Tensor, nn
 
+from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 
 from .metaformer import Block, MetaFormer
@@ -81,9 +82,18 @@ def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | Non
     register_model(entrypoint)
 
 
+def check_model(name: str) -> None:
+    """ValueError where timm knows no model `name`, which may have a tag."""
+    if not (timm.is_model(name) or ":" in name):  # hf-hub:... is timm's to find
+        raise ValueError(
+            f"There is no model {name!r}{nearest(name, timm.list_models())} After `import metamix`, "
+            f"`timm.list_models()` lists all."
+        )
+
+
 def check_published(name: str) -> None:
     """ValueError where timm knows no weights of the model `name`, whose tag is part of it, if it has one."""
-    if not timm.models.is_model_pretrained(name):
+    if not (timm.models.is_model_pretrained(name) or ":" in name):
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise ValueError(
             f"No weights are published for {name}: "

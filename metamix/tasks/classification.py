@@ -18,6 +18,7 @@ from metamix.data import (
     DataOptions,
     Normalize,
     Source,
+    SourceOptions,
     eval_loader,
     image_size,
     open_data,
@@ -25,14 +26,14 @@ from metamix.data import (
     train_loader,
 )
 from metamix.models import MetaFormer, count_macs
-from metamix.models.build import check_published, checkpoint_filter
+from metamix.models.build import check_model, check_published, checkpoint_filter
 from metamix.training.checkpoint import load_into, load_weights
 from metamix.training.logging import save_figure
-from metamix.training.recipe import nearest, option
+from metamix.training.recipe import option
 
 
 @dataclass
-class ModelOptions(DataOptions):
+class ModelOptions(SourceOptions):
     """Model and data: what eval.py needs to know."""
 
     model: str = option(
@@ -53,7 +54,7 @@ class ModelOptions(DataOptions):
 
 
 @dataclass
-class ClassificationOptions(ModelOptions):
+class ClassificationOptions(ModelOptions, DataOptions):
     """Classification: how a classifier is trained."""
 
     linear_probe: bool = option(False, "train the head alone, on features that stand still", group="model")
@@ -86,7 +87,10 @@ class Classification:
     Options, EvalOptions = ClassificationOptions, ModelOptions
 
     def __init__(self, options: ModelOptions, seed: int = 0, about: dict[str, Any] | None = None):
-        """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels."""
+        """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels.
+
+        With options of `EvalOptions` nothing can be trained.
+        """
         self.options = options
         self.splits = open_data(
             options.data,
@@ -108,14 +112,21 @@ class Classification:
         self.size = image_size(self.splits.train, options)
         self.mean, self.std = statistics(self.splits.train, options)
         self.normalize = Normalize(mean=self.mean, std=self.std)
-        self.transform = Augment(
-            options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
-        )
+        if isinstance(options, ClassificationOptions):
+            self.transform = Augment(
+                options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
+            )
         self.name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data
         self.title = f"{self.name.replace('/', '-')}-{options.model}"
         self.samples = {split: len(source) for split, source in self._sources().items()}
         self.companions: tuple[nn.Module, ...] = ()
         self.notes: list[str] = []
+        trained_on = (about or {}).get("classes")
+        if trained_on and list(trained_on) != list(self.classes):
+            self.notes.append(
+                f"the model's classes are {', '.join(trained_on)}, those of {options.data} "
+                f"{', '.join(self.classes)}: the first is taken for the first, and so on"
+            )
 
     def build(self) -> nn.Module:
         options = self.options
@@ -142,6 +153,7 @@ class Classification:
     def trained(cls, options: ModelOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
         """For eval.py: the model of `checkpoint`, or with its published weights, built as it was trained, and the task
         with the statistics and image size that it was trained with, where `options` do not say otherwise."""
+        check_model(options.model)
         if options.checkpoint:
             tensors, about = load_weights(options.checkpoint)
             if about.get("model", options.model) != options.model:
@@ -317,11 +329,7 @@ def create_model(name: str, pretrained: bool = False, **arguments: Any) -> nn.Mo
     Raises:
         ValueError: an unknown name, with the nearest one; weights that nobody published; foreign arguments.
     """
-    if not timm.is_model(name):
-        raise ValueError(
-            f"there is no model {name!r} (`timm.list_models()` after `import metamix` lists them all)"
-            f"{nearest(name, timm.list_models())}"
-        )
+    check_model(name)
     if pretrained:
         check_published(name)
     try:

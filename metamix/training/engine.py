@@ -3,8 +3,8 @@
 A step is a function of the weights and of (seed, step): the learning rate, the batch, its augmentation and every random
 number in the model follow from them, so a checkpoint needs no state of a generator and a run can go on from any step.
 
-The losses stay on the device. Every `log_every` steps, and at an epoch's end, the ranks meet: they add up their losses,
-look whether one is not finite, and agree whether to save and whether to stop.
+The losses stay on the device. Every `log_every` steps, sooner where steps are slow, and at an epoch's end the ranks
+meet: they add up their losses, look whether one is not finite, and agree whether to save and whether to stop.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from .ranks import Ranks
 from .recipe import Recipe, resume_changes
 
 
+# Ranks meet at least this often, where a step is no longer: torchrun kills what is left 30 s after it asked to stop.
+MEET_SECONDS = 10
+
+
 class Stopped(Exception):
     """A signal asked the run to stop, and a checkpoint holds everything: the program can end, and well."""
 
@@ -55,6 +59,8 @@ class Engine:
                 f"take a multiple of {ranks.world}"
             )
         torch.backends.cudnn.benchmark = not options.deterministic
+        if ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(ranks.device)  # of what was trained before, in a sweep
         if options.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -67,10 +73,6 @@ class Engine:
         self.train_loader = task.train_loader(options.batch_size, ranks.rank, ranks.world, options.seed)
         self.eval_loaders = task.eval_loaders(options.batch_size, ranks.rank, ranks.world)
         self.steps_per_epoch = len(self.train_loader)
-        if not self.steps_per_epoch:
-            raise ValueError(
-                f"the training split has fewer samples than one batch ({options.batch_size}); lower batch_size"
-            )
 
         self.ema = Ema(self.model, options.ema_decay) if options.ema else None
         self.optimizer = make_optimizer(self.model, options)
@@ -87,6 +89,7 @@ class Engine:
         self._names: list[str] = []  # of the losses
         self._unseen: list[Tensor] = []  # each step's losses since the last meeting
         self._last_good: int | None = None  # step of the last checkpoint
+        self._meet_every = 1  # steps; a meeting sets it for the next one
         self._saved_at = self._clock = time.monotonic()
         self._signal: list[str] = []  # the signal that asked to stop
 
@@ -144,7 +147,7 @@ class Engine:
             for batch in self.train_loader.epoch(epoch, start=done) if done < steps else ():
                 self.train_step(batch)
                 self.run.advance()
-                if self.step % self.options.log_every == 0 or self.step % steps == 0 or self._stop_at_once():
+                if self.step % self._meet_every == 0 or self.step % steps == 0 or self._stop_at_once():
                     self._meet()
                 yield self.step
         finally:
@@ -242,6 +245,12 @@ class Engine:
             )
         state = load_checkpoint(path)
         changes = resume_changes(state["recipe"], self.recipe)
+        if state["step"] >= self.total_steps and changes.keys() - {"score"}:
+            raise ValueError(
+                f"{path} was trained to its end, and nothing is left to train with another recipe: "
+                f"{'; '.join(changes.values())}. Take the old values, more --epochs than {len(state['history'])}, or "
+                f"start a new run with --output"
+            )
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise ValueError(
                 f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now "
@@ -262,9 +271,14 @@ class Engine:
             if self.step < self.total_steps
             else f"{path} is trained to the end"
         )
-        for change in changes:
+        for change in changes.values():
             self.run.say(f"changed on resume: {change}")
         return True
+
+    def heed_signal(self) -> None:
+        """Raises Stopped where a signal came to any rank after the last step: there is nothing left to save."""
+        if any(self.ranks.gather(bool(self._signal))):
+            raise Stopped
 
     def time_step(self) -> tuple[float, float]:
         """Seconds of one training step, after one to warm up, and the peak memory in GiB. Spoils the weights."""
@@ -288,20 +302,22 @@ class Engine:
         options, ranks = self.options, self.ranks
         due = ranks.main and time.monotonic() - self._saved_at >= 60 * options.checkpoint_minutes
         losses = torch.stack(self._unseen)
-        flags = losses.new_tensor([bool(self._signal), due])
-        *values, stop, save = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
+        self._tick()
+        in_epoch = self.step - len(self.history) * self.steps_per_epoch
+        pace = self._epoch_seconds / in_epoch if ranks.main else 0.0  # seconds per step: the first rank's, for all
+        flags = losses.new_tensor([bool(self._signal), due, pace])
+        *values, stop, save, pace = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
+        self._meet_every = max(1, min(options.log_every, int(MEET_SECONDS / pace)))
         rows = [
             [value / ranks.world for value in values[i : i + len(self._names)]]
             for i in range(0, len(values), len(self._names))
         ]
         self._unseen.clear()
-        self._tick()
         for i, row in enumerate(rows):
             if not math.isfinite(row[0]):
                 raise NotFinite(self._advice(f"the loss is {row[0]} at step {self.step - len(rows) + i + 1}"))
             for name, value in zip(self._names, row):
                 self._sums[name] = self._sums.get(name, 0.0) + value
-        in_epoch = self.step - len(self.history) * self.steps_per_epoch
         speed = in_epoch * options.batch_size / self._epoch_seconds
         means = {name: sum(column) / len(rows) for name, column in zip(self._names, zip(*rows))}
         self.run.progress(
@@ -340,6 +356,7 @@ class Engine:
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.lr}
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self._sums.items()}
         if "holdout" in self.eval_loaders and (epoch % self.options.eval_every == 0 or epoch == self.options.epochs):
+            self.save()  # or what was trained since the last checkpoint would be lost with a run killed in scoring
             row |= {f"holdout_{name}": value for name, value in self.evaluate("holdout")[0].items()}
             if self.ema is not None:
                 row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}

@@ -15,6 +15,7 @@ Only rank 0 writes.
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -32,6 +33,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
+
+import metamix
 
 from .checkpoint import write_text, written_whole
 
@@ -247,14 +250,14 @@ def compare_runs(folders: Sequence[Path]) -> str:
         axes.grid(alpha=0.3)
 
     data = str(summaries[0]["data"]).replace("/", "-")
-    name = folders[0].parent / f"compared-{data}"
-    write_text(name.with_suffix(".csv"), "\n".join(",".join(row) for row in rows) + "\n")
-    save_figure(name.with_suffix(".png"), figure)
-    return f"{table}\n\nwritten: {name.with_suffix('.csv')} {name.with_suffix('.png')}"
+    sheet, picture = (folders[0].parent / f"compared-{data}.{kind}" for kind in ("csv", "png"))
+    write_text(sheet, "\n".join(",".join(row) for row in rows) + "\n")
+    save_figure(picture, figure)
+    return f"{table}\n\nwritten: {sheet} {picture}"
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB: the most that this process has held on the GPU, or in memory where it computes on the CPU."""
+    """GiB: the most that the run has held on the GPU, or this process in memory where it computes on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -264,8 +267,8 @@ def peak_memory(device: torch.device) -> float:
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    found = {name: version(name) for name in ("metamix", "torch", "torchvision", "timm")}
-    return {"python": sys.version.split()[0]} | found
+    found = {name: version(name) for name in ("torch", "torchvision", "timm")}
+    return {"python": sys.version.split()[0], "metamix": metamix.__version__} | found
 
 
 def commit() -> str | None:
@@ -293,8 +296,13 @@ def _lock(folder: Path) -> IO[str]:
     try:
         # A POSIX record lock: unlike flock's, it is not inherited by the loader's workers, which may die later.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise OSError(
+                f"{folder} cannot be locked ({error.strerror}), so two runs could write into it: take an --output on "
+                f"another file system"
+            ) from None
         raise ValueError(
             f"another process is training in {folder}; wait for it, stop it, or choose another --output"
         ) from None

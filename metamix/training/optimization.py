@@ -43,7 +43,17 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Takes moments and step counts from a checkpoint, and learning rates and the like from the present recipe."""
+    """Takes moments and step counts from a checkpoint, and learning rates and the like from the present recipe.
+
+    ValueError where that sorts the weights into other groups than the checkpoint's did.
+    """
+    there, here = len(saved["param_groups"]), len(optimizer.param_groups)
+    if there != here:
+        raise ValueError(
+            f"the optimizer of this run has its weights in {there} groups, and with this recipe there are {here}: "
+            f"weight_decay cannot go from 0 or to 0 in the middle of a run. Take the old value, or start a new run "
+            f"with --output"
+        )
     fresh = [
         {key: value for key, value in group.items() if key not in ("params", "step")}
         for group in optimizer.param_groups

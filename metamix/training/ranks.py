@@ -73,6 +73,16 @@ class Ranks:
         sys.stderr.flush()
         os._exit(1 if said else 0)
 
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """One process of each machine does what is inside before the others: what it downloads, they find."""
+        first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if self.world > 1 and not first:
+            dist.barrier()
+        yield
+        if self.world > 1 and first:
+            dist.barrier()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, the same on each; `values` is overwritten."""
         if self.world > 1:

@@ -51,7 +51,9 @@ class EngineOptions:
     device: str = _run("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and one timed step; train nothing")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
-    log_every: int = _run(20, "steps between two looks at the losses: progress, non-finite check, signals, saving")
+    log_every: int = _run(
+        20, "most steps between two looks at the losses: progress, non-finite check, signals, saving"
+    )
     checkpoint_minutes: float = _run(
         10.0, "minutes between checkpoints within an epoch; each epoch's end writes one too"
     )
@@ -102,6 +104,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         for name, least in [
+            ("seed", 0),
             ("epochs", 1),
             ("batch_size", 1),
             ("log_every", 1),
@@ -119,6 +122,12 @@ class EngineOptions:
                 f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
                 f"lower warmup_epochs or raise epochs"
             )
+        if self.schedule != "constant" and self.min_lr > self.lr:
+            raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}: lower min_lr")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"clip_grad is {self.clip_grad}, but it must be above 0; leave it out to clip nothing")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, but it must be at least 0 and below 1")
         if self.score == "ema" and not self.ema:
             raise ValueError("score is 'ema', but no average is kept: add --ema, or use --score last")
         self.score = ("ema" if self.ema else "last") if self.score == "auto" else self.score
@@ -171,7 +180,8 @@ def parse(
     known, _ = first.parse_known_args(argv)
     try:
         config = read_yaml(known.config) if known.config else {}
-        task = known.task or config.pop("task", default_task)
+        task = config.pop("task", default_task)
+        task = known.task or task
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{nearest(task, tasks)}; the tasks are {', '.join(tasks)}")
         classes = [engine, tasks[task]()]
@@ -267,8 +277,8 @@ def nearest(word: str, names: Any) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """What a continued run changes, one sentence each; ValueError where a change would make it another run."""
+def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
+    """The options that a continued run changes, a sentence each; ValueError where one would make it another run."""
     now, rules = recipe.flat(), {"task": "refuse"}
     for part in (recipe.engine, recipe.options):
         rules |= {f.name: f.metadata.get("on_resume", "refuse") for f in dataclasses.fields(part)}
@@ -283,7 +293,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
             f"this run cannot be continued with another recipe: {'; '.join(refused)}. Take the old values, "
             f"or start a new run with --output (with --checkpoint to begin from these weights)"
         )
-    return [text for key, text in changed.items() if rules[key] == "say"]
+    return {key: text for key, text in changed.items() if rules[key] == "say"}
 
 
 def _hints(classes: Sequence[type]) -> dict[str, Any]:

@@ -119,6 +119,13 @@ def test_nothing_is_left_out_silently(folder, caplog):
     (root / "train" / "gnu" / "0.tga").unlink()
     (root / "train" / "gnu").rmdir()
 
+    (root / "train").rename(root / "kept")
+    (root / "train").mkdir()
+    with pytest.raises(ValueError, match=f".png .jpg .jpeg image lies in {root / 'train'}"):
+        open_data("folder", root=root)
+    (root / "train").rmdir()
+    (root / "kept").rename(root / "train")
+
     (root / "test").mkdir()
     open_data("folder", root=root)
     assert "scores are on val; not used: test" in caplog.text

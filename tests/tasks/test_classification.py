@@ -243,8 +243,8 @@ def test_another_models_weights_are_refused(weights):
     [
         (
             {"model": "metaformer_poling_nano"},
-            "there is no model 'metaformer_poling_nano' (`timm.list_models()` after `import "
-            "metamix` lists them all); did you mean 'metaformer_pooling_nano'?",
+            "There is no model 'metaformer_poling_nano'; did you mean 'metaformer_pooling_nano'? After `import "
+            "metamix`, `timm.list_models()` lists all.",
         ),
         ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
         ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),

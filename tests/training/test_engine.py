@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -11,10 +12,17 @@ from torch.nn import functional as F
 
 from metamix.training.checkpoint import load_checkpoint
 from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
-from metamix.training.logging import Run
+from metamix.training.logging import PACKAGE, Run
 from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule
 from metamix.training.ranks import Ranks
 from metamix.training.recipe import EngineOptions, Recipe
+
+
+@pytest.fixture(autouse=True)
+def no_run_stays_open():
+    """A run that a test leaves open would say the warnings of later ones."""
+    yield
+    PACKAGE.handlers.clear()
 
 
 class Detect:
@@ -245,6 +253,9 @@ def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path
     second.resume()
     assert {group["weight_decay"] for group in second.optimizer.param_groups} == {0, 0.25}
     assert all(state["step"] == 6 for state in second.optimizer.state.values())
+    second.run.close()
+    with pytest.raises(ValueError, match="has its weights in 2 groups, and with this recipe there are 1: weight_decay"):
+        engine(tmp_path, epochs=2, weight_decay=0.0).resume()
 
 
 def test_the_average_warms_up_and_counts_shared_weights_once():
@@ -351,6 +362,27 @@ def test_the_first_bad_step_is_named(tmp_path):
     with pytest.raises(NotFinite, match="the loss is nan at step 4, learning rate .*; there is no checkpoint yet. Try"):
         one.fit()
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_slow_steps_meet_more_often(tmp_path):
+    """Ranks have 30 s from torchrun's signal to its kill, so a step of 4 s leaves no time for 20 more."""
+    for seconds, expected in ((4, 2), (1e-3, 20), (60, 1)):
+        one = engine(tmp_path, log_every=20)
+        for batch in one.train_loader.epoch(0):
+            one.train_step(batch)
+            break
+        one._epoch_seconds, one._clock = seconds, time.monotonic()
+        one._meet()
+        assert one._meet_every == expected
+        one.run.close()
+
+
+def test_a_signal_after_the_last_step_is_heeded(tmp_path):
+    one = engine(tmp_path)
+    one.heed_signal()
+    one._signal = ["SIGTERM"]
+    with pytest.raises(Stopped):
+        one.heed_signal()
 
 
 def test_autocast_follows_the_device(monkeypatch):

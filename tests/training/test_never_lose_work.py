@@ -154,6 +154,26 @@ def test_a_longer_schedule_goes_on_and_says_so(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, said",
     [
+        (["--lr", 2e-3], "lr was 0.001 and is now 0.002"),
+        (["--epochs", 1], "epochs was 2 and is now 1"),
+        (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
+    ],
+)
+def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, capsys):
+    """Its summary would then say what it was not trained with. Other weights of it may be scored."""
+    words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
+    train(*words)
+    before = (tmp_path / "summary.json").read_text()
+    with pytest.raises(SystemExit, match=f"was trained to its end, and nothing is left to train .*: {said}. Take the"):
+        train(*words, *change)
+    assert (tmp_path / "summary.json").read_text() == before
+    train(*words, "--score", "last")
+    assert "(last weights)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
         (
             ["--model", "metaformer_pooling_nano"],
             "model was 'metaformer_identity_nano' and is now 'metaformer_pooling_nano'",

@@ -101,6 +101,10 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
             ["--epochs", "3", "--warmup-epochs", "4"],
             "warmup_epochs is 4.0, longer than the 3 epochs of training; lower warmup_epochs or raise epochs",
         ),
+        (["--seed", "-1"], "seed is -1, but it must be at least 0"),
+        (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06: lower min_lr"),
+        (["--clip-grad", "0"], "clip_grad is 0.0, but it must be above 0; leave it out to clip nothing"),
+        (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept: add --ema, or use --score last"),
     ],
 )
@@ -151,14 +155,19 @@ def test_the_nearest_config_file_is_named(config, tmp_path):
         read("--config", str(tmp_path / "recpe.yaml"))
 
 
+def test_a_saved_recipe_and_the_command_line_may_both_name_the_task(tmp_path):
+    (tmp_path / "saved.yaml").write_text(read().to_yaml())
+    assert read("--config", str(tmp_path / "saved.yaml"), "--task", "toys") == read()
+
+
 def test_what_may_change_on_resume():
     old = read().flat()
-    assert resume_changes(old, read()) == []
-    assert resume_changes(old, read("--output", "x", "--workers", "0", "--log-every", "1")) == []
-    assert resume_changes(old, read("--epochs", "20", "--lr", "0.1")) == [
-        "epochs was 10 and is now 20",
-        "lr was 0.001 and is now 0.1",
-    ]
+    assert resume_changes(old, read()) == {}
+    assert resume_changes(old, read("--output", "x", "--workers", "0", "--log-every", "1")) == {}
+    assert resume_changes(old, read("--epochs", "20", "--lr", "0.1")) == {
+        "epochs": "epochs was 10 and is now 20",
+        "lr": "lr was 0.001 and is now 0.1",
+    }
     with pytest.raises(
         ValueError, match="model was 'small' and is now 'big'; size was None and is now 8. Take the old"
     ):
