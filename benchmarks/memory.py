@@ -1,62 +1,64 @@
-"""Memory of one image through each mixer's s12: writes docs/memory.json and prints the README's table.
+"""Memory of one image through each mixer's s12: docs/memory.json, and its table in README.md.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py            measure, and write the table
+    python benchmarks/memory.py --check    exit 1 where README.md is stale, and measure nothing
 
-Every measurement has a process of its own: batch 1, float32, inference. "Adds" is what the forward pass adds to the
-peak of the process above torch, timm and the weights.
+Every measurement has a process of its own: batch 1, float32, inference, channels_last. What the forward pass adds is
+above the peak of a process that holds torch, timm and the weights.
 """
 
 import json
-import resource
-import subprocess
 import sys
-from pathlib import Path
+from itertools import groupby
 
-OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "memory.json"
-MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+import timm
+import timing
+import torch
+from marked import refresh
+from timing import DOCS
+
+import metamix
+from metamix.training.checkpoint import write_text
+
+RESULTS = DOCS / "memory.json"
 SIZES = ((224, 224), (800, 1216))
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(name: str, height: int, width: int) -> dict:
     """Peak of this process in MiB, and what one forward pass adds to it."""
-    import timm
-    import torch
-
-    import metamix  # noqa: F401 - registers the models with timm
-
     model = timm.create_model(name).eval().to(memory_format=torch.channels_last)
     image = torch.zeros(1, 3, height, width).to(memory_format=torch.channels_last)
+    before = timing.memory_mib()
     with torch.inference_mode():
-        before = peak_mib()
         model(image)
-    return {
-        "model": name,
-        "size": [height, width],
-        "adds_mib": round(peak_mib() - before),
-        "peak_mib": round(peak_mib()),
-    }
+    peak = timing.memory_mib()
+    return {"model": name, "size": [height, width], "adds_mib": round(peak - before), "peak_mib": round(peak)}
+
+
+def tables(rows: list[dict]) -> str:
+    sizes = [f"{height}x{width} adds" for height, width in SIZES]
+    lines = []
+    for name, own in groupby(rows, key=lambda row: row["model"]):
+        own = list(own)
+        cells = [f"{row['adds_mib']} MiB" for row in own] + [f"{own[-1]['peak_mib']} MiB"]
+        lines.append([name.split("_")[1], *cells])
+    return "\n\n".join(
+        [
+            "Memory of one image in float32, inference, in a process for each; the last column has torch, timm and the "
+            "weights in it:",
+            timing.table(["s12 with", *sizes, "whole process"], lines),
+        ]
+    )
 
 
 def main() -> None:
-    rows = []
-    for mixer in MIXERS:
-        for size in SIZES:
-            words = [sys.executable, __file__, f"metaformer_{mixer}_s12", *map(str, size)]
-            rows.append(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
-    print("| s12 with | 224x224 adds | 800x1216 adds | whole process |\n|---|---|---|---|")
-    for small, large in zip(rows[::2], rows[1::2]):
-        mixer = small["model"].split("_")[1]
-        print(f"| {mixer} | {small['adds_mib']} MiB | {large['adds_mib']} MiB | {large['peak_mib']} MiB |")
+    check = "--check" in sys.argv[1:]
+    if not check:
+        names = [f"metaformer_{mixer}_s12" for mixer in metamix.list_mixers()]
+        rows = [timing.in_fresh_process(measure, name, *size) for name in names for size in SIZES]
+        write_text(RESULTS, json.dumps(rows, indent=1) + "\n")
+    refresh("memory", "memory.py", tables(json.loads(RESULTS.read_text())), check)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))
-    else:
-        main()
+    main()

@@ -202,8 +202,8 @@ def limits(card: dict) -> str:
     classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
         f"It knows {len(classes)} classes and no other: {', '.join(classes)}.",
-        f"The {test:,} test images leave the accuracy uncertain by {2 * standard_error(card):.2f} points (two standard errors), and one "
-        f"image is {100 / test:.2g} points. Smaller differences between models say nothing.",
+        f"The {test:,} test images leave the accuracy uncertain by {2 * standard_error(card):.2f} points (two standard "
+        f"errors), and one image is {100 / test:.2g} points. Smaller differences between models say nothing.",
         "It was tested on images like those that it was trained on, not on corrupted ones or on those of another "
         "origin. docs/results.md says how it does at other image sizes, where that was tried.",
     ]

@@ -55,8 +55,8 @@ def tables() -> str:
     lines += [
         "",
         "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and "
-        "counts; the others are this zoo's, their mixers held against the papers' formulas. Other sizes: see the mixers "
-        "above.",
+        "counts; the others are this zoo's, their mixers held against the papers' formulas. Other sizes: see the "
+        "mixers above.",
         "",
         "The papers' own models:",
         "",

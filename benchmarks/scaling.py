@@ -92,7 +92,9 @@ def draw(curves: dict[str, dict], path: Path) -> None:
     for axis, (key, what, title) in zip(axes, panels):
         for mixer, curve in curves.items():
             label = f"{mixer}, {curve[what]:.2f}"
-            axis.plot(curve["sizes"], curve[key], marker="o", markersize=4, linewidth=1.8, color=COLORS[mixer], label=label)
+            axis.plot(
+                curve["sizes"], curve[key], marker="o", markersize=4, linewidth=1.8, color=COLORS[mixer], label=label
+            )
         axis.set(xscale="log", yscale="log", title=title, xlabel="image side, pixels")
         places = FixedLocator([32, 64, 128, 256, 512, 1024]), LogLocator(subs=(1, 2, 5))
         for line, locator in zip((axis.xaxis, axis.yaxis), places):

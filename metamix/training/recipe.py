@@ -51,9 +51,7 @@ class EngineOptions:
     device: str = _run("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and one timed step; train nothing")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
-    log_every: int = _run(
-        20, "most steps between two looks at the losses: progress, non-finite check, signals, saving"
-    )
+    log_every: int = _run(20, "most steps between two looks at the losses: progress, non-finite check, signals, saving")
     checkpoint_minutes: float = _run(
         10.0, "minutes between checkpoints within an epoch; each epoch's end writes one too"
     )
