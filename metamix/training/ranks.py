@@ -75,13 +75,20 @@ class Ranks:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """One process of each machine does what is inside before the others: what it downloads, they find."""
+        """One process of each machine does what is inside before the others: what it downloads, they find.
+
+        SystemExit on the others where it fails, so that its message is the one that is read.
+        """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        if self.world > 1 and not first:
-            dist.barrier()
-        yield
-        if self.world > 1 and first:
-            dist.barrier()
+        if not first and not all(self.gather(True)):
+            raise SystemExit("stopped: the first process of a machine could not do this, and says why")
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if first:
+                self.gather(done)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, the same on each; `values` is overwritten."""

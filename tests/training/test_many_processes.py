@@ -146,6 +146,15 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
         )
 
 
+def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
+    """So that one alone downloads; and where it cannot, one alone says why."""
+    words = ["--data", "folder", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "run"]
+    first, second = start_all(2, *words, log=tmp_path)
+    assert first.wait() == second.wait() == 1
+    assert "nowhere" in first.text() and "nowhere" not in second.text()
+    assert "[rank 1] stopped: the first process of a machine could not do this, and says why" in second.text()
+
+
 def test_batch_norm_is_warned_about(tmp_path):
     words = ["--model", "test_resnet", "--model-args", "{}", "--epochs", 1, "--batch-size", 512, "--output", tmp_path]
     for rank in start_all(2, *words, log=tmp_path):
