@@ -71,7 +71,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
     loaders = task.eval_loaders(settings.batch_size, ranks.rank, ranks.world)
     if settings.split not in loaders:
         raise ValueError(
-            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}; give --holdout SHARE"
+            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
+            + ("; give --holdout SHARE" if hasattr(options, "holdout") else "")
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(ranks.device, memory_format=layout)

@@ -431,10 +431,11 @@ def over_seeds(card: dict) -> str:
 def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
     """What the numbers of a table are; `shares`: speeds stand with their share of identity's."""
     card, samples = cards[0], cards[0]["samples"]
+    errors = [standard_error(card["top1"], card["samples"]["test"]) for card in cards]
     said = [
         f"{samples['train']:,} images to train on and {samples['test']:,} to test on, once; {size_of(card)} pixels, "
         f"{card['pretrained_cfg']['num_classes']} classes. One test image is {100 / samples['test']:.2g} points, and "
-        f"two standard errors of an accuracy here are {max(map(standard_error, cards)) * 2:.2f}."
+        f"two standard errors of an accuracy here are {2 * max(errors):.2f}."
     ]
     recipes = [{key: value for key, value in c["recipe"].items() if key not in ("model", "seed")} for c in cards]
     if differing := sorted({key for recipe in recipes for key in recipe if recipe[key] != recipes[0].get(key)}):

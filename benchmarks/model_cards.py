@@ -192,18 +192,18 @@ def commit(commit: str | None) -> str:
     return f"{commit.rstrip('+')}{' with uncommitted changes' if commit.endswith('+') else ''}"
 
 
-def standard_error(card: dict) -> float:
-    """Of the accuracy, in points, from the number of test images alone."""
-    p = card["top1"] / 100
-    return 100 * math.sqrt(p * (1 - p) / card["samples"]["test"])
+def standard_error(top1: float, images: int) -> float:
+    """Of an accuracy on a number of test images, both in percent, from that number alone."""
+    p = top1 / 100
+    return 100 * math.sqrt(p * (1 - p) / images)
 
 
 def limits(card: dict) -> str:
     classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
         f"It knows {len(classes)} classes and no other: {', '.join(classes)}.",
-        f"The {test:,} test images leave the accuracy uncertain by {2 * standard_error(card):.2f} points (two standard "
-        f"errors), and one image is {100 / test:.2g} points. Smaller differences between models say nothing.",
+        f"The {test:,} test images leave the accuracy uncertain by {2 * standard_error(card['top1'], test):.2f} points "
+        f"(two standard errors), and one image is {100 / test:.2g} points. Smaller differences between models say nothing.",
         "It was tested on images like those that it was trained on, not on corrupted ones or on those of another "
         "origin. docs/results.md says how it does at other image sizes, where that was tried.",
     ]

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from running import MODEL, TINY, script, train
+from running import MODEL, ROOT, TINY, script, train
 
 from metamix.training.checkpoint import save_weights
 
@@ -48,6 +48,17 @@ def test_another_size_is_fed_to_the_model_as_it_was_trained(run, tmp_path, capsy
     assert "360 images of 48 pixels" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["img_size"], result["trained_img_size"]) == (48, 32)
+
+
+def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
+    name = "metaformer_identity_nano.digits"
+    card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
+    evaluate("--model", name, "--pretrained", "--data", "digits", "--output", tmp_path)
+    assert f"top1 {card['top1']}, " in capsys.readouterr().out
+    words = ["--model", MODEL, "--checkpoint", ROOT / "weights" / f"{name}.safetensors", "--data", "digits"]
+    evaluate(*words, "--img-size", 48, "--output", tmp_path)
+    at_48 = json.loads((ROOT / "docs" / "results.json").read_text())["digits"]["sizes"][name]["top1"]["48"]
+    assert f"(360 images of 48 pixels): top1 {at_48:.4g}, " in capsys.readouterr().out
 
 
 def test_classes_of_other_names_are_said(run, tmp_path, capsys):

@@ -235,4 +235,4 @@ def test_mistakes_end_in_one_sentence(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         train(*words, "--output", tmp_path)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not list(tmp_path.rglob("checkpoint.pt"))

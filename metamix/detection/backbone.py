@@ -111,6 +111,8 @@ def build_backbone(
         )
     if pretrained and checkpoint:
         raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
+    if pretrained:
+        check_published(name)
 
     # What maps there are is asked of a model without memory; the one that is kept has nothing that they do not need.
     model_args = dict(in_chans=3) | model_args
@@ -119,8 +121,6 @@ def build_backbone(
             probe = timm.create_model(name, features_only=True, **model_args)
     except TypeError as error:
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
-    if pretrained:
-        check_published(name)
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
     maps = {reduction: (i, dim) for i, reduction, dim in rows}  # of several of one stride the last
@@ -164,6 +164,9 @@ def load_body(name: str, indices: tuple[int, ...], pretrained: bool, checkpoint:
     """timm's feature extractor for these maps, with its weights."""
     if checkpoint:
         tensors, about = load_weights(checkpoint)
+        theirs, ours = (model.partition(".")[0] for model in (about.get("model", name), name))
+        if theirs != ours:
+            raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
         if "in_chans" in about:  # timm makes a stem for grey images one for colour, and the other way round
             cfg["input_size"] = (about["in_chans"], about["img_size"], about["img_size"])

@@ -2,7 +2,8 @@
 index).
 
 A batch is {"image": a list of (3, H, W) uint8 tensors of differing sizes, "target": a list of what each shows,
-"index": (n,) int64}; for evaluation images have the size of their files.
+"index": (n,) int64}; for evaluation images have the size of their files. An image that cannot be read is replaced by
+the next one, and its index by -1, so that nobody scores one as the other.
 """
 
 import torch
@@ -38,7 +39,12 @@ def train_transform(options) -> v2.Compose:
             v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
             v2.RandomHorizontalFlip(options.flip),
             v2.RandomVerticalFlip(options.flip_vertical),
-            v2.RandomShortestSize(list(range(low, high + 1)), max_size=round(options.max_size * options.scales[1])),
+            v2.RandomChoice(
+                [
+                    v2.RandomShortestSize(size, max_size=round(options.max_size * size / options.min_size))
+                    for size in range(low, high + 1)
+                ]
+            ),
             v2.RandomPhotometricDistort(p=options.photometric),
             v2.SanitizeBoundingBoxes(),
         ]
@@ -53,10 +59,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.places)
-
-    def path(self, index: int) -> str:
-        source, i = self.places[index]
-        return source.path(i)
 
     def read_or_next(self, index: int):
         """(sample, None, [(path, reason), ...]): the first that can be read, from `index` on, and those that cannot."""
@@ -88,6 +90,6 @@ def collate(samples) -> dict:
     return {
         "image": [image.as_subclass(torch.Tensor) for image in images],
         "target": [{key: value.as_subclass(torch.Tensor) for key, value in target.items()} for target in targets],
-        "index": torch.tensor(indices),
+        "index": torch.tensor([-1 if lost else index for index, lost in zip(indices, broken)]),
         "broken": [pair for pairs in broken for pair in pairs],
     }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.training.checkpoint import write_text
+from metamix.training.ranks import Ranks
 
 from .files import load_detector
 from .pictures import Objects, draw_image
@@ -44,14 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, help="run folder, or weights in it")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of what is shown (default: 0.5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     options = parser.parse_args(argv)
     missing = [str(path) for path in options.images if not path.is_file()]
     if missing:
         parser.error(f"there is no image {', '.join(missing)}")
     if len({path.stem for path in options.images}) < len(options.images):
         parser.error("several images have one name, and so would their pictures: give each its own --output")
+    drawn = [options.output / f"{path.stem}.png" for path in options.images]
+    if own := [str(path) for path, picture in zip(options.images, drawn) if path.resolve() == picture.resolve()]:
+        parser.error(f"{', '.join(own)} would be overwritten by its picture: give another --output")
     try:
+        device = Ranks.start(options.device).device
         model, about = load_detector(options.checkpoint)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     records = []
     try:
-        for path, image, found in predict(model.to(options.device), options.images, options.threshold):
+        for path, image, found in predict(model.to(device), options.images, options.threshold):
             draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
             objects = [
                 {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}

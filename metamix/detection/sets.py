@@ -23,8 +23,10 @@ from metamix.mixers.registry import nearest
 
 
 def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
-    """The annotation file and the image folder of each split in a folder; FileNotFoundError says what was looked
-    for."""
+    """The annotation file and the image folder of each split in a folder.
+
+    FileNotFoundError says what was looked for; ValueError where two files are one split, of two years.
+    """
     folder = Path(folder)
     layout = f"expected {folder / 'annotations/instances_train.json'} and the like, with images in {folder / 'images'}"
     splits = {}
@@ -34,7 +36,10 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
         images = next((place for place in places if place.is_dir()), None)
         if images is None:
             raise FileNotFoundError(f"{path} is there, but none of {', '.join(map(str, places))} is: {layout}")
-        splits[re.sub(r"\d+$", "", name)] = path, images
+        name = re.sub(r"(19|20)\d\d$", "", name)
+        if name in splits:
+            raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep one of them there")
+        splits[name] = path, images
     if not splits:
         raise FileNotFoundError(f"{folder.absolute()} holds no data set: {layout}")
     return splits
@@ -51,7 +56,10 @@ class Boxes(CocoDetection):
 
     def _load_image(self, image_id: int) -> Image.Image:
         path = Path(self.root, self.coco.imgs[image_id]["file_name"])
-        return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")  # theirs stays open where this fails
+        try:
+            return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")  # theirs stays open where this fails
+        except Exception as error:  # missing, truncated, or no image: PIL has many words for it
+            raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
 
     def _load_target(self, image_id: int) -> list[dict]:
         return [a for a in super()._load_target(image_id) if not a["iscrowd"] and not self.is_useless(a)]
@@ -68,6 +76,7 @@ class BoxSource:
         classes: names in the order of their category ids; a label is a place in it, counted from 1.
         category_ids: category ids in that order.
         useless: number of annotations that are left out because of an unknown class or an empty box.
+        objects: number of those that stay, crowds aside.
 
     `read(i)` gives the image as torchvision's uint8 tv_tensor and its objects, {"boxes": (n, 4) x1, y1, x2, y2,
     "labels": (n,)} and "masks" (n, H, W) if asked for; objects that mark a crowd are left out.
@@ -78,6 +87,7 @@ class BoxSource:
         boxes = index_annotations(annotations, images)
         self.coco, self.ids = boxes.coco, boxes.ids
         self.useless = sum(map(boxes.is_useless, self.coco.anns.values()))
+        self.objects = sum(not a["iscrowd"] and not boxes.is_useless(a) for a in self.coco.anns.values())
         self.category_ids = sorted(self.coco.cats)
         self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
         self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
@@ -97,10 +107,7 @@ class BoxSource:
         return str(Path(self.set.root, self.coco.imgs[self.ids[index]]["file_name"]))
 
     def read(self, index: int) -> tuple[tv_tensors.Image, dict]:
-        try:
-            image, target = self.set[index]
-        except OSError as error:  # missing, truncated, or not an image
-            raise CorruptImage(f"{self.path(index)}: {type(error).__name__}: {error}") from error
+        image, target = self.set[index]
         image = to_image(image)
         size = tuple(image.shape[-2:])
         if "boxes" not in target:  # nothing to see
@@ -120,6 +127,9 @@ def index_annotations(annotations: Path, images: Path) -> Boxes:
         with contextlib.redirect_stdout(io.StringIO()):  # the index says how long it took
             boxes = Boxes(str(images), str(annotations))
             coco = boxes.coco
+            for key, by_id in (("images", coco.imgs), ("annotations", coco.anns)):
+                if len(by_id) < len(coco.dataset[key]):  # one image would have the boxes of another
+                    raise ValueError(f"an id stands twice in {key}")
             for annotation in coco.anns.values():
                 x, y, w, h = annotation["bbox"] = list(map(float, annotation["bbox"]))
                 annotation.setdefault("iscrowd", 0)  # files of other tools lack these two
@@ -133,6 +143,6 @@ def index_annotations(annotations: Path, images: Path) -> Boxes:
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{annotations} is not in COCO's format ({type(error).__name__}: {error}); "
-            f"python -m metamix.detection.verify {annotations} says where"
+            f"python -m metamix.detection.verify {annotations} --images {images} says where"
         ) from error
     return boxes

@@ -89,8 +89,9 @@ def file_problem(image: dict, folder: Path) -> str | None:
         return f"there is no file {path}"
     try:
         with Image.open(path) as file:
+            file.load()
             width, height = file.size
-    except OSError as error:
+    except Exception as error:  # PIL has many words for it
         return f"{path} cannot be read: {error}"
     if (image.get("width", width), image.get("height", height)) != (width, height):
         return f"{path} is {width} x {height}, but the annotations say {image['width']} x {image['height']}"
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.data.is_dir():
         try:
             splits = list(find_splits(options.data).values())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             parser.error(str(error))
     else:
         splits = [(options.data, options.images or options.data.parent)]

@@ -26,7 +26,7 @@ def convert(folder: Path, split: str | None = None) -> dict:
             f"{folder / 'Annotations'} holds no .xml file: give the folder of a VOC year, such as VOCdevkit/VOC2012"
         )
     trees = {path.stem: parse(path) for path in files}
-    names = sorted({text(o, "name", files[0]) for tree in trees.values() for o in tree.iter("object")})
+    names = sorted({text(o, "name", path) for path in files for o in trees[path.stem].iter("object")})
     classes = {name: number for number, name in enumerate(names, start=1)}
     chosen = list(trees)
     if split is not None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from metamix.data import CorruptImage
 from metamix.detection.data import eval_loader, train_loader
 from metamix.detection.detectors import LEVELS, Dense
 from metamix.detection.files import build_described, load_detector, load_pretrained
@@ -94,6 +95,17 @@ class DetectionOptions(DataOptions):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
+        if taken := self.detector_args.keys() & {
+            "backbone",
+            "num_classes",
+            "min_size",
+            "max_size",
+            "resize_in_training",
+        }:
+            raise ValueError(
+                f"detector_args has {', '.join(sorted(taken))}: --min-size and --max-size are the size of the images, "
+                f"and --model is the backbone"
+            )
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(
                 f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
@@ -129,9 +141,12 @@ class Detection:
         self.notes = [
             f"{source.useless} annotations of {source.annotations} are left out; "
             f"python -m metamix.detection.verify {options.data_dir} names them"
-            for source in self.train
+            for source in (*self.train, *self.scored.values())
             if source.useless
         ]
+        for source in self.scored.values():
+            if not source.objects:
+                raise ValueError(f"{source.annotations} has no object that could be found, so no score; take another")
 
     def build(self) -> nn.Module:
         """The detector; weights are those of its backbone, or of all of it where the file holds a detector."""
@@ -143,6 +158,7 @@ class Detection:
         model = build_described(self._described(), **weights)
         if whole:
             new = load_pretrained(model, options.checkpoint, list(self.classes))
+            model.transform.image_mean, model.transform.image_std = file["mean"], file["std"]
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
         elif options.checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint}")
@@ -191,7 +207,8 @@ class Detection:
         source = self.scored[state["split"]]
         answers = model([image / 255 for image in batch["image"]])
         for index, answer in zip(batch["index"].tolist(), answers):
-            state["results"] += to_coco(answer, source.ids[index], source)
+            if index >= 0:  # in an image that cannot be read nothing is found
+                state["results"] += to_coco(answer, source.ids[index], source)
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
         kinds = {"": "bbox", "mask_": "segm"} if self.options.detector == "mask_rcnn" else {"": "bbox"}
@@ -218,7 +235,10 @@ class Detection:
                 found[detection["image_id"]].append(detection)
         rows = []
         for image_id in chosen:
-            image, truth = source.read(source.ids.index(image_id))
+            try:
+                image, truth = source.read(source.ids.index(image_id))
+            except CorruptImage:  # which the loader has told of
+                continue
             title = f"{source.coco.imgs[image_id]['file_name']}, F1 {scores.images[image_id]:.2f}"
             rows.append((title, image, truth, from_coco(found[image_id], source)))
         draw_grid(images, rows, self.classes)

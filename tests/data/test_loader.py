@@ -23,6 +23,10 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def all_equal(one, other):
+    return all(equal(*pair) for pair in zip(one, other, strict=True))
+
+
 def joined(batches):
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
@@ -39,7 +43,7 @@ def test_ranks_hold_contiguous_parts_of_the_global_batch():
     whole = TrainOrder(100, 12, 0, 1, seed=3).epoch(2, 0)
     parts = [TrainOrder(100, 12, rank, 3, seed=3).epoch(2, 0) for rank in range(3)]
     assert len(whole) == 8
-    assert all(torch.equal(batch, torch.cat(shares)) for batch, *shares in zip(whole, *parts))
+    assert all(torch.equal(batch, torch.cat(shares)) for batch, *shares in zip(whole, *parts, strict=True))
 
 
 def test_a_set_smaller_than_a_batch_is_repeated():
@@ -92,10 +96,10 @@ def test_streamed_batches(source, workers):
     image = first[0]["image"]
     assert (len(loader), len(first), image.shape, image.dtype) == (3, 3, (4, 3, 24, 24), torch.uint8)
     assert image.is_contiguous(memory_format=torch.channels_last) and first[0]["cropped"].tolist() == [True] * 4
-    assert all(map(equal, first, again))
+    assert all_equal(first, again)
     where = {int(i): n for n, i in enumerate(joined(second)["index"])}
     moved = [joined(second)["image"][where[int(i)]] for i in first[0]["index"]]
-    assert not any(torch.equal(a, b) for a, b in zip(image, moved)), "another epoch, another augmentation"
+    assert not any(torch.equal(a, b) for a, b in zip(image, moved, strict=True)), "another epoch, another augmentation"
 
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
@@ -106,7 +110,7 @@ def test_an_epoch_can_be_entered_at_any_step(source, memory):
     )
     whole = list(loader.epoch(3))
     next(loader.epoch(3))
-    assert all(map(equal, whole[1:], loader.epoch(3, start=1)))
+    assert len(whole) == 3 and all_equal(whole[1:], loader.epoch(3, start=1))
     assert list(loader.epoch(3, start=3)) == []
 
 
@@ -125,10 +129,10 @@ def test_workers_and_processes_do_not_change_a_sample(source):
         ranks = [
             list(train_loader(source("no"), options, batch_size=4, rank=r, world=world).epoch(2)) for r in range(world)
         ]
-        return [joined(parts) for parts in zip(*ranks)]
+        return [joined(parts) for parts in zip(*ranks, strict=True)]
 
     alone = run(0, 1)
-    assert all(map(equal, alone, run(2, 1))) and all(map(equal, alone, run(1, 2)))
+    assert all_equal(alone, run(2, 1)) and all_equal(alone, run(1, 2))
 
 
 def test_loading_draws_nothing_from_the_run(source):

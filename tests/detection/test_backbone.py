@@ -147,6 +147,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_nano", **TINY).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="does not fit metaformer_raft_nano: it lacks .*mixer"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
+    save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
+    with pytest.raises(ValueError, match="r.safetensors holds the weights of resnet34, not of resnet18: take that"):
+        build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,11 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ("wavemixlite_8_5", {}, r"at stride 1: to train on a single image"),  # made for grey images
         ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
         ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
-        ("metaformer_pooling_nano", dict(pretrained=True), "take metaformer_pooling_nano.digits, or leave pretrained"),
+        (
+            "metaformer_raft_nano.digitz",
+            dict(pretrained=True),
+            "take .*metaformer_raft_nano.digits, or leave pretrained",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(name, args, words):

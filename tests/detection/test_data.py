@@ -89,12 +89,14 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(coco, options):
 
     whole = batches()
     torch.manual_seed(5)
-    assert all(map(same, whole, batches(workers=1)))
-    assert all(map(same, whole[1:], batches(start=1)))
+    assert len(whole) == 3
+    assert all(same(*pair) for pair in zip(whole, batches(workers=1), strict=True))
+    assert all(same(*pair) for pair in zip(whole[1:], batches(start=1), strict=True))
     halves = [batches(rank=rank, world=2) for rank in (0, 1)]
-    for batch, *parts in zip(whole, *halves):
+    for batch, *parts in zip(whole, *halves, strict=True):
         assert same(batch, {key: [*parts[0][key], *parts[1][key]] for key in ("image", "target")})
-    assert not any(map(same, whole, batches(seed=1))) and not any(map(same, whole, batches(epoch=2)))
+    for others in (batches(seed=1), batches(epoch=2)):
+        assert not any(same(*pair) for pair in zip(whole, others, strict=True))
 
 
 def test_every_image_is_scored_once_and_as_it_is(coco, options):
@@ -116,6 +118,13 @@ def test_years_and_folders_of_cocos_own_layout_are_found(tmp_path):
     assert find_splits(tmp_path) == {
         s: (tmp_path / f"annotations/instances_{s}2017.json", tmp_path / f"{s}2017") for s in ("train", "val")
     }
+    (tmp_path / "images").mkdir()
+    for fold in "fold0", "fold1":
+        (tmp_path / "annotations" / f"instances_{fold}.json").touch()
+    assert set(find_splits(tmp_path)) == {"fold0", "fold1", "train", "val"}
+    (tmp_path / "annotations" / "instances_train2014.json").touch()
+    with pytest.raises(ValueError, match="train2014.json and .*train2017.json are both the split 'train': keep one"):
+        find_splits(tmp_path)
 
 
 def test_a_broken_image_is_replaced_and_named(coco, options, caplog):
@@ -128,6 +137,24 @@ def test_a_broken_image_is_replaced_and_named(coco, options, caplog):
     assert "train_0.png" in caplog.text and "train_1.png" in caplog.text
     with pytest.raises(CorruptImage, match="cannot be read.*python -m metamix.detection.verify .*shapes"):
         list(train_loader(sources, options, batch_size=8).epoch(0))
+
+
+def test_an_unreadable_image_is_not_scored_as_its_neighbour(coco, options):
+    folder = coco()
+    (folder / "images" / "test_1.png").write_bytes(b"no image")
+    source = open_split(find_splits(folder), "test")
+    (batch,) = eval_loader(source, replace(options, corrupt_limit=0.5), batch_size=4)
+    assert batch["index"].tolist() == [0, -1, 2, 3] and torch.equal(batch["image"][1], batch["image"][2])
+
+
+def test_ids_that_stand_twice_are_refused(coco):
+    def again(split, data):
+        data["annotations"][1]["id"] = data["annotations"][0]["id"]
+
+    with pytest.raises(
+        ValueError, match="an id stands twice in annotations.*verify .*train.json --images .* says where"
+    ):
+        open_split(find_splits(coco(change=again)), "train")
 
 
 def test_what_is_no_data_set_is_refused_in_words(tmp_path, coco):

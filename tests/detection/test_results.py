@@ -1,7 +1,6 @@
 """The tables of detectors in the README: fresh, and made of the run folders that are given."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -46,13 +45,6 @@ def run(tmp_path, monkeypatch):
 
 def picture_height():
     return Image.open(detection_results.PICTURE).height
-
-
-def test_the_readme_is_fresh():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/detection_results.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):

@@ -295,7 +295,7 @@ def test_published_tags():
         cfg = timm.get_pretrained_cfg(f"metaformer_pooling_{size}")  # the default
         assert (cfg.tag, cfg.hf_hub_id, cfg.crop_pct) == ("sail_in1k", f"timm/poolformer_{size}.sail_in1k", crop)
         assert timm.get_pretrained_cfg(f"poolformer_{size}").crop_pct == crop
-    assert f"metaformer_pooling_{size}.sail_in1k" in timm.list_pretrained("metaformer_*")
+        assert f"metaformer_pooling_{size}.sail_in1k" in timm.list_pretrained("metaformer_*")
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
         timm.create_model("metaformer_pooling_s12.sail_in22k")
 

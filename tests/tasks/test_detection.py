@@ -157,6 +157,8 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
         ([str(path), "--checkpoint", str(tmp_path)], "there is no file .*model.safetensors"),
         ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
         ([str(path), str(path), "--checkpoint", str(trained)], "several images have one name"),
+        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by its pict"),
+        ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
         ([__file__, "--checkpoint", str(trained), "--output", str(tmp_path)], "test_detection.py cannot be read"),
     ):
         with pytest.raises(SystemExit):
@@ -272,12 +274,14 @@ def test_fine_tuning_begins_with_a_detector_of_other_classes(few, tmp_path):
         ValueError, match="have another shape .such as head.classification_head.cls_logits.weight|does not fit"
     ):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
-    save_weights(tmp_path / "e.safetensors", model.state_dict(), task.describe(model) | {"classes": ["disc", "ring"]})
+    about = task.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
+    save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
     torch.manual_seed(1)
     other, tuned = build(few, checkpoint=str(tmp_path / "e.safetensors"))
     differ = [n for n, tensor in tuned.state_dict().items() if not torch.equal(tensor, model.state_dict()[n])]
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start alike
     assert "made anew: head.classification_head.cls_logits.weight" in other.notes[0]
+    assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="knows the classes disc, ring, and .* has disc, square; give other --data"):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
@@ -290,10 +294,29 @@ def test_useless_annotations_are_counted(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=spoil)
     task, _ = build(folder)
     assert task.notes == [
-        f"2 annotations of {folder / 'annotations' / 'instances_train.json'} are left out; "
+        f"2 annotations of {folder / 'annotations' / f'instances_{split}.json'} are left out; "
         f"python -m metamix.detection.verify {folder} names them"
+        for split in ("train", "test")
     ]
     assert set(task.scored) == {"test"}
+
+
+def test_a_split_without_objects_is_refused(tmp_path):
+    def clear(split, data):
+        if split == "test":
+            data["annotations"].clear()
+
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=clear)
+    with pytest.raises(ValueError, match="instances_test.json has no object that could be found, so no score"):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+
+
+def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2)
+    (folder / "images" / "test_0.png").unlink()
+    task = Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+    task.pictures([{"split": "test", "results": []}], tmp_path)
+    assert (tmp_path / "test_images.png").exists()
 
 
 def test_splits_are_chosen(few):
@@ -314,6 +337,7 @@ def test_splits_are_chosen(few):
         (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but two factors are needed, the smaller first"),
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
         (dict(pretrained=True, checkpoint="x"), "both say where to begin"),
+        (dict(detector_args={"min_size": 300}), "detector_args has min_size: --min-size and --max-size are the size"),
         (dict(train_on=("trian",)), "no split 'trian'; did you mean 'train'"),
         (dict(data_dir="nowhere"), "nowhere holds no data set"),
     ],

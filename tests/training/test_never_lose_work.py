@@ -56,9 +56,9 @@ def wait_for_checkpoints(process, folder, count):
         path = folder / "checkpoint.pt"
         return path.stat().st_mtime_ns if path.exists() else None
 
-    last = written()
+    last, end = written(), time.monotonic() + 120
     while count:
-        assert process.running(), process.text()
+        assert process.running() and time.monotonic() < end, process.text()
         if written() != last:
             count, last = count - 1, written()
         time.sleep(0.0005)
@@ -66,13 +66,14 @@ def wait_for_checkpoints(process, folder, count):
 
 @pytest.mark.parametrize("memory, workers, kills", [("yes", 0, 2), ("no", 0, 1), ("no", 2, 2)])
 def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
-    random.seed(os.getpid())
+    chance = random.Random(os.getpid())
+    print(f"random.Random({os.getpid()})")  # pytest shows it where the test fails
     words = [*RECIPE, *EVERY_STEP, "--memory", memory, "--workers", workers, "--output", tmp_path]
     steps = []
     for _ in range(kills):
         process = Process(*words, log=tmp_path / "said")
-        wait_for_checkpoints(process, tmp_path, random.randint(1, 8))
-        time.sleep(random.uniform(0, 0.03))
+        wait_for_checkpoints(process, tmp_path, chance.randint(1, 8))
+        time.sleep(chance.uniform(0, 0.03))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         steps.append(load_checkpoint(tmp_path / "checkpoint.pt")["step"])
