@@ -203,7 +203,8 @@ def limits(card: dict) -> str:
     lines = [
         f"It knows {len(classes)} classes and no other: {', '.join(classes)}.",
         f"The {test:,} test images leave the accuracy uncertain by {2 * standard_error(card['top1'], test):.2f} points "
-        f"(two standard errors), and one image is {100 / test:.2g} points. Smaller differences between models say nothing.",
+        f"(two standard errors), and one image is {100 / test:.2g} points. Smaller differences between models say "
+        f"nothing.",
         "It was tested on images like those that it was trained on, not on corrupted ones or on those of another "
         "origin. docs/results.md says how it does at other image sizes, where that was tried.",
     ]
