@@ -23,13 +23,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.models.build import check_model
+from metamix.models.build import check_model, check_published
 from metamix.tasks import TASKS, find_task
 from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
 from metamix.training.engine import Engine, NotFinite, Stopped
@@ -56,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train_all(recipe: Recipe, ranks: Ranks) -> None:
     """Trains every model that the recipe names, one after the other, and compares them where there are several."""
     models, folders = recipe.options.model.split(","), []
-    for model in models:
-        check_model(model)  # the last one too, before the first is trained
+    for model in models:  # the last one too is looked at before the first is trained
+        check_model(model)
+        if recipe.options.pretrained:
+            check_published(model)
     for model in models:
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
@@ -98,7 +101,8 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
             finish(engine, run)
             engine.heed_signal()
     except (NotFinite, OSError) as error:
-        run.log(f"error: {error}")
+        with suppress(OSError):  # the disk may be what is at fault
+            run.log(f"error: {error}")
         raise
     finally:
         run.close()

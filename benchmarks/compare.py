@@ -111,7 +111,7 @@ def tags() -> list[str]:
 
 def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
     """The cards of the comparison family, in its order: mixer -> card."""
-    models = {card["recipe"]["model"]: card for card in cards}
+    models = {card["name"].partition(".")[0]: card for card in cards}
     return {mixer: models[f"metaformer_{mixer}_nano"] for mixer in MIXERS if f"metaformer_{mixer}_nano" in models}
 
 
@@ -520,7 +520,7 @@ def other_models(cards: Sequence[dict], results: dict, root: str) -> str:
     """The table of the papers' own models, and what its numbers are."""
     rows = []
     for card in cards:
-        name = card["recipe"]["model"]
+        name = card["name"].partition(".")[0]
         rows.append([*row(f"`{name}`", card, root, None), card["recipe"]["epochs"], CLAIMS.get(name, "")])
     return f"{table(['model', *COLUMNS, 'epochs', 'published, %'], rows)}\n\n{notes(cards, results, False)}"
 

@@ -88,7 +88,8 @@ def text(results: dict) -> str:
 
 
 def augmentation(recipe: dict) -> str:
-    used = [key for key in ("flip", "padding", "cutmix", "mixup", "cutout") if recipe[key]]
+    used = [key for key in ("flip", "padding", "cutmix", "mixup", "cutout", "erase") if recipe[key]]
+    used += [recipe["auto_augment"]] * (recipe["auto_augment"] != "none")
     return f"augmented by {' and '.join(used)}" if used else "no augmentation"
 
 

@@ -69,7 +69,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
     allowed = standard_error(accuracy, about["samples"]["test"]) / 10
     kept, dtype = (half, "float16") if abs(stored - accuracy) <= allowed else (tensors, "float32")
     card = {
-        "name": f"{about['model']}.{tag}",
+        "name": f"{about['model'].partition('.')[0]}.{tag}",
         "task": about["task"],
         "data": data_name or about["data"],
         "samples": about["samples"],

@@ -13,6 +13,8 @@ import minattn_results  # noqa: E402
 from metamix.models.minattn import variant  # noqa: E402
 
 RECIPE = dict(
+    erase=0,
+    auto_augment="none",
     data="folder",
     seed=0,
     epochs=3,

@@ -222,7 +222,7 @@ class Corrupt(dict):
         if path in self:
             return
         self[path] = reason
-        log.warning("unreadable image %d of %d, replaced by the next one: %s", len(self), self.total, reason)
+        log.warning("unreadable image %d of %d, left out: %s", len(self), self.total, reason)
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "

@@ -32,7 +32,7 @@ def predict(model: nn.Module, paths: Sequence[Path], threshold: float) -> Iterat
     for path in paths:
         try:
             image = F.pil_to_tensor(Image.open(path).convert("RGB"))
-        except OSError as error:  # no image, or cut off
+        except Exception as error:  # no image, or cut off: PIL has many words for it
             raise OSError(f"{path} cannot be read: {error}") from error
         (found,) = model.eval()([image.to(device) / 255])
         sure = (found["scores"] >= threshold) & (found["labels"] > 0)

@@ -83,23 +83,24 @@ def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | Non
 
 
 def check_model(name: str) -> None:
-    """ValueError where timm knows no model `name`, which may have a tag."""
-    if not (timm.is_model(name) or ":" in name):  # hf-hub:... is timm's to find
+    """ValueError where timm knows no model `name`, or not its tag, if it has one."""
+    if ":" in name:  # hf-hub:... is timm's to find
+        return
+    if not timm.is_model(name):
         raise ValueError(
             f"There is no model {name!r}{nearest(name, timm.list_models())} After `import metamix`, "
             f"`timm.list_models()` lists all."
         )
+    model, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"{model} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
 
 
 def check_published(name: str) -> None:
-    """ValueError where timm knows no weights of the model `name`, whose tag is part of it, if it has one."""
+    """ValueError where timm knows no weights of the model `name`."""
     if not (timm.models.is_model_pretrained(name) or ":" in name):
-        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        raise ValueError(
-            f"No weights are published for {name}: "
-            + (f"take {' or '.join(tags)}, or " if tags else "")
-            + "leave pretrained out, or give a checkpoint."
-        )
+        raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
 
 
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:

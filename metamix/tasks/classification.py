@@ -121,12 +121,10 @@ class Classification:
         self.samples = {split: len(source) for split, source in self._sources().items()}
         self.companions: tuple[nn.Module, ...] = ()
         self.notes: list[str] = []
-        trained_on = (about or {}).get("classes")
-        if trained_on and list(trained_on) != list(self.classes):
-            self.notes.append(
-                f"the model's classes are {', '.join(trained_on)}, those of {options.data} "
-                f"{', '.join(self.classes)}: the first is taken for the first, and so on"
-            )
+        for theirs, own in zip((about or {}).get("classes", ()), self.classes):
+            if theirs != own:
+                self.notes.append(f"class {theirs!r} of the model is {own!r} here: classes are matched by their order")
+                break
 
     def build(self) -> nn.Module:
         options = self.options
@@ -156,7 +154,7 @@ class Classification:
         check_model(options.model)
         if options.checkpoint:
             tensors, about = load_weights(options.checkpoint)
-            if about.get("model", options.model) != options.model:
+            if about.get("model", options.model).partition(".")[0] != options.model.partition(".")[0]:
                 raise ValueError(
                     f"{options.checkpoint} holds the weights of {about['model']}, not of {options.model}; "
                     f"give --model {about['model']}"

@@ -95,16 +95,11 @@ class DetectionOptions(DataOptions):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
-        if taken := self.detector_args.keys() & {
-            "backbone",
-            "num_classes",
-            "min_size",
-            "max_size",
-            "resize_in_training",
-        }:
+        taken = {"name", "backbone", "backbone_args", "num_classes", "min_size", "max_size", "resize_in_training"}
+        if taken := taken & self.detector_args.keys():
             raise ValueError(
                 f"detector_args has {', '.join(sorted(taken))}: --min-size and --max-size are the size of the images, "
-                f"and --model is the backbone"
+                f"--model and --model-args the backbone, and --detector what stands on it"
             )
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(
@@ -146,7 +141,7 @@ class Detection:
         ]
         for source in self.scored.values():
             if not source.objects:
-                raise ValueError(f"{source.annotations} has no object that could be found, so no score; take another")
+                raise ValueError(f"{source.annotations} has no object that could be found: give another --test-on")
 
     def build(self) -> nn.Module:
         """The detector; weights are those of its backbone, or of all of it where the file holds a detector."""
@@ -158,7 +153,8 @@ class Detection:
         model = build_described(self._described(), **weights)
         if whole:
             new = load_pretrained(model, options.checkpoint, list(self.classes))
-            model.transform.image_mean, model.transform.image_std = file["mean"], file["std"]
+            for key, own in (("image_mean", file["mean"]), ("image_std", file["std"])):
+                setattr(model.transform, key, options.detector_args.get(key, own))
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
         elif options.checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint}")

@@ -247,8 +247,8 @@ class Engine:
         changes = resume_changes(state["recipe"], self.recipe)
         if state["step"] >= self.total_steps and changes.keys() - {"score"}:
             raise ValueError(
-                f"{path} was trained to its end, and nothing is left to train with another recipe: "
-                f"{'; '.join(changes.values())}. Take the old values, more --epochs than {len(state['history'])}, or "
+                f"{path} has trained {state['step'] // state['steps_per_epoch']} epochs already, and none is left to "
+                f"train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs, or "
                 f"start a new run with --output"
             )
         if state["steps_per_epoch"] != self.steps_per_epoch:
@@ -302,6 +302,7 @@ class Engine:
         options, ranks = self.options, self.ranks
         due = ranks.main and time.monotonic() - self._saved_at >= 60 * options.checkpoint_minutes
         losses = torch.stack(self._unseen)
+        self._synchronize()  # or a GPU's time would be that of asking it
         self._tick()
         in_epoch = self.step - len(self.history) * self.steps_per_epoch
         pace = self._epoch_seconds / in_epoch if ranks.main else 0.0  # seconds per step: the first rank's, for all

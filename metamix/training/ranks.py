@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -48,7 +49,11 @@ class Ranks:
                 # torchrun keeps one store over its restarts, in which a new process may find the address of a dead one.
                 store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             dist.init_process_group(
-                "nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=world
+                "nccl" if chosen.type == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(hours=2),  # the others wait while one downloads
             )
         return cls(rank, world, chosen)
 

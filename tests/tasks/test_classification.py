@@ -253,8 +253,8 @@ def test_another_models_weights_are_refused(weights):
             "No weights are published for metaformer_identity_s12: leave pretrained out, or give a checkpoint.",
         ),
         (
-            {"model": "metaformer_identity_nano.digitz", "pretrained": True},
-            "No weights are published for metaformer_identity_nano.digitz: take metaformer_identity_nano.",
+            {"model": "metaformer_identity_nano.digitz"},
+            "metaformer_identity_nano has no tag 'digitz'; did you mean 'digits'? It has ",
         ),
     ],
 )

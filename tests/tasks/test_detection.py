@@ -307,7 +307,7 @@ def test_a_split_without_objects_is_refused(tmp_path):
             data["annotations"].clear()
 
     folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=clear)
-    with pytest.raises(ValueError, match="instances_test.json has no object that could be found, so no score"):
+    with pytest.raises(ValueError, match="instances_test.json has no object that could be found: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
