@@ -336,7 +336,7 @@ def name_points(axes, points: dict[str, tuple[float, float]]) -> None:
         together.setdefault(point, []).append(name)
     spots = [axes.transData.transform(point) for point in together]
     taken, frame = [], axes.get_window_extent()
-    offsets = [(dx, dy) for dy in (4, -4, 16, -16) for dx in (5, -5)]  # points
+    offsets = [(dx, dy) for dy in (4, -4, 16, -16, 28, -28) for dx in (5, -5)]  # points
     sides = [(dx, dy, "left" if dx > 0 else "right", "bottom" if dy > 0 else "top") for dx, dy in offsets]
     for spot, (point, names) in zip(spots, together.items()):
         for dx, dy, ha, va in sides:
