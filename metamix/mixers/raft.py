@@ -26,6 +26,7 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from .layers import GELU
 from .registry import nearest, register_mixer
 from .spatial import resize_to
 
@@ -97,7 +98,7 @@ class RaftMlp(nn.Module):
         self.back = " -> ".join(reversed(rafts.split(" -> ")))
         self.norm = LayerNorm2d(dim, eps=1e-5)
         self.fc1 = nn.Conv2d(width, int(expansion * width), 1)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.fc2 = nn.Conv2d(int(expansion * width), width, 1)
 
     def forward(self, x: Tensor) -> Tensor:

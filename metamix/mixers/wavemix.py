@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Dropout, GroupNorm1
+from .layers import GELU, Dropout, GroupNorm1
 from .registry import nearest, register_mixer
 from .spatial import crop_to, pad_to
 
@@ -113,7 +113,7 @@ class BandMlp(nn.Module):
         super().__init__()
         transposed = upsample == "transposed"
         self.fc1 = nn.Conv2d(dim_in, hidden, 1)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.drop = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, ff if transposed else dim_out, 1)
         self.up = (

@@ -6,7 +6,7 @@ size nano is for images of 32 pixels: an overlapping stem of two convolutions, t
 
 from torch import nn
 
-from metamix.mixers.layers import GroupNorm1
+from metamix.mixers.layers import GELU, GroupNorm1
 
 from .build import CIFAR10, IMAGENET, build, register
 from .metaformer import ConvEmbed, per_stage
@@ -21,7 +21,7 @@ class ConvStem(nn.Sequential):
         super().__init__(
             ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
             GroupNorm1(dim // 2),
-            nn.GELU(),
+            GELU(),
             ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
         )
 

@@ -18,7 +18,6 @@ import torch
 from timm.layers import (
     DropPath,
     LayerScale2d,
-    SelectAdaptivePool2d,
     calculate_drop_path_rates,
     get_act_layer,
     get_norm_layer,
@@ -34,7 +33,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.mixers import create_mixer
-from metamix.mixers.layers import GroupNorm1, Mlp
+from metamix.mixers.layers import GELU, GlobalPool, GroupNorm1, Mlp
 from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 
@@ -150,7 +149,7 @@ class MetaFormer(nn.Module):
         stem: Embed = partial(ConvEmbed, kernel_size=7, stride=4, padding=2),
         downsample: Embed | Sequence[Embed] = partial(ConvEmbed, kernel_size=3, stride=2, padding=1),
         mlp_ratio: float = 4.0,
-        act_layer: str | type[nn.Module] = nn.GELU,
+        act_layer: str | type[nn.Module] = GELU,
         norm1: Norm = GroupNorm1,
         norm2: Norm = GroupNorm1,
         norm: Norm = GroupNorm1,
@@ -331,7 +330,7 @@ class MetaFormer(nn.Module):
         if global_pool is not None:
             if global_pool not in POOLS:
                 raise ValueError(f"global_pool is {global_pool!r}; accepted are {', '.join(map(repr, POOLS))}.")
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+            self.global_pool = GlobalPool(global_pool)
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes > 0:

@@ -10,6 +10,8 @@ from functools import partial
 
 from torch import nn
 
+from metamix.mixers.layers import GELU
+
 from .build import CIFAR10, IMAGENET, MNIST, build, register
 from .metaformer import ConvEmbed
 
@@ -35,7 +37,7 @@ class PatchStem(nn.Sequential):
             conv(in_chans, dim // 4),
             conv(dim // 4, dim // 2),
             ConvEmbed(dim // 2, dim, kernel_size=patch_size, stride=patch_size),
-            nn.GELU(),
+            GELU(),
             nn.BatchNorm2d(dim),
         )
         self.reduction = patch_size

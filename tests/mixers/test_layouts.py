@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
+from timm.layers import SelectAdaptivePool2d
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -45,7 +46,11 @@ ALLOWED = {
         ("slice_backward", 0, 4, "the Haar transform's slices along the width have contiguous maps as gradients"),
         ("convolution_backward", 0, 1, "which is how the gradient of the reduced map arrives"),
     ],
-    "nin": [],
+    "nin": [
+        ("clone", 2, 0, "the token MLP needs the tokens side by side, and the map back"),
+        ("convolution_backward", 0, 1, "the gradient of the map is not laid back for it"),
+        ("native_layer_norm_backward", 0, 1, "the gradient of the tokens comes back contiguous"),
+    ],
     "minattn": [],
 }
 
@@ -139,6 +144,31 @@ def test_a_copy_brought_back_is_named(mixer):
     block = block_of(mixer)
     block.mixer = Contiguous(block.mixer)
     assert any("forward: clone copies a map or changes its layout" in line for line in problems(block, mixer))
+
+
+@pytest.mark.parametrize(
+    "name", ("metaformer_pooling_nano", "raftmlp_s", "wavemixlite_32_7", "ninformer_cifar", "minattn_full_mlp_h1_cifar")
+)
+def test_gradients_reach_every_block_in_the_layout_of_its_map(name):
+    """A contiguous one would pass from block to block along the residuals."""
+    assert gradient_layouts(timm.create_model(name, img_size=32)) == {1}
+
+
+def test_a_contiguous_gradient_is_seen():
+    model = timm.create_model("wavemixlite_32_7", img_size=32)
+    model.global_pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
+    assert gradient_layouts(model) == {3}
+
+
+def gradient_layouts(model: nn.Module) -> set[int]:
+    """The innermost dimensions of what arrives at the outputs of the blocks."""
+    seen = set()
+    for stage in model.to(memory_format=torch.channels_last).train().stages:
+        for block in stage.blocks:
+            block.register_forward_hook(lambda _, __, y: y.register_hook(lambda g: seen.add(innermost(g))) and None)
+    images = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    model(images).square().sum().backward()
+    return seen
 
 
 class Ones(nn.Module):
