@@ -40,9 +40,7 @@ TWENTY_STEPS = [
 
 def start_all(world, *words, log):
     """The processes of a run, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         Process(
             *words,
@@ -57,6 +55,12 @@ def start_all(world, *words, log):
         )
         for rank in range(world)
     ]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def losses(folder):
@@ -221,6 +225,32 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
     assert process.returncode == 0, text
     assert re.search(r"resumed .*checkpoint.pt at step \d+ of 50", text)
     assert len(metrics(tmp_path)) == 10
+
+
+def test_two_nodes_share_a_run_by_the_command_of_the_readme(alone, tmp_path):
+    """Both nodes are this machine, and each has one process."""
+    command = re.search(r"    (\w+)=(\w) torchrun (--nnodes=2[^$]*?) train\.py", (ROOT / "README.md").read_text())
+    options = command[3].replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("\\\n", "").split()
+    options = ["--nproc_per_node=1" if word.startswith("--nproc_per_node") else word for word in options]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, "--local_addr=127.0.0.1"]
+            + [str(ROOT / "train.py"), *TINY, *map(str, TWENTY_STEPS), "--output", str(tmp_path)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", command[1]: command[2]},
+        )
+        for _ in range(2)
+    ]
+    try:
+        said = [node.communicate(timeout=120)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "machine  2 x cpu, 200 samples each" in (tmp_path / "log.txt").read_text()
+    assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
 
 
 def child_of(launcher, rank):
