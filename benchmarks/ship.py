@@ -2,6 +2,7 @@
 
     python benchmarks/ship.py RUN --tag digits --spread RUN RUN RUN
     python benchmarks/ship.py RUN --tag cifar10 --data-name "CIFAR-10, JPEG copy" --spread SHORT SHORT SHORT
+    python benchmarks/ship.py weights/NAME.TAG.json --spread SHORT SHORT SHORT        of a weight that ships already
 
 RUN is the folder of the run whose weights ship. The spread is that of the runs named after it, one recipe with several
 seeds; they may be shorter than RUN, and the card says in what they differ from it.
@@ -35,15 +36,25 @@ NOT_IN_CARD = ("output", "resume", "device", "dry_run", "tensorboard", "data_dir
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="folder of a finished run of train.py, whose weights ship")
-    parser.add_argument("--tag", required=True, help="what the weight was trained on, such as digits or cifar10")
+    parser.add_argument(
+        "run", type=Path, help="folder of a finished run of train.py, whose weights ship; or a card, to give it a spread"
+    )
+    parser.add_argument("--tag", help="what the weight was trained on, such as digits or cifar10")
     parser.add_argument("--data-name", help="the data's name on the card; needed where they lie in a folder")
     parser.add_argument(
         "--spread", nargs="+", type=Path, default=[], metavar="RUN", help="runs that differ in their seed alone"
     )
     args = parser.parse_args(argv)
+    of_card = args.run.suffix == ".json"
+    if of_card and (args.tag or args.data_name or not args.spread):
+        parser.error(f"{args.run} is a card, which has its tag and data: give --spread RUN RUN ... alone")
+    if not of_card and not args.tag:
+        parser.error("give --tag, what the weight was trained on, such as digits or cifar10")
     with in_one_sentence(ValueError, OSError):
-        print(ship(args.run, args.tag, args.data_name, args.spread))
+        if of_card:
+            print(add_spread(args.run, args.spread))
+        else:
+            print(ship(args.run, args.tag, args.data_name, args.spread))
 
 
 def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> str:
@@ -102,8 +113,19 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
     return f"{path.name}: top1 {card['top1']:.2f}, {dtype}, {path.stat().st_size / 1e6:.2f} MB"
 
 
+def add_spread(page: Path, spread: Sequence[Path]) -> str:
+    """Writes the spread of these runs into a card; returns what was written, in one line."""
+    card = json.loads(page.read_text())
+    card["spread"] = measure_spread(page, spread)
+    write_text(page, json.dumps(card, indent=1) + "\n")
+    return f"{page.name}: top1 {', '.join(f'{top1:.2f}' for top1 in card['spread']['top1'])} over seeds"
+
+
 def read_run(run: Path) -> tuple[dict, dict]:
-    """(summary, recipe) of a finished run of train.py."""
+    """(summary, recipe) of a finished run of train.py, or of one that a card tells of."""
+    if run.suffix == ".json":
+        card = json.loads(run.read_text())
+        return card, card["recipe"]
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} has no summary.json: give the folder of a run of train.py that went to its end")
     return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())

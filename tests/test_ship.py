@@ -92,6 +92,24 @@ def test_one_run_has_no_deviation(runs, weights):
     assert spread["seeds"] == [0] and "std" not in spread and spread["changed"] == {}
 
 
+def test_a_card_gets_its_spread_later(runs, weights, capsys):
+    """The folder of the run that made it need not be at hand."""
+    shorts = runs / "short1", runs / "short2"
+    run(runs / "long", "--tag", "few", "--spread", *shorts)
+    page = weights / f"{MODEL}.few.json"
+    whole = page.read_text()
+    page.write_text(json.dumps(json.loads(whole) | {"spread": {}}))
+    run(page, "--spread", *shorts)
+    assert page.read_text() == whole and "few.json: top1 " in capsys.readouterr().out
+    for words, said in (
+        ([page], "is a card, which has its tag and data: give --spread"),
+        ([runs / "long"], "give --tag, what the weight was trained on"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*words)
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "make, said",
     [
