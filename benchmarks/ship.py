@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 from model_cards import standard_error
+from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.data.memory import in_memory
@@ -37,7 +38,9 @@ NOT_IN_CARD = ("output", "resume", "device", "dry_run", "tensorboard", "data_dir
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "run", type=Path, help="folder of a finished run of train.py, whose weights ship; or a card, to give it a spread"
+        "run",
+        type=Path,
+        help="folder of a finished run of train.py, whose weights ship; or a card, to give it a spread",
     )
     parser.add_argument("--tag", help="what the weight was trained on, such as digits or cifar10")
     parser.add_argument("--data-name", help="the data's name on the card; needed where they lie in a folder")
@@ -65,16 +68,16 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
             f"{run} was trained on a folder, {summary['data']!r}: give --data-name with the name that the card is to "
             f"print, such as 'CIFAR-10, JPEG copy'"
         )
-    if recipe["model_args"]:
-        raise ValueError(
-            f"{run} has model_args {recipe['model_args']}, and a weight must load by its model's name alone: register "
-            f"the model under a name of its own"
-        )
     seeds = measure_spread(run, spread or [run])
     tensors, about = load_weights(run)
     options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
     options |= {"mean": about["mean"], "std": about["std"]}  # or they would be counted again, over all of train
     task = Classification(ClassificationOptions(**options))
+    if shapes(new_model(task)) != shapes(new_model(task, **recipe["model_args"])):
+        raise ValueError(
+            f"{run} has model_args {recipe['model_args']}, and a weight must load by its model's name alone: register "
+            f"the model under a name of its own"
+        )
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     accuracy, stored = score(task, tensors), score(task, half)
     allowed = standard_error(accuracy, about["samples"]["test"]) / 10
@@ -171,12 +174,21 @@ def differences(recipe: dict, other: dict) -> dict:
 
 def score(task: Classification, tensors: dict[str, torch.Tensor]) -> float:
     """Top-1 on the test split, in percent, of the task's model with these tensors."""
-    shape = {"num_classes": len(task.classes), "in_chans": task.splits.in_chans, "img_size": task.size}
-    model = create_model(task.options.model, **shape, **task.options.model_args)
+    model = new_model(task, **task.options.model_args)
     model.load_state_dict(tensors)
     model.to(memory_format=torch.channels_last)
     loader = task.eval_loaders(256, 0, 1)["test"]
     return evaluate(task, model, loader, Ranks.start("cpu"), None, torch.channels_last)[0]["top1"]
+
+
+def new_model(task: Classification, **model_args) -> nn.Module:
+    """The task's model with these arguments, for the task's images and classes."""
+    shape = {"num_classes": len(task.classes), "in_chans": task.splits.in_chans, "img_size": task.size}
+    return create_model(task.options.model, **shape, **model_args)
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 if __name__ == "__main__":

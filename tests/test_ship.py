@@ -119,7 +119,7 @@ def test_a_card_gets_its_spread_later(runs, weights, capsys):
             "was trained on a folder, 'digits': give --data-name with the name that the card is to print",
         ),
         (
-            lambda runs, new: [changed(runs / "long", new, model_args={"depths": [1, 1, 1]})],
+            lambda runs, new: [changed(runs / "long", new, model_args={"depth": 1})],
             "a weight must load by its model's name alone",
         ),
         (
