@@ -433,7 +433,8 @@ def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
     card, samples = cards[0], cards[0]["samples"]
     errors = [standard_error(card["top1"], card["samples"]["test"]) for card in cards]
     said = [
-        f"{samples['train']:,} images to train on and {samples['test']:,} to test on, once; {size_of(card)} pixels, "
+        f"{samples['train']:,} images to train on, and {samples['test']:,} that each model was tested on once, of "
+        f"{size_of(card)} pixels, "
         f"{card['pretrained_cfg']['num_classes']} classes. One test image is {100 / samples['test']:.2g} points, and "
         f"two standard errors of an accuracy here are {2 * max(errors):.2f}."
     ]
@@ -478,7 +479,7 @@ def pictures(tag: str, family: dict[str, dict]) -> list[str]:
         "model has both more accuracy and fewer parameters, or more speed, than one on it.",
         "curves": "Learning curves of the runs that ship: loss in training, and accuracy on a slice of train that was "
         "held out.",
-        "confusion": f"Confusion matrix of the most accurate mixer, {best(family)}.",
+        "confusion": f"Confusion matrix of {best(family)}, than which no mixer is more accurate.",
         "fields": "Effective receptive field: the gradient of the last map's middle token with respect to the input, "
         f"averaged over {FIELD_IMAGES} test images. The square is the smallest around the token that holds half of it.",
         "raft": "raft: the product of the two matrices of each vertical and horizontal MLP, without the GELU between.",

@@ -1,7 +1,7 @@
 """How near each model comes to what this machine can do, and which op keeps it from it: docs/roofline.json.
 
     python benchmarks/roofline.py                                       the seven s12, both modes and precisions
-    python benchmarks/roofline.py --models ninformer_cifar --batch 128 --size 32 --mode train --precision fp32 --ops 20
+    python benchmarks/roofline.py --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
 The roof is measured in the same turns as the model: a matrix product, the same product as a 1x1 convolution, a 3x3
 convolution (both in channels_last) and a copy of a map that the processor's cache holds. A model's GFLOP/s are
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 import peers
 import timing
@@ -32,6 +32,15 @@ from metamix.training.ranks import keep_freed_memory
 from speed import MODELS, choices
 from timing import DOCS, MODES, PRECISIONS, Subject, table
 
+# torch counts the floating-point operations of its ops, but not those of its fused attention for CPUs.
+FLOP = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q.shape, k.shape, v.shape
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
+    ),
+}
 PASSES = 3  # over which the ops' times are averaged
 # The modules that a part of a model consists of, ours and timm's; whatever else computes is "rest".
 PARTS = {
@@ -121,7 +130,7 @@ class OpTimer(TorchDispatchMode):
         if not op.is_view:
             given, returned = tensors((args, kwargs)), tensors(out)
             shapes = " ".join("x".join(map(str, t.shape)) for t in given if t.ndim)
-            count = flop_registry.get(op.overloadpacket)
+            count = FLOP.get(op.overloadpacket)
             flop = count(*args, **kwargs, out_val=out) if count else 0
             sums = self.sums[self.part, label(op, args), shapes]
             for i, value in enumerate((seconds, flop, sum(t.nbytes for t in given + returned), 1)):

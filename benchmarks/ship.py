@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tag", help="what the weight was trained on, such as digits or cifar10")
     parser.add_argument("--data-name", help="the data's name on the card; needed where they lie in a folder")
     parser.add_argument(
-        "--spread", nargs="+", type=Path, default=[], metavar="RUN", help="runs that differ in their seed alone"
+        "--spread",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="runs that differ from each other in their seed alone",
     )
     args = parser.parse_args(argv)
     of_card = args.run.suffix == ".json"
@@ -73,7 +78,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
     options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
     options |= {"mean": about["mean"], "std": about["std"]}  # or they would be counted again, over all of train
     task = Classification(ClassificationOptions(**options))
-    if shapes(new_model(task)) != shapes(new_model(task, **recipe["model_args"])):
+    if not same_by_name(task, tensors):
         raise ValueError(
             f"{run} has model_args {recipe['model_args']}, and a weight must load by its model's name alone: register "
             f"the model under a name of its own"
@@ -187,8 +192,17 @@ def new_model(task: Classification, **model_args) -> nn.Module:
     return create_model(task.options.model, **shape, **model_args)
 
 
-def shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+def same_by_name(task: Classification, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the task's model computes the same, with these tensors, where it is made by its name alone."""
+    models = [new_model(task, **arguments).eval() for arguments in (task.options.model_args, {})]
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
+    if shapes[0] != shapes[1]:
+        return False
+    for model in models:
+        model.load_state_dict(tensors)
+    images = torch.randn(8, task.splits.in_chans, task.size, task.size)
+    with torch.no_grad():
+        return torch.equal(*(model(images) for model in models))
 
 
 if __name__ == "__main__":

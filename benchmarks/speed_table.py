@@ -13,6 +13,7 @@ from marked import refresh
 from speed import CASES
 from timing import DOCS
 
+BATCH, SIZE = 8, 224  # of the family's tables
 CELLS = {
     ("infer", "fp32"): "fp32 inference",
     ("train", "fp32"): "fp32 training",
@@ -21,11 +22,13 @@ CELLS = {
 }
 
 
-def load(name: str, key: str) -> tuple[dict, dict[str, dict[tuple[str, str], dict]]]:
-    """(machine, {model: {(mode, precision): row}}) of a result file."""
+def load(name: str, key: str, **only) -> tuple[dict, dict[str, dict[tuple[str, str], dict]]]:
+    """(machine, {model: {(mode, precision): row}}) of a result file, of the rows in which the entries of `only` are."""
     found = json.loads((DOCS / name).read_text())
     models: dict[str, dict] = {}
     for row in found["rows"]:
+        if not only.items() <= row.items():
+            continue
         models.setdefault(row[key], {})[row["mode"], row["precision"]] = row
     return found["machine"], models
 
@@ -71,10 +74,9 @@ def share_of_peak(row: dict) -> str:
 
 def tables() -> str:
     machine, cases = load("cases.json", "case")
-    _, models = load("speed.json", "model")
-    _, roofline = load("roofline.json", "model")
+    _, models = load("speed.json", "model", batch=BATCH, size=SIZE)
+    _, roofline = load("roofline.json", "model", batch=BATCH, size=SIZE)
     cpu = f"{machine['cores']} {machine['cpu']} cores, torch {machine['torch'].partition('+')[0]}"
-    any_row = next(iter(models["poolformer_s12"].values()))
     lines = [
         f"Measured on {cpu}, models in turns, freed memory kept, medians of milliseconds. The papers' models, at the "
         "batch and size of `benchmarks/speed.py --cases`: after the time, how many times as fast as the authors' code, "
@@ -92,15 +94,15 @@ def tables() -> str:
     ]
     lines += [
         "",
-        f"The family at {any_row['size']} pixels, batch {any_row['batch']}, beside timm's models, each of those in the "
+        f"The family at {SIZE} pixels, batch {BATCH}, beside timm's models, each of those in the "
         "faster memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
         "",
     ]
     lines += rows(models, model, ("training, above the imports, MiB, fp32 / bf16", model_memory))
     lines += [
         "",
-        "Share of what the faster of a 1x1 and a 3x3 convolution reached in the same run, and the op that loses most "
-        "time against its roof (`benchmarks/roofline.py`). 60 % was the aim:",
+        "Each model's GFLOP/s as a share of those of the faster of a 1x1 and a 3x3 convolution in the same run, and the op "
+        "that takes the most time above its roof (`benchmarks/roofline.py`). 60 % was the aim:",
         "",
     ]
     lines += rows(roofline, share_of_peak)

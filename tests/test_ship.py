@@ -123,6 +123,14 @@ def test_a_card_gets_its_spread_later(runs, weights, capsys):
             "a weight must load by its model's name alone",
         ),
         (
+            lambda runs, new: [changed(runs / "long", new, model_args={"norm1": "none"})],
+            "a weight must load by its model's name alone",
+        ),
+        (
+            lambda runs, new: [changed(runs / "long", new, model_args={"global_pool": "max"})],
+            "a weight must load by its model's name alone",
+        ),
+        (
             lambda runs, new: [runs / "long", "--spread", runs / "short1", changed(runs / "short2", new, lr=0.5)],
             "differ in more than their seed (lr): the spread is that of one recipe",
         ),

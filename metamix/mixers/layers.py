@@ -41,7 +41,7 @@ class Dropout(nn.Dropout):
     """`nn.Dropout`; on a CPU at a fraction of the time, with the rate rounded to 1 / 65536.
 
     torch draws a double for every value there, which took most of a training step. Here one draw of 64 bits, numpy's,
-    serves four values. The seed is torch's: the same seed gives the same masks.
+    serves four values. The seed is torch's: maps of one memory format get the same masks from the same seed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,22 +55,6 @@ class Dropout(nn.Dropout):
         # In the order of memory: torch compares maps in channels_last several times slower.
         torch.ge(bits[:count], dropped - 2**15, out=mask.as_strided((count,), (1,)))
         return x * mask.mul_(2**16 / (2**16 - dropped))
-
-
-@register_notrace_module
-class GlobalPool(timm.layers.SelectAdaptivePool2d):
-    """timm's global pooling, whose mean of a channels_last map has a gradient that is channels_last too.
-
-    A contiguous one would go through every block that has no norm after it, and slow down all of them.
-    """
-
-    def __init__(self, pool_type: str):
-        super().__init__(pool_type=pool_type, flatten=bool(pool_type))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pool_type == "avg" and is_channels_last(x):
-            return x.movedim(1, -1).mean((1, 2))
-        return super().forward(x)
 
 
 class Mlp(nn.Module):

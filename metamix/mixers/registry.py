@@ -1,6 +1,6 @@
 """The registry of token mixers, and the contract that makes any of them fit any model.
 
-    Mixer(dim, *, size=(H, W), **options)      options are keyword-only
+    Mixer(dim, *, size=(H, W), ...)            its options follow, each by its name, keyword-only
     forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
 
 `size` is the map size that spatial weights are made for. A mixer brings neither the residual nor the norm around it:
@@ -41,13 +41,14 @@ def register_mixer(name: str):
             )
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] != ["dim"] or "size" not in keywords:
+        others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        if others != ["dim"] or "size" not in keywords:  # **options would leave no names to check a user's words by
             raise ValueError(
                 f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
-                f"a mixer is built as Mixer(dim, *, size=(H, W), **options): write "
-                f"`def __init__(self, dim, *, size, ...)`."
+                f"a mixer is built as Mixer(dim, *, size=(H, W), ...): write "
+                f"`def __init__(self, dim, *, size, ...)`, each option by its name."
             )
-        if "adapt_state" not in vars(cls):
+        if not hasattr(cls, "adapt_state"):
             cls.adapt_state = _as_saved
         _MIXERS[name] = cls
         return register_notrace_module(cls)

@@ -42,8 +42,9 @@ SIZES = {
 def mixer_options(mixer: str, dim: int, nano: bool) -> dict:
     """The options of `mixer` in a stage of `dim` channels: the one table of the family.
 
-    Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that all take time linear
-    in the number of tokens: sets, grids and contexts have the size that suits a native image (maps of 16, 8 and 4
+    Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that those listed take
+    time linear in the number of tokens, as pooling does (raft's grows with the sides of `img_size` besides): sets,
+    grids and contexts have the size that suits a native image (maps of 16, 8 and 4
     tokens a side in nano, of 56, 28, 14 and 7 otherwise) and stay as they are on larger maps.
     """
     table = {

@@ -18,22 +18,24 @@ import torch
 from timm.layers import (
     DropPath,
     LayerScale2d,
+    SelectAdaptivePool2d,
     calculate_drop_path_rates,
     get_act_layer,
     get_norm_layer,
     to_2tuple,
     trunc_normal_,
 )
+from timm.layers import GELU as TimmGELU
 from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.layers.create_act import _ACT_LAYER_DEFAULT
 from timm.layers.create_norm import _NORM_MAP
-from timm.models import checkpoint, register_notrace_function
+from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from metamix.mixers import create_mixer
-from metamix.mixers.layers import GELU, GlobalPool, GroupNorm1, Mlp
+from metamix.mixers.layers import GELU, GroupNorm1, Mlp, is_channels_last
 from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 
@@ -109,6 +111,23 @@ class Stage(nn.Module):
         return self.blocks(self.downsample(x))
 
 
+@register_notrace_module
+class GlobalPool(SelectAdaptivePool2d):
+    """timm's global pooling, whose mean of a channels_last map has a gradient that is channels_last too.
+
+    Where no norm follows the blocks (WaveMix, NiNformer), a contiguous gradient would run along the residuals through
+    all of them and slow down each.
+    """
+
+    def __init__(self, pool_type: str):
+        super().__init__(pool_type=pool_type, flatten=bool(pool_type))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool_type == "avg" and is_channels_last(x):
+            return x.movedim(1, -1).mean((1, 2))
+        return super().forward(x)
+
+
 class MetaFormer(nn.Module):
     """A MetaFormer, as timm expects its models: (B, in_chans, H, W) -> (B, num_classes), any H, W that the stem takes.
 
@@ -121,17 +140,18 @@ class MetaFormer(nn.Module):
         mixer: a registered mixer's name, or one for each stage.
         mixer_args: that mixer's options, a dict for all stages or one for each.
         stem, downsample: constructors `embed(in_chans, dim)`, see `ConvEmbed`; the latter may be one per transition.
-        mlp_ratio: hidden width of the channel MLP over its own; 0 builds none, nor its norm.
+        mlp_ratio: hidden width of the channel MLP, as a multiple of the block's channels; 0 builds none, nor its norm.
         act_layer: the MLP's activation, a class or a name that timm knows.
         norm1, norm2, norm: before the mixer, the MLP and the head: a constructor, a name that timm knows, or "none".
         tie_norms: apply norm1 before the MLP too; norm2 is then not built.
         layer_scale: start of the learned scale on each branch; 0 for no such scale.
         pos_embed: add a learned position embedding after the stem, resampled where the map has another size.
-        drop_rate, proj_drop_rate, drop_path_rate: dropout before the head; in MLPs and mixers; whole branches, growing
-            linearly from 0 in the first block to this in the last.
+        drop_rate: dropout before the head.
+        proj_drop_rate: dropout in MLPs and mixers.
+        drop_path_rate: share of whole branches dropped, growing linearly from 0 in the first block to this in the last.
 
     Raises:
-        ValueError: lists of different lengths, an image too small for the stem, an unknown mixer, mixer option, norm or
+        ValueError: lists of different lengths, an image too small for the stages, an unknown mixer, mixer option, norm or
             activation.
     """
 
@@ -174,7 +194,7 @@ class MetaFormer(nn.Module):
         block = partial(
             Block,
             mlp_ratio=mlp_ratio,
-            act_layer=by_name("act_layer", act_layer, get_act_layer, _ACT_LAYER_DEFAULT),
+            act_layer=activation("act_layer", act_layer),
             norm1=norm_layer("norm1", norm1),
             norm2=norm_layer("norm2", norm2),
             tie_norms=tie_norms,
@@ -375,6 +395,12 @@ def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
         return lambda dim: nn.Identity()
     made = by_name(option, norm, get_norm_layer, [*_NORM_MAP, "none"])
     return GroupNorm1 if made is TimmGroupNorm1 else made
+
+
+def activation(option: str, act: str | type[nn.Module]) -> type[nn.Module]:
+    """The class that `act`, given for `option`, stands for; GELU, torch's or timm's, is ours."""
+    made = by_name(option, act, get_act_layer, _ACT_LAYER_DEFAULT)
+    return GELU if made in (nn.GELU, TimmGELU) else made
 
 
 def by_name(option: str, layer, get: Callable, names: Iterable[str]):

@@ -258,7 +258,10 @@ def constructors():
     def more(self, dim, heads, *, size):
         """Takes an option by position."""
 
-    return [no_size, positional, other, more]
+    def any_option(self, dim, *, size, **options):
+        """Does not name its options."""
+
+    return [no_size, positional, other, more, any_option]
 
 
 @pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)

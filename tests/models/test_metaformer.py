@@ -12,9 +12,9 @@ from torch import nn
 from torch.export import Dim
 
 from metamix.mixers import register_mixer, registry
-from metamix.mixers.layers import GroupNorm1
+from metamix.mixers.layers import GELU, GroupNorm1
 from metamix.models import MetaFormer
-from metamix.models.metaformer import ConvEmbed
+from metamix.models.metaformer import ConvEmbed, GlobalPool
 
 
 def small(**kwargs) -> MetaFormer:
@@ -486,3 +486,18 @@ def test_a_mixer_of_ones_own(monkeypatch):
     model = small(mixer=("mine", "raft"), img_size=(32, 16))
     assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_the_gradient_of_a_global_mean_lies_as_the_map_does(layout):
+    x = torch.randn(2, 5, 3, 7).contiguous(memory_format=layout).requires_grad_()
+    y = GlobalPool("avg")(x)
+    torch.testing.assert_close(y, x.mean((2, 3)))
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    assert gradient.stride() == x.stride()
+    torch.testing.assert_close(gradient, (2 / 21 * y).detach()[..., None, None].expand(2, 5, 3, 7))
+
+
+@pytest.mark.parametrize("act_layer", ("gelu", nn.GELU))
+def test_a_gelu_is_the_zoos_own_under_every_name(act_layer):
+    assert type(small(act_layer=act_layer).stages[0].blocks[0].mlp.act) is GELU
