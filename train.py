@@ -36,7 +36,7 @@ from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
 from metamix.training.engine import Engine, NotFinite, Stopped
 from metamix.training.logging import Run, commit, compare_runs, versions
 from metamix.training.ranks import Ranks, in_one_sentence
-from metamix.training.recipe import Recipe, parse, resume_changes
+from metamix.training.recipe import Recipe, check_data, parse, resume_changes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,13 +61,15 @@ def train_all(recipe: Recipe, ranks: Ranks) -> None:
         check_model(model)
         if recipe.options.pretrained:
             check_published(model)
-    for model in models:
+    for i, model in enumerate(models):
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
             own = own.replace(output=str(Path(recipe.engine.output) / model))
         try:
             folders.append(train(own, ranks))
         except Stopped:
+            if ranks.main and models[i + 1 :]:
+                print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command goes on with them")
             return
     if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
         print(compare_runs(folders))
@@ -79,7 +81,7 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     with ranks.one_first():
         task = find_task(recipe.task)(recipe.options, seed=options.seed)
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
-    if not options.dry_run and is_finished(folder, recipe):
+    if not options.dry_run and is_finished(folder, recipe, task.data):
         if ranks.main:
             print(f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}")
         return folder
@@ -109,11 +111,13 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     return folder
 
 
-def is_finished(folder: Path, recipe: Recipe) -> bool:
+def is_finished(folder: Path, recipe: Recipe, data: dict) -> bool:
     """Whether the folder holds the result of this very recipe; ValueError where it holds another run."""
     if not (folder / "summary.json").exists():
         return False
-    return not resume_changes(yaml.safe_load((folder / "recipe.yaml").read_text()), recipe)
+    changes = resume_changes(yaml.safe_load((folder / "recipe.yaml").read_text()), recipe)
+    check_data(json.loads((folder / "summary.json").read_text()), data, folder)
+    return not changes
 
 
 def describe(engine: Engine, run: Run) -> None:

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import termios
 from unittest.mock import Mock
@@ -15,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from PIL import Image
-from running import MODEL, Process, metrics, script, train
+from running import MODEL, TINY, Process, metrics, script, train
 
 from metamix.models import metaformer
 from metamix.training import logging
@@ -137,6 +138,13 @@ def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(*QUICK, "--seed", 3)
     assert (tmp_path / "runs" / f"digits-{MODEL}-seed3" / "summary.json").exists()
+
+
+def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch):
+    module = script("train")
+    monkeypatch.setattr(module.Engine, "fit", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    module.main([*TINY, "--epochs", "1", "--output", str(tmp_path), "--model", f"{MODEL},metaformer_raft_nano"])
+    assert "not trained yet: metaformer_raft_nano; the same command goes on with them" in capsys.readouterr().out
 
 
 def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys):

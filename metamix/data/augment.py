@@ -133,13 +133,8 @@ def box(top, left, tall, wide, image):
 
 
 def mix(image, target, mixup, cutmix, probability):
-    """Mix each sample with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018) or, for half of the
+    """Mix each of an even number of samples with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018) or, for half of the
     batches where both are asked for, cutmix (Yun et al., ICCV 2019)."""
-    if len(image) % 2:
-        raise ValueError(
-            "mixup and cutmix pair neighbours, so each process needs an even number of samples per step, "
-            f"not {len(image)}: change batch_size"
-        )
     if np.random.rand() >= probability:
         return image, target
     use_cutmix = cutmix > 0 and (mixup == 0 or np.random.rand() < 0.5)

@@ -118,7 +118,12 @@ class Classification:
             )
         self.name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data
         self.title = f"{self.name.replace('/', '-')}-{options.model}"
-        self.samples = {split: len(source) for split, source in self._sources().items()}
+        self.data = {
+            "samples": {split: len(source) for split, source in self._sources().items()},
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
         self.companions: tuple[nn.Module, ...] = ()
         self.notes: list[str] = []
         for theirs, own in zip((about or {}).get("classes", ()), self.classes):
@@ -142,7 +147,9 @@ class Classification:
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
         if options.linear_probe:
             model.requires_grad_(False)
-            model.get_classifier().requires_grad_(True)
+            heads = model.get_classifier()  # two of a distilled model
+            for head in heads if isinstance(heads, tuple) else (heads,):
+                head.requires_grad_(True)
         if options.teacher:
             self.companions = (self._teacher(shape),)
         return model
@@ -189,6 +196,12 @@ class Classification:
         return cls(options, about=config), model, about
 
     def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
+        share, options = batch_size // world, self.options
+        if share % 2 and (options.mixup or options.cutmix):
+            raise ValueError(
+                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world} processes an odd "
+                f"number of samples, {share}: take a multiple of {2 * world}"
+            )
         return train_loader(self.splits.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
 
     def eval_loaders(self, batch_size: int, rank: int, world: int):
@@ -251,13 +264,10 @@ class Classification:
             "num_classes": len(self.classes),
             "in_chans": self.splits.in_chans,
             "img_size": self.size,
-            "mean": list(self.mean),
-            "std": list(self.std),
             "interpolation": options.interpolation,
             "crop_pct": options.crop_pct,
-            "classes": list(self.classes),
             "data": self.name,
-            "samples": self.samples,
+            **self.data,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (self.splits.in_chans, self.size, self.size)),
         }
@@ -301,7 +311,16 @@ class Classification:
                 f"and {options.data} has {len(self.classes)} of {self.splits.in_chans}; give --teacher-checkpoint "
                 f"of one that was trained on such data"
             )
-        return Teacher(model, self.mean, self.std, mean, std)
+        teacher = Teacher(model, self.mean, self.std, mean, std)
+        try:
+            with torch.no_grad():
+                teacher.eval()(torch.zeros(1, self.splits.in_chans, self.size, self.size))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"the teacher {options.teacher} does not take the images of {self.size} pixels that the student sees: "
+                f"{error}. Give another --teacher, or --img-size"
+            ) from None
+        return teacher
 
 
 class Teacher(nn.Module):

@@ -131,6 +131,13 @@ class Detection:
                     f"{first.annotations} has {', '.join(first.classes)}; all splits need the same"
                 )
         self.classes = first.classes
+        self.data = {
+            "samples": {
+                "train": sum(map(len, self.train)),
+                **{name: len(source) for name, source in self.scored.items()},
+            },
+            "classes": list(self.classes),
+        }
         self.title = f"{Path(options.data_dir).resolve().name}-{options.detector}-{options.model}"
         self.frozen_norms = False
         self.notes = [
@@ -246,13 +253,12 @@ class Detection:
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
-        samples = {"train": sum(map(len, self.train)), **{name: len(source) for name, source in self.scored.items()}}
         return self._described() | {
             "mean": list(model.transform.image_mean),
             "std": list(model.transform.image_std),
             "img_size": options.min_size,
             "data": Path(options.data_dir).resolve().name,
-            "samples": samples,
+            **self.data,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(Dense(model), (3, options.min_size, options.min_size)),
         }

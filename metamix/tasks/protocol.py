@@ -28,6 +28,7 @@ class Task(Protocol):
     Options: type  # dataclass of the task's options; has a field `model`
     EvalOptions: type  # the part of them that eval.py takes
     title: str  # "<data>-<model>", the name of the run folder
+    data: dict[str, Any]  # those entries of `describe` that tell the data from others: a run goes on with the same
     notes: list[str]  # what a person should know of how the model was made
     companions: tuple[nn.Module, ...]  # models that the loss uses and nobody trains: a teacher
 

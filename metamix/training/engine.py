@@ -29,7 +29,7 @@ from .checkpoint import CHECKPOINT, load_checkpoint, load_into, save_checkpoint
 from .logging import Run, peak_memory
 from .optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
 from .ranks import Ranks
-from .recipe import Recipe, resume_changes
+from .recipe import Recipe, check_data, resume_changes
 
 
 # Ranks meet at least this often, where a step is no longer: torchrun kills what is left 30 s after it asked to stop.
@@ -256,6 +256,7 @@ class Engine:
                 f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now "
                 f"{self.steps_per_epoch}: the data have changed. Start a new run with --output"
             )
+        check_data(state["about"], self.task.data, path)
         load_into(self.model, state["model"], str(path))
         if self.ema is not None:
             load_into(self.ema.module, state["ema"], str(path))

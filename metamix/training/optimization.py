@@ -22,10 +22,11 @@ FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     """The optimizer of the recipe over the weights that are trained; ValueError for an unknown name or argument."""
     name = options.optimizer.lower()
-    if name not in list_optimizers():
+    names = [known for known in list_optimizers() if known != "adahessian"]  # it needs second derivatives
+    if name not in names:
         raise ValueError(
-            f"there is no optimizer {options.optimizer!r}{nearest(name, list_optimizers())}; "
-            f"accepted are adamw, sgd, lion, muon, lamb and all of timm.optim.list_optimizers()"
+            f"there is no optimizer {options.optimizer!r}{nearest(name, names)}; "
+            f"accepted are adamw, sgd, lion, muon, lamb and all of timm.optim.list_optimizers() but adahessian"
         )
     arguments = ({"fused": True} if name in FUSED else {}) | options.opt_args
     try:

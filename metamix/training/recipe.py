@@ -75,7 +75,9 @@ class EngineOptions:
         None, "factor on the learning rate per layer below the head", on_resume="refuse"
     )
     clip_grad: float | None = _optimizer(None, "largest norm of the gradient of all weights together")
-    opt_args: dict = _optimizer({}, "further arguments of the optimizer, as YAML: '{betas: [0.9, 0.99]}'")
+    opt_args: dict = _optimizer(
+        {}, "further arguments of the optimizer, as YAML: '{betas: [0.9, 0.99]}'", on_resume="refuse"
+    )
     freeze: tuple[str, ...] = _optimizer(
         (), "parts of the model not to train, by name: stem,stages.0", on_resume="refuse"
     )
@@ -292,6 +294,21 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"or start a new run with --output (with --checkpoint to begin from these weights)"
         )
     return {key: text for key, text in changed.items() if rules[key] == "say"}
+
+
+def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], where: Path) -> None:
+    """ValueError where `where`, a run that has `saved`, was made with other data than those that have `data`."""
+    other = [key for key, now in data.items() if _rounded(saved.get(key, now)) != _rounded(now)]
+    if other:
+        raise ValueError(
+            f"{where} was made with other data: not the same {', '.join(other)}. Give the data that it was made with, or "
+            f"start a new run with --output"
+        )
+
+
+def _rounded(value: Any) -> Any:
+    """Means of the same images differ in their last digits from one processor to the next."""
+    return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _hints(classes: Sequence[type]) -> dict[str, Any]:

@@ -187,13 +187,6 @@ def test_mixing_is_drawn_anew_for_each_step(batch):
     assert not all(torch.equal(transform(batch, 1, step)["target"], targets[step]) for step in range(5))
 
 
-def test_mixing_needs_pairs(batch):
-    with pytest.raises(
-        ValueError, match="pair neighbours, so each process needs an even number .* not 15: change batch_size"
-    ):
-        augment(mixup=0.8)(part(batch, slice(0, 15)), 0, 0)
-
-
 def test_mixing_draws_nothing_from_the_run(batch):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     augment(**EVERYTHING)(batch, 0, 0)

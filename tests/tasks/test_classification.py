@@ -274,6 +274,30 @@ def test_a_teacher_of_other_data_is_refused(weights, folder):
         task(data="folder", data_dir=str(folder), teacher=SMALL["model"], teacher_checkpoint=path).build()
 
 
+def test_a_teacher_of_another_size_is_refused(tmp_path):
+    name, arguments = "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    small = timm.create_model(name, img_size=16, num_classes=10, in_chans=1, **arguments)
+    about = {"num_classes": 10, "in_chans": 1, "img_size": 16, "model_args": arguments}
+    save_weights(tmp_path / "vit.safetensors", small.state_dict(), about)
+    with pytest.raises(ValueError, match=f"the teacher {name} does not take the images of 32 pixels that the student"):
+        task(teacher=name, teacher_checkpoint=str(tmp_path / "vit.safetensors")).build()
+
+
+@pytest.mark.parametrize("option", ("mixup", "cutmix"))
+def test_mixing_needs_pairs_on_every_process(option):
+    digits = task(**{option: 0.2})
+    digits.train_loader(6, 0, 1, 0)
+    with pytest.raises(ValueError, match="batch_size 6 leaves each of 2 processes an odd number of samples, 3: take a"):
+        digits.train_loader(6, 0, 2, 0)
+
+
+def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
+    arguments = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    model = task(model="deit_tiny_distilled_patch16_224", model_args=arguments, linear_probe=True).build()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

@@ -28,7 +28,7 @@ def no_run_stays_open():
 class Detect:
     """Batches as a detector has them: lists of tensors of any size, losses by name, a score made from all at once."""
 
-    notes, companions, title = [], (), "boxes-net"
+    notes, companions, title, data = [], (), "boxes-net", {}
 
     def build(self):
         return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
@@ -307,6 +307,7 @@ def test_a_wrong_freeze_is_refused(parts, said):
     "options, said",
     [
         ({"optimizer": "adamv"}, "there is no optimizer 'adamv'; did you mean 'adam"),
+        ({"optimizer": "adahessian"}, "there is no optimizer 'adahessian'"),
         ({"opt_args": {"betta": 1}}, "opt_args is {'betta': 1}, but adamw does not take that"),
         ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
     ],

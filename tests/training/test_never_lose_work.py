@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from running import Process, assert_same_run, metrics, train
 
 from metamix.training.checkpoint import load_checkpoint
@@ -182,6 +183,7 @@ def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, caps
         (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
         (["--batch-size", 128], "batch_size was 256 and is now 128"),
         (["--seed", 3], "seed was 0 and is now 3"),
+        (["--opt-args", "{eps: 0.1}"], r"opt_args was \{\} and is now \{'eps': 0.1\}"),
     ],
 )
 def test_another_model_or_other_data_are_refused(change, said, tmp_path):
@@ -192,6 +194,27 @@ def test_another_model_or_other_data_are_refused(change, said, tmp_path):
         match=f"cannot be continued with another recipe: {said}. Take the old values, or start a new run with --output",
     ):
         train(*words, "--epochs", 2, *change)
+
+
+def test_another_set_of_the_same_name_is_refused(tmp_path):
+    """The options are the same: what lies in the folder is not."""
+    for place, shade in (("a", 50), ("b", 90)):
+        for split in ("train", "val"):
+            for label in ("ant", "bee"):
+                path = tmp_path / place / "images" / split / label
+                path.mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (16, 16), (shade, 20 * i, 9)).save(path / f"{i}.png")
+    words = ["--data", "folder", "--batch-size", 4, "--output", tmp_path / "run", "--warmup-epochs", 0]
+    train(*words, "--epochs", 1, "--data-dir", tmp_path / "a" / "images")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    train(*words, "--epochs", 2, "--data-dir", tmp_path / "moved" / "images")
+    other = ["--data-dir", tmp_path / "b" / "images"]
+    for epochs in (2, 3):  # the run is finished, and could go on
+        with pytest.raises(
+            SystemExit, match=r"run.* was made with other data: not the same mean. Give the data that it was"
+        ):
+            train(*words, "--epochs", epochs, *other)
 
 
 def test_resume_from_another_folder(tmp_path, capsys):
