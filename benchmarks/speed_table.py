@@ -11,7 +11,7 @@ import sys
 
 from marked import refresh
 from speed import CASES
-from timing import DOCS
+from timing import DOCS, table
 
 BATCH, SIZE = 8, 224  # of the family's tables
 CELLS = {
@@ -41,11 +41,11 @@ def rows(models: dict, describe, *more) -> list[str]:
     """A table of the cells that were measured; `more` are (column, function of a model's cells)."""
     measured = [cell for cell in CELLS if any(cell in cells for cells in models.values())]
     header = ["model", *(CELLS[cell] for cell in measured), *(name for name, _ in more)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = []
     for name, cells in models.items():
         texts = [describe(cells[cell]) if cell in cells else "" for cell in measured]
-        lines.append("| " + " | ".join([f"`{name}`", *texts, *(function(cells) for _, function in more)]) + " |")
-    return lines
+        lines.append([f"`{name}`", *texts, *(function(cells) for _, function in more)])
+    return table(header, lines).splitlines()
 
 
 def case(row: dict) -> str:

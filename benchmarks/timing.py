@@ -149,10 +149,14 @@ def machine(device: str = "cpu") -> dict:
 def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...], **more) -> list[dict]:
     """Write `rows` to `path` beside those of earlier runs on the same machine, which they replace where `key` is equal.
 
-    So a long run may be made in parts. Rows of another machine or other versions are dropped. Returns all rows.
+    So a long run may be made in parts; each row names the commit that it was measured at. Rows of another machine or
+    other versions are dropped. Returns all rows.
     """
     old = json.loads(path.read_text()) if path.exists() else {}
-    fresh = {tuple(row[k] for k in key): row for row in rows}
+    from metamix.training.logging import commit  # it brings matplotlib, which no process that is measured should hold
+
+    at = commit()
+    fresh = {tuple(row[k] for k in key): row | {"commit": at} for row in rows}
     kept = old["rows"] if old.get("machine") == machine else []
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())

@@ -22,7 +22,7 @@ MACHINE = {"cpu": "one"}
 
 
 def rows(**times):
-    return [dict(model=model, ms=ms) for model, ms in times.items()]
+    return [dict(model=model, ms=ms, commit="now") for model, ms in times.items()]
 
 
 def test_models_take_turns():
@@ -41,8 +41,9 @@ def test_disturbed_turns_are_told(monkeypatch, capsys):
         assert capsys.readouterr().err == words
 
 
-def test_parts_of_a_run_lie_side_by_side(tmp_path):
+def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
+    monkeypatch.setattr("metamix.training.logging.commit", lambda: "now")
     timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
     assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
