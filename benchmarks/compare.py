@@ -441,7 +441,7 @@ def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
     recipes = [{key: value for key, value in c["recipe"].items() if key not in ("model", "seed")} for c in cards]
     if differing := sorted({key for recipe in recipes for key in recipe if recipe[key] != recipes[0].get(key)}):
         said.append(f"Not one recipe: {', '.join(f'`{key}`' for key in differing)} differ, see the pages.")
-    else:
+    elif len(cards) > 1:
         said.append(f"One recipe for all, {card['recipe']['epochs']} epochs; a mixer's page has its command.")
     if spreads := {(c["spread"]["epochs"], json.dumps(c["spread"]["changed"])) for c in cards if "mean" in c["spread"]}:
         said.append("Over seeds: mean, standard deviation and number of runs")
@@ -454,7 +454,7 @@ def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
     if cost := results.get("cost"):
         where = cost["machine"]
         said.append(
-            f"Speed: medians over rounds in which the models take turns"
+            f"Speed: medians over rounds in which the models of these data take turns"
             f"{', in brackets the share of that of identity' if shares else ''}, on {where['cpu']}, {where['threads']} "
             f"threads, {cost['precision']}, batches of {cost['batch_size']} random images. A training step is forward, "
             f"backward and SGD's update. Memory: what training / inference adds to the peak of a process "
