@@ -425,7 +425,10 @@ def row(name: str, card: dict, root: str, floor: dict | None) -> list[str]:
 
 def over_seeds(card: dict) -> str:
     spread = card["spread"]
-    return f"{spread['mean']:.2f} ± {spread['std']:.2f} ({len(spread['seeds'])})" if "mean" in spread else "one seed"
+    if "mean" not in spread:
+        return "one seed"
+    after = f", {spread['epochs']} epochs" if "epochs" in spread["changed"] else ""
+    return f"{spread['mean']:.2f} ± {spread['std']:.2f} ({len(spread['seeds'])}{after})"
 
 
 def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
@@ -473,7 +476,7 @@ def size_of(card: dict) -> str:
 
 def pictures(tag: str, family: dict[str, dict]) -> list[str]:
     """The pictures that there are, with what they show."""
-    spread = "bars are the deviation over seeds; " if any("std" in card["spread"] for card in family.values()) else ""
+    spread = "bars are the deviation over seeds, of as many epochs as the table says; " if any("std" in card["spread"] for card in family.values()) else ""
     said = {
         "front": f"Accuracy against parameters and against inference speed; {spread}the dashed line is the front: no "
         "model has both more accuracy and fewer parameters, or more speed, than one on it.",

@@ -60,6 +60,15 @@ def test_unequal_recipes_are_said():
     assert "One recipe for all" in compare.notes([CARDS["identity"], CARDS["raft"]], {}, True)
 
 
+@pytest.mark.parametrize(
+    "changed, said", [({"epochs": 3}, "71.00 ± 0.20 (2, 3 epochs)"), ({}, "71.00 ± 0.20 (2)"), (None, "one seed")]
+)
+def test_a_spread_of_shorter_runs_says_so(changed, said):
+    spread = {"seeds": [1, 2], "epochs": 3, "changed": changed}
+    spread |= {} if changed is None else {"mean": 71.0, "std": 0.2}
+    assert compare.over_seeds({"spread": spread}) == said
+
+
 def test_a_paper_s_own_model_has_a_table_of_its_own():
     card = CARDS["raft"] | {
         "name": "wavemixlite_8_10.mnist",

@@ -59,7 +59,7 @@ def test_metadata(wheel):
     assert "metamix-0.1.0.dist-info/licenses/LICENSE" in archive.namelist()
     needed = {word.split(">")[0].lower() for word in data.get_all("Requires-Dist") if "extra ==" not in word}
     assert needed == {
-        "torch", "torchvision", "timm", "einops", "pywavelets", "safetensors", "pyyaml", "scikit-learn", "tqdm",
+        "torch", "torchvision", "timm", "einops", "numpy", "pywavelets", "safetensors", "pyyaml", "scikit-learn", "tqdm",
         "matplotlib",
     }  # fmt: skip
 
