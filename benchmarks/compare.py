@@ -476,7 +476,11 @@ def size_of(card: dict) -> str:
 
 def pictures(tag: str, family: dict[str, dict]) -> list[str]:
     """The pictures that there are, with what they show."""
-    spread = "bars are the deviation over seeds, of as many epochs as the table says; " if any("std" in card["spread"] for card in family.values()) else ""
+    spread = (
+        "bars are the deviation over seeds, of as many epochs as the table says; "
+        if any("std" in card["spread"] for card in family.values())
+        else ""
+    )
     said = {
         "front": f"Accuracy against parameters and against inference speed; {spread}the dashed line is the front: no "
         "model has both more accuracy and fewer parameters, or more speed, than one on it.",
