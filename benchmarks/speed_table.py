@@ -90,7 +90,7 @@ def tables() -> str:
     reached = sum(row["ratio"] >= row["asked"] for row in asked)
     lines += [
         "",
-        f"Of these {len(asked)} goals {reached} are reached. The memory listed is that of the authors' code elsewhere.",
+        f"Goals reached: {reached} of {len(asked)}. The memory listed is that of the authors' code elsewhere.",
     ]
     lines += [
         "",
