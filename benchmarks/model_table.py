@@ -55,8 +55,8 @@ def tables() -> str:
     lines += [
         "",
         "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and "
-        "counts, and `pretrained=True` downloads its weights (tag `sail_in1k`); the others are this zoo's, their mixers held against the papers' formulas. Other sizes: see the "
-        "mixers above.",
+        "counts, and `pretrained=True` downloads its weights (tag `sail_in1k`); the others are this zoo's, their "
+        "mixers held against the papers' formulas. Other sizes: see the mixers above.",
         "",
         "The papers' own models:",
         "",
