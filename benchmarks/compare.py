@@ -437,9 +437,8 @@ def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
     errors = [standard_error(card["top1"], card["samples"]["test"]) for card in cards]
     said = [
         f"{samples['train']:,} images to train on, and {samples['test']:,} that each model was tested on once, of "
-        f"{size_of(card)} pixels, "
-        f"{card['pretrained_cfg']['num_classes']} classes. One test image is {100 / samples['test']:.2g} points, and "
-        f"two standard errors of an accuracy here are {2 * max(errors):.2f}."
+        f"{size_of(card)} pixels, {card['pretrained_cfg']['num_classes']} classes. One test image is "
+        f"{100 / samples['test']:.2g} points, and two standard errors of an accuracy here are {2 * max(errors):.2f}."
     ]
     recipes = [{key: value for key, value in c["recipe"].items() if key not in ("model", "seed")} for c in cards]
     if differing := sorted({key for recipe in recipes for key in recipe if recipe[key] != recipes[0].get(key)}):

@@ -59,8 +59,8 @@ def test_metadata(wheel):
     assert "metamix-0.1.0.dist-info/licenses/LICENSE" in archive.namelist()
     needed = {word.split(">")[0].lower() for word in data.get_all("Requires-Dist") if "extra ==" not in word}
     assert needed == {
-        "torch", "torchvision", "timm", "einops", "numpy", "pywavelets", "safetensors", "pyyaml", "scikit-learn", "tqdm",
-        "matplotlib",
+        "torch", "torchvision", "timm", "einops", "numpy", "pywavelets", "safetensors", "pyyaml", "scikit-learn",
+        "tqdm", "matplotlib",
     }  # fmt: skip
 
 

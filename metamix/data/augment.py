@@ -133,8 +133,8 @@ def box(top, left, tall, wide, image):
 
 
 def mix(image, target, mixup, cutmix, probability):
-    """Mix each of an even number of samples with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018) or, for half of the
-    batches where both are asked for, cutmix (Yun et al., ICCV 2019)."""
+    """Mix each of an even number of samples with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018)
+    or, for half of the batches where both are asked for, cutmix (Yun et al., ICCV 2019)."""
     if np.random.rand() >= probability:
         return image, target
     use_cutmix = cutmix > 0 and (mixup == 0 or np.random.rand() < 0.5)

@@ -22,9 +22,9 @@ class GroupNorm1(timm.layers.GroupNorm1):
 
 @register_notrace_module
 class GELU(nn.GELU):
-    """`nn.GELU`, in its erf form; torch's faster kernel for CPUs takes no channels_last map, but does take a view of it.
+    """`nn.GELU` in its erf form, on maps and rows of any shape.
 
-    Under bf16 that halves its time.
+    torch's faster kernel for CPUs takes no channels_last map, but a contiguous view of it: half the time in bf16.
     """
 
     def __init__(self):

@@ -5,9 +5,9 @@
 
     Mixer(x): v = x + MLP_tokens(norm(x)),  v + MLP_channels(norm(v))        one whole MLP-Mixer block inside the gate
 
-The token MLP belongs to the H * W tokens of `grid`, the trained map by default. A map of any other size is averaged
-to the grid (or repeated, where it is smaller), the gate is made there and resampled bilinearly to the map. So the token MLP costs 2 * token_dim
-multiply-adds per channel and token of the grid, however large the map is.
+The token MLP belongs to the H * W tokens of `grid`, the trained map by default. A map of any other size is averaged to
+the grid (or repeated, where it is smaller), the gate is made there and resampled bilinearly to the map. So the token
+MLP costs 2 * token_dim multiply-adds per channel and token of the grid, however large the map is.
 """
 
 import torch

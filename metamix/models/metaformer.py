@@ -151,8 +151,8 @@ class MetaFormer(nn.Module):
         drop_path_rate: share of whole branches dropped, growing linearly from 0 in the first block to this in the last.
 
     Raises:
-        ValueError: lists of different lengths, an image too small for the stages, an unknown mixer, mixer option, norm or
-            activation.
+        ValueError: lists of different lengths, an image too small for the stages, an unknown mixer, mixer option, norm
+            or activation.
     """
 
     def __init__(

@@ -199,8 +199,8 @@ class Classification:
         share, options = batch_size // world, self.options
         if share % 2 and (options.mixup or options.cutmix):
             raise ValueError(
-                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world} processes an odd "
-                f"number of samples, {share}: take a multiple of {2 * world}"
+                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world} processes an "
+                f"odd number of samples, {share}: take a multiple of {2 * world}"
             )
         return train_loader(self.splits.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
 

@@ -301,8 +301,8 @@ def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], where: Path) -
     other = [key for key, now in data.items() if _rounded(saved.get(key, now)) != _rounded(now)]
     if other:
         raise ValueError(
-            f"{where} was made with other data: not the same {', '.join(other)}. Give the data that it was made with, or "
-            f"start a new run with --output"
+            f"{where} was made with other data: not the same {', '.join(other)}. Give the data that it was made with, "
+            f"or start a new run with --output"
         )
 
 
