@@ -101,8 +101,8 @@ def tables() -> str:
     lines += rows(models, model, ("training, above the imports, MiB, fp32 / bf16", model_memory))
     lines += [
         "",
-        "Each model's GFLOP/s as a share of those of the faster of a 1x1 and a 3x3 convolution in the same run, and the "
-        "op that takes the most time above its roof (`benchmarks/roofline.py`). 60 % was the aim:",
+        "Each model's GFLOP/s as a share of those of the faster of a 1x1 and a 3x3 convolution in the same run, and "
+        "the op that takes the most time above its roof (`benchmarks/roofline.py`). 60 % was the aim:",
         "",
     ]
     lines += rows(roofline, share_of_peak)
