@@ -95,8 +95,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout) -> Tensor:
     dropping = drop.training and drop.p > 0
     if q.device.type != "cpu" or (q.dtype.itemsize > 2 and not dropping):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=drop.p if dropping else 0.0)
-    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
-    return torch.matmul(drop(weights), v)
+    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
+    if weights.dtype.itemsize == 2 and weights.shape[-1] < 32:
+        weights = weights.float()  # torch's softmax of short rows takes less time in 32 bits, casts included
+    return torch.matmul(drop(weights.softmax(-1).to(v.dtype)), v)
 
 
 class Cholesky(nn.Module):
