@@ -61,6 +61,7 @@ MIXERS = metamix.list_mixers()
 SIZES = (24, 32, 40, 48)  # pixels that models trained at 32 are fed
 COLUMNS = [
     "test accuracy, %",
+    "epochs",
     "over seeds, %",
     "parameters",
     "MACs",
@@ -413,8 +414,8 @@ def summary(cards: Sequence[dict], results: dict, root: str) -> str:
 
 def row(name: str, card: dict, root: str, floor: dict | None) -> list[str]:
     """One model's cells: `name`, then `COLUMNS`; speeds also as a share of those of `floor`, the identity's costs."""
-    cells = [f"[{name}]({root}weights/{card['name']}.md)", f"{card['top1']:.2f}", over_seeds(card)]
-    cells += [short(card["parameters"]), short(card["macs"])]
+    cells = [f"[{name}]({root}weights/{card['name']}.md)", f"{card['top1']:.2f}", card["recipe"]["epochs"]]
+    cells += [over_seeds(card), short(card["parameters"]), short(card["macs"])]
     if "cost" not in card:
         return [*cells, "not measured yet", "", ""]
     cost = card["cost"]
@@ -528,8 +529,8 @@ def other_models(cards: Sequence[dict], results: dict, root: str) -> str:
     rows = []
     for card in cards:
         name = card["name"].partition(".")[0]
-        rows.append([*row(f"`{name}`", card, root, None), card["recipe"]["epochs"], CLAIMS.get(name, "")])
-    return f"{table(['model', *COLUMNS, 'epochs', 'published, %'], rows)}\n\n{notes(cards, results, False)}"
+        rows.append([*row(f"`{name}`", card, root, None), CLAIMS.get(name, "")])
+    return f"{table(['model', *COLUMNS, 'published, %'], rows)}\n\n{notes(cards, results, False)}"
 
 
 if __name__ == "__main__":
