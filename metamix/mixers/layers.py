@@ -15,7 +15,8 @@ class GroupNorm1(timm.layers.GroupNorm1):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.weight.requires_grad and not x.requires_grad:
+        trains = self.weight.requires_grad or self.bias.requires_grad
+        if torch.is_grad_enabled() and trains and not x.requires_grad:
             x = x.contiguous()
         return super().forward(x)
 

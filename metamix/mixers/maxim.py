@@ -21,7 +21,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, to_2tuple
 from torch import Tensor, nn
 
 from .layers import Dropout
@@ -38,8 +38,8 @@ class Maxim(nn.Module):
     """(B, C, H, W) -> (B, C, H, W).
 
     Args:
-        block_size: (fh, fw), height and width of a block in tokens.
-        grid_size: (gh, gw), number of cells down and across.
+        block_size: (fh, fw), height and width of a block in tokens, or one number for both.
+        grid_size: (gh, gw), number of cells down and across, or one number for both.
         input_proj_factor: f, width of both branches together over C.
         block_gmlp_factor, grid_gmlp_factor: width inside a gMLP over the branch's own.
     """
@@ -49,8 +49,8 @@ class Maxim(nn.Module):
         dim: int,
         *,
         size: tuple[int, int],
-        block_size: tuple[int, int] = (8, 8),
-        grid_size: tuple[int, int] = (8, 8),
+        block_size: int | tuple[int, int] = 8,
+        grid_size: int | tuple[int, int] = 8,
         input_proj_factor: int = 2,
         block_gmlp_factor: int = 2,
         grid_gmlp_factor: int = 2,
@@ -64,6 +64,7 @@ class Maxim(nn.Module):
                     f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be "
                     f"halved twice: choose an even width or larger factors."
                 )
+        block_size, grid_size = to_2tuple(block_size), to_2tuple(grid_size)
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))
         self.fc1 = nn.Conv2d(dim, 2 * half, 1)
         self.act = nn.GELU(approximate="tanh")

@@ -20,6 +20,7 @@ averaged to that grid (or repeated, where the map is smaller), while every token
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .layers import Dropout
@@ -37,7 +38,7 @@ class MinAttn(nn.Module):
         num_heads: heads; divides `dim`.
         qk: what similarity is made of, see above.
         value: keep the value map and the output projection.
-        context: (h, w) of the grid that keys and values are averaged to, cut to `size`; None for all tokens.
+        context: side or (h, w) of the grid that keys and values are averaged to, cut to `size`; None for all tokens.
         attn_drop: dropout of attention weights.
     """
 
@@ -49,14 +50,14 @@ class MinAttn(nn.Module):
         num_heads: int = 1,
         qk: str = "separate",
         value: bool = True,
-        context: tuple[int, int] | None = None,
+        context: int | tuple[int, int] | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ):
         super().__init__()
         if qk not in QK:
             raise ValueError(f"qk is {qk!r}{nearest(qk, QK)} Accepted: {', '.join(QK)}.")
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")
         if qk == "collapsed" and num_heads > 1:
             raise ValueError(
@@ -64,7 +65,7 @@ class MinAttn(nn.Module):
             )
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
-        self.context = context and tuple(min(c, s) for c, s in zip(context, size))
+        self.context = context and tuple(min(c, s) for c, s in zip(to_2tuple(context), size))
         self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
@@ -84,6 +85,9 @@ class MinAttn(nn.Module):
         qkv = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, self.value(context)))
         y = attention(*qkv, self.attn_drop)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state  # `context` is what depends on the size
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout) -> Tensor:

@@ -13,7 +13,7 @@ MLP costs 2 * token_dim multiply-adds per channel and token of the grid, however
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, to_2tuple
 from torch import Tensor, nn
 
 from .layers import GELU, Dropout, Mlp
@@ -27,7 +27,7 @@ class Nin(nn.Module):
 
     Args:
         token_dim, channel_dim: hidden widths of the two MLPs (the paper's d_ffn for both), 2 C by default.
-        grid: (h, w) on which the gate is made; None for the map's own `size`. A larger one than the map is cut to it.
+        grid: side or (h, w) of the grid on which the gate is made, cut to `size`; None for all of it.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Nin(nn.Module):
         size: tuple[int, int],
         token_dim: int | None = None,
         channel_dim: int | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: int | tuple[int, int] | None = None,
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        self.grid = tuple(min(g, s) for g, s in zip(grid or size, size))
+        self.grid = tuple(min(g, s) for g, s in zip(to_2tuple(grid or size), size))
         self.value = nn.Conv2d(dim, dim, 1)
         self.token_norm = LayerNorm2d(dim, eps=1e-5)
         self.token_mlp = TokenMlp(self.grid, token_dim or 2 * dim, proj_drop)

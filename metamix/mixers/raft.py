@@ -53,7 +53,7 @@ class Raft(nn.Module):
         resample: str = "branch",
     ):
         super().__init__()
-        if dim % raft_size:
+        if raft_size < 1 or dim % raft_size:
             raise ValueError(f"raft_size {raft_size} does not divide the {dim} channels: choose a divisor of {dim}.")
         if resample not in RESAMPLE:
             raise ValueError(f"resample is {resample!r}{nearest(resample, RESAMPLE)} Accepted: {', '.join(RESAMPLE)}.")

@@ -4,8 +4,9 @@
     forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
 
 `size` is the map size that spatial weights are made for. A mixer brings neither the residual nor the norm around it:
-the skeleton owns both. Two things are optional. A mixer with dropout inside takes `proj_drop`; one with spatial weights
-has `adapt_state(state)`, which brings its own parameters, saved at another size, to the size that it was built for.
+the skeleton owns both. Two things are optional. A mixer with dropout inside takes `proj_drop`; one that makes anything
+of `size` has `adapt_state(state)`, which brings its own parameters, saved at another size, to the size that it was
+built for. One without it is the same at every size.
 """
 
 import difflib
@@ -17,8 +18,8 @@ from torch import nn
 _MIXERS: dict[str, type[nn.Module]] = {}
 
 
-def _as_saved(self, state):
-    """The `adapt_state` of a mixer without spatial weights."""
+def as_saved(self, state):
+    """The `adapt_state` of a mixer that is the same at every size."""
     return state
 
 
@@ -49,7 +50,7 @@ def register_mixer(name: str):
                 f"`def __init__(self, dim, *, size, ...)`, each option by its name."
             )
         if not hasattr(cls, "adapt_state"):
-            cls.adapt_state = _as_saved
+            cls.adapt_state = as_saved
         _MIXERS[name] = cls
         return register_notrace_module(cls)
 

@@ -76,7 +76,8 @@ class WaveMix(nn.Module):
             raise ValueError(f"norm is {norm!r}{nearest(norm, NORMS)} Accepted: {', '.join(NORMS)}.")
         if upsample == "bilinear" and ff_channel is not None:
             raise ValueError(
-                "ff_channel is the width that a transposed convolution starts from: leave it out with 'bilinear'."
+                f"ff_channel is {ff_channel}, the width that a transposed convolution starts from: give None with "
+                f"upsample='bilinear'."
             )
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from metamix.mixers.registry import nearest
 from metamix.mixers.spatial import resize_to
 
-from .metaformer import Block, MetaFormer
+from .metaformer import Block, MetaFormer, per_stage
+
+MixerOptions = Callable[[int], dict[str, dict]]
 
 # What models are made for, in the entries of timm's PretrainedCfg; a family adds its own.
 IMAGENET = dict(
@@ -39,10 +41,14 @@ default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registe
 __all__: list[str] = []  # timm adds each name
 
 
-def build(name: str, pretrained: bool = False, **kwargs) -> nn.Module:
+def build(name: str, pretrained: bool = False, *, mixer_options: MixerOptions | None = None, **kwargs) -> nn.Module:
     """`MetaFormer(**kwargs)` through timm's builder, which adds configurations, weights and `features_only`.
 
     Features are those of all stages, or of the last three blocks of an isotropic model.
+
+    Args:
+        mixer_options: what the family gives to its mixers, `dim -> {mixer: options}`; the caller's `mixer_args`
+            override them one by one.
 
     Raises:
         ValueError: `timm.create_model(scriptable=True)`, which no model of the zoo can be.
@@ -50,6 +56,12 @@ def build(name: str, pretrained: bool = False, **kwargs) -> nn.Module:
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
     depths = kwargs["depths"]
+    if mixer_options:
+        kwargs["mixer"] = per_stage("mixer", kwargs["mixer"], len(depths))
+        given = per_stage("mixer_args", kwargs.get("mixer_args") or {}, len(depths))
+        kwargs["mixer_args"] = [
+            mixer_options(dim).get(mixer, {}) | args for dim, mixer, args in zip(kwargs["dims"], kwargs["mixer"], given)
+        ]
     return build_model_with_cfg(
         MetaFormer,
         name,

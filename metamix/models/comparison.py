@@ -4,12 +4,15 @@ The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1), so `metaforme
 size nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
 """
 
+from functools import partial
+
 from torch import nn
 
+from metamix.mixers import list_mixers
 from metamix.mixers.layers import GELU, GroupNorm1
 
 from .build import CIFAR10, IMAGENET, build, register
-from .metaformer import ConvEmbed, per_stage
+from .metaformer import ConvEmbed
 
 
 class ConvStem(nn.Sequential):
@@ -39,35 +42,29 @@ SIZES = {
 }
 
 
-def mixer_options(mixer: str, dim: int, nano: bool) -> dict:
-    """The options of `mixer` in a stage of `dim` channels: the one table of the family.
+def mixer_options(dim: int, nano: bool) -> dict[str, dict]:
+    """The options of each mixer in a stage of `dim` channels: the one table of the family.
 
     Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that those listed take
     time linear in the number of tokens, as pooling does (raft's grows with the sides of `img_size` besides): sets,
     grids and contexts have the size that suits a native image (maps of 16, 8 and 4
     tokens a side in nano, of 56, 28, 14 and 7 otherwise) and stay as they are on larger maps.
     """
-    table = {
+    return {
         "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
         "wavemix": dict(mult=1, ff_channel=dim // 8),
         "nin": dict(token_dim=128 if nano else 256, channel_dim=dim // 2, grid=(8, 8) if nano else (14, 14)),
         "minattn": dict(qk="shared", num_heads=dim // (16 if nano else 32), context=(8, 8) if nano else (14, 14)),
     }
-    return table.get(mixer, {})
 
 
-def metaformer(name: str, pretrained: bool = False, *, size: str, mixer, mixer_args=None, **kwargs) -> nn.Module:
+def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs) -> nn.Module:
     """A model of the family with `mixer`, a registered name or one per stage; `mixer_args` override the table."""
-    preset = SIZES[size] | kwargs
-    stages = len(preset["depths"])
-    mixers = per_stage("mixer", mixer, stages)
-    given = per_stage("mixer_args", mixer_args or {}, stages)
-    options = [mixer_options(m, dim, size == "nano") | g for m, dim, g in zip(mixers, preset["dims"], given)]
-    return build(name, pretrained, mixer=mixers, mixer_args=options, **preset)
+    return build(name, pretrained, mixer_options=partial(mixer_options, nano=size == "nano"), **(SIZES[size] | kwargs))
 
 
 for size in SIZES:
-    for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"):
+    for mixer in list_mixers():
         tags = None
         if mixer == "pooling" and size != "nano":
             tags = {

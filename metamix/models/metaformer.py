@@ -9,12 +9,13 @@ format. What the papers do differently is an option here; nothing asks which mix
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
+import torch.nn.functional as F
 from timm.layers import (
     DropPath,
     LayerScale2d,
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 
 from metamix.mixers import create_mixer
 from metamix.mixers.layers import GELU, GroupNorm1, Mlp, is_channels_last
-from metamix.mixers.registry import nearest
+from metamix.mixers.registry import as_saved, nearest
 from metamix.mixers.spatial import resize_to
 
 Norm = str | Callable[[int], nn.Module] | None  # a name that timm's get_norm_layer knows, a constructor, or none
@@ -46,6 +47,7 @@ POOLS = ("avg", "max", "avgmax", "")
 register_notrace_function(resize_to)  # timm's FX feature extractor cannot follow what it asks of shapes
 
 
+@register_notrace_module
 class ConvEmbed(nn.Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W'), H' = floor((H + 2 p - k) / s) + 1.
 
@@ -56,6 +58,14 @@ class ConvEmbed(nn.Conv2d):
     def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0):
         super().__init__(in_chans, dim, kernel_size, stride, padding)
         self.reduction = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == 1 and not torch.compiler.is_exporting():
+            # Of maps one pixel wide torch 2.13 leaves gradients of the weight that meet padding unwritten, in bf16 on
+            # a CPU: so they are padded before.
+            h, w = self.padding
+            return F.conv2d(F.pad(x, (w, w, h, h)), self.weight, self.bias, self.stride)
+        return super().forward(x)
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         k, s, p = self.kernel_size[0], self.stride[0], self.padding[0]
@@ -138,7 +148,8 @@ class MetaFormer(nn.Module):
         global_pool: as in timm: "avg", "max", "avgmax", or "" for maps.
         depths, dims: blocks and channels of each stage.
         mixer: a registered mixer's name, or one for each stage.
-        mixer_args: that mixer's options, a dict for all stages or one for each.
+        mixer_args: that mixer's options, a dict for all stages or one for each; `proj_drop` among them stands in for
+            `proj_drop_rate`.
         stem, downsample: constructors `embed(in_chans, dim)`, see `ConvEmbed`; the latter may be one per transition.
         mlp_ratio: hidden width of the channel MLP, as a multiple of the block's channels; 0 builds none, nor its norm.
         act_layer: the MLP's activation, a class or a name that timm knows.
@@ -152,7 +163,7 @@ class MetaFormer(nn.Module):
 
     Raises:
         ValueError: lists of different lengths, an image too small for the stages, an unknown mixer, mixer option, norm
-            or activation.
+            or activation, or a mixer option that is not the caller's to set.
     """
 
     def __init__(
@@ -190,6 +201,10 @@ class MetaFormer(nn.Module):
             )
         mixers = per_stage("mixer", mixer, stages)
         mixer_args = per_stage("mixer_args", mixer_args or {}, stages)
+        if own := {"name", "dim", "size"}.intersection(chain(*mixer_args)):
+            raise ValueError(
+                f"mixer_args has {', '.join(sorted(own))}, which the skeleton sets: use mixer, dims and img_size."
+            )
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         block = partial(
             Block,
@@ -216,7 +231,7 @@ class MetaFormer(nn.Module):
             )
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
-                make_mixer = partial(create_mixer, mixers[i], dim, proj_drop=proj_drop_rate, **mixer_args[i])
+                make_mixer = partial(create_mixer, mixers[i], dim, **{"proj_drop": proj_drop_rate, **mixer_args[i]})
                 blocks = [block(dim, make_mixer(size=size), drop_path=rate) for rate in drop_paths[i]]
                 self.stages.append(Stage(downsamples[i], blocks, make_mixer))
             self.norm = norm_layer("norm", norm)(dims[-1])
@@ -334,12 +349,14 @@ class MetaFormer(nn.Module):
         for stage, size in zip(self.stages, sizes):
             for block in stage.blocks:
                 old = block.mixer
+                if type(old).adapt_state is as_saved:
+                    continue
                 block.mixer = (
                     stage.make_mixer(size=size).to(next(block.parameters(), torch.empty(0))).train(old.training)
                 )
                 block.mixer.load_state_dict(block.mixer.adapt_state(old.state_dict()))
-                for new, p in zip(block.mixer.parameters(), old.parameters()):
-                    new.requires_grad_(p.requires_grad)
+                for name, p in block.mixer.named_parameters():
+                    p.requires_grad_(old.get_parameter(name).requires_grad)
         update_model_input_size(self, img_size)
 
     def get_classifier(self) -> nn.Module:
@@ -360,7 +377,10 @@ class MetaFormer(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest again there."""
+        """Keep only the input of each block for the backward pass, and compute the rest again there.
+
+        A BatchNorm in a block then sees each batch twice: its running statistics follow the batches faster.
+        """
         for stage in self.stages:
             for block in stage.blocks:
                 block.grad_checkpointing = enable
@@ -389,11 +409,15 @@ def per_stage(name: str, value, stages: int) -> list:
     return list(value)
 
 
+# Those of timm's norms that take maps.
+MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1") or "2d" in n]
+
+
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
     """The constructor that `norm`, given for `option`, stands for; none is the identity, timm's GroupNorm1 is ours."""
     if norm is None or norm == "none":
         return lambda dim: nn.Identity()
-    made = by_name(option, norm, get_norm_layer, [*_NORM_MAP, "none"])
+    made = by_name(option, norm, get_norm_layer, [*MAP_NORMS, "none"])
     return GroupNorm1 if made is TimmGroupNorm1 else made
 
 
@@ -403,14 +427,15 @@ def activation(option: str, act: str | type[nn.Module]) -> type[nn.Module]:
     return GELU if made in (nn.GELU, TimmGELU) else made
 
 
-def by_name(option: str, layer, get: Callable, names: Iterable[str]):
-    """`layer`, or what timm's `get` knows by that name, one of `names`."""
-    if not isinstance(layer, str):
+def by_name(option: str, layer, get: Callable, names: Collection[str]):
+    """`layer`, or what timm's `get` knows by that name, one of `names` in any spelling."""
+    if callable(layer):
         return layer
-    try:
-        return get(layer)
-    except KeyError:
+    known = {name.replace("_", ""): name for name in names}
+    spelt = str(layer).replace("_", "").lower()
+    if spelt not in known:
         raise ValueError(
             f"{option} is {layer!r}{nearest(layer, names)} Accepted: a constructor of your own, or one of "
             f"{', '.join(names)}."
-        ) from None
+        )
+    return get(known[spelt])

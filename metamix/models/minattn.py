@@ -40,9 +40,10 @@ def minattn(
 ) -> nn.Module:
     """A minimal transformer: one of SIMILARITY, with or without the MLP, whose hidden width is `dim`."""
     norm = partial(LayerNorm2d, eps=1e-5)
+    options = dict(num_heads=num_heads, attn_drop=proj_drop_rate, **SIMILARITY[similarity])
     preset = dict(
         mixer="minattn",
-        mixer_args=dict(num_heads=num_heads, attn_drop=proj_drop_rate, **SIMILARITY[similarity]),
+        mixer_options=lambda dim: {"minattn": options},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=norm,
         norm2=norm,

@@ -25,9 +25,10 @@ def ninformer(
     **kwargs,
 ) -> nn.Module:
     """A NiNformer in the paper's words; `d_ffn` is the hidden width of all its MLPs, over tokens too."""
+    options = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset = dict(
         mixer="nin",
-        mixer_args=dict(token_dim=d_ffn, channel_dim=d_ffn),
+        mixer_options=lambda dim: {"nin": options},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=partial(LayerNorm2d, eps=1e-5),
         tie_norms=True,

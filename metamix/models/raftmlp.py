@@ -88,9 +88,10 @@ def raftmlp(
     """A RaftMLP in the paper's words. Kernels equal to the patch sizes make its plain patch embedding."""
     stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(embedding_kernels, patch_sizes))
     norm = partial(LayerNorm2d, eps=1e-5)
+    options = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
     preset = dict(
         mixer="raft",
-        mixer_args=dict(raft_size=raft_size, expansion=token_expansion, resample="stream"),
+        mixer_options=lambda dim: {"raft": options},
         norm1="none",
         norm2=norm,
         norm=norm,

@@ -65,9 +65,10 @@ def wavemix(
     if (stride is None) == (patch_size is None):
         raise ValueError(f"stride is {stride} and patch_size {patch_size}: give exactly one, it chooses the stem.")
     stem = partial(PatchStem, patch_size=patch_size) if stride is None else partial(StridedStem, stride=stride)
+    options = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset = dict(
         mixer="wavemix",
-        mixer_args=dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample),
+        mixer_options=lambda dim: {"wavemix": options},
         stem=stem,
         norm1="none",
         norm="none",

@@ -136,7 +136,10 @@ def test_cropping_keeps_the_centre():
         (dict(wavelet="morl"), "'morl' is no discrete wavelet of PyWavelets"),
         (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),
         (dict(norm="layer"), r"norm is 'layer'.* Accepted: batch, group"),
-        (dict(upsample="bilinear", ff_channel=4), "ff_channel is the width that a transposed convolution starts from"),
+        (
+            dict(upsample="bilinear", ff_channel=4),
+            "ff_channel is 4, the width that .* give None with upsample='bilinear'",
+        ),
     ],
 )
 def test_errors(options, words):

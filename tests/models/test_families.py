@@ -173,3 +173,17 @@ def test_wavemix_of_another_width():
 )
 def test_twelve_layers_of_minimal_attention(name, count):
     assert parameters(create(name, depth=12)) == count
+
+
+@pytest.mark.parametrize(
+    "name, changed",
+    [("wavemix_192_16_l3", dict(norm="group")), ("minattn_symmetric_nomlp_h4_cifar", dict(attn_drop=0.0))],
+)
+def test_one_option_of_the_mixer_leaves_the_others_as_they_are(name, changed):
+    assert parameters(create(name, mixer_args=changed)) == parameters(create(name))
+
+
+@pytest.mark.parametrize("name", ["raftmlp_s", "wavemixlite_8_10", "ninformer_cifar", "minattn_full_mlp_h4_cifar"])
+def test_another_mixer_gets_none_of_the_family_s_options(name):
+    model = create(name, mixer="pooling", mixer_args=dict(pool_size=5))
+    assert {type(block.mixer).__name__ for stage in model.stages for block in stage.blocks} == {"Pooling"}

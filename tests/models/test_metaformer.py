@@ -288,6 +288,26 @@ def test_set_input_size_at_16_bits(mixer):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_set_input_size_leaves_mixers_alone_that_are_the_same_at_every_size():
+    """And so their hooks, and what a frozen or synchronised BatchNorm is."""
+    model = small(mixer="wavemix")
+    timm.utils.freeze(model, ["stages"])
+    mixers = [block.mixer for block in blocks(model)]
+    model.set_input_size(64)
+    assert all(block.mixer is mixer for block, mixer in zip(blocks(model), mixers))
+    assert not any(p.requires_grad for p in model.stages.parameters())
+
+
+def test_set_input_size_cuts_the_context_anew():
+    model = small(mixer="minattn", mixer_args=dict(context=(8, 8)))
+    model.set_input_size(64)
+    built = small(img_size=64, mixer="minattn", mixer_args=dict(context=(8, 8)))
+    assert [b.mixer.context for b in blocks(model)] == [b.mixer.context for b in blocks(built)]
+    assert (
+        blocks(small(mixer="minattn", mixer_args=dict(context=8)))[-1].mixer.context != blocks(built)[-1].mixer.context
+    )
+
+
 def test_set_input_size_to_its_own_changes_nothing():
     model, x = small(mixer="nin", pos_embed=True), images()
     y = model(x)
@@ -414,6 +434,28 @@ def test_checkpointing_changes_no_number(mixer):
     assert len(runs) == 3
 
 
+def test_maps_one_pixel_wide_leave_no_gradient_unwritten():
+    """torch's own convolution gives what lies in memory to the weights that meet padding alone, in bf16 on a CPU."""
+    conv = ConvEmbed(8, 8, kernel_size=3, stride=2, padding=1)
+    for shape in ((4, 8, 1, 1), (4, 8, 3, 1)):
+        for _ in range(3):
+            memory = torch.full((100_000,), float("nan"))  # what the gradient might be written into
+            del memory
+            x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+            conv.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                y = conv(x)
+            y.sum().backward()
+            assert not conv.weight.grad[..., 0].any() and not conv.weight.grad[..., 2].any()
+            torch.testing.assert_close(y.float(), torch.nn.Conv2d.forward(conv, x), rtol=0.02, atol=0.02)
+
+
+def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
+    model = small(mixer="nin", mixer_args=({}, dict(proj_drop=0.3)), proj_drop_rate=0.1)
+    assert [b.mixer.channel_mlp.drop1.p for b in blocks(model)] == [0.1, 0.3, 0.3]
+    assert {b.mlp.drop1.p for b in blocks(model)} == {0.1}
+
+
 def test_every_parameter_gets_a_gradient():
     model = small(mixer=("pooling", "raft"), pos_embed=True).train()
     (model(images()) * torch.arange(5)).sum().backward()
@@ -450,12 +492,19 @@ def test_device_and_dtype():
         (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries where there are 1"),
         (dict(mixer="pool"), "Unknown mixer 'pool'; did you mean 'pooling'"),
         (dict(mixer_args=dict(pool=3)), "Mixer 'pooling' has no option 'pool'; did you mean 'pool_size'"),
+        (
+            dict(mixer_args=[{}, dict(size=8)]),
+            "mixer_args has size, which the skeleton sets: use mixer, dims and img_size",
+        ),
         (dict(img_size=2), r"img_size 2 is too small, the maps of the stages would be \[\(0, 0\), .*choose a larger"),
         (dict(img_size=(32, 2)), r"img_size \(32, 2\) is too small"),
         (dict(img_size=(32, 32, 3)), r"img_size is \(32, 32, 3\): give the side of a square, or \(height, width\)"),
         (dict(global_pool="mean"), "global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"),
         (dict(act_layer="gelux"), "act_layer is 'gelux'; did you mean 'gelu'"),
         (dict(norm2="grupnorm"), "norm2 is 'grupnorm'; did you mean 'groupnorm"),
+        (dict(norm1="layernorm"), "norm1 is 'layernorm'; did you mean 'layernorm2d'"),
+        (dict(norm=True), "norm is True. Accepted: a constructor of your own, or one of batchnorm"),
+        (dict(act_layer=""), "act_layer is ''. Accepted: a constructor of your own, or one of silu"),
     ],
 )
 def test_errors(kwargs, words):

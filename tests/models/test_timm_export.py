@@ -58,7 +58,7 @@ def test_compile(model):
 def test_compile_for_another_size(name):
     """What asks for the size beside the mixers, whose own tests do the same: the patch and the position embedding."""
     torch.compiler.reset()
-    model = create(name, mixer="pooling", mixer_args={})
+    model = create(name, mixer="pooling")
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for other in ({}, OTHERS[1]):
         x = images(model, **other)
