@@ -8,28 +8,17 @@ As published, 256 channels at strides 8 to 128, float32, every measurement in a 
 README's table.
 """
 
-import json
-import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "detection_memory.json"
-MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+import torch
 
-
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+from metamix import list_mixers
+from metamix.detection import build_detector
+from timing import DOCS, in_fresh_process, machine, memory_mib, save
 
 
 def measure(mixer: str, what: str) -> dict:
     """Peak of this process in GiB, and seconds, for "eval" or "train"."""
-    import torch
-
-    import metamix  # noqa: F401 - registers the models with timm
-    from metamix.detection import build_detector
-
     torch.manual_seed(0)
     model = build_detector("retinanet", backbone=f"metaformer_{mixer}_s12", num_classes=80, resize_in_training=False)
     model.to(memory_format=torch.channels_last)
@@ -45,23 +34,16 @@ def measure(mixer: str, what: str) -> dict:
         sum(model.train()(images, targets).values()).backward()
         torch.optim.AdamW(model.parameters(), lr=1e-4).step()
     seconds = time.perf_counter() - start
-    return {"without_gib": round(before, 2), f"{what}_gib": round(peak_gib(), 2), f"{what}_seconds": round(seconds, 1)}
+    return {"without_gib": before, f"{what}_gib": peak_gib(), f"{what}_seconds": round(seconds, 1)}
 
 
-def main() -> None:
-    rows = []
-    for mixer in MIXERS:
-        row = {"mixer": mixer}
-        for what in ("eval", "train"):
-            done = subprocess.run([sys.executable, __file__, mixer, what], check=True, capture_output=True, text=True)
-            row |= json.loads(done.stdout)
-        rows.append(row)
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
+def peak_gib() -> float:
+    return round(memory_mib() / 1024, 2)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(*sys.argv[1:])))
-    else:
-        main()
+    rows = [
+        {"mixer": mixer} | in_fresh_process(measure, mixer, "eval") | in_fresh_process(measure, mixer, "train")
+        for mixer in list_mixers()
+    ]
+    save(DOCS / "detection_memory.json", machine(), rows, ("mixer",))

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 from marked import refresh
 from PIL import Image
+from timing import table
 
 from metamix.tasks.detection import DetectionOptions
 from metamix.training.checkpoint import write_text
@@ -69,22 +70,17 @@ def results_table(results: dict) -> list[str]:
     rows, recipe = results["rows"], results["recipe"]
     classes = list(rows[0]["classes"])
     samples = rows[0]["samples"]
-    lines = [
-        f"{sum(samples.values())} images of blood cells ({rows[0]['data'].upper()}), trained from scratch:",
-        "",
-        "| mixer | AP | AP50 | AP75 | " + " | ".join(f"AP50 {name}" for name in classes) + " | parameters | minutes |",
-        "|---" * (len(classes) + 6) + "|",
-    ]
+    header = ["mixer", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "parameters", "minutes"]
+    cells = []
     for row in rows:
         scores = [row["AP"], row["AP50"], row["AP75"], *(row["classes"][name]["AP50"] for name in classes)]
-        lines.append(
-            f"| {mixer_of(row['model'])} | "
-            + " | ".join(f"{score:.1f}" for score in scores)
-            + f" | {row['parameters'] / 1e6:.2f} M | {row['seconds'] / 60:.0f} |"
-        )
+        size, minutes = f"{row['parameters'] / 1e6:.2f} M", f"{row['seconds'] / 60:.0f}"
+        cells.append([mixer_of(row["model"]), *(f"{score:.1f}" for score in scores), size, minutes])
     size = rows[0]["model"].split("_")[-1]
     return [
-        *lines,
+        f"{sum(samples.values())} images of blood cells ({rows[0]['data'].upper()}), trained from scratch:",
+        "",
+        table(header, cells),
         "",
         f"RetinaNet on `metaformer_<mixer>_{size}`, {samples['train']} images to train on and "
         f"{samples['test']} to test on, {recipe['epochs']} epochs, one seed; images of {recipe['max_size']}x"
@@ -93,16 +89,11 @@ def results_table(results: dict) -> list[str]:
     ]
 
 
-def memory_table(rows: Sequence[dict]) -> list[str]:
-    return [
-        "| RetinaNet on s12 with | before | one image of 800x1216 | a training step on two of 640x480 |",
-        "|---|---|---|---|",
-        *(
-            f"| {row['mixer']} | {row['without_gib']:.2f} GiB | {row['eval_gib']:.2f} GiB "
-            f"| {row['train_gib']:.2f} GiB |"
-            for row in rows
-        ),
-    ]
+def memory_table(rows: Sequence[dict]) -> str:
+    return table(
+        ["RetinaNet on s12 with", "before", "one image of 800x1216", "a training step on two of 640x480"],
+        [[row["mixer"], *(f"{row[f'{what}_gib']:.2f} GiB" for what in ("without", "eval", "train"))] for row in rows],
+    )
 
 
 def tables(results: dict) -> str:
@@ -119,7 +110,7 @@ def tables(results: dict) -> str:
         "Memory in float32, with torch and weights in it, and AdamW in the training step; before is what they take "
         "alone:",
         "",
-        *memory_table(json.loads(MEMORY.read_text())),
+        memory_table(json.loads(MEMORY.read_text())["rows"]),
     ]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ import metamix
 from marked import refresh
 from metamix.models import count_macs
 from metamix.models.build import weights_dir
+from timing import table
 
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Where a family comes from, whether its spatial weights belong to one size, and what the suite holds it against.
@@ -43,44 +44,34 @@ def short(number: float) -> str:
 
 
 def tables() -> str:
-    lines = [
-        "Parameters and multiply-adds of `metaformer_<mixer>_<size>`, at 32 pixels for nano and at 224 for the others:",
-        "",
-        "| mixer | " + " | ".join(SIZES) + " |",
-        "|---" * (len(SIZES) + 1) + "|",
-    ]
+    family = []
     for mixer in metamix.list_mixers():
-        cells = [cost(f"metaformer_{mixer}_{size}") for size in SIZES]
-        lines.append(f"| {mixer} | " + " | ".join(f"{parameters}, {macs}" for parameters, macs, _ in cells) + " |")
-    lines += [
-        "",
-        "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and "
-        "counts, and `pretrained=True` downloads its weights (tag `sail_in1k`); the others are this zoo's, their "
-        "mixers held against the papers' formulas. Other sizes: see the mixers above.",
-        "",
-        "The papers' own models:",
-        "",
-        "| name | parameters | MACs | pixels | other sizes | arXiv | held against |",
-        "|---|---|---|---|---|---|---|",
+        costs = [cost(f"metaformer_{mixer}_{size}") for size in SIZES]
+        family.append([mixer, *(f"{parameters}, {macs}" for parameters, macs, _ in costs)])
+    papers = [
+        [f"`{name}`", *cost(name), sizes, source, against]
+        for pattern, source, sizes, against in FAMILIES
+        for name in timm.list_models(pattern)
     ]
-    for pattern, source, sizes, against in FAMILIES:
-        for name in timm.list_models(pattern):
-            parameters, macs, size = cost(name)
-            lines.append(f"| `{name}` | {parameters} | {macs} | {size} | {sizes} | {source} | {against} |")
-    lines += [
-        "",
-        "Weights that ship, loaded by `timm.create_model(name, pretrained=True)` without a network:",
-        "",
-        "| name | test accuracy, % | seeds | epochs |",
-        "|---|---|---|---|",
+    cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob("*.json"))]
+    weights = [
+        [f"[`{card['name']}`](weights/{card['name']}.md)", f"{card['top1']:.2f}", card["recipe"]["epochs"]]
+        for card in cards
     ]
-    for path in sorted(weights_dir().glob("*.json")):
-        card = json.loads(path.read_text())
-        lines.append(
-            f"| [`{card['name']}`](weights/{card['name']}.md) | {card['top1']:.2f} | {len(card['spread']['seeds'])} "
-            f"| {card['recipe']['epochs']} |"
-        )
-    return "\n".join(lines)
+    return "\n\n".join(
+        [
+            "Parameters and multiply-adds of `metaformer_<mixer>_<size>`, at 32 pixels for nano and at 224 for the "
+            "others:",
+            table(["mixer", *SIZES], family),
+            "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and "
+            "counts, and `pretrained=True` downloads its weights (tag `sail_in1k`); the others are this zoo's, their "
+            "mixers held against the papers' formulas. Other sizes: see the mixers above.",
+            "The papers' own models:",
+            table(["name", "parameters", "MACs", "pixels", "other sizes", "arXiv", "held against"], papers),
+            "Weights that ship, loaded by `timm.create_model(name, pretrained=True)` without a network:",
+            table(["name", "test accuracy, %", "epochs"], weights),
+        ]
+    )
 
 
 if __name__ == "__main__":

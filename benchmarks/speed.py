@@ -23,14 +23,13 @@ import torch
 
 import peers
 import timing
+from metamix import list_mixers
 from metamix.training.ranks import keep_freed_memory
 from timing import DOCS, FORMATS, MODES, PRECISIONS, Subject, table
 
 REFERENCE = "poolformer_s12"
 PEERS = ("poolformer_s12", "mixer_b16_224", "convmixer_768_10", "vit_xsmall_patch16_clip_224")
-MODELS = tuple(
-    f"metaformer_{mixer}_s12" for mixer in ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
-)
+MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in list_mixers())
 
 
 @dataclass(frozen=True)
