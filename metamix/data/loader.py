@@ -4,7 +4,7 @@ The samples of a step are a slice of a permutation that depends on (seed, epoch)
 the r-th part of it: the global batch is the same on any number of processes, and an epoch can be entered at any step.
 
 An image that cannot be read is replaced, label included, by the next one of its source that can (the first follows
-the last).
+the last). In evaluation the index of the sample is then -1, so that nobody scores one as the other.
 """
 
 import logging
@@ -19,7 +19,7 @@ from torchvision.transforms import Compose
 from .auto_augment import pil_transform
 from .memory import image_size, in_memory, pixels, statistics
 from .random import ORDER, SAMPLE, generator, seeded
-from .sets import CorruptImage
+from .sets import CorruptImage, first_readable
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,14 @@ def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
 
 
 def eval_loader(source, options, *, batch_size, rank=0, world=1):
-    """Batches for evaluation, an iterable: every sample once over all ranks, in order; the last ones may be smaller."""
+    """Batches for evaluation, an iterable: every sample once over all ranks, in order; the last ones may be smaller.
+
+    They are those of `train_loader`, but for the index of samples that were replaced, -1: leave these out of scores.
+    """
     order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
     if in_memory(source, options):
-        return MemoryLoader(source, options, order)
-    return StreamLoader(source, options, order, transform(source, options, train=False))
+        return MemoryLoader(source, options, order, mark_replaced=True)
+    return StreamLoader(source, options, order, transform(source, options, train=False), mark_replaced=True)
 
 
 class TrainOrder:
@@ -87,16 +90,24 @@ class EvalOrder:
 class MemoryLoader:
     """Batches picked from the decoded split."""
 
-    def __init__(self, source, options, order):
+    def __init__(self, source, options, order, mark_replaced=False):
         decoded = pixels(source, options)
         self.order, self.images, self.labels = order, decoded.images, source.images.labels
         self.corrupt = Corrupt(len(source), options)
-        self.rows = source.indices.clone()  # where sample i is found
-        for i, row in enumerate(source.indices.tolist()):
-            if row in decoded.broken:
-                self.corrupt.add(source.path(i), decoded.broken[row])
-                following = source.indices.roll(-i).tolist()
-                self.rows[i] = next((row for row in following if row not in decoded.broken), row)
+        numbers, rows, index = source.indices.tolist(), [], []
+
+        def row(i):
+            if numbers[i] in decoded.broken:
+                raise CorruptImage(decoded.broken[numbers[i]])
+            return numbers[i]
+
+        for i in range(len(numbers)):
+            found, broken = first_readable(len(numbers), i, row, source.path)
+            for path, reason in broken:
+                self.corrupt.add(path, reason)
+            rows.append(found)
+            index.append(-1 if broken and mark_replaced else i)
+        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # where sample i is found, and its index
 
     def __len__(self):
         return len(self.order)
@@ -108,18 +119,18 @@ class MemoryLoader:
         for index in self.order.epoch(epoch, start):
             rows = self.rows[index]
             image = self.images.index_select(0, rows).permute(0, 3, 1, 2)
-            yield {"image": image, "label": self.labels[rows], "index": index}
+            yield {"image": image, "label": self.labels[rows], "index": self.index[index]}
 
 
 class StreamLoader:
     """Batches decoded and transformed by worker processes."""
 
-    def __init__(self, source, options, order, transform, seed=0):
+    def __init__(self, source, options, order, transform, seed=0, mark_replaced=False):
         self.order = order
         self.corrupt = Corrupt(len(source), options)
         self.sampler = Schedule(order)
         self.loader = DataLoader(
-            Decoder(source, transform, seed),
+            Decoder(source, transform, seed, mark_replaced),
             batch_sampler=self.sampler,
             num_workers=options.workers,
             worker_init_fn=outlive_first_sigterm,
@@ -169,8 +180,8 @@ class Schedule:
 class Decoder:
     """The data set that workers read: one sample, decoded and transformed; what is random is drawn for it alone."""
 
-    def __init__(self, source, transform, seed):
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source, transform, seed, mark_replaced):
+        self.source, self.transform, self.seed, self.mark_replaced = source, transform, seed, mark_replaced
 
     def __getitem__(self, key):
         epoch, index = key
@@ -179,7 +190,7 @@ class Decoder:
         except CorruptImage as error:
             return error  # raised here, it would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):
-            return self.transform(image), label, index, broken
+            return self.transform(image), label, -1 if broken and self.mark_replaced else index, broken
 
 
 def collate(samples):

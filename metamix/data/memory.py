@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import transforms_imagenet_eval
 from tqdm import tqdm
 
-from .sets import SMALL_SIDE, CorruptImage, decode
+from .sets import SMALL_SIDE, CorruptImage, read_image
 
 _decoded = WeakKeyDictionary()  # the images of a split -> what was decoded of them, shared by train and holdout
 
@@ -71,7 +71,7 @@ def _decode(source, size, options):
     array, broken = images.numpy(), {}
     for i in tqdm(range(len(array)), desc="decoding", unit="img", leave=False, disable=None):
         try:
-            image = decode(split, i)
+            image = read_image(split, i)
         except CorruptImage as error:
             broken[i] = str(error)
             continue

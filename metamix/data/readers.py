@@ -10,14 +10,17 @@ import logging
 import os
 import re
 import tarfile
+from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 import torchvision.datasets as tv
 from PIL import Image
-from timm.data import create_dataset, create_reader, get_img_extensions
+from timm.data import create_dataset, create_reader
+from timm.utils.misc import natural_key
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .random import stratified
 
@@ -108,15 +111,26 @@ def open_folder(root):
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {layout}")
-    places = [root / f"{name}{end}" for name in ("train", *TEST_SPLITS) for end in ("", ".tar")]
-    train, *tests = [place for place in places if place.exists()] or [None]
-    if not tests or train.stem != "train":
+    place, *tests = (find_split(split, root) for split in ("train", *TEST_SPLITS))
+    tests = [test.name for test in tests if test]
+    if not place or not tests:
         found = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
         raise FileNotFoundError(f"{root.absolute()} holds {found}; {layout}")
-    test = choose_test([place.name for place in tests], root)
-    return with_same_classes(
-        *(Tar(place) if place.suffix == ".tar" else Files(place) for place in (train, root / test))
-    )
+    train, test = open_split(place), open_split(root / choose_test(tests, root))
+    if len(train.classes) < 2:
+        raise ValueError(
+            f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"
+        )
+    return with_same_classes(train, test)
+
+
+def find_split(split, root):
+    """The folder of a split or, if there is none, its archive: one may lie beside the folder that came out of it."""
+    return next((place for place in (root / split, root / f"{split}.tar") if place.exists()), None)
+
+
+def open_split(place):
+    return open_tar(place) if place.suffix == ".tar" else Files(place)
 
 
 def choose_test(splits, where):
@@ -136,20 +150,47 @@ def with_same_classes(train, test):
     return train, test
 
 
+def is_image(path):
+    """Whether a file is an image, by its name. Hidden files and what lies in hidden folders is not."""
+    return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
+
+
+def natural_order(path):
+    """2.png before 10.png; names that differ in case alone have their order too, on any machine."""
+    return natural_key(path), path
+
+
+def label_by_folder(paths, place):
+    """(labels, classes) of images by the first folder of their path in the split, as torchvision's ImageFolder does."""
+    if not paths:
+        raise ValueError(f"no {' '.join(IMG_EXTENSIONS)} image lies in {place.absolute()}")
+    stray = next((path for path in paths if "/" not in path), None)
+    if stray:
+        raise ValueError(f"{place.absolute()} must hold one folder of images per class; {stray} lies outside of them")
+    names = [path.partition("/")[0] for path in paths]
+    classes = tuple(sorted(set(names), key=natural_order))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers[name] for name in names]), classes
+
+
 class Files:
     """Image files in folders named by class."""
 
     mode = "RGB"
 
     def __init__(self, root):
-        empty = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not _has_images(path)]
-        if empty or not _has_images(root):
-            where = f"{', '.join(empty[:5])}, in {root.absolute()}" if empty else root.absolute()
-            raise ValueError(f"no {' '.join(get_img_extensions())} image lies in {where}")
-        reader = create_reader("", root=str(root))
-        self.paths, labels = zip(*reader.samples)
-        self.labels, self.classes = torch.tensor(labels), tuple(reader.class_to_idx)
-        check_classes(self.classes, root)
+        found = []
+        for folder, _, names in os.walk(root, followlinks=True):
+            folder = Path(folder).relative_to(root)
+            found += [path for path in ((folder / name).as_posix() for name in names) if is_image(path)]
+        found.sort(key=natural_order)
+        self.paths = [os.path.join(root, path) for path in found]
+        self.labels, self.classes = label_by_folder(found, root)
+        folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        if empty := sorted(folders - set(self.classes)):
+            raise ValueError(
+                f"no {' '.join(IMG_EXTENSIONS)} image lies in {', '.join(empty[:5])}, in {root.absolute()}"
+            )
 
     def open(self, i):
         return Image.open(BytesIO(Path(self.paths[i]).read_bytes()))
@@ -158,35 +199,15 @@ class Files:
         return self.paths[i]
 
 
-def _has_images(folder):
-    return any(
-        os.path.splitext(name)[1].lower() in get_img_extensions() for _, _, names in os.walk(folder) for name in names
-    )
-
-
-def check_classes(classes, place):
-    if "" in classes or len(classes) < 2:
-        found = ", ".join(filter(None, classes)) or "images outside of folders"
-        raise ValueError(f"{place.absolute()} must hold one folder of images per class, two at least; found {found}")
-
-
 class Tar:
-    """Images in tar files: those of one .tar file of class folders, or `members` (tar file, offset, bytes, name) given.
+    """Images in tar files, `members` (tar file, offset, bytes, name).
 
     Each image is read by its offset from a file opened for it, so processes and threads share no position.
     """
 
     mode = "RGB"
 
-    def __init__(self, root=None, *, members=None, labels=None, classes=None):
-        if root is not None:
-            try:
-                reader = create_reader("", root=str(root), cache_tarfiles=False, cache_tarinfo=False)
-            except (tarfile.TarError, ValueError) as error:
-                raise ValueError(f"{root.absolute()} is not a readable tar file with images: {error}") from error
-            members = [_member(root, info, parent) for info, _, parent in reader.samples]
-            labels, classes = torch.from_numpy(reader.targets), tuple(reader.class_name_to_idx)
-            check_classes(classes, root)
+    def __init__(self, members, labels, classes=None):
         self.members, self.labels, self.classes = members, labels, classes
 
     def open(self, i):
@@ -199,9 +220,45 @@ class Tar:
         return f"{self.members[i][0]}: {self.members[i][3]}"
 
 
-def _member(root, info, parent):
-    """A tar member, perhaps of a tar file in the tar file."""
-    return str(root), info.offset_data + (parent.offset_data if parent else 0), info.size, info.name
+@contextmanager
+def read_tar(path):
+    """A tar file whose members can be read by their offset, so not a compressed one."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise ValueError(f"{path.absolute()} is not a readable tar file, or is compressed: {error}") from error
+
+
+def open_tar(path):
+    """The images of a .tar file of class folders, which may lie in further folders (train/cat/0.png)."""
+    with read_tar(path) as tar:
+        found = sorted(tar_images(tar), key=lambda image: natural_order(image[0]))
+    labels, classes = label_by_folder(in_split([name for name, _, _ in found], path.stem), path)
+    return Tar([(str(path), offset, size, name) for name, offset, size in found], labels, classes)
+
+
+def tar_images(tar, folder="", start=0):
+    """(name, offset, bytes) of images; a tar file in the tar file, ImageNet's way, counts as a folder of its name."""
+    for info in filter(tarfile.TarInfo.isfile, tar):
+        name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
+                yield from tar_images(inner, name.removesuffix(".tar"), offset)
+        elif is_image(name):
+            yield name, offset, info.size
+
+
+def in_split(paths, split):
+    """Paths without what lies above the folders of classes: up to the folder called as the split, where there is one,
+    else as many folders as all classes share."""
+    paths = [PurePosixPath(path).parts for path in paths]
+    above = os.path.commonprefix([folders for *folders, _ in paths])
+    if split in above:
+        count = above.index(split) + 1
+    else:
+        count = len(os.path.commonprefix([parts[:-2] for parts in paths]))
+    return ["/".join(parts[count:]) for parts in paths]
 
 
 def open_hfds(name, root):
@@ -257,9 +314,10 @@ def open_wds(root):
     Headers and labels of all shards are read through once, so that samples can be drawn in any order afterwards: the
     stream of samples that timm's reader gives depends on the number of workers and cannot be entered in the middle.
     """
-    info = next((root / name for name in ("_info.json", "info.json") if (root / name).exists()), None)
-    if info:
-        shards = {split: listed_shards(root, split) for split in json.loads(info.read_text())["splits"]}
+    file = next((root / name for name in ("_info.json", "info.json") if (root / name).exists()), None)
+    info = json.loads(file.read_text()) if file else {}
+    if "splits" in info:
+        shards = {split: listed_shards(root, split) for split in info["splits"]}
     else:
         names = sorted(path.name for path in root.glob("*.tar"))
         shards = {
@@ -287,19 +345,37 @@ def listed_shards(root, split):
 
 
 def index_shards(shards):
-    """Where in the shards each image lies, and the label that the .cls member of its name holds."""
-    members, labels = {}, {}
+    """Where in the shards each image lies, and the label that the .cls member of its name holds.
+
+    As for WebDataset, a sample's key is the base name up to its first dot: img.1.png is what img has as "1.png".
+    """
+    kinds = ", ".join(kind[1:] for kind in IMG_EXTENSIONS)
+    members, labels, others = {}, {}, []
     for shard in shards:
-        with tarfile.open(shard) as tar:
+        with read_tar(shard) as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):
                 folder, _, name = info.name.rpartition("/")
                 key, _, kind = name.partition(".")
-                if kind.lower() in ("jpg", "jpeg", "png", "webp"):
-                    members[shard, folder, key] = _member(shard, info, None)
+                if f".{kind.lower()}" in IMG_EXTENSIONS:
+                    members[shard, folder, key] = str(shard), info.offset_data, info.size, info.name
                 elif kind == "cls":
-                    labels[shard, folder, key] = int(tar.extractfile(info).read())
+                    labels[shard, folder, key] = class_number(tar.extractfile(info).read(), f"{shard}: {info.name}")
+                elif len(others) < 3:
+                    others.append(info.name)
+    if not members and not labels:
+        raise ValueError(
+            f"{', '.join(map(str, shards[:3]))}: no sample found; looked for a label KEY.cls and an image "
+            f"KEY.EXT, EXT one of {kinds}, and KEY without a dot; found {', '.join(others) or 'no files'}"
+        )
     if members.keys() != labels.keys():
         key = min(members.keys() ^ labels.keys())
-        raise ValueError(f"{key[0]}: sample {key[2]} must have an image (jpg, jpeg, png, webp) and a label (cls)")
+        raise ValueError(f"{key[0]}: sample {key[2]} must have an image ({kinds}) and a label (cls)")
     keys = sorted(members)
-    return Tar(members=[members[key] for key in keys], labels=torch.tensor([labels[key] for key in keys]))
+    return Tar([members[key] for key in keys], torch.tensor([labels[key] for key in keys]))
+
+
+def class_number(content, name):
+    """The label that a .cls member holds."""
+    if not content.strip().isdigit():
+        raise ValueError(f"{name} holds {content[:20]!r}; expected the number of a class, counted from 0")
+    return int(content)

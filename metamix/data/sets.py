@@ -3,7 +3,8 @@
     digits              scikit-learn's handwritten digits, embedded: 1,797 images of 8x8 and one channel, enlarged to
                         32x32 (bicubic); 1,437 for training and 360 for testing, always the same ones
     cifar10, mnist ...  torchvision's sets (`TORCHVISION`), with their own test split
-    folder              data_dir/train/CLASS/*.jpg and data_dir/val/CLASS/*.jpg; train.tar and val.tar do as well
+    folder              data_dir/train/CLASS/*.jpg and data_dir/val/CLASS/*.jpg, at any depth under CLASS; train.tar and
+                        val.tar do as well; names that begin with a dot are left out
     hfds/NAME           a Hugging Face data set, or a local folder of one, through timm's reader (extra: datasets)
     wds/NAME            the WebDataset shards in data_dir/NAME
 
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .random import stratified
 from .readers import TORCHVISION, Digits, Torchvision, open_folder, open_hfds, open_wds
@@ -99,14 +101,50 @@ def common_size(images):
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def decode(images, i):
-    """Image `i` with its pixels. A broken file shows up here, on opening or, if truncated, on converting."""
+def decode(open_image, path, mode="RGB"):
+    """The image that `open_image()` opens, with its pixels in `mode`; CorruptImage, "path: reason", if it has none.
+
+    A broken file shows up here, on opening or, if truncated, on converting.
+    """
     try:
-        return images.open(i).convert(images.mode)
+        return eight_bits(open_image()).convert(mode)
     except UnidentifiedImageError as error:
-        raise CorruptImage(f"{images.path(i)}: not an image of a known format") from error
+        raise CorruptImage(f"{path}: not an image of a known format") from error
+    except CorruptImage as error:
+        raise CorruptImage(f"{path}: {error}") from error
     except Exception as error:  # decoders fail in many ways on bad bytes, and all of them mean the same
-        raise CorruptImage(f"{images.path(i)}: {type(error).__name__}: {error}") from error
+        raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def eight_bits(image):
+    """The upper 8 bits of a grey image of 16, as Pillow takes them of colours; grey ones it would clip to white."""
+    if image.mode == "F":
+        raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > 65535:
+        raise CorruptImage(f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 or 16 bits a channel")
+    return Image.fromarray((pixels // 256).astype(np.uint8))
+
+
+def read_image(images, i):
+    """Image `i` of a split."""
+    return decode(lambda: images.open(i), images.path(i), images.mode)
+
+
+def first_readable(count, index, read, path):
+    """(read(i), [(path(i), reason), ...]): of `index`, or of the first after it of `count` for which `read` does not
+    raise CorruptImage (0 follows the last), and those for which it does."""
+    broken = []
+    for shift in range(count):
+        i = (index + shift) % count
+        try:
+            return read(i), broken
+        except CorruptImage as error:
+            broken.append((path(i), str(error)))
+    raise CorruptImage(f"none of {count} images can be read; the first is {broken[0][1]}")
 
 
 class Source:
@@ -131,19 +169,12 @@ class Source:
 
     def read(self, index):
         i = int(self.indices[index])
-        return decode(self.images, i), int(self.images.labels[i])
+        return read_image(self.images, i), int(self.images.labels[i])
 
     def read_or_next(self, index):
-        """(image, label, [(path, reason), ...]): of sample `index`, or of the first after it that can be read (the
-        first sample follows the last), and those that could not be read."""
-        broken = []
-        for shift in range(len(self)):
-            i = int(self.indices[(index + shift) % len(self)])
-            try:
-                return decode(self.images, i), int(self.images.labels[i]), broken
-            except CorruptImage as error:
-                broken.append((self.images.path(i), str(error)))
-        raise CorruptImage(f"none of {len(self)} images can be read; the first is {broken[0][1]}")
+        """(image, label, [(path, reason), ...]): see `first_readable`."""
+        (image, label), broken = first_readable(len(self), index, self.read, self.path)
+        return image, label, broken
 
 
 def _open(name, root, download):

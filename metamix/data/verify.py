@@ -12,7 +12,7 @@ import sys
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .sets import CorruptImage, decode, open_data
+from .sets import CorruptImage, read_image, open_data
 
 
 class Check:
@@ -26,7 +26,7 @@ class Check:
 
     def __getitem__(self, i):
         try:
-            decode(self.images, i)
+            read_image(self.images, i)
         except CorruptImage as error:
             return str(error)
 
@@ -44,6 +44,8 @@ def main(argv=None):
     parser.add_argument("--data-dir", help="where the set lies")
     parser.add_argument("--workers", type=int, default=2, help="processes that read; 0: this one alone")
     options = parser.parse_args(argv)
+    if options.workers < 0:
+        parser.error(f"--workers is {options.workers}: give 0 (this process reads alone) or more")
     try:
         splits = open_data(options.data, root=options.data_dir, memory="no")
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -1,6 +1,8 @@
 import importlib.util
 import io
 import json
+import os
+import shutil
 import struct
 import tarfile
 
@@ -9,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metamix.data import open_data
+from metamix.data import CorruptImage, open_data
 from metamix.data.random import stratified
 from metamix.data.readers import TORCHVISION
+from metamix.data.sets import decode
 
 
 def test_digits_are_split_once_and_for_all():
@@ -101,8 +104,43 @@ def test_folder_of_another_layout(tmp_path):
 def test_folder_without_classes(folder, image):
     root = folder()
     image().save(root / "train" / "stray.png")
-    with pytest.raises(ValueError, match="train must hold one folder of images per class"):
+    with pytest.raises(ValueError, match="train must hold one folder of images per class; stray.png lies outside of"):
         open_data("folder", root=root)
+
+
+def test_one_class_can_be_tested_but_not_trained_on(folder):
+    root = folder()
+    for label in "cat", "eel":
+        shutil.rmtree(root / "val" / label)
+    assert open_data("folder", root=root).test.labels.tolist() == [1, 1]
+    for label in "cat", "eel":
+        shutil.rmtree(root / "train" / label)
+    with pytest.raises(ValueError, match=f"{root}/train must hold one folder .* per class, two at least; found dog"):
+        open_data("folder", root=root)
+
+
+def test_a_class_is_a_folder_at_the_top(folder):
+    """With all that lies below, by links too, and without what is hidden."""
+    root = folder(train=2)
+    train = root / "train"
+    shutil.copytree(train / "dog", train / "cat" / "day")
+    shutil.copytree(train / "dog", train / ".ipynb_checkpoints")
+    shutil.copy(train / "dog" / "0.png", train / "dog" / "._0.png")
+    (train / "cat").rename(root / "elsewhere")
+    (train / "cat").symlink_to(root / "elsewhere")
+    splits = open_data("folder", root=root)
+    assert splits.classes == ("cat", "dog", "eel")
+    assert splits.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert splits.train.path(2).endswith("train/cat/day/0.png")
+
+
+def test_images_of_every_kind_are_found(folder, image):
+    root = folder(train=1)
+    for kind in "JPG", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm":
+        image().save(root / "train" / "cat" / f"1.{kind}")
+    splits = open_data("folder", root=root, memory="no")
+    assert splits.train.labels.tolist() == [0] * 9 + [1, 2]
+    assert {splits.train.read(i)[0].mode for i in range(11)} == {"RGB"}
 
 
 def test_nothing_is_left_out_silently(folder, caplog):
@@ -114,14 +152,14 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
     (root / "train" / "gnu").mkdir()
     (root / "train" / "gnu" / "0.tga").write_bytes(b"")
-    with pytest.raises(ValueError, match=".png .jpg .jpeg image lies in gnu"):
+    with pytest.raises(ValueError, match=".png .* image lies in gnu"):
         open_data("folder", root=root)
     (root / "train" / "gnu" / "0.tga").unlink()
     (root / "train" / "gnu").rmdir()
 
     (root / "train").rename(root / "kept")
     (root / "train").mkdir()
-    with pytest.raises(ValueError, match=f".png .jpg .jpeg image lies in {root / 'train'}"):
+    with pytest.raises(ValueError, match=f".png .* image lies in {root / 'train'}"):
         open_data("folder", root=root)
     (root / "train").rmdir()
     (root / "kept").rename(root / "train")
@@ -133,34 +171,86 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
 def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
     root = folder()
-    for path in (root / "val" / "cat").iterdir():
-        path.unlink()
-    (root / "val" / "cat").rmdir()
+    shutil.rmtree(root / "val" / "cat")
     assert open_data("folder", root=root).test.labels.tolist() == [1, 1, 2, 2]
 
 
-def test_tar_files_hold_what_folders_hold(folder, tmp_path):
-    root = folder()
-    (tmp_path / "tars").mkdir()
+@pytest.fixture
+def tars(folder):
+    """A maker of folders of classes, with an archive beside each, in which they lie in the folder `inside`."""
+
+    def make(inside="."):
+        root = folder()
+        shutil.copytree(root / "train" / "dog", root / "train" / "cat" / "day")
+        shutil.copytree(root / "train" / "dog", root / "train" / ".hidden")
+        for split in "train", "val":
+            with tarfile.open(root / f"{split}.tar", "w") as tar:
+                tar.add(root / split, arcname=inside.format(split))
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize("inside", [".", "{}", "./set/{}", "elsewhere"])
+def test_tar_files_hold_what_folders_hold(tars, inside):
+    root = tars(inside)
+    folders = open_data("folder", root=root)
+    images = [folders.train.read(i)[0].tobytes() for i in range(len(folders.train))]
+    assert (folders.train.path(0), folders.test.path(0)) == (f"{root}/train/cat/0.png", f"{root}/val/cat/0.png")
     for split in "train", "val":
-        with tarfile.open(tmp_path / "tars" / f"{split}.tar", "w") as tar:
-            tar.add(root / split, arcname=split)
-    folders, tars = open_data("folder", root=root), open_data("folder", root=tmp_path / "tars")
-    assert folders.classes == tars.classes and torch.equal(folders.train.labels, tars.train.labels)
-    for i in range(len(folders.train)):
-        assert folders.train.read(i)[0].tobytes() == tars.train.read(i)[0].tobytes()
-    assert tars.test.path(2).endswith("val.tar: val/dog/0.png")
+        shutil.rmtree(root / split)
+    archives = open_data("folder", root=root)
+    assert folders.classes == archives.classes and torch.equal(folders.train.labels, archives.train.labels)
+    assert [archives.train.read(i)[0].tobytes() for i in range(len(archives.train))] == images
+    assert archives.test.path(2) == f"{root}/val.tar: " + os.path.normpath(f"{inside.format('val')}/dog/0.png")
 
 
-def test_broken_tar_file(folder):
+def test_tar_files_in_a_tar_file_are_classes(folder, tmp_path):
     root = folder()
+    images = [open_data("folder", root=root).train.read(i)[0].tobytes() for i in range(12)]
     with tarfile.open(root / "train.tar", "w") as tar:
-        tar.add(root / "train", arcname="train")
-    (root / "train").rename(root / "old")
+        for label in "cat", "dog", "eel":
+            with tarfile.open(tmp_path / f"{label}.tar", "w") as inner:
+                for path in (root / "train" / label).iterdir():
+                    inner.add(path, arcname=path.name)
+            tar.add(tmp_path / f"{label}.tar", arcname=f"{label}.tar")
+    shutil.rmtree(root / "train")
+    train = open_data("folder", root=root).train
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert [train.read(i)[0].tobytes() for i in range(12)] == images
+
+
+def test_broken_tar_file(tars):
+    root = tars()
+    shutil.rmtree(root / "train")
     content = (root / "train.tar").read_bytes()
     (root / "train.tar").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="train.tar is not a readable tar file"):
+    with pytest.raises(ValueError, match="train.tar is not a readable tar file, or is compressed"):
         open_data("folder", root=root)
+
+
+@pytest.mark.parametrize("kind, dtype", [("png", "uint16"), ("tif", ">u2"), ("tif", "int32"), ("pgm", "uint16")])
+def test_the_upper_half_of_16_bits_is_read(tmp_path, kind, dtype):
+    path = tmp_path / f"0.{kind}"
+    Image.fromarray(np.array([[0, 255, 256], [25700, 65280, 65535]], dtype)).save(path)
+    image = decode(lambda: Image.open(path), path)
+    assert np.asarray(image).tolist() == [[[n] * 3 for n in row] for row in ([0, 0, 1], [100, 255, 255])]
+    assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes([0, 0, 1, 100, 255, 255])
+
+
+@pytest.mark.parametrize(
+    "pixels, words",
+    [
+        (np.float32([[0.5]]), "0.tif: its pixels are floating-point numbers; save it with 8 or 16 bits a channel"),
+        (np.int32([[0, 65536]]), "0.tif: its pixels go from 0 to 65536, not 0 to 65535; save it with 8 or 16 bits"),
+        (np.int32([[-1, 5]]), "0.tif: its pixels go from -1 to 5, not 0 to 65535"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, words):
+    path = tmp_path / "0.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(CorruptImage, match=f"^{tmp_path}/{words}"):
+        decode(lambda: Image.open(path), path)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="the extra `datasets` is not installed")
@@ -219,9 +309,34 @@ def test_shards_listed(shards):
     check_shards(open_data("wds/", root=shards))
 
 
+def test_an_info_about_other_things_is_not_needed(shards):
+    (shards / "info.json").write_text(json.dumps({"license": "CC0"}))
+    check_shards(open_data("wds/", root=shards))
+
+
 def test_sample_without_label(shards, shard):
     shard(shards / "x-train-0002.tar", [("30", "png", b"")])
     with pytest.raises(ValueError, match="x-train-0002.tar: sample 30 must have an image .* and a label"):
+        open_data("wds/", root=shards)
+
+
+@pytest.mark.parametrize("content", [b"cat", b"-1", b""])
+def test_label_that_is_no_number(shards, shard, content):
+    shard(shards / "x-train-0002.tar", [("30", "png", b""), ("30", "cls", content)])
+    with pytest.raises(ValueError, match=f"x-train-0002.tar: 30.cls holds {content}; expected the number of a class"):
+        open_data("wds/", root=shards)
+
+
+def test_shard_that_is_no_tar_file(shards):
+    (shards / "x-train-0002.tar").write_bytes(b"<html>" * 100)
+    with pytest.raises(ValueError, match="x-train-0002.tar is not a readable tar file"):
+        open_data("wds/", root=shards)
+
+
+def test_a_key_ends_at_its_first_dot(shards, shard):
+    shard(shards / "x-val-0000.tar", [("30.1", "png", b""), ("30.1", "cls", b"0")])
+    words = "x-val-0000.tar: no sample found; looked for a label KEY.cls .* KEY without a dot; found 30.1.png, 30.1.cls"
+    with pytest.raises(ValueError, match=words):
         open_data("wds/", root=shards)
 
 

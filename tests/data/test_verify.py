@@ -18,7 +18,10 @@ def test_a_whole_set(folder, break_image, capsys, workers):
     assert summary == "2 of 18 images of folder cannot be read"
 
 
-def test_wrong_names_end_with_a_sentence(capsys):
+def test_wrong_arguments_end_with_a_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["digitss"])
     assert "did you mean 'digits'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["digits", "--workers", "-1"])
+    assert "--workers is -1: give 0 (this process reads alone) or more" in capsys.readouterr().err
