@@ -9,8 +9,8 @@ the next one, and its index by -1, so that nobody scores one as the other.
 import torch
 from torchvision.transforms import v2
 
-from metamix.data import CorruptImage
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
+from metamix.data.sets import CorruptImage, first_readable
 
 from .sets import BoxSource
 
@@ -32,7 +32,7 @@ def eval_loader(source: BoxSource, options, *, batch_size: int, rank: int = 0, w
 def train_transform(options) -> v2.Compose:
     """A crop, flips, a size and colours, each at random; boxes follow, and those that are no longer there are
     dropped."""
-    low, high = (round(options.min_size * scale) for scale in options.scales)
+    low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
     return v2.Compose(
         [
             v2.ClampBoundingBoxes(),
@@ -61,22 +61,24 @@ class Samples:
         return len(self.places)
 
     def read_or_next(self, index: int):
-        """(sample, None, [(path, reason), ...]): the first that can be read, from `index` on, and those that cannot."""
-        broken = []
-        for i in [*range(index, len(self)), *range(index)]:
-            source, place = self.places[i]
-            try:
-                return source.read(place), None, broken
-            except CorruptImage as error:
-                broken.append((source.path(place), str(error)))
-        raise CorruptImage(f"none of {len(self)} images can be read; the first is {broken[0][1]}")
+        """(sample, None, [(path, reason), ...]): see `first_readable`."""
+        sample, broken = first_readable(len(self), index, self.read, self.path)
+        return sample, None, broken
+
+    def read(self, index: int):
+        source, place = self.places[index]
+        return source.read(place)
+
+    def path(self, index: int) -> str:
+        source, place = self.places[index]
+        return source.path(place)
 
 
 class BoxLoader(StreamLoader):
     """`StreamLoader` of images and boxes."""
 
     def __init__(self, samples: Samples, options, order, transform, seed: int = 0):
-        super().__init__(samples, options, order, transform, seed)
+        super().__init__(samples, options, order, transform, seed, mark_replaced=True)
         self.loader.collate_fn = collate
         self.corrupt.command = f"python -m metamix.detection.verify {options.data_dir}"
 
@@ -90,6 +92,6 @@ def collate(samples) -> dict:
     return {
         "image": [image.as_subclass(torch.Tensor) for image in images],
         "target": [{key: value.as_subclass(torch.Tensor) for key, value in target.items()} for target in targets],
-        "index": torch.tensor([-1 if lost else index for index, lost in zip(indices, broken)]),
+        "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],
     }

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
@@ -23,17 +22,16 @@ from metamix.training.ranks import Ranks
 
 from .files import load_detector
 from .pictures import Objects, draw_image
+from .sets import read_image
 
 
 @torch.no_grad()
 def predict(model: nn.Module, paths: Sequence[Path], threshold: float) -> Iterator[tuple[Path, Tensor, Objects]]:
-    """For each image its path, its pixels, (3, H, W) uint8, and the objects that score `threshold` or more."""
+    """For each image its path, its pixels, (3, H, W) uint8, and the objects that score `threshold` or more;
+    CorruptImage at one that cannot be read."""
     device = next(model.parameters()).device
     for path in paths:
-        try:
-            image = F.pil_to_tensor(Image.open(path).convert("RGB"))
-        except Exception as error:  # no image, or cut off: PIL has many words for it
-            raise OSError(f"{path} cannot be read: {error}") from error
+        image = F.pil_to_tensor(read_image(path))
         (found,) = model.eval()([image.to(device) / 255])
         sure = (found["scores"] >= threshold) & (found["labels"] > 0)
         yield path, image, {key: value[sure].cpu() for key, value in found.items()}

@@ -9,7 +9,9 @@ VOC's.
 
 import contextlib
 import io
+import math
 import re
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,8 +20,10 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
-from metamix.data import CorruptImage
+from metamix.data.sets import decode
 from metamix.mixers.registry import nearest
+
+from .entries import field_problems, repeated, segmentation_problem, with_area
 
 
 def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
@@ -51,31 +55,40 @@ def open_split(splits: dict[str, tuple[Path, Path]], name: str, masks: bool = Fa
     return BoxSource(*splits[name], masks=masks)
 
 
+def read_image(path: Path) -> Image.Image:
+    """In colour; CorruptImage, which names it, where that cannot be."""
+    return decode(lambda: Image.open(io.BytesIO(path.read_bytes())), path)  # of a bad file the handle would stay open
+
+
 class Boxes(CocoDetection):
-    """torchvision's set without annotations that a detector cannot learn: crowds, unknown classes, empty boxes."""
+    """torchvision's set without crowds, which are for scoring alone."""
 
     def _load_image(self, image_id: int) -> Image.Image:
-        path = Path(self.root, self.coco.imgs[image_id]["file_name"])
-        try:
-            return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")  # theirs stays open where this fails
-        except Exception as error:  # missing, truncated, or no image: PIL has many words for it
-            raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
+        return read_image(Path(self.root, self.coco.imgs[image_id]["file_name"]))
 
     def _load_target(self, image_id: int) -> list[dict]:
-        return [a for a in super()._load_target(image_id) if not a["iscrowd"] and not self.is_useless(a)]
+        return [annotation for annotation in super()._load_target(image_id) if not annotation["iscrowd"]]
 
     def is_useless(self, annotation: dict) -> bool:
-        return annotation["category_id"] not in self.coco.cats or min(annotation["bbox"][2:]) <= 0
+        """Whether nobody could find it: an unknown image or class, a box that is empty or outside of its image."""
+        image = self.coco.imgs.get(annotation["image_id"])
+        if image is None or annotation["category_id"] not in self.coco.cats:
+            return True
+        x, y, w, h = annotation["bbox"]
+        width, height = (image.get(side) or math.inf for side in ("width", "height"))
+        # NaN is in no range.
+        return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
 
 
 class BoxSource:
     """The images of one split, in the order of their ids.
 
     Attributes:
-        coco: pycocotools' index of the annotations.
+        coco: pycocotools' index of the annotations, without useless ones.
         classes: names in the order of their category ids; a label is a place in it, counted from 1.
         category_ids: category ids in that order.
-        useless: number of annotations that are left out because of an unknown class or an empty box.
+        useless: number of annotations that are left out of training and of scores, because of an unknown image or
+            class, or a box that is empty, not finite or outside of its image.
         objects: number of those that stay, crowds aside.
 
     `read(i)` gives the image as torchvision's uint8 tv_tensor and its objects, {"boxes": (n, 4) x1, y1, x2, y2,
@@ -86,19 +99,40 @@ class BoxSource:
         self.annotations, self.masks = annotations, masks
         boxes = index_annotations(annotations, images)
         self.coco, self.ids = boxes.coco, boxes.ids
-        self.useless = sum(map(boxes.is_useless, self.coco.anns.values()))
-        self.objects = sum(not a["iscrowd"] and not boxes.is_useless(a) for a in self.coco.anns.values())
+        self.useless = boxes.useless
+        self.objects = sum(not a["iscrowd"] for a in self.coco.anns.values())
         self.category_ids = sorted(self.coco.cats)
         self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
         self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
-        bare = [a["id"] for a in self.coco.anns.values() if masks and not a.get("segmentation")]
-        if bare:
-            raise ValueError(
-                f"{annotations} has {len(bare)} annotations without a segmentation, such as {bare[0]}; "
-                f"mask_rcnn needs one for each: take faster_rcnn"
-            )
+        if masks:
+            self.check_masks()
         keys = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
         self.set = wrap_dataset_for_transforms_v2(boxes, target_keys=keys)
+
+    def check_masks(self) -> None:
+        """ValueError unless a mask can be drawn of each object."""
+        unknown = [
+            i
+            for i, image in self.coco.imgs.items()
+            if not all(type(image.get(side)) is int and image[side] > 0 for side in ("width", "height"))
+        ]
+        if unknown:
+            raise ValueError(
+                f"{self.annotations} has {len(unknown)} images without width and height in pixels, such as "
+                f"{unknown[0]}; mask_rcnn needs them of each: write them there, or take faster_rcnn"
+            )
+        problems = {}
+        for number, annotation in self.coco.anns.items():
+            annotation["segmentation"] = with_area(annotation.get("segmentation"))
+            what = segmentation_problem(annotation["segmentation"], self.coco.imgs[annotation["image_id"]])
+            if what:
+                problems[number] = what
+        if problems:
+            number, what = next(iter(problems.items()))
+            raise ValueError(
+                f"{self.annotations} has {len(problems)} annotations without a segmentation, such as {number}; {what}. "
+                f"mask_rcnn needs one for each: correct them, or take faster_rcnn"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,17 +161,21 @@ def index_annotations(annotations: Path, images: Path) -> Boxes:
         with contextlib.redirect_stdout(io.StringIO()):  # the index says how long it took
             boxes = Boxes(str(images), str(annotations))
             coco = boxes.coco
-            for key, by_id in (("images", coco.imgs), ("annotations", coco.anns)):
-                if len(by_id) < len(coco.dataset[key]):  # one image would have the boxes of another
-                    raise ValueError(f"an id stands twice in {key}")
+            problem = next(chain(field_problems(coco.dataset), repeated(coco.dataset)), None)
+            if problem:
+                raise ValueError(problem)
             for annotation in coco.anns.values():
                 x, y, w, h = annotation["bbox"] = list(map(float, annotation["bbox"]))
-                annotation.setdefault("iscrowd", 0)  # files of other tools lack these two
-                annotation.setdefault("area", w * h)
+                annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)  # files of other tools lack these two
+                if annotation.get("area") is None:
+                    annotation["area"] = w * h
+            useful = [annotation for annotation in coco.anns.values() if not boxes.is_useless(annotation)]
+            boxes.useless = len(coco.anns) - len(useful)
             if 0 in coco.anns:  # pycocotools takes a match with annotation 0 for none
-                for annotation in coco.dataset["annotations"]:
+                for annotation in useful:
                     annotation["id"] += 1
-                coco.createIndex()
+            coco.dataset["annotations"] = useful  # a useless one would count as an object that was missed
+            coco.createIndex()
     except ImportError as error:
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
     except (KeyError, TypeError, ValueError, AssertionError) as error:

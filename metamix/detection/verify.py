@@ -4,8 +4,8 @@
     python -m metamix.detection.verify FILE.json --images FOLDER      one annotation file
 
 One line for each finding: the file, the image, the annotation, and what is wrong; the exit code is 1 if there is any.
-Training leaves out what it cannot use, cuts boxes to their image, and learns from images without boxes that there is
-nothing to see.
+Training and scores leave out what they cannot use; training cuts boxes to their image, and learns from images without
+boxes that there is nothing to see.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from metamix.data import CorruptImage
 
-from .sets import find_splits
+from .entries import field_problems, repeated, segmentation_problem
+from .sets import find_splits, read_image
 
 
 def find_problems(annotations: Path, images: Path) -> Iterator[str]:
@@ -25,48 +26,48 @@ def find_problems(annotations: Path, images: Path) -> Iterator[str]:
     try:
         data = json.loads(annotations.read_text())
         entries = {key: data[key] for key in ("images", "annotations", "categories")}
+        for key, values in entries.items():
+            if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+                raise TypeError(f"{key} is no list of objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{annotations}: not an annotation file of COCO's format ({type(error).__name__}: {error})"
         return
-    for key, values in entries.items():
-        yield from (f"{annotations}: {what}" for what in repeated(key, values))
+    wrong = [f"{annotations}: {what}" for what in field_problems(entries)]
+    if wrong:  # what follows looks entries up by these fields
+        yield from wrong
+        return
+    yield from (f"{annotations}: {what}" for what in repeated(entries))
 
-    by_id = {image.get("id"): image for image in entries["images"]}
-    classes = {category.get("id") for category in entries["categories"]}
+    by_id = {image["id"]: image for image in entries["images"]}
+    classes = {category["id"] for category in entries["categories"]}
     with_boxes = set()
     for annotation in entries["annotations"]:
-        image = by_id.get(annotation.get("image_id"))
+        image = by_id.get(annotation["image_id"])
         what = box_problem(annotation, image, classes)
+        if not what:
+            with_boxes.add(image["id"])
+            if annotation.get("segmentation"):  # boxes need none
+                what = segmentation_problem(annotation["segmentation"], image)
         if what:
-            yield f"{annotations}: {name(image, annotation)}, annotation {annotation.get('id')}: {what}"
-        else:
-            with_boxes.add(annotation["image_id"])
+            yield f"{annotations}: {name(image, annotation)}, annotation {annotation['id']}: {what}"
     for image in entries["images"]:
-        what = file_problem(image, images) or (image.get("id") not in with_boxes and "no box (it trains as background)")
+        what = file_problem(image, images) or (image["id"] not in with_boxes and "no box (it trains as background)")
         if what:
             yield f"{annotations}: {name(image)}: {what}"
 
 
 def name(image: dict | None, annotation: dict | None = None) -> str:
     if image is None:
-        return f"image {annotation.get('image_id')}"
-    return f"image {image.get('id')} ({image.get('file_name')})"
-
-
-def repeated(key: str, values: list[dict]) -> Iterator[str]:
-    seen = set()
-    for value in values:
-        if value.get("id") in seen:
-            yield f"the id {value.get('id')} stands twice in {key}"
-        seen.add(value.get("id"))
+        return f"image {annotation['image_id']}"
+    return f"image {image['id']} ({image['file_name']})"
 
 
 def box_problem(annotation: dict, image: dict | None, classes: set) -> str | None:
     """What is wrong with an annotation, or None. Half a pixel over the edge is rounding, not an error."""
     if image is None:
         return "its image is not in the file"
-    if annotation.get("category_id") not in classes:
-        return f"class {annotation.get('category_id')} is unknown; known are {', '.join(map(str, sorted(classes)))}"
+    if annotation["category_id"] not in classes:
+        return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
         return f"its box is {box}; four numbers x, y, width, height are needed"
@@ -84,17 +85,16 @@ def box_problem(annotation: dict, image: dict | None, classes: set) -> str | Non
 
 
 def file_problem(image: dict, folder: Path) -> str | None:
-    path = folder / str(image.get("file_name"))
+    path = folder / image["file_name"]
     if not path.is_file():
         return f"there is no file {path}"
     try:
-        with Image.open(path) as file:
-            file.load()
-            width, height = file.size
-    except Exception as error:  # PIL has many words for it
-        return f"{path} cannot be read: {error}"
-    if (image.get("width", width), image.get("height", height)) != (width, height):
-        return f"{path} is {width} x {height}, but the annotations say {image['width']} x {image['height']}"
+        width, height = read_image(path).size
+    except CorruptImage as error:
+        return f"it cannot be read: {error}"
+    said = image.get("width") or width, image.get("height") or height
+    if said != (width, height):
+        return f"{path} is {width} x {height}, but the annotations say {said[0]} x {said[1]}"
     return None
 
 

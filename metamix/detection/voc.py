@@ -13,6 +13,7 @@ that all splits agree, from all annotations of the folder.
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -40,10 +41,10 @@ def convert(folder: Path, split: str | None = None) -> dict:
         path = folder / "Annotations" / f"{stem}.xml"
         if stem not in trees:
             raise FileNotFoundError(f"{split}.txt lists {stem}, but there is no {path}")
-        size = {side: int(text(trees[stem], f"size/{side}", path)) for side in ("width", "height")}
+        size = {side: round(number(trees[stem], f"size/{side}", path)) for side in ("width", "height")}
         images.append({"id": len(images) + 1, "file_name": text(trees[stem], "filename", path)} | size)
         for obj in trees[stem].iter("object"):
-            x0, y0, x1, y1 = (float(text(obj, f"bndbox/{key}", path)) for key in ("xmin", "ymin", "xmax", "ymax"))
+            x0, y0, x1, y1 = (number(obj, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
             box = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
             annotations.append(
                 {
@@ -73,18 +74,31 @@ def text(element: ElementTree.Element, name: str, path: Path) -> str:
     return found.strip()
 
 
+def number(element: ElementTree.Element, name: str, path: Path) -> float:
+    found = text(element, name, path)
+    try:
+        value = float(found)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{path} has {found!r} in <{name.replace('/', '><')}>, where a number of pixels is needed")
+    return value
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.voc", description=__doc__.splitlines()[0])
     parser.add_argument("voc_dir", type=Path, help="folder with Annotations/ and JPEGImages/")
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--split", help="name of a list in ImageSets/Main, such as train; none: all images")
     options = parser.parse_args(argv)
+    if options.out.is_dir():
+        parser.error(f"{options.out} is a folder; give a file to write, {options.out / 'instances_train.json'}")
     try:
         data = convert(options.voc_dir, options.split)
-    except (ValueError, FileNotFoundError) as error:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(data))
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(data))
     print(f"{options.out}: " + ", ".join(f"{len(data[key])} {key}" for key in ("images", "annotations", "categories")))
     return 0
 

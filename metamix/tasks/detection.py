@@ -101,6 +101,15 @@ class DetectionOptions(DataOptions):
                 f"detector_args has {', '.join(sorted(taken))}: --min-size and --max-size are the size of the images, "
                 f"--model and --model-args the backbone, and --detector what stands on it"
             )
+        taken = {"name", "pretrained", "checkpoint", "frozen_norms", "out_channels", "out_indices", "extra"}
+        if taken := (taken | {"num_classes", "in_chans"}) & self.model_args.keys():
+            raise ValueError(
+                f"model_args has {', '.join(sorted(taken))}: --pretrained and --checkpoint are where to begin, "
+                f"--out-channels, --out-indices and --extra the pyramid; images are read in colour, and the data set "
+                f"has the classes"
+            )
+        if not self.train_on:
+            raise ValueError("train_on is empty; name the splits to train on, such as train or train,val")
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(
                 f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
@@ -118,8 +127,13 @@ class Detection:
         self.options = options
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
-        self.train = [open_split(splits, name, masks) for name in options.train_on]
         test = options.test_on or ("test" if "test" in splits else "val")
+        if test in options.train_on:
+            raise ValueError(
+                f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
+                f"--train-on. The splits are {', '.join(splits)}"
+            )
+        self.train = [open_split(splits, name, masks) for name in options.train_on]
         self.scored = {"test": open_split(splits, test, masks)}
         if "val" in splits and "val" not in (test, *options.train_on):
             self.scored["holdout"] = open_split(splits, "val", masks)
@@ -146,6 +160,11 @@ class Detection:
             for source in (*self.train, *self.scored.values())
             if source.useless
         ]
+        if options.train_on and not any(source.objects for source in self.train):
+            raise ValueError(
+                f"{' and '.join(str(source.annotations) for source in self.train)} has "
+                f"{self.data['samples']['train']} images and no object to learn from: give another --train-on"
+            )
         for source in self.scored.values():
             if not source.objects:
                 raise ValueError(f"{source.annotations} has no object that could be found: give another --test-on")
@@ -175,7 +194,9 @@ class Detection:
         model, about = load_detector(options.checkpoint)
         built = {field.name: about[field.name] for field in fields(DetectionOptions) if field.name in about}
         data = {key: value for key, value in vars(options).items() if key != "checkpoint"}
-        task = cls(DetectionOptions(**built | data, train_on=()))
+        trained = DetectionOptions(**built | data)
+        trained.train_on = ()  # whose images need not be there
+        task = cls(trained)
         task.frozen_norms = about["frozen_norms"]
         if list(task.classes) != about["classes"]:
             raise ValueError(
@@ -200,7 +221,8 @@ class Detection:
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         losses = model(batch["image"], batch["target"])
-        return sum(losses.values()), losses
+        named = {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}  # curves go by the end
+        return sum(losses.values()), named
 
     def start(self) -> dict[str, Any]:
         return {"split": None, "results": []}

@@ -1,14 +1,18 @@
 """Sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from shapes import DISC, SQUARE
 
 from metamix.data import CorruptImage
 from metamix.detection.data import eval_loader, train_loader
 from metamix.detection.sets import find_splits, open_split
+from metamix.detection.verify import find_problems
 from metamix.tasks.detection import DetectionOptions
 
 
@@ -147,12 +151,19 @@ def test_an_unreadable_image_is_not_scored_as_its_neighbour(coco, options):
     assert batch["index"].tolist() == [0, -1, 2, 3] and torch.equal(batch["image"][1], batch["image"][2])
 
 
+def test_16_bits_of_grey_become_8(coco):
+    folder = coco()
+    Image.fromarray(np.full((64, 96), 100 * 256, dtype=np.uint16)).save(folder / "images" / "train_0.png")
+    image, _ = open_split(find_splits(folder), "train").read(0)
+    assert image.shape == (3, 64, 96) and (image == 100).all()
+
+
 def test_ids_that_stand_twice_are_refused(coco):
     def again(split, data):
         data["annotations"][1]["id"] = data["annotations"][0]["id"]
 
     with pytest.raises(
-        ValueError, match="an id stands twice in annotations.*verify .*train.json --images .* says where"
+        ValueError, match="the id 0 stands twice in annotations.*verify .*train.json --images .* says where"
     ):
         open_split(find_splits(coco(change=again)), "train")
 
@@ -169,6 +180,61 @@ def test_what_is_no_data_set_is_refused_in_words(tmp_path, coco):
         open_split(find_splits(folder), "val")
 
 
+def change_first(key, **fields):
+    def change(split, data):
+        data[key][0] |= fields
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "key, fields, words",
+    [
+        ("images", dict(id="a.png"), r"images\[0\] has the id 'a.png'; it must be an integer"),
+        ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
+        ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be text"),
+        ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, where it is given"),
+        ("annotations", dict(image_id="10"), r"annotations\[0\] has the image_id '10'; it must be an integer"),
+        ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
+        ("annotations", dict(iscrowd="no"), r"annotations\[0\] has the iscrowd 'no'; it must be 0 or 1"),
+        ("categories", dict(name=None), r"categories\[0\] has no name; it must be text"),
+        ("categories", dict(id=DISC), "the id 3 stands twice in categories"),
+        ("categories", dict(name="disc"), "the name disc stands twice in categories"),
+    ],
+)
+def test_wrong_fields_are_refused_in_the_words_of_verify(coco, key, fields, words):
+    folder = coco(train=1, val=1, test=1, change=change_first(key, **fields))
+    annotations, images = find_splits(folder)["train"]
+    with pytest.raises(ValueError, match=f"train.json is not in COCO's format .*{words}.*verify .* says where"):
+        open_split(find_splits(folder), "train")
+    assert any(re.search(words, what) for what in find_problems(annotations, images))
+
+
+def test_text_ids_are_refused(coco):
+    """pycocotools would give the image of id "10" the boxes of the images "1" and "0"."""
+
+    def as_text(split, data):
+        for image in data["images"]:
+            image["id"] = str(image["id"])
+        for annotation in data["annotations"]:
+            annotation["image_id"] = str(annotation["image_id"])
+
+    with pytest.raises(ValueError, match=r"images\[0\] has the id '10'; it must be an integer"):
+        open_split(find_splits(coco(change=as_text)), "train")
+
+
+def test_an_area_is_made_where_there_is_none(coco):
+    source = open_split(find_splits(coco(change=change_first("annotations", area=None, iscrowd=None))), "train")
+    first = source.coco.anns[1]
+    assert first["area"] == first["bbox"][2] * first["bbox"][3] and first["iscrowd"] == 0
+
+
+def test_a_scale_below_a_pixel_is_one_pixel(coco, options):
+    tiny = replace(options, scales=(0.001, 0.02), iou_crop=0.0)
+    (batch,) = train_loader([open_split(find_splits(coco()), "train")], tiny, batch_size=8).epoch(0)
+    assert {image.shape[1] for image in batch["image"]} == {1}
+
+
 def test_masks_need_segmentations(coco):
     def bare(split, data):
         del data["annotations"][0]["segmentation"]
@@ -177,3 +243,35 @@ def test_masks_need_segmentations(coco):
     assert len(open_split(splits, "train")) == 8
     with pytest.raises(ValueError, match="1 annotations without a segmentation, such as 1; .* take faster_rcnn"):
         open_split(splits, "train", masks=True)
+
+
+@pytest.mark.parametrize(
+    "key, fields, words",
+    [
+        ("images", dict(width=None), "1 images without width and height in pixels, such as 10; mask_rcnn needs them"),
+        ("images", dict(height=64.0), "1 images without width and height in pixels"),
+        ("annotations", dict(segmentation=[[5, 5]]), "such as 1; it has neither a polygon of three points or more nor"),
+        (
+            "annotations",
+            dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]),
+            r"polygon \[1, 1, 9, 1, 9, 9, 1\]; x and y of three",
+        ),
+        ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
+        ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
+        ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
+        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"width \[9, 9\], but .* of \[64, 96\]"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused(coco, key, fields, words):
+    splits = find_splits(coco(train=2, val=2, test=2, change=change_first(key, **fields)))
+    assert open_split(splits, "train").objects
+    with pytest.raises(ValueError, match=words + ".* take faster_rcnn"):
+        open_split(splits, "train", masks=True)
+
+
+def test_a_line_is_no_part_of_a_mask(coco):
+    square = [10, 10, 20, 10, 20, 20, 10, 20]
+    change = change_first("annotations", segmentation=[[5, 5, 9, 9], square])
+    source = open_split(find_splits(coco(change=change)), "train", masks=True)
+    assert source.read(0)[1]["masks"][0].sum() == 100

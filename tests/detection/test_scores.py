@@ -108,6 +108,42 @@ def test_what_lies_in_a_crowd_is_no_mistake(coco):
     assert score(source, outside).summary["AP50"] < 99
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(bbox=[5, 6, 0, 8]),
+        dict(bbox=[5, 6, float("nan"), 8]),
+        dict(bbox=[5, float("nan"), 7, 8]),
+        dict(bbox=[5, 6, 7, float("inf")]),
+        dict(bbox=[96, 6, 7, 8]),
+        dict(bbox=[5, -8, 7, 8]),
+        dict(image_id=99),
+        dict(category_id=99),
+    ],
+)
+def test_what_nobody_could_find_is_not_missed(coco, change):
+    """Training leaves it out, so the scores do, and it is counted."""
+
+    def spoil(split, data):
+        data["annotations"][0] |= change
+
+    source = open_split(find_splits(coco(change=spoil)), "test", masks=True)
+    assert source.useless == 1 and source.objects == len(source.coco.anns)
+    scores = score(source, results(source, truth(source)))
+    assert scores.summary["AP"] == scores.summary["AR_100"] == pytest.approx(100)
+    assert set(scores.images.values()) == {1.0}
+
+
+def test_what_reaches_into_an_image_is_scored(coco):
+    """The control: a box of which half a pixel lies inside of the image."""
+
+    def spill(split, data):
+        data["annotations"][0]["bbox"] = [95.5, 6, 7, 8]
+
+    source = open_split(find_splits(coco(change=spill)), "test")
+    assert source.useless == 0 and source.objects == len(source.coco.anns)
+
+
 def test_detections_come_back(source):
     answer = truth(source)[10]
     again = from_coco(to_coco(answer, 10, source), source)

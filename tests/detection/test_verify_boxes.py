@@ -1,5 +1,7 @@
 """The verify command names each thing that is wrong: file, image, annotation."""
 
+import json
+
 import pytest
 
 from metamix.detection.verify import main
@@ -27,6 +29,7 @@ def test_a_good_set_passes(coco, capsys):
         (dict(bbox=[1, 2, 3, float("nan")]), "is not finite"),
         (dict(category_id=9), "annotation 0: class 9 is unknown; known are 3, 7"),
         (dict(image_id=99), "image 99, annotation 0: its image is not in the file"),
+        (dict(segmentation=[[5, 5]]), "annotation 0: its segmentation has the polygon [5, 5]; x and y of three points"),
     ],
 )
 def test_a_bad_annotation_is_named(coco, capsys, change, what):
@@ -70,7 +73,37 @@ def test_bad_images_are_named(coco, capsys):
     assert lines[4] == f"{file}: image 13 (train_3.png): no box (it trains as background)"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": []}'])
+def test_boxes_need_no_segmentation_and_no_size_of_their_image(coco, capsys):
+    def strip(split, data):
+        data["annotations"][0]["segmentation"] = []
+        data["images"][0]["width"] = None
+
+    assert verify(capsys, coco(train=3, val=3, test=3, change=strip))[0] == 0
+
+
+def test_wrong_fields_are_named_before_all_else(tmp_path, capsys):
+    image, box = {"id": 1, "file_name": "a.png"}, {"id": 1, "image_id": "1", "category_id": 2, "bbox": [0, 0, 5, 5]}
+    data = {"images": [image], "annotations": [box], "categories": [{"id": 2, "name": "disc"}, {"name": "square"}]}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    code, out = verify(capsys, tmp_path / "x.json")
+    assert code == 1 and out.splitlines() == [
+        f"{tmp_path / 'x.json'}: annotations[0] has the image_id '1'; it must be an integer",
+        f"{tmp_path / 'x.json'}: categories[1] has no id; it must be an integer",
+        "2 findings",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"images": []}',
+        '{"images": null, "annotations": [], "categories": []}',
+        '{"images": ["a.png"], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [[1, 2]], "categories": []}',
+    ],
+)
 def test_another_format_is_named(tmp_path, capsys, content):
     (tmp_path / "x.json").write_text(content)
     code, out = verify(capsys, tmp_path / "x.json")

@@ -50,6 +50,19 @@ def test_boxes_count_from_zero_and_hold_their_last_pixel(voc, tmp_path, capsys):
     assert verify([str(tmp_path / "set")]) == 1 and "c.jpg): no box" in capsys.readouterr().out
 
 
+def test_a_size_may_have_decimals(voc, tmp_path):
+    file = voc / "Annotations/b.xml"
+    file.write_text(file.read_text().replace("<width>50</width>", "<width>50.0</width>"))
+    main([str(voc), str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text())["images"][1]["width"] == 50
+
+
+def test_a_folder_is_no_file_to_write(voc, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(voc), str(tmp_path)])
+    assert f"{tmp_path} is a folder; give a file to write, {tmp_path}/instances_" in capsys.readouterr().err
+
+
 def test_a_split_keeps_the_numbers_of_all_classes(voc, tmp_path):
     main([str(voc), str(tmp_path / "train.json"), "--split", "train"])
     data = json.loads((tmp_path / "train.json").read_text())
@@ -67,6 +80,12 @@ def test_a_split_keeps_the_numbers_of_all_classes(voc, tmp_path):
         ),
         (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation>"), "b.xml is not XML"),
         (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation/>"), "b.xml has no <size><width>"),
+        (
+            lambda folder: (folder / "Annotations/b.xml").write_text(
+                "<annotation><size><width>wide</width></size></annotation>"
+            ),
+            "b.xml has 'wide' in <size><width>, where a number of pixels is needed",
+        ),
         (lambda folder: [path.unlink() for path in (folder / "Annotations").iterdir()], "holds no .xml file"),
     ],
 )

@@ -159,7 +159,10 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
         ([str(path), str(path), "--checkpoint", str(trained)], "several images have one name"),
         ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by its pict"),
         ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
-        ([__file__, "--checkpoint", str(trained), "--output", str(tmp_path)], "test_detection.py cannot be read"),
+        (
+            [__file__, "--checkpoint", str(trained), "--output", str(tmp_path)],
+            "test_detection.py: not an image of a kn",
+        ),
     ):
         with pytest.raises(SystemExit):
             predict(words)
@@ -311,6 +314,35 @@ def test_a_split_without_objects_is_refused(tmp_path):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
+@pytest.mark.parametrize("images", [0, 4])
+def test_nothing_to_learn_from_is_refused(tmp_path, images):
+    def clear(split, data):
+        if split == "train":
+            data["annotations"].clear()
+
+    folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=clear)
+    words = f"instances_train.json has {images} images and no object to learn from: give another --train-on"
+    with pytest.raises(ValueError, match=words):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+
+
+def test_the_test_is_not_trained_on(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2)
+    for options in (dict(train_on=("train", "val")), dict(test_on="train")):
+        with pytest.raises(ValueError, match="is among the splits to train on, so it cannot be the test: give another"):
+            Detection(DetectionOptions(**SMALL, data_dir=str(folder), **options))
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "mask_rcnn"])
+def test_losses_are_named_as_losses(few, detector):
+    """So that curves.png draws them apart from scores."""
+    task, model = build(few, detector=detector)
+    batch = task.augment(next(iter(task.train_loader(2, 0, 1, 0).epoch(0))), 0, 0, 0, 1)
+    total, losses = task.loss(model.train(), batch)
+    assert all(name.endswith("_loss") and not name.startswith("loss") for name in losses)
+    assert total == sum(losses.values())
+
+
 def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2)
     (folder / "images" / "test_0.png").unlink()
@@ -338,6 +370,9 @@ def test_splits_are_chosen(few):
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
         (dict(pretrained=True, checkpoint="x"), "both say where to begin"),
         (dict(detector_args={"min_size": 300}), "detector_args has min_size: --min-size and --max-size are the size"),
+        (dict(model_args={"pretrained": True}), "model_args has pretrained: --pretrained and --checkpoint are where"),
+        (dict(model_args={"out_channels": 32, "num_classes": 3}), "has num_classes, out_channels: .* the data set has"),
+        (dict(train_on=()), "train_on is empty; name the splits to train on, such as train or train,val"),
         (dict(train_on=("trian",)), "no split 'trian'; did you mean 'train'"),
         (dict(data_dir="nowhere"), "nowhere holds no data set"),
     ],
