@@ -293,7 +293,7 @@ def with_words(readme: str, results: dict) -> str:
     small, large = ({side: row["img_per_s"] for side, row in case["sides"].items()} for case in results["cases"])
     cpu = f"{results['machine']['cores']} {results['machine']['cpu']} cores"
     words = (
-        f"On {cpu}, `{results['cases'][0]['model']}` trains on CIFAR-10 in bf16 at {small['ours']} img/s, "
+        f"On {cpu}, `{results['cases'][0]['model']}` trains on CIFAR-10, JPEG copy, in bf16 at {small['ours']} img/s, "
         f"{small['ours'] / small['bare']:.2f} times the speed of the bare step on one random batch and "
         f"{small['ours'] / small['timm']:.2f} times that of a loop made of timm's own pieces; "
         f"`{results['cases'][1]['model']}` on a folder of larger images at {large['ours']} img/s, "
