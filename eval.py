@@ -22,7 +22,7 @@ import torch
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks import TASKS, find_task
-from metamix.training.checkpoint import write_text
+from metamix.training.checkpoint import readable, write_text
 from metamix.training.engine import evaluate
 from metamix.training.logging import versions
 from metamix.training.optimization import autocast_dtype
@@ -104,15 +104,16 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
         )
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         pictures = task.pictures(states, folder)
-        print(
+        line = (
             f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
             + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
             + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             + f"; {count / seconds:.0f} img/s"
         )
+        print(readable(line))
         if report := task.report(states):
             print(report)
-        print(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}")
+        print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
 
 
 if __name__ == "__main__":

@@ -26,17 +26,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.models.build import check_model, check_published
 from metamix.tasks import TASKS, find_task
-from metamix.training.checkpoint import WEIGHTS, save_weights, write_text
+from metamix.training.checkpoint import WEIGHTS, readable, save_weights, write_text
 from metamix.training.engine import Engine, NotFinite, Stopped
 from metamix.training.logging import Run, commit, compare_runs, versions
 from metamix.training.ranks import Ranks, in_one_sentence
-from metamix.training.recipe import Recipe, check_data, parse, resume_changes
+from metamix.training.recipe import Recipe, check_data, parse, read_yaml, resume_changes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,7 +73,7 @@ def train_all(recipe: Recipe, ranks: Ranks) -> None:
                 print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command goes on with them")
             return
     if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
-        print(compare_runs(folders))
+        print(readable(compare_runs(folders)))
 
 
 def train(recipe: Recipe, ranks: Ranks) -> Path:
@@ -83,7 +84,8 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
     if not options.dry_run and is_finished(folder, recipe, task.data):
         if ranks.main:
-            print(f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}")
+            text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
+            print(readable(text))
         return folder
     run = Run(None if options.dry_run else folder, main=ranks.main, tensorboard=options.tensorboard)
     try:
@@ -115,7 +117,7 @@ def is_finished(folder: Path, recipe: Recipe, data: dict) -> bool:
     """Whether the folder holds the result of this very recipe; ValueError where it holds another run."""
     if not (folder / "summary.json").exists():
         return False
-    changes = resume_changes(yaml.safe_load((folder / "recipe.yaml").read_text()), recipe)
+    changes = resume_changes(read_yaml(folder / "recipe.yaml"), recipe)
     check_data(json.loads((folder / "summary.json").read_text()), data, folder)
     return not changes
 
@@ -160,12 +162,14 @@ def time_step(engine: Engine, run: Run) -> None:
 
 
 def finish(engine: Engine, run: Run) -> None:
-    """Scores the test split, once, with the weights that the recipe names; writes weights, summary and pictures."""
+    """Scores the test split, once, with the weights that the recipe names; writes weights, summary and pictures.
+
+    Pictures come last: one that cannot be drawn must not cost the result.
+    """
     options, which = engine.options, engine.options.score
     scores, states = engine.evaluate("test", which)
     if not run.main:
         return
-    pictures = [run.folder / "curves.png", *engine.task.pictures(states, run.folder)]
     speed = engine.total_steps * options.batch_size / engine.seconds
     result = (
         engine.about
@@ -183,9 +187,15 @@ def finish(engine: Engine, run: Run) -> None:
     )
     model = engine.ema.module if which == "ema" else engine.model
     save_weights(run.folder / WEIGHTS, model.state_dict(), result)
-    summary = result | {"scores": list(scores), "pictures": [picture.name for picture in pictures]}
-    write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
+    write_summary(run.folder, summary)
+    summary["pictures"] += [picture.name for picture in engine.task.pictures(states, run.folder)]
+    write_summary(run.folder, summary)
     run.say(result_line(run.folder))
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def result_line(folder: Path) -> str:

@@ -75,6 +75,20 @@ def test_classes_of_other_names_are_said(run, tmp_path, capsys):
     assert said == "note: class '0' of the model is 'no 0' here: classes are matched by their order"
 
 
+def test_the_number_of_images_that_were_scored(run, tmp_path, capsys):
+    for label in range(10):
+        (tmp_path / "set" / "val" / str(label)).mkdir(parents=True)
+        Image.new("L", (32, 32)).save(tmp_path / "set" / "val" / str(label) / "0.png")
+    (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "set" / "val")
+    words = ["--data", "folder", "--data-dir", tmp_path / "set", "--corrupt-limit", 0.5, "--workers", 0]
+    model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
+    about = json.loads((run / "summary.json").read_text()) | {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
+    evaluate("--model", MODEL, "--checkpoint", tmp_path / "w.safetensors", *words, "--output", tmp_path / "out")
+    assert "9 images were scored; 1 could not be read\n" in capsys.readouterr().out
+
+
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test; give --holdout SHARE"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)

@@ -217,6 +217,34 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
         assert counted == ("1 of 8", "2 of 8") and sorted(named) == ["ant/1", "bee/3"]
 
 
+def test_names_of_every_kind(tmp_path, capsys):
+    """A class that looks like a formula, and names that are no text: of the set, a class and an unreadable image."""
+    data = tmp_path / os.fsdecode(b"\xe8")
+    for split in ("train", "val"):
+        for label in ("a$x_$b", os.fsdecode(b"\xe9")):
+            (data / split / label).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32)).save(data / split / label / f"{i}.png")
+    (data / "train" / "a$x_$b" / os.fsdecode(b"\xea.png")).write_bytes(b"no image")
+    words = ["--batch-size", 4, "--data", "folder", "--data-dir", data, "--corrupt-limit", 0.5, "--warmup-epochs", 0]
+    for epochs in (1, 2, 2):  # trained, resumed, finished
+        train(*words, "--epochs", epochs, "--output", tmp_path / "run")
+        assert (tmp_path / "run" / "test_confusion.png").exists()
+    assert "is finished" in capsys.readouterr().out
+    assert r"a$x_$b/\udcea.png" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    script("eval").main(
+        [*TINY[:2], "--checkpoint", str(tmp_path / "run"), *map(str, words[:6]), "--output", str(tmp_path / "scored")]
+    )
+    assert rf"{MODEL} on \udce8, test (8 images" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("metamix.tasks.classification.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
+    with pytest.raises(RuntimeError, match="no colour"):
+        train(*QUICK, "--output", tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["top1"] == load_weights(tmp_path)[1]["top1"]
+
+
 def test_tensorboard(tmp_path):
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,14 +27,14 @@ from metamix.data import (
 )
 from metamix.models import MetaFormer, count_macs
 from metamix.models.build import check_model, check_published, checkpoint_filter
-from metamix.training.checkpoint import load_into, load_weights
+from metamix.training.checkpoint import load_into, load_weights, readable
 from metamix.training.logging import save_figure
 from metamix.training.recipe import option
 
 
 @dataclass
 class ModelOptions(SourceOptions):
-    """Model and data: what eval.py needs to know."""
+    """Model and data."""
 
     model: str = option(
         "metaformer_pooling_nano",
@@ -51,6 +51,26 @@ class ModelOptions(SourceOptions):
         super().__post_init__()
         if self.pretrained and self.checkpoint:
             raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
+
+
+@dataclass
+class EvalOptions(ModelOptions):
+    """Model and data, as eval.py takes them: what is not given is as it was in training."""
+
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = option(
+        None, "how images are resized; none: as in training", group="data"
+    )
+    crop_pct: float | None = option(
+        None,
+        "streamed sets: share of the shorter side that the centre crop keeps; none: as in training",
+        group="data",
+    )
+
+    def __post_init__(self) -> None:
+        ModelOptions(**self.given())  # refuses what is out of range
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass
@@ -79,12 +99,19 @@ class ClassificationOptions(ModelOptions, DataOptions):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
+        sources = {"num_classes": "the data", "in_chans": "the data"}
+        sources |= {"img_size": "--img-size", "pretrained": "--pretrained"}
+        sources |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}
+        sources |= {"drop_path_rate": "--drop-path"} if self.drop_path else {}
+        for name in self.model_args:
+            if name in sources:
+                raise ValueError(f"model_args has {name}, which comes from {sources[name]}; leave it out of model_args")
 
 
 class Classification:
     """The task of `protocol.Task` for labelled images."""
 
-    Options, EvalOptions = ClassificationOptions, ModelOptions
+    Options, EvalOptions = ClassificationOptions, EvalOptions
 
     def __init__(self, options: ModelOptions, seed: int = 0, about: dict[str, Any] | None = None):
         """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels.
@@ -155,23 +182,26 @@ class Classification:
         return model
 
     @classmethod
-    def trained(cls, options: ModelOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
+    def trained(cls, options: EvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
         """For eval.py: the model of `checkpoint`, or with its published weights, built as it was trained, and the task
         with the statistics and image size that it was trained with, where `options` do not say otherwise."""
         check_model(options.model)
         if options.checkpoint:
-            tensors, about = load_weights(options.checkpoint)
+            tensors, about = load_classifier(options.checkpoint)
             if about.get("model", options.model).partition(".")[0] != options.model.partition(".")[0]:
                 raise ValueError(
                     f"{options.checkpoint} holds the weights of {about['model']}, not of {options.model}; "
                     f"give --model {about['model']}"
                 )
             shape = {key: about[key] for key in ("num_classes", "in_chans", "img_size") if key in about}
-            shape = shape or {"num_classes": _count_classes(tensors, options)}
-            model = create_model(options.model, **shape, **about.get("model_args", {}) | options.model_args)
+            arguments = shape | about.get("model_args", {}) | options.model_args
+            model = create_model(options.model, **arguments)
+            if not shape:  # tensors alone, whose names may be their authors'
+                tensors = in_our_names(tensors, model, options.checkpoint)
+                model = create_model(options.model, **{"num_classes": _count_classes(tensors, options)} | arguments)
             load_into(model, tensors, options.checkpoint)
         elif options.pretrained:
-            model = create_model(options.model, pretrained=True, **options.model_args)
+            model = create_model(options.model, **{"pretrained": True} | options.model_args)
             about = {}
         else:
             raise ValueError(
@@ -183,16 +213,10 @@ class Classification:
             "in_chans": config["input_size"][0],
             "num_classes": model.num_classes,
         } | about
-        defaults = {f.name: f.default for f in fields(options)}
-        options = replace(
-            options,
-            model_args=about.get("model_args", {}) | options.model_args,
-            **{
-                key: tuple(config[key]) if key in ("mean", "std") else config[key]
-                for key in ("mean", "std", "img_size", "interpolation", "crop_pct")
-                if getattr(options, key) == defaults[key]
-            },
-        )
+        as_trained = {key: config[key] for key in ("img_size", "interpolation", "crop_pct")}
+        as_trained |= {key: tuple(config[key]) for key in ("mean", "std")}
+        model_args = about.get("model_args", {}) | options.model_args
+        options = ModelOptions(**as_trained | options.given() | {"model_args": model_args})
         return cls(options, about=config), model, about
 
     def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
@@ -228,15 +252,18 @@ class Classification:
             "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
             "in_top5": torch.zeros((), dtype=torch.int64),
             "loss": torch.zeros(()),
+            "unreadable": torch.zeros((), dtype=torch.int64),  # images, in none of the scores
         }
 
     def update(self, state: dict[str, Any], model: nn.Module, batch: dict[str, Any]) -> None:
-        logits, label = model(self.normalize(batch)["image"]).float(), batch["label"]
-        classes = len(self.classes)
+        was_read = batch["index"] >= 0
+        logits = model(self.normalize(batch)["image"]).float()[was_read]
+        label, classes = batch["label"][was_read], len(self.classes)
         best = logits.topk(min(5, classes)).indices  # (n, 5)
         state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)
         state["in_top5"] += (best == label[:, None]).sum()
         state["loss"] += F.cross_entropy(logits, label, reduction="sum")
+        state["unreadable"] += (~was_read).sum()
 
     def result(self, states: list[dict[str, Any]]) -> dict[str, float]:
         confusion = sum(state["confusion"] for state in states)
@@ -253,7 +280,8 @@ class Classification:
         return [path]
 
     def report(self, states: list[dict[str, Any]]) -> str:
-        return ""
+        scored, unreadable = (sum(int(state[key].sum()) for state in states) for key in ("confusion", "unreadable"))
+        return f"{scored:,} images were scored; {unreadable:,} could not be read" if unreadable else ""
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
@@ -340,7 +368,7 @@ class Teacher(nn.Module):
         return self.model(image * self.scale + self.shift).float()
 
 
-def create_model(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
     """timm's model of that name, which may have a tag.
 
     Raises:
@@ -368,22 +396,36 @@ def _count_classes(tensors: dict[str, Tensor], options: ModelOptions) -> int:
     return len(tensors[f"{head}.weight"])
 
 
+def load_classifier(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and what is known of them; ValueError where the file says that it holds a detector."""
+    tensors, about = load_weights(source)
+    if about.get("task") == "detection":
+        raise ValueError(f"{source} holds a detector: add --task detection")
+    return tensors, about
+
+
+def in_our_names(tensors: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """The tensors of a file as the model has them, spatial weights resampled to its image size.
+
+    That is the zoo's filter or, for timm's own models, their file's.
+    """
+    if isinstance(model, MetaFormer):
+        adapt = checkpoint_filter
+    else:
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda tensors, model: tensors)
+    try:
+        return adapt(tensors, model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
 def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[str]:
     """Loads weights for fine-tuning. All must fit but the head's, which is made anew for other classes.
 
-    Spatial weights for another image size are resampled by the zoo's filter or, for timm's own models, by their file's.
     Returns the names of the weights that were made anew.
     """
-    tensors, about = load_weights(source)
-    if isinstance(model, MetaFormer):
-        resample = checkpoint_filter
-    else:
-        resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if resample is not None:
-        try:
-            tensors = resample(tensors, model)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+    tensors, about = load_classifier(source)
+    tensors = in_our_names(tensors, model, source)
     head = model.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     if about.get("classes", classes) != classes:  # as many, perhaps, but others
@@ -398,15 +440,15 @@ def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> N
     side = min(12.0, 3.0 + 0.4 * count)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
+    names = [readable(name) for name in classes]
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, label="% of the label's samples", shrink=0.8)
     accuracy = 100 * confusion.trace().item() / max(1, confusion.sum().item())
     axes.set(xlabel="prediction", ylabel="label", title=f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %")
     if count <= 40:
-        axes.set_xticks(
-            range(count), classes, **({"rotation": 45, "ha": "right"} if max(map(len, classes)) > 3 else {})
-        )
-        axes.set_yticks(range(count), classes)
+        turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axes.set_xticks(range(count), names, parse_math=False, **turned)  # a $ in a name begins no formula
+        axes.set_yticks(range(count), names, parse_math=False)
     if count <= 20:
         for label, row in enumerate(confusion.tolist()):
             for prediction, number in enumerate(row):

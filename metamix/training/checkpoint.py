@@ -41,9 +41,14 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def readable(text: str) -> str:
+    """Text that any file or picture takes: a byte of a name that is no UTF-8 is written out, as \\udce9."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def write_text(path: Path, text: str) -> None:
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(readable(text).encode())
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -72,7 +77,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes safetensors; metadata are plain values, each kept as JSON text unless it is text already."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    texts = {key: readable(value) if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with written_whole(path) as file:
         file.write(safetensors_bytes(whole, metadata=texts))

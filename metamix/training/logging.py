@@ -36,9 +36,11 @@ from tqdm import tqdm
 
 import metamix
 
-from .checkpoint import write_text, written_whole
+from .checkpoint import readable, write_text, written_whole
 
 PLAIN_SECONDS = 10  # between two lines of progress where there is no terminal
+
+GROUPS = ("train", "holdout_ema", "holdout")  # of columns; the longer name before the one that it begins with
 
 PACKAGE = logging.getLogger("metamix")
 
@@ -74,15 +76,15 @@ class Run:
     def say(self, text: str) -> None:
         """One line to the terminal and to log.txt."""
         if self.main:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(readable(text), file=sys.stdout)  # names of files stand in it, and they may be no text
             sys.stdout.flush()
         self.log(text)
 
     def log(self, text: str) -> None:
         """One line to log.txt alone."""
         if self.main and self.folder is not None:
-            with open(self.folder / "log.txt", "a") as file:
-                file.write(text + "\n")
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(readable(text) + "\n")
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         self._title = f"epoch {epoch + 1}/{epochs}"
@@ -148,7 +150,7 @@ class Run:
             self._drawing = time.monotonic() - self._drew
         if self.events is not None:
             for name, value in history[-1].items():
-                self.events.add_scalar(name.replace("_", "/", 1), value, history[-1]["step"])
+                self.events.add_scalar("/".join(filter(None, grouped(name))), value, history[-1]["step"])
             self.events.flush()
 
     def say_row(self, row: Row, epochs: int) -> None:
@@ -156,11 +158,10 @@ class Run:
         text = f"epoch {row['epoch']}/{epochs}"
         before = None
         for name, value in row.items():
-            group, _, score = name.rpartition("_")
-            if group.startswith(("train", "holdout")):
-                text += (
-                    f" {score} {value:.4g}" if group == before else f"  {group.replace('_', ' ')} {score} {value:.4g}"
-                )
+            group, score = grouped(name)
+            if group:
+                text += "" if group == before else f"  {group.replace('_', ' ')}"
+                text += f" {score.replace('_', ' ')} {value:.4g}"
                 before = group
         self.say(
             f"{text}  lr {row['lr']:.2e}  {row['img_per_s']:.0f} img/s  {timedelta(seconds=round(row['seconds']))}"
@@ -186,6 +187,14 @@ class _Warnings(logging.Handler):
         self.run.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
+def grouped(name: str) -> tuple[str, str]:
+    """A column's group and its name there: holdout_ema_top1 is ("holdout_ema", "top1"), and lr is ("", "lr")."""
+    for group in GROUPS:
+        if name.startswith(f"{group}_"):
+            return group, name.removeprefix(f"{group}_")
+    return "", name
+
+
 def write_metrics(path: Path, history: Sequence[Row]) -> None:
     columns = list(dict.fromkeys(name for row in history for name in row))
     text = io.StringIO()
@@ -199,11 +208,7 @@ def write_metrics(path: Path, history: Sequence[Row]) -> None:
 
 def draw_curves(path: Path, history: Sequence[Row]) -> None:
     """Losses, scores and learning rate over the epochs."""
-    names = [
-        name
-        for name in dict.fromkeys(name for row in history for name in row)
-        if name.startswith(("train_", "holdout_"))
-    ]
+    names = [name for name in dict.fromkeys(name for row in history for name in row) if grouped(name)[0]]
     losses = [name for name in names if name.endswith("loss")]
     panels = [("loss", losses), ("score", [name for name in names if name not in losses]), ("learning rate", ["lr"])]
     panels = [panel for panel in panels if panel[1]]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,10 +114,16 @@ class EngineOptions:
             ("warmup_epochs", 0),
             ("lr", 0),
             ("min_lr", 0),
+            ("warmup_lr", 0),
+            ("weight_decay", 0),
+            ("momentum", 0),
             ("checkpoint_minutes", 0),
         ]:
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
+        for name in ("lr", "min_lr", "warmup_lr", "weight_decay", "momentum"):
+            if math.isinf(getattr(self, name)):
+                raise ValueError(f"{name} is inf, but it must be finite")
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
@@ -180,7 +187,7 @@ def parse(
     known, _ = first.parse_known_args(argv)
     try:
         config = read_yaml(known.config) if known.config else {}
-        task = config.pop("task", default_task)
+        task = convert(config.pop("task", default_task), str, f"{known.config}: task")
         task = known.task or task
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{nearest(task, tasks)}; the tasks are {', '.join(tasks)}")
@@ -203,12 +210,27 @@ def parse(
         raise SystemExit(f"error: {error}") from None
 
 
+class Yaml(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} stands twice, again in line {line}; keep one of them")
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Yaml)
     except FileNotFoundError:
         near = [str(p) for p in Path(path).parent.glob("*.yaml")]
         raise ValueError(f"there is no config file {path}{nearest(str(path), near)}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -228,7 +250,7 @@ def read_text(text: Any, wanted: Any, where: str) -> Any:
     kinds = _kinds(wanted)
     if isinstance(text, bool):
         return text
-    if type(None) in kinds and text.lower() in ("none", "null", ""):
+    if _is_none(text, kinds):
         return None
     if str in kinds:
         return text
@@ -238,9 +260,11 @@ def read_text(text: Any, wanted: Any, where: str) -> Any:
         return tuple(read_text(word, kind, where) for word in words if word)
     if dict in kinds:
         try:
-            return convert(yaml.safe_load(text), wanted, where)
-        except yaml.YAMLError:
-            raise ValueError(f"{where} is {text!r}, which is not valid YAML; write '{{key: value}}'") from None
+            return convert(yaml.load(text, Yaml), wanted, where)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"{where} is {text!r}, which is not valid YAML; write '{{key: value}}': {' '.join(str(error).split())}"
+            ) from None
     if int in kinds:
         try:
             return int(text)
@@ -251,6 +275,8 @@ def read_text(text: Any, wanted: Any, where: str) -> Any:
 
 def convert(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the annotation `wanted` has it; a ValueError that says where, what was given and what is needed."""
+    if _is_none(value, _kinds(wanted)):
+        return None
     for kind in _kinds(wanted):
         if isinstance(value, bool) and {"yes", "no"} <= set(get_args(kind)):  # words that YAML 1.1 reads as a switch
             return "yes" if value else "no"
@@ -373,6 +399,11 @@ def _unknown(word: str, hints: Mapping[str, Any]) -> str:
 
 def _kinds(wanted: Any) -> tuple[Any, ...]:
     return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+
+
+def _is_none(value: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether the value is a word for nothing, where there may be nothing; YAML's own word is null."""
+    return type(None) in kinds and isinstance(value, str) and value.lower() in ("none", "null", "")
 
 
 def _wanted(wanted: Any) -> str:

@@ -1,6 +1,7 @@
 """What model, loss and score mean for classification, and fine-tuning from files of every kind."""
 
 import dataclasses
+import os
 
 import pytest
 import timm
@@ -10,10 +11,11 @@ from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
 import metamix  # noqa: F401
+from metamix.models.official import TIMM_POOLFORMER
 from metamix.tasks.classification import (
     Classification,
     ClassificationOptions,
-    ModelOptions,
+    EvalOptions,
     Teacher,
     create_model,
     draw_confusion,
@@ -60,6 +62,12 @@ def fixed(logits):
     return lambda image: logits
 
 
+def batch(labels, start=0, unreadable=()):
+    """What an eval loader gives, of black images."""
+    index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
+    return {"image": torch.zeros(len(labels), 1, 32, 32, dtype=torch.uint8), "label": labels, "index": index}
+
+
 def test_the_loss_is_cross_entropy_on_labels_and_on_shares():
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 10), torch.arange(6)
@@ -89,8 +97,7 @@ def test_scores_are_those_of_all_samples():
     for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
         if part.start != 47:
             states.append(digits.start())
-        batch = {"image": torch.zeros(len(labels[part]), 1, 32, 32, dtype=torch.uint8), "label": labels[part]}
-        digits.update(states[-1], fixed(logits[part]), batch)
+        digits.update(states[-1], fixed(logits[part]), batch(labels[part]))
     order = logits.argsort(1, descending=True)
     assert digits.result(states) == pytest.approx(
         {
@@ -102,6 +109,22 @@ def test_scores_are_those_of_all_samples():
     assert next(iter(digits.result(states))) == "top1"
     confusion = sum(state["confusion"] for state in states)
     assert confusion.sum() == 50 and confusion[labels[0], order[0, 0]] >= 1
+    assert digits.report(states) == ""
+
+
+@pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
+def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
+    """The loader puts its neighbour in its place, and says so by the index."""
+    digits, alone = task(), task()
+    torch.manual_seed(0)
+    logits, labels = torch.randn(8, 10), torch.arange(8)
+    states, expected = [digits.start()], [alone.start()]
+    for part in (slice(0, 4), slice(4, 8)):
+        digits.update(states[0], fixed(logits[part]), batch(labels[part], part.start, unreadable))
+    kept = [i for i in range(8) if i not in unreadable]
+    alone.update(expected[0], fixed(logits[kept]), batch(labels[kept]))
+    assert digits.result(states) == pytest.approx(alone.result(expected))
+    assert digits.report(states) == f"{len(kept)} images were scored; {len(unreadable)} could not be read"
 
 
 def test_the_picture_of_a_confusion(tmp_path):
@@ -109,6 +132,13 @@ def test_the_picture_of_a_confusion(tmp_path):
     for classes in (10, 100):
         draw_confusion(tmp_path / "c.png", torch.eye(classes, dtype=torch.int64) * 7, tuple(map(str, range(classes))))
         assert min(Image.open(tmp_path / "c.png").size) > 500
+
+
+@pytest.mark.parametrize("name", ["a$x_$b", os.fsdecode(b"\xe9")])
+def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
+    """No formula begins at a $, and bytes that are no text are written out."""
+    draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name))
+    assert min(Image.open(tmp_path / "c.png").size) > 300
 
 
 def test_distillation_draws_towards_the_teacher(weights):
@@ -204,10 +234,45 @@ def test_a_linear_probe_trains_the_head_alone():
 
 def test_a_trained_model_is_built_as_it_was(weights):
     path, model = weights(mean=[0.25], std=[0.5], weights="ema")
-    digits, loaded, about = Classification.trained(ModelOptions(model=SMALL["model"], checkpoint=path, img_size=48))
+    digits, loaded, about = Classification.trained(EvalOptions(model=SMALL["model"], checkpoint=path, img_size=48))
     assert (digits.mean, digits.std, digits.size, about["weights"]) == ((0.25,), (0.5,), 48, "ema")
     assert digits.options.model_args == SMALL["model_args"]
     assert torch.equal(loaded.head.weight, model.head.weight)
+
+
+def test_options_that_are_given_win_over_those_of_training(weights):
+    """Even where they are what a run would begin with."""
+    path, _ = weights(interpolation="bilinear", crop_pct=0.95)
+    ours = {"interpolation": "bicubic", "crop_pct": 0.875}
+    for given in ({}, ours, {"crop_pct": 0.5}):
+        digits, *_ = Classification.trained(EvalOptions(model=SMALL["model"], checkpoint=path, **given))
+        seen = {key: getattr(digits.options, key) for key in ours}
+        assert seen == {"interpolation": "bilinear", "crop_pct": 0.95} | given
+    assert {key: getattr(ClassificationOptions(), key) for key in ours} == ours  # what recipe.yaml holds
+    with pytest.raises(ValueError, match="crop_pct is 2, but it must be above 0 and at most 1"):
+        EvalOptions(crop_pct=2)
+
+
+def test_a_file_in_its_authors_names_is_evaluated(folder):
+    """timm's PoolFormer, here; the class count is read from its head."""
+    name, arguments = "metaformer_pooling_s12", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
+    ours = create_model(name, num_classes=3, **arguments)
+    path = folder / "p.pth"
+    torch.save({TIMM_POOLFORMER.name(key): tensor for key, tensor in ours.state_dict().items()}, path)
+    options = EvalOptions(
+        model=name, model_args=arguments, checkpoint=str(path), data="folder", data_dir=str(folder), workers=0
+    )
+    _, loaded, _ = Classification.trained(options)
+    assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), ours.parameters(), strict=True))
+
+
+def test_a_detector_needs_its_task(tmp_path):
+    save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": SMALL["model"]})
+    path = str(tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="d.safetensors holds a detector: add --task detection"):
+        Classification.trained(EvalOptions(checkpoint=path))
+    with pytest.raises(ValueError, match="d.safetensors holds a detector: add --task detection"):
+        task(checkpoint=path).build()
 
 
 def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
@@ -218,12 +283,12 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
         match="test_resnet was trained for 3 channels and digits has 1; give other --data, or "
         "fine-tune first: train.py --checkpoint",
     ):
-        Classification.trained(ModelOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
+        Classification.trained(EvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
     with pytest.raises(
         ValueError, match=r"r.pth has no weights of the head of test_resnet \(fc\); is it another model?"
     ):
-        Classification.trained(ModelOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
+        Classification.trained(EvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
 
 
 def test_another_models_weights_are_refused(weights):
@@ -233,9 +298,9 @@ def test_another_models_weights_are_refused(weights):
         match="holds the weights of metaformer_identity_nano, not of metaformer_raft_nano; give "
         "--model metaformer_identity_nano",
     ):
-        Classification.trained(ModelOptions(model="metaformer_raft_nano", checkpoint=path))
+        Classification.trained(EvalOptions(model="metaformer_raft_nano", checkpoint=path))
     with pytest.raises(ValueError, match="there are no weights to evaluate: give --checkpoint FILE, or --pretrained"):
-        Classification.trained(ModelOptions())
+        Classification.trained(EvalOptions())
 
 
 @pytest.mark.parametrize(
@@ -308,6 +373,12 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
             r"pretrained and checkpoint \(f\) both say where to begin; give one of them",
         ),
         ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
+        ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out of"),
+        ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out of"),
+        (
+            {"model_args": {"drop_path_rate": 0.3}, "drop_path": 0.1},
+            "model_args has drop_path_rate, which comes from --drop-path; leave it out of model_args",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, said):

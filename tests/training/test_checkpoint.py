@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and files that are not what they should be."""
 
+import os
 import re
 
 import pytest
@@ -45,6 +46,14 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
             file.write(b"half of the n")
             raise KeyError
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_names_that_are_no_text_are_written_out(net, tmp_path):
+    """A file's name in Latin-1 reaches Python as a surrogate, which no encoding has."""
+    write_text(tmp_path / "a", os.fsdecode(b"\xe9.png \xc3\xa9"))
+    assert (tmp_path / "a").read_text(encoding="utf-8") == r"\udce9.png é"
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": "\udce9", "classes": ["\udce9"]})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": r"\udce9", "classes": ["\udce9"]}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from metamix.training.checkpoint import load_checkpoint
 from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
-from metamix.training.logging import PACKAGE, Run
+from metamix.training.logging import PACKAGE, Run, draw_curves
 from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule
 from metamix.training.ranks import Ranks
 from metamix.training.recipe import EngineOptions, Recipe
@@ -322,6 +322,13 @@ def test_what_does_not_fit_is_refused(options, said):
     "device, said",
     [
         ("gpu", "device is 'gpu'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
+        ("meta", "device is 'meta'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
+        ("xpu", "device is 'xpu'; accepted are auto, cpu, cuda, cuda:<number> and mps"),
+        pytest.param(
+            "mps",
+            "device is 'mps', but this PyTorch sees no Apple GPU; use --device cpu or auto",
+            marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU"),
+        ),
         pytest.param(
             "cuda",
             "device is 'cuda', but this PyTorch sees no CUDA GPU; use --device cpu or auto",
@@ -333,6 +340,25 @@ def test_a_device_that_is_not_there_is_refused(device, said):
     with pytest.raises(ValueError) as error:
         Ranks.start(device)
     assert str(error.value) == said
+
+
+def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
+    """A detector's: they stand in the group that they belong to, and losses among the losses."""
+    row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
+    row |= {"holdout_AP_small": 5.0, "holdout_ema_AP_small": 6.0, "img_per_s": 7.0, "seconds": 8.0}
+    Run(None).say_row(row, 2)
+    assert capsys.readouterr().out == (
+        "epoch 1/2  train loss 3 box reg loss 2  holdout AP 4 AP small 5  holdout ema AP small 6  lr 1.00e-01  7 img/s"
+        "  0:00:08\n"
+    )
+    drawn = []
+    monkeypatch.setattr("metamix.training.logging.save_figure", lambda path, figure: drawn.extend(figure.axes))
+    draw_curves(tmp_path / "c.png", [row])
+    assert [[line.get_label() for line in axes.lines] for axes in drawn] == [
+        ["train loss", "train box reg loss"],
+        ["holdout AP", "holdout AP small", "holdout ema AP small"],
+        ["lr"],
+    ]
 
 
 def test_a_spoilt_weight_is_never_saved(tmp_path):

@@ -18,6 +18,7 @@ class Options:
     size: int | None = option(None, "pixels")
     rates: tuple[float, ...] = option((), "several numbers")
     model_args: dict = option({}, "more")
+    teacher: str | None = option(None, "whom to learn from")
     workers: int = option(2, "processes", on_resume="free")
 
 
@@ -29,7 +30,7 @@ def read(*words, **config):
 def config(tmp_path):
     def write(text):
         path = tmp_path / "recipe.yaml"
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return str(path)
 
     return write
@@ -63,6 +64,20 @@ def test_every_way_to_write_an_option():
     assert (engine.batch_size, engine.micro_batch, engine.ema, engine.channels_last) == (64, 8, True, False)
     assert (options.rates, options.size) == ((0.1, 2.0), None)
     assert (engine.freeze, engine.opt_args, engine.layer_decay) == (("stem", "stages.0"), {"betas": [0.9, 0.99]}, 0.7)
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", "''"])
+def test_none_is_nothing_wherever_it_is_written(word, config):
+    assert (
+        read("--config", config(f"size: {word}\nlayer_decay: {word}\nteacher: {word}\n")).flat().items()
+        >= {
+            "size": None,
+            "layer_decay": None,
+            "teacher": None,
+        }.items()
+    )
+    assert read("--teacher", word.strip("'")).options.teacher is None
+    assert read("--config", config("model: none")).options.model == "none"  # an option that needs a word
 
 
 def test_a_saved_recipe_reads_back_the_same(tmp_path):
@@ -104,6 +119,13 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
         (["--seed", "-1"], "seed is -1, but it must be at least 0"),
         (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06: lower min_lr"),
         (["--clip-grad", "0"], "clip_grad is 0.0, but it must be above 0; leave it out to clip nothing"),
+        (["--lr", "inf"], "lr is inf, but it must be finite"),
+        (["--weight-decay=-1"], "weight_decay is -1.0, but it must be at least 0"),
+        (
+            ["--opt-args", "{eps: 1, eps: 2}"],
+            "--opt-args is '{eps: 1, eps: 2}', which is not valid YAML; write '{key: "
+            "value}': the key 'eps' stands twice, again in line 1; keep one of them",
+        ),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept: add --ema, or use --score last"),
     ],
@@ -128,6 +150,7 @@ def test_wrong_words_are_refused(words, said):
         ("rates: [1, x]", "rates[1] is 'x' (text), but a number is needed"),
         ("rates: 1", "rates is 1, but a list, each item a number, is needed"),
         ("model_args: [1]", "model_args is [1] (a list), but a mapping {key: value} is needed"),
+        ("task: [a]", "task is ['a'] (a list), but text is needed"),
     ],
 )
 def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
@@ -141,6 +164,8 @@ def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
     [
         ("- 1\n- 2", "must hold 'option: value' lines, but it holds [1, 2] (a list)"),
         ("lr: [", "is not valid YAML: while parsing a flow node"),
+        ("lr: 1\nema: true\nlr: 2", "is not valid YAML: the key 'lr' stands twice, again in line 3; keep one of them"),
+        (b"# caf\xe9\nlr: 1", "is not UTF-8 text ('utf-8' codec can't decode byte 0xe9 in position 5: "),
     ],
 )
 def test_files_that_are_no_recipe_are_refused(text, said, config):
