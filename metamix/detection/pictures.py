@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from metamix.training.logging import save_figure
+from metamix.training.logging import plain, save_figure
 
 from .scores import Scores
 
@@ -35,7 +35,7 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
             axes.text(
                 x1 if right else x0,
                 y0,
-                text,
+                plain(text),
                 color="white",
                 fontsize=7,
                 verticalalignment="top" if high else "bottom",
@@ -63,10 +63,10 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
         left, right = grid[i // 2, 2 * (i % 2) : 2 * (i % 2) + 2]
         draw_objects(left, image, truth, classes, named=False)
         draw_objects(right, image, found, classes, named=False)
-        left.set_title(f"{title}: truth", fontsize="small")
+        left.set_title(f"{plain(title)}: truth", fontsize="small")
         right.set_title("found", fontsize="small")
     shown = sorted({label for _, _, *both in rows for objects in both for label in objects["labels"].tolist()})
-    handles = [Patch(color=colour_of(label, classes), label=classes[label - 1]) for label in shown]
+    handles = [Patch(color=colour_of(label, classes), label=plain(classes[label - 1])) for label in shown]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize="small")
     save_figure(path, figure)
@@ -80,7 +80,7 @@ def draw_precision_recall(path: Path, scores: Scores) -> None:
     recall = [i / 100 for i in range(101)]
     curves = list(scores.precision.items())
     for name, precision in curves if len(curves) <= 10 else ():
-        axes.plot(recall, precision, label=f"{name}, AP50 {scores.classes[name]['AP50']:.1f}")
+        axes.plot(recall, precision, label=f"{plain(name)}, AP50 {scores.classes[name]['AP50']:.1f}")
     if len(curves) > 1:
         mean = sum(precision for _, precision in curves) / len(curves)
         axes.plot(recall, mean, color="black", label=f"all classes, AP50 {scores.summary['AP50']:.1f}")

@@ -27,8 +27,8 @@ from metamix.data import (
 )
 from metamix.models import MetaFormer, count_macs
 from metamix.models.build import check_model, check_published, checkpoint_filter
-from metamix.training.checkpoint import load_into, load_weights, readable
-from metamix.training.logging import save_figure
+from metamix.training.checkpoint import load_into, load_weights
+from metamix.training.logging import plain, save_figure
 from metamix.training.recipe import option
 
 
@@ -440,15 +440,14 @@ def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> N
     side = min(12.0, 3.0 + 0.4 * count)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    names = [readable(name) for name in classes]
+    names = [plain(name) for name in classes]
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, label="% of the label's samples", shrink=0.8)
     accuracy = 100 * confusion.trace().item() / max(1, confusion.sum().item())
     axes.set(xlabel="prediction", ylabel="label", title=f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %")
     if count <= 40:
-        turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
-        axes.set_xticks(range(count), names, parse_math=False, **turned)  # a $ in a name begins no formula
-        axes.set_yticks(range(count), names, parse_math=False)
+        axes.set_xticks(range(count), names, **({"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}))
+        axes.set_yticks(range(count), names)
     if count <= 20:
         for label, row in enumerate(confusion.tolist()):
             for prediction, number in enumerate(row):

@@ -226,6 +226,11 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
     save_figure(path, figure)
 
 
+def plain(name: str) -> str:
+    """A name as text of a picture, where a $ begins no formula."""
+    return readable(name).replace("$", r"\$")
+
+
 def save_figure(path: Path, figure: Figure) -> None:
     with written_whole(path) as file:
         figure.savefig(file, format="png", dpi=110)

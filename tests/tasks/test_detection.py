@@ -1,6 +1,7 @@
 """Detection through train.py, eval.py and predict: what is learned, scored, resumed, fine-tuned and refused."""
 
 import json
+import os
 import re
 import socket
 
@@ -8,9 +9,11 @@ import pytest
 import shapes
 import timm
 import torch
+from PIL import Image
 from running import Process, assert_same_run, metrics, script, train
 from torch import nn
 
+from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import main as predict
 from metamix.tasks.detection import Detection, DetectionOptions, EvalOptions
 from metamix.training.checkpoint import load_weights, save_weights
@@ -398,3 +401,13 @@ def test_weights_that_are_no_detector_are_refused(few, tmp_path):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
         Detection.trained(EvalOptions(data_dir=str(few)))
+
+
+def test_names_of_classes_and_files_are_drawn_as_they_are(tmp_path):
+    """No formula begins at a $, and bytes that are no text are written out."""
+    objects = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([1])}
+    pixels = torch.zeros(3, 60, 60, dtype=torch.uint8)
+    names = ["a$x_$b", os.fsdecode(b"\xe9")]
+    draw_grid(tmp_path / "grid.png", [(name, pixels, objects, objects) for name in names], names)
+    draw_image(tmp_path / "image.png", pixels, objects, names)
+    assert min(Image.open(tmp_path / "grid.png").size) > 300
