@@ -1,17 +1,16 @@
-"""Compares the trained models of one data set, from their cards and run folders: docs/results.md and its pictures.
+"""Compares the trained models of one data set, from their cards: docs/results.md and its pictures.
 
-    python benchmarks/compare.py --tag digits --runs runs/digits-family/*/    score, draw and write
-    python benchmarks/compare.py --tag cifar10 --data-dir cifar10 --runs runs/cifar10-*/
-    python benchmarks/compare.py --tag digits --measure                       speed and memory, on a quiet machine
-    python benchmarks/compare.py --check                                      exit 1 where docs/results.md is stale
+    python benchmarks/compare.py --tag digits                         score, draw and write
+    python benchmarks/compare.py --tag cifar10 --data-dir cifar10
+    python benchmarks/compare.py --tag digits --measure               speed and memory, on a quiet machine
+    python benchmarks/compare.py --check                              exit 1 where docs/results.md is stale
 
 What was measured lies in docs/results.json: accuracy at other image sizes, scored again where a weight has changed, and
 speed and memory, which go into the cards too. In docs/results.md, and in README.md where it has the markers of a tag,
-only what stands between them is written; all else there is a person's. Without --runs the learning curves stay.
+only what stands between them is written; all else there is a person's.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import sys
@@ -31,7 +30,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from model_cards import load_cards, standard_error
 from model_table import short
-from ship import differences, read_run
 from timing import DOCS, table
 from torch import Tensor, nn
 from views import (
@@ -77,7 +75,6 @@ FIELD_IMAGES = 256  # that a receptive field is averaged over
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tag", help="the tag of the weights to compare, such as digits or cifar10")
-    parser.add_argument("--runs", nargs="+", type=Path, default=[], metavar="RUN", help="run folders, for the curves")
     parser.add_argument("--data-dir", help="where the data lie, as for train.py; the digits need none")
     parser.add_argument("--measure", action="store_true", help="measure speed and memory, and score nothing")
     parser.add_argument("--check", action="store_true", help="exit 1 where docs/results.md is stale")
@@ -90,15 +87,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             known = ", ".join(tags()) or "none"
             raise ValueError(f"--tag is {args.tag!r}, and weights/ has cards of {known}: give one of them")
         family = by_mixer(cards)
-        histories = read_histories(family, args.runs)
         PICTURES.mkdir(exist_ok=True)
         if args.measure:
             measure_costs(args.tag, cards)
         else:
             score_sizes(args.tag, family, args.data_dir)
             draw_views(args.tag, family, args.data_dir)
-            if histories:
-                draw_curves(PICTURES / f"{args.tag}-curves.png", histories)
+            if family and all("curve" in card for card in family.values()):
+                draw_curves(PICTURES / f"{args.tag}-curves.png", family)
         draw_front(PICTURES / f"{args.tag}-front.png", by_mixer(load_cards(args.tag)))
         for path, text in fresh(args.tag).items():
             if path.read_text() != text:
@@ -240,37 +236,16 @@ def best(family: dict[str, dict]) -> str:
     return max(family, key=lambda mixer: family[mixer]["top1"])
 
 
-def read_histories(family: dict[str, dict], runs: Sequence[Path]) -> dict[str, list[tuple[int, float, float | None]]]:
-    """The run among `runs` that made each mixer's weights: epoch, training loss and held-out accuracy, where scored.
-
-    Runs of another recipe or seed than the card's would show another training than the table, and are left out.
-    """
-    found = {}
-    for run in runs:
-        _, recipe = read_run(run)
-        for mixer, card in family.items():
-            if recipe["seed"] == card["recipe"]["seed"] and not differences(recipe, card["recipe"]):
-                column = "holdout_ema_top1" if card["weights"] == "ema" else "holdout_top1"
-                with open(run / "metrics.csv", newline="") as file:
-                    rows = list(csv.DictReader(file))
-                found[mixer] = [
-                    (int(row["epoch"]), float(row["train_loss"]), float(row[column]) if row.get(column) else None)
-                    for row in rows
-                ]
-    if runs and (missing := [mixer for mixer in family if mixer not in found]):
-        print(f"no run of the card's recipe and seed was given for {', '.join(missing)}: not among the curves")
-    return found
-
-
-def draw_curves(path: Path, histories: dict[str, list[tuple[int, float, float | None]]]) -> None:
-    """Training loss and held-out accuracy over the epochs."""
+def draw_curves(path: Path, family: dict[str, dict]) -> None:
+    """Training loss and held-out accuracy over the epochs of the runs that ship."""
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     seen = []
-    for mixer, history in sorted(histories.items(), key=lambda pair: MIXERS.index(pair[0])):
+    for mixer, card in family.items():
         style = {"color": COLORS[mixer], "lw": 1.5, "ls": "--" if mixer == "identity" else "-"}
-        left.plot(*zip(*((epoch, loss) for epoch, loss, _ in history)), **style, label=mixer)
-        if points := [(epoch, score) for epoch, _, score in history if score is not None]:
+        losses, scores = card["curve"]["train_loss"], card["curve"]["holdout_top1"]
+        left.plot(range(1, len(losses) + 1), losses, **style, label=mixer)
+        if points := [(epoch, score) for epoch, score in enumerate(scores, 1) if score is not None]:
             right.plot(*zip(*points), **style)
             seen.append([score for _, score in points])
     if seen:
@@ -282,7 +257,7 @@ def draw_curves(path: Path, histories: dict[str, list[tuple[int, float, float | 
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside upper center", ncols=len(histories), frameon=False, handlelength=1.2, columnspacing=1.2)
+    figure.legend(loc="outside upper center", ncols=len(family), frameon=False, handlelength=1.2, columnspacing=1.2)
     save(path, figure)
 
 

@@ -9,10 +9,12 @@ seeds; they may be shorter than RUN, and the card says in what they differ from 
 
 The tensors are stored in float16 where that moves the test accuracy by less than a tenth of its standard error, else in
 float32; the accuracy on the card is the stored tensors', computed in float32. Speed and memory come later, from
-`python benchmarks/compare.py --tag TAG --measure`, and the page from `python benchmarks/model_cards.py`.
+`python benchmarks/compare.py --tag TAG --measure`, and the page from `python benchmarks/model_cards.py`. The card keeps
+the run's learning curve, so that it can be drawn when the run's folder is gone.
 """
 
 import argparse
+import csv
 import json
 import statistics
 from collections.abc import Sequence
@@ -98,6 +100,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
         "stored_as": dtype,
         "parameters": about["parameters"],
         "macs": about["macs"],
+        "curve": read_curve(run, about["weights"]),
         "recipe": {key: value for key, value in recipe.items() if key not in NOT_IN_CARD},
         "versions": summary["versions"],
         "commit": summary["commit"],
@@ -137,6 +140,15 @@ def read_run(run: Path) -> tuple[dict, dict]:
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} has no summary.json: give the folder of a run of train.py that went to its end")
     return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
+
+
+def read_curve(run: Path, weights: str) -> dict[str, list[float | None]]:
+    """Training loss and held-out accuracy in percent after each epoch; None where an epoch was not scored."""
+    column = "holdout_ema_top1" if weights == "ema" else "holdout_top1"
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row[column]) if row.get(column) else None for row in rows]
+    return {"train_loss": [float(row["train_loss"]) for row in rows], "holdout_top1": scores}
 
 
 def measure_spread(run: Path, spread: Sequence[Path]) -> dict:

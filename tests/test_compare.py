@@ -5,7 +5,6 @@ import sys
 import pytest
 import timm
 import torch
-import yaml
 from einops import rearrange
 from PIL import Image
 from running import ROOT
@@ -97,7 +96,6 @@ def test_a_card_whose_accuracy_is_not_found_again_is_refused(monkeypatch):
     [
         (["--tag", "digitz"], "--tag is 'digitz', and weights/ has cards of "),
         ([], "--tag is None, and weights/ has cards of "),
-        (["--tag", "digits", "--runs", "/nowhere"], "/nowhere has no summary.json"),
     ],
 )
 def test_mistakes_end_in_one_sentence(words, said):
@@ -106,21 +104,11 @@ def test_mistakes_end_in_one_sentence(words, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_curves_are_of_the_runs_that_made_the_weights(tmp_path, capsys):
-    """Of another length or seed they would show another training than the table."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "summary.json").write_text("{}")
-    (run / "metrics.csv").write_text("epoch,train_loss,holdout_ema_top1\n1,2.0,50\n2,1.0,60\n3,0.5,\n")
-    family = {"identity": CARDS["identity"]}
-    for change in ({"seed": 7}, {"epochs": 7}):
-        (run / "recipe.yaml").write_text(yaml.safe_dump(CARDS["identity"]["recipe"] | change))
-        assert compare.read_histories(family, [run]) == {}
-        assert "no run of the card's recipe and seed was given for identity" in capsys.readouterr().out
-    (run / "recipe.yaml").write_text(yaml.safe_dump(CARDS["identity"]["recipe"] | {"output": "elsewhere"}))
-    histories = compare.read_histories(family, [run])
-    assert histories == {"identity": [(1, 2.0, 50.0), (2, 1.0, 60.0), (3, 0.5, None)]} and capsys.readouterr().out == ""
-    compare.draw_curves(tmp_path / "curves.png", histories)
+def test_curves(tmp_path):
+    curve = {"train_loss": [2.0, 1.0, 0.5], "holdout_top1": [50.0, 60.0, None]}
+    unscored = {"train_loss": [2.0, 1.0], "holdout_top1": [None, None]}
+    family = {"identity": CARDS["identity"] | {"curve": curve}, "raft": CARDS["raft"] | {"curve": unscored}}
+    compare.draw_curves(tmp_path / "curves.png", family)
     assert min(Image.open(tmp_path / "curves.png").size) > 700
 
 

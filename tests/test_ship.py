@@ -1,5 +1,6 @@
 """benchmarks/ship.py: from run folders to a weight and a card, and what it refuses."""
 
+import csv
 import json
 import shutil
 import sys
@@ -70,6 +71,9 @@ def test_weight_and_card(runs, weights, capsys):
     assert (spread["seeds"], spread["top1"], spread["epochs"], spread["changed"]) == ([1, 2], short, 1, {"epochs": 1})
     assert spread["mean"] == pytest.approx(sum(short) / 2, abs=0.005)
     assert not {"output", "data_dir", "device"} & card["recipe"].keys() and card["recipe"]["epochs"] == 2
+    with open(runs / "long" / "metrics.csv", newline="") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert card["curve"] == {"train_loss": losses, "holdout_top1": [None, None]} and len(losses) == 2
     cfg = timm.models.PretrainedCfg(**card["pretrained_cfg"])
     assert cfg.crop_pct == 1.0  # as the run scored: from memory, uncropped
     with safe_open(weights / f"{MODEL}.few.safetensors", "pt") as file:

@@ -47,8 +47,8 @@ def mixer_options(dim: int, nano: bool) -> dict[str, dict]:
 
     Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that those listed take
     time linear in the number of tokens, as pooling does (raft's grows with the sides of `img_size` besides): sets,
-    grids and contexts have the size that suits a native image (maps of 16, 8 and 4
-    tokens a side in nano, of 56, 28, 14 and 7 otherwise) and stay as they are on larger maps.
+    grids and contexts have the size that suits a native image (maps of 16, 8 and 4 tokens a side in nano, of 56, 28,
+    14 and 7 otherwise) and stay as they are on larger maps.
     """
     return {
         "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),

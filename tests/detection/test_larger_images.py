@@ -55,7 +55,7 @@ def agreement(a, b, cells=1):
 @torch.no_grad()
 def test_a_mixer_alone(photo, mixer, dim, side):
     torch.manual_seed(0)
-    options = mixer_options(mixer, dim, nano=False)
+    options = mixer_options(dim, nano=False).get(mixer, {})
     if mixer == "wavemix":
         options = dict(mult=1, norm="group", upsample="bilinear")
     mix = create_mixer(mixer, dim, size=(side, side), **options).eval()

@@ -54,7 +54,7 @@ def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):
     assert picture_height() == 80
     detection_results.add(results, run("pooling", 70))
     assert picture_height() == 80
-    lines = detection_results.results_table(results)
+    lines = "\n".join(detection_results.results_table(results)).split("\n")
     assert lines[0] == "6 images of blood cells (BCCD), trained from scratch:"
     assert lines[4] == "| nin | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 10 |"
     assert [line.split(" | ")[0] for line in lines[4:7]] == ["| nin", "| pooling", "| raft"]
