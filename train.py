@@ -5,7 +5,7 @@
     python train.py --config configs/digits/demo.yaml --model metaformer_pooling_nano,metaformer_raft_nano
                                                                       several models, and how they compare
 
-Four processes give the same result; when one is lost, all go on from the last checkpoint:
+Four processes train on the same batches; when one is lost, all go on from the last checkpoint:
 
     torchrun --nproc_per_node=4 --max_restarts=3 train.py --config ...
 

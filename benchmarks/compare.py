@@ -3,11 +3,12 @@
     python benchmarks/compare.py --tag digits                         score, draw and write
     python benchmarks/compare.py --tag cifar10 --data-dir cifar10
     python benchmarks/compare.py --tag digits --measure               speed and memory, on a quiet machine
-    python benchmarks/compare.py --check                              exit 1 where docs/results.md is stale
+    python benchmarks/compare.py --text                               write docs/results.md and README.md alone
+    python benchmarks/compare.py --check                              exit 1 where one of them is stale
 
-What was measured lies in docs/results.json: accuracy at other image sizes, scored again where a weight has changed, and
-speed and memory, which go into the cards too. In docs/results.md, and in README.md where it has the markers of a tag,
-only what stands between them is written; all else there is a person's.
+What was measured lies in the cards, and accuracy at other image sizes in docs/results.json, scored again where a weight
+has changed. In docs/results.md, and in README.md where it has the markers of a tag, only what stands between them is
+written; all else there is a person's.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from model_cards import load_cards, standard_error
 from model_table import short
+from ship import differences
 from timing import DOCS, table
 from torch import Tensor, nn
 from views import (
@@ -77,10 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tag", help="the tag of the weights to compare, such as digits or cifar10")
     parser.add_argument("--data-dir", help="where the data lie, as for train.py; the digits need none")
     parser.add_argument("--measure", action="store_true", help="measure speed and memory, and score nothing")
-    parser.add_argument("--check", action="store_true", help="exit 1 where docs/results.md is stale")
+    parser.add_argument("--text", action="store_true", help="write the text of all tags anew, and nothing else")
+    parser.add_argument("--check", action="store_true", help="exit 1 where docs/results.md or README.md is stale")
     args = parser.parse_args(argv)
     if args.check:
-        sys.exit(f"stale, run `python benchmarks/compare.py --tag TAG`: {', '.join(stale())}" if stale() else 0)
+        sys.exit(f"stale, run `python benchmarks/compare.py --text`: {', '.join(stale())}" if stale() else 0)
+    if args.text:
+        write_pages()
+        return
     with in_one_sentence(ValueError, OSError):
         cards = load_cards(args.tag or "")
         if not cards:
@@ -89,17 +95,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         family = by_mixer(cards)
         PICTURES.mkdir(exist_ok=True)
         if args.measure:
-            measure_costs(args.tag, cards)
+            measure_costs(cards)
         else:
             score_sizes(args.tag, family, args.data_dir)
             draw_views(args.tag, family, args.data_dir)
-            if family and all("curve" in card for card in family.values()):
-                draw_curves(PICTURES / f"{args.tag}-curves.png", family)
+            draw_curves(PICTURES / f"{args.tag}-curves.png", family)
         draw_front(PICTURES / f"{args.tag}-front.png", by_mixer(load_cards(args.tag)))
-        for path, text in fresh(args.tag).items():
-            if path.read_text() != text:
-                write_text(path, text)
-                print(f"written: {path}")
+        write_pages(args.tag)
+
+
+def write_pages(tag: str | None = None) -> None:
+    for path, text in fresh(tag).items():
+        if path.read_text() != text:
+            write_text(path, text)
+            print(f"written: {path}")
 
 
 def tags() -> list[str]:
@@ -119,18 +128,15 @@ def read_results() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def write_results(tag: str, kind: str, value: dict) -> None:
-    results = read_results()
-    results.setdefault(tag, {})[kind] = value
-    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+def write_sizes(tag: str, sizes: dict) -> None:
+    write_text(RESULTS, json.dumps(read_results() | {tag: {"sizes": sizes}}, indent=1) + "\n")
 
 
-def measure_costs(tag: str, cards: Sequence[dict]) -> None:
-    """Speed and memory of all models of a tag at one go, into docs/results.json and into the cards."""
+def measure_costs(cards: Sequence[dict]) -> None:
+    """Speed and memory of all models of a tag at one go, into the cards."""
     found = measure(cards)
-    write_results(tag, "cost", found)
     where = {"cpu": found["machine"]["cpu"], "threads": found["machine"]["threads"]}
-    where |= {key: found[key] for key in ("precision", "batch_size")}
+    where |= {key: found[key] for key in ("precision", "batch_size", "commit")}
     for card in cards:
         card["cost"] = found["models"][card["name"]] | where
         write_text(weights_dir() / f"{card['name']}.json", json.dumps(card, indent=1) + "\n")
@@ -184,7 +190,7 @@ def score_sizes(tag: str, family: dict[str, dict], data_dir: str | None) -> None
                 f"the data that it was trained on, or ship it again"
             )
         known[card["name"]] = {"weights": digest, "top1": top1}
-        write_results(tag, "sizes", known)
+        write_sizes(tag, known)
         print(f"{mixer}: {top1}")
 
 
@@ -236,8 +242,17 @@ def best(family: dict[str, dict]) -> str:
     return max(family, key=lambda mixer: family[mixer]["top1"])
 
 
+def with_curve(family: dict[str, dict]) -> dict[str, dict]:
+    """The cards that tell how their runs went."""
+    return {mixer: card for mixer, card in family.items() if "curve" in card}
+
+
 def draw_curves(path: Path, family: dict[str, dict]) -> None:
-    """Training loss and held-out accuracy over the epochs of the runs that ship."""
+    """Training loss and held-out accuracy over the epochs of the runs that ship; no picture where no card has them."""
+    family = with_curve(family)
+    if not family:
+        path.unlink(missing_ok=True)
+        return
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     seen = []
@@ -342,9 +357,9 @@ def fresh(tag: str | None = None) -> dict[Path, str]:
     for known in tags():
         cards, found = load_cards(known), results.get(known, {})
         if known == tag or marker(known) in page:
-            page = fill(page, known, section(known, cards, found))
+            page = fill(page, known, section(known, cards, found.get("sizes", {})))
         if marker(known) in readme:
-            readme = fill(readme, known, summary(cards, found, ""))
+            readme = fill(readme, known, summary(cards, ""))
     return {PAGE: page, marked.README: readme}
 
 
@@ -363,18 +378,18 @@ def fill(text: str, tag: str, body: str) -> str:
     return marked.fill(text, tag, f"compare.py --tag {tag}", body)
 
 
-def section(tag: str, cards: Sequence[dict], results: dict) -> str:
-    """All that docs/results.md says of one tag."""
+def section(tag: str, cards: Sequence[dict], top1: dict[str, dict]) -> str:
+    """All that docs/results.md says of one tag; `top1`: what `score_sizes` found."""
     family = by_mixer(cards)
     parts = [f"## {cards[0]['data']}"]
     if family:
-        parts += [summary(cards, results, "../"), *pictures(tag, family), sizes(family, results)]
+        parts += [summary(cards, "../"), *pictures(tag, family), sizes(family, top1)]
     if others := [card for card in cards if card not in family.values()]:
-        parts += ["### The papers' own models", other_models(others, results, "../")]
+        parts += ["### The papers' own models", other_models(others, "../")]
     return "\n\n".join(parts)
 
 
-def summary(cards: Sequence[dict], results: dict, root: str) -> str:
+def summary(cards: Sequence[dict], root: str) -> str:
     """The table of the comparison family, and what its numbers are, for a file from which the clone is at `root`."""
     family = by_mixer(cards)
     floor = family.get("identity", {}).get("cost")
@@ -384,7 +399,7 @@ def summary(cards: Sequence[dict], results: dict, root: str) -> str:
         else [mixer, "not trained yet", *[""] * (len(COLUMNS) - 1)]
         for mixer in MIXERS
     ]
-    return f"{table(['mixer', *COLUMNS], rows)}\n\n{notes(list(family.values()), results, floor is not None)}"
+    return f"{table(['mixer', *COLUMNS], rows)}\n\n{notes(list(family.values()), floor is not None)}"
 
 
 def row(name: str, card: dict, root: str, floor: dict | None) -> list[str]:
@@ -407,7 +422,7 @@ def over_seeds(card: dict) -> str:
     return f"{spread['mean']:.2f} ± {spread['std']:.2f} ({len(spread['seeds'])}{after})"
 
 
-def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
+def notes(cards: Sequence[dict], shares: bool) -> str:
     """What the numbers of a table are; `shares`: speeds stand with their share of identity's."""
     card, samples = cards[0], cards[0]["samples"]
     errors = [standard_error(card["top1"], card["samples"]["test"]) for card in cards]
@@ -416,29 +431,34 @@ def notes(cards: Sequence[dict], results: dict, shares: bool) -> str:
         f"{size_of(card)} pixels, {card['pretrained_cfg']['num_classes']} classes. One test image is "
         f"{100 / samples['test']:.2g} points, and two standard errors of an accuracy here are {2 * max(errors):.2f}."
     ]
-    recipes = [{key: value for key, value in c["recipe"].items() if key not in ("model", "seed")} for c in cards]
-    if differing := sorted({key for recipe in recipes for key in recipe if recipe[key] != recipes[0].get(key)}):
+    if differing := varying([c["recipe"] for c in cards]):
         said.append(f"Not one recipe: {', '.join(f'`{key}`' for key in differing)} differ, see the pages.")
     elif len(cards) > 1:
         said.append(f"One recipe for all, {card['recipe']['epochs']} epochs; a mixer's page has its command.")
-    if spreads := {(c["spread"]["epochs"], json.dumps(c["spread"]["changed"])) for c in cards if "mean" in c["spread"]}:
-        said.append("Over seeds: mean, standard deviation and number of runs")
-        if len(spreads) == 1:
-            changed = ", ".join(f"`{key}` {value}" for key, value in json.loads(spreads.pop()[1]).items())
-            said[-1] += f", in which {changed}" if changed else ", of the same recipe"
+    if spreads := [c for c in cards if "mean" in c["spread"]]:
+        changed = spreads[0]["spread"]["changed"]
+        if any(c["spread"]["changed"] != changed for c in spreads):
+            other = varying([c["recipe"] | c["spread"]["changed"] for c in spreads])
+            runs = "of recipes that differ too" if other else f"of one recipe, {spreads[0]['spread']['epochs']} epochs"
+        elif changed:
+            runs = f"in which {', '.join(f'`{key}` {value}' for key, value in changed.items())}"
         else:
-            said[-1] += ", whose length differs: see the pages"
-        said[-1] += "."
-    if cost := results.get("cost"):
-        where = cost["machine"]
+            runs = "of the same recipe"
+        said.append(f"Over seeds: mean, standard deviation and number of runs, {runs}.")
+    if cost := card.get("cost"):
         said.append(
             f"Speed: medians over rounds in which the models of these data take turns"
-            f"{', in brackets the share of that of identity' if shares else ''}, on {where['cpu']}, {where['threads']} "
+            f"{', in brackets the share of that of identity' if shares else ''}, on {cost['cpu']}, {cost['threads']} "
             f"threads, {cost['precision']}, batches of {cost['batch_size']} random images. A training step is forward, "
             f"backward and SGD's update. Memory: what training / inference adds to the peak of a process "
             f"that holds torch and the model."
         )
     return wrap(" ".join(said))
+
+
+def varying(recipes: Sequence[dict]) -> list[str]:
+    """The options in which recipes differ from the first; not the model, which has its own row."""
+    return sorted({key for recipe in recipes for key in differences(recipes[0], recipe)} - {"model"})
 
 
 def wrap(text: str) -> str:
@@ -451,6 +471,7 @@ def size_of(card: dict) -> str:
 
 def pictures(tag: str, family: dict[str, dict]) -> list[str]:
     """The pictures that there are, with what they show."""
+    lost = ", ".join(mixer for mixer in family if mixer not in with_curve(family))
     spread = (
         "bars are the deviation over seeds, of as many epochs as the table says; "
         if any("std" in card["spread"] for card in family.values())
@@ -460,7 +481,7 @@ def pictures(tag: str, family: dict[str, dict]) -> list[str]:
         "front": f"Accuracy against parameters and against inference speed; {spread}the dashed line is the front: no "
         "model has both more accuracy and fewer parameters, or more speed, than one on it.",
         "curves": "Learning curves of the runs that ship: loss in training, and accuracy on a slice of train that was "
-        "held out.",
+        f"held out{f'; not kept of {lost}' if lost else ''}.",
         "confusion": f"Confusion matrix of {best(family)}, than which no mixer is more accurate.",
         "fields": "Effective receptive field: the gradient of the last map's middle token with respect to the input, "
         f"averaged over {FIELD_IMAGES} test images. The square is the smallest around the token that holds half of it.",
@@ -483,9 +504,8 @@ def pictures(tag: str, family: dict[str, dict]) -> list[str]:
     ]
 
 
-def sizes(family: dict[str, dict], results: dict) -> str:
+def sizes(family: dict[str, dict], found: dict[str, dict]) -> str:
     """Accuracy at sizes that the models were not trained at."""
-    found = results.get("sizes", {})
     rows = []
     for mixer, card in family.items():
         top1 = found.get(card["name"], {}).get("top1", {})
@@ -499,13 +519,13 @@ def sizes(family: dict[str, dict], results: dict) -> str:
     )
 
 
-def other_models(cards: Sequence[dict], results: dict, root: str) -> str:
+def other_models(cards: Sequence[dict], root: str) -> str:
     """The table of the papers' own models, and what its numbers are."""
     rows = []
     for card in cards:
         name = card["name"].partition(".")[0]
         rows.append([*row(f"`{name}`", card, root, None), CLAIMS.get(name, "")])
-    return f"{table(['model', *COLUMNS, 'published, %'], rows)}\n\n{notes(cards, results, False)}"
+    return f"{table(['model', *COLUMNS, 'published, %'], rows)}\n\n{notes(cards, False)}"
 
 
 if __name__ == "__main__":

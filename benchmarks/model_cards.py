@@ -27,9 +27,12 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 def main() -> None:
     if "--check" in sys.argv[1:]:
         sys.exit(f"stale, run `python benchmarks/model_cards.py`: {', '.join(stale())}" if stale() else 0)
-    for path, text in pages().items():
+    fresh = pages()
+    for path in set(weights_dir().glob("*.*.md")) - fresh.keys():
+        path.unlink()  # of a card that is gone
+    for path, text in fresh.items():
         path.write_text(text)
-    print(f"{len(pages())} pages written to {weights_dir()}")
+    print(f"{len(fresh)} pages written to {weights_dir()}")
 
 
 def pages() -> dict[Path, str]:
@@ -86,7 +89,8 @@ def classify(image):  # a PIL image
     return model.pretrained_cfg["label_names"][scores.argmax()]
 ```
 
-Other image sizes need no change. `num_classes=N` makes a new head for fine-tuning, `features_only=True` gives the maps.
+Images of other sizes are taken too, at less accuracy.
+`num_classes=N` makes a new head for fine-tuning, `features_only=True` gives the maps.
 
 ## Numbers
 

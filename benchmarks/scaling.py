@@ -4,8 +4,8 @@
     python benchmarks/scaling.py --mixers raft,nin      these anew; the others are kept from the file
 
 `metaformer_<mixer>_s12` as it is, made for 224 pixels, on images of each size: inference, batch 1, fp32, channels_last.
-Time is the median of turns that all mixers take at one size. Memory is what the largest pass so far added to the peak
-of a process that holds torch and the weights, sizes in rising order, one process for each mixer.
+Time is the median of turns that all mixers take at one size. Memory is the peak of the process after one pass of each
+size, in rising order, above what it held with torch and the weights before the first; one process for each mixer.
 
 The exponent is the slope of a straight line through the logarithms, least squares, over the number of pixels from 224 x
 224 on: 1 is linear, 2 is quadratic. Below that size what costs the same for any image tells more.

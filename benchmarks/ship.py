@@ -18,6 +18,7 @@ import csv
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -32,9 +33,15 @@ from metamix.tasks.classification import Classification, ClassificationOptions, 
 from metamix.training.checkpoint import load_weights, save_weights, write_text
 from metamix.training.engine import evaluate
 from metamix.training.ranks import Ranks, in_one_sentence
+from metamix.training.recipe import EngineOptions
 
 # Where and how a run went, and not what was trained.
-NOT_IN_CARD = ("output", "resume", "device", "dry_run", "tensorboard", "data_dir", "download", "workers")
+NOT_IN_CARD = {
+    field.name
+    for options in (EngineOptions, ClassificationOptions)
+    for field in fields(options)
+    if field.metadata["on_resume"] == "free"
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> str:
     """Writes the weight and the card of `run`; returns what was written, in one line."""
     summary, recipe = read_run(run)
+    if recipe["task"] != "classification":
+        raise ValueError(
+            f"{run} is a run of --task {recipe['task']}: give one of --task classification, which can ship"
+        )
     if recipe["data"] == "folder" and not data_name:
         raise ValueError(
             f"{run} was trained on a folder, {summary['data']!r}: give --data-name with the name that the card is to "
@@ -185,7 +196,7 @@ def measure_spread(run: Path, spread: Sequence[Path]) -> dict:
 def differences(recipe: dict, other: dict) -> dict:
     """The options that `other` has otherwise than `recipe`, with its values; not the seed, nor where it ran."""
     return {
-        key: value for key, value in other.items() if key not in (*NOT_IN_CARD, "seed") and value != recipe.get(key)
+        key: value for key, value in other.items() if key not in NOT_IN_CARD | {"seed"} and value != recipe.get(key)
     }
 
 

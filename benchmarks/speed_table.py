@@ -10,7 +10,7 @@ import json
 import sys
 
 from marked import refresh
-from speed import CASES
+from speed import CASES, REFERENCE
 from timing import DOCS, table
 
 BATCH, SIZE = 8, 224  # of the family's tables
@@ -74,7 +74,7 @@ def share_of_peak(row: dict) -> str:
 
 def tables() -> str:
     machine, cases = load("cases.json", "case")
-    _, models = load("speed.json", "model", batch=BATCH, size=SIZE)
+    _, models = load("speed.json", "model", batch=BATCH, size=SIZE, reference=REFERENCE)
     _, roofline = load("roofline.json", "model", batch=BATCH, size=SIZE)
     cpu = f"{machine['cores']} {machine['cpu']} cores, torch {machine['torch'].partition('+')[0]}"
     lines = [

@@ -38,11 +38,10 @@ def test_a_person_s_text_stays():
     assert compare.fill(both, "b", "other") == both
 
 
-def test_speed_on_the_cards_is_that_of_one_measurement():
-    for tag, results in compare.read_results().items():
-        for card in compare.load_cards(tag):
-            if "cost" in card:
-                assert results["cost"]["models"][card["name"]].items() <= card["cost"].items(), card["name"]
+@pytest.mark.parametrize("tag", compare.tags())
+def test_speeds_of_a_tag_are_of_one_measurement(tag):
+    where = ("cpu", "threads", "precision", "batch_size", "commit")
+    assert len({tuple(card["cost"].get(key) for key in where) for card in compare.load_cards(tag)}) == 1
 
 
 def test_what_is_missing_is_said():
@@ -55,8 +54,8 @@ def test_what_is_missing_is_said():
 
 def test_unequal_recipes_are_said():
     other = CARDS["raft"] | {"recipe": CARDS["raft"]["recipe"] | {"lr": 0.5}}
-    assert "Not one recipe: `lr` differ" in compare.notes([CARDS["identity"], other], {}, True)
-    assert "One recipe for all" in compare.notes([CARDS["identity"], CARDS["raft"]], {}, True)
+    assert "Not one recipe: `lr` differ" in compare.notes([CARDS["identity"], other], True)
+    assert "One recipe for all" in compare.notes([CARDS["identity"], CARDS["raft"]], True)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +106,29 @@ def test_mistakes_end_in_one_sentence(words, said):
 def test_curves(tmp_path):
     curve = {"train_loss": [2.0, 1.0, 0.5], "holdout_top1": [50.0, 60.0, None]}
     unscored = {"train_loss": [2.0, 1.0], "holdout_top1": [None, None]}
-    family = {"identity": CARDS["identity"] | {"curve": curve}, "raft": CARDS["raft"] | {"curve": unscored}}
-    compare.draw_curves(tmp_path / "curves.png", family)
-    assert min(Image.open(tmp_path / "curves.png").size) > 700
+    cards = {mixer: {key: value for key, value in CARDS[mixer].items() if key != "curve"} for mixer in CARDS}
+    family = cards | {"identity": cards["identity"] | {"curve": curve}, "raft": cards["raft"] | {"curve": unscored}}
+    picture = tmp_path / "curves.png"
+    compare.draw_curves(picture, family)
+    assert min(Image.open(picture).size) > 700
+    compare.draw_curves(picture, cards)  # of weights that ship now, and of no others
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ([{"epochs": 3}, {"epochs": 3}], "number of runs, in which `epochs` 3."),
+        ([{}, {}], "number of runs, of the same recipe."),
+        ([{"epochs": 3}, {"epochs": 3, "lr": CARDS["identity"]["recipe"]["lr"]}], "of one recipe, 3 epochs."),
+        ([{"epochs": 3}, {"epochs": 3, "lr": 0.5}], "of recipes that differ too."),
+    ],
+)
+def test_what_the_runs_of_a_spread_were(changed, said):
+    cards = [
+        CARDS["identity"] | {"spread": {"epochs": 3, "mean": 71.0, "std": 0.2, "changed": each}} for each in changed
+    ]
+    assert said in compare.notes(cards, True).replace("\n", " ")
 
 
 def test_attention_is_that_of_the_mixer():

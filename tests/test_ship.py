@@ -146,6 +146,10 @@ def test_a_card_gets_its_spread_later(runs, weights, capsys):
             lambda runs, new: [runs / "long", "--spread", changed(runs / "short1", new, model="metaformer_raft_nano")],
             "in model: the spread is that of one model and data",
         ),
+        (
+            lambda runs, new: [changed(runs / "long", new, task="detection")],
+            "is a run of --task detection: give one of --task classification, which can ship",
+        ),
     ],
 )
 def test_refused(make, said, runs, weights, tmp_path):

@@ -151,11 +151,12 @@ def _device(name: str, local: int) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device is {name!r}, but this PyTorch sees no CUDA GPU; use --device cpu or auto")
-        index = local if device.index is None else device.index
-        if index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
+        if device.index is None and local >= count:
             raise ValueError(
-                f"process {local} of this machine needs GPU {index}, but there are only "
-                f"{torch.cuda.device_count()}; lower --nproc_per_node"
+                f"process {local} of this machine needs GPU {local}, but there are only {count}; lower --nproc_per_node"
             )
-        return torch.device("cuda", index)
+        return torch.device("cuda", local if device.index is None else device.index)
     return device

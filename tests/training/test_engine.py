@@ -342,6 +342,16 @@ def test_a_device_that_is_not_there_is_refused(device, said):
     assert str(error.value) == said
 
 
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="device is 'cuda:5', but this machine's GPUs are cuda:0 to cuda:1"):
+        Ranks.start("cuda:5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="process 0 of this machine needs GPU 0, but there are only 0; lower"):
+        Ranks.start("cuda")
+
+
 def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
     """A detector's: they stand in the group that they belong to, and losses among the losses."""
     row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
