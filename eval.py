@@ -78,7 +78,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
     model.to(ranks.device, memory_format=layout)
     if ranks.main:
         for note in task.notes:
-            print(f"note: {note}")
+            print(readable(f"note: {note}"))
     start = time.monotonic()
     scores, states = evaluate(
         task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout

@@ -82,7 +82,8 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
     with ranks.one_first():
         task = find_task(recipe.task)(recipe.options, seed=options.seed)
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
-    if not options.dry_run and is_finished(folder, recipe, task.data):
+    finished = not options.dry_run and is_finished(folder, recipe, task.data)
+    if ranks.agree(finished, folder / "summary.json"):
         if ranks.main:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
             print(readable(text))

@@ -136,7 +136,7 @@ class StreamLoader:
             worker_init_fn=outlive_first_sigterm,
             persistent_workers=options.workers > 0,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized(),  # else training is on the CPU, though there may be a GPU
             generator=torch.Generator(),  # or every epoch would draw from the run's own generator
         )
         # At its end Python sends workers one SIGTERM and waits for them: for ever, unless they have been let go before.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from metamix.training.checkpoint import write_text
+from metamix.training.checkpoint import readable, write_text
 from metamix.training.ranks import Ranks
 
 from .files import load_detector
@@ -71,11 +71,11 @@ def main(argv: list[str] | None = None) -> int:
                 )
             ]
             records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-            print(f"{path}: {len(objects)} objects")
+            print(readable(f"{path}: {len(objects)} objects"))
     except OSError as error:
         parser.error(str(error))
     write_text(options.output / "predictions.json", json.dumps(records, indent=2) + "\n")
-    print(f"written: {options.output / 'predictions.json'} and {len(records)} pictures")
+    print(readable(f"written: {options.output / 'predictions.json'} and {len(records)} pictures"))
     return 0
 
 

@@ -51,7 +51,7 @@ def table(scores: Scores) -> str:
 
 def to_coco(answer: dict[str, Tensor], image_id: int, source: BoxSource) -> list[dict]:
     """What a detector of torchvision says of one image, in COCO's form."""
-    boxes = answer["boxes"].double().cpu()
+    boxes = answer["boxes"].cpu().double()  # on the CPU: Apple's GPUs have no float64
     boxes[:, 2:] -= boxes[:, :2]
     results = [
         {"image_id": image_id, "category_id": source.category_ids[label - 1], "bbox": box, "score": score}

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metamix.data import CorruptImage
+from metamix.training.checkpoint import readable
 
 from .entries import field_problems, repeated, segmentation_problem
 from .sets import find_splits, read_image
@@ -113,10 +114,10 @@ def main(argv: list[str] | None = None) -> int:
     count = 0
     for annotations, images in splits:
         for what in find_problems(annotations, images):
-            print(what)
+            print(readable(what))
             count += 1
     read = ", ".join(str(path) for path, _ in splits)
-    print(f"{count} finding{'s' * (count > 1)}" if count else f"{read}: nothing is wrong")
+    print(f"{count} finding{'s' * (count > 1)}" if count else readable(f"{read}: nothing is wrong"))
     return 1 if count else 0
 
 

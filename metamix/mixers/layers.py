@@ -15,7 +15,7 @@ class GroupNorm1(timm.layers.GroupNorm1):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        trains = self.weight.requires_grad or self.bias.requires_grad
+        trains = any(p.requires_grad for p in self.parameters(recurse=False))
         if torch.is_grad_enabled() and trains and not x.requires_grad:
             x = x.contiguous()
         return super().forward(x)

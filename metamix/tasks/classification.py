@@ -112,6 +112,7 @@ class Classification:
     """The task of `protocol.Task` for labelled images."""
 
     Options, EvalOptions = ClassificationOptions, EvalOptions
+    one_shape = True
 
     def __init__(self, options: ModelOptions, seed: int = 0, about: dict[str, Any] | None = None):
         """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels.
@@ -197,7 +198,13 @@ class Classification:
             arguments = shape | about.get("model_args", {}) | options.model_args
             model = create_model(options.model, **arguments)
             if not shape:  # tensors alone, whose names may be their authors'
+                sizes = {tensor.numel() for tensor in tensors.values()}
                 tensors = in_our_names(tensors, model, options.checkpoint)
+                if other := next((name for name, tensor in tensors.items() if tensor.numel() not in sizes), None):
+                    raise ValueError(
+                        f"{options.checkpoint} was made for images of another size than {options.model} ({other} has "
+                        f"another shape); give that size, --model-args '{{img_size: N}}'"
+                    )
                 model = create_model(options.model, **{"num_classes": _count_classes(tensors, options)} | arguments)
             load_into(model, tensors, options.checkpoint)
         elif options.pretrained:
@@ -207,15 +214,15 @@ class Classification:
             raise ValueError(
                 "there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones"
             )
+        model_args = about.get("model_args", {}) | options.model_args
         config = timm.data.resolve_model_data_config(model)
         config |= {
-            "img_size": config["input_size"][-1],
-            "in_chans": config["input_size"][0],
+            "img_size": model_args.get("img_size", config["input_size"][-1]),
+            "in_chans": model_args.get("in_chans", config["input_size"][0]),
             "num_classes": model.num_classes,
         } | about
         as_trained = {key: config[key] for key in ("img_size", "interpolation", "crop_pct")}
         as_trained |= {key: tuple(config[key]) for key in ("mean", "std")}
-        model_args = about.get("model_args", {}) | options.model_args
         options = ModelOptions(**as_trained | options.given() | {"model_args": model_args})
         return cls(options, about=config), model, about
 
@@ -330,8 +337,10 @@ class Classification:
             model = create_model(options.teacher, **shape, **about.get("model_args", {}))
             load_into(model, tensors, options.teacher_checkpoint)
             mean, std = about.get("mean", self.mean), about.get("std", self.std)
+            classes = about.get("classes", self.classes)
         else:
             model = create_model(options.teacher, pretrained=True, in_chans=shape["in_chans"])
+            classes = self.classes
             mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
         if (model.num_classes, len(mean)) != (len(self.classes), self.splits.in_chans):
             raise ValueError(
@@ -339,6 +348,12 @@ class Classification:
                 f"and {options.data} has {len(self.classes)} of {self.splits.in_chans}; give --teacher-checkpoint "
                 f"of one that was trained on such data"
             )
+        for theirs, ours in zip(classes, self.classes):
+            if theirs != ours:
+                raise ValueError(
+                    f"the teacher {options.teacher_checkpoint} has the class {theirs!r} where {options.data} has "
+                    f"{ours!r}; give --teacher-checkpoint of one that was trained on such data"
+                )
         teacher = Teacher(model, self.mean, self.std, mean, std)
         try:
             with torch.no_grad():

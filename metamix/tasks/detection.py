@@ -121,6 +121,7 @@ class Detection:
     """The task of `protocol.Task` for images with boxes."""
 
     Options, EvalOptions = DetectionOptions, EvalOptions
+    one_shape = False
     companions: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: DetectionOptions, seed: int = 0):
@@ -154,6 +155,7 @@ class Detection:
         }
         self.title = f"{Path(options.data_dir).resolve().name}-{options.detector}-{options.model}"
         self.frozen_norms = False
+        self._scored: tuple[list[dict[str, Any]] | None, dict[str, Scores]] = None, {}
         self.notes = [
             f"{source.useless} annotations of {source.annotations} are left out; "
             f"python -m metamix.detection.verify {options.data_dir} names them"
@@ -304,7 +306,13 @@ class Detection:
         return self.scored[next(state["split"] for state in states if state["split"])]
 
     def _score(self, states: list[dict[str, Any]], kind: str = "bbox") -> Scores:
-        return score(self._source(states), [result for state in states for result in state["results"]], kind)
+        """COCO's scores, which take minutes on large sets, and which `result`, `pictures` and `report` need of one."""
+        if self._scored[0] is not states:
+            self._scored = states, {}
+        if kind not in self._scored[1]:
+            results = [result for state in states for result in state["results"]]
+            self._scored[1][kind] = score(self._source(states), results, kind)
+        return self._scored[1][kind]
 
 
 class Named:

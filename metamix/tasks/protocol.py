@@ -26,7 +26,8 @@ class TrainLoader(Sized, Protocol):
 
 class Task(Protocol):
     Options: type  # dataclass of the task's options; has a field `model`
-    EvalOptions: type  # the part of them that eval.py takes
+    EvalOptions: type  # dataclass of what eval.py takes; has a field `model` too
+    one_shape: bool  # whether all images have one shape, for which the fastest convolution is worth a search
     title: str  # "<data>-<model>", the name of the run folder
     data: dict[str, Any]  # those entries of `describe` that tell the data from others: a run goes on with the same
     notes: list[str]  # what a person should know of how the model was made

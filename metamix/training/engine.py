@@ -58,7 +58,7 @@ class Engine:
                 f"batch_size is {options.batch_size}, which {ranks.world} processes cannot share equally; "
                 f"take a multiple of {ranks.world}"
             )
-        torch.backends.cudnn.benchmark = not options.deterministic
+        torch.backends.cudnn.benchmark = task.one_shape and not options.deterministic
         if ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ranks.device)  # of what was trained before, in a sweep
         if options.deterministic:
@@ -235,14 +235,8 @@ class Engine:
         if self.options.resume and not path.exists():  # else a run stopped twice would begin again where it first did
             path = Path(self.options.resume)
             path = path / CHECKPOINT if path.is_dir() else path
-        found = self.ranks.gather(path.exists() or bool(self.options.resume))
-        if not any(found):
+        if not self.ranks.agree(path.exists() or bool(self.options.resume), path):
             return False
-        if not all(found):
-            raise ValueError(
-                f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file "
-                f"system that they share"
-            )
         state = load_checkpoint(path)
         changes = resume_changes(state["recipe"], self.recipe)
         if state["step"] >= self.total_steps and changes.keys() - {"score"}:

@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .recipe import EngineOptions, nearest
@@ -28,7 +28,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"there is no optimizer {options.optimizer!r}{nearest(name, names)}; "
             f"accepted are adamw, sgd, lion, muon, lamb and all of timm.optim.list_optimizers() but adahessian"
         )
-    arguments = ({"fused": True} if name in FUSED else {}) | options.opt_args
+    fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch takes one of them
+    arguments = ({"fused": True} if fused else {}) | options.opt_args
     try:
         return create_optimizer_v2(
             model,
@@ -60,6 +61,11 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(saved)
+    for weight, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape:
+                # In the memory format that the weight has now: fused kernels go through both in the order of memory.
+                moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
     for group, own in zip(optimizer.param_groups, fresh):
         group.update(own)
 

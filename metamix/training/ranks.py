@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,6 +110,16 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def agree(self, there: bool, path: Path) -> bool:
+        """Whether `path` is there; ValueError where some ranks see it and others do not."""
+        found = self.gather(there)
+        if any(found) and not all(found):
+            raise ValueError(
+                f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file system that "
+                f"they share"
+            )
+        return all(found)
+
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites the tensors with those of rank 0."""
         if self.world > 1:
@@ -157,6 +168,11 @@ def _device(name: str, local: int) -> torch.device:
         if device.index is None and local >= count:
             raise ValueError(
                 f"process {local} of this machine needs GPU {local}, but there are only {count}; lower --nproc_per_node"
+            )
+        if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
+            raise ValueError(
+                f"device is {name!r}, which the {processes} processes of this machine cannot share; give --device "
+                f"cuda, and each takes its own"
             )
         return torch.device("cuda", local if device.index is None else device.index)
     return device

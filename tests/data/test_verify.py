@@ -18,6 +18,13 @@ def test_a_whole_set(folder, break_image, capsys, workers):
     assert summary == "2 of 18 images of folder cannot be read"
 
 
+def test_a_name_that_is_no_text(folder, capsys):
+    root = folder(kind="jpg", size=(64, 64))
+    (root / "train" / "dog" / "caf\udce9.jpg").write_bytes(b"")
+    assert main(["folder", "--data-dir", str(root), "--workers", "0"]) == 1
+    assert capsys.readouterr().out.startswith(f"{root}/train/dog/caf\\udce9.jpg: not an image")
+
+
 def test_wrong_arguments_end_with_a_sentence(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["digitss"])

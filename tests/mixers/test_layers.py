@@ -24,6 +24,11 @@ def test_a_group_norm_stands_on_frozen_layers(frozen, trained):
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
+def test_a_group_norm_without_weights():
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    torch.testing.assert_close(GroupNorm1(8, affine=False)(x), F.group_norm(x, 1, eps=1e-5))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", ((2, 5, 3, 7), (2, 5, 7), (1, 1, 1, 1)))
 def test_gelu_is_torchs_and_keeps_the_layout(shape, layout):

@@ -291,6 +291,20 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
         Classification.trained(EvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
 
 
+def test_tensors_made_for_another_image_size_are_evaluated_at_it(folder):
+    name, path = "metaformer_raft_nano", folder / "r.pth"
+    torch.save(create_model(name, img_size=48, num_classes=3).state_dict(), path)
+    options = dict(model=name, checkpoint=str(path), data="folder", data_dir=str(folder), workers=0)
+    with pytest.raises(
+        ValueError,
+        match=r"r.pth was made for images of another size than metaformer_raft_nano \(stages.*has another shape\); "
+        r"give that size, --model-args '\{img_size: N\}'",
+    ):
+        Classification.trained(EvalOptions(**options))
+    of_48, model, _ = Classification.trained(EvalOptions(**options, model_args={"img_size": 48}))
+    assert of_48.size == 48 and model.stages[0].blocks[0].mixer.size == (24, 24)
+
+
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
     with pytest.raises(
@@ -337,6 +351,14 @@ def test_a_teacher_of_other_data_is_refused(weights, folder):
         "folder has 3 of 3; give --teacher-checkpoint of one that was trained on such data",
     ):
         task(data="folder", data_dir=str(folder), teacher=SMALL["model"], teacher_checkpoint=path).build()
+
+
+def test_a_teacher_of_as_many_other_classes_is_refused(weights):
+    path, _ = weights(classes=["one", *"123456789"])
+    with pytest.raises(
+        ValueError, match="w.safetensors has the class 'one' where digits has '0'; give --teacher-check"
+    ):
+        task(teacher=SMALL["model"], teacher_checkpoint=path).build()
 
 
 def test_a_teacher_of_another_size_is_refused(tmp_path):

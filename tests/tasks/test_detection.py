@@ -15,6 +15,7 @@ from torch import nn
 
 from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import main as predict
+from metamix.detection.scores import score
 from metamix.tasks.detection import Detection, DetectionOptions, EvalOptions
 from metamix.training.checkpoint import load_weights, save_weights
 from metamix.training.engine import Engine, Stopped
@@ -105,6 +106,16 @@ def test_squares_and_discs_are_found(trained):
     assert by_class["all"]["AP50"] == pytest.approx(result["AP50"], abs=1e-3)
     mean = sum(scores["AP50"] for scores in by_class["classes"].values()) / 2
     assert by_class["classes"].keys() == {"disc", "square"} and mean == pytest.approx(result["AP50"], abs=1e-3)
+
+
+def test_one_state_is_scored_once(data, monkeypatch):
+    calls = []
+    monkeypatch.setattr("metamix.tasks.detection.score", lambda *given: calls.append(given) or score(*given))
+    task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
+    for count in (1, 2):
+        states = [task.start() | {"split": "test"}]
+        task.result(states), task.report(states), task.result(states)
+        assert len(calls) == count
 
 
 def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from metamix.training.checkpoint import load_checkpoint
 from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
 from metamix.training.logging import PACKAGE, Run, draw_curves
-from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule
+from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer
 from metamix.training.ranks import Ranks
 from metamix.training.recipe import EngineOptions, Recipe
 
@@ -28,7 +28,7 @@ def no_run_stays_open():
 class Detect:
     """Batches as a detector has them: lists of tensors of any size, losses by name, a score made from all at once."""
 
-    notes, companions, title, data = [], (), "boxes-net", {}
+    notes, companions, title, data, one_shape = [], (), "boxes-net", {}, True
 
     def build(self):
         return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
@@ -342,11 +342,27 @@ def test_a_device_that_is_not_there_is_refused(device, said):
     assert str(error.value) == said
 
 
+def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
+    ranks = Ranks(1, 2, torch.device("cpu"))
+    for found in ([True, True], [False, False], [True, False]):
+        monkeypatch.setattr(Ranks, "gather", lambda self, value: found)
+        if found[0] == found[1]:
+            assert ranks.agree(found[1], "run") is found[1]
+    with pytest.raises(
+        ValueError, match="rank 1 does not see run; all nodes need the run folder, on a file system that"
+    ):
+        ranks.agree(False, "run")
+
+
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="device is 'cuda:5', but this machine's GPUs are cuda:0 to cuda:1"):
         Ranks.start("cuda:5")
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="device is 'cuda:1', which the 2 processes of this machine cannot share"):
+            Ranks.start("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="process 0 of this machine needs GPU 0, but there are only 0; lower"):
         Ranks.start("cuda")
@@ -420,6 +436,33 @@ def test_a_signal_after_the_last_step_is_heeded(tmp_path):
     one._signal = ["SIGTERM"]
     with pytest.raises(Stopped):
         one.heed_signal()
+
+
+@pytest.mark.parametrize("arguments", [{"foreach": True}, {"differentiable": True}, {}])
+def test_one_kernel_for_all_weights_where_nothing_else_is_asked(arguments):
+    optimizer = make_optimizer(nn.Linear(2, 2), EngineOptions(optimizer="adamw", opt_args=arguments))
+    assert bool(optimizer.defaults["fused"]) is not bool(arguments)
+
+
+@pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
+def test_moments_follow_the_memory_format_of_their_weights(formats):
+    """A fused kernel would give each weight the moment of another."""
+    weights, steps = torch.randn(8, 4, 3, 3), torch.randn(2, 8, 4, 3, 3)
+    ends = []
+    for layouts in (formats, formats[:1] * 2):
+        saved = None
+        model = nn.Conv2d(4, 8, 3)
+        model.weight.data = weights.clone()
+        for gradient, layout in zip(steps, layouts):
+            model.to(memory_format=layout)
+            optimizer = make_optimizer(model, EngineOptions(optimizer="adamw"))
+            if saved:
+                restore_optimizer(optimizer, saved)
+            model.weight.grad = gradient.clone(memory_format=layout)
+            optimizer.step()
+            saved = optimizer.state_dict()
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends)
 
 
 def test_autocast_follows_the_device(monkeypatch):
