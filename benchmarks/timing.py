@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -138,9 +139,12 @@ def memory_mib(peak: bool = True, device: str = "cpu") -> float:
 
 def machine(device: str = "cpu") -> dict:
     """What times depend on, as far as can be asked: only results of equal machines are comparable."""
-    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
-    words = {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = dict(re.findall(r"^(.+?)\s*: (.*)$", told, re.MULTILINE))
+    words = {"cpu": info.get("model name", platform.processor())}
+    # Hosts may give several generations one name, and one may be twice as fast as another.
+    words |= {"cpu_" + key.split()[-1]: info[key] for key in ("cpu family", "model", "stepping") if key in info}
+    words |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":
         words["gpu"] = torch.cuda.get_device_name()
     return words | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}

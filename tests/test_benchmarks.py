@@ -49,6 +49,15 @@ def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
 
 
+@pytest.mark.parametrize("family", ["25", "26"])
+def test_processors_of_one_name_are_told_apart(monkeypatch, family):
+    told = f"processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: {family}\nmodel\t\t: 17\npower management:\n"
+    monkeypatch.setattr(timing.Path, "exists", lambda path: True)
+    monkeypatch.setattr(timing.Path, "read_text", lambda path: told)
+    found = timing.machine()
+    assert [found[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux tells it")
 def test_peak_memory_of_a_fresh_process_is_its_own():
     torch.ones(2**27)  # 512 MiB here, and gone
