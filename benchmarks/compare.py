@@ -242,14 +242,9 @@ def best(family: dict[str, dict]) -> str:
     return max(family, key=lambda mixer: family[mixer]["top1"])
 
 
-def with_curve(family: dict[str, dict]) -> dict[str, dict]:
-    """The cards that tell how their runs went."""
-    return {mixer: card for mixer, card in family.items() if "curve" in card}
-
-
 def draw_curves(path: Path, family: dict[str, dict]) -> None:
     """Training loss and held-out accuracy over the epochs of the runs that ship; no picture where no card has them."""
-    family = with_curve(family)
+    family = {mixer: card for mixer, card in family.items() if "curve" in card}
     if not family:
         path.unlink(missing_ok=True)
         return
@@ -471,7 +466,7 @@ def size_of(card: dict) -> str:
 
 def pictures(tag: str, family: dict[str, dict]) -> list[str]:
     """The pictures that there are, with what they show."""
-    lost = ", ".join(mixer for mixer in family if mixer not in with_curve(family))
+    lost = ", ".join(mixer for mixer, card in family.items() if "curve" not in card)
     spread = (
         "bars are the deviation over seeds, of as many epochs as the table says; "
         if any("std" in card["spread"] for card in family.values())

@@ -12,8 +12,6 @@ import sys
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamix.training.checkpoint import readable
-
 from .sets import CorruptImage, read_image, open_data
 
 
@@ -56,7 +54,7 @@ def main(argv=None):
     for title, source in ("train", splits.train), ("test", splits.test):
         total += len(source)
         for reason in broken_images(source.images, options.workers, title):
-            print(readable(reason))
+            print(reason.encode(errors="backslashreplace").decode())  # a name may be no text
             count += 1
     print(
         f"{count} of {total:,} images of {options.data} cannot be read"
