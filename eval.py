@@ -79,6 +79,9 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
     if ranks.main:
         for note in task.notes:
             print(readable(f"note: {note}"))
+    folder = Path(settings.output or f"runs/eval-{task.title}")
+    if ranks.main:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
     start = time.monotonic()
     scores, states = evaluate(
         task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout
@@ -86,8 +89,6 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
     seconds = time.monotonic() - start
 
     if ranks.main:
-        folder = Path(settings.output or f"runs/eval-{task.title}")
-        folder.mkdir(parents=True, exist_ok=True)
         described = task.describe(model)
         count = described["samples"][settings.split]
         result = (
@@ -102,8 +103,6 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
                 "versions": versions(),
             }
         )
-        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-        pictures = task.pictures(states, folder)
         line = (
             f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
             + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
@@ -113,6 +112,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
         print(readable(line))
         if report := task.report(states):
             print(report)
+        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        pictures = task.pictures(states, folder)
         print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
 
 

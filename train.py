@@ -33,7 +33,7 @@ import yaml
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.models.build import check_model, check_published
 from metamix.tasks import TASKS, find_task
-from metamix.training.checkpoint import WEIGHTS, readable, save_weights, write_text
+from metamix.training.checkpoint import CHECKPOINT, WEIGHTS, readable, save_weights, write_text
 from metamix.training.engine import Engine, NotFinite, Stopped
 from metamix.training.logging import Run, commit, compare_runs, versions
 from metamix.training.ranks import Ranks, in_one_sentence
@@ -120,6 +120,11 @@ def is_finished(folder: Path, recipe: Recipe, data: dict) -> bool:
         return False
     changes = resume_changes(read_yaml(folder / "recipe.yaml"), recipe)
     check_data(json.loads((folder / "summary.json").read_text()), data, folder)
+    if changes and not (folder / CHECKPOINT).exists():
+        raise ValueError(
+            f"{folder} holds a finished run of another recipe ({'; '.join(changes.values())}), and no {CHECKPOINT} to "
+            f"go on from: take another --output, with --checkpoint {folder} to begin from its weights"
+        )
     return not changes
 
 
@@ -158,7 +163,8 @@ def time_step(engine: Engine, run: Run) -> None:
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
     run.say(
         f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
-        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all. Nothing was trained or written"
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, where images are read "
+        f"as fast. Nothing was trained or written"
     )
 
 

@@ -27,8 +27,8 @@ from model_cards import standard_error
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.data.memory import in_memory
 from metamix.models.build import weights_dir
+from metamix.models.metaformer import shapes
 from metamix.tasks.classification import Classification, ClassificationOptions, create_model
 from metamix.training.checkpoint import load_weights, save_weights, write_text
 from metamix.training.engine import evaluate
@@ -123,7 +123,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
             "mean": about["mean"],
             "std": about["std"],
             "interpolation": about["interpolation"],
-            "crop_pct": 1.0 if in_memory(task.splits.test, task.options) else about["crop_pct"],
+            "crop_pct": about["crop_pct"],
         },
     }
     path = weights_dir() / f"{card['name']}.safetensors"
@@ -218,8 +218,7 @@ def new_model(task: Classification, **model_args) -> nn.Module:
 def same_by_name(task: Classification, tensors: dict[str, torch.Tensor]) -> bool:
     """Whether the task's model computes the same, with these tensors, where it is made by its name alone."""
     models = [new_model(task, **arguments).eval() for arguments in (task.options.model_args, {})]
-    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
-    if shapes[0] != shapes[1]:
+    if shapes(models[0]) != shapes(models[1]):
         return False
     for model in models:
         model.load_state_dict(tensors)

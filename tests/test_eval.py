@@ -92,8 +92,25 @@ def test_the_number_of_images_that_were_scored(run, tmp_path, capsys):
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test; give --holdout SHARE"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
-    evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
-    assert f"{MODEL} on digits, holdout (144 images" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with 0.0, and so on images of that slice"):
+        evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
+
+
+def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys):
+    train(*RUN, "--holdout", 0.1, "--memory", "no", "--workers", 0, "--output", tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for split in ("holdout", "test"):
+        evaluate("--model", MODEL, "--checkpoint", tmp_path, "--split", split, "--workers", 0, "--output", tmp_path)
+        assert f"{MODEL} on digits, {split} ({summary['samples'][split]} images" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "loss"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("metamix.training.engine.evaluate", lambda *_: pytest.fail("scored"))
+    with pytest.raises(SystemExit, match="file/here"):
+        evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path / "file" / "here")
 
 
 def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):

@@ -172,6 +172,14 @@ def test_fine_tuning_from_a_run(tmp_path, capsys):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
 
+    # What it began from is in its own checkpoint now.
+    (tmp_path / "a").rename(tmp_path / "gone")
+    words = ["--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b"]
+    train(*QUICK, *words, "--epochs", 3)
+    assert "resumed" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="there is no file .*a"):
+        train(*QUICK, *words[:-1], tmp_path / "c")
+
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(logging, "PLAIN_SECONDS", 0)

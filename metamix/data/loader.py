@@ -133,7 +133,7 @@ class StreamLoader:
             Decoder(source, transform, seed, mark_replaced),
             batch_sampler=self.sampler,
             num_workers=options.workers,
-            worker_init_fn=outlive_first_sigterm,
+            worker_init_fn=outlive_first_signal,
             persistent_workers=options.workers > 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_initialized(),  # else training is on the CPU, though there may be a GPU
@@ -158,8 +158,10 @@ class StreamLoader:
             yield batch
 
 
-def outlive_first_sigterm(worker):
-    """A cluster sends SIGTERM to all processes of a job; training, which stops in its own time, still needs these."""
+def outlive_first_signal(worker):
+    """Ctrl-C comes to all processes of a terminal, a cluster's SIGTERM to all of a job; training, which stops in its
+    own time, still needs these."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import tarfile
+from collections import Counter
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -75,7 +76,7 @@ class Torchvision:
             else:
                 make, *splits = TORCHVISION[name]
                 parts = [make(root, download=download, **kwargs) for kwargs in splits[0 if train else 1]]
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # the latter of a network that is not there
             raise FileNotFoundError(
                 f"{name} was looked for in {os.path.abspath(root)}: {error}. Give its place with --data-dir, or let it "
                 "be fetched with --download"
@@ -179,11 +180,16 @@ class Files:
     mode = "RGB"
 
     def __init__(self, root):
-        found = []
-        for folder, _, names in os.walk(root, followlinks=True):
-            folder = Path(folder).relative_to(root)
-            found += [path for path in ((folder / name).as_posix() for name in names) if is_image(path)]
-        found.sort(key=natural_order)
+        files = [
+            (Path(folder).relative_to(root) / name).as_posix()
+            for folder, _, names in os.walk(root, followlinks=True)
+            for name in names
+        ]
+        found = sorted(filter(is_image, files), key=natural_order)
+        others = Counter(os.path.splitext(path)[1].lower() for path in files if "/." not in f"/{path}")
+        pictures = others.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
+        if left_out := ", ".join(f"{others[kind]} {kind}" for kind in sorted(pictures)):
+            log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", root, left_out)
         self.paths = [os.path.join(root, path) for path in found]
         self.labels, self.classes = label_by_folder(found, root)
         folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .random import stratified
 from .readers import TORCHVISION, Digits, Torchvision, open_folder, open_hfds, open_wds
@@ -102,12 +102,13 @@ def common_size(images):
 
 
 def decode(open_image, path, mode="RGB"):
-    """The image that `open_image()` opens, with its pixels in `mode`; CorruptImage, "path: reason", if it has none.
+    """The image that `open_image()` opens, upright as its EXIF data have it, with its pixels in `mode`; CorruptImage,
+    "path: reason", if it has none.
 
     A broken file shows up here, on opening or, if truncated, on converting.
     """
     try:
-        return eight_bits(open_image()).convert(mode)
+        return eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{path}: not an image of a known format") from error
     except CorruptImage as error:

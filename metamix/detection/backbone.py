@@ -137,7 +137,8 @@ def build_backbone(
         )
     sources = [max(r for r in maps if r <= s or isotropic) for s in strides]
     used = sorted(set(sources))
-    body = load_body(name, tuple(maps[r][0] for r in used), pretrained, checkpoint, model_args)
+    size = probe.pretrained_cfg["input_size"][1:]
+    body = load_body(name, tuple(maps[r][0] for r in used), pretrained, checkpoint, size, model_args)
     if frozen_norms or (frozen_norms is None and (pretrained or checkpoint)):
         body = freeze_batch_norm_2d(body)
     else:
@@ -160,8 +161,15 @@ def build_backbone(
     )
 
 
-def load_body(name: str, indices: tuple[int, ...], pretrained: bool, checkpoint: str | Path | None, model_args: dict):
-    """timm's feature extractor for these maps, with its weights."""
+def load_body(
+    name: str,
+    indices: tuple[int, ...],
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    size: tuple[int, int],
+    model_args: dict,
+):
+    """timm's feature extractor for these maps, with its weights; `size`, (H, W), is what the name stands for."""
     if checkpoint:
         tensors, about = load_weights(checkpoint)
         theirs, ours = (model.partition(".")[0] for model in (about.get("model", name), name))
@@ -169,7 +177,7 @@ def load_body(name: str, indices: tuple[int, ...], pretrained: bool, checkpoint:
             raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
         if "in_chans" in about:  # timm makes a stem for grey images one for colour, and the other way round
-            cfg["input_size"] = (about["in_chans"], about["img_size"], about["img_size"])
+            cfg["input_size"] = (about["in_chans"], *size)
         model_args = model_args | dict(pretrained_cfg_overlay=cfg | dict(state_dict=tensors))
         pretrained = True
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices, **model_args)

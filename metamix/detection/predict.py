@@ -4,19 +4,20 @@
 
 FILE is a run folder of train.py --task detection, or a file in it. Each image is drawn with its boxes to
 OUTPUT/<name>.png, and all of them listed in OUTPUT/predictions.json: for each image its path, width and height and the
-objects, the surest first, with class, score and box (x1, y1, x2, y2 in pixels).
+objects, the surest first, with class, score and box (x1, y1, x2, y2 in pixels of the upright image). One that cannot
+be read is left out, and the exit code is then 1.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from metamix.data import CorruptImage
 from metamix.training.checkpoint import readable, write_text
 from metamix.training.ranks import Ranks
 
@@ -26,15 +27,13 @@ from .sets import read_image
 
 
 @torch.no_grad()
-def predict(model: nn.Module, paths: Sequence[Path], threshold: float) -> Iterator[tuple[Path, Tensor, Objects]]:
-    """For each image its path, its pixels, (3, H, W) uint8, and the objects that score `threshold` or more;
-    CorruptImage at one that cannot be read."""
-    device = next(model.parameters()).device
-    for path in paths:
-        image = F.pil_to_tensor(read_image(path))
-        (found,) = model.eval()([image.to(device) / 255])
-        sure = (found["scores"] >= threshold) & (found["labels"] > 0)
-        yield path, image, {key: value[sure].cpu() for key, value in found.items()}
+def predict(model: nn.Module, path: Path, threshold: float) -> tuple[Tensor, Objects]:
+    """The pixels of an image, (3, H, W) uint8, and the objects that score `threshold` or more; CorruptImage where it
+    cannot be read."""
+    image = F.pil_to_tensor(read_image(path))
+    (found,) = model.eval()([image.to(next(model.parameters()).device) / 255])
+    sure = (found["scores"] >= threshold) & (found["labels"] > 0)
+    return image, {key: value[sure].cpu() for key, value in found.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,23 +59,24 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
 
     options.output.mkdir(parents=True, exist_ok=True)
-    records = []
-    try:
-        for path, image, found in predict(model.to(device), options.images, options.threshold):
-            draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
-            objects = [
-                {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
-                for label, score, box in zip(
-                    found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist()
-                )
-            ]
-            records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-            print(readable(f"{path}: {len(objects)} objects"))
-    except OSError as error:
-        parser.error(str(error))
+    model, records, broken = model.to(device), [], 0
+    for path in options.images:
+        try:
+            image, found = predict(model, path, options.threshold)
+        except CorruptImage as error:
+            print(readable(f"left out: {error}"), file=sys.stderr)
+            broken += 1
+            continue
+        draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
+        objects = [
+            {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
+            for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
+        ]
+        records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
+        print(readable(f"{path}: {len(objects)} objects"))
     write_text(options.output / "predictions.json", json.dumps(records, indent=2) + "\n")
     print(readable(f"written: {options.output / 'predictions.json'} and {len(records)} pictures"))
-    return 0
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

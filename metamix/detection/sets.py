@@ -3,14 +3,14 @@
     FOLDER/annotations/instances_<split>.json      train, val and perhaps test, a year after the name or none
     FOLDER/<split>/  or  FOLDER/images/            the images, as the annotations name them
 
-So BCCD and COCO itself lie there as they are published; `python -m metamix.detection.voc` makes such a file of Pascal
-VOC's.
+So COCO itself lies there as it is published; `python -m metamix.detection.voc` makes such a file of Pascal VOC's.
 """
 
 import contextlib
 import io
 import math
 import re
+from collections.abc import Container
 from itertools import chain
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
-from metamix.data.sets import decode
+from metamix.data.sets import CorruptImage, decode
 from metamix.mixers.registry import nearest
 
 from .entries import field_problems, repeated, segmentation_problem, with_area
 
 
-def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
-    """The annotation file and the image folder of each split in a folder.
+def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
+    """The annotation file and the image folder, None where there is none, of each split in a folder.
 
     FileNotFoundError says what was looked for; ValueError where two files are one split, of two years.
     """
@@ -38,8 +38,6 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
         name = path.stem.removeprefix("instances_")
         places = [folder / name, folder / "images" / name, folder / "images"]
         images = next((place for place in places if place.is_dir()), None)
-        if images is None:
-            raise FileNotFoundError(f"{path} is there, but none of {', '.join(map(str, places))} is: {layout}")
         name = re.sub(r"(19|20)\d\d$", "", name)
         if name in splits:
             raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep one of them there")
@@ -52,7 +50,15 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path]]:
 def open_split(splits: dict[str, tuple[Path, Path]], name: str, masks: bool = False) -> "BoxSource":
     if name not in splits:
         raise ValueError(f"there is no split {name!r}{nearest(name, splits)} The splits are {', '.join(splits)}")
-    return BoxSource(*splits[name], masks=masks)
+    annotations, images = splits[name]
+    if images is None:
+        raise FileNotFoundError(no_images(annotations))
+    return BoxSource(annotations, images, masks=masks)
+
+
+def no_images(annotations: Path) -> str:
+    folder, name = annotations.parents[1], annotations.stem.removeprefix("instances_")
+    return f"{annotations} is there, but not its images: they belong into {folder / name} or {folder / 'images'}"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -60,24 +66,35 @@ def read_image(path: Path) -> Image.Image:
     return decode(lambda: Image.open(io.BytesIO(path.read_bytes())), path)  # of a bad file the handle would stay open
 
 
+def read_described(folder: Path, entry: dict) -> Image.Image:
+    """The image of an entry of `images`; CorruptImage where its size is another, and boxes would lie elsewhere."""
+    path = Path(folder, entry["file_name"])
+    image = read_image(path)
+    width, height = image.size
+    said = entry.get("width") or width, entry.get("height") or height
+    if said != image.size:
+        raise CorruptImage(f"{path} is {width} x {height}, but the annotations say {said[0]} x {said[1]}")
+    return image
+
+
+def is_useless(annotation: dict, image: dict | None, classes: Container[int]) -> bool:
+    """Whether nobody could find it: an unknown image or class, a box that is empty or outside of its image."""
+    if image is None or annotation["category_id"] not in classes:
+        return True
+    x, y, w, h = annotation["bbox"]
+    width, height = (image.get(side) or math.inf for side in ("width", "height"))
+    # NaN is in no range.
+    return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
+
+
 class Boxes(CocoDetection):
     """torchvision's set without crowds, which are for scoring alone."""
 
     def _load_image(self, image_id: int) -> Image.Image:
-        return read_image(Path(self.root, self.coco.imgs[image_id]["file_name"]))
+        return read_described(self.root, self.coco.imgs[image_id])
 
     def _load_target(self, image_id: int) -> list[dict]:
         return [annotation for annotation in super()._load_target(image_id) if not annotation["iscrowd"]]
-
-    def is_useless(self, annotation: dict) -> bool:
-        """Whether nobody could find it: an unknown image or class, a box that is empty or outside of its image."""
-        image = self.coco.imgs.get(annotation["image_id"])
-        if image is None or annotation["category_id"] not in self.coco.cats:
-            return True
-        x, y, w, h = annotation["bbox"]
-        width, height = (image.get(side) or math.inf for side in ("width", "height"))
-        # NaN is in no range.
-        return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
 
 
 class BoxSource:
@@ -137,6 +154,11 @@ class BoxSource:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def missing(self) -> list[str]:
+        """Paths of images that are not there."""
+        paths = map(self.path, range(len(self)))
+        return [path for path in paths if not Path(path).is_file()]
+
     def path(self, index: int) -> str:
         return str(Path(self.set.root, self.coco.imgs[self.ids[index]]["file_name"]))
 
@@ -169,7 +191,7 @@ def index_annotations(annotations: Path, images: Path) -> Boxes:
                 annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)  # files of other tools lack these two
                 if annotation.get("area") is None:
                     annotation["area"] = w * h
-            useful = [annotation for annotation in coco.anns.values() if not boxes.is_useless(annotation)]
+            useful = [a for a in coco.anns.values() if not is_useless(a, coco.imgs.get(a["image_id"]), coco.cats)]
             boxes.useless = len(coco.anns) - len(useful)
             if 0 in coco.anns:  # pycocotools takes a match with annotation 0 for none
                 for annotation in useful:

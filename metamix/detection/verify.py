@@ -19,11 +19,14 @@ from metamix.data import CorruptImage
 from metamix.training.checkpoint import readable
 
 from .entries import field_problems, repeated, segmentation_problem
-from .sets import find_splits, read_image
+from .sets import find_splits, is_useless, no_images, read_described
 
 
-def find_problems(annotations: Path, images: Path) -> Iterator[str]:
+def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
     """A sentence for each thing that is wrong with an annotation file and the images that it names."""
+    if images is None:
+        yield no_images(annotations)
+        return
     try:
         data = json.loads(annotations.read_text())
         entries = {key: data[key] for key in ("images", "annotations", "categories")}
@@ -45,10 +48,11 @@ def find_problems(annotations: Path, images: Path) -> Iterator[str]:
     for annotation in entries["annotations"]:
         image = by_id.get(annotation["image_id"])
         what = box_problem(annotation, image, classes)
-        if not what:
-            with_boxes.add(image["id"])
-            if annotation.get("segmentation"):  # boxes need none
-                what = segmentation_problem(annotation["segmentation"], image)
+        if not what and annotation.get("segmentation"):  # boxes need none
+            what = segmentation_problem(annotation["segmentation"], image)
+        if is_box(annotation.get("bbox")) and not annotation.get("iscrowd"):
+            if not is_useless(annotation, image, classes):  # one that reaches out of its image is cut
+                with_boxes.add(image["id"])
         if what:
             yield f"{annotations}: {name(image, annotation)}, annotation {annotation['id']}: {what}"
     for image in entries["images"]:
@@ -63,6 +67,10 @@ def name(image: dict | None, annotation: dict | None = None) -> str:
     return f"image {image['id']} ({image['file_name']})"
 
 
+def is_box(box) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
+
+
 def box_problem(annotation: dict, image: dict | None, classes: set) -> str | None:
     """What is wrong with an annotation, or None. Half a pixel over the edge is rounding, not an error."""
     if image is None:
@@ -70,7 +78,7 @@ def box_problem(annotation: dict, image: dict | None, classes: set) -> str | Non
     if annotation["category_id"] not in classes:
         return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
     box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
+    if not is_box(box):
         return f"its box is {box}; four numbers x, y, width, height are needed"
     x, y, w, h = box
     if not all(map(math.isfinite, box)):
@@ -90,12 +98,9 @@ def file_problem(image: dict, folder: Path) -> str | None:
     if not path.is_file():
         return f"there is no file {path}"
     try:
-        width, height = read_image(path).size
+        read_described(folder, image)
     except CorruptImage as error:
-        return f"it cannot be read: {error}"
-    said = image.get("width") or width, image.get("height") or height
-    if said != (width, height):
-        return f"{path} is {width} x {height}, but the annotations say {said[0]} x {said[1]}"
+        return f"it cannot be used: {error}"
     return None
 
 

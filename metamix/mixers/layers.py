@@ -47,8 +47,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * 2**16)
-        own = self.training and 0 < dropped < 2**16 and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not own:
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor  # but a mask is not
+        if not self.training or recorded or not 0 < dropped < 2**16 or x.device.type != "cpu":
             return super().forward(x)
         mask, count = torch.empty_like(x), x.numel()
         seed = torch.empty((), dtype=torch.int64).random_().item()

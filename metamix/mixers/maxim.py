@@ -21,12 +21,12 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import LayerNorm2d, to_2tuple
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .layers import Dropout
 from .registry import register_mixer
-from .spatial import crop_to, pad_to
+from .spatial import crop_to, pad_to, sides
 
 # Where the kh x kw tokens of a set lie on the map: one in each cell of the grid, or side by side.
 GRID = "(kh nh) (kw nw)"
@@ -64,7 +64,7 @@ class Maxim(nn.Module):
                     f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be "
                     f"halved twice: choose an even width or larger factors."
                 )
-        block_size, grid_size = to_2tuple(block_size), to_2tuple(grid_size)
+        block_size, grid_size = sides("block_size", block_size), sides("grid_size", grid_size)
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))
         self.fc1 = nn.Conv2d(dim, 2 * half, 1)
         self.act = nn.GELU(approximate="tanh")

@@ -20,12 +20,11 @@ averaged to that grid (or repeated, where the map is smaller), while every token
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .layers import Dropout
 from .registry import nearest, register_mixer
-from .spatial import resize_to
+from .spatial import resize_to, sides
 
 QK = ("separate", "collapsed", "shared", "cholesky")
 
@@ -65,7 +64,7 @@ class MinAttn(nn.Module):
             )
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
-        self.context = context and tuple(min(c, s) for c, s in zip(to_2tuple(context), size))
+        self.context = None if context is None else tuple(map(min, sides("context", context), size))
         self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)

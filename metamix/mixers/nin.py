@@ -13,12 +13,12 @@ MLP costs 2 * token_dim multiply-adds per channel and token of the grid, however
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import LayerNorm2d, to_2tuple
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from .layers import GELU, Dropout, Mlp
 from .registry import register_mixer
-from .spatial import resize_to
+from .spatial import resize_to, sides
 
 
 @register_mixer("nin")
@@ -41,7 +41,7 @@ class Nin(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        self.grid = tuple(min(g, s) for g, s in zip(to_2tuple(grid or size), size))
+        self.grid = tuple(map(min, sides("grid", size if grid is None else grid), size))
         self.value = nn.Conv2d(dim, dim, 1)
         self.token_norm = LayerNorm2d(dim, eps=1e-5)
         self.token_mlp = TokenMlp(self.grid, token_dim or 2 * dim, proj_drop)

@@ -91,34 +91,43 @@ class RaftMlp(nn.Module):
 
     def __init__(self, dim: int, length: int, raft_size: int, expansion: float, rafts: str):
         super().__init__()
-        width = raft_size * length
+        width, hidden = raft_size * length, int(expansion * raft_size * length)
         self.raft_size = raft_size
         self.length = length
+        self.expansion = expansion
         self.rafts = rafts
         self.back = " -> ".join(reversed(rafts.split(" -> ")))
         self.norm = LayerNorm2d(dim, eps=1e-5)
-        self.fc1 = nn.Conv2d(width, int(expansion * width), 1)
+        # A kernel as large as the raft, so that a checkpoint tells its shape.
+        self.fc1 = nn.Conv2d(1, hidden, (raft_size, length))
         self.act = GELU()
-        self.fc2 = nn.Conv2d(int(expansion * width), width, 1)
+        self.fc2 = nn.Conv2d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(self.norm(x), self.rafts, r=self.raft_size)  # one raft = r channel groups x one column
         length = x.shape[1] // self.raft_size
-        x = F.conv2d(x, resize_inputs(self.fc1.weight, self.raft_size, length), self.fc1.bias)
+        # Its strides are those of channels_last, which the convolution then keeps to.
+        weight = resize_inputs(self.fc1.weight, length).flatten(1)[:, None, None].movedim(-1, 1)
+        x = F.conv2d(x, weight, self.fc1.bias)
         x = self.act(x)
         weight, bias = (resize_outputs(p, self.raft_size, length) for p in (self.fc2.weight, self.fc2.bias))
         x = F.conv2d(x, weight, bias)
         return rearrange(x, self.back, r=self.raft_size)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters saved for another length. Hidden units have no place on the map: they are repeated or thinned out,
-        and the output of one is shared among its copies, so that repeating them changes nothing."""
-        hidden, old = self.fc1.out_channels, state["fc1.weight"].shape[0]
+        """Parameters saved for another length; of another raft or expansion they stay as they are, and do not fit.
+
+        Hidden units have no place on the map: they are repeated or thinned out. Copies share what one of them gave, so
+        that repeating changes nothing, and those left by thinning stand in for the others.
+        """
+        hidden, (old, _, raft_size, length) = self.fc1.out_channels, state["fc1.weight"].shape
+        if raft_size != self.raft_size or old != int(self.expansion * raft_size * length):
+            return state
         unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden
-        copies = (unit[:, None] == unit).sum(1)
+        copies = (unit[:, None] == unit).sum(1) * min(1, hidden / old)
         return {
             **state,
-            "fc1.weight": resize_inputs(state["fc1.weight"], self.raft_size, self.length)[unit],
+            "fc1.weight": resize_inputs(state["fc1.weight"], self.length)[unit],
             "fc1.bias": state["fc1.bias"][unit],
             "fc2.weight": resize_outputs(state["fc2.weight"], self.raft_size, self.length)[:, unit]
             / copies[:, None, None],
@@ -126,14 +135,13 @@ class RaftMlp(nn.Module):
         }
 
 
-def resize_inputs(weight: Tensor, raft_size: int, length: int) -> Tensor:
-    """(o, r * old, 1, 1) -> (o, r * length, 1, 1); scaled, so that the response to a constant raft stays: exactly at a
-    multiple of the old length, closely at any other above it."""
-    if type(length) is int and weight.shape[1] == raft_size * length:  # a symbolic length must not be asked
+def resize_inputs(weight: Tensor, length: int) -> Tensor:
+    """(o, 1, r, old) -> (o, 1, r, length); scaled, so that the response to a constant raft stays: exactly at a multiple
+    of the old length, closely at any other above it."""
+    old = weight.shape[3]
+    if type(length) is int and old == length:  # a symbolic length must not be asked
         return weight
-    rows = rearrange(weight, "o (r l) 1 1 -> o r l", r=raft_size)
-    rows = F.interpolate(rows, size=length, mode="linear") * (rows.shape[-1] / length)
-    return rearrange(rows, "o r l -> o (r l) 1 1")
+    return F.interpolate(weight[:, 0], size=length, mode="linear")[:, None] * (old / length)
 
 
 def resize_outputs(weight: Tensor, raft_size: int, length: int) -> Tensor:

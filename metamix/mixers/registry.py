@@ -26,7 +26,8 @@ def as_saved(self, state):
 def register_mixer(name: str):
     """Class decorator: make a mixer known under `name` to every model of the zoo: `timm.create_model(mixer=name)`.
 
-    The class also becomes a leaf for FX, so that timm's feature extractor sees one node and not the shape logic inside.
+    A class defined anew, as when a notebook's cell runs again, replaces itself. It also becomes a leaf for FX, so that
+    timm's feature extractor sees one node and not the shape logic inside.
 
     Raises:
         ValueError: the name is taken, or the constructor is not `(dim, *, size, ...)`.
@@ -36,10 +37,9 @@ def register_mixer(name: str):
     def register(cls: type[nn.Module]) -> type[nn.Module]:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise TypeError(f"register_mixer({name!r}) takes a torch.nn.Module class, got {cls!r}.")
-        if name in _MIXERS:
-            raise ValueError(
-                f"A mixer named {name!r} is registered already ({_MIXERS[name].__module__}): choose another name."
-            )
+        known = _MIXERS.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"A mixer named {name!r} is registered already ({known.__module__}): choose another name.")
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]

@@ -7,7 +7,16 @@ has a side of 1 may refuse sizes where one has, and the reverse.
 
 import torch
 import torch.nn.functional as F
+from timm.layers import to_2tuple
 from torch import Tensor
+
+
+def sides(option: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of what was `given` for `option`, one number or two; ValueError where they are no sides of a map."""
+    size = to_2tuple(given)
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width).")
+    return size
 
 
 def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:

@@ -42,7 +42,7 @@ class WaveMix(nn.Module):
         level: levels of the transform, 1 (WaveMix-Lite) to 4.
         wavelet: any discrete wavelet of PyWavelets.
         mult: hidden width of the MLP over C.
-        ff_channel: width after the MLP, C by default; a bilinear `upsample` has no use for it.
+        ff_channel: width after the MLP, 0 for C; a bilinear `upsample` has no use for it.
         upsample: "transposed", as WaveMix, or "bilinear", as the smallest models of WaveMix-Lite.
         norm: "batch", as the authors, or "group" (one group), for small batches and detection from scratch.
     """
@@ -55,7 +55,7 @@ class WaveMix(nn.Module):
         level: int = 1,
         wavelet: str = "haar",
         mult: int = 2,
-        ff_channel: int | None = None,
+        ff_channel: int = 0,
         upsample: str = "transposed",
         norm: str = "batch",
         proj_drop: float = 0.0,
@@ -74,9 +74,9 @@ class WaveMix(nn.Module):
             raise ValueError(f"upsample is {upsample!r}{nearest(upsample, UPSAMPLE)} Accepted: {', '.join(UPSAMPLE)}.")
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}{nearest(norm, NORMS)} Accepted: {', '.join(NORMS)}.")
-        if upsample == "bilinear" and ff_channel is not None:
+        if upsample == "bilinear" and ff_channel:
             raise ValueError(
-                f"ff_channel is {ff_channel}, the width that a transposed convolution starts from: give None with "
+                f"ff_channel is {ff_channel}, the width that a transposed convolution starts from: give 0 with "
                 f"upsample='bilinear'."
             )
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]

@@ -9,7 +9,13 @@ from pathlib import Path
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import is_scriptable
-from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    build_model_with_cfg,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 from metamix.mixers.registry import nearest
@@ -44,7 +50,8 @@ __all__: list[str] = []  # timm adds each name
 def build(name: str, pretrained: bool = False, *, mixer_options: MixerOptions | None = None, **kwargs) -> nn.Module:
     """`MetaFormer(**kwargs)` through timm's builder, which adds configurations, weights and `features_only`.
 
-    Features are those of all stages, or of the last three blocks of an isotropic model.
+    Without `img_size` it is made for the images of its configuration, those that its weights were trained on. Features
+    are those of all stages, or of the last three blocks of an isotropic model.
 
     Args:
         mixer_options: what the family gives to its mixers, `dim -> {mixer: options}`; the caller's `mixer_args`
@@ -55,6 +62,8 @@ def build(name: str, pretrained: bool = False, *, mixer_options: MixerOptions | 
     """
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
+    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
     if mixer_options:
         kwargs["mixer"] = per_stage("mixer", kwargs["mixer"], len(depths))
@@ -67,7 +76,11 @@ def build(name: str, pretrained: bool = False, *, mixer_options: MixerOptions | 
         name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter,
-        feature_cfg=dict(out_indices=len(depths) if len(depths) > 1 else min(3, depths[0]), feature_cls="getter"),
+        feature_cfg=dict(
+            out_indices=len(depths) if len(depths) > 1 else min(3, depths[0]),
+            feature_cls="getter",
+            flatten_sequential=True,  # for the classes that a caller may name instead
+        ),
         **kwargs,
     )
 

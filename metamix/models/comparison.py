@@ -33,7 +33,7 @@ class ConvStem(nn.Sequential):
 
 
 SIZES = {
-    "nano": dict(img_size=32, depths=(2, 3, 3), dims=(48, 96, 160), layer_scale=0.1, stem=ConvStem),
+    "nano": dict(depths=(2, 3, 3), dims=(48, 96, 160), layer_scale=0.1, stem=ConvStem),
     "s12": dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s24": dict(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s36": dict(depths=(6, 6, 18, 6), dims=(64, 128, 320, 512), layer_scale=1e-6),
@@ -54,7 +54,9 @@ def mixer_options(dim: int, nano: bool) -> dict[str, dict]:
         "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
         "wavemix": dict(mult=1, ff_channel=dim // 8),
         "nin": dict(token_dim=128 if nano else 256, channel_dim=dim // 2, grid=(8, 8) if nano else (14, 14)),
-        "minattn": dict(qk="shared", num_heads=dim // (16 if nano else 32), context=(8, 8) if nano else (14, 14)),
+        "minattn": dict(
+            qk="shared", num_heads=max(1, dim // (16 if nano else 32)), context=(8, 8) if nano else (14, 14)
+        ),
     }
 
 

@@ -90,7 +90,8 @@ class Block(nn.Module):
         if mlp_ratio:
             self.tie_norms = tie_norms
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
-            self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
+            hidden = int(dim * mlp_ratio + 1e-6)  # a ratio of two widths must give the first of them
+            self.mlp = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop)
             for fc in (self.mlp.fc1, self.mlp.fc2):
                 trunc_normal_(fc.weight, std=0.02)
                 nn.init.zeros_(fc.bias)
@@ -344,6 +345,17 @@ class MetaFormer(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make spatial weights and position embeddings anew for images of another size, from those that are there."""
         sizes = self._map_sizes(img_size, [stage.downsample for stage in self.stages])
+        for stage, size in zip(self.stages, sizes):
+            mixer = stage.blocks[0].mixer
+            if type(mixer).adapt_state is not as_saved:
+                continue
+            made = shapes(stage.make_mixer(size=size))
+            # What another took the place of inside, such as a batch norm for detection, is not size's doing.
+            if any(made.get(name, shape) != shape for name, shape in shapes(mixer).items()):
+                raise ValueError(
+                    f"{type(mixer).__name__} has parameters of other shapes on maps of {size}: give it "
+                    f"adapt_state(state), which brings parameters saved at another size to its own."
+                )
         if self.pos_embed is not None:
             self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
         for stage, size in zip(self.stages, sizes):
@@ -396,6 +408,10 @@ class MetaFormer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"}
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
 def per_stage(name: str, value, stages: int) -> list:

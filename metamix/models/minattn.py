@@ -14,6 +14,8 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from metamix.mixers.registry import nearest
+
 from .build import CIFAR10, MNIST, build, register
 from .metaformer import ConvEmbed
 
@@ -39,6 +41,10 @@ def minattn(
     **kwargs,
 ) -> nn.Module:
     """A minimal transformer: one of SIMILARITY, with or without the MLP, whose hidden width is `dim`."""
+    if similarity not in SIMILARITY:
+        raise ValueError(
+            f"similarity is {similarity!r}{nearest(similarity, SIMILARITY)} Accepted: {', '.join(SIMILARITY)}."
+        )
     norm = partial(LayerNorm2d, eps=1e-5)
     options = dict(num_heads=num_heads, attn_drop=proj_drop_rate, **SIMILARITY[similarity])
     preset = dict(
@@ -57,8 +63,8 @@ def minattn(
 
 
 DATA = {
-    "mnist": (MNIST | dict(pool_size=(4, 4)), dict(img_size=28, patch_size=7)),
-    "cifar": (CIFAR10 | dict(pool_size=(4, 4)), dict(img_size=32, patch_size=8)),
+    "mnist": (MNIST | dict(pool_size=(4, 4)), dict(patch_size=7)),
+    "cifar": (CIFAR10 | dict(pool_size=(4, 4)), dict(patch_size=8)),
 }
 ROWS = (
     ("full", True, 1),

@@ -40,4 +40,4 @@ def ninformer(
     return build(name, pretrained, depths=(num_layers,), dims=(d_model,), **(preset | kwargs))
 
 
-register("ninformer_cifar", ninformer, cfg=CIFAR10 | dict(pool_size=(8, 8)), img_size=32)
+register("ninformer_cifar", ninformer, cfg=CIFAR10 | dict(pool_size=(8, 8)))

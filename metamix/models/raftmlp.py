@@ -62,6 +62,7 @@ class LevelHeads(nn.Module):
         self.model = model
         self.norms = nn.ModuleList(LayerNorm2d(dim, eps=1e-5) for dim in dims[:-1])
         self.gates = nn.ModuleList(nn.Linear(dim, 2 * dims[-1]) for dim in dims[:-1])
+        self.to(next(model.parameters()))
 
     def forward(self, x: Tensor) -> Tensor:
         final, features = self.model.forward_intermediates(x)

@@ -54,17 +54,19 @@ def wavemix(
     depth: int,
     level: int = 1,
     mult: int = 2,
-    ff_channel: int | None = None,
+    ff_channel: int = 0,
     upsample: str = "transposed",
-    stride: int | None = None,
-    patch_size: int | None = None,
+    stride: int = 0,
+    patch_size: int = 0,
     proj_drop_rate: float = 0.5,
     **kwargs,
 ) -> nn.Module:
     """A WaveMix in the paper's words: `stride` gives it a stem of strided convolutions, `patch_size` one of patches."""
-    if (stride is None) == (patch_size is None):
-        raise ValueError(f"stride is {stride} and patch_size {patch_size}: give exactly one, it chooses the stem.")
-    stem = partial(PatchStem, patch_size=patch_size) if stride is None else partial(StridedStem, stride=stride)
+    if bool(stride) == bool(patch_size):
+        raise ValueError(
+            f"stride is {stride} and patch_size {patch_size}: one of them chooses the stem, give 0 for the other."
+        )
+    stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
     options = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset = dict(
         mixer="wavemix",
@@ -92,18 +94,18 @@ for name, cfg, preset in (
     (
         "wavemix_256_16_l4",
         FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)),
-        dict(stride=2, level=4, img_size=256),
+        dict(stride=2, level=4),
     ),
-    ("wavemix_144_7", CIFAR, dict(stride=1, img_size=32)),
-    ("wavemix_320_8", CIFAR, dict(stride=1, img_size=32)),
-    ("wavemix_256_8", CIFAR100, dict(stride=1, img_size=32)),
-    ("wavemix_256_10", CIFAR100, dict(stride=1, img_size=32)),
-    ("wavemix_256_12", TINY_IMAGENET, dict(stride=1, img_size=64)),
-    ("wavemixlite_8_10", DIGITS, dict(stride=1, img_size=28, upsample="bilinear")),
-    ("wavemixlite_8_5", DIGITS, dict(stride=1, img_size=28)),
-    ("wavemixlite_32_7", CIFAR, dict(stride=1, img_size=32, upsample="bilinear")),
-    ("wavemixlite_32_4", CIFAR, dict(stride=1, img_size=32, ff_channel=16, mult=1, proj_drop_rate=0.25)),
-    ("wavemixlite_64_6", CIFAR, dict(stride=1, img_size=32)),
+    ("wavemix_144_7", CIFAR, dict(stride=1)),
+    ("wavemix_320_8", CIFAR, dict(stride=1)),
+    ("wavemix_256_8", CIFAR100, dict(stride=1)),
+    ("wavemix_256_10", CIFAR100, dict(stride=1)),
+    ("wavemix_256_12", TINY_IMAGENET, dict(stride=1)),
+    ("wavemixlite_8_10", DIGITS, dict(stride=1, upsample="bilinear")),
+    ("wavemixlite_8_5", DIGITS, dict(stride=1)),
+    ("wavemixlite_32_7", CIFAR, dict(stride=1, upsample="bilinear")),
+    ("wavemixlite_32_4", CIFAR, dict(stride=1, ff_channel=16, mult=1, proj_drop_rate=0.25)),
+    ("wavemixlite_64_6", CIFAR, dict(stride=1)),
 ):
     dim, depth = name.split("_")[1:3]
     register(name, wavemix, cfg=cfg, dim=int(dim), depth=int(depth), **preset)

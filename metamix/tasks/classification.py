@@ -25,11 +25,16 @@ from metamix.data import (
     statistics,
     train_loader,
 )
+from metamix.data.memory import in_memory
 from metamix.models import MetaFormer, count_macs
 from metamix.models.build import check_model, check_published, checkpoint_filter
 from metamix.training.checkpoint import load_into, load_weights
 from metamix.training.logging import plain, save_figure
 from metamix.training.recipe import option
+
+
+def data_name(options: SourceOptions) -> str:
+    return Path(options.data_dir or "").resolve().name if options.data == "folder" else options.data
 
 
 @dataclass
@@ -57,9 +62,15 @@ class ModelOptions(SourceOptions):
 class EvalOptions(ModelOptions):
     """Model and data, as eval.py takes them: what is not given is as it was in training."""
 
+    holdout: float | None = option(None, "share of train that is kept out; none: as in training", group="data")
+    memory: Literal["auto", "yes", "no"] | None = option(
+        None, "decode the set at the start; none: as in training", group="data"
+    )
+    img_size: int | None = option(None, "side of the images in pixels; none: as in training", group="data")
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = option(
         None, "how images are resized; none: as in training", group="data"
     )
+    mean: tuple[float, ...] | None = option(None, "per channel, of values 0 to 1; none: as in training", group="data")
     crop_pct: float | None = option(
         None,
         "streamed sets: share of the shorter side that the centre crop keeps; none: as in training",
@@ -97,6 +108,8 @@ class ClassificationOptions(ModelOptions, DataOptions):
         for name in ("smoothing", "distill", "drop_rate", "drop_path"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        if self.teacher_checkpoint and not self.teacher:
+            raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher says of which model")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
         sources = {"num_classes": "the data", "in_chans": "the data"}
@@ -144,7 +157,7 @@ class Classification:
             self.transform = Augment(
                 options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
             )
-        self.name = Path(options.data_dir).resolve().name if options.data == "folder" else options.data
+        self.name = data_name(options)
         self.title = f"{self.name.replace('/', '-')}-{options.model}"
         self.data = {
             "samples": {split: len(source) for split, source in self._sources().items()},
@@ -159,18 +172,18 @@ class Classification:
                 self.notes.append(f"class {theirs!r} of the model is {own!r} here: classes are matched by their order")
                 break
 
-    def build(self) -> nn.Module:
+    def build(self, about: dict[str, Any] | None = None) -> nn.Module:
         options = self.options
         shape = {"num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size}
         rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
         model = create_model(
             options.model,
-            pretrained=options.pretrained,
+            pretrained=options.pretrained and about is None,
             **shape,
             **options.model_args,
             **{name: rate for name, rate in rates.items() if rate},
         )
-        if options.checkpoint:
+        if options.checkpoint and about is None:
             new = load_pretrained(model, options.checkpoint, list(self.classes))
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
         if options.linear_probe:
@@ -223,6 +236,14 @@ class Classification:
         } | about
         as_trained = {key: config[key] for key in ("img_size", "interpolation", "crop_pct")}
         as_trained |= {key: tuple(config[key]) for key in ("mean", "std")}
+        as_trained |= {"memory": about["memory"]} if "memory" in about else {}
+        if about.get("data") == data_name(options) and "holdout" in about:
+            if options.holdout not in (None, about["holdout"]):
+                raise ValueError(
+                    f"holdout is {options.holdout}, but {options.checkpoint} was trained with {about['holdout']}, and "
+                    f"so on images of that slice: leave it out"
+                )
+            as_trained["holdout"] = about["holdout"]
         options = ModelOptions(**as_trained | options.given() | {"model_args": model_args})
         return cls(options, about=config), model, about
 
@@ -292,6 +313,7 @@ class Classification:
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
+        small = in_memory(self.splits.test, options)  # such images are not cropped in scoring
         return {
             "task": "classification",
             "model": options.model,
@@ -300,7 +322,9 @@ class Classification:
             "in_chans": self.splits.in_chans,
             "img_size": self.size,
             "interpolation": options.interpolation,
-            "crop_pct": options.crop_pct,
+            "crop_pct": 1.0 if small else options.crop_pct,
+            "memory": "auto" if small else "no",
+            "holdout": options.holdout,
             "data": self.name,
             **self.data,
             "parameters": sum(weight.numel() for weight in model.parameters()),

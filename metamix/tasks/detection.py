@@ -170,21 +170,29 @@ class Detection:
         for source in self.scored.values():
             if not source.objects:
                 raise ValueError(f"{source.annotations} has no object that could be found: give another --test-on")
+        for source in (*self.train, *self.scored.values()):
+            missing = source.missing()
+            if len(missing) > options.corrupt_limit * len(source):
+                raise ValueError(
+                    f"{len(missing)} of the {len(source)} images of {source.annotations} are not there, such as "
+                    f"{missing[0]}; python -m metamix.detection.verify {options.data_dir} names all"
+                )
 
-    def build(self) -> nn.Module:
+    def build(self, about: dict[str, Any] | None = None) -> nn.Module:
         """The detector; weights are those of its backbone, or of all of it where the file holds a detector."""
         options = self.options
-        file = options.checkpoint and load_weights(options.checkpoint)[1]
+        file = about or (options.checkpoint and load_weights(options.checkpoint)[1])
         whole = bool(file) and file.get("task") == "detection"
         self.frozen_norms = file["frozen_norms"] if whole else bool(options.pretrained or options.checkpoint)
         weights = {} if whole else {"pretrained": options.pretrained, "checkpoint": options.checkpoint}
         model = build_described(self._described(), **weights)
         if whole:
-            new = load_pretrained(model, options.checkpoint, list(self.classes))
             for key, own in (("image_mean", file["mean"]), ("image_std", file["std"])):
                 setattr(model.transform, key, options.detector_args.get(key, own))
+        if whole and about is None:
+            new = load_pretrained(model, options.checkpoint, list(self.classes))
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
-        elif options.checkpoint:
+        elif options.checkpoint and about is None:
             self.notes.append(f"weights of the backbone from {options.checkpoint}")
         return model
 
@@ -199,6 +207,8 @@ class Detection:
         trained = DetectionOptions(**built | data)
         trained.train_on = ()  # whose images need not be there
         task = cls(trained)
+        if "val" in about.get("train_on", ()):
+            task.scored.pop("holdout", None)
         task.frozen_norms = about["frozen_norms"]
         if list(task.classes) != about["classes"]:
             raise ValueError(
@@ -300,6 +310,7 @@ class Detection:
                 key: getattr(options, key)
                 for key in ("detector", "detector_args", "model", "model_args", "out_channels", "min_size", "max_size")
             },
+            "train_on": list(options.train_on),
         }
 
     def _source(self, states: list[dict[str, Any]]) -> BoxSource:

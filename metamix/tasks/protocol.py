@@ -36,8 +36,12 @@ class Task(Protocol):
     def __init__(self, options: Any, seed: int = 0) -> None:
         """Opens the data; ValueError where the options do not fit together."""
 
-    def build(self) -> nn.Module:
-        """The model to train, its weights made or loaded; called once, before anything else."""
+    def build(self, about: dict[str, Any] | None = None) -> nn.Module:
+        """The model to train, its weights made or loaded; called once, before anything else.
+
+        `about` is what `describe` said of the model of a checkpoint whose weights come in afterwards: then there is no
+        need of weights to begin from.
+        """
 
     def train_loader(self, batch_size: int, rank: int, world: int, seed: int) -> TrainLoader:
         """Training batches; `batch_size` is that of all ranks together."""

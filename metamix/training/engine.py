@@ -66,7 +66,8 @@ class Engine:
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(options.seed)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        self.model = self._place(task.build())
+        self._saved = self._find_checkpoint()
+        self.model = self._place(task.build(self._saved and self._saved[1]["about"]))
         for companion in task.companions:
             self._place(companion).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
@@ -226,18 +227,26 @@ class Engine:
                 ) from error
         self._saved_at, self._last_good = time.monotonic(), self.step
 
-    def resume(self) -> bool:
-        """Goes on from the run folder's checkpoint or, while there is none, from `--resume`; False without either.
-
-        ValueError where it belongs to another model or other data, or is no checkpoint.
-        """
+    def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The run folder's checkpoint or, while there is none, that of `--resume`; None without either."""
+        if self.run.folder is None:
+            return None
         path = self.run.folder / CHECKPOINT
         if self.options.resume and not path.exists():  # else a run stopped twice would begin again where it first did
             path = Path(self.options.resume)
             path = path / CHECKPOINT if path.is_dir() else path
         if not self.ranks.agree(path.exists() or bool(self.options.resume), path):
+            return None
+        return path, load_checkpoint(path)
+
+    def resume(self) -> bool:
+        """Goes on from a checkpoint, where there was one when the model was built; False where not.
+
+        ValueError where it belongs to another model or other data, or is no checkpoint.
+        """
+        if self._saved is None:
             return False
-        state = load_checkpoint(path)
+        (path, state), self._saved = self._saved, None
         changes = resume_changes(state["recipe"], self.recipe)
         if state["step"] >= self.total_steps and changes.keys() - {"score"}:
             raise ValueError(

@@ -47,7 +47,7 @@ class EngineOptions:
     """Engine"""
 
     output: str = _run("", "run folder; empty: runs/<data>-<model>-seed<seed>")
-    resume: str = _run("", "checkpoint to continue from; empty: the one in the run folder, if there is one")
+    resume: str = _run("", "checkpoint to continue from, while the run folder has none of its own")
     seed: int = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
     device: str = _run("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and one timed step; train nothing")

@@ -222,3 +222,20 @@ print(sum(len(batch["label"]) for batch in loader))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "6", done.stderr
+
+
+def test_workers_outlive_ctrl_c_however_they_were_started(folder):
+    """Training saves on Ctrl-C, which a terminal sends to its workers too, in its own time."""
+    program = f"""
+import multiprocessing, os, signal
+from metamix.data import DataOptions, open_data, eval_loader
+multiprocessing.set_start_method("spawn")
+options = DataOptions(data="folder", data_dir={str(folder())!r}, memory="no", workers=1)
+batches = iter(eval_loader(open_data("folder", root=options.data_dir, memory="no").test, options, batch_size=1))
+next(batches)
+(worker,) = multiprocessing.active_children()
+os.kill(worker.pid, signal.SIGINT)
+print(1 + len(list(batches)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "6", done.stderr

@@ -157,6 +157,11 @@ def test_nothing_is_left_out_silently(folder, caplog):
     (root / "train" / "gnu" / "0.tga").unlink()
     (root / "train" / "gnu").rmdir()
 
+    for name in ("1.gif", "2.gif", "3.tga", ".hidden.gif", "notes.txt"):
+        (root / "train" / "dog" / name).touch()
+    open_data("folder", root=root)
+    assert "train: left out are files of other types, 2 .gif, 1 .tga; save them as .png or .jpg" in caplog.text
+
     (root / "train").rename(root / "kept")
     (root / "train").mkdir()
     with pytest.raises(ValueError, match=f".png .* image lies in {root / 'train'}"):
@@ -448,3 +453,12 @@ def test_food(tmp_path, image):
 def test_a_set_that_is_not_there(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{name} was looked for in {tmp_path}.*--data-dir.*--download"):
         open_data(name, root=tmp_path)
+
+
+def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
+    def unreachable(root, **_):
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(TORCHVISION, "cifar10", (unreachable, [{}], [{}]))
+    with pytest.raises(FileNotFoundError, match=f"cifar10 was looked for in {tmp_path}: no route to host. Give its pl"):
+        open_data("cifar10", root=tmp_path, download=True)

@@ -158,6 +158,27 @@ def test_16_bits_of_grey_become_8(coco):
     assert image.shape == (3, 64, 96) and (image == 100).all()
 
 
+def test_a_photo_is_turned_upright_and_its_boxes_are_where_it_was_annotated(coco):
+    folder = coco()
+    path = folder / "images" / "train_0.jpg"
+    pixels = np.zeros((96, 64, 3), dtype=np.uint8)  # on its side, as a camera that is held upright stores it
+    pixels[:48] = 255
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # turn it right
+    Image.fromarray(pixels).save(path, exif=orientation)
+    path.rename(folder / "images" / "train_0.png")
+    image, target = open_split(find_splits(folder), "train").read(0)
+    assert image.shape == (3, 64, 96) == (3, *target["boxes"].canvas_size)
+    assert image[..., 60:].float().mean() > 250 and image[..., :36].float().mean() < 5
+
+
+def test_an_image_of_another_size_than_the_annotations_say_is_not_used(coco):
+    folder = coco()
+    Image.new("RGB", (48, 32)).save(folder / "images" / "train_0.png")
+    with pytest.raises(CorruptImage, match="train_0.png is 48 x 32, but the annotations say 96 x 64"):
+        open_split(find_splits(folder), "train").read(0)
+
+
 def test_ids_that_stand_twice_are_refused(coco):
     def again(split, data):
         data["annotations"][1]["id"] = data["annotations"][0]["id"]
@@ -172,6 +193,13 @@ def test_what_is_no_data_set_is_refused_in_words(tmp_path, coco):
     with pytest.raises(FileNotFoundError, match="holds no data set: expected .*instances_train.json"):
         find_splits(tmp_path)
     folder = coco()
+    (folder / "annotations" / "instances_more.json").touch()
+    (folder / "images").rename(folder / "train")
+    words = "instances_more.json is there, but not its images: they belong into .*/more or .*/images"
+    with pytest.raises(FileNotFoundError, match=words):
+        open_split(find_splits(folder), "more")
+    assert len(open_split(find_splits(folder), "train"))  # what is not asked for may lack them
+    (folder / "train").rename(folder / "images")
     with pytest.raises(ValueError, match="no split 'trian'; did you mean 'train'"):
         open_split(find_splits(folder), "trian")
     file = folder / "annotations" / "instances_val.json"

@@ -69,8 +69,24 @@ def test_bad_images_are_named(coco, capsys):
     assert "stands twice in annotations" in lines[0]
     assert lines[1] == f"{file}: image 10 (train_0.png): there is no file {folder / 'images' / 'train_0.png'}"
     assert "image 11 (train_1.png)" in lines[2] and "is 96 x 64, but the annotations say 100 x 64" in lines[2]
-    assert "image 12 (train_2.png)" in lines[3] and "cannot be read" in lines[3]
+    assert "image 12 (train_2.png)" in lines[3] and "cannot be used" in lines[3]
     assert lines[4] == f"{file}: image 13 (train_3.png): no box (it trains as background)"
+
+
+def test_what_trains_as_background_is_what_has_no_box_that_is_used(coco, capsys):
+    def change(split, data):
+        if split == "train":
+            first, second = (
+                [a for a in data["annotations"] if a["image_id"] == image["id"]] for image in data["images"][:2]
+            )
+            for annotation in first:
+                annotation["bbox"] = [90, 6, 10, 8]  # cut to the image, and trained
+            for annotation in second:
+                annotation["iscrowd"] = 1
+
+    _, out = verify(capsys, coco(train=3, val=3, test=3, change=change))
+    assert "(train_0.png), annotation 0: its box [90, 6, 10, 8] reaches out" in out
+    assert "(train_0.png): no box" not in out and "(train_1.png): no box (it trains as background)" in out
 
 
 def test_boxes_need_no_segmentation_and_no_size_of_their_image(coco, capsys):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -235,6 +236,27 @@ def test_a_name_that_is_taken(forget):
     with pytest.raises(ValueError, match=r"'raft' is registered already \(metamix.mixers.raft\): choose another name"):
         register_mixer("raft")(Mine)
     assert registry._MIXERS["raft"] is Raft
+
+
+def test_a_class_that_is_defined_again(forget):
+    def define():
+        class Again(Mine):
+            pass
+
+        return register_mixer("again")(Again)
+
+    assert define() is not define()
+    assert list_mixers().count("again") == 1
+
+
+@pytest.mark.parametrize(
+    "name, option", [("maxim", "block_size"), ("maxim", "grid_size"), ("nin", "grid"), ("minattn", "context")]
+)
+@pytest.mark.parametrize("given", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
+def test_sides_that_are_none(name, option, given):
+    words = f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width)."
+    with pytest.raises(ValueError, match=re.escape(words)):
+        create_mixer(name, 8, size=(8, 8), **{option: given})
 
 
 def test_what_is_no_module_class(forget):

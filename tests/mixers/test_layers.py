@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metamix.mixers.layers import GELU, Dropout, GroupNorm1, Mlp
 from metamix.mixers.minattn import attention
@@ -89,6 +90,13 @@ def test_neighbours_are_dropped_independently():
 def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
     y = Dropout(p).train(mode)(torch.ones(1000))
     assert y.tolist() == [1.0 - share] * 1000
+
+
+def test_dropout_that_is_recorded_draws_anew_each_time():
+    traced = torch.jit.trace(Dropout(0.5), torch.ones(100), check_trace=False)
+    assert not torch.equal(traced(torch.ones(100)), traced(torch.ones(100)))
+    with FakeTensorMode():
+        assert Dropout(0.5)(torch.ones(100)).shape == (100,)
 
 
 def test_mlp_is_two_linear_maps_and_an_activation():

@@ -187,3 +187,13 @@ def test_one_option_of_the_mixer_leaves_the_others_as_they_are(name, changed):
 def test_another_mixer_gets_none_of_the_family_s_options(name):
     model = create(name, mixer="pooling", mixer_args=dict(pool_size=5))
     assert {type(block.mixer).__name__ for stage in model.stages for block in stage.blocks} == {"Pooling"}
+
+
+def test_options_that_are_none():
+    with pytest.raises(ValueError, match="similarity is 'fulll'; did you mean 'full'. Accepted: full, collapsed"):
+        timm.create_model("minattn_full_mlp_h1_cifar", similarity="fulll")
+    with pytest.raises(
+        ValueError, match="stride is 1 and patch_size 4: one of them chooses the stem, give 0 for the o"
+    ):
+        timm.create_model("wavemix_144_7", patch_size=4)
+    assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4

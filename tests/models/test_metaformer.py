@@ -14,7 +14,7 @@ from torch.export import Dim
 from metamix.mixers import register_mixer, registry
 from metamix.mixers.layers import GELU, GroupNorm1
 from metamix.models import MetaFormer
-from metamix.models.metaformer import ConvEmbed, GlobalPool
+from metamix.models.metaformer import Block, ConvEmbed, GlobalPool
 
 
 def small(**kwargs) -> MetaFormer:
@@ -535,6 +535,18 @@ def test_a_mixer_of_ones_own(monkeypatch):
     model = small(mixer=("mine", "raft"), img_size=(32, 16))
     assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
+    with pytest.raises(
+        ValueError, match=r"Mine has parameters of other shapes on maps of \(16, 16\): give it adapt_st"
+    ):
+        model.set_input_size(64)
+    assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
+
+
+def test_a_hidden_width_that_is_no_round_multiple():
+    assert Block(
+        176, nn.Identity(), mlp_ratio=960 / 176, act_layer=nn.GELU, norm1=nn.Identity, norm2=nn.Identity,
+        tie_norms=False, layer_scale=0, proj_drop=0, drop_path=0,
+    ).mlp.fc1.out_channels == 960  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))

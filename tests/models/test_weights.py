@@ -200,6 +200,23 @@ def test_misshapen_spatial_weights(name, saved):
                     create(name, file, **kwargs)
 
 
+@pytest.mark.parametrize("option, value", [("raft_size", 4), ("raft_size", 1), ("expansion", 1)])
+def test_weights_of_other_rafts_are_no_other_size(option, value, saved):
+    _, file = saved("metaformer_raft_nano")
+    words = r"has stages.0.blocks.0.mixer.vertical.fc1.weight of shape \(64, 1, 2, 16\) where the model has \("
+    for size in (32, 64):
+        with pytest.raises(ValueError, match=words):
+            create("metaformer_raft_nano", file, img_size=size, mixer_args={option: value})
+
+
+def test_a_model_is_made_for_the_images_of_its_weights(saved):
+    model, file = saved("metaformer_raft_nano")
+    model.set_input_size(48)
+    save_file(model.state_dict(), file)
+    overlay = dict(file=str(file), input_size=(3, 48, 48))
+    assert same(create("metaformer_raft_nano", file, pretrained_cfg_overlay=overlay), model)
+
+
 def test_only_the_head_may_be_missing(saved):
     model, file = saved("metaformer_pooling_s12")
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, file)

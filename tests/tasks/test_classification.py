@@ -361,6 +361,11 @@ def test_a_teacher_of_as_many_other_classes_is_refused(weights):
         task(teacher=SMALL["model"], teacher_checkpoint=path).build()
 
 
+def test_weights_of_no_teacher_are_refused():
+    with pytest.raises(ValueError, match="teacher_checkpoint is t.pt, but no --teacher says of which model"):
+        task(teacher_checkpoint="t.pt")
+
+
 def test_a_teacher_of_another_size_is_refused(tmp_path):
     name, arguments = "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}
     small = timm.create_model(name, img_size=16, num_classes=10, in_chans=1, **arguments)

@@ -147,6 +147,21 @@ def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
     assert task.describe(model)["parameters"] == summary(trained)["parameters"] and about["detector"] == "fcos"
 
 
+def test_a_held_out_split_that_was_trained_on_is_none(few, tmp_path):
+    words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2, "--output", tmp_path]
+    train(*words, "--train-on", "train,val")
+    task, *_ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
+    assert list(task.scored) == ["test"]
+
+
+def test_images_that_are_not_there_are_missed_at_once(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
+    (folder / "images" / "test_1.png").unlink()
+    words = r"1 of the 2 images of .*instances_test.json are not there, such as .*test_1.png; python -m metamix.detec"
+    with pytest.raises(ValueError, match=words):
+        Detection(DetectionOptions(data_dir=str(folder)))
+
+
 def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
     truth = json.loads((data / "annotations" / "instances_test.json").read_text())
     image = truth["images"][0]
@@ -173,14 +188,14 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
         ([str(path), str(path), "--checkpoint", str(trained)], "several images have one name"),
         ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by its pict"),
         ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
-        (
-            [__file__, "--checkpoint", str(trained), "--output", str(tmp_path)],
-            "test_detection.py: not an image of a kn",
-        ),
     ):
         with pytest.raises(SystemExit):
             predict(words)
         assert re.search(error, capsys.readouterr().err)
+
+    assert predict([__file__, str(path), "--checkpoint", str(trained), "--output", str(tmp_path)]) == 1
+    assert "left out: " in (told := capsys.readouterr().err) and "test_detection.py: not an image of a known" in told
+    assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
@@ -276,6 +291,11 @@ def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
     described = task.describe(model)
     assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
     assert task.notes == [f"weights of the backbone from {tmp_path / 'c.safetensors'}"]
+
+    # A run that goes on needs the classifier no more.
+    (tmp_path / "c.safetensors").unlink()
+    same = Detection(task.options)
+    assert same.describe(same.build(described)) == described
 
     # A detector made of it is built again as it was: frozen norms, statistics of the classifier's images.
     save_weights(tmp_path / "d.safetensors", model.state_dict(), described)

@@ -173,6 +173,20 @@ def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, caps
     assert "(last weights)" in capsys.readouterr().out
 
 
+def test_a_finished_run_without_its_checkpoint_is_not_trained_over(tmp_path, capsys):
+    words = ["--batch-size", 256, "--warmup-epochs", 0, "--output", tmp_path]
+    train(*words, "--epochs", 1)
+    (tmp_path / "checkpoint.pt").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    words_of_it = r"holds a finished run of another recipe \(epochs was 1 and is now 2\), and no checkpoint.pt to go on"
+    with pytest.raises(SystemExit, match=words_of_it):
+        train(*words, "--epochs", 2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    capsys.readouterr()
+    train(*words, "--epochs", 1)
+    assert "is finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
