@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
 from metamix.training.checkpoint import readable, write_text
-from metamix.training.ranks import Ranks
+from metamix.training.ranks import Ranks, in_one_sentence
 
 from .files import load_detector
 from .pictures import Objects, draw_image
@@ -58,24 +58,27 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    model, records, broken = model.to(device), [], 0
-    for path in options.images:
-        try:
-            image, found = predict(model, path, options.threshold)
-        except CorruptImage as error:
-            print(readable(f"left out: {error}"), file=sys.stderr)
-            broken += 1
-            continue
-        draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
-        objects = [
-            {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
-            for label, score, box in zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
-        ]
-        records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-        print(readable(f"{path}: {len(objects)} objects"))
-    write_text(options.output / "predictions.json", json.dumps(records, indent=2) + "\n")
-    print(readable(f"written: {options.output / 'predictions.json'} and {len(records)} pictures"))
+    with in_one_sentence(OSError):
+        options.output.mkdir(parents=True, exist_ok=True)
+        model, records, broken = model.to(device), [], 0
+        for path in options.images:
+            try:
+                image, found = predict(model, path, options.threshold)
+            except CorruptImage as error:
+                print(readable(f"left out: {error}"), file=sys.stderr)
+                broken += 1
+                continue
+            draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
+            objects = [
+                {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
+                for label, score, box in zip(
+                    found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist()
+                )
+            ]
+            records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
+            print(readable(f"{path}: {len(objects)} objects"))
+        write_text(options.output / "predictions.json", json.dumps(records, indent=2) + "\n")
+        print(readable(f"written: {options.output / 'predictions.json'} and {len(records)} pictures"))
     return 1 if broken else 0
 
 

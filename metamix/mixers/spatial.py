@@ -11,14 +11,6 @@ from timm.layers import to_2tuple
 from torch import Tensor
 
 
-def sides(option: str, given: int | tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of what was `given` for `option`, one number or two; ValueError where they are no sides of a map."""
-    size = to_2tuple(given)
-    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width).")
-    return size
-
-
 def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     """Zeros below and to the right of (..., H, W), up to the next multiples of `multiple` = (h, w)."""
     (h, w), (mh, mw) = x.shape[-2:], multiple
@@ -46,3 +38,11 @@ def resize_to(x: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor
     if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=None if mode == "area" else False)
+
+
+def sides(option: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of what was `given` for `option`, one number or two; ValueError where they are no sides of a map."""
+    size = to_2tuple(given)
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width).")
+    return size

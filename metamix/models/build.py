@@ -79,7 +79,7 @@ def build(name: str, pretrained: bool = False, *, mixer_options: MixerOptions | 
         feature_cfg=dict(
             out_indices=len(depths) if len(depths) > 1 else min(3, depths[0]),
             feature_cls="getter",
-            flatten_sequential=True,  # for the classes that a caller may name instead
+            flatten_sequential=len(depths) > 1,  # for "list" and "dict", which find no blocks and miss positions
         ),
         **kwargs,
     )

@@ -266,20 +266,26 @@ def test_pruning_keeps_what_still_fits(name, model):
 
 
 @ONE_OF_EACH
-@pytest.mark.parametrize(
-    "feature_cls, out_indices",
-    [(None, None), (None, (0, 2)), ("hook", (1, -1)), ("fx", (1, -1)), ("list", (1, -1)), ("dict", (1, -1))],
-)
+@pytest.mark.parametrize("feature_cls, out_indices", [(None, None), (None, (0, 2)), ("hook", (1, -1)), ("fx", (1, -1))])
 @torch.no_grad()
 def test_features_only(name, model, feature_cls, out_indices):
     x = images(model)
     default = len(model.stages) if len(model.stages) > 1 else 3
     expected = model.forward_intermediates(x, out_indices or default, intermediates_only=True)
     features = create(name, features_only=True, feature_cls=feature_cls, out_indices=out_indices)
-    found = features(x)
-    assert_close(list(found.values()) if isinstance(found, dict) else found, expected)
+    assert_close(features(x), expected)
     assert features.feature_info.channels() == [f.shape[1] for f in expected]
     assert features.feature_info.reduction() == [x.shape[-1] // f.shape[-1] for f in expected]
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict"])
+@pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_wavemix_nano", "raftmlp_s"])
+@torch.no_grad()
+def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
+    x = images(create(name))
+    found = create(name, features_only=True, feature_cls=feature_cls)(x)
+    expected = create(name).forward_intermediates(x, intermediates_only=True)
+    assert_close(list(found.values()) if feature_cls == "dict" else found, expected)
 
 
 @ONE_OF_EACH

@@ -30,7 +30,7 @@ class Detect:
 
     notes, companions, title, data, one_shape = [], (), "boxes-net", {}, True
 
-    def build(self):
+    def build(self, about=None):
         return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
 
     def train_loader(self, batch_size, rank, world, seed):
