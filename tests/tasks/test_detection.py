@@ -379,7 +379,7 @@ def test_losses_are_named_as_losses(few, detector):
 
 def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2)
-    (folder / "images" / "test_0.png").unlink()
+    (folder / "images" / "test_0.png").write_bytes(b"no image")
     task = Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
     task.pictures([{"split": "test", "results": []}], tmp_path)
     assert (tmp_path / "test_images.png").exists()
