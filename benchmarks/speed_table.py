@@ -33,6 +33,12 @@ def load(name: str, key: str, **only) -> tuple[dict, dict[str, dict[tuple[str, s
     return found["machine"], models
 
 
+def where(machine: dict) -> str:
+    """The three files may come from different machines."""
+    cpu = machine["cpu"].replace("(R)", "")
+    return f"on {machine['cores']} {cpu} cores, torch {machine['torch'].partition('+')[0]}"
+
+
 def milliseconds(row: dict) -> str:
     return f"{row['ms']:.{0 if row['ms'] > 100 else 1}f} ms"
 
@@ -73,16 +79,16 @@ def share_of_peak(row: dict) -> str:
 
 
 def tables() -> str:
-    machine, cases = load("cases.json", "case")
-    _, models = load("speed.json", "model", batch=BATCH, size=SIZE, reference=REFERENCE)
-    _, roofline = load("roofline.json", "model", batch=BATCH, size=SIZE)
-    cpu = f"{machine['cores']} {machine['cpu']} cores, torch {machine['torch'].partition('+')[0]}"
+    cases_machine, cases = load("cases.json", "case")
+    models_machine, models = load("speed.json", "model", batch=BATCH, size=SIZE, reference=REFERENCE)
+    roofline_machine, roofline = load("roofline.json", "model", batch=BATCH, size=SIZE)
     lines = [
-        f"Measured on {cpu}, models in turns, freed memory kept, medians of milliseconds. The papers' models, at the "
-        "batch and size of `benchmarks/speed.py --cases`: after the time, how many times as fast as the authors' code, "
-        "and in brackets the goal that was set. timm's PoolFormer and the `wavemix` package ran beside ours; the other "
-        "authors' times were taken elsewhere and are rescaled by timm's `poolformer_s12`, which is least sure for bf16 "
-        "inference.",
+        "Models in turns, freed memory kept, medians of milliseconds.",
+        "",
+        f"The papers' models, at the batch and size of `benchmarks/speed.py --cases`, {where(cases_machine)}: after "
+        "the time, how many times as fast as the authors' code, and in brackets the goal that was set. timm's "
+        "PoolFormer and the `wavemix` package ran beside ours; the other authors' times were taken on two AMD EPYC "
+        "cores and are rescaled by timm's `poolformer_s12`, which is least sure for bf16 inference.",
         "",
     ]
     lines += rows(cases, case, ("fp32 training, above the imports", case_memory))
@@ -94,15 +100,16 @@ def tables() -> str:
     ]
     lines += [
         "",
-        f"The family at {SIZE} pixels, batch {BATCH}, beside timm's models, each of those in the "
-        "faster memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
+        f"The family at {SIZE} pixels, batch {BATCH}, {where(models_machine)}, beside timm's models, each of those in "
+        "the faster memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
         "",
     ]
     lines += rows(models, model, ("training, above the imports, MiB, fp32 / bf16", model_memory))
     lines += [
         "",
-        "Each model's GFLOP/s as a share of those of the faster of a 1x1 and a 3x3 convolution in the same run, and "
-        "the op that takes the most time above its roof (`benchmarks/roofline.py`). 60 % was the aim:",
+        "Each model's GFLOP/s as a share of those of the faster of a 1x1 and a 3x3 convolution in the same run, "
+        f"{where(roofline_machine)}, and the op that takes the most time above its roof (`benchmarks/roofline.py`). "
+        "60 % was the aim:",
         "",
     ]
     lines += rows(roofline, share_of_peak)
