@@ -4,8 +4,8 @@
     python eval.py --model metaformer_pooling_nano --checkpoint model.safetensors --data cifar10 --img-size 48
     python eval.py --model resnet18 --pretrained --data folder --data-dir imagenet
 
-Class count, image size, mean and std come from the checkpoint. --img-size feeds images of another size to the model,
-which is built at the size that it was trained at.
+Class count, image size, mean and std come from the checkpoint, and on the data of training the held-out slice too.
+--img-size feeds images of another size to the model, which is built at the size that it was trained at.
 """
 
 from __future__ import annotations
@@ -72,7 +72,11 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
     if settings.split not in loaders:
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
-            + ("; give --holdout SHARE" if hasattr(options, "holdout") else "")
+            + (
+                "; give --holdout SHARE, of data that the model was not trained on"
+                if hasattr(options, "holdout")
+                else ""
+            )
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(ranks.device, memory_format=layout)

@@ -57,6 +57,7 @@ def open_split(splits: dict[str, tuple[Path, Path]], name: str, masks: bool = Fa
 
 
 def no_images(annotations: Path) -> str:
+    """What is wrong with an annotation file of a data set's folder that has no images."""
     folder, name = annotations.parents[1], annotations.stem.removeprefix("instances_")
     return f"{annotations} is there, but not its images: they belong into {folder / name} or {folder / 'images'}"
 

@@ -411,6 +411,7 @@ class MetaFormer(nn.Module):
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Of all that its state holds, by name."""
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 

@@ -34,6 +34,7 @@ from metamix.training.recipe import option
 
 
 def data_name(options: SourceOptions) -> str:
+    """What the data are called in titles and metadata: the set's name or, of a folder, the folder's."""
     return Path(options.data_dir or "").resolve().name if options.data == "folder" else options.data
 
 
