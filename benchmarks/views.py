@@ -121,10 +121,8 @@ def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
 
 def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
     """(N, C, H, W) -> LL, LH, HL, HH of the first level, (N, h, w) each: root mean square over channels."""
-    low, high = dwt2(mixer.reduce(x), mixer.filters)
-    return {
-        name: band.square().mean(1).sqrt() for name, band in zip(("LL", "LH", "HL", "HH"), (low, *high.chunk(3, dim=1)))
-    }
+    four = dwt2(mixer.reduce(x), mixer.filters).chunk(4, dim=1)
+    return {name: band.square().mean(1).sqrt() for name, band in zip(("LL", "LH", "HL", "HH"), four)}
 
 
 def draw_maps(

@@ -99,12 +99,12 @@ class WaveMix(nn.Module):
         sizes, bands, low = [], [], self.reduce(x)
         for _ in self.levels:
             sizes.append(low.shape[-2:])
-            low, high = dwt2(low, self.filters)
-            bands.append([low, high])
-        y = []
+            bands.append(dwt2(low, self.filters))
+            low = bands[-1].chunk(4, dim=1)[0]
+        y = None
         for size, band, mlp in zip(reversed(sizes), reversed(bands), reversed(self.levels)):
-            y = [crop_to(mlp(torch.cat(band + y, dim=1)), size, centre=True)]
-        return y[0]
+            y = crop_to(mlp(band if y is None else torch.cat([band, y], dim=1)), size, centre=True)
+        return y
 
 
 class BandMlp(nn.Module):
@@ -128,13 +128,12 @@ class BandMlp(nn.Module):
         return self.norm(self.up(self.fc2(self.drop(self.act(self.fc1(x))))))
 
 
-def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
+def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
     """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`; `filters` are the wavelet's low and
     high pass, `pywt.Wavelet(name).filter_bank[:2]`.
 
-    (B, C, H, W) -> approximation (B, C, h, w) and details (B, 3 C, h, w): all channels of LH (low along the width, high
-    along the height; cH of PyWavelets), then of HL (cV), then of HH (cD). h = floor((H + L - 1) / 2) for a filter of L
-    taps.
+    (B, C, H, W) -> (B, 4 C, h, w): all channels of the approximation, then of the details LH (low along the width, high
+    along the height; cH of PyWavelets), HL (cV) and HH (cD). h = floor((H + L - 1) / 2) for a filter of L taps.
     """
     if len(filters[0]) == 2:  # Haar, under any of its names
         return haar2(x)
@@ -144,14 +143,14 @@ def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> tuple[Tensor, T
     # Every second value is kept, from the second one on; past an odd end there is one zero more.
     x = F.pad(x, (taps - 2, taps - 2 + w % 2, taps - 2, taps - 2 + h % 2))
     kernel = bands[:, None].repeat_interleave(channels, dim=0)
-    y = F.conv2d(x.repeat(1, 4, 1, 1), kernel, stride=2, groups=4 * channels)
-    return y[:, :channels], y[:, channels:]
+    return F.conv2d(x.repeat(1, 4, 1, 1), kernel, stride=2, groups=4 * channels)
 
 
-def haar2(x: Tensor) -> tuple[Tensor, Tensor]:
+def haar2(x: Tensor) -> Tensor:
     """`dwt2` for Haar: sums and differences of the four values of each 2 x 2 cell."""
-    x = pad_to(x, (2, 2)) * 0.5
-    top, bottom = x[..., 0::2, :], x[..., 1::2, :]
+    # Channels come last, so that the gradient, which unbind's backward pass lays out anew, is in channels_last.
+    x = pad_to(x, (2, 2)).movedim(1, -1) * 0.5
+    top, bottom = x.unflatten(1, (-1, 2)).unbind(2)
     s, d = top + bottom, top - bottom  # low and high along the height
-    (a, b), (c, e) = ((m[..., 0::2], m[..., 1::2]) for m in (s, d))
-    return a + b, torch.cat([c + e, a - b, c - e], dim=1)
+    (a, b), (c, e) = (rows.unflatten(2, (-1, 2)).unbind(3) for rows in (s, d))
+    return torch.cat([a + b, c + e, a - b, c - e], dim=-1).movedim(-1, 1)
