@@ -15,6 +15,7 @@ run, by `--models`, `--cases NAMES`, `--mode` or `--precision`, are kept side by
 """
 
 import argparse
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -69,7 +70,7 @@ class Bench:
     """Models of one batch and size, each built once in each memory format that it is tried in."""
 
     def __init__(self, options: argparse.Namespace):
-        self.device, self.authors, self.compile = options.device, options.authors, options.compile
+        self.device, self.authors = options.device, options.authors
         self.subjects: dict[tuple, Subject] = {}
         self.formats: dict[tuple, str] = {}
 
@@ -92,8 +93,11 @@ class Bench:
             self.formats[key] = min(seconds, key=seconds.get)
         return self.formats[key]
 
-    def measure(self, models: list[tuple], mode: str, precision: str, seconds: float) -> dict[str, dict]:
-        """{name: {"format", "ms", "compiled_ms"}} of (name, batch, size), in turns; a peer that fails is left out."""
+    def measure(
+        self, models: list[tuple], mode: str, precision: str, seconds: float, compiled: Collection[str]
+    ) -> dict[str, dict]:
+        """{name: {"format", "ms", "compiled_ms"}} of (name, batch, size), in turns, the last of those named in
+        `compiled`; a peer that fails is left out."""
         steps, found = {}, {}
         for name, batch, size in models:
             try:
@@ -107,7 +111,7 @@ class Bench:
                 continue
             found[name] = {"format": memory_format}
             steps[name, "ms"] = subject.step(mode, precision)
-            if self.compile:
+            if name in compiled:
                 steps[name, "compiled_ms"] = subject.step(mode, precision, compiled=True)
         for (name, what), median in timing.interleaved(steps, seconds).items():
             found[name][what] = round(1000 * median, 3)
@@ -134,7 +138,8 @@ def run_models(options: argparse.Namespace) -> None:
     names = list(dict.fromkeys([options.reference, *options.models]))
     for mode, precision in product(options.mode, options.precision):
         models = [(name, options.batch, options.size) for name in names]
-        found = bench.measure(models, mode, precision, options.seconds * len(models))
+        seconds = options.seconds * len(models)
+        found = bench.measure(models, mode, precision, seconds, compiled=names if options.compile else ())
         if options.reference not in found:
             continue
         for name, cell in found.items():
@@ -161,7 +166,8 @@ def run_cases(options: argparse.Namespace) -> None:
         if not need:
             models.add((case.authors, case.batch, case.size))
         for mode, precision in product(options.mode, options.precision):
-            found = bench.measure(sorted(models), mode, precision, options.seconds * len(models))
+            seconds = options.seconds * len(models)
+            found = bench.measure(sorted(models), mode, precision, seconds, compiled=[name] if options.compile else ())
             rows.append(case_row(name, mode, precision, found))
             if (mode, precision) == ("train", "fp32"):
                 rows[-1]["mib"] = bench.peak_mib(name, case.batch, case.size, precision)
@@ -233,7 +239,7 @@ def main() -> None:
     )
     parser.add_argument("--mode", type=choices(MODES), default=list(MODES))
     parser.add_argument("--precision", type=choices(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--compile", action="store_true", help="time torch.compile of each model too, beside eager")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too: of each model, or of ours")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels")
     parser.add_argument("--reference", default=REFERENCE, help="the model that ratios are to")

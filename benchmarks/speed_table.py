@@ -39,8 +39,12 @@ def where(machine: dict) -> str:
     return f"on {machine['cores']} {cpu} cores, torch {machine['torch'].partition('+')[0]}"
 
 
-def milliseconds(row: dict) -> str:
-    return f"{row['ms']:.{0 if row['ms'] > 100 else 1}f} ms"
+def milliseconds(ms: float) -> str:
+    return f"{ms:.{0 if ms > 100 else 1}f} ms"
+
+
+def compiled(row: dict) -> str:
+    return f"; compiled {milliseconds(row['compiled_ms'])}" if "compiled_ms" in row else ""
 
 
 def rows(models: dict, describe, *more) -> list[str]:
@@ -56,7 +60,7 @@ def rows(models: dict, describe, *more) -> list[str]:
 
 def case(row: dict) -> str:
     ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}" + (f" ({row['asked']})" if row["asked"] else "")
-    return milliseconds(row) + ratio
+    return milliseconds(row["ms"]) + ratio + compiled(row)
 
 
 def case_memory(cells: dict) -> str:
@@ -70,8 +74,7 @@ def model_memory(cells: dict) -> str:
 
 
 def model(row: dict) -> str:
-    compiled = f"; compiled {row['compiled_ms']:.0f} ms" if "compiled_ms" in row else ""
-    return f"{milliseconds(row)}, {row['ratio']:.2f}{compiled}"
+    return f"{milliseconds(row['ms'])}, {row['ratio']:.2f}{compiled(row)}"
 
 
 def share_of_peak(row: dict) -> str:
