@@ -56,9 +56,10 @@ class Subject:
     ) -> Callable[[], None]:
         """A function without arguments that makes one step, to its end on a GPU too; `no_grad` is for inference."""
         if compiled and self.compiled is None:
-            # Our models share one forward function, whose compiled forms torch counts: past 8 it would run it eagerly.
+            # Our models share one forward function, whose compiled forms torch counts: past 8 it would run it eagerly,
+            # and of a second size it would make one for all sizes.
             torch._dynamo.config.recompile_limit = 64
-            self.compiled = torch.compile(self.model)
+            self.compiled = torch.compile(self.model, dynamic=False)
         model = self.compiled if compiled else self.model
 
         def step():
