@@ -107,8 +107,8 @@ def tables(results: dict) -> str:
             "",
         ]
     lines += [
-        "Memory in float32, with torch and weights in it, and AdamW in the training step; before is what they take "
-        "alone:",
+        "Peak memory in float32, torch and weights included; the training step is AdamW's. Before: torch and weights "
+        "alone.",
         "",
         memory_table(json.loads(MEMORY.read_text())["rows"]),
     ]
