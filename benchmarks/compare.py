@@ -436,7 +436,7 @@ def notes(cards: Sequence[dict], shares: bool) -> str:
             other = varying([c["recipe"] | c["spread"]["changed"] for c in spreads])
             runs = "of recipes that differ too" if other else f"of one recipe, {spreads[0]['spread']['epochs']} epochs"
         elif changed:
-            runs = f"in which {', '.join(f'`{key}` {value}' for key, value in changed.items())}"
+            runs = f"of the same recipe but for {', '.join(f'`{key}` {value}' for key, value in changed.items())}"
         else:
             runs = "of the same recipe"
         said.append(f"Over seeds: mean, standard deviation and number of runs, {runs}.")

@@ -118,7 +118,7 @@ def test_curves(tmp_path):
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ([{"epochs": 3}, {"epochs": 3}], "number of runs, in which `epochs` 3."),
+        ([{"epochs": 3}, {"epochs": 3}], "number of runs, of the same recipe but for `epochs` 3."),
         ([{}, {}], "number of runs, of the same recipe."),
         ([{"epochs": 3}, {"epochs": 3, "lr": CARDS["identity"]["recipe"]["lr"]}], "of one recipe, 3 epochs."),
         ([{"epochs": 3}, {"epochs": 3, "lr": 0.5}], "of recipes that differ too."),

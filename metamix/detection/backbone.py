@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from metamix.mixers.layers import GroupNorm1
 from metamix.mixers.registry import nearest
-from metamix.models.build import check_model, check_published
+from metamix.models.build import check_body, check_model, check_published, in_names_of
 from metamix.training.checkpoint import load_weights
 
 from .pyramids import FeaturePyramid, SimplePyramid
@@ -170,17 +170,25 @@ def load_body(
     model_args: dict,
 ):
     """timm's feature extractor for these maps, with its weights; `size`, (H, W), is what the name stands for."""
+    overlay = {}
     if checkpoint:
         tensors, about = load_weights(checkpoint)
         theirs, ours = (model.partition(".")[0] for model in (about.get("model", name), name))
         if theirs != ours:
             raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
+        with torch.device("meta"):
+            model = timm.create_model(name, **model_args)
+        check_body(in_names_of(model, tensors, checkpoint), model)  # timm would leave random what is not there
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
         if "in_chans" in about:  # timm makes a stem for grey images one for colour, and the other way round
             cfg["input_size"] = (about["in_chans"], *size)
-        model_args = model_args | dict(pretrained_cfg_overlay=cfg | dict(state_dict=tensors))
-        pretrained = True
-    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices, **model_args)
+        overlay = dict(pretrained=True, pretrained_cfg_overlay=cfg | dict(state_dict=tensors))
+    body = timm.create_model(
+        name, **dict(pretrained=pretrained, features_only=True, out_indices=indices) | model_args | overlay
+    )
+    for module in body.modules():  # timm keeps copies of what it loaded
+        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    return body
 
 
 def group_norms(module: nn.Module) -> nn.Module:

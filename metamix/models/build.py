@@ -1,6 +1,7 @@
 """From a registered name to a model: timm's builder around the skeleton, and where weights come from."""
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -188,16 +189,23 @@ def checkpoint_filter(state: dict, model: MetaFormer) -> dict[str, Tensor]:
     given, unknown = layout.translate(state, model)
     given = adapt_state(given, model)
 
-    # What may differ, as timm sees to it: the head, and the channels of the first convolutions.
-    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
-    checked = {key: given[key] for key in own.keys() & given.keys()}
-    for key in (f"{conv}.weight" for conv in as_tuple(model.pretrained_cfg["first_conv"])):
-        mine, theirs = (tensors[key].shape if key in tensors else () for tensors in (own, checked))
-        if theirs and mine[:1] + mine[2:] == theirs[:1] + theirs[2:]:
-            del checked[key], own[key]
-    unknown -= {layout.name("head.weight"), layout.name("head.bias")}
-    check_state(checked, own, unknown, model.pretrained_cfg["architecture"], layout.name)
+    check_body(given, model, unknown - {layout.name("head.weight"), layout.name("head.bias")}, layout.name)
     return given
+
+
+def in_names_of(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of the file `source` as `model` has them, spatial weights resampled to its image size.
+
+    That is the zoo's filter or, for timm's own models, their file's.
+    """
+    if isinstance(model, MetaFormer):
+        adapt = checkpoint_filter
+    else:
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
+    try:
+        return adapt(state, model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def unwrap(state: dict) -> dict:
@@ -227,6 +235,21 @@ def adapt_state(state: dict[str, Tensor], model: MetaFormer) -> dict[str, Tensor
                 ) from error
             state |= {prefix + k: v for k, v in adapted.items()}
     return state
+
+
+def check_body(
+    given: dict[str, Tensor], model: nn.Module, unknown: set[str] = frozenset(), name: Callable[[str], str] = str
+) -> None:
+    """`check_state` for all but what timm adapts by itself: the head, and the channels of the first convolutions."""
+    cfg = model.pretrained_cfg
+    head = tuple(f"{part}." for part in as_tuple(cfg["classifier"]))
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}
+    checked = {key: given[key] for key in own.keys() & given.keys()}
+    for key in (f"{conv}.weight" for conv in as_tuple(cfg["first_conv"])):
+        mine, theirs = (tensors[key].shape if key in tensors else () for tensors in (own, checked))
+        if theirs and mine[:1] + mine[2:] == theirs[:1] + theirs[2:]:
+            del checked[key], own[key]
+    check_state(checked, own, unknown, cfg["architecture"], name)
 
 
 def check_state(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +25,8 @@ from metamix.data import (
     train_loader,
 )
 from metamix.data.memory import in_memory
-from metamix.models import MetaFormer, count_macs
-from metamix.models.build import check_model, check_published, checkpoint_filter
+from metamix.models import count_macs
+from metamix.models.build import check_model, check_published, in_names_of
 from metamix.training.checkpoint import load_into, load_weights
 from metamix.training.logging import plain, save_figure
 from metamix.training.recipe import option
@@ -213,7 +212,7 @@ class Classification:
             model = create_model(options.model, **arguments)
             if not shape:  # tensors alone, whose names may be their authors'
                 sizes = {tensor.numel() for tensor in tensors.values()}
-                tensors = in_our_names(tensors, model, options.checkpoint)
+                tensors = in_names_of(model, tensors, options.checkpoint)
                 if other := next((name for name, tensor in tensors.items() if tensor.numel() not in sizes), None):
                     raise ValueError(
                         f"{options.checkpoint} was made for images of another size than {options.model} ({other} has "
@@ -444,28 +443,13 @@ def load_classifier(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def in_our_names(tensors: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """The tensors of a file as the model has them, spatial weights resampled to its image size.
-
-    That is the zoo's filter or, for timm's own models, their file's.
-    """
-    if isinstance(model, MetaFormer):
-        adapt = checkpoint_filter
-    else:
-        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda tensors, model: tensors)
-    try:
-        return adapt(tensors, model)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
 def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[str]:
     """Loads weights for fine-tuning. All must fit but the head's, which is made anew for other classes.
 
     Returns the names of the weights that were made anew.
     """
     tensors, about = load_classifier(source)
-    tensors = in_our_names(tensors, model, source)
+    tensors = in_names_of(model, tensors, source)
     head = model.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     if about.get("classes", classes) != classes:  # as many, perhaps, but others

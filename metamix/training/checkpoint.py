@@ -76,8 +76,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes safetensors; metadata are plain values, each kept as JSON text unless it is text already."""
-    texts = {key: readable(value) if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    """Writes safetensors; metadata are plain values, each kept as JSON, or as it is where it is text and no JSON."""
+    texts = {key: _text(value) for key, value in metadata.items()}
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with written_whole(path) as file:
         file.write(safetensors_bytes(whole, metadata=texts))
@@ -97,7 +97,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(_existing(path), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, _values(file.metadata() or {})
+                about = {key: _value(text) for key, text in (file.metadata() or {}).items()}
+                return {name: file.get_tensor(name) for name in file.keys()}, about
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
     state, metadata = _load_torch(path), {}
@@ -175,14 +176,16 @@ def _existing(path: str | Path) -> str:
     return str(path)
 
 
-def _values(texts: Mapping[str, str]) -> dict[str, Any]:
-    def value(text: str) -> Any:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            return text
+def _text(value: Any) -> str:
+    text = readable(value) if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text) if isinstance(value, str) and _value(text) != text else text
 
-    return {key: value(text) for key, text in texts.items()}
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _kind(value: Any) -> str:

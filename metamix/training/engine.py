@@ -9,7 +9,6 @@ meet: they add up their losses, look whether one is not finite, and agree whethe
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import signal
@@ -104,7 +103,8 @@ class Engine:
                 ) from None
         self.trained: nn.Module = self.model  # what the loss calls: the model, wrapped where there are many ranks
         if options.compile:
-            self.model.compile()
+            torch.compiler.reset()  # a sweep's models share a forward function, which torch compiles 8 times at most
+            self.model.compile(dynamic=False)  # torch 2.13 fails at gradients of maps whose sizes it does not know
         if ranks.world > 1:
             self.trained = DistributedDataParallel(
                 self.model,
@@ -289,10 +289,10 @@ class Engine:
         batches = self.train_loader.epoch(0)
         train_mode(self.model)
         first = next(batches)
-        for batch in (copy.copy(first), first):
+        for _ in range(2):
             self._synchronize()
             start = time.monotonic()
-            self.train_step(batch)
+            self.train_step(first)
             self._synchronize()
         return time.monotonic() - start, peak_memory(self.ranks.device)
 

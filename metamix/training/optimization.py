@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch takes one of them
     arguments = ({"fused": True} if fused else {}) | options.opt_args
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             name,
             lr=options.lr,
@@ -40,8 +40,11 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             layer_decay=options.layer_decay,
             **arguments,
         )
-    except TypeError as error:
-        raise ValueError(f"opt_args is {options.opt_args}, but {name} does not take that: {error}") from None
+    except (TypeError, IndexError, RuntimeError, AssertionError) as error:  # timm's and torch's for what does not fit
+        raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
+    if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm leaves them out
+        raise ValueError(f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}")
+    return optimizer
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

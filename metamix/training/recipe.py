@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +134,8 @@ class EngineOptions:
             raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}: lower min_lr")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad is {self.clip_grad}, but it must be above 0; leave it out to clip nothing")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}, but it must be above 0 and at most 1, such as 0.75")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but it must be at least 0 and below 1")
         if self.score == "ema" and not self.ema:
@@ -223,6 +226,12 @@ class Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 reads 1e-3, without a point, as text.
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Yaml)
@@ -286,7 +295,7 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
             return tuple(convert(item, get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value))
         if kind is float and type(value) in (int, float):
             return float(value)
-        if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a point, as text
+        if kind is float and isinstance(value, str):  # a word of the command line
             try:
                 return float(value)
             except ValueError:

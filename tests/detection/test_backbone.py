@@ -153,6 +153,33 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, tensors, words",
+    [
+        ("resnet18", {f"module.{k}": v for k, v in timm.create_model("resnet18").state_dict().items()}, "lacks bn1"),
+        ("resnet34", timm.create_model("resnet18").state_dict(), "lacks layer1.2.bn1.bias"),
+    ],
+)
+def test_weights_that_timm_would_leave_out_are_refused(name, tensors, words, tmp_path):
+    torch.save({"state_dict": tensors}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=f"The checkpoint does not fit {name}: it {words}"):
+        build_backbone(name, checkpoint=tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("name", ("resnet18", "vit_tiny_patch16_224", "metaformer_raft_nano"))
+def test_weights_of_a_file_are_those_of_the_backbone_and_are_kept_once(name, tmp_path):
+    arguments = dict(dynamic_img_size=True) if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=7, **arguments)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    backbone = build_backbone(name, checkpoint=tmp_path / "weights.pt", **arguments)
+    own = dict(backbone.body.named_parameters())
+    theirs = dict(model.named_parameters())
+    for key, tensor in own.items():
+        assert torch.equal(tensor, theirs[key.removeprefix("model.")])
+    assert len(own) > 20
+    assert not any("state_dict" in getattr(m, "pretrained_cfg", {}) for m in backbone.modules())
+
+
+@pytest.mark.parametrize(
     "name, args, words",
     [
         ("metaformer_rat_s12", {}, "no model 'metaformer_rat_s12'; did you mean 'metaformer_raft_s12'"),

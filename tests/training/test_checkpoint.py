@@ -56,6 +56,12 @@ def test_names_that_are_no_text_are_written_out(net, tmp_path):
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": r"\udce9", "classes": ["\udce9"]}
 
 
+@pytest.mark.parametrize("data", ["2012", "true", "1e5", '"quoted"', "digits", "ünïcode"])
+def test_text_stays_text(data, net, tmp_path):
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": data, "epochs": 3}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
     path = tmp_path / "c.pt"

@@ -308,7 +308,9 @@ def test_a_wrong_freeze_is_refused(parts, said):
     [
         ({"optimizer": "adamv"}, "there is no optimizer 'adamv'; did you mean 'adam"),
         ({"optimizer": "adahessian"}, "there is no optimizer 'adahessian'"),
-        ({"opt_args": {"betta": 1}}, "opt_args is {'betta': 1}, but adamw does not take that"),
+        ({"opt_args": {"betta": 1}}, "optimizer adamw cannot be made with opt_args {'betta': 1}: "),
+        ({"opt_args": {"betas": [0.9]}}, "optimizer adamw cannot be made with opt_args {'betas': [0.9]}: "),
+        ({"optimizer": "sgd", "opt_args": {"eps": 1e-6}}, "opt_args is {'eps': 1e-06}, but sgd has no eps"),
         ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
     ],
 )

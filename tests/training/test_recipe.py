@@ -54,7 +54,7 @@ def test_every_way_to_write_an_option():
         "--freeze",
         "stem,stages.0",
         "--opt-args",
-        "{betas: [0.9, 0.99]}",
+        "{betas: [0.9, 0.99], eps: 1e-6}",
         "--layer-decay",
         "0.7",
         "--size",
@@ -63,7 +63,8 @@ def test_every_way_to_write_an_option():
     engine, options = recipe.engine, recipe.options
     assert (engine.batch_size, engine.micro_batch, engine.ema, engine.channels_last) == (64, 8, True, False)
     assert (options.rates, options.size) == ((0.1, 2.0), None)
-    assert (engine.freeze, engine.opt_args, engine.layer_decay) == (("stem", "stages.0"), {"betas": [0.9, 0.99]}, 0.7)
+    assert (engine.freeze, engine.layer_decay) == (("stem", "stages.0"), 0.7)
+    assert engine.opt_args == {"betas": [0.9, 0.99], "eps": 1e-6}
 
 
 @pytest.mark.parametrize("word", ["none", "None", "null", "''"])
@@ -126,6 +127,7 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
             "--opt-args is '{eps: 1, eps: 2}', which is not valid YAML; write '{key: "
             "value}': the key 'eps' stands twice, again in line 1; keep one of them",
         ),
+        (["--layer-decay", "0"], "layer_decay is 0.0, but it must be above 0 and at most 1"),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept: add --ema, or use --score last"),
     ],
