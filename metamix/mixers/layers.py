@@ -32,7 +32,7 @@ class GELU(nn.GELU):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_channels_last(x) and not torch.compiler.is_compiling():  # which has a kernel of its own
+        if is_channels_last(x) and not torch.compiler.is_compiling():  # inductor writes a kernel of its own
             return super().forward(x.movedim(1, -1)).movedim(-1, 1)
         return super().forward(x)
 

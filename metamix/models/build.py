@@ -242,10 +242,10 @@ def check_body(
 ) -> None:
     """`check_state` for all but what timm adapts by itself: the head, and the channels of the first convolutions."""
     cfg = model.pretrained_cfg
-    head = tuple(f"{part}." for part in as_tuple(cfg["classifier"]))
+    head = tuple(f"{part}." for part in as_tuple(cfg.get("classifier")))
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}
     checked = {key: given[key] for key in own.keys() & given.keys()}
-    for key in (f"{conv}.weight" for conv in as_tuple(cfg["first_conv"])):
+    for key in (f"{conv}.weight" for conv in as_tuple(cfg.get("first_conv"))):
         mine, theirs = (tensors[key].shape if key in tensors else () for tensors in (own, checked))
         if theirs and mine[:1] + mine[2:] == theirs[:1] + theirs[2:]:
             del checked[key], own[key]
