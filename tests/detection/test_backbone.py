@@ -175,7 +175,7 @@ def test_weights_of_a_file_are_those_of_the_backbone_and_are_kept_once(name, tmp
     theirs = dict(model.named_parameters())
     for key, tensor in own.items():
         assert torch.equal(tensor, theirs[key.removeprefix("model.")])
-    assert len(own) > 20
+    assert len(own) >= 20
     assert not any("state_dict" in getattr(m, "pretrained_cfg", {}) for m in backbone.modules())
 
 
