@@ -94,10 +94,12 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "option, used", [("--compile", (torch, "compile")), ("--grad-checkpointing", (metaformer, "checkpoint"))]
+    "option, used, top1",
+    [("--compile", (torch, "compile"), 0.08), ("--grad-checkpointing", (metaformer, "checkpoint"), 0)],
 )
-def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, tmp_path, monkeypatch):
-    """Dropout included. Compiled by dynamo alone: inductor draws other random numbers. GELU rounds otherwise there."""
+def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, top1, tmp_path, monkeypatch):
+    """Dropout included. Compiled by dynamo alone: what inductor makes of it rounds otherwise. GELU does here already:
+    one sample of 1280, 0.08 %, may change sides."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     words = [*QUICK, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
     spy = Mock(wraps=getattr(*used))
@@ -106,10 +108,11 @@ def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, tmp_path, mon
     assert not spy.called
     train(*words, option, "--output", tmp_path / "other")
     assert spy.called
-    plain, other = ([float(row["train_loss"]) for row in metrics(tmp_path / name)] for name in ("plain", "other"))
-    assert plain and plain == pytest.approx(other, rel=1e-5)
+    for plain, other in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "other"), strict=True):
+        assert float(plain.pop("train_top1")) == pytest.approx(float(other.pop("train_top1")), abs=top1, rel=0)
+        assert plain == other
     plain, other = (load_weights(tmp_path / name)[0] for name in ("plain", "other"))
-    torch.testing.assert_close(plain, other, rtol=1e-3, atol=1e-4)
+    assert plain.keys() == other.keys() and all(torch.allclose(plain[name], other[name]) for name in plain)
 
 
 def test_the_last_weights_can_be_asked_for(tmp_path):
