@@ -239,7 +239,7 @@ def main() -> None:
     )
     parser.add_argument("--mode", type=choices(MODES), default=list(MODES))
     parser.add_argument("--precision", type=choices(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--compile", action="store_true", help="time torch.compile too: of each model, or of ours")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too, with --cases of ours alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels")
     parser.add_argument("--reference", default=REFERENCE, help="the model that ratios are to")

@@ -90,9 +90,9 @@ def tables() -> str:
         "",
         f"The papers' models, at the batch and size of `benchmarks/speed.py --cases`, {where(cases_machine)}: after "
         "the time, how many times as fast as the authors' code, in brackets the goal that was set, and then the time "
-        "of what `torch.compile` makes of it. timm's "
-        "PoolFormer and the `wavemix` package ran beside ours; the other authors' times were taken on two AMD EPYC "
-        "cores and are rescaled by timm's `poolformer_s12`, which is least sure for bf16 inference.",
+        "of what `torch.compile` makes of it. timm's PoolFormer and the `wavemix` package ran beside ours; the other "
+        "authors' times were taken on two AMD EPYC cores and are rescaled by timm's `poolformer_s12`, which is least "
+        "sure for bf16 inference.",
         "",
     ]
     lines += rows(cases, case, ("fp32 training, above the imports", case_memory))

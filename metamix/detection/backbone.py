@@ -99,7 +99,8 @@ def build_backbone(
 
     Raises:
         ValueError: an unknown name or option; a stride finer than the model has; an isotropic model whose maps are as
-            fine as a stride below 4; pretrained where no weights are published.
+            fine as a stride below 4; pretrained where no weights are published; a checkpoint of another model, or one
+            that lacks any weight but the head's.
     """
     check_model(name)
     if extra not in EXTRA:
@@ -178,7 +179,11 @@ def load_body(
             raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
-        check_body(in_names_of(model, tensors, checkpoint), model)  # timm would leave random what is not there
+        given = in_names_of(model, tensors, checkpoint)
+        try:
+            check_body(given, model)  # timm would leave random what is not there
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from None
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
         if "in_chans" in about:  # timm makes a stem for grey images one for colour, and the other way round
             cfg["input_size"] = (about["in_chans"], *size)

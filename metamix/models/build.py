@@ -196,7 +196,7 @@ def checkpoint_filter(state: dict, model: MetaFormer) -> dict[str, Tensor]:
 def in_names_of(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """The tensors of the file `source` as `model` has them, spatial weights resampled to its image size.
 
-    That is the zoo's filter or, for timm's own models, their file's.
+    That is the zoo's filter or, for timm's own models, their file's. ValueError, with `source`, where it refuses them.
     """
     if isinstance(model, MetaFormer):
         adapt = checkpoint_filter
@@ -240,7 +240,10 @@ def adapt_state(state: dict[str, Tensor], model: MetaFormer) -> dict[str, Tensor
 def check_body(
     given: dict[str, Tensor], model: nn.Module, unknown: set[str] = frozenset(), name: Callable[[str], str] = str
 ) -> None:
-    """`check_state` for all but what timm adapts by itself: the head, and the channels of the first convolutions."""
+    """`check_state` for all but what timm adapts by itself: the head, and the channels of the first convolutions.
+
+    ValueError where one of `given` is missing or of another shape, or where there are `unknown` ones.
+    """
     cfg = model.pretrained_cfg
     head = tuple(f"{part}." for part in as_tuple(cfg.get("classifier")))
     own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}

@@ -177,6 +177,7 @@ def _existing(path: str | Path) -> str:
 
 
 def _text(value: Any) -> str:
+    """A plain value so that `_value` gives it back."""
     text = readable(value) if isinstance(value, str) else json.dumps(value)
     return json.dumps(text) if isinstance(value, str) and _value(text) != text else text
 

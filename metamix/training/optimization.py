@@ -43,7 +43,9 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     except (TypeError, IndexError, RuntimeError, AssertionError) as error:  # timm's and torch's for what does not fit
         raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
     if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm leaves them out
-        raise ValueError(f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}")
+        raise ValueError(
+            f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}: leave it out"
+        )
     return optimizer
 
 
