@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
+import marked
 import timm
 import torch
-import marked
 from cost import measure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -49,11 +49,12 @@ from views import (
 )
 
 import metamix
-from metamix.models.build import weights_dir
-from metamix.tasks.classification import Classification, ModelOptions, draw_confusion
-from metamix.training.checkpoint import write_text
+from metamix.classification.task import Classification, ModelOptions, draw_confusion
+from metamix.models.registry import weights_dir
 from metamix.training.engine import evaluate
-from metamix.training.ranks import Ranks, in_one_sentence
+from metamix.training.processes import Ranks
+from metamix.utils.files import write_text
+from metamix.utils.text import in_one_sentence
 
 RESULTS, PICTURES, PAGE = DOCS / "results.json", DOCS / "results", DOCS / "results.md"
 

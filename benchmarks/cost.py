@@ -11,9 +11,8 @@ import torch
 from timing import MODES, Subject, in_fresh_process, interleaved, machine, memory_mib
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.training.logging import commit
 from metamix.training.optimization import autocast_dtype
-from metamix.training.ranks import keep_freed_memory
+from metamix.utils.system import commit, keep_freed_memory
 
 BATCH_SIZE = 128
 SECONDS = 60  # for all models together

@@ -11,10 +11,10 @@ README's table.
 import time
 
 import torch
+from timing import DOCS, in_fresh_process, machine, memory_mib, save
 
 from metamix import list_mixers
 from metamix.detection import build_detector
-from timing import DOCS, in_fresh_process, machine, memory_mib, save
 
 
 def measure(mixer: str, what: str) -> dict:

@@ -19,9 +19,9 @@ from marked import refresh
 from PIL import Image
 from timing import table
 
-from metamix.tasks.detection import DetectionOptions
-from metamix.training.checkpoint import write_text
+from metamix.detection.task import DetectionOptions
 from metamix.training.recipe import EngineOptions
+from metamix.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, MEMORY, PICTURE = (

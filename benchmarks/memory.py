@@ -11,14 +11,14 @@ import json
 import sys
 from itertools import groupby
 
-import timm
 import timing
+import timm
 import torch
 from marked import refresh
 from timing import DOCS
 
 import metamix
-from metamix.training.checkpoint import write_text
+from metamix.utils.files import write_text
 
 RESULTS = DOCS / "memory.json"
 SIZES = ((224, 224), (800, 1216))

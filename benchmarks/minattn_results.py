@@ -18,8 +18,8 @@ from ship import differences, read_run
 from timing import DOCS, table
 
 from metamix.models.minattn import ROWS, variant
-from metamix.training.checkpoint import write_text
-from metamix.training.ranks import in_one_sentence
+from metamix.utils.files import write_text
+from metamix.utils.text import in_one_sentence
 
 RESULTS = DOCS / "minattn.json"
 DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}

@@ -9,12 +9,12 @@ import json
 import sys
 
 import timm
+from marked import refresh
+from timing import table
 
 import metamix
-from marked import refresh
 from metamix.models import count_macs
-from metamix.models.build import weights_dir
-from timing import table
+from metamix.models.registry import weights_dir
 
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Where a family comes from, whether its spatial weights belong to one size, and what the suite holds it against.

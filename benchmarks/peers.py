@@ -19,7 +19,7 @@ from timm.models.convmixer import ConvMixer
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.mixers.registry import nearest
+from metamix.utils.text import nearest
 
 
 def wavemix(**options) -> nn.Module:

@@ -19,18 +19,18 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
+import peers
+import timing
 import torch
 import torch.nn.functional as F
+from speed import MODELS, choices
+from timing import DOCS, MODES, PRECISIONS, Subject, table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-import peers
-import timing
 from metamix.models import count_macs
-from metamix.training.ranks import keep_freed_memory
-from speed import MODELS, choices
-from timing import DOCS, MODES, PRECISIONS, Subject, table
+from metamix.utils.system import keep_freed_memory
 
 # torch counts the floating-point operations of its ops, but not those of its fused attention for CPUs.
 FLOP = flop_registry | {

@@ -18,11 +18,12 @@ from statistics import linear_regression
 
 import peers
 import timing
-from metamix.mixers import list_mixers
-from metamix.training.ranks import keep_freed_memory
 from speed import choices
 from timing import DOCS, Subject, table
 from views import COLORS
+
+from metamix.mixers import list_mixers
+from metamix.utils.system import keep_freed_memory
 
 SIZES = (32, 64, 128, 224, 256, 512, 1024)
 FIT_FROM = 224

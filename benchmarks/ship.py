@@ -27,13 +27,15 @@ from model_cards import standard_error
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.models.build import weights_dir
+from metamix.classification.task import Classification, ClassificationOptions, create_model
 from metamix.models.metaformer import shapes
-from metamix.tasks.classification import Classification, ClassificationOptions, create_model
-from metamix.training.checkpoint import load_weights, save_weights, write_text
+from metamix.models.registry import weights_dir
 from metamix.training.engine import evaluate
-from metamix.training.ranks import Ranks, in_one_sentence
+from metamix.training.processes import Ranks
 from metamix.training.recipe import EngineOptions
+from metamix.utils.files import write_text
+from metamix.utils.tensor_files import load_weights, save_weights
+from metamix.utils.text import in_one_sentence
 
 # Where and how a run went, and not what was trained.
 NOT_IN_CARD = {

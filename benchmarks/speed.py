@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import torch
-
 import peers
 import timing
-from metamix import list_mixers
-from metamix.training.ranks import keep_freed_memory
+import torch
 from timing import DOCS, FORMATS, MODES, PRECISIONS, Subject, table
+
+from metamix import list_mixers
+from metamix.utils.system import keep_freed_memory
 
 REFERENCE = "poolformer_s12"
 PEERS = ("poolformer_s12", "mixer_b16_224", "convmixer_768_10", "vit_xsmall_patch16_clip_224")

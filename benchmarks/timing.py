@@ -5,7 +5,7 @@ within one process, and a comparison is a ratio of two medians of the same turns
 
 glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides.
 Where it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12.
-What is timed here keeps freed memory, as train.py does: `metamix.training.ranks.keep_freed_memory`. Peak memory is
+What is timed here keeps freed memory, as train.py does: `metamix.training.processes.keep_freed_memory`. Peak memory is
 that of other processes, which do not.
 """
 
@@ -160,7 +160,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...], **mo
     other versions are dropped. Returns all rows.
     """
     old = json.loads(path.read_text()) if path.exists() else {}
-    from metamix.training.logging import commit  # it brings matplotlib, which no process that is measured should hold
+    from metamix.utils.system import commit  # it brings matplotlib, which no process that is measured should hold
 
     at = commit()
     fresh = {tuple(row[k] for k in key): row | {"commit": at} for row in rows}

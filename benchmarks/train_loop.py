@@ -45,12 +45,12 @@ from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
-from metamix.tasks.classification import Classification, ClassificationOptions
+from metamix.classification.task import Classification, ClassificationOptions
 from metamix.training.engine import Engine
-from metamix.training.logging import Run
 from metamix.training.optimization import make_optimizer
-from metamix.training.ranks import Ranks
+from metamix.training.processes import Ranks
 from metamix.training.recipe import EngineOptions, Recipe
+from metamix.training.run_folder import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2

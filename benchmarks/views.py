@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from metamix.layers import resize_to
 from metamix.mixers import MinAttn, Nin, WaveMix, list_mixers
-from metamix.mixers.spatial import resize_to
 from metamix.mixers.wavemix import dwt2
-from metamix.training.checkpoint import written_whole
+from metamix.utils.files import written_whole
 
 # Okabe and Ito's colours, grey for the floor.
 COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))

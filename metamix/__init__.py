@@ -5,6 +5,6 @@ Importing this package registers every model of the zoo: `timm.list_models("meta
 
 from . import models
 from .mixers import list_mixers, register_mixer
+from .version import __version__
 
-__all__ = ["list_mixers", "models", "register_mixer"]
-__version__ = "0.1.0"
+__all__ = ["__version__", "list_mixers", "models", "register_mixer"]

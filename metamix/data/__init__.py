@@ -2,8 +2,8 @@
 
 from .augment import Augment, Normalize
 from .loader import eval_loader, train_loader
-from .memory import image_size, statistics
 from .options import DataOptions, SourceOptions
+from .preload import image_size, statistics
 from .sets import CorruptImage, Source, Splits, open_data
 
 __all__ = [

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from .auto_augment import pil_transform
-from .memory import image_size, in_memory, pixels, statistics
-from .random import ORDER, SAMPLE, generator, seeded
+from .preload import image_size, in_memory, pixels, statistics
+from .seeding import ORDER, SAMPLE, generator, seeded
 from .sets import CorruptImage, first_readable
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
 from metamix.data.sets import CorruptImage, first_readable
 
-from .sets import BoxSource
+from .coco import BoxSource
 
 
 def train_loader(sources: list[BoxSource], options, *, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0):

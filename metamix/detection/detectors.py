@@ -26,9 +26,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from metamix.mixers.registry import nearest
-
-from .backbone import Backbone, build_backbone
+from metamix.models.backbone import Backbone, build_backbone
+from metamix.utils.text import nearest
 
 
 class Detector:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from metamix.training.checkpoint import load_into, load_weights
+from metamix.utils.tensor_files import load_into, load_weights
 
 from .detectors import build_detector
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from metamix.training.logging import plain, save_figure
+from metamix.utils.figures import plain, save_figure
 
-from .scores import Scores
+from .metrics import Scores
 
 Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and for predictions "scores" (n,)
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
-from metamix.training.checkpoint import readable, write_text
-from metamix.training.ranks import Ranks, in_one_sentence
+from metamix.training.processes import Ranks
+from metamix.utils.files import write_text
+from metamix.utils.text import in_one_sentence, readable
 
+from .coco import read_image
 from .files import load_detector
 from .pictures import Objects, draw_image
-from .sets import read_image
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Finds what is wrong with a data set in COCO's format before a detector is trained on it.
 
-    python -m metamix.detection.verify FOLDER                         all splits, as metamix.detection.sets finds them
+    python -m metamix.detection.verify FOLDER                         all splits, as metamix.detection.coco finds them
     python -m metamix.detection.verify FILE.json --images FOLDER      one annotation file
 
 One line for each finding: the file, the image, the annotation, and what is wrong; the exit code is 1 if there is any.
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metamix.data import CorruptImage
-from metamix.training.checkpoint import readable
+from metamix.utils.text import readable
 
+from .coco import find_splits, is_useless, no_images, read_described
 from .entries import field_problems, repeated, segmentation_problem
-from .sets import find_splits, is_useless, no_images, read_described
 
 
 def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:

@@ -24,9 +24,9 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .layers import Dropout
+from metamix.layers import Dropout, crop_to, pad_to, sides
+
 from .registry import register_mixer
-from .spatial import crop_to, pad_to, sides
 
 # Where the kh x kw tokens of a set lie on the map: one in each cell of the grid, or side by side.
 GRID = "(kh nh) (kw nw)"

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import Dropout
-from .registry import nearest, register_mixer
-from .spatial import resize_to, sides
+from metamix.layers import Dropout, resize_to, sides
+from metamix.utils.text import nearest
+
+from .registry import register_mixer
 
 QK = ("separate", "collapsed", "shared", "cholesky")
 

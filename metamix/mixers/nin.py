@@ -16,9 +16,9 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .layers import GELU, Dropout, Mlp
+from metamix.layers import GELU, Dropout, Mlp, resize_to, sides
+
 from .registry import register_mixer
-from .spatial import resize_to, sides
 
 
 @register_mixer("nin")

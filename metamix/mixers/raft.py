@@ -26,9 +26,10 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .layers import GELU
-from .registry import nearest, register_mixer
-from .spatial import resize_to
+from metamix.layers import GELU, resize_to
+from metamix.utils.text import nearest
+
+from .registry import register_mixer
 
 RESAMPLE = ("branch", "stream", "weights")
 

@@ -9,11 +9,12 @@ of `size` has `adapt_state(state)`, which brings its own parameters, saved at an
 built for. One without it is the same at every size.
 """
 
-import difflib
 import inspect
 
 from timm.models import register_notrace_module
 from torch import nn
+
+from metamix.utils.text import nearest
 
 _MIXERS: dict[str, type[nn.Module]] = {}
 
@@ -83,9 +84,3 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float
     if "proj_drop" in accepted:
         options.setdefault("proj_drop", proj_drop)
     return cls(dim, size=size, **options)
-
-
-def nearest(word: str, words) -> str:
-    """The middle of an error message: `; did you mean 'x'?` where one of `words` is close to `word`, else a stop."""
-    close = difflib.get_close_matches(str(word), list(words), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."

@@ -26,9 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import GELU, Dropout, GroupNorm1
-from .registry import nearest, register_mixer
-from .spatial import crop_to, pad_to
+from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, pad_to
+from metamix.utils.text import nearest
+
+from .registry import register_mixer
 
 UPSAMPLE = ("transposed", "bilinear")
 NORMS = {"batch": nn.BatchNorm2d, "group": GroupNorm1}

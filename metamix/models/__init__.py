@@ -1,6 +1,7 @@
 """Models: the skeleton, and one file for each family of registered names."""
 
-from . import comparison, minattn, ninformer, raftmlp, wavemix
+from . import metaformer_family as comparison
+from . import minattn, ninformer, raftmlp, wavemix
 from .macs import count_macs
 from .metaformer import MetaFormer
 from .official import load_official

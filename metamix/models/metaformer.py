@@ -16,6 +16,7 @@ from itertools import accumulate, chain, pairwise
 
 import torch
 import torch.nn.functional as F
+from timm.layers import GELU as TimmGELU
 from timm.layers import (
     DropPath,
     LayerScale2d,
@@ -26,7 +27,6 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.layers import GELU as TimmGELU
 from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.layers.create_act import _ACT_LAYER_DEFAULT
 from timm.layers.create_norm import _NORM_MAP
@@ -35,10 +35,10 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
+from metamix.layers import GELU, GroupNorm1, Mlp, is_channels_last, resize_to
 from metamix.mixers import create_mixer
-from metamix.mixers.layers import GELU, GroupNorm1, Mlp, is_channels_last
-from metamix.mixers.registry import as_saved, nearest
-from metamix.mixers.spatial import resize_to
+from metamix.mixers.registry import as_saved
+from metamix.utils.text import nearest
 
 Norm = str | Callable[[int], nn.Module] | None  # a name that timm's get_norm_layer knows, a constructor, or none
 Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling, see ConvEmbed

@@ -14,10 +14,10 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from metamix.mixers.registry import nearest
+from metamix.utils.text import nearest
 
-from .build import CIFAR10, MNIST, build, register
 from .metaformer import ConvEmbed
+from .registry import CIFAR10, MNIST, build, register
 
 SIMILARITY = {
     "full": dict(qk="separate"),

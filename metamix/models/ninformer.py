@@ -10,8 +10,8 @@ from functools import partial
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from .build import CIFAR10, build, register
 from .metaformer import ConvEmbed
+from .registry import CIFAR10, build, register
 
 
 def ninformer(

@@ -21,14 +21,15 @@ from timm.layers import LayerNorm2d
 from timm.models.metaformer import Pooling as TimmPooling
 from torch import Tensor, nn
 
+from metamix.layers import GroupNorm1
 from metamix.mixers import Maxim
-from metamix.mixers.layers import GroupNorm1
 from metamix.mixers.raft import RaftMlp
-from metamix.mixers.registry import nearest
+from metamix.utils.text import nearest
 
-from . import comparison, ninformer, raftmlp, wavemix
-from .build import check_state, unwrap
+from . import metaformer_family as comparison
+from . import ninformer, raftmlp, wavemix
 from .metaformer import Block, ConvEmbed
+from .registry import check_state, unwrap
 
 
 @dataclass(frozen=True)

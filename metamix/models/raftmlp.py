@@ -11,10 +11,10 @@ from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from metamix.mixers.spatial import resize_to
+from metamix.layers import resize_to
 
-from .build import IMAGENET, build, register
 from .metaformer import MetaFormer
+from .registry import IMAGENET, build, register
 
 
 @register_notrace_module

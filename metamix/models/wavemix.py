@@ -10,10 +10,10 @@ from functools import partial
 
 from torch import nn
 
-from metamix.mixers.layers import GELU
+from metamix.layers import GELU
 
-from .build import CIFAR10, IMAGENET, MNIST, build, register
 from .metaformer import ConvEmbed
+from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
 class StridedStem(nn.Sequential):

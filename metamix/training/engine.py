@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import CHECKPOINT, load_checkpoint, load_into, save_checkpoint
-from .logging import Run, peak_memory
-from .optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
-from .ranks import Ranks
-from .recipe import Recipe, check_data, resume_changes
+from metamix.utils.system import peak_memory
+from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, load_into, save_checkpoint
 
+from .optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
+from .processes import Ranks
+from .recipe import Recipe, check_data, resume_changes
+from .run_folder import Run
 
 # Ranks meet at least this often, where a step is no longer: torchrun kills what is left 30 s after it asked to stop.
 MEET_SECONDS = 10

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from metamix.data import CorruptImage, open_data
-from metamix.data.random import stratified
 from metamix.data.readers import TORCHVISION
+from metamix.data.seeding import stratified
 from metamix.data.sets import decode
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 from shapes import DISC, SQUARE
 
 from metamix.data import CorruptImage
+from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import eval_loader, train_loader
-from metamix.detection.sets import find_splits, open_split
+from metamix.detection.task import DetectionOptions
 from metamix.detection.verify import find_problems
-from metamix.tasks.detection import DetectionOptions
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 import metamix  # noqa: F401  registers the models
-from metamix.detection.backbone import group_norms
 from metamix.mixers import create_mixer
-from metamix.models.comparison import mixer_options
+from metamix.models.backbone import group_norms
+from metamix.models.metaformer_family import mixer_options
 
 MIXERS = ("pooling", "raft", "maxim", "wavemix", "nin", "minattn")
 STAGES = ((64, 56), (128, 28), (320, 14), (512, 7))  # channels and side of the maps for 224 pixels

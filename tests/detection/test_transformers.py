@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metamix.models.comparison import SIZES
+from metamix.models.metaformer_family import SIZES
 
 NANO = list(SIZES["nano"]["dims"])
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'metamix[transformers]'")

@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from metamix.detection.sets import find_splits, open_split
+from metamix.detection.coco import find_splits, open_split
 from metamix.detection.verify import main as verify
 from metamix.detection.voc import main
 

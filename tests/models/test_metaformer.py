@@ -11,8 +11,8 @@ from timm.layers import LayerNorm2d
 from torch import nn
 from torch.export import Dim
 
+from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import register_mixer, registry
-from metamix.mixers.layers import GELU, GroupNorm1
 from metamix.models import MetaFormer
 from metamix.models.metaformer import Block, ConvEmbed, GlobalPool
 

@@ -23,7 +23,7 @@ from timm.models import (
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
-from metamix.models.build import as_tuple, default_cfgs, register
+from metamix.models.registry import as_tuple, default_cfgs, register
 
 NAMES = list(default_cfgs)
 FAMILIES = [

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, save_for_hf
 
 import metamix  # noqa: F401  registers the models
-from metamix.models import build
+from metamix.models import registry as build
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metamix.training.checkpoint import load_checkpoint
 from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
-from metamix.training.logging import PACKAGE, Run, draw_curves
 from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer
-from metamix.training.ranks import Ranks
+from metamix.training.processes import Ranks
 from metamix.training.recipe import EngineOptions, Recipe
+from metamix.training.run_folder import PACKAGE, Run, draw_curves
+from metamix.utils.tensor_files import load_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -380,7 +380,7 @@ def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
         "  0:00:08\n"
     )
     drawn = []
-    monkeypatch.setattr("metamix.training.logging.save_figure", lambda path, figure: drawn.extend(figure.axes))
+    monkeypatch.setattr("metamix.training.run_folder.save_figure", lambda path, figure: drawn.extend(figure.axes))
     draw_curves(tmp_path / "c.png", [row])
     assert [[line.get_label() for line in axes.lines] for axes in drawn] == [
         ["train loss", "train box reg loss"],

@@ -10,9 +10,10 @@ import sys
 import time
 
 import pytest
-from running import ROOT, TINY, Process, metrics, script, train
+from running import ROOT, TINY, Process, metrics, train
 
-from metamix.training.checkpoint import load_checkpoint
+import metamix.cli.evaluate
+from metamix.utils.tensor_files import load_checkpoint
 
 # An epoch is one step, so metrics.csv has the loss of each of the 20.
 TWENTY_STEPS = [
@@ -123,7 +124,7 @@ def test_every_sample_is_scored_once_and_a_signal_stops_all(tmp_path):
     for rank in start_all(2, *words, log=tmp_path):  # on two processes it goes on as well
         rank.output()
     summary = json.loads((tmp_path / "summary.json").read_text())
-    script("eval").main(
+    metamix.cli.evaluate.main(
         [
             *TINY,
             "--checkpoint",

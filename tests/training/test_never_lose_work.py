@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from running import Process, assert_same_run, metrics, train
 
-from metamix.training.checkpoint import load_checkpoint
+from metamix.utils.tensor_files import load_checkpoint
 
 # All that could be forgotten: dropout, stochastic depth, average, clipping, held-out scores; three epochs of 10 steps.
 RECIPE = [

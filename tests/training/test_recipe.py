@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import pytest
 import yaml
 
-from metamix.tasks import TASKS, find_task
+from metamix.cli.tasks import TASKS, find_task
 from metamix.training.recipe import EngineOptions, check, option, parse, resume_changes
 
 

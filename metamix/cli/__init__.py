@@ -1,0 +1,1 @@
+"""The command line: `metamix train`, `metamix eval` and the others."""

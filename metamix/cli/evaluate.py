@@ -1,0 +1,127 @@
+"""Scores a trained model, on the data it was trained on or on others.
+
+    python eval.py --model metaformer_pooling_nano --checkpoint runs/digits-metaformer_pooling_nano-seed0 --data digits
+    python eval.py --model metaformer_pooling_nano --checkpoint model.safetensors --data cifar10 --img-size 48
+    python eval.py --model resnet18 --pretrained --data folder --data-dir imagenet
+
+Class count, image size, mean and std come from the checkpoint, and on the data of training the held-out slice too.
+--img-size feeds images of another size to the model, which is built at the size that it was trained at.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import metamix  # noqa: F401 - registers the models with timm
+from metamix.training.engine import evaluate
+from metamix.training.optimization import autocast_dtype
+from metamix.training.processes import Ranks
+from metamix.training.recipe import option, parse
+from metamix.utils.files import write_text
+from metamix.utils.system import versions
+from metamix.utils.text import in_one_sentence, readable
+
+from .tasks import TASKS, find_task
+
+
+@dataclass
+class EvalOptions:
+    """Evaluation"""
+
+    output: str = option("", "folder for result.json and pictures; empty: runs/eval-<data>-<model>")
+    split: Literal["test", "holdout"] = option(
+        "test", "what to score; holdout is the slice of train that --holdout keeps out"
+    )
+    batch_size: int = option(256, "samples per forward pass, over all processes together")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
+    amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in train.py")
+    channels_last: bool = option(True, "memory format of images and weights")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, but it must be at least 1")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    recipe = parse(
+        sys.argv[1:] if argv is None else argv,
+        {name: lambda name=name: find_task(name).EvalOptions for name in TASKS},
+        engine=EvalOptions,
+        default_task="classification",
+        description=__doc__.split("\n\n")[0],
+    )
+    with (
+        in_one_sentence(ValueError),
+        Ranks.start(recipe.engine.device) as ranks,
+        in_one_sentence(ValueError, OSError, ImportError),
+    ):
+        score(recipe.task, recipe.engine, recipe.options, ranks)
+
+
+def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> None:
+    """Scores, prints the result line, and writes result.json and pictures."""
+    with ranks.one_first():
+        task, model, about = find_task(task_name).trained(options)
+    loaders = task.eval_loaders(settings.batch_size, ranks.rank, ranks.world)
+    if settings.split not in loaders:
+        raise ValueError(
+            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
+            + (
+                "; give --holdout SHARE, of data that the model was not trained on"
+                if hasattr(options, "holdout")
+                else ""
+            )
+        )
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model.to(ranks.device, memory_format=layout)
+    if ranks.main:
+        for note in task.notes:
+            print(readable(f"note: {note}"))
+    folder = Path(settings.output or f"runs/eval-{task.title}")
+    if ranks.main:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
+    start = time.monotonic()
+    scores, states = evaluate(
+        task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout
+    )
+    seconds = time.monotonic() - start
+
+    if ranks.main:
+        described = task.describe(model)
+        count = described["samples"][settings.split]
+        result = (
+            {name: round(value, 4) for name, value in scores.items()}
+            | described
+            | {
+                "split": settings.split,
+                "checkpoint": options.checkpoint,
+                "weights": about.get("weights"),
+                "trained_img_size": about.get("img_size"),
+                "img_per_s": round(count / seconds, 1),
+                "versions": versions(),
+            }
+        )
+        line = (
+            f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
+            + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
+            + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            + f"; {count / seconds:.0f} img/s"
+        )
+        print(readable(line))
+        if report := task.report(states):
+            print(report)
+        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        pictures = task.pictures(states, folder)
+        print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
+
+
+if __name__ == "__main__":
+    main()

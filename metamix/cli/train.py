@@ -1,0 +1,223 @@
+"""Trains a model.
+
+    python train.py --config configs/digits/demo.yaml                 one process, on a GPU where there is one
+    python train.py --config configs/digits/demo.yaml --lr 2e-3       any option can be changed
+    python train.py --config configs/digits/demo.yaml --model metaformer_pooling_nano,metaformer_raft_nano
+                                                                      several models, and how they compare
+
+Four processes train on the same batches; when one is lost, all go on from the last checkpoint:
+
+    torchrun --nproc_per_node=4 --max_restarts=3 train.py --config ...
+
+The same on each of two nodes, which share the run folder's file system:
+
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes=2 --nproc_per_node=8 --max_restarts=3 \\
+        --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --config ...
+
+A run lives in its folder, runs/<data>-<model>-seed<seed>: the same command again goes on where it stopped, however it
+stopped, or says that it is finished. The loop itself is metamix/training/engine.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import metamix  # noqa: F401 - registers the models with timm
+from metamix.models.registry import check_model, check_published
+from metamix.training.engine import Engine, NotFinite, Stopped
+from metamix.training.processes import Ranks
+from metamix.training.recipe import Recipe, check_data, parse, read_yaml, resume_changes
+from metamix.training.run_folder import Run, compare_runs
+from metamix.utils.files import write_text
+from metamix.utils.system import commit, versions
+from metamix.utils.tensor_files import CHECKPOINT, WEIGHTS, save_weights
+from metamix.utils.text import in_one_sentence, readable
+
+from .tasks import TASKS, find_task
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    recipe = parse(
+        sys.argv[1:] if argv is None else argv,
+        {name: lambda name=name: find_task(name).Options for name in TASKS},
+        default_task="classification",
+        description=__doc__.split("\n\n")[0],
+    )
+    with (
+        in_one_sentence(ValueError),
+        Ranks.start(recipe.engine.device) as ranks,
+        in_one_sentence(ValueError, OSError, ImportError, NotFinite),
+    ):
+        train_all(recipe, ranks)
+
+
+def train_all(recipe: Recipe, ranks: Ranks) -> None:
+    """Trains every model that the recipe names, one after the other, and compares them where there are several."""
+    models, folders = recipe.options.model.split(","), []
+    for model in models:  # the last one too is looked at before the first is trained
+        check_model(model)
+        if recipe.options.pretrained:
+            check_published(model)
+    for i, model in enumerate(models):
+        own = recipe.replace(model=model)
+        if len(models) > 1 and recipe.engine.output:
+            own = own.replace(output=str(Path(recipe.engine.output) / model))
+        try:
+            folders.append(train(own, ranks))
+        except Stopped:
+            if ranks.main and models[i + 1 :]:
+                print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command goes on with them")
+            return
+    if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
+        print(readable(compare_runs(folders)))
+
+
+def train(recipe: Recipe, ranks: Ranks) -> Path:
+    """Trains one model to the end of its recipe, from wherever its run folder stands; returns the folder."""
+    options = recipe.engine
+    with ranks.one_first():
+        task = find_task(recipe.task)(recipe.options, seed=options.seed)
+    folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
+    finished = not options.dry_run and is_finished(folder, recipe, task.data)
+    if ranks.agree(finished, folder / "summary.json"):
+        if ranks.main:
+            text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
+            print(readable(text))
+        return folder
+    run = Run(None if options.dry_run else folder, main=ranks.main, tensorboard=options.tensorboard)
+    try:
+        engine = Engine(task, recipe, ranks, run)
+        if options.dry_run:
+            describe(engine, run)
+            time_step(engine, run)
+            return folder
+        if not engine.resume():
+            run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
+        describe(engine, run)
+        if ranks.main:
+            (folder / "summary.json").unlink(missing_ok=True)  # of a schedule that is now longer
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+        with engine.stoppable():
+            engine.fit()
+            finish(engine, run)
+            engine.heed_signal()
+    except (NotFinite, OSError) as error:
+        with suppress(OSError):  # the disk may be what is at fault
+            run.log(f"error: {error}")
+        raise
+    finally:
+        run.close()
+    return folder
+
+
+def is_finished(folder: Path, recipe: Recipe, data: dict) -> bool:
+    """Whether the folder holds the result of this very recipe; ValueError where it holds another run."""
+    if not (folder / "summary.json").exists():
+        return False
+    changes = resume_changes(read_yaml(folder / "recipe.yaml"), recipe)
+    check_data(json.loads((folder / "summary.json").read_text()), data, folder)
+    if changes and not (folder / CHECKPOINT).exists():
+        raise ValueError(
+            f"{folder} holds a finished run of another recipe ({'; '.join(changes.values())}), and no {CHECKPOINT} to "
+            f"go on from: take another --output, with --checkpoint {folder} to begin from its weights"
+        )
+    return not changes
+
+
+def describe(engine: Engine, run: Run) -> None:
+    """What is about to be trained, on what and how long."""
+    about, options, ranks = engine.about, engine.options, engine.ranks
+    share = options.batch_size // ranks.world
+    run.say(
+        f"data     {about['data']}: " + ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
+    )
+    run.say(
+        f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds"
+    )
+    for note in engine.task.notes:
+        run.say(f"         {note}")
+    run.say(f"steps    {options.epochs} epochs of {engine.steps_per_epoch} steps of {options.batch_size} samples")
+    run.say(
+        f"machine  {ranks.world} x {ranks.device}, {share} samples each"
+        f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
+        f"{str(engine.dtype or 'float32').removeprefix('torch.')}"
+    )
+
+
+def time_step(engine: Engine, run: Run) -> None:
+    """What one step takes, measured."""
+    seconds, peak = engine.time_step()
+    parts = {
+        "weights": engine.model.parameters(),
+        "optimizer": engine.optimizer_tensors(),
+        "average": engine.ema.module.parameters() if engine.ema else (),
+    }
+    sizes = ", ".join(
+        f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
+        for name, tensors in parts.items()
+    )
+    run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
+    run.say(
+        f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, where images are read "
+        f"as fast. Nothing was trained or written"
+    )
+
+
+def finish(engine: Engine, run: Run) -> None:
+    """Scores the test split, once, with the weights that the recipe names; writes weights, summary and pictures.
+
+    Pictures come last: one that cannot be drawn must not cost the result.
+    """
+    options, which = engine.options, engine.options.score
+    scores, states = engine.evaluate("test", which)
+    if not run.main:
+        return
+    speed = engine.total_steps * options.batch_size / engine.seconds
+    result = (
+        engine.about
+        | {name: round(value, 4) for name, value in scores.items()}
+        | {
+            "weights": which,
+            "epochs": options.epochs,
+            "steps": engine.step,
+            "seconds": round(engine.seconds, 1),
+            "img_per_s": round(speed, 1),
+            "seed": options.seed,
+            "versions": versions(),
+            "commit": commit(),
+        }
+    )
+    model = engine.ema.module if which == "ema" else engine.model
+    save_weights(run.folder / WEIGHTS, model.state_dict(), result)
+    summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
+    write_summary(run.folder, summary)
+    summary["pictures"] += [picture.name for picture in engine.task.pictures(states, run.folder)]
+    write_summary(run.folder, summary)
+    run.say(result_line(run.folder))
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def result_line(folder: Path) -> str:
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
+    return (
+        f"{summary['model']} on {summary['data']}, test: {scores} ({summary['weights']} weights); "
+        f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
+        f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The comparison family, `metaformer_<mixer>_<size>`: one skeleton, seven mixers, nothing else differs within a size.
+
+The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1), so `metaformer_pooling_s12` is PoolFormer-S12. The
+size nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
+"""
+
+from functools import partial
+
+from torch import nn
+
+from metamix.layers import GELU, GroupNorm1
+from metamix.mixers import list_mixers
+
+from .metaformer import ConvEmbed
+from .registry import CIFAR10, IMAGENET, build, register
+
+
+class ConvStem(nn.Sequential):
+    """conv3x3, GroupNorm, GELU, conv3x3 of stride 2: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
+
+    reduction = 2
+
+    def __init__(self, in_chans: int, dim: int):
+        super().__init__(
+            ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
+            GroupNorm1(dim // 2),
+            GELU(),
+            ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self[3].out_size(size)
+
+
+SIZES = {
+    "nano": dict(depths=(2, 3, 3), dims=(48, 96, 160), layer_scale=0.1, stem=ConvStem),
+    "s12": dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), layer_scale=1e-5),
+    "s24": dict(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), layer_scale=1e-5),
+    "s36": dict(depths=(6, 6, 18, 6), dims=(64, 128, 320, 512), layer_scale=1e-6),
+    "m36": dict(depths=(6, 6, 18, 6), dims=(96, 192, 384, 768), layer_scale=1e-6),
+    "m48": dict(depths=(8, 8, 24, 8), dims=(96, 192, 384, 768), layer_scale=1e-6),
+}
+
+
+def mixer_options(dim: int, nano: bool) -> dict[str, dict]:
+    """The options of each mixer in a stage of `dim` channels: the one table of the family.
+
+    Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that those listed take
+    time linear in the number of tokens, as pooling does (raft's grows with the sides of `img_size` besides): sets,
+    grids and contexts have the size that suits a native image (maps of 16, 8 and 4 tokens a side in nano, of 56, 28,
+    14 and 7 otherwise) and stay as they are on larger maps.
+    """
+    return {
+        "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
+        "wavemix": dict(mult=1, ff_channel=dim // 8),
+        "nin": dict(token_dim=128 if nano else 256, channel_dim=dim // 2, grid=(8, 8) if nano else (14, 14)),
+        "minattn": dict(
+            qk="shared", num_heads=max(1, dim // (16 if nano else 32)), context=(8, 8) if nano else (14, 14)
+        ),
+    }
+
+
+def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs) -> nn.Module:
+    """A model of the family with `mixer`, a registered name or one per stage; `mixer_args` override the table."""
+    return build(name, pretrained, mixer_options=partial(mixer_options, nano=size == "nano"), **(SIZES[size] | kwargs))
+
+
+for size in SIZES:
+    for mixer in list_mixers():
+        tags = None
+        if mixer == "pooling" and size != "nano":
+            tags = {
+                "sail_in1k": dict(
+                    hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9
+                )
+            }
+        cfg = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET
+        register(f"metaformer_{mixer}_{size}", metaformer, cfg=cfg, tags=tags, size=size, mixer=mixer)

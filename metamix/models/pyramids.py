@@ -1,0 +1,100 @@
+"""Feature pyramids: maps of one width at strides s, 2 s, 4 s, ..., which is what detectors look at.
+
+`FeaturePyramid` stands on the maps of several stages (Lin et al., arXiv 1612.03144), `SimplePyramid` makes all its
+levels from the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both are called with
+the list of a backbone's maps, (B, C_i, H_i, W_i), and give an OrderedDict of (B, out_channels, H_s, W_s), the finest
+first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from metamix.layers import GroupNorm1
+
+
+class FeaturePyramid(nn.Module):
+    """torchvision's feature pyramid, over the maps of a multi-stage model.
+
+    The stages of a MetaFormer hand on a residual stream that nobody has normed, so each map that is used gets a
+    GroupNorm of one group, as in PoolFormer's detectors; norms for other maps are not built.
+
+    Args:
+        dims: channels of each map, C_i.
+        levels: for each level its name, the map that it comes from, and how often that is halved, by max pooling.
+        out_channels: width of all levels.
+        extra: what makes further, coarser levels.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        levels: Sequence[tuple[str, int, int]],
+        out_channels: int,
+        extra: ExtraFPNBlock | None = None,
+    ):
+        super().__init__()
+        self.levels = list(levels)
+        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
+        self.fpn = FeaturePyramidNetwork([dims[i] for _, i, _ in levels], out_channels, extra)
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        maps = [norm(x) for norm, x in zip(self.norms, maps)]
+        return self.fpn(OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels))
+
+
+class SimplePyramid(nn.Module):
+    """ViTDet's pyramid over the last of the maps: finer levels by deconvolution, coarser ones by max pooling, each
+    followed by a 1x1 and a 3x3 convolution with LayerNorm.
+
+    The arguments are those of `FeaturePyramid`; where `levels` says that a map is halved less than 0 times, it is
+    doubled.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        levels: Sequence[tuple[str, int, int]],
+        out_channels: int,
+        extra: ExtraFPNBlock | None = None,
+    ):
+        super().__init__()
+        self.halvings = {name: times for name, _, times in levels}
+        self.levels = nn.ModuleDict(
+            {name: simple_level(dims[-1], max(0, -times), out_channels) for name, times in self.halvings.items()}
+        )
+        self.extra = extra
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        x = maps[-1]
+        names = list(self.levels)
+        results = [level(halve(x, self.halvings[name])) for name, level in self.levels.items()]
+        if self.extra is not None:
+            results, names = self.extra(results, [x], names)
+        return OrderedDict(zip(names, results))
+
+
+def halve(x: Tensor, times: int) -> Tensor:
+    """Max pooling to 1 / 2^times of the size, rounded up, as a convolution k3 s2 p1 rounds."""
+    return F.max_pool2d(x, 2**times, ceil_mode=True) if times > 0 else x
+
+
+def simple_level(dim: int, doublings: int, out_channels: int) -> nn.Sequential:
+    """(B, dim, H, W) -> (B, out_channels, 2^doublings H, 2^doublings W); each doubling halves the channels."""
+    layers: list[nn.Module] = []
+    for i in range(doublings):
+        layers += [LayerNorm2d(dim), nn.GELU()] if i else []
+        layers += [nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)]
+        dim //= 2
+    return nn.Sequential(
+        *layers,
+        nn.Conv2d(dim, out_channels, 1, bias=False),
+        LayerNorm2d(out_channels),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        LayerNorm2d(out_channels),
+    )

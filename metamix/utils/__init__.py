@@ -1,0 +1,1 @@
+"""Files, messages, figures and facts about the system."""

@@ -1,0 +1,159 @@
+"""What the cards in weights/ say holds: the shipped tensors reproduce their accuracy to the printed digit, the recipe's
+command is the recipe, and the pages are those of the cards.
+
+Weights of data that do not come with the tests are scored where METAMIX_DATA names a folder that has them: MNIST/ as
+torchvision lays it out, and a folder of images by the name of each other tag, such as cifar10/.
+"""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import yaml
+
+import metamix  # noqa: F401 - registers the models with timm
+from metamix.classification.task import load_pretrained
+from metamix.cli.tasks import find_task
+from metamix.data import DataOptions, Normalize, eval_loader, open_data
+from metamix.models import count_macs
+from metamix.models.registry import weights_dir
+from metamix.training.recipe import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+from model_cards import command, page, stale  # noqa: E402
+
+CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(weights_dir().glob("*.json"))}
+MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+DIGITS = [f"metaformer_{mixer}_nano.digits" for mixer in MIXERS]
+DATA = os.environ.get("METAMIX_DATA")
+
+
+def test_every_mixer_has_learned_the_digits():
+    assert set(DIGITS) <= set(CARDS)
+
+
+def test_weights_are_small():
+    sizes = [path.stat().st_size for path in weights_dir().glob("*.safetensors")]
+    assert max(sizes) < 10e6 and sum(sizes) < 40e6
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_says_all(name):
+    card = CARDS[name]
+    model = timm.create_model(name, pretrained=True)
+    assert card["name"] == name
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["macs"] == count_macs(model, card["pretrained_cfg"]["input_size"])
+    assert card["data"] and card["samples"]["train"] > card["samples"]["test"] > 0
+    assert card["weights"] in ("last", "ema") and card["stored_as"] in ("float16", "float32")
+    assert len(card["spread"]["seeds"]) == len(card["spread"]["top1"]) == len(set(card["spread"]["seeds"]))
+    assert {"python", "metamix", "torch", "torchvision", "timm"} <= card["versions"].keys()
+    assert card["commit"] and card["license"] == "apache-2.0"
+    if "cost" in card:  # measured on a quiet machine, later than the weight ships
+        assert card["cost"]["train_img_per_s"] > 0 and card["cost"]["infer_img_per_s"] > 0
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_the_stored_16_bits_load_at_another_size(name):
+    """Through timm, and through the fine-tuning of train.py: the same tensors."""
+    model = timm.create_model(name, pretrained=True, img_size=(48, 40))
+    other = timm.create_model(name, img_size=(48, 40))
+    path = weights_dir() / f"{name}.safetensors"
+    assert load_pretrained(other, str(path), list("0123456789")) == []
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[key]), key
+    assert model.eval()(torch.zeros(1, 1, 48, 40)).isfinite().all()
+
+
+def data_of(card):
+    """The options that open the card's data; skips the test where they are not at hand."""
+    data, tag = card["recipe"]["data"], card["name"].partition(".")[2]
+    if data == "digits":
+        return DataOptions(data="digits")
+    if DATA is None:
+        pytest.skip(f"needs {card['data']}: set METAMIX_DATA to the folder that holds it")
+    place = Path(DATA, tag) if data == "folder" else Path(DATA)
+    if data == "folder" and not place.is_dir():
+        pytest.skip(f"needs {card['data']}, and there is no folder {place}")
+    try:
+        open_data(data, root=str(place))
+    except FileNotFoundError as error:
+        pytest.skip(f"needs {card['data']}: {error}")
+    return DataOptions(data=data, data_dir=str(place), img_size=card["pretrained_cfg"]["input_size"][1])
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_accuracy(name):
+    card = CARDS[name]
+    options = data_of(card)
+    model = timm.create_model(name, pretrained=True).eval().to(memory_format=torch.channels_last)
+    normalize = Normalize(mean=model.pretrained_cfg["mean"], std=model.pretrained_cfg["std"])
+    right = total = 0
+    with torch.no_grad():
+        test = open_data(options.data, root=options.data_dir).test
+        for batch in eval_loader(test, options, batch_size=360, rank=0, world=1):
+            right += (model(normalize(batch)["image"]).argmax(1) == batch["label"]).sum().item()
+            total += len(batch["label"])
+    assert total == card["samples"]["test"]
+    assert f"{100 * right / total:.2f}" == f"{card['top1']:.2f}"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_command_on_the_page_is_the_recipe(name):
+    words = shlex.split(command(CARDS[name]).replace("\\\n", " "))
+    assert words[:2] == ["python", "train.py"]
+    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
+    tasks = {"classification": lambda: find_task("classification").Options}
+    recipe = parse(words, tasks, default_task="classification", description="").flat()
+    assert CARDS[name]["recipe"].items() <= recipe.items()
+
+
+def test_pages_are_those_of_the_cards():
+    assert stale() == [], "run: python benchmarks/model_cards.py"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_header_is_what_hugging_face_reads(name):
+    """YAML, as any parser has it, and as Hugging Face's own library understands its entries."""
+    text = (weights_dir() / f"{name}.md").read_text()
+    _, header, _ = text.split("---\n", 2)
+    parsed, card = yaml.safe_load(header), CARDS[name]
+    assert {"license", "library_name", "tags", "datasets", "metrics", "model-index"} <= parsed.keys()
+    assert (parsed["library_name"], parsed["license"]) == ("timm", "apache-2.0")
+    (result,) = huggingface_hub.ModelCard(text).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", card["top1"], card["data"])
+    assert result.task_type == "image-classification"
+
+
+def test_the_page_says_what_a_card_lacks_or_has():
+    card = CARDS[DIGITS[0]] | {"data": "CIFAR-10, JPEG copy", "commit": "0123456789ab+"}
+    card = {key: value for key, value in card.items() if key != "cost"}
+    card["spread"] = {
+        "seeds": [0, 1, 2],
+        "top1": [90.0, 91.0, 92.0],
+        "mean": 91.0,
+        "std": 1.0,
+        "epochs": 5,
+        "changed": {"epochs": 5},
+    }
+    text = page(card)
+    assert "| speed | not measured yet |" in text and "0123456789ab with uncommitted changes" in text
+    assert "91.00 ± 1.00 %, mean and standard deviation of seeds 0, 1, 2, in runs of their own with epochs 5" in text
+    assert "trained on CIFAR-10, JPEG copy" in text and "One seed was trained" not in text
+    card["spread"] = {"seeds": [0], "top1": [90.0], "epochs": 5, "changed": {}}
+    assert "| over seeds | not known, one seed was trained |" in page(card)
+
+
+def test_the_snippet_on_a_page_classifies():
+    name = DIGITS[0]
+    code = (weights_dir() / f"{name}.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    test = open_data("digits").test
+    right = sum(names["classify"](image) == str(label) for image, label in map(test.read, range(100)))
+    assert right >= 98

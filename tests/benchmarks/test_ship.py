@@ -1,0 +1,156 @@
+"""benchmarks/ship.py: from run folders to a weight and a card, and what it refuses."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import ship  # noqa: E402
+import timm
+import yaml
+from running import train
+from safetensors import safe_open
+
+MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
+RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run, and two shorter ones of other seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(*RUN, "--epochs", 2, "--warmup-epochs", 0, "--output", folder / "long")
+    for seed in (1, 2):
+        train(*RUN, "--seed", seed, "--warmup-epochs", 0, "--output", folder / f"short{seed}")
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "weights_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def run(*words):
+    ship.main([str(word) for word in words])
+
+
+def changed(source: Path, target: Path, summary={}, **recipe) -> Path:
+    """A copy of a run folder that says something else."""
+    shutil.copytree(source, target)
+    known = yaml.safe_load((source / "recipe.yaml").read_text()) | recipe
+    (target / "recipe.yaml").write_text(yaml.safe_dump(known))
+    (target / "summary.json").write_text(json.dumps(json.loads((source / "summary.json").read_text()) | summary))
+    return target
+
+
+def test_weight_and_card(runs, weights, capsys):
+    run(
+        runs / "long",
+        "--tag",
+        "few",
+        "--data-name",
+        "scikit-learn's digits",
+        "--spread",
+        runs / "short1",
+        runs / "short2",
+    )
+    card = json.loads((weights / f"{MODEL}.few.json").read_text())
+    summary = json.loads((runs / "long" / "summary.json").read_text())
+    short = [json.loads((runs / f"short{i}" / "summary.json").read_text())["top1"] for i in (1, 2)]
+    assert capsys.readouterr().out.startswith(
+        f"{MODEL}.few.safetensors: top1 {card['top1']:.2f}, {card['stored_as']}, "
+    )
+    assert card["top1"] == pytest.approx(summary["top1"], abs=0.3) and card["data"] == "scikit-learn's digits"
+    assert (card["samples"], card["weights"]) == ({"train": 1437, "test": 360}, "last")
+    spread = card["spread"]
+    assert (spread["seeds"], spread["top1"], spread["epochs"], spread["changed"]) == ([1, 2], short, 1, {"epochs": 1})
+    assert spread["mean"] == pytest.approx(sum(short) / 2, abs=0.005)
+    assert not {"output", "data_dir", "device"} & card["recipe"].keys() and card["recipe"]["epochs"] == 2
+    with open(runs / "long" / "metrics.csv", newline="") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert card["curve"] == {"train_loss": losses, "holdout_top1": [None, None]} and len(losses) == 2
+    cfg = timm.models.PretrainedCfg(**card["pretrained_cfg"])
+    assert cfg.crop_pct == 1.0  # as the run scored: from memory, uncropped
+    with safe_open(weights / f"{MODEL}.few.safetensors", "pt") as file:
+        assert float(file.metadata()["top1"]) == card["top1"]
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {f"torch.{card['stored_as']}"}
+
+
+def test_speed_stays_when_a_weight_ships_again(runs, weights):
+    words = (runs / "short1", "--tag", "few", "--data-name", "scikit-learn's digits")
+    run(*words)
+    page = weights / f"{MODEL}.few.json"
+    page.write_text(json.dumps(json.loads(page.read_text()) | {"cost": {"train_img_per_s": 7}}))
+    run(*words)
+    assert json.loads(page.read_text())["cost"] == {"train_img_per_s": 7}
+
+
+def test_one_run_has_no_deviation(runs, weights):
+    run(runs / "long", "--tag", "few")
+    spread = json.loads((weights / f"{MODEL}.few.json").read_text())["spread"]
+    assert spread["seeds"] == [0] and "std" not in spread and spread["changed"] == {}
+
+
+def test_a_card_gets_its_spread_later(runs, weights, capsys):
+    """The folder of the run that made it need not be at hand."""
+    shorts = runs / "short1", runs / "short2"
+    run(runs / "long", "--tag", "few", "--spread", *shorts)
+    page = weights / f"{MODEL}.few.json"
+    whole = page.read_text()
+    page.write_text(json.dumps(json.loads(whole) | {"spread": {}}))
+    run(page, "--spread", *shorts)
+    assert page.read_text() == whole and "few.json: top1 " in capsys.readouterr().out
+    for words, said in (
+        ([page], "is a card, which has its tag and data: give --spread"),
+        ([runs / "long"], "give --tag, what the weight was trained on"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*words)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda runs, new: [runs / "none"], "none has no summary.json: give the folder of a run of train.py"),
+        (
+            lambda runs, new: [changed(runs / "long", new, data="folder")],
+            "was trained on a folder, 'digits': give --data-name with the name that the card is to print",
+        ),
+        (
+            lambda runs, new: [changed(runs / "long", new, model_args={"depth": 1})],
+            "a weight must load by its model's name alone",
+        ),
+        (
+            lambda runs, new: [changed(runs / "long", new, model_args={"norm1": "none"})],
+            "a weight must load by its model's name alone",
+        ),
+        (
+            lambda runs, new: [changed(runs / "long", new, model_args={"global_pool": "max"})],
+            "a weight must load by its model's name alone",
+        ),
+        (
+            lambda runs, new: [runs / "long", "--spread", runs / "short1", changed(runs / "short2", new, lr=0.5)],
+            "differ in more than their seed (lr): the spread is that of one recipe",
+        ),
+        (
+            lambda runs, new: [runs / "long", "--spread", runs / "short1", changed(runs / "short1", new)],
+            "the runs of the spread have the seeds [1, 1]: each must have its own",
+        ),
+        (
+            lambda runs, new: [runs / "long", "--spread", changed(runs / "short1", new, model="metaformer_raft_nano")],
+            "in model: the spread is that of one model and data",
+        ),
+        (
+            lambda runs, new: [changed(runs / "long", new, task="detection")],
+            "is a run of --task detection: give one of --task classification, which can ship",
+        ),
+    ],
+)
+def test_refused(make, said, runs, weights, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        run(*make(runs, tmp_path / "new"), "--tag", "few")
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not list(weights.glob("*.json"))

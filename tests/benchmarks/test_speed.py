@@ -1,0 +1,165 @@
+"""What the benchmarks compute besides times, and what they refuse."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+import peers  # noqa: E402
+import roofline  # noqa: E402
+import scaling  # noqa: E402
+import speed  # noqa: E402
+import timing  # noqa: E402
+
+from metamix.models import count_macs  # noqa: E402
+
+MACHINE = {"cpu": "one"}
+
+
+def rows(**times):
+    return [dict(model=model, ms=ms, commit="now") for model, ms in times.items()]
+
+
+def test_models_take_turns():
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) or timing.time.sleep(timing.TURN) for name in "ab"}
+    medians = timing.interleaved(steps, seconds=0, least=3)
+    assert calls == ["a", "b"] * 4  # one of them untimed
+    assert all(timing.TURN <= seconds < 3 * timing.TURN for seconds in medians.values())
+
+
+def test_disturbed_turns_are_told(monkeypatch, capsys):
+    for share, words in ((0.05, ""), (0.5, "Other programs took 50% of the processor meanwhile: measure again.\n")):
+        clock = timing.time.perf_counter
+        monkeypatch.setattr(timing, "others_seconds", lambda: share * timing.os.cpu_count() * clock())
+        timing.interleaved({"a": lambda: timing.time.sleep(timing.TURN)}, seconds=0, least=2)
+        assert capsys.readouterr().err == words
+
+
+def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
+    path = tmp_path / "speed.json"
+    monkeypatch.setattr("metamix.training.run_folder.commit", lambda: "now")
+    timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
+    assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
+    assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
+
+
+@pytest.mark.parametrize("family", ["25", "26"])
+def test_processors_of_one_name_are_told_apart(monkeypatch, family):
+    told = f"processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: {family}\nmodel\t\t: 17\npower management:\n"
+    monkeypatch.setattr(timing.Path, "exists", lambda path: True)
+    monkeypatch.setattr(timing.Path, "read_text", lambda path: told)
+    found = timing.machine()
+    assert [found[key] for key in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", family, "17"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux tells it")
+def test_peak_memory_of_a_fresh_process_is_its_own():
+    torch.ones(2**27)  # 512 MiB here, and gone
+    assert timing.in_fresh_process(timing.memory_mib) < timing.memory_mib() - 400
+
+
+def test_ratio_of_a_case():
+    """The authors' 238 ms were taken where the reference took 127 ms; here that takes 100 ms."""
+    found = {"raftmlp_s": {"ms": 50.0}, "poolformer_s12": {"ms": 100.0}}
+    row = speed.case_row("raftmlp_s", "infer", "fp32", found)
+    assert row["rescaled_ms"] == round(23800 / 127, 3) and row["ratio"] == round(23800 / 127 / 50, 3)
+    row = speed.case_row("raftmlp_s", "infer", "fp32", found | {"authors_raftmlp_s": {"ms": 75.0}})
+    assert row["ratio"] == 1.5
+    found = {"wavemix_144_7": {"ms": 50.0}, "poolformer_s12": {"ms": 100.0}}
+    assert speed.case_row("wavemix_144_7", "train", "bf16", found)["ratio"] is None
+
+
+@pytest.mark.parametrize("name", ["convmixer_768_10", "vit_xsmall_patch16_clip_224"])
+def test_peers_are_of_equal_cost(name):
+    macs = [count_macs(peers.create(n, 224), (3, 224, 224)) for n in (name, "poolformer_s12")]
+    assert macs[0] == pytest.approx(macs[1], rel=0.03)
+
+
+def test_the_exponent_is_over_pixels():
+    sizes = [32, 224, 512, 1024]
+    assert scaling.exponent(sizes, [9e9, *(n**2 for n in sizes[1:])]) == pytest.approx(1)
+    assert scaling.exponent(sizes, [9e9, *(n**4 for n in sizes[1:])]) == pytest.approx(2)
+
+
+def test_ops_are_listed_by_what_they_lose():
+    """At 1 GFLOP/s and 1 GB/s; of two shapes of an op the slower one is named."""
+    op = dict(part="mixer", calls=1)
+    ops = [
+        dict(op, op="add", shapes="small", ms=2, flop=0, bytes=1e6),
+        dict(op, op="add", shapes="large", ms=6, flop=0, bytes=3e6),
+        dict(op, op="convolution 1x1", shapes="any", ms=12, flop=10e6, bytes=1e6),
+    ]
+    add, convolution = roofline.against_roof(ops, 1e9, 1e9)
+    assert (add["op"], add["ms"], add["lost_ms"], add["of_roof"], add["slowest"]) == ("add", 8, 4, 0.5, "large")
+    assert (convolution["lost_ms"], convolution["gflops"], convolution["share"]) == (2, 0.8, 0.6)
+
+
+@pytest.mark.parametrize("mode", timing.MODES)
+def test_ops_are_those_of_a_step(mode):
+    """All products are seen, and each in the part of the model that it belongs to, backward too."""
+    model = timm.create_model("metaformer_nin_nano", depths=(1, 1, 1), dims=(8, 16, 24))
+    macs = 2 * count_macs(model, (3, 32, 32))
+    ops = roofline.time_ops(timing.Subject(model, 2, 32, "channels_last"), mode, "fp32")
+    assert {op["part"] for op in ops} == {*roofline.PARTS, "rest"} | ({"optimizer"} if mode == "train" else set())
+    flop = sum(op["flop"] for op in ops)
+    first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first convolution, 3x3 of 3 channels to 4, has no gradient for images
+    assert flop == (2 * macs if mode == "infer" else 6 * macs - first)
+    backward = [op for op in ops if op["op"].startswith("convolution_backward 1x1") and " 32x8x" in op["shapes"]]
+    assert {op["part"] for op in backward} == ({"channel MLP"} if mode == "train" else set())
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(SystemExit, match="Unknown model 'poolformer_s13'; did you mean 'poolformer_s"):
+        peers.check_names(["poolformer_s13"], None)
+    with pytest.raises(argparse.ArgumentTypeError, match="'fp16'; did you mean 'bf16'. Accepted: fp32, bf16."):
+        speed.choices(timing.PRECISIONS)("fp32,fp16")
+
+
+def test_what_is_missing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="authors_wavemix_144_7 needs the package wavemix: pip install wavemix."):
+        peers.check_names(["authors_wavemix_144_7"], None)
+    with pytest.raises(SystemExit, match="clone okojoalg/raft-mlp and give its parent folder as --authors"):
+        peers.check_names(["authors_raftmlp_s"], None)
+    with pytest.raises(SystemExit, match="raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"):
+        peers.check_names(["authors_raftmlp_s"], tmp_path)
+
+
+SCRIPT = """
+import timm
+from torch import nn
+from timm.models import register_model
+
+class NiNformerImageClassification(nn.Linear):
+    def __init__(self, image_size, d_model, **options):
+        super().__init__({inputs}, 1, bias=False)
+
+@register_model
+def poolformer_s12(**options):
+    return "theirs"
+
+raise SystemExit("this trains")
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Overwriting poolformer_s12")
+def test_a_checkout_is_imported_without_its_training_and_leaves_timm_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name, path = "authors_ninformer_cifar", tmp_path / "NiNformer" / "train.py"
+    path.parent.mkdir()
+    path.write_text(SCRIPT.format(inputs=2_652_170))
+    ours = timm.model_entrypoint("poolformer_s12")
+    assert peers.create(name, 32, tmp_path).in_features == 2_652_170
+    assert timm.model_entrypoint("poolformer_s12") is ours
+    path.write_text(SCRIPT.format(inputs=3))
+    with pytest.raises(SystemExit, match="builds a model of 3 parameters where authors_ninformer_cifar has 2652170"):
+        peers.create(name, 32, tmp_path)
+    path.write_text("import nowhere")
+    with pytest.raises(SystemExit, match="needs a package that is not installed: No module named 'nowhere'"):
+        peers.create(name, 32, tmp_path)

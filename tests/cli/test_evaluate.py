@@ -1,0 +1,164 @@
+"""eval.py: one result line, a JSON file and a picture, for weights of every kind."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from running import MODEL, ROOT, TINY, train
+
+import metamix.cli.evaluate
+from metamix.utils.tensor_files import save_weights
+
+RUN = ["--epochs", 2, "--batch-size", 256, "--ema", "--amp", "none", "--lr", "1e-2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(*RUN, "--output", folder)
+    return folder
+
+
+def evaluate(*words):
+    metamix.cli.evaluate.main(["--device", "cpu", "--amp", "none", *map(str, words)])
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors", "checkpoint.pt"])
+def test_the_score_is_that_of_the_run(file, run, tmp_path, capsys):
+    evaluate("--model", MODEL, "--checkpoint", run / file, "--data", "digits", "--output", tmp_path)
+    line, written = capsys.readouterr().out.splitlines()
+    summary, result = (json.loads(path.read_text()) for path in (run / "summary.json", tmp_path / "result.json"))
+    assert all(
+        result[name] == pytest.approx(summary[name], abs=1e-3)
+        for name in ("top1", "top5", "loss", "macs", "parameters")
+    )
+    assert re.fullmatch(
+        rf"{MODEL} on digits, test \(360 images of 32 pixels\): top1 {summary['top1']:.4g}, top5 "
+        rf"{summary['top5']:.4g}, loss [\d.]+; \d+ img/s",
+        line,
+    )
+    assert written == f"written: {tmp_path / 'result.json'} {tmp_path / 'test_confusion.png'}"
+    assert result["weights"] == "ema" and min(Image.open(tmp_path / "test_confusion.png").size) > 300
+
+
+def test_another_size_is_fed_to_the_model_as_it_was_trained(run, tmp_path, capsys):
+    evaluate("--model", MODEL, "--checkpoint", run, "--img-size", 48, "--output", tmp_path)
+    assert "360 images of 48 pixels" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["img_size"], result["trained_img_size"]) == (48, 32)
+
+
+def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
+    name = "metaformer_identity_nano.digits"
+    card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
+    evaluate("--model", name, "--pretrained", "--data", "digits", "--output", tmp_path)
+    assert f"top1 {card['top1']}, " in capsys.readouterr().out
+    words = ["--model", MODEL, "--checkpoint", ROOT / "weights" / f"{name}.safetensors", "--data", "digits"]
+    evaluate(*words, "--img-size", 48, "--output", tmp_path)
+    at_48 = json.loads((ROOT / "docs" / "results.json").read_text())["digits"]["sizes"][name]["top1"]["48"]
+    assert f"(360 images of 48 pixels): top1 {at_48:.4g}, " in capsys.readouterr().out
+
+
+def test_classes_of_other_names_are_said(run, tmp_path, capsys):
+    for label in range(10):
+        (tmp_path / "set" / "val" / f"no {label}").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "set" / "val" / f"no {label}" / "0.png")
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "set" / "val")
+    words = ["--data", "folder", "--data-dir", tmp_path / "set", "--output", tmp_path / "out"]
+    model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
+    about = json.loads((run / "summary.json").read_text()) | {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
+    evaluate("--model", MODEL, "--checkpoint", tmp_path / "w.safetensors", *words)
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == "note: class '0' of the model is 'no 0' here: classes are matched by their order"
+
+
+def test_the_number_of_images_that_were_scored(run, tmp_path, capsys):
+    for label in range(10):
+        (tmp_path / "set" / "val" / str(label)).mkdir(parents=True)
+        Image.new("L", (32, 32)).save(tmp_path / "set" / "val" / str(label) / "0.png")
+    (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "set" / "val")
+    words = ["--data", "folder", "--data-dir", tmp_path / "set", "--corrupt-limit", 0.5, "--workers", 0]
+    model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
+    about = json.loads((run / "summary.json").read_text()) | {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
+    evaluate("--model", MODEL, "--checkpoint", tmp_path / "w.safetensors", *words, "--output", tmp_path / "out")
+    assert "9 images were scored; 1 could not be read\n" in capsys.readouterr().out
+
+
+def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test; give --holdout SHARE"):
+        evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
+    with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with 0.0, and so on images of that slice"):
+        evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
+
+
+def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys):
+    train(*RUN, "--holdout", 0.1, "--memory", "no", "--workers", 0, "--output", tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for split in ("holdout", "test"):
+        evaluate("--model", MODEL, "--checkpoint", tmp_path, "--split", split, "--workers", 0, "--output", tmp_path)
+        assert f"{MODEL} on digits, {split} ({summary['samples'][split]} images" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "loss"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("metamix.training.engine.evaluate", lambda *_: pytest.fail("scored"))
+    with pytest.raises(SystemExit, match="file/here"):
+        evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path / "file" / "here")
+
+
+def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
+    """No metadata: the class count is that of the head, statistics are timm's for the model."""
+    for split in ("train", "val"):
+        for label in ("ant", "bee", "cat"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            Image.new("RGB", (40, 30)).save(tmp_path / "set" / split / label / "0.png")
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "r.pth")
+    evaluate(
+        "--model",
+        "test_resnet",
+        "--checkpoint",
+        tmp_path / "r.pth",
+        "--data",
+        "folder",
+        "--data-dir",
+        tmp_path / "set",
+        "--workers",
+        0,
+        "--output",
+        tmp_path / "out",
+    )
+    size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
+    assert f"test_resnet on set, test (3 images of {size} pixels)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            ["--model", "metaformer_raft_nano"],
+            f"holds the weights of {MODEL}, not of metaformer_raft_nano; give --model {MODEL}",
+        ),
+        (["--epochs", "3"], "there is no option --epochs"),
+        (["--flip", "0"], "there is no option --flip"),
+        (["--model", "metaformer_rat_nano"], "There is no model 'metaformer_rat_nano'; did you mean"),
+        (["--batch-size", "0"], "batch_size is 0, but it must be at least 1"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words, said, run, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path, *words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_must_be_given(tmp_path):
+    with pytest.raises(SystemExit, match="there are no weights to evaluate: give --checkpoint FILE, or --pretrained"):
+        evaluate(*TINY, "--output", tmp_path)

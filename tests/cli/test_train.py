@@ -1,0 +1,288 @@
+"""train.py as its users see it: what it says, what it leaves in the run folder, and what it refuses."""
+
+import csv
+import fcntl
+import functools
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import termios
+from unittest.mock import Mock
+
+import pytest
+import torch
+from PIL import Image
+from running import MODEL, TINY, Process, metrics, train
+
+import metamix.cli.evaluate
+import metamix.cli.train
+from metamix.models import metaformer
+from metamix.training import run_folder as logging
+from metamix.utils.tensor_files import load_checkpoint, load_weights
+
+QUICK = ["--epochs", 2, "--batch-size", 256]
+SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
+
+
+def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
+    metamix.cli.train.main(
+        [
+            "--model",
+            "metaformer_pooling_nano",
+            "--model-args",
+            SMALL,
+            "--device",
+            "cpu",
+            "--epochs",
+            "6",
+            "--batch-size",
+            "64",
+            "--optimizer",
+            "muon",
+            "--lr",
+            "1e-2",
+            "--flip",
+            "0",
+            "--padding",
+            "2",
+            "--ema",
+            "--holdout",
+            "0.1",
+            "--output",
+            str(tmp_path),
+        ]
+    )
+    text = capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["top1"] > 80, text
+    assert {
+        "model": "metaformer_pooling_nano",
+        "data": "digits",
+        "weights": "ema",
+        "epochs": 6,
+        "steps": 120,
+        "seed": 0,
+        "num_classes": 10,
+        "in_chans": 1,
+        "img_size": 32,
+    }.items() <= summary.items()
+    assert summary["versions"].keys() >= {"metamix", "torch", "timm", "python"}
+    assert all(summary[name] > 0 for name in ("top5", "parameters", "macs", "seconds", "img_per_s"))
+    line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 6 epochs in "
+    pictures = f"pictures: {tmp_path / 'curves.png'} {tmp_path / 'test_confusion.png'}"
+    assert re.search(line, text.splitlines()[-2]) and text.splitlines()[-1] == pictures
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1] == pictures
+
+    rows = metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == list("123456") and float(rows[-1]["train_top1"]) > float(
+        rows[0]["train_top1"]
+    )
+    assert {"train_loss", "holdout_top1", "holdout_ema_top1", "holdout_loss", "lr"} <= rows[0].keys()
+    assert not any("test" in column for column in rows[0])  # tuning never sees the test split
+    for name in ("curves.png", "test_confusion.png"):
+        assert min(Image.open(tmp_path / name).size) > 300
+
+    tensors, about = load_weights(tmp_path / "model.safetensors")
+    assert about["top1"] == summary["top1"] and about["weights"] == "ema" and about["classes"] == list("0123456789")
+    average = load_checkpoint(tmp_path / "checkpoint.pt")["ema"]
+    assert all(torch.equal(tensor, average[name]) for name, tensor in tensors.items())
+
+    metamix.cli.train.main(["--config", str(tmp_path / "recipe.yaml")])  # the saved recipe is a config
+    assert "is finished (another --output or --seed makes a new run)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "option, used, top1",
+    [("--compile", (torch, "compile"), 0.08), ("--grad-checkpointing", (metaformer, "checkpoint"), 0)],
+)
+def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, top1, tmp_path, monkeypatch):
+    """Dropout included. Compiled by dynamo alone: what inductor makes of it rounds otherwise. GELU does here already:
+    one sample of 1280, 0.08 %, may change sides."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    words = [*QUICK, "--epochs", 1, "--drop-rate", 0.2, "--drop-path", 0.2, "--amp", "none"]
+    spy = Mock(wraps=getattr(*used))
+    monkeypatch.setattr(*used, spy)
+    train(*words, "--output", tmp_path / "plain")
+    assert not spy.called
+    train(*words, option, "--output", tmp_path / "other")
+    assert spy.called
+    for plain, other in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "other"), strict=True):
+        assert float(plain.pop("train_top1")) == pytest.approx(float(other.pop("train_top1")), abs=top1, rel=0)
+        assert plain == other
+    plain, other = (load_weights(tmp_path / name)[0] for name in ("plain", "other"))
+    assert plain.keys() == other.keys() and all(torch.allclose(plain[name], other[name]) for name in plain)
+
+
+def test_the_last_weights_can_be_asked_for(tmp_path):
+    train(*QUICK, "--ema", "--score", "last", "--output", tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["weights"] == "last"
+    tensors, last = load_weights(tmp_path)[0], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
+    assert all(torch.equal(tensor, last[name]) for name, tensor in tensors.items())
+
+
+def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(*QUICK, "--dry-run", "--ema")
+    text = capsys.readouterr().out
+    for said in (
+        r"data +digits: 1,437 train, 360 test",
+        r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
+        r"steps +2 epochs of 5 steps of 256 samples",
+        r"memory +[\d.]+ GiB at the peak of a step, of which weights "
+        r"[\d.]+ MiB, optimizer [\d.]+ MiB, average [\d.]+ MiB",
+        r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all",
+    ):
+        assert re.search(said, text), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(*QUICK, "--seed", 3)
+    assert (tmp_path / "runs" / f"digits-{MODEL}-seed3" / "summary.json").exists()
+
+
+def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch):
+    module = metamix.cli.train
+    monkeypatch.setattr(module.Engine, "fit", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    module.main([*TINY, "--epochs", "1", "--output", str(tmp_path), "--model", f"{MODEL},metaformer_raft_nano"])
+    assert "not trained yet: metaformer_raft_nano; the same command goes on with them" in capsys.readouterr().out
+
+
+def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys):
+    words = [*QUICK, "--output", tmp_path, "--model"]
+    train(*words, f"{MODEL},metaformer_pooling_nano")
+    capsys.readouterr()
+    train(*words, f"{MODEL},metaformer_pooling_nano,metaformer_raft_nano")
+    text = capsys.readouterr().out
+    assert text.count("is finished") == 2 and text.count("epoch 2/2 ") == 1
+    table = text[text.index("model        ") :].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == [MODEL, "metaformer_pooling_nano", "metaformer_raft_nano"]
+    assert table[-1] == f"written: {tmp_path / 'compared-digits.csv'} {tmp_path / 'compared-digits.png'}"
+    with open(tmp_path / "compared-digits.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    summary = json.loads((tmp_path / MODEL / "summary.json").read_text())
+    assert float(rows[0]["top1"]) == summary["top1"] and len(rows) == 3
+    assert min(Image.open(tmp_path / "compared-digits.png").size) > 300
+
+
+def test_fine_tuning_from_a_run(tmp_path, capsys):
+    train(*QUICK, "--output", tmp_path / "a")
+    train(*QUICK, "--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b")
+    assert f"weights from {tmp_path / 'a'}" in capsys.readouterr().out
+    before, after = (load_weights(tmp_path / name)[0] for name in "ab")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+    # What it began from is in its own checkpoint now.
+    (tmp_path / "a").rename(tmp_path / "gone")
+    words = ["--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b"]
+    train(*QUICK, *words, "--epochs", 3)
+    assert "resumed" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="there is no file .*a"):
+        train(*QUICK, *words[:-1], tmp_path / "c")
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging, "PLAIN_SECONDS", 0)
+    train(*QUICK, "--log-every", 2, "--output", tmp_path)
+    progress = r"epoch 1/2  step 4/5  loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left\n"
+    out, err = capsys.readouterr()
+    assert re.search(progress, out) and re.search(progress, (tmp_path / "log.txt").read_text())
+    assert re.search(r"epoch 2/2  train loss [\d.]+ top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d:]+\n", out)
+    assert "\r" not in out + err
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    terminal, log = pty.openpty()
+    fcntl.ioctl(log, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = Process(*QUICK, "--log-every", 1, "--output", tmp_path, log=os.ttyname(log))
+    shown = b""
+    while process.running() or select.select([terminal], [], [], 0)[0]:
+        if select.select([terminal], [], [], 0.05)[0]:
+            shown += os.read(terminal, 4096)
+    assert process.wait() == 0
+    os.close(log), os.close(terminal)
+    text = shown.decode()
+    assert re.search(
+        r"epoch 1/2 +\d+%\|.*\| [1-5]/5, loss [\d.]+  top1 [\d.]+  lr [\d.e-]+  \d+ img/s  [\d.]+ GiB  [\d:]+ left",
+        text,
+    )
+    assert "%|" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, capsys):
+    for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32)).save(tmp_path / place / f"{i}.png")
+    for name in ("ant/1", "bee/3"):
+        (tmp_path / "train" / f"{name}.png").write_bytes(b"no image")
+    words = ["--epochs", 1, "--batch-size", 8, "--data", "folder", "--data-dir", tmp_path, "--corrupt-limit", 0.5]
+    train(*words, "--memory", memory, "--workers", 0, "--img-size", 32, "--output", tmp_path / "run")
+    line = r"warning: unreadable image (\d of 8), left out: .*(ant/1|bee/3).png: "
+    for text in (capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()):
+        counted, named = zip(*re.findall(line, text))
+        assert counted == ("1 of 8", "2 of 8") and sorted(named) == ["ant/1", "bee/3"]
+
+
+def test_names_of_every_kind(tmp_path, capsys):
+    """A class that looks like a formula, and names that are no text: of the set, a class and an unreadable image."""
+    data = tmp_path / os.fsdecode(b"\xe8")
+    for split in ("train", "val"):
+        for label in ("a$x_$b", os.fsdecode(b"\xe9")):
+            (data / split / label).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32)).save(data / split / label / f"{i}.png")
+    (data / "train" / "a$x_$b" / os.fsdecode(b"\xea.png")).write_bytes(b"no image")
+    words = ["--batch-size", 4, "--data", "folder", "--data-dir", data, "--corrupt-limit", 0.5, "--warmup-epochs", 0]
+    for epochs in (1, 2, 2):  # trained, resumed, finished
+        train(*words, "--epochs", epochs, "--output", tmp_path / "run")
+        assert (tmp_path / "run" / "test_confusion.png").exists()
+    assert "is finished" in capsys.readouterr().out
+    assert r"a$x_$b/\udcea.png" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    metamix.cli.evaluate.main(
+        [*TINY[:2], "--checkpoint", str(tmp_path / "run"), *map(str, words[:6]), "--output", str(tmp_path / "scored")]
+    )
+    assert rf"{MODEL} on \udce8, test (8 images" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("metamix.classification.task.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
+    with pytest.raises(RuntimeError, match="no colour"):
+        train(*QUICK, "--output", tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["top1"] == load_weights(tmp_path)[1]["top1"]
+
+
+def test_tensorboard(tmp_path):
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
+    )
+    train(*QUICK, "--tensorboard", "--output", tmp_path)
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    loss = events.Scalars("train/loss")
+    assert [event.step for event in loss] == [5, 10]
+    assert loss[1].value == pytest.approx(float(metrics(tmp_path)[1]["train_loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
+        (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
+        (["--data", "digitz"], "digitz"),
+        (["--checkpoint", "nowhere"], "there is no file nowhere"),
+        (["--freeze", "stage"], "freeze names 'stage'"),
+        (["--resume", "nowhere"], "there is no file nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words, said, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        train(*words, "--output", tmp_path)
+    assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("checkpoint.pt"))

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metamix.data import DataOptions, eval_loader, image_size, open_data, statistics
+from metamix.data.preload import in_memory, mean_std, pixels
+
+
+def test_pixels_are_those_of_the_images(folder):
+    splits = open_data("folder", root=folder(size=(20, 20)), holdout=0.25)
+    decoded = pixels(splits.train, DataOptions())
+    assert (decoded.images.shape, decoded.images.dtype) == ((12, 20, 20, 3), torch.uint8)
+    assert decoded is pixels(splits.holdout, DataOptions()), "train and holdout share what was decoded"
+    for source in splits.train, splits.holdout:
+        for i, row in enumerate(source.indices.tolist()):
+            assert np.array_equal(decoded.images[row].numpy(), np.asarray(source.read(i)[0]))
+
+
+def test_resized_when_asked(folder):
+    splits = open_data("folder", root=folder(size=(20, 20)))
+    decoded = pixels(splits.train, DataOptions(img_size=40))
+    expected = splits.train.read(5)[0].resize((40, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(decoded.images[5].numpy(), np.asarray(expected))
+
+
+def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
+    root = folder(train=20)
+    splits = open_data("folder", root=root)
+    Image.new("RGB", (40, 30), "red").save(root / "train" / "cat" / "1.png")
+    with pytest.raises(
+        ValueError, match=r"cat/1.png is 40x30, but the set seemed to be of 32x32 .*--img-size .*--memory no"
+    ):
+        pixels(splits.train, DataOptions())
+    decoded = pixels(splits.train, DataOptions(img_size=32))
+    stray = splits.train.images.paths.index(str(root / "train" / "cat" / "1.png"))
+    assert (decoded.images[stray] == torch.tensor([255, 0, 0], dtype=torch.uint8)).all()
+
+
+def test_statistics_are_counted_over_the_split(folder):
+    splits = open_data("folder", root=folder(), holdout=0.5)
+    images = pixels(splits.train, DataOptions()).images.double() / 255
+    mean, std = statistics(splits.train, DataOptions())
+    assert mean == pytest.approx(images.mean((0, 1, 2)).tolist(), abs=1e-9)
+    assert std == pytest.approx(images.flatten(0, 2).std(0, correction=0).tolist(), abs=1e-9)
+
+
+def test_a_channel_that_never_changes_can_be_normalised():
+    images = torch.tensor([51, 0], dtype=torch.uint8).expand(2, 3, 3, 2)
+    assert mean_std(images) == (pytest.approx((0.2, 0.0)), (1.0, 1.0))
+
+
+def test_statistics_given_and_of_streamed_sets(folder):
+    train = open_data("folder", root=folder(), memory="no").train
+    assert statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    given = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    assert statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
+    with pytest.raises(ValueError, match="mean and std together"):
+        statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(ValueError, match="one value per channel: 3"):
+        statistics(train, DataOptions(mean=(0.5,), std=(0.1,)))
+    with pytest.raises(ValueError, match="must be of values 0 to 1: divide them by 255"):
+        statistics(train, DataOptions(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)))
+
+
+def test_small_images_enlarged_to_large_ones_are_streamed(folder):
+    splits = open_data("folder", root=folder())
+    assert in_memory(splits.train, DataOptions()) and not in_memory(splits.train, DataOptions(img_size=224))
+    options = DataOptions(img_size=224, workers=0)
+    assert image_size(splits.test, options) == 224
+    batch = next(iter(eval_loader(splits.test, options, batch_size=4)))
+    assert (batch["image"].shape, batch["image"].dtype) == ((4, 3, 224, 224), torch.uint8)
+    assert in_memory(splits.train, DataOptions(img_size=224, memory="yes"))
+
+
+def test_size_where_images_differ(folder):
+    root = folder()
+    Image.new("RGB", (40, 30)).save(root / "train" / "cat" / "0.png")
+    assert image_size(open_data("folder", root=root).train, DataOptions()) == 224

@@ -1,0 +1,445 @@
+"""Detection through train.py, eval.py and predict: what is learned, scored, resumed, fine-tuned and refused."""
+
+import json
+import os
+import re
+import socket
+
+import pytest
+import shapes
+import timm
+import torch
+from PIL import Image
+from running import Process, assert_same_run, metrics, train
+from torch import nn
+
+import metamix.cli.evaluate
+from metamix.detection.metrics import score
+from metamix.detection.pictures import draw_grid, draw_image
+from metamix.detection.predict import main as predict
+from metamix.detection.task import Detection, DetectionOptions, EvalOptions
+from metamix.training.engine import Engine, Stopped
+from metamix.utils.tensor_files import load_weights, save_weights
+
+DETECTION = [
+    "--task",
+    "detection",
+    "--model",
+    "metaformer_pooling_nano",
+    "--min-size",
+    64,
+    "--max-size",
+    120,
+    "--out-channels",
+    64,
+    "--out-indices",
+    "1,2",
+    "--extra",
+    "none",
+    "--workers",
+    0,
+    "--amp",
+    "none",
+]
+SMALL = dict(
+    model="metaformer_pooling_nano",
+    model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
+    out_channels=64,
+    out_indices=(1, 2),
+    extra="none",
+    min_size=64,
+    max_size=120,
+    workers=0,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return shapes.write(tmp_path_factory.mktemp("data") / "shapes", train=48, val=8, test=12)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return shapes.write(tmp_path_factory.mktemp("few") / "shapes", train=4, val=2, test=2)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "fcos"
+    train(
+        *DETECTION,
+        "--detector",
+        "fcos",
+        "--data-dir",
+        data,
+        "--output",
+        folder,
+        "--epochs",
+        6,
+        "--batch-size",
+        4,
+        "--lr",
+        2e-3,
+        "--eval-every",
+        3,
+        "--model-args",
+        "{depths: [1, 1, 1], dims: [24, 48, 96]}",
+        "--scales",
+        "0.9,1.1",
+        "--flip-vertical",
+        0.5,
+    )
+    return folder
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_squares_and_discs_are_found(trained):
+    result = summary(trained)
+    assert result["scores"] == ["AP", "AP50", "AP75", "AP_small"] and result["AP50"] > 80 and result["AP"] > 30
+    assert result["samples"] == {"train": 48, "test": 12, "holdout": 8} and result["data"] == "shapes"
+    assert float(metrics(trained)[2]["holdout_AP50"]) > 20
+    assert result["pictures"] == ["curves.png", "test_curves.png", "test_images.png", "test_scores.json"]
+    assert all((trained / name).stat().st_size > 0 for name in result["pictures"])
+    by_class = json.loads((trained / "test_scores.json").read_text())
+    assert by_class["all"]["AP50"] == pytest.approx(result["AP50"], abs=1e-3)
+    mean = sum(scores["AP50"] for scores in by_class["classes"].values()) / 2
+    assert by_class["classes"].keys() == {"disc", "square"} and mean == pytest.approx(result["AP50"], abs=1e-3)
+
+
+def test_one_state_is_scored_once(data, monkeypatch):
+    calls = []
+    monkeypatch.setattr("metamix.detection.task.score", lambda *given: calls.append(given) or score(*given))
+    task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
+    for count in (1, 2):
+        states = [task.start() | {"split": "test"}]
+        task.result(states), task.report(states), task.result(states)
+        assert len(calls) == count
+
+
+def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
+    words = [
+        "--task",
+        "detection",
+        "--data-dir",
+        data,
+        "--checkpoint",
+        trained,
+        "--output",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--amp",
+        "none",
+        "--workers",
+        0,
+    ]
+    metamix.cli.evaluate.main([str(word) for word in words])
+    result = json.loads((tmp_path / "result.json").read_text())
+    for name in summary(trained)["scores"]:
+        assert result[name] == summary(trained)[name]
+    printed = capsys.readouterr().out
+    assert re.search(r"^square +[\d.]+ +[\d.]+$", printed, re.M) and "AR 100" in printed
+    assert (tmp_path / "test_images.png").exists()
+
+    task, model, about = Detection.trained(EvalOptions(data_dir=str(data), checkpoint=str(trained)))
+    assert task.describe(model)["parameters"] == summary(trained)["parameters"] and about["detector"] == "fcos"
+
+
+def test_a_held_out_split_that_was_trained_on_is_none(few, tmp_path):
+    words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2, "--output", tmp_path]
+    train(*words, "--train-on", "train,val")
+    task, *_ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
+    assert list(task.scored) == ["test"]
+
+
+def test_images_that_are_not_there_are_missed_at_once(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
+    (folder / "images" / "test_1.png").unlink()
+    words = r"1 of the 2 images of .*instances_test.json are not there, such as .*test_1.png; python -m metamix.detec"
+    with pytest.raises(ValueError, match=words):
+        Detection(DetectionOptions(data_dir=str(folder)))
+
+
+def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
+    truth = json.loads((data / "annotations" / "instances_test.json").read_text())
+    image = truth["images"][0]
+    path = data / "images" / image["file_name"]
+    assert predict([str(path), "--checkpoint", str(trained), "--output", str(tmp_path), "--threshold", "0.3"]) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    assert record["image"] == str(path) and (record["width"], record["height"]) == (96, 64)
+    assert (tmp_path / "test_0.png").stat().st_size > 0
+    objects = {shapes.SQUARE: "square", shapes.DISC: "disc"}
+    for annotation in truth["annotations"]:
+        if annotation["image_id"] == image["id"]:
+            x, y, side, _ = annotation["bbox"]
+            middle = x + side / 2, y + side / 2
+            near = [
+                o["class"]
+                for o in record["objects"]
+                if o["box"][0] < middle[0] < o["box"][2] and o["box"][1] < middle[1] < o["box"][3]
+            ]
+            assert near[:1] == [objects[annotation["category_id"]]]
+
+    for words, error in (
+        ([str(path), "--checkpoint", str(tmp_path)], "there is no file .*model.safetensors"),
+        ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
+        ([str(path), str(path), "--checkpoint", str(trained)], "several images have one name"),
+        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by its pict"),
+        ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
+    ):
+        with pytest.raises(SystemExit):
+            predict(words)
+        assert re.search(error, capsys.readouterr().err)
+
+    assert predict([__file__, str(path), "--checkpoint", str(trained), "--output", str(tmp_path)]) == 1
+    assert "left out: " in (told := capsys.readouterr().err) and "test_detection.py: not an image of a known" in told
+    assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
+def test_a_run_goes_on_to_the_bit(few, tmp_path, monkeypatch, detector):
+    words = [
+        *DETECTION,
+        "--data-dir",
+        few,
+        "--detector",
+        detector,
+        "--epochs",
+        2,
+        "--batch-size",
+        2,
+        "--eval-every",
+        2,
+        "--photometric",
+        0.5,
+        "--iou-crop",
+        0.5,
+        "--ema",
+        "--layer-decay",
+        0.9,
+        "--freeze",
+        "backbone.body.model.stem",
+    ]
+    train(*words, "--output", tmp_path / "whole")
+    finish = Engine._finish_epoch
+
+    def stop(engine, epoch):
+        finish(engine, epoch)
+        raise Stopped("as at a signal")
+
+    monkeypatch.setattr(Engine, "_finish_epoch", stop)
+    train(*words, "--output", tmp_path / "parts")
+    monkeypatch.undo()
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    train(*words, "--output", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert ("mask_AP" in summary(tmp_path / "parts")["scores"]) == (detector == "mask_rcnn")
+
+    torch.manual_seed(0)
+    tensors, _ = load_weights(tmp_path / "whole")
+    start = Detection(DetectionOptions(**SMALL, data_dir=str(few), detector=detector)).build().state_dict()
+    still = [name for name in tensors if torch.equal(tensors[name], start[name])]
+    assert [name for name in still if "stem" not in name and ".norm1.bias" not in name] == []
+    assert [name for name in tensors if "stem" in name and name not in still] == []
+
+
+def test_two_processes_train_as_one(few, tmp_path):
+    words = [*DETECTION, "--data-dir", few, "--epochs", 3, "--batch-size", 4, "--lr", 1e-3, "--eval-every", 3]
+    train(*words, "--output", tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        Process(
+            *words,
+            "--output",
+            tmp_path / "two",
+            log=tmp_path / f"rank{rank}",
+            env={
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.output()
+    one, two = ([float(row["train_loss"]) for row in metrics(tmp_path / name)] for name in ("one", "two"))
+    assert len(one) == 3 and two == pytest.approx(one, abs=1e-4)
+    assert summary(tmp_path / "two")["AP"] == pytest.approx(summary(tmp_path / "one")["AP"], abs=1)
+
+
+def build(data, **options):
+    task = Detection(DetectionOptions(**SMALL | dict(data_dir=str(data)) | options))
+    return task, task.build()
+
+
+def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
+    torch.manual_seed(1)
+    classifier = timm.create_model("metaformer_wavemix_nano", depths=[1, 1, 1], dims=[8, 8, 16], num_classes=5)
+    about = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], model="metaformer_wavemix_nano")
+    save_weights(tmp_path / "c.safetensors", classifier.state_dict(), about)
+    task, model = build(few, model="metaformer_wavemix_nano", checkpoint=str(tmp_path / "c.safetensors"))
+    own = model.backbone.body.model.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in classifier.state_dict().items() if name in own)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    described = task.describe(model)
+    assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
+    assert task.notes == [f"weights of the backbone from {tmp_path / 'c.safetensors'}"]
+
+    # A run that goes on needs the classifier no more.
+    (tmp_path / "c.safetensors").unlink()
+    same = Detection(task.options)
+    assert same.describe(same.build(described)) == described
+
+    # A detector made of it is built again as it was: frozen norms, statistics of the classifier's images.
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), described)
+    _, again, _ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
+    assert again.transform.image_mean == [0.1, 0.2, 0.3]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_fine_tuning_begins_with_a_detector_of_other_classes(few, tmp_path):
+    task, model = build(few)
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.describe(model) | {"classes": ["a", "b", "c"]})
+    with pytest.raises(
+        ValueError, match="have another shape .such as head.classification_head.cls_logits.weight|does not fit"
+    ):
+        Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
+    about = task.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
+    save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
+    torch.manual_seed(1)
+    other, tuned = build(few, checkpoint=str(tmp_path / "e.safetensors"))
+    differ = [n for n, tensor in tuned.state_dict().items() if not torch.equal(tensor, model.state_dict()[n])]
+    assert differ == ["head.classification_head.cls_logits.weight"]  # biases start alike
+    assert "made anew: head.classification_head.cls_logits.weight" in other.notes[0]
+    assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
+    with pytest.raises(ValueError, match="knows the classes disc, ring, and .* has disc, square; give other --data"):
+        Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
+
+
+def test_useless_annotations_are_counted(tmp_path):
+    def spoil(split, data):
+        data["annotations"][0]["bbox"][2] = 0
+        data["annotations"][1]["category_id"] = 99
+
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=spoil)
+    task, _ = build(folder)
+    assert task.notes == [
+        f"2 annotations of {folder / 'annotations' / f'instances_{split}.json'} are left out; "
+        f"python -m metamix.detection.verify {folder} names them"
+        for split in ("train", "test")
+    ]
+    assert set(task.scored) == {"test"}
+
+
+def test_a_split_without_objects_is_refused(tmp_path):
+    def clear(split, data):
+        if split == "test":
+            data["annotations"].clear()
+
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=clear)
+    with pytest.raises(ValueError, match="instances_test.json has no object that could be found: give another"):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+
+
+@pytest.mark.parametrize("images", [0, 4])
+def test_nothing_to_learn_from_is_refused(tmp_path, images):
+    def clear(split, data):
+        if split == "train":
+            data["annotations"].clear()
+
+    folder = shapes.write(tmp_path / "shapes", train=images, test=2, change=clear)
+    words = f"instances_train.json has {images} images and no object to learn from: give another --train-on"
+    with pytest.raises(ValueError, match=words):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+
+
+def test_the_test_is_not_trained_on(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2)
+    for options in (dict(train_on=("train", "val")), dict(test_on="train")):
+        with pytest.raises(ValueError, match="is among the splits to train on, so it cannot be the test: give another"):
+            Detection(DetectionOptions(**SMALL, data_dir=str(folder), **options))
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "mask_rcnn"])
+def test_losses_are_named_as_losses(few, detector):
+    """So that curves.png draws them apart from scores."""
+    task, model = build(few, detector=detector)
+    batch = task.augment(next(iter(task.train_loader(2, 0, 1, 0).epoch(0))), 0, 0, 0, 1)
+    total, losses = task.loss(model.train(), batch)
+    assert all(name.endswith("_loss") and not name.startswith("loss") for name in losses)
+    assert total == sum(losses.values())
+
+
+def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=4, test=2)
+    (folder / "images" / "test_0.png").write_bytes(b"no image")
+    task = Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+    task.pictures([{"split": "test", "results": []}], tmp_path)
+    assert (tmp_path / "test_images.png").exists()
+
+
+def test_splits_are_chosen(few):
+    def splits(**options):
+        task = Detection(DetectionOptions(**SMALL, data_dir=str(few), **options))
+        return [s.annotations.stem for s in task.train], {name: s.annotations.stem for name, s in task.scored.items()}
+
+    train, val, test = "instances_train", "instances_val", "instances_test"
+    assert splits() == ([train], {"test": test, "holdout": val})
+    assert splits(train_on=("train", "val")) == ([train, val], {"test": test})
+    assert splits(test_on="val") == ([train], {"test": val})
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(flip=2), "flip is 2, but it must be between 0 and 1"),
+        (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but two factors are needed, the smaller first"),
+        (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
+        (dict(pretrained=True, checkpoint="x"), "both say where to begin"),
+        (dict(detector_args={"min_size": 300}), "detector_args has min_size: --min-size and --max-size are the size"),
+        (dict(model_args={"pretrained": True}), "model_args has pretrained: --pretrained and --checkpoint are where"),
+        (dict(model_args={"out_channels": 32, "num_classes": 3}), "has num_classes, out_channels: .* the data set has"),
+        (dict(train_on=()), "train_on is empty; name the splits to train on, such as train or train,val"),
+        (dict(train_on=("trian",)), "no split 'trian'; did you mean 'train'"),
+        (dict(data_dir="nowhere"), "nowhere holds no data set"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(few, options, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        Detection(DetectionOptions(**SMALL | dict(data_dir=str(few)) | options))
+
+
+def test_splits_must_have_the_same_classes(tmp_path):
+    def rename(split, data):
+        if split == "val":
+            data["categories"][0]["name"] = "box"
+
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=rename)
+    with pytest.raises(ValueError, match="val.json has the classes disc, box, but .*train.json has disc, square"):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+
+
+def test_weights_that_are_no_detector_are_refused(few, tmp_path):
+    save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
+    with pytest.raises(ValueError, match="holds no detector of metamix, but resnet18; give a run of train.py --task"):
+        Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
+    with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
+        Detection.trained(EvalOptions(data_dir=str(few)))
+
+
+def test_names_of_classes_and_files_are_drawn_as_they_are(tmp_path):
+    """No formula begins at a $, and bytes that are no text are written out."""
+    objects = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([1])}
+    pixels = torch.zeros(3, 60, 60, dtype=torch.uint8)
+    names = ["a$x_$b", os.fsdecode(b"\xe9")]
+    draw_grid(tmp_path / "grid.png", [(name, pixels, objects, objects) for name in names], names)
+    draw_image(tmp_path / "image.png", pixels, objects, names)
+    assert min(Image.open(tmp_path / "grid.png").size) > 300

@@ -1,0 +1,111 @@
+"""Runs of train.py for tests, in this process and in others, on a model that takes milliseconds a step."""
+
+import csv
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+import metamix.cli.train
+from metamix.utils.tensor_files import load_checkpoint
+
+torch.set_num_threads(1)  # tests share the machine, and threads that wait for each other starve
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "metaformer_identity_nano"
+TINY = ["--model", MODEL, "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}", "--device", "cpu"]
+MACHINE_COLUMNS = ("seconds", "img_per_s", "memory_gib")
+
+
+def train(*words):
+    """Run `metamix train` with the tiny model in this process."""
+    metamix.cli.train.main([*TINY, *map(str, words)])
+
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(["running", "sklearn.datasets"])
+
+
+class Process:
+    """train.py in a process of its own, the leader of its process group, as a shell would start it.
+
+    It is forked from a server that has imported torch and timm, which saves seconds, and computes nothing itself.
+    """
+
+    def __init__(self, *words, log, env={}):
+        self.log = Path(log)
+        self.process = _forkserver.Process(target=_main, args=([*TINY, *map(str, words)], str(log), env))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def text(self):
+        return self.log.read_text() if self.log.exists() else ""
+
+    def running(self):
+        return self.process.is_alive()
+
+    def kill(self, number=signal.SIGKILL):
+        """Sends the signal to the whole group, the loader's workers too."""
+        os.killpg(self.pid, number)
+
+    def wait(self, timeout=100):
+        """The exit code."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.kill()
+            raise AssertionError(f"not ended after {timeout} s: {self.text()}")
+        return self.process.exitcode
+
+    def output(self):
+        """What it said, once it ended well."""
+        assert self.wait() == 0, self.text()
+        return self.text()
+
+
+def _main(words, log, env):
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(env)
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as where train.py is the program
+    torch.set_num_threads(1)
+    metamix.cli.train.main(words)
+
+
+def metrics(folder):
+    """Rows of metrics.csv, without the columns that depend on the machine."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [
+            {key: value for key, value in row.items() if key not in MACHINE_COLUMNS} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(folder, other):
+    """Checkpoints equal to the bit, in weights, average, moments and history, and metrics files equal."""
+    assert metrics(folder) == metrics(other)
+    a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
+    for key in ("step", "sums", "model", "ema", "optimizer", "scaler"):
+        _assert_same(a[key], b[key], key)
+    _assert_same(
+        *([{k: v for k, v in row.items() if k not in MACHINE_COLUMNS} for row in x["history"]] for x in (a, b)),
+        "history",
+    )
+
+
+def _assert_same(a, b, where):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b)):
+            _assert_same(*pair, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where

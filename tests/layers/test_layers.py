@@ -1,0 +1,127 @@
+"""The layers that mixers and skeleton share."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from metamix.layers import GELU, Dropout, GroupNorm1, Mlp
+from metamix.mixers.minattn import attention
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("frozen, trained", (("", "weight"), ("weight", "bias"), ("bias", "weight")))
+def test_a_group_norm_stands_on_frozen_layers(frozen, trained):
+    """Without its copy this ends the process with a segmentation fault."""
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    grads = []
+    for image in (x, x.clone().requires_grad_()):
+        norm = GroupNorm1(8)
+        if frozen:
+            norm.get_parameter(frozen).requires_grad_(False)
+        (norm(image) * torch.arange(8.0)[:, None, None]).square().sum().backward()
+        grads.append(norm.get_parameter(trained).grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+def test_a_group_norm_without_weights():
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    torch.testing.assert_close(GroupNorm1(8, affine=False)(x), F.group_norm(x, 1, eps=1e-5))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", ((2, 5, 3, 7), (2, 5, 7), (1, 1, 1, 1)))
+def test_gelu_is_torchs_and_keeps_the_layout(shape, layout):
+    x = torch.randn(shape)
+    x = (x.contiguous(memory_format=layout) if x.ndim == 4 else x).requires_grad_()
+    y = GELU()(x)
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, F.gelu(x))
+    gradient = torch.randn(shape)
+    torch.testing.assert_close(*(torch.autograd.grad(out, x, gradient)[0] for out in (y, F.gelu(x))))
+
+
+def drop(x: torch.Tensor, p: float, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return Dropout(p).train()(x)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("p", (0.1, 0.5, 0.9))
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
+    x = torch.ones(8, 16, 33, 32, dtype=dtype)
+    y = drop(x, p)
+    assert y.dtype == dtype
+    assert abs((y == 0).double().mean().item() - p) < 5e-3  # 135,168 values: four standard deviations
+    kept = y[y != 0].double()
+    torch.testing.assert_close(
+        kept, torch.full_like(kept, 1 / (1 - p)), rtol=4e-3 if dtype == torch.bfloat16 else 2e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_keeps_the_layout_and_drops_the_gradient_alike(layout):
+    x = torch.randn(2, 5, 3, 7).contiguous(memory_format=layout).requires_grad_()
+    y = drop(x, 0.5)
+    assert y.stride() == x.stride()
+    y.sum().backward()
+    torch.testing.assert_close(x.grad * x.detach(), y.detach())
+    assert 0 < (x.grad == 0).sum() < x.numel()
+
+
+def test_dropout_follows_torchs_seed():
+    x = torch.ones(4, 64)
+    assert torch.equal(drop(x, 0.3), drop(x, 0.3))
+    assert not torch.equal(drop(x, 0.3), drop(x, 0.3, seed=1))
+
+
+def test_neighbours_are_dropped_independently():
+    """Four values share one draw of 64 bits: a bit that two of them shared, or one that never changes, would show."""
+    kept = (drop(torch.ones(400_000), 0.5) != 0).double().unflatten(0, (-1, 4))
+    assert (kept.mean(0) - 0.5).abs().max() < 0.01
+    correlation = torch.corrcoef(kept.T) - torch.eye(4)
+    assert correlation.abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "p, mode, share", ((0.0, True, 0), (1.0, True, 1), (0.5, False, 0), (1e-9, True, 0), (1 - 1e-9, True, 1))
+)
+def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
+    y = Dropout(p).train(mode)(torch.ones(1000))
+    assert y.tolist() == [1.0 - share] * 1000
+
+
+def test_dropout_that_is_recorded_draws_anew_each_time():
+    traced = torch.jit.trace(Dropout(0.5), torch.ones(100), check_trace=False)
+    assert not torch.equal(traced(torch.ones(100)), traced(torch.ones(100)))
+    with FakeTensorMode():
+        assert Dropout(0.5)(torch.ones(100)).shape == (100,)
+
+
+def test_mlp_is_two_linear_maps_and_an_activation():
+    mlp, x = Mlp(6, 10), torch.randn(2, 6, 3, 5)
+    rows = x.movedim(1, -1)
+    want = F.linear(
+        F.gelu(F.linear(rows, mlp.fc1.weight.flatten(1), mlp.fc1.bias)), mlp.fc2.weight.flatten(1), mlp.fc2.bias
+    )
+    torch.testing.assert_close(mlp(x), want.movedim(-1, 1))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_attention_at_16_bits_is_the_fused_one(dtype):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 40, 16), torch.randn(2, 3, 9, 16), torch.randn(2, 3, 9, 16)
+    want = F.scaled_dot_product_attention(q, k, v)
+    got = attention(*(t.to(dtype) for t in (q, k, v)), Dropout(0.0))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.03)
+
+
+def test_dropout_of_attention_keeps_its_mean():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 1, 8, 16), torch.randn(1, 1, 9, 16), torch.randn(1, 1, 9, 16)
+    want = F.scaled_dot_product_attention(q, k, v)
+    many = attention(*(t.expand(4000, -1, -1, -1) for t in (q, k, v)), Dropout(0.2).train())
+    assert not torch.allclose(many[0], want[0], atol=0.01)
+    torch.testing.assert_close(many.mean(0), want[0], rtol=0, atol=0.05)

@@ -1,0 +1,214 @@
+"""Backbones with pyramids: levels, gradients, norms, weights, and what is refused."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import metamix  # noqa: F401  registers the models
+from metamix.detection import build_backbone
+from metamix.models.backbone import kept_bytes
+from metamix.utils.tensor_files import save_weights
+
+TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model in milliseconds
+MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
+MINATTN = dict(depth=2)
+
+
+def sizes(features):
+    return {name: tuple(x.shape[1:]) for name, x in features.items()}
+
+
+def without_gradient(module):
+    return [n for n, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+@pytest.mark.parametrize(
+    "name, args, strides",
+    [
+        ("metaformer_pooling_s12", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
+        ("metaformer_raft_nano", TINY, (4, 8, 16, 32)),  # its own are 2, 4, 8
+        ("ninformer_cifar", dict(num_layers=1), (4, 8, 16, 32)),
+        ("minattn_minimal_mlp_h1_cifar", MINATTN, (4, 8, 16, 32)),  # its own is 8
+        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # its own is 7
+        ("wavemix_192_16", dict(depth=1, dim=32), (4, 8, 16, 32)),
+        ("raftmlp_s", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
+        ("resnet18", {}, (4, 8, 16, 32)),
+        ("swin_tiny_patch4_window7_224", dict(depths=(1, 1, 1, 1), img_size=(64, 96)), (4, 8, 16, 32)),  # NHWC
+        ("vit_tiny_patch16_224", dict(depth=3, dynamic_img_size=True), (4, 8, 16, 32)),
+    ],
+)
+def test_any_model_gives_strides_4_to_32(name, args, strides):
+    backbone = build_backbone(name, out_channels=8, **args)
+    h, w = (112, 168) if backbone.size_divisible == 28 else (64, 96)
+    features = backbone(torch.rand(1, 3, h, w))
+    assert backbone.strides == strides
+    assert sizes(features) == {str(i): (8, int(h / s), int(w / s)) for i, s in enumerate(strides)}
+
+
+@pytest.mark.parametrize("name, args", [("metaformer_pooling_nano", TINY), ("minattn_minimal_mlp_h1_cifar", MINATTN)])
+@pytest.mark.parametrize(
+    "extra, names, strides",
+    [("pool", ["1", "2", "pool"], (8, 16, 32)), ("p6p7", ["1", "2", "p6", "p7"], (8, 16, 32, 64))],
+)
+def test_extra_levels_follow_the_coarsest(name, args, extra, names, strides):
+    backbone = build_backbone(name, out_indices=(1, 2), extra=extra, out_channels=8, **args)
+    features = backbone(torch.rand(1, 3, 128, 64))
+    assert list(features) == names and backbone.strides == strides and backbone.levels == ("1", "2")
+    assert sizes(features) == {n: (8, 128 // s, 64 // s) for n, s in zip(names, strides)}
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (0,), (1, 3)])
+def test_every_parameter_gets_a_gradient(mixer, out_indices):
+    backbone = build_backbone(f"metaformer_{mixer}_nano", out_indices=out_indices, out_channels=8, **TINY)
+    sum(x.square().mean() for x in backbone(torch.rand(1, 3, 64, 64)).values()).backward()
+    assert without_gradient(backbone) == []
+
+
+def test_a_part_that_no_level_needs_would_be_noticed():
+    backbone = build_backbone("metaformer_identity_nano", out_indices=(0, 1), out_channels=8, **TINY)
+    features = backbone(torch.rand(1, 3, 64, 64))
+    features["0"].mean().backward()  # as a detector that looks at one of two levels
+    assert without_gradient(backbone) == ["pyramid.fpn.layer_blocks.1.0.weight", "pyramid.fpn.layer_blocks.1.0.bias"]
+
+
+def test_only_what_the_levels_need_is_built():
+    backbone = build_backbone("metaformer_identity_s12", out_indices=(0, 1), out_channels=8, depths=(1, 1, 1, 1))
+    assert [norm.num_channels for norm in backbone.pyramid.norms] == [64, 128]
+    assert len(backbone.body.model.stages) == 2
+
+
+def test_a_new_model_has_no_batch_norm_and_trains_on_one_image():
+    backbone = build_backbone("wavemix_192_16", out_channels=8, dim=32, depth=1, proj_drop_rate=0.0)
+    assert isinstance(timm.create_model("wavemix_192_16", dim=32, depth=1).stem[4], nn.BatchNorm2d)
+    assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = torch.rand(2, 3, 64, 64)
+    alone = backbone(x[:1])["0"]
+    torch.testing.assert_close(alone, backbone(x)["0"][:1])  # no image sees another's statistics
+    torch.testing.assert_close(alone, backbone.eval()(x[:1])["0"])
+
+
+def test_timms_batch_norms_keep_their_activation():
+    backbone = build_backbone("regnetx_002", out_channels=8)
+    norm = backbone.body.stem.bn
+    assert norm.num_groups == 1 and norm(torch.randn(1, norm.num_channels, 4, 4)).min() == 0  # a ReLU follows
+    sum(x.square().mean() for x in backbone(torch.rand(1, 3, 64, 64)).values()).backward()
+    assert without_gradient(backbone) == []
+
+
+def test_weights_are_loaded_and_their_batch_norms_frozen(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("metaformer_wavemix_nano", **TINY)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean), nn.init.uniform_(module.running_var, 0.5, 2)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    backbone = build_backbone("metaformer_wavemix_nano", checkpoint=tmp_path / "weights.pt", out_channels=8, **TINY)
+    assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    x = torch.rand(1, 3, 48, 64)
+    expected = model.eval().forward_intermediates(x, intermediates_only=True)[1:]  # strides 4 and 8
+    got = backbone.train().body(x)
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b)
+    frozen = {n: b.clone() for n, b in backbone.named_buffers()}
+    sum(f.square().mean() for f in backbone(x).values()).backward()
+    assert without_gradient(backbone) == []
+    assert all(torch.equal(frozen[n], b) for n, b in backbone.named_buffers())
+
+
+@pytest.mark.parametrize("frozen", ["stem", "stages.0"])
+def test_layers_above_frozen_ones_train_in_channels_last(frozen):
+    """torch 2.13 dies in the backward pass of a group norm whose input, in this memory format, needs no gradient."""
+    backbone = build_backbone("metaformer_pooling_nano", out_channels=8, **TINY).to(memory_format=torch.channels_last)
+    backbone.body.model.stem.requires_grad_(False)
+    backbone.body.model.get_submodule(frozen).requires_grad_(False)
+    x = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    sum(f.square().mean() for f in backbone(x).values()).backward()
+    still = {"stem", frozen}
+    assert [n for n in without_gradient(backbone) if not any(f"model.{part}." in n for part in still)] == []
+    assert all(p.grad is None for p in backbone.body.model.get_submodule(frozen).parameters())
+
+
+def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("metaformer_pooling_nano", in_chans=1, **TINY)
+    about = dict(in_chans=1, img_size=32, mean=[0.3], std=[0.2])
+    save_weights(tmp_path / "grey.safetensors", model.state_dict(), about)
+    backbone = build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "grey.safetensors", **TINY)
+    grey = torch.rand(1, 1, 32, 32)
+    a = model.stem(grey)
+    torch.testing.assert_close(backbone.body.model.stem(grey.expand(1, 3, 32, 32)), a)
+    assert backbone.mean == (0.3,)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    torch.save(timm.create_model("metaformer_pooling_nano", **TINY).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="does not fit metaformer_raft_nano: it lacks .*mixer"):
+        build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
+    save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
+    with pytest.raises(ValueError, match="r.safetensors holds the weights of resnet34, not of resnet18: take that"):
+        build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name, tensors, words",
+    [
+        ("resnet18", {f"module.{k}": v for k, v in timm.create_model("resnet18").state_dict().items()}, "lacks bn1"),
+        ("resnet34", timm.create_model("resnet18").state_dict(), "lacks layer1.2.bn1.bias"),
+    ],
+)
+def test_weights_that_timm_would_leave_out_are_refused(name, tensors, words, tmp_path):
+    torch.save({"state_dict": tensors}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=f"weights.pt: The checkpoint does not fit {name}: it {words}"):
+        build_backbone(name, checkpoint=tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("name", ("resnet18", "vit_tiny_patch16_224", "metaformer_raft_nano"))
+def test_weights_of_a_file_are_those_of_the_backbone_and_are_kept_once(name, tmp_path):
+    arguments = dict(dynamic_img_size=True) if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=7, **arguments)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    backbone = build_backbone(name, checkpoint=tmp_path / "weights.pt", **arguments)
+    own = dict(backbone.body.named_parameters())
+    theirs = dict(model.named_parameters())
+    for key, tensor in own.items():
+        assert torch.equal(tensor, theirs[key.removeprefix("model.")])
+    assert len(own) >= 20
+    assert not any("state_dict" in getattr(m, "pretrained_cfg", {}) for m in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    "name, args, words",
+    [
+        ("metaformer_rat_s12", {}, "no model 'metaformer_rat_s12'; did you mean 'metaformer_raft_s12'"),
+        ("resnet18", dict(extra="p6"), "extra is 'p6'; did you mean 'p6p7'"),
+        ("resnet18", dict(out_indices=(2, 1)), r"out_indices is \(2, 1\); accepted are ascending levels of 0, 1, 2, 3"),
+        ("resnet18", dict(out_indices=()), "accepted are ascending levels"),
+        ("resnet18", dict(out_indices=(4,)), "accepted are ascending levels"),
+        ("resnet18", dict(pretrained=True, checkpoint="x.pt"), "both say where weights come from: give one"),
+        ("levit_128", {}, r"maps of strides 16, 32, 64, none as fine as 4 \(level 0\): take out_indices from \(2, 3\)"),
+        ("wavemix_144_7", {}, r"at stride 1: to train on a single image of 800 x 1216 would take 15 GiB"),
+        ("wavemixlite_8_5", {}, r"at stride 1: to train on a single image"),  # made for grey images
+        ("metaformer_pooling_nano", dict(depth=1), r"metaformer_pooling_nano does not take .*unexpected .*'depth'"),
+        ("metaformer_raft_s12", dict(pretrained=True), "No weights are published for metaformer_raft_s12: leave pre"),
+        ("metaformer_raft_nano.digitz", {}, "metaformer_raft_nano has no tag 'digitz'; did you mean 'digits'"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(name, args, words):
+    with pytest.raises(ValueError, match=words):
+        build_backbone(name, **args)
+
+
+def test_a_fine_model_works_with_a_coarser_stem():
+    backbone = build_backbone("wavemix_144_7", stride=2, out_channels=8, dim=16, depth=1)
+    assert sizes(backbone(torch.rand(1, 3, 64, 64)))["0"] == (8, 16, 16)
+
+
+def test_kept_bytes_counts_what_backward_needs():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.GELU())
+    h, w = 10, 12
+    image, maps, weight = 3 * h * w, 4 * h * w, 4 * 3 * 9  # a convolution keeps its input and weight, GELU its input
+    assert kept_bytes(model, (3, h, w)) == 4 * (image + maps + weight)

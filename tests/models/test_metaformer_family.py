@@ -1,0 +1,156 @@
+"""The comparison family: 42 names that differ in their mixer and in nothing else."""
+
+import re
+from functools import cache
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import metamix
+from metamix.mixers import registry
+from metamix.models import count_macs
+from metamix.models.metaformer_family import SIZES
+
+MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
+
+# As published (arXiv 2111.11418, table 1), counted in the authors' code; MACs as torch counts them in that code.
+POOLFORMER = {
+    "s12": (11_915_176, 1_812_267_008),
+    "s24": (21_388_968, 3_392_208_896),
+    "s36": (30_862_760, 4_972_150_784),
+    "m36": (56_172_520, 8_758_788_096),
+    "m48": (73_473_448, 11_533_320_192),
+}
+
+
+def create(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **kwargs).eval()
+
+
+@cache
+def shapes(mixer, size):
+    """A model without numbers."""
+    return create(f"metaformer_{mixer}_{size}", device="meta", num_classes=10)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_names():
+    assert list(SIZES) == ["nano", *POOLFORMER]
+    assert set(timm.list_models("metaformer_*")) == {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
+    assert metamix.list_mixers() == MIXERS
+
+
+@pytest.mark.parametrize("size", POOLFORMER)
+def test_pooling_is_poolformer(size):
+    model = create(f"metaformer_pooling_{size}", device="meta")
+    assert (parameters(model), count_macs(model, (3, 224, 224))) == POOLFORMER[size]
+    theirs = timm.create_model(f"poolformer_{size}", device="meta")
+    assert [p.shape for p in model.parameters() if p.ndim > 1] == [p.shape for p in theirs.parameters() if p.ndim > 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_only_the_mixer_differs(size):
+    def outside(mixer):
+        model = shapes(mixer, size)
+        state = {k: v.shape for k, v in model.state_dict().items() if ".mixer." not in k}
+        text = re.sub(r"\(mixer\).*?(?=\n      *\((layer_scale1|drop_path1))", "", str(model), flags=re.S)
+        return state, text, parameters(model)
+
+    identity, text, floor = outside("identity")
+    for mixer in MIXERS:
+        state, same, total = outside(mixer)
+        assert state == identity
+        assert same == text
+        assert (total > floor) == (mixer not in ("identity", "pooling"))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
+    for size in SIZES:
+        blocks = [block for stage in shapes(mixer, size).stages for block in stage.blocks]
+        assert sum(parameters(b.mixer) for b in blocks) <= sum(parameters(b.mlp) for b in blocks) / 2, size
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_nano_trains_on_images_of_32(mixer):
+    model = create(f"metaformer_{mixer}_nano").train()
+    assert parameters(model) <= 2_000_000
+    assert model.pretrained_cfg["input_size"] == (3, 32, 32) and model.pretrained_cfg["num_classes"] == 10
+    y = model(torch.randn(2, 3, 32, 32))
+    assert y.shape == (2, 10)
+    y.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_s12_runs_on_images_of_224_and_on_those_of_detection(mixer):
+    model = create(f"metaformer_{mixer}_s12", features_only=True)
+    with torch.no_grad():
+        for h, w in ((224, 224), (800, 1216)):
+            features = model(torch.randn(1, 3, h, w))
+            assert [f.shape[1:] for f in features] == [
+                (dim, -(-h // stride), -(-w // stride)) for dim, stride in zip((64, 128, 320, 512), (4, 8, 16, 32))
+            ]
+            assert all(f.isfinite().all() for f in features)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_work_grows_with_the_map_and_no_faster(mixer):
+    """Four times the pixels, at most four times the multiply-adds: so a large image is dear in no mixer."""
+    model = create(f"metaformer_{mixer}_s12", device="meta", depths=(1, 1, 1, 1), num_classes=0)
+    at = [count_macs(model, (3, side, side)) for side in (448, 896)]
+    assert at[1] < 4.01 * at[0]
+
+
+def test_options_of_the_table_can_be_overridden():
+    table = create("metaformer_minattn_nano").stages[0].blocks[0].mixer
+    given = create("metaformer_minattn_nano", mixer_args=dict(num_heads=1, context=None)).stages[0].blocks[0].mixer
+    assert (table.heads, table.context, table.symmetric) == (3, (8, 8), True)
+    assert (given.heads, given.context, given.symmetric) == (1, None, True)
+
+
+# A mixer of one's own
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
+
+    @metamix.register_mixer("mine")
+    class Mine(nn.Conv2d):
+        def __init__(self, dim, *, size, kernel_size=3):
+            super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    return Mine
+
+
+def test_own_mixer_under_a_name_of_the_family(mine):
+    model = create("metaformer_pooling_s12", mixer="mine", num_classes=10)
+    assert [type(b.mixer) for stage in model.stages for b in stage.blocks] == [mine] * 12
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+    assert {k for k in model.state_dict() if ".mixer." not in k} == set(create("metaformer_pooling_s12").state_dict())
+
+
+@pytest.mark.parametrize("feature_cls", [None, "fx", "hook"])
+def test_own_mixer_with_features_only(mine, feature_cls):
+    kwargs = {} if feature_cls is None else dict(feature_cls=feature_cls)
+    model = create("metaformer_pooling_s12", mixer="mine", features_only=True, **kwargs)
+    assert [f.shape for f in model(torch.randn(1, 3, 64, 96))] == [
+        (1, 64, 16, 24), (1, 128, 8, 12), (1, 320, 4, 6), (1, 512, 2, 3)
+    ]  # fmt: skip
+
+
+def test_own_mixer_in_some_stages_with_options(mine):
+    mixers = ("mine", "pooling", "minattn", "mine")
+    model = create("metaformer_pooling_s12", mixer=mixers, mixer_args=({}, {}, {}, {"kernel_size": 5}))
+    names = [type(stage.blocks[0].mixer).__name__ for stage in model.stages]
+    assert names == ["Mine", "Pooling", "MinAttn", "Mine"]
+    assert [model.stages[i].blocks[0].mixer.kernel_size for i in (0, 3)] == [(3, 3), (5, 5)]
+    assert model.stages[2].blocks[0].mixer.heads == 10  # the table still says how attention is used
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)

@@ -1,0 +1,154 @@
+"""Files that are written whole or not at all, and files that are not what they should be."""
+
+import os
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from metamix.utils.files import write_text, written_whole
+from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def refused(function, *arguments, said):
+    with pytest.raises(ValueError, match=said) as error:
+        function(*arguments)
+    assert str(error.value).count("\n") == 0
+
+
+def test_a_checkpoint_comes_back(net, tmp_path):
+    state = {"model": net.state_dict(), "history": [{"epoch": 1, "loss": 0.5}], "step": 3, "flag": None}
+    save_checkpoint(tmp_path / "c.pt", state)
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert loaded["history"] == state["history"] and loaded["step"] == 3 and loaded["flag"] is None
+    assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(KeyError):
+        with written_whole(tmp_path / "a") as file:
+            file.write(b"half of the n")
+            raise KeyError
+    assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_names_that_are_no_text_are_written_out(net, tmp_path):
+    """A file's name in Latin-1 reaches Python as a surrogate, which no encoding has."""
+    write_text(tmp_path / "a", os.fsdecode(b"\xe9.png \xc3\xa9"))
+    assert (tmp_path / "a").read_text(encoding="utf-8") == r"\udce9.png é"
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": "\udce9", "classes": ["\udce9"]})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": r"\udce9", "classes": ["\udce9"]}
+
+
+@pytest.mark.parametrize("data", ["2012", "true", "1e5", '"quoted"', "digits", "ünïcode"])
+def test_text_stays_text(data, net, tmp_path):
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": data, "epochs": 3}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"model": net.state_dict()})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refused(load_checkpoint, path, said=r"c\.pt is truncated or no PyTorch file \([\d,]+ bytes; ")
+
+
+def test_a_foreign_file_is_refused(net, tmp_path):
+    path = tmp_path / "c.pt"
+    path.write_text("not a checkpoint at all")
+    refused(load_checkpoint, path, said="is truncated or no PyTorch file")
+    torch.save(net.state_dict(), path)
+    refused(
+        load_checkpoint,
+        path,
+        said=r"is not a checkpoint of metamix .*: it holds a dictionary of 9 entries \(0.weight, "
+        r"0.bias, 1.weight, ...\). Weights alone start a new run with --checkpoint",
+    )
+    with pytest.raises(FileNotFoundError, match="there is no file .*nothing.pt"):
+        load_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_nothing_is_unpickled(net, tmp_path):
+    """A whole module pickled, the old way, would run code of whoever made the file."""
+    torch.save(net, tmp_path / "module.pt")
+    for load in (load_checkpoint, load_weights):
+        refused(
+            load, tmp_path / "module.pt", said="holds Python objects beside tensors, and metamix never unpickles them"
+        )
+
+
+def test_weights_carry_what_they_are(net, tmp_path):
+    about = {"model": "net", "classes": ["a", "b"], "mean": [0.5], "img_size": 32, "top1": 97.25, "commit": None}
+    save_weights(tmp_path / "model.safetensors", net.state_dict(), about)
+    tensors, known = load_weights(tmp_path / "model.safetensors")
+    assert known == about and all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
+    assert load_file(tmp_path / "model.safetensors").keys() == net.state_dict().keys()
+    assert load_weights(tmp_path)[1] == about  # a run folder stands for its weights
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-20])
+    refused(load_weights, tmp_path, said="is not a whole safetensors file")
+
+
+def test_weights_from_every_kind_of_file(net, tmp_path):
+    average = {name: tensor + 1 for name, tensor in net.state_dict().items()}
+    about = {"model": "net"}
+    for score, expected in (("last", net.state_dict()), ("ema", average)):
+        save_checkpoint(
+            tmp_path / "c.pt", {"recipe": {"score": score}, "about": about, "model": net.state_dict(), "ema": average}
+        )
+        tensors, known = load_weights(tmp_path / "c.pt")
+        assert known == {"model": "net", "weights": score}
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    for content in (net.state_dict(), {"state_dict": net.state_dict(), "epoch": 3}, {"model": net.state_dict()}):
+        torch.save(content, tmp_path / "w.pth")
+        assert load_weights(tmp_path / "w.pth")[0].keys() == net.state_dict().keys()
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    refused(load_weights, tmp_path / "w.pth", said=r"holds no weights by name, but a dictionary of 1 entries \(epoch\)")
+
+
+def test_weights_that_do_not_fit_are_refused(net):
+    tensors = net.state_dict()
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
+    refused(
+        load_into,
+        net,
+        fewer,
+        "f",
+        said=re.escape(
+            "f does not fit this Sequential: 5 weights of the model are not in it "
+            "(such as 1.weight). Is it another model"
+        ),
+    )
+    refused(
+        load_into,
+        net,
+        tensors | {"3.weight": torch.ones(1)},
+        "f",
+        said=re.escape("1 of its weights are not the model's (such as 3.weight)"),
+    )
+    refused(
+        load_into,
+        net,
+        tensors | {"2.bias": torch.ones(7)},
+        "f",
+        said=re.escape("1 have another shape (such as 2.bias: (7,) there, (2,) here)"),
+    )
+
+
+def test_only_the_head_may_be_missing(net):
+    tensors = {name: tensor + 1 for name, tensor in net.state_dict().items() if not name.startswith("2.")}
+    head = net[2].weight.clone()
+    assert load_into(net, tensors | {"2.weight": torch.ones(9, 4)}, "f", head=("2",)) == ["2.weight", "2.bias"]
+    assert torch.equal(net[2].weight, head) and torch.equal(net[0].weight, tensors["0.weight"])
+    del tensors["1.running_mean"]
+    refused(lambda: load_into(net, tensors, "f", head=("2",)), said="1 weights of the model are not in it")
