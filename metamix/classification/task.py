@@ -18,13 +18,13 @@ from metamix.data import (
     Normalize,
     Source,
     SourceOptions,
+    channel_statistics,
     eval_loader,
     image_size,
     open_data,
-    statistics,
     train_loader,
 )
-from metamix.data.preload import in_memory
+from metamix.data.memory import in_memory
 from metamix.models import count_macs
 from metamix.models.registry import check_model, check_published, in_names_of
 from metamix.training.recipe import option
@@ -151,7 +151,7 @@ class Classification:
                     f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}"
                 )
         self.size = image_size(self.splits.train, options)
-        self.mean, self.std = statistics(self.splits.train, options)
+        self.mean, self.std = channel_statistics(self.splits.train, options)
         self.normalize = Normalize(mean=self.mean, std=self.std)
         if isinstance(options, ClassificationOptions):
             self.transform = Augment(

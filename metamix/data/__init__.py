@@ -2,9 +2,9 @@
 
 from .augment import Augment, Normalize
 from .loader import eval_loader, train_loader
+from .memory import channel_statistics, image_size
 from .options import DataOptions, SourceOptions
-from .preload import image_size, statistics
-from .sets import CorruptImage, Source, Splits, open_data
+from .sources import CorruptImage, Source, Splits, open_data
 
 __all__ = [
     "Augment",
@@ -17,6 +17,6 @@ __all__ = [
     "eval_loader",
     "image_size",
     "open_data",
-    "statistics",
+    "channel_statistics",
     "train_loader",
 ]

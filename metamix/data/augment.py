@@ -14,7 +14,7 @@ import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 
 from .auto_augment import AutoAugment, parse
-from .seeding import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
+from .counter_rng import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
 
 # Which draw of a sample is for what: switching one option on changes nothing that another draws.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)

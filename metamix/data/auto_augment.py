@@ -19,7 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as F
 
-from .seeding import hash64, normal, randint, uniform
+from .counter_rng import hash64, normal, randint, uniform
 
 # operation: value at strength 0, value at full strength, whether its sign (or direction, around 1) is drawn
 TRIVIAL = {

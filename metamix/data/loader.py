@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from .auto_augment import pil_transform
-from .preload import image_size, in_memory, pixels, statistics
-from .seeding import ORDER, SAMPLE, generator, seeded
-from .sets import CorruptImage, first_readable
+from .counter_rng import ORDER, SAMPLE, generator, seeded
+from .memory import channel_statistics, image_size, in_memory, pixels
+from .sources import CorruptImage, first_readable
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def transform(source, options, train):
         return create_transform(**common, crop_pct=options.crop_pct)
     random = dict(scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None)
     crop, _, finish = create_transform(**common, **random, is_training=True, separate=True)
-    policy = pil_transform(options.auto_augment, size, statistics(source, options)[0])
+    policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
     return Compose([crop, policy, finish] if policy else [crop, finish])
 
 

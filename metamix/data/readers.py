@@ -23,7 +23,7 @@ from timm.data import create_dataset, create_reader
 from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .seeding import stratified
+from .counter_rng import stratified
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import sys
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .sets import CorruptImage, open_data, read_image
+from .sources import CorruptImage, open_data, read_image
 
 
 class Check:

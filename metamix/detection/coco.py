@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
-from metamix.data.sets import CorruptImage, decode
+from metamix.data.sources import CorruptImage, decode
 from metamix.utils.text import nearest
 
 from .entries import field_problems, repeated, segmentation_problem, with_area

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
-from metamix.data.sets import CorruptImage, first_readable
+from metamix.data.sources import CorruptImage, first_readable
 
 from .coco import BoxSource
 

@@ -6,7 +6,7 @@ import torch
 
 from metamix.data import Augment, DataOptions, Normalize, open_data, train_loader
 from metamix.data.augment import CUT_X, CUT_Y, FLIP, LEFT, TOP, crop_flip, cutout, erase
-from metamix.data.seeding import hash64, normal, randint, uniform
+from metamix.data.counter_rng import hash64, normal, randint, uniform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 EVERYTHING = dict(auto_augment="trivial", cutout=9, erase=0.5, mixup=0.8, cutmix=1.0)

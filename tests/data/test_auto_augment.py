@@ -6,7 +6,7 @@ from timm.data import auto_augment as timm
 from torchvision.transforms import TrivialAugmentWide
 
 from metamix.data.auto_augment import OPERATIONS, TRIVIAL, AutoAugment, parse, pil_transform, rand
-from metamix.data.seeding import hash64
+from metamix.data.counter_rng import hash64
 
 NEAREST = Image.Resampling.NEAREST
 BY_PIL = {

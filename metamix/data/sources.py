@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .counter_rng import stratified
 from .readers import TORCHVISION, Digits, Torchvision, open_folder, open_hfds, open_wds
-from .seeding import stratified
 
 MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" takes at most
 SMALL_SIDE = 96  # pixels; larger images want crops by area, so they are streamed however few they are

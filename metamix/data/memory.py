@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import transforms_imagenet_eval
 from tqdm import tqdm
 
-from .sets import SMALL_SIDE, CorruptImage, read_image
+from .sources import SMALL_SIDE, CorruptImage, read_image
 
 _decoded = WeakKeyDictionary()  # the images of a split -> what was decoded of them, shared by train and holdout
 
@@ -25,7 +25,7 @@ def in_memory(source, options):
     return source.in_memory and (options.memory == "yes" or image_size(source, options) <= SMALL_SIDE)
 
 
-def statistics(source, options):
+def channel_statistics(source, options):
     """(mean, std) per channel, of values 0 to 1, for a set whose training split is `source`.
 
     As given in the options; else counted over the split, holdout included, if it is in memory; else ImageNet's.

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from metamix.data import CorruptImage, open_data
+from metamix.data.counter_rng import stratified
 from metamix.data.readers import TORCHVISION
-from metamix.data.seeding import stratified
-from metamix.data.sets import decode
+from metamix.data.sources import decode
 
 
 def test_digits_are_split_once_and_for_all():

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from metamix.data import DataOptions, eval_loader, image_size, open_data, statistics
-from metamix.data.preload import in_memory, mean_std, pixels
+from metamix.data import DataOptions, channel_statistics, eval_loader, image_size, open_data
+from metamix.data.memory import in_memory, mean_std, pixels
 
 
 def test_pixels_are_those_of_the_images(folder):
@@ -40,7 +40,7 @@ def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
 def test_statistics_are_counted_over_the_split(folder):
     splits = open_data("folder", root=folder(), holdout=0.5)
     images = pixels(splits.train, DataOptions()).images.double() / 255
-    mean, std = statistics(splits.train, DataOptions())
+    mean, std = channel_statistics(splits.train, DataOptions())
     assert mean == pytest.approx(images.mean((0, 1, 2)).tolist(), abs=1e-9)
     assert std == pytest.approx(images.flatten(0, 2).std(0, correction=0).tolist(), abs=1e-9)
 
@@ -52,15 +52,15 @@ def test_a_channel_that_never_changes_can_be_normalised():
 
 def test_statistics_given_and_of_streamed_sets(folder):
     train = open_data("folder", root=folder(), memory="no").train
-    assert statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     given = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
-    assert statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
+    assert channel_statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match="mean and std together"):
-        statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
+        channel_statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
     with pytest.raises(ValueError, match="one value per channel: 3"):
-        statistics(train, DataOptions(mean=(0.5,), std=(0.1,)))
+        channel_statistics(train, DataOptions(mean=(0.5,), std=(0.1,)))
     with pytest.raises(ValueError, match="must be of values 0 to 1: divide them by 255"):
-        statistics(train, DataOptions(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)))
+        channel_statistics(train, DataOptions(mean=(125.0, 122.0, 113.0), std=(63.0, 62.0, 66.0)))
 
 
 def test_small_images_enlarged_to_large_ones_are_streamed(folder):

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from metamix.data.seeding import generator, hash64, randint, seeded, uniform
+from metamix.data.counter_rng import generator, hash64, randint, seeded, uniform
 
 
 def test_hash_chains_splitmix64():
