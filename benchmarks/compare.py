@@ -52,9 +52,9 @@ import metamix
 from metamix.classification.task import Classification, ModelOptions, draw_confusion
 from metamix.models.registry import weights_dir
 from metamix.training.engine import evaluate
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.text import in_one_sentence
+from metamix.utils.text import exit_with_message
 
 RESULTS, PICTURES, PAGE = DOCS / "results.json", DOCS / "results", DOCS / "results.md"
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.text:
         write_pages()
         return
-    with in_one_sentence(ValueError, OSError):
+    with exit_with_message(ValueError, OSError):
         cards = load_cards(args.tag or "")
         if not cards:
             known = ", ".join(tags()) or "none"
@@ -169,7 +169,7 @@ def score(card: dict, data_dir: str | None, size: int | None = None) -> tuple[fl
     """Top-1 on the test split in percent, in float32, and the confusion matrix."""
     task = task_of(card, data_dir, size)
     loader = task.eval_loaders(256, 0, 1)["test"]
-    scores, states = evaluate(task, load(card), loader, Ranks.start("cpu"), None, torch.channels_last)
+    scores, states = evaluate(task, load(card), loader, ProcessGroup.start("cpu"), None, torch.channels_last)
     return scores["top1"], states[0]["confusion"]
 
 

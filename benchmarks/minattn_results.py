@@ -19,7 +19,7 @@ from timing import DOCS, table
 
 from metamix.models.minattn import ROWS, variant
 from metamix.utils.files import write_text
-from metamix.utils.text import in_one_sentence
+from metamix.utils.text import exit_with_message
 
 RESULTS = DOCS / "minattn.json"
 DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where docs/results.md is stale")
     options = parser.parse_args(argv)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    with in_one_sentence(ValueError):
+    with exit_with_message(ValueError):
         for run in options.runs:
             add(results, run)
     if options.runs:

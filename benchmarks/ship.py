@@ -31,11 +31,11 @@ from metamix.classification.task import Classification, ClassificationOptions, c
 from metamix.models.metaformer import shapes
 from metamix.models.registry import weights_dir
 from metamix.training.engine import evaluate
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions
 from metamix.utils.files import write_text
 from metamix.utils.tensor_files import load_weights, save_weights
-from metamix.utils.text import in_one_sentence
+from metamix.utils.text import exit_with_message
 
 # Where and how a run went, and not what was trained.
 NOT_IN_CARD = {
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{args.run} is a card, which has its tag and data: give --spread RUN RUN ... alone")
     if not of_card and not args.tag:
         parser.error("give --tag, what the weight was trained on, such as digits or cifar10")
-    with in_one_sentence(ValueError, OSError):
+    with exit_with_message(ValueError, OSError):
         if of_card:
             print(add_spread(args.run, args.spread))
         else:
@@ -208,7 +208,7 @@ def score(task: Classification, tensors: dict[str, torch.Tensor]) -> float:
     model.load_state_dict(tensors)
     model.to(memory_format=torch.channels_last)
     loader = task.eval_loaders(256, 0, 1)["test"]
-    return evaluate(task, model, loader, Ranks.start("cpu"), None, torch.channels_last)[0]["top1"]
+    return evaluate(task, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]["top1"]
 
 
 def new_model(task: Classification, **model_args) -> nn.Module:

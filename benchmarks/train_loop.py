@@ -48,7 +48,7 @@ from timm.task import ClassificationTask
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_optimizer
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import Run
 
@@ -101,11 +101,11 @@ def ours(case: Case) -> Iterator:
         checkpoint_minutes=math.inf,  # a run writes one every ten minutes, which is no part of a step
     )
     recipe = Recipe("classification", settings, options)
-    return Engine(Classification(options), recipe, Ranks.start("cpu"), Run(None, main=False)).steps(0)
+    return Engine(Classification(options), recipe, ProcessGroup.start("cpu"), Run(None, main=False)).steps(0)
 
 
 def bare(case: Case) -> Iterator:
-    Ranks.start("cpu")
+    ProcessGroup.start("cpu")
     model = case.build()
     optimizer = make_optimizer(model, EngineOptions(lr=LR, weight_decay=WEIGHT_DECAY))
     image = torch.randn(case.batch_size, 3, case.size, case.size).to(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metamix.layers import resize_to
 from metamix.mixers import MinAttn, Nin, WaveMix, list_mixers
 from metamix.mixers.wavemix import dwt2
-from metamix.utils.files import written_whole
+from metamix.utils.files import atomic_write
 
 # Okabe and Ito's colours, grey for the floor.
 COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
@@ -26,7 +26,7 @@ WIDTH = 8.8  # inches: what the README shows, 880 pixels, at 100 an inch, so tha
 
 
 def save(path: Path, figure: Figure) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=200)
 
 

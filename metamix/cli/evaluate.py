@@ -23,11 +23,11 @@ import torch
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.training.engine import evaluate
 from metamix.training.optimization import autocast_dtype
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import option, parse
 from metamix.utils.files import write_text
 from metamix.utils.system import versions
-from metamix.utils.text import in_one_sentence, readable
+from metamix.utils.text import exit_with_message, readable
 
 from .tasks import TASKS, find_task
 
@@ -59,18 +59,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__.split("\n\n")[0],
     )
     with (
-        in_one_sentence(ValueError),
-        Ranks.start(recipe.engine.device) as ranks,
-        in_one_sentence(ValueError, OSError, ImportError),
+        exit_with_message(ValueError),
+        ProcessGroup.start(recipe.engine.device) as group,
+        exit_with_message(ValueError, OSError, ImportError),
     ):
-        score(recipe.task, recipe.engine, recipe.options, ranks)
+        score(recipe.task, recipe.engine, recipe.options, group)
 
 
-def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> None:
+def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> None:
     """Scores, prints the result line, and writes result.json and pictures."""
-    with ranks.one_first():
+    with group.local_main_first():
         task, model, about = find_task(task_name).trained(options)
-    loaders = task.eval_loaders(settings.batch_size, ranks.rank, ranks.world)
+    loaders = task.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
@@ -81,20 +81,20 @@ def score(task_name: str, settings: EvalOptions, options: Any, ranks: Ranks) -> 
             )
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model.to(ranks.device, memory_format=layout)
-    if ranks.main:
+    model.to(group.device, memory_format=layout)
+    if group.is_main:
         for note in task.notes:
             print(readable(f"note: {note}"))
     folder = Path(settings.output or f"runs/eval-{task.title}")
-    if ranks.main:
+    if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
     start = time.monotonic()
     scores, states = evaluate(
-        task, model, loaders[settings.split], ranks, autocast_dtype(settings.amp, ranks.device), layout
+        task, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
     )
     seconds = time.monotonic() - start
 
-    if ranks.main:
+    if group.is_main:
         described = task.describe(model)
         count = described["samples"][settings.split]
         result = (

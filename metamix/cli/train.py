@@ -33,13 +33,13 @@ import yaml
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.models.registry import check_model, check_published
 from metamix.training.engine import Engine, NotFinite, Stopped
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import Recipe, check_data, parse, read_yaml, resume_changes
 from metamix.training.run_folder import Run, compare_runs
 from metamix.utils.files import write_text
 from metamix.utils.system import commit, versions
 from metamix.utils.tensor_files import CHECKPOINT, WEIGHTS, save_weights
-from metamix.utils.text import in_one_sentence, readable
+from metamix.utils.text import exit_with_message, readable
 
 from .tasks import TASKS, find_task
 
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__.split("\n\n")[0],
     )
     with (
-        in_one_sentence(ValueError),
-        Ranks.start(recipe.engine.device) as ranks,
-        in_one_sentence(ValueError, OSError, ImportError, NotFinite),
+        exit_with_message(ValueError),
+        ProcessGroup.start(recipe.engine.device) as group,
+        exit_with_message(ValueError, OSError, ImportError, NotFinite),
     ):
-        train_all(recipe, ranks)
+        train_all(recipe, group)
 
 
-def train_all(recipe: Recipe, ranks: Ranks) -> None:
+def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     """Trains every model that the recipe names, one after the other, and compares them where there are several."""
     models, folders = recipe.options.model.split(","), []
     for model in models:  # the last one too is looked at before the first is trained
@@ -71,30 +71,30 @@ def train_all(recipe: Recipe, ranks: Ranks) -> None:
         if len(models) > 1 and recipe.engine.output:
             own = own.replace(output=str(Path(recipe.engine.output) / model))
         try:
-            folders.append(train(own, ranks))
+            folders.append(train(own, group))
         except Stopped:
-            if ranks.main and models[i + 1 :]:
+            if group.is_main and models[i + 1 :]:
                 print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command goes on with them")
             return
-    if len(models) > 1 and ranks.main and not recipe.engine.dry_run:
+    if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(readable(compare_runs(folders)))
 
 
-def train(recipe: Recipe, ranks: Ranks) -> Path:
+def train(recipe: Recipe, group: ProcessGroup) -> Path:
     """Trains one model to the end of its recipe, from wherever its run folder stands; returns the folder."""
     options = recipe.engine
-    with ranks.one_first():
+    with group.local_main_first():
         task = find_task(recipe.task)(recipe.options, seed=options.seed)
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
     finished = not options.dry_run and is_finished(folder, recipe, task.data)
-    if ranks.agree(finished, folder / "summary.json"):
-        if ranks.main:
+    if group.exists_for_all(finished, folder / "summary.json"):
+        if group.is_main:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
             print(readable(text))
         return folder
-    run = Run(None if options.dry_run else folder, main=ranks.main, tensorboard=options.tensorboard)
+    run = Run(None if options.dry_run else folder, main=group.is_main, tensorboard=options.tensorboard)
     try:
-        engine = Engine(task, recipe, ranks, run)
+        engine = Engine(task, recipe, group, run)
         if options.dry_run:
             describe(engine, run)
             time_step(engine, run)
@@ -102,7 +102,7 @@ def train(recipe: Recipe, ranks: Ranks) -> Path:
         if not engine.resume():
             run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
         describe(engine, run)
-        if ranks.main:
+        if group.is_main:
             (folder / "summary.json").unlink(missing_ok=True)  # of a schedule that is now longer
             write_text(folder / "recipe.yaml", recipe.to_yaml())
         with engine.stoppable():
@@ -134,8 +134,8 @@ def is_finished(folder: Path, recipe: Recipe, data: dict) -> bool:
 
 def describe(engine: Engine, run: Run) -> None:
     """What is about to be trained, on what and how long."""
-    about, options, ranks = engine.about, engine.options, engine.ranks
-    share = options.batch_size // ranks.world
+    about, options, group = engine.about, engine.options, engine.group
+    share = options.batch_size // group.world_size
     run.say(
         f"data     {about['data']}: " + ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
     )
@@ -146,7 +146,7 @@ def describe(engine: Engine, run: Run) -> None:
         run.say(f"         {note}")
     run.say(f"steps    {options.epochs} epochs of {engine.steps_per_epoch} steps of {options.batch_size} samples")
     run.say(
-        f"machine  {ranks.world} x {ranks.device}, {share} samples each"
+        f"machine  {group.world_size} x {group.device}, {share} samples each"
         f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
         f"{str(engine.dtype or 'float32').removeprefix('torch.')}"
     )

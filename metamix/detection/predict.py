@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.text import in_one_sentence, readable
+from metamix.utils.text import exit_with_message, readable
 
 from .coco import read_image
 from .files import load_detector
@@ -54,12 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     if own := [str(path) for path, picture in zip(options.images, drawn) if path.resolve() == picture.resolve()]:
         parser.error(f"{', '.join(own)} would be overwritten by its picture: give another --output")
     try:
-        device = Ranks.start(options.device).device
+        device = ProcessGroup.start(options.device).device
         model, about = load_detector(options.checkpoint)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
-    with in_one_sentence(OSError):
+    with exit_with_message(OSError):
         options.output.mkdir(parents=True, exist_ok=True)
         model, records, broken = model.to(device), [], 0
         for path in options.images:

@@ -28,7 +28,7 @@ from metamix.utils.system import peak_memory
 from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, load_into, save_checkpoint
 
 from .optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
-from .processes import Ranks
+from .processes import ProcessGroup
 from .recipe import Recipe, check_data, resume_changes
 from .run_folder import Run
 
@@ -50,17 +50,17 @@ class Engine:
     ValueError, before any work, where task, recipe and machine do not fit together.
     """
 
-    def __init__(self, task: Any, recipe: Recipe, ranks: Ranks, run: Run):
+    def __init__(self, task: Any, recipe: Recipe, group: ProcessGroup, run: Run):
         options = recipe.engine
-        self.task, self.recipe, self.options, self.ranks, self.run = task, recipe, options, ranks, run
-        if options.batch_size % ranks.world:
+        self.task, self.recipe, self.options, self.group, self.run = task, recipe, options, group, run
+        if options.batch_size % group.world_size:
             raise ValueError(
-                f"batch_size is {options.batch_size}, which {ranks.world} processes cannot share equally; "
-                f"take a multiple of {ranks.world}"
+                f"batch_size is {options.batch_size}, which {group.world_size} processes cannot share equally; "
+                f"take a multiple of {group.world_size}"
             )
         torch.backends.cudnn.benchmark = task.one_shape and not options.deterministic
-        if ranks.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(ranks.device)  # of what was trained before, in a sweep
+        if group.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(group.device)  # of what was trained before, in a sweep
         if options.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -71,15 +71,15 @@ class Engine:
         for companion in task.companions:
             self._place(companion).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
-        self.train_loader = task.train_loader(options.batch_size, ranks.rank, ranks.world, options.seed)
-        self.eval_loaders = task.eval_loaders(options.batch_size, ranks.rank, ranks.world)
+        self.train_loader = task.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
+        self.eval_loaders = task.eval_loaders(options.batch_size, group.rank, group.world_size)
         self.steps_per_epoch = len(self.train_loader)
 
         self.ema = Ema(self.model, options.ema_decay) if options.ema else None
         self.optimizer = make_optimizer(self.model, options)
         self.schedule = make_schedule(self.optimizer, options, self.steps_per_epoch)
-        self.dtype = autocast_dtype(options.amp, ranks.device)
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype == torch.float16)
+        self.dtype = autocast_dtype(options.amp, group.device)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
         self.about = task.describe(self.model)
 
         self.step = 0  # steps done, over all epochs
@@ -106,10 +106,10 @@ class Engine:
         if options.compile:
             torch.compiler.reset()  # a sweep's models share a forward function, which torch compiles 8 times at most
             self.model.compile(dynamic=False)  # torch 2.13 fails at gradients of maps whose sizes it does not know
-        if ranks.world > 1:
+        if group.world_size > 1:
             self.trained = DistributedDataParallel(
                 self.model,
-                device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+                device_ids=[group.device.index] if group.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
 
@@ -157,11 +157,11 @@ class Engine:
 
     def train_step(self, batch: dict[str, Any]) -> None:
         """One step on this rank's share of the global batch."""
-        options, ranks = self.options, self.ranks
-        torch.manual_seed(_seed(options.seed, self.step, ranks.rank))
+        options, group = self.options, self.group
+        torch.manual_seed(_seed(options.seed, self.step, group.rank))
         self.schedule.step_update(self.step)
         epoch = self.step // self.steps_per_epoch
-        batch = self.task.augment(self._to_device(batch), epoch, self.step, ranks.rank, ranks.world)
+        batch = self.task.augment(self._to_device(batch), epoch, self.step, group.rank, group.world_size)
         batch = self._to_device(batch)  # a task may have made other tensors, in another memory format
 
         share = _length(batch)
@@ -171,8 +171,8 @@ class Engine:
             part = batch if size >= share else _cut(batch, start, start + size)
             weight = _length(part) / share
             last = start + size >= share
-            with nullcontext() if last or ranks.world == 1 else self.trained.no_sync():
-                with autocast(ranks.device, self.dtype):
+            with nullcontext() if last or group.world_size == 1 else self.trained.no_sync():
+                with autocast(group.device, self.dtype):
                     loss, values = self.task.loss(self.trained, part)
                 self.scaler.scale(loss * weight).backward()
             seen = seen + weight * torch.stack([loss.detach().float(), *(v.detach().float() for v in values.values())])
@@ -195,16 +195,16 @@ class Engine:
         Raises Stopped at a signal, where there is one process; what was scored until then is scored again later.
         """
         model = self.ema.module if weights == "ema" else self.model
-        self.ranks.broadcast(model.buffers())  # ranks see other batches, so their batch statistics differ
+        self.group.broadcast(model.buffers())  # ranks see other batches, so their batch statistics differ
         batches = self._until_stopped(self.eval_loaders[split])
-        return evaluate(self.task, model, batches, self.ranks, self.dtype, self.layout)
+        return evaluate(self.task, model, batches, self.group, self.dtype, self.layout)
 
     def save(self) -> None:
         """Writes the checkpoint, unless the weights are spoilt; the previous one is kept until this one is whole."""
         norms = torch._foreach_norm([weight for weight in self.model.parameters() if weight.numel()])
         if not math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item()):
             raise NotFinite(self._advice(f"a weight is not finite after step {self.step}"))
-        if self.ranks.main:
+        if self.group.is_main:
             state = {
                 "recipe": self.recipe.flat(),
                 "about": self.about,
@@ -236,7 +236,7 @@ class Engine:
         if self.options.resume and not path.exists():  # else a run stopped twice would begin again where it first did
             path = Path(self.options.resume)
             path = path / CHECKPOINT if path.is_dir() else path
-        if not self.ranks.agree(path.exists() or bool(self.options.resume), path):
+        if not self.group.exists_for_all(path.exists() or bool(self.options.resume), path):
             return None
         return path, load_checkpoint(path)
 
@@ -282,7 +282,7 @@ class Engine:
 
     def heed_signal(self) -> None:
         """Raises Stopped where a signal came to any rank after the last step: there is nothing left to save."""
-        if any(self.ranks.gather(bool(self._signal))):
+        if any(self.group.all_gather(bool(self._signal))):
             raise Stopped
 
     def time_step(self) -> tuple[float, float]:
@@ -295,7 +295,7 @@ class Engine:
             start = time.monotonic()
             self.train_step(first)
             self._synchronize()
-        return time.monotonic() - start, peak_memory(self.ranks.device)
+        return time.monotonic() - start, peak_memory(self.group.device)
 
     def optimizer_tensors(self) -> list[Tensor]:
         return [
@@ -304,18 +304,18 @@ class Engine:
 
     def _meet(self) -> None:
         """The ranks add up their losses, look at them, and agree on saving and stopping."""
-        options, ranks = self.options, self.ranks
-        due = ranks.main and time.monotonic() - self._saved_at >= 60 * options.checkpoint_minutes
+        options, group = self.options, self.group
+        due = group.is_main and time.monotonic() - self._saved_at >= 60 * options.checkpoint_minutes
         losses = torch.stack(self._unseen)
         self._synchronize()  # or a GPU's time would be that of asking it
         self._tick()
         in_epoch = self.step - len(self.history) * self.steps_per_epoch
-        pace = self._epoch_seconds / in_epoch if ranks.main else 0.0  # seconds per step: the first rank's, for all
+        pace = self._epoch_seconds / in_epoch if group.is_main else 0.0  # seconds per step: the first rank's, for all
         flags = losses.new_tensor([bool(self._signal), due, pace])
-        *values, stop, save, pace = ranks.sum(torch.cat([losses.flatten(), flags])).tolist()
+        *values, stop, save, pace = group.all_reduce(torch.cat([losses.flatten(), flags])).tolist()
         self._meet_every = max(1, min(options.log_every, int(MEET_SECONDS / pace)))
         rows = [
-            [value / ranks.world for value in values[i : i + len(self._names)]]
+            [value / group.world_size for value in values[i : i + len(self._names)]]
             for i in range(0, len(values), len(self._names))
         ]
         self._unseen.clear()
@@ -333,7 +333,7 @@ class Engine:
             lr=self.lr,
             speed=speed,
             left=(self.total_steps - self.step) * options.batch_size / speed,
-            memory=peak_memory(ranks.device),
+            memory=peak_memory(group.device),
         )
         if stop:
             self._stop()
@@ -350,7 +350,7 @@ class Engine:
         raise Stopped
 
     def _stop_at_once(self) -> bool:
-        return self.ranks.world == 1 and bool(self._signal)
+        return self.group.world_size == 1 and bool(self._signal)
 
     def _until_stopped(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for batch in batches:
@@ -369,7 +369,7 @@ class Engine:
         self.seconds += self._epoch_seconds
         row |= {
             "seconds": self.seconds,
-            "memory_gib": peak_memory(self.ranks.device),
+            "memory_gib": peak_memory(self.group.device),
             "img_per_s": self.steps_per_epoch * self.options.batch_size / self._epoch_seconds,
         }
         self.history.append(row)
@@ -400,17 +400,17 @@ class Engine:
         )
 
     def _place(self, module: nn.Module) -> nn.Module:
-        return module.to(self.ranks.device, memory_format=self.layout)
+        return module.to(self.group.device, memory_format=self.layout)
 
     def _to_device(self, value: Any) -> Any:
-        return _move(value, self.ranks.device, self.layout)
+        return _move(value, self.group.device, self.layout)
 
     def _synchronize(self) -> None:
-        if self.ranks.device.type == "cuda":
-            torch.cuda.synchronize(self.ranks.device)
+        if self.group.device.type == "cuda":
+            torch.cuda.synchronize(self.group.device)
 
     def _warn_of_batch_norm(self) -> None:
-        share = self.options.batch_size // self.ranks.world
+        share = self.options.batch_size // self.group.world_size
         size = min(self.options.micro_batch or share, share)
         norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
         if norms and size < self.options.batch_size:
@@ -426,17 +426,17 @@ def evaluate(
     task: Any,
     model: nn.Module,
     loader: Iterable[dict[str, Any]],
-    ranks: Ranks,
+    group: ProcessGroup,
     dtype: torch.dtype | None,
     layout: torch.memory_format,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The task's scores of the model over a loader, the same on all ranks, and the states that they were made from."""
     model.eval()
-    state = _move(task.start(), ranks.device, None)
+    state = _move(task.start(), group.device, None)
     for batch in loader:
-        with autocast(ranks.device, dtype):
-            task.update(state, model, _move(batch, ranks.device, layout))
-    states = ranks.gather(_move(state, torch.device("cpu"), None))
+        with autocast(group.device, dtype):
+            task.update(state, model, _move(batch, group.device, layout))
+    states = group.all_gather(_move(state, torch.device("cpu"), None))
     return task.result(states), states
 
 

@@ -20,22 +20,22 @@ from metamix.utils.system import keep_freed_memory
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process's place among the processes of the run, and the device that it computes on.
 
     A context: where there are several processes, each of them ends at the end of it.
     """
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     @classmethod
-    def start(cls, device: str = "auto") -> Ranks:
+    def start(cls, device: str = "auto") -> ProcessGroup:
         """Reads torchrun's environment and joins the group: NCCL between GPUs, gloo otherwise."""
         world, rank, local = (
             int(os.environ.get(key, alone)) for key, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
@@ -59,7 +59,7 @@ class Ranks:
             )
         return cls(rank, world, chosen)
 
-    def __enter__(self) -> Ranks:
+    def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -68,7 +68,7 @@ class Ranks:
         To take down a group of gloo's can wait for ever: its destructor (torch 2.13) holds Python's lock and joins a
         thread that needs it. A rank that hung so after an error would let all others wait for it.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return
         asked = isinstance(error, SystemExit)
         said = str(error.code or "") if asked else "".join(traceback.format_exception(error)) if error else ""
@@ -81,13 +81,13 @@ class Ranks:
         os._exit(1 if said else 0)
 
     @contextmanager
-    def one_first(self) -> Iterator[None]:
+    def local_main_first(self) -> Iterator[None]:
         """One process of each machine does what is inside before the others: what it downloads, they find.
 
         SystemExit on the others where it fails, so that its message is the one that is read.
         """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        if not first and not all(self.gather(True)):
+        if not first and not all(self.all_gather(True)):
             raise SystemExit("stopped: the first process of a machine could not do this, and says why")
         done = False
         try:
@@ -95,25 +95,25 @@ class Ranks:
             done = True
         finally:
             if first:
-                self.gather(done)
+                self.all_gather(done)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all ranks, the same on each; `values` is overwritten."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, in the order of the ranks."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, there: bool, path: Path) -> bool:
+    def exists_for_all(self, there: bool, path: Path) -> bool:
         """Whether `path` is there; ValueError where some ranks see it and others do not."""
-        found = self.gather(there)
+        found = self.all_gather(there)
         if any(found) and not all(found):
             raise ValueError(
                 f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file system that "
@@ -123,7 +123,7 @@ class Ranks:
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites the tensors with those of rank 0."""
-        if self.world > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .files import written_whole
+from .files import atomic_write
 from .text import readable
 
 
@@ -14,5 +14,5 @@ def plain(name: str) -> str:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)

@@ -12,7 +12,7 @@ from .text import readable
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the name `path` only once it is complete and on the disk."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -29,7 +29,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(readable(text).encode())
 
 

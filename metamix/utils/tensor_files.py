@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from .files import written_whole
+from .files import atomic_write
 from .text import readable
 
 FORMAT = "metamix-checkpoint-1"
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     OSError where it cannot be written, a full disk for one; the old file is then still there, whole.
     """
     try:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:  # torch's archive writer raises a RuntimeError where it cannot write
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -54,7 +54,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Writes safetensors; metadata are plain values, each kept as JSON, or as it is where it is text and no JSON."""
     texts = {key: _text(value) for key, value in metadata.items()}
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(safetensors_bytes(whole, metadata=texts))
 
 

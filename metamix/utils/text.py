@@ -19,7 +19,7 @@ def readable(text: str) -> str:
 
 
 @contextmanager
-def in_one_sentence(*errors: type[Exception]) -> Iterator[None]:
+def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
     """Ends the program with the message alone of errors that say what was given, what is accepted and what to do."""
     try:
         yield

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
 from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import PACKAGE, Run, draw_curves
 from metamix.utils.tensor_files import load_checkpoint
@@ -87,7 +87,7 @@ def engine(folder=None, **options):
         "lr": 0.01,
     } | options
     run = Run(folder)
-    return Engine(Detect(), Recipe("boxes", EngineOptions(**options), Nothing()), Ranks.start("cpu"), run)
+    return Engine(Detect(), Recipe("boxes", EngineOptions(**options), Nothing()), ProcessGroup.start("cpu"), run)
 
 
 class Nothing:
@@ -340,34 +340,34 @@ def test_what_does_not_fit_is_refused(options, said):
 )
 def test_a_device_that_is_not_there_is_refused(device, said):
     with pytest.raises(ValueError) as error:
-        Ranks.start(device)
+        ProcessGroup.start(device)
     assert str(error.value) == said
 
 
 def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
-    ranks = Ranks(1, 2, torch.device("cpu"))
+    group = ProcessGroup(1, 2, torch.device("cpu"))
     for found in ([True, True], [False, False], [True, False]):
-        monkeypatch.setattr(Ranks, "gather", lambda self, value: found)
+        monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value: found)
         if found[0] == found[1]:
-            assert ranks.agree(found[1], "run") is found[1]
+            assert group.exists_for_all(found[1], "run") is found[1]
     with pytest.raises(
         ValueError, match="rank 1 does not see run; all nodes need the run folder, on a file system that"
     ):
-        ranks.agree(False, "run")
+        group.exists_for_all(False, "run")
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="device is 'cuda:5', but this machine's GPUs are cuda:0 to cuda:1"):
-        Ranks.start("cuda:5")
+        ProcessGroup.start("cuda:5")
     with monkeypatch.context() as torchrun:
         torchrun.setenv("LOCAL_WORLD_SIZE", "2")
         with pytest.raises(ValueError, match="device is 'cuda:1', which the 2 processes of this machine cannot share"):
-            Ranks.start("cuda:1")
+            ProcessGroup.start("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="process 0 of this machine needs GPU 0, but there are only 0; lower"):
-        Ranks.start("cuda")
+        ProcessGroup.start("cuda")
 
 
 def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 COUNT_FAULTS = """
 import resource
-from metamix.training.processes import Ranks
+from metamix.training.processes import ProcessGroup
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -17,7 +17,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 default = faults()
-Ranks.start("cpu")
+ProcessGroup.start("cpu")
 faults()
 print(default, faults())
 """
