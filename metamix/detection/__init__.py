@@ -1,7 +1,8 @@
-"""Any backbone under any of torchvision's detectors; COCO-format data, scores and pictures."""
+"""Object detection: torchvision's detectors on any backbone, trained and scored on data in COCO's format."""
 
 from metamix.models.backbone import Backbone, build_backbone
 
 from .detectors import build_detector
+from .load import load_detector
 
-__all__ = ["Backbone", "build_backbone", "build_detector"]
+__all__ = ["Backbone", "build_backbone", "build_detector", "load_detector"]

@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import to_image
 from metamix.data.sources import CorruptImage, decode
 from metamix.utils.text import nearest
 
-from .entries import field_problems, repeated, segmentation_problem, with_area
+from .annotations import field_problems, repeated, segmentation_problem, with_area
 
 
 def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:

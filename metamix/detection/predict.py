@@ -23,7 +23,7 @@ from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message, readable
 
 from .coco import read_image
-from .files import load_detector
+from .load import load_detector
 from .pictures import Objects, draw_image
 
 

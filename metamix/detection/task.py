@@ -19,7 +19,7 @@ from metamix.utils.tensor_files import load_weights
 from .coco import BoxSource, find_splits, open_split
 from .data import eval_loader, train_loader
 from .detectors import LEVELS, Dense
-from .files import build_described, load_detector, load_pretrained
+from .load import build_described, load_detector, load_pretrained
 from .metrics import Scores, from_coco, score, table, to_coco
 from .pictures import draw_grid, draw_precision_recall
 

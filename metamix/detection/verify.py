@@ -19,7 +19,7 @@ from metamix.data import CorruptImage
 from metamix.utils.text import readable
 
 from .coco import find_splits, is_useless, no_images, read_described
-from .entries import field_problems, repeated, segmentation_problem
+from .annotations import field_problems, repeated, segmentation_problem
 
 
 def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
