@@ -8,6 +8,7 @@ has a side of 1 may refuse sizes where one has, and the reverse.
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
+from timm.models import register_notrace_function
 from torch import Tensor
 
 
@@ -33,6 +34,7 @@ def crop_to(x: Tensor, size: tuple[int, int], centre: bool = False) -> Tensor:
     return x[..., top : top + size[0], left : left + size[1]]
 
 
+@register_notrace_function
 def resize_to(x: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
     """(B, C, H', W') resampled to `size` = (H, W). `mode` as in `F.interpolate`; "area" averages, for smaller maps."""
     if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
@@ -40,8 +42,12 @@ def resize_to(x: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=None if mode == "area" else False)
 
 
-def sides(option: str, given: int | tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of what was `given` for `option`, one number or two; ValueError where they are no sides of a map."""
+def parse_size(option: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    """Turn an option's value, one number or (height, width), into (height, width).
+
+    Raises:
+        ValueError: `given` is not one or two integers of at least 1.
+    """
     size = to_2tuple(given)
     if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
         raise ValueError(f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width).")

@@ -24,7 +24,7 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import Dropout, crop_to, pad_to, sides
+from metamix.layers import Dropout, crop_to, pad_to, parse_size
 
 from .registry import register_mixer
 
@@ -64,7 +64,7 @@ class Maxim(nn.Module):
                     f"{dim} channels times input_proj_factor {input_proj_factor} and gmlp factor {factor} cannot be "
                     f"halved twice: choose an even width or larger factors."
                 )
-        block_size, grid_size = sides("block_size", block_size), sides("grid_size", grid_size)
+        block_size, grid_size = parse_size("block_size", block_size), parse_size("grid_size", grid_size)
         self.multiple = tuple(math.lcm(b, g) for b, g in zip(block_size, grid_size))
         self.fc1 = nn.Conv2d(dim, 2 * half, 1)
         self.act = nn.GELU(approximate="tanh")

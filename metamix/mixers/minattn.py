@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from metamix.layers import Dropout, resize_to, sides
+from metamix.layers import Dropout, attention, parse_size, resize_to
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -65,7 +65,7 @@ class MinAttn(nn.Module):
             )
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
-        self.context = None if context is None else tuple(map(min, sides("context", context), size))
+        self.context = None if context is None else tuple(map(min, parse_size("context", context), size))
         self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
@@ -88,21 +88,6 @@ class MinAttn(nn.Module):
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state  # `context` is what depends on the size
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout) -> Tensor:
-    """drop(softmax(q k^T / sqrt(d))) v: (B, n, N, d), (B, n, M, d) twice -> (B, n, N, d).
-
-    torch's fused attention, but for a CPU's 16-bit types, whose kernel for them is several times slower than two matrix
-    products, and for dropout on a CPU, which it does not fuse.
-    """
-    dropping = drop.training and drop.p > 0
-    if q.device.type != "cpu" or (q.dtype.itemsize > 2 and not dropping):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=drop.p if dropping else 0.0)
-    weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
-    if weights.dtype.itemsize == 2 and weights.shape[-1] < 32:
-        weights = weights.float()  # torch's softmax of short rows takes less time in 32 bits, casts included
-    return torch.matmul(drop(weights.softmax(-1).to(v.dtype)), v)
 
 
 class Cholesky(nn.Module):

@@ -16,7 +16,7 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Dropout, Mlp, resize_to, sides
+from metamix.layers import GELU, Dropout, Mlp, parse_size, resize_to
 
 from .registry import register_mixer
 
@@ -41,7 +41,7 @@ class Nin(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        self.grid = tuple(map(min, sides("grid", size if grid is None else grid), size))
+        self.grid = tuple(map(min, parse_size("grid", size if grid is None else grid), size))
         self.value = nn.Conv2d(dim, dim, 1)
         self.token_norm = LayerNorm2d(dim, eps=1e-5)
         self.token_mlp = TokenMlp(self.grid, token_dim or 2 * dim, proj_drop)

@@ -12,16 +12,21 @@ built for. One without it is the same at every size.
 import inspect
 
 from timm.models import register_notrace_module
-from torch import nn
+from torch import Tensor, nn
 
 from metamix.utils.text import nearest
 
 _MIXERS: dict[str, type[nn.Module]] = {}
 
 
-def as_saved(self, state):
-    """The `adapt_state` of a mixer that is the same at every size."""
+def keep_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state`: the `adapt_state` of a mixer whose parameters do not depend on the map size."""
     return state
+
+
+def depends_on_size(mixer: nn.Module) -> bool:
+    """Return whether the mixer has an `adapt_state` of its own."""
+    return type(mixer).adapt_state is not keep_state
 
 
 def register_mixer(name: str):
@@ -51,7 +56,7 @@ def register_mixer(name: str):
                 f"`def __init__(self, dim, *, size, ...)`, each option by its name."
             )
         if not hasattr(cls, "adapt_state"):
-            cls.adapt_state = as_saved
+            cls.adapt_state = keep_state
         _MIXERS[name] = cls
         return register_notrace_module(cls)
 

@@ -15,12 +15,10 @@ from functools import partial
 from itertools import accumulate, chain, pairwise
 
 import torch
-import torch.nn.functional as F
 from timm.layers import GELU as TimmGELU
 from timm.layers import (
     DropPath,
     LayerScale2d,
-    SelectAdaptivePool2d,
     calculate_drop_path_rates,
     get_act_layer,
     get_norm_layer,
@@ -30,25 +28,23 @@ from timm.layers import (
 from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.layers.create_act import _ACT_LAYER_DEFAULT
 from timm.layers.create_norm import _NORM_MAP
-from timm.models import checkpoint, register_notrace_function, register_notrace_module
+from timm.models import checkpoint, register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from metamix.layers import GELU, GroupNorm1, Mlp, is_channels_last, resize_to
+from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
-from metamix.mixers.registry import as_saved
+from metamix.mixers.registry import depends_on_size
 from metamix.utils.text import nearest
 
 Norm = str | Callable[[int], nn.Module] | None  # a name that timm's get_norm_layer knows, a constructor, or none
 Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling, see ConvEmbed
 POOLS = ("avg", "max", "avgmax", "")
 
-register_notrace_function(resize_to)  # timm's FX feature extractor cannot follow what it asks of shapes
-
 
 @register_notrace_module
-class ConvEmbed(nn.Conv2d):
+class ConvEmbed(Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W'), H' = floor((H + 2 p - k) / s) + 1.
 
     A stem or downsampling of your own is any module built as `embed(in_chans, dim)` with these two: the attribute
@@ -58,14 +54,6 @@ class ConvEmbed(nn.Conv2d):
     def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0):
         super().__init__(in_chans, dim, kernel_size, stride, padding)
         self.reduction = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] == 1 and not torch.compiler.is_exporting():
-            # Of maps one pixel wide torch 2.13 leaves gradients of the weight that meet padding unwritten, in bf16 on
-            # a CPU: so they are padded before.
-            h, w = self.padding
-            return F.conv2d(F.pad(x, (w, w, h, h)), self.weight, self.bias, self.stride)
-        return super().forward(x)
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         k, s, p = self.kernel_size[0], self.stride[0], self.padding[0]
@@ -120,23 +108,6 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
-
-
-@register_notrace_module
-class GlobalPool(SelectAdaptivePool2d):
-    """timm's global pooling, whose mean of a channels_last map has a gradient that is channels_last too.
-
-    Where no norm follows the blocks (WaveMix, NiNformer), a contiguous gradient would run along the residuals through
-    all of them and slow down each.
-    """
-
-    def __init__(self, pool_type: str):
-        super().__init__(pool_type=pool_type, flatten=bool(pool_type))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pool_type == "avg" and is_channels_last(x):
-            return x.movedim(1, -1).mean((1, 2))
-        return super().forward(x)
 
 
 class MetaFormer(nn.Module):
@@ -347,7 +318,7 @@ class MetaFormer(nn.Module):
         sizes = self._map_sizes(img_size, [stage.downsample for stage in self.stages])
         for stage, size in zip(self.stages, sizes):
             mixer = stage.blocks[0].mixer
-            if type(mixer).adapt_state is not as_saved:
+            if depends_on_size(mixer):
                 continue
             made = shapes(stage.make_mixer(size=size))
             # What another took the place of inside, such as a batch norm for detection, is not size's doing.
@@ -361,7 +332,7 @@ class MetaFormer(nn.Module):
         for stage, size in zip(self.stages, sizes):
             for block in stage.blocks:
                 old = block.mixer
-                if type(old).adapt_state is as_saved:
+                if not depends_on_size(old):
                     continue
                 block.mixer = (
                     stage.make_mixer(size=size).to(next(block.parameters(), torch.empty(0))).train(old.training)

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metamix.layers import GELU, Dropout, GroupNorm1, Mlp
-from metamix.mixers.minattn import attention
+from metamix.layers import GELU, Dropout, GroupNorm1, Mlp, attention
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
