@@ -1,0 +1,48 @@
+"""The command `metamix`: find the subcommand and hand it the rest of the line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from metamix.utils.text import nearest
+from metamix.version import __version__
+
+COMMANDS = {  # name: (module with a `main`, what it does)
+    "train": ("metamix.cli.train", "Train a model, or several and compare them."),
+    "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
+    "predict": ("metamix.cli.predict", "Label images, or find objects in them."),
+    "verify": ("metamix.cli.verify", "Find broken images and bad annotations in a data set."),
+    "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
+}
+
+USAGE = "\n".join(
+    [
+        "usage: metamix COMMAND [options]",
+        "",
+        *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "metamix COMMAND --help explains a command; metamix --version prints the version.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the subcommand that the first word names. Exits with 2 where there is no such command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    if words[0] in ("-V", "--version"):
+        print(f"metamix {__version__}")
+        return
+    command, *rest = words
+    if command not in COMMANDS:
+        print(f"metamix: there is no command {command!r}{nearest(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    import_module(COMMANDS[command][0]).main(rest)
+
+
+if __name__ == "__main__":
+    main()
