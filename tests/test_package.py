@@ -1,6 +1,7 @@
 """What an installed metamix is: a wheel that works away from its clone, and an import that nobody notices."""
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -43,13 +44,31 @@ def away_from_the_clone(code, *folders, cwd):
     return json.loads(run("-I", "-S", "-c", f"import sys; sys.path += {paths}\n{code}", cwd=cwd).stdout)
 
 
-def test_wheel_has_the_package_and_the_weights(wheel):
+def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
     assert {name.split("/")[0] for name in names} == {"metamix", "metamix-0.1.0.dist-info"}
-    sources = {str(path.relative_to(CLONE)) for path in (CLONE / "metamix").rglob("*.py")}
-    weights = {str("metamix" / path.relative_to(CLONE)) for path in (CLONE / "weights").rglob("*") if path.is_file()}
-    assert {name for name in names if name.startswith("metamix/")} == sources | weights
-    assert "metamix/weights/README.md" in weights
+    sources = {str(path.relative_to(CLONE)) for path in (CLONE / "metamix").rglob("*.py")} | {"metamix/py.typed"}
+    data = {
+        str("metamix" / path.relative_to(CLONE))
+        for folder in ("configs", "weights")
+        for path in (CLONE / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {name for name in names if name.startswith("metamix/")} == sources | data
+    assert {"metamix/weights/README.md", "metamix/configs/digits/demo.yaml"} <= data
+
+
+def test_editable_install_exposes_the_package_alone(tmp_path):
+    pytest.importorskip("hatchling", reason="an editable wheel is built with hatchling, of the test extra")
+    code = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
+    path = tmp_path / run("-c", code, cwd=CLONE).stdout.split()[-1]
+    archive = zipfile.ZipFile(path)
+    files = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert sorted(Path(name).suffix for name in files) == [".pth", ".py"]
+    (redirect,) = (archive.read(name).decode() for name in files if name.endswith(".py"))
+    assert re.findall(r"map_module\('(.*?)'", redirect) == ["metamix"]
+    (pth,) = (archive.read(name).decode() for name in files if name.endswith(".pth"))
+    assert str(CLONE) not in pth  # a folder in a .pth file makes train, tests and docs importable everywhere
 
 
 def test_metadata(wheel):
