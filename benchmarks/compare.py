@@ -168,8 +168,8 @@ def load(card: dict) -> nn.Module:
 def score(card: dict, data_dir: str | None, size: int | None = None) -> tuple[float, Tensor]:
     """Top-1 on the test split in percent, in float32, and the confusion matrix."""
     task = task_of(card, data_dir, size)
-    loader = task.eval_loaders(256, 0, 1)["test"]
-    scores, states = evaluate(task, load(card), loader, ProcessGroup.start("cpu"), None, torch.channels_last)
+    loader = task.data.eval_loaders(256, 0, 1)["test"]
+    scores, states = evaluate(task.metric, load(card), loader, ProcessGroup.start("cpu"), None, torch.channels_last)
     return scores["top1"], states[0]["confusion"]
 
 
@@ -211,13 +211,16 @@ def draw_views(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
     for mixer, card in family.items():
         task = task_of(card, data_dir)
         models[mixer] = load(card)
-        batches = list(task.eval_loaders(256, 0, 1)["test"])
+        batches = list(task.data.eval_loaders(256, 0, 1)["test"])
         pixels, labels = (torch.cat([batch[key] for batch in batches]) for key in ("image", "label"))
         spread = torch.linspace(0, len(labels) - 1, FIELD_IMAGES).long()
-        many[mixer] = task.normalize({"image": pixels[spread], "label": labels[spread]})["image"]
-        classes = [i * len(task.classes) // 3 for i in range(3)]
+        many[mixer] = task.metric.normalize({"image": pixels[spread], "label": labels[spread]})["image"]
+        classes = [i * len(task.data.classes) // 3 for i in range(3)]
         first = [int((labels == label).nonzero()[0]) for label in classes]
-        few[mixer] = task.normalize({"image": pixels[first], "label": labels[first]})["image"], pixels[first] / 255
+        few[mixer] = (
+            task.metric.normalize({"image": pixels[first], "label": labels[first]})["image"],
+            pixels[first] / 255,
+        )
     draw_receptive_fields(PICTURES / f"{tag}-fields.png", models, many)
     for mixer, draw in (
         (

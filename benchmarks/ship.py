@@ -207,13 +207,13 @@ def score(task: Classification, tensors: dict[str, torch.Tensor]) -> float:
     model = new_model(task, **task.options.model_args)
     model.load_state_dict(tensors)
     model.to(memory_format=torch.channels_last)
-    loader = task.eval_loaders(256, 0, 1)["test"]
-    return evaluate(task, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]["top1"]
+    loader = task.data.eval_loaders(256, 0, 1)["test"]
+    return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]["top1"]
 
 
 def new_model(task: Classification, **model_args) -> nn.Module:
     """The task's model with these arguments, for the task's images and classes."""
-    shape = {"num_classes": len(task.classes), "in_chans": task.splits.in_chans, "img_size": task.size}
+    shape = {"num_classes": len(task.data.classes), "in_chans": task.data.splits.in_chans, "img_size": task.data.size}
     return create_model(task.options.model, **shape, **model_args)
 
 
@@ -224,7 +224,7 @@ def same_by_name(task: Classification, tensors: dict[str, torch.Tensor]) -> bool
         return False
     for model in models:
         model.load_state_dict(tensors)
-    images = torch.randn(8, task.splits.in_chans, task.size, task.size)
+    images = torch.randn(8, task.data.splits.in_chans, task.data.size, task.data.size)
     with torch.no_grad():
         return torch.equal(*(model(images) for model in models))
 

@@ -122,78 +122,29 @@ class ClassificationOptions(ModelOptions, DataOptions):
 
 
 class Classification:
-    """The task of `protocol.Task` for labelled images."""
+    """The classification task: assembles data, model, loss, metric and pictures."""
 
     Options, EvalOptions = ClassificationOptions, EvalOptions
     one_shape = True
 
-    def __init__(self, options: ModelOptions, seed: int = 0, about: dict[str, Any] | None = None):
-        """`about` is what the metadata of weights to evaluate say; the data must have as many classes and channels.
+    def __init__(self, options: ModelOptions, seed: int = 0, metadata: dict[str, Any] | None = None):
+        """Open the data.
 
-        With options of `EvalOptions` nothing can be trained.
+        Args:
+            options: `ClassificationOptions` to train, `ModelOptions` only to evaluate.
+            metadata: of weights to evaluate; the data must have as many classes and channels.
         """
         self.options = options
-        self.splits = open_data(
-            options.data,
-            root=options.data_dir,
-            holdout=options.holdout,
-            download=options.download,
-            memory=options.memory,
-        )
-        self.classes = self.splits.classes
-        for what, has, key in (
-            ("classes", len(self.classes), "num_classes"),
-            ("channels", self.splits.in_chans, "in_chans"),
-        ):
-            if about is not None and has != about[key]:
-                raise ValueError(
-                    f"{options.model} was trained for {about[key]} {what} and {options.data} has {has}; give "
-                    f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}"
-                )
-        self.size = image_size(self.splits.train, options)
-        self.mean, self.std = channel_statistics(self.splits.train, options)
-        self.normalize = Normalize(mean=self.mean, std=self.std)
-        if isinstance(options, ClassificationOptions):
-            self.transform = Augment(
-                options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
-            )
-        self.name = data_name(options)
-        self.title = f"{self.name.replace('/', '-')}-{options.model}"
-        self.data = {
-            "samples": {split: len(source) for split, source in self._sources().items()},
-            "classes": list(self.classes),
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-        self.companions: tuple[nn.Module, ...] = ()
-        self.notes: list[str] = []
-        for theirs, own in zip((about or {}).get("classes", ()), self.classes):
-            if theirs != own:
-                self.notes.append(f"class {theirs!r} of the model is {own!r} here: classes are matched by their order")
-                break
+        self.data = ClassificationData(options, seed, metadata)
+        self.title = f"{self.data.name.replace('/', '-')}-{options.model}"
+        self.model = ClassificationModel(options, self.data)
+        self.loss = ClassificationLoss(options, self.model)
+        self.metric = ClassificationMetric(self.data)
+        self.pictures = ClassificationPictures(self.data.classes)
 
-    def build(self, about: dict[str, Any] | None = None) -> nn.Module:
-        options = self.options
-        shape = {"num_classes": len(self.classes), "in_chans": self.splits.in_chans, "img_size": self.size}
-        rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
-        model = create_model(
-            options.model,
-            pretrained=options.pretrained and about is None,
-            **shape,
-            **options.model_args,
-            **{name: rate for name, rate in rates.items() if rate},
-        )
-        if options.checkpoint and about is None:
-            new = load_pretrained(model, options.checkpoint, list(self.classes))
-            self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
-        if options.linear_probe:
-            model.requires_grad_(False)
-            heads = model.get_classifier()  # two of a distilled model
-            for head in heads if isinstance(heads, tuple) else (heads,):
-                head.requires_grad_(True)
-        if options.teacher:
-            self.companions = (self._teacher(shape),)
-        return model
+    @property
+    def notes(self) -> list[str]:
+        return [*self.data.notes, *self.model.notes]
 
     @classmethod
     def trained(cls, options: EvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
@@ -245,34 +196,205 @@ class Classification:
                 )
             as_trained["holdout"] = about["holdout"]
         options = ModelOptions(**as_trained | options.given() | {"model_args": model_args})
-        return cls(options, about=config), model, about
+        return cls(options, metadata=config), model, about
 
-    def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
-        share, options = batch_size // world, self.options
+
+class ClassificationData:
+    """Splits, loaders and augmentation of a set of labelled images."""
+
+    def __init__(self, options: ModelOptions, seed: int = 0, metadata: dict[str, Any] | None = None):
+        self.options = options
+        self.notes: list[str] = []
+        self.splits = open_data(
+            options.data,
+            root=options.data_dir,
+            holdout=options.holdout,
+            download=options.download,
+            memory=options.memory,
+        )
+        self.classes = self.splits.classes
+        if metadata is not None:
+            self._check_trained_for(metadata)
+        self.size = image_size(self.splits.train, options)
+        self.mean, self.std = channel_statistics(self.splits.train, options)
+        if isinstance(options, ClassificationOptions):
+            self.transform = Augment(
+                options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
+            )
+        self.name = data_name(options)
+        self.identity = {
+            "samples": {split: len(source) for split, source in self._sources().items()},
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int):
+        share, options = batch_size // world_size, self.options
         if share % 2 and (options.mixup or options.cutmix):
             raise ValueError(
-                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world} processes an "
-                f"odd number of samples, {share}: take a multiple of {2 * world}"
+                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world_size} processes "
+                f"an odd number of samples, {share}: take a multiple of {2 * world_size}"
             )
-        return train_loader(self.splits.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
+        return train_loader(self.splits.train, options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)
 
-    def eval_loaders(self, batch_size: int, rank: int, world: int):
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int):
         return {
-            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world)
+            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world_size)
             for split, source in self._sources().items()
             if split != "train"
         }
 
-    def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world: int) -> dict[str, Any]:
-        return self.transform(batch, epoch, step, rank, world)
+    def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        return self.transform(batch, epoch, step, rank, world_size)
 
-    def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _check_trained_for(self, metadata: dict[str, Any]) -> None:
+        options = self.options
+        for what, has, key in (
+            ("classes", len(self.classes), "num_classes"),
+            ("channels", self.splits.in_chans, "in_chans"),
+        ):
+            if has != metadata[key]:
+                raise ValueError(
+                    f"{options.model} was trained for {metadata[key]} {what} and {options.data} has {has}; give "
+                    f"other --data, or fine-tune first: train.py --checkpoint {options.checkpoint or 'FILE'}"
+                )
+        for theirs, own in zip(metadata.get("classes", ()), self.classes):
+            if theirs != own:
+                self.notes.append(f"class {theirs!r} of the model is {own!r} here: classes are matched by their order")
+                break
+
+    def _sources(self) -> dict[str, Source]:
+        splits = {"train": self.splits.train, "holdout": self.splits.holdout, "test": self.splits.test}
+        return {split: source for split, source in splits.items() if source is not None}
+
+
+class ClassificationModel:
+    """Builds the classifier and, for distillation, its teacher."""
+
+    def __init__(self, options: ModelOptions, data: ClassificationData):
+        self.options, self.data = options, data
+        self.frozen_helpers: tuple[nn.Module, ...] = ()
+        self.notes: list[str] = []
+
+    def build(self, metadata: dict[str, Any] | None = None) -> nn.Module:
+        options, data = self.options, self.data
+        shape = {"num_classes": len(data.classes), "in_chans": data.splits.in_chans, "img_size": data.size}
+        rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
+        model = create_model(
+            options.model,
+            pretrained=options.pretrained and metadata is None,
+            **shape,
+            **options.model_args,
+            **{name: rate for name, rate in rates.items() if rate},
+        )
+        if options.checkpoint and metadata is None:
+            new = load_pretrained(model, options.checkpoint, list(data.classes))
+            self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
+        if options.linear_probe:
+            model.requires_grad_(False)
+            heads = model.get_classifier()  # two of a distilled model
+            for head in heads if isinstance(heads, tuple) else (heads,):
+                head.requires_grad_(True)
+        if options.teacher:
+            self.frozen_helpers = (self._teacher(shape),)
+        return model
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        options, data = self.options, self.data
+        small = in_memory(data.splits.test, options)  # such images are not cropped in scoring
+        return {
+            "task": "classification",
+            "model": options.model,
+            "model_args": options.model_args,
+            "num_classes": len(data.classes),
+            "in_chans": data.splits.in_chans,
+            "img_size": data.size,
+            "interpolation": options.interpolation,
+            "crop_pct": 1.0 if small else options.crop_pct,
+            "memory": "auto" if small else "no",
+            "holdout": options.holdout,
+            "data": data.name,
+            **data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (data.splits.in_chans, data.size, data.size)),
+        }
+
+    def _teacher(self, shape: dict[str, int]) -> Teacher:
+        options, data = self.options, self.data
+        if options.teacher_checkpoint:
+            tensors, about = load_weights(options.teacher_checkpoint)
+            shape |= {key: about[key] for key in shape if key in about}
+            model = create_model(options.teacher, **shape, **about.get("model_args", {}))
+            load_into(model, tensors, options.teacher_checkpoint)
+            mean, std = about.get("mean", data.mean), about.get("std", data.std)
+            classes = about.get("classes", data.classes)
+        else:
+            model = create_model(options.teacher, pretrained=True, in_chans=shape["in_chans"])
+            classes = data.classes
+            mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        if (model.num_classes, len(mean)) != (len(data.classes), data.splits.in_chans):
+            raise ValueError(
+                f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
+                f"and {options.data} has {len(data.classes)} of {data.splits.in_chans}; give --teacher-checkpoint "
+                f"of one that was trained on such data"
+            )
+        for theirs, ours in zip(classes, data.classes):
+            if theirs != ours:
+                raise ValueError(
+                    f"the teacher {options.teacher_checkpoint} has the class {theirs!r} where {options.data} has "
+                    f"{ours!r}; give --teacher-checkpoint of one that was trained on such data"
+                )
+        teacher = Teacher(model, data.mean, data.std, mean, std)
+        try:
+            with torch.no_grad():
+                teacher.eval()(torch.zeros(1, data.splits.in_chans, data.size, data.size))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"the teacher {options.teacher} does not take the images of {data.size} pixels that the student sees: "
+                f"{error}. Give another --teacher, or --img-size"
+            ) from None
+        return teacher
+
+
+class ClassificationLoss:
+    """Cross-entropy or binary cross-entropy, with label smoothing and distillation."""
+
+    def __init__(self, options: ModelOptions, model: ClassificationModel):
+        self.options, self.model = options, model
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         logits, target = model(batch["image"]), batch["target"]  # (n, classes); (n,) labels or (n, classes) shares
         loss = self._loss(logits.float(), target)
-        if self.companions:
+        if self.model.frozen_helpers:
             loss = (1 - self.options.distill) * loss + self.options.distill * self._distance(batch["image"], logits)
         labels = target if target.ndim == 1 else target.argmax(1)
         return loss, {"top1": 100 * (logits.argmax(1) == labels).float().mean()}
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.options.loss == "ce":
+            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing)
+        shares = F.one_hot(target, logits.shape[1]).to(logits) if target.ndim == 1 else target
+        shares = shares * (1 - self.options.smoothing) + self.options.smoothing / logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, shares)
+
+    def _distance(self, image: Tensor, logits: Tensor) -> Tensor:
+        """Hinton, Vinyals and Dean, arXiv 1503.02531: KL divergence to the teacher at temperature T, times T^2."""
+        t = self.options.temperature
+        (teacher,) = self.model.frozen_helpers
+        return t**2 * F.kl_div(
+            (logits.float() / t).log_softmax(1),
+            (teacher(image) / t).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+
+
+class ClassificationMetric:
+    """Top-1 and top-5 accuracy and cross-entropy."""
+
+    def __init__(self, data: ClassificationData):
+        self.classes, self.normalize = data.classes, Normalize(mean=data.mean, std=data.std)
 
     def start(self) -> dict[str, Any]:
         classes = len(self.classes)
@@ -302,7 +424,14 @@ class Classification:
             "loss": sum(float(state["loss"]) for state in states) / count,
         }
 
-    def pictures(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
+
+class ClassificationPictures:
+    """The confusion matrix."""
+
+    def __init__(self, classes: tuple[str, ...]):
+        self.classes = classes
+
+    def draw(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
         path = Path(folder) / "test_confusion.png"
         draw_confusion(path, sum(state["confusion"] for state in states), self.classes)
         return [path]
@@ -310,84 +439,6 @@ class Classification:
     def report(self, states: list[dict[str, Any]]) -> str:
         scored, unreadable = (sum(int(state[key].sum()) for state in states) for key in ("confusion", "unreadable"))
         return f"{scored:,} images were scored; {unreadable:,} could not be read" if unreadable else ""
-
-    def describe(self, model: nn.Module) -> dict[str, Any]:
-        options = self.options
-        small = in_memory(self.splits.test, options)  # such images are not cropped in scoring
-        return {
-            "task": "classification",
-            "model": options.model,
-            "model_args": options.model_args,
-            "num_classes": len(self.classes),
-            "in_chans": self.splits.in_chans,
-            "img_size": self.size,
-            "interpolation": options.interpolation,
-            "crop_pct": 1.0 if small else options.crop_pct,
-            "memory": "auto" if small else "no",
-            "holdout": options.holdout,
-            "data": self.name,
-            **self.data,
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "macs": count_macs(model, (self.splits.in_chans, self.size, self.size)),
-        }
-
-    def _sources(self) -> dict[str, Source]:
-        splits = {"train": self.splits.train, "holdout": self.splits.holdout, "test": self.splits.test}
-        return {split: source for split, source in splits.items() if source is not None}
-
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.options.loss == "ce":
-            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing)
-        shares = F.one_hot(target, logits.shape[1]).to(logits) if target.ndim == 1 else target
-        shares = shares * (1 - self.options.smoothing) + self.options.smoothing / logits.shape[1]
-        return F.binary_cross_entropy_with_logits(logits, shares)
-
-    def _distance(self, image: Tensor, logits: Tensor) -> Tensor:
-        """Hinton, Vinyals and Dean, arXiv 1503.02531: KL divergence to the teacher at temperature T, times T^2."""
-        t = self.options.temperature
-        (teacher,) = self.companions
-        return t**2 * F.kl_div(
-            (logits.float() / t).log_softmax(1),
-            (teacher(image) / t).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
-
-    def _teacher(self, shape: dict[str, int]) -> Teacher:
-        options = self.options
-        if options.teacher_checkpoint:
-            tensors, about = load_weights(options.teacher_checkpoint)
-            shape |= {key: about[key] for key in shape if key in about}
-            model = create_model(options.teacher, **shape, **about.get("model_args", {}))
-            load_into(model, tensors, options.teacher_checkpoint)
-            mean, std = about.get("mean", self.mean), about.get("std", self.std)
-            classes = about.get("classes", self.classes)
-        else:
-            model = create_model(options.teacher, pretrained=True, in_chans=shape["in_chans"])
-            classes = self.classes
-            mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        if (model.num_classes, len(mean)) != (len(self.classes), self.splits.in_chans):
-            raise ValueError(
-                f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
-                f"and {options.data} has {len(self.classes)} of {self.splits.in_chans}; give --teacher-checkpoint "
-                f"of one that was trained on such data"
-            )
-        for theirs, ours in zip(classes, self.classes):
-            if theirs != ours:
-                raise ValueError(
-                    f"the teacher {options.teacher_checkpoint} has the class {theirs!r} where {options.data} has "
-                    f"{ours!r}; give --teacher-checkpoint of one that was trained on such data"
-                )
-        teacher = Teacher(model, self.mean, self.std, mean, std)
-        try:
-            with torch.no_grad():
-                teacher.eval()(torch.zeros(1, self.splits.in_chans, self.size, self.size))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"the teacher {options.teacher} does not take the images of {self.size} pixels that the student sees: "
-                f"{error}. Give another --teacher, or --img-size"
-            ) from None
-        return teacher
 
 
 class Teacher(nn.Module):

@@ -70,7 +70,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     """Scores, prints the result line, and writes result.json and pictures."""
     with group.local_main_first():
         task, model, about = find_task(task_name).trained(options)
-    loaders = task.eval_loaders(settings.batch_size, group.rank, group.world_size)
+    loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
@@ -90,12 +90,12 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
     start = time.monotonic()
     scores, states = evaluate(
-        task, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
+        task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
     )
     seconds = time.monotonic() - start
 
     if group.is_main:
-        described = task.describe(model)
+        described = task.model.describe(model)
         count = described["samples"][settings.split]
         result = (
             {name: round(value, 4) for name, value in scores.items()}
@@ -116,10 +116,10 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             + f"; {count / seconds:.0f} img/s"
         )
         print(readable(line))
-        if report := task.report(states):
+        if report := task.pictures.report(states):
             print(report)
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-        pictures = task.pictures(states, folder)
+        pictures = task.pictures.draw(states, folder)
         print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
 
 

@@ -1,7 +1,8 @@
-"""The tasks of the command line. `training.task.Task` is their protocol."""
+"""The tasks of the command line. `metamix.training.task` defines what a task is."""
 
 from importlib import import_module
-from typing import Any
+
+from metamix.training.task import TaskClass
 
 TASKS = {
     "classification": "metamix.classification.task:Classification",
@@ -9,7 +10,7 @@ TASKS = {
 }
 
 
-def find_task(name: str) -> Any:
+def find_task(name: str) -> TaskClass:
     """The class of a task; its file is imported only here, so a task may need what others do not."""
     module, cls = TASKS[name].split(":")
     return getattr(import_module(module), cls)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -86,7 +86,7 @@ def train(recipe: Recipe, group: ProcessGroup) -> Path:
     with group.local_main_first():
         task = find_task(recipe.task)(recipe.options, seed=options.seed)
     folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
-    finished = not options.dry_run and is_finished(folder, recipe, task.data)
+    finished = not options.dry_run and is_finished(folder, recipe, task.data.identity)
     if group.exists_for_all(finished, folder / "summary.json"):
         if group.is_main:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
@@ -118,7 +118,7 @@ def train(recipe: Recipe, group: ProcessGroup) -> Path:
     return folder
 
 
-def is_finished(folder: Path, recipe: Recipe, data: dict) -> bool:
+def is_finished(folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> bool:
     """Whether the folder holds the result of this very recipe; ValueError where it holds another run."""
     if not (folder / "summary.json").exists():
         return False
@@ -200,7 +200,7 @@ def finish(engine: Engine, run: Run) -> None:
     save_weights(run.folder / WEIGHTS, model.state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
     write_summary(run.folder, summary)
-    summary["pictures"] += [picture.name for picture in engine.task.pictures(states, run.folder)]
+    summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, run.folder)]
     write_summary(run.folder, summary)
     run.say(result_line(run.folder))
 

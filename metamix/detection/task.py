@@ -120,13 +120,51 @@ class DetectionOptions(DataOptions):
 
 
 class Detection:
-    """The task of `protocol.Task` for images with boxes."""
+    """The detection task: assembles data, model, loss, metric and pictures."""
 
     Options, EvalOptions = DetectionOptions, EvalOptions
     one_shape = False
-    companions: tuple[nn.Module, ...] = ()
 
     def __init__(self, options: DetectionOptions, seed: int = 0):
+        self.options = options
+        self.data = DetectionData(options)
+        self.title = f"{self.data.name}-{options.detector}-{options.model}"
+        self.model = DetectionModel(options, self.data)
+        self.loss = detection_loss
+        self.metric = DetectionMetric(options, self.data)
+        self.pictures = DetectionPictures(self.metric, self.data)
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.data.notes, *self.model.notes]
+
+    @classmethod
+    def trained(cls, options: EvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:
+        """For eval.py: the detector of `checkpoint`, built as it was trained, and the task with its classes."""
+        if not options.checkpoint:
+            raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
+        model, about = load_detector(options.checkpoint)
+        built = {field.name: about[field.name] for field in fields(DetectionOptions) if field.name in about}
+        data = {key: value for key, value in vars(options).items() if key != "checkpoint"}
+        trained = DetectionOptions(**built | data)
+        trained.train_on = ()  # whose images need not be there
+        task = cls(trained)
+        if "val" in about.get("train_on", ()):
+            task.data.scored.pop("holdout", None)
+        task.model.frozen_norms = about["frozen_norms"]
+        if list(task.data.classes) != about["classes"]:
+            raise ValueError(
+                f"{options.checkpoint} knows the classes {', '.join(about['classes'])}, and "
+                f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
+                f"first: train.py --checkpoint {options.checkpoint}"
+            )
+        return task, model, about
+
+
+class DetectionData:
+    """Splits and loaders of a data set in COCO's format."""
+
+    def __init__(self, options: DetectionOptions):
         self.options = options
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
@@ -147,17 +185,15 @@ class Detection:
                     f"{source.annotations} has the classes {', '.join(source.classes)}, but "
                     f"{first.annotations} has {', '.join(first.classes)}; all splits need the same"
                 )
+        self.name = Path(options.data_dir).resolve().name
         self.classes = first.classes
-        self.data = {
+        self.identity = {
             "samples": {
                 "train": sum(map(len, self.train)),
                 **{name: len(source) for name, source in self.scored.items()},
             },
             "classes": list(self.classes),
         }
-        self.title = f"{Path(options.data_dir).resolve().name}-{options.detector}-{options.model}"
-        self.frozen_norms = False
-        self._scored: tuple[list[dict[str, Any]] | None, dict[str, Scores]] = None, {}
         self.notes = [
             f"{source.useless} annotations of {source.annotations} are left out; "
             f"python -m metamix.detection.verify {options.data_dir} names them"
@@ -167,7 +203,7 @@ class Detection:
         if options.train_on and not any(source.objects for source in self.train):
             raise ValueError(
                 f"{' and '.join(str(source.annotations) for source in self.train)} has "
-                f"{self.data['samples']['train']} images and no object to learn from: give another --train-on"
+                f"{self.identity['samples']['train']} images and no object to learn from: give another --train-on"
             )
         for source in self.scored.values():
             if not source.objects:
@@ -180,10 +216,38 @@ class Detection:
                     f"{missing[0]}; python -m metamix.detection.verify {options.data_dir} names all"
                 )
 
-    def build(self, about: dict[str, Any] | None = None) -> nn.Module:
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int):
+        return train_loader(self.train, self.options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int):
+        size = min(batch_size, EVAL_BATCH * world_size)
+        return {
+            name: Named(name, eval_loader(source, self.options, batch_size=size, rank=rank, world=world_size))
+            for name, source in self.scored.items()
+        }
+
+    def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world_size: int) -> dict[str, Any]:
+        return batch | {"image": [image / 255 for image in batch["image"]]}
+
+    def scored_split(self, states: list[dict[str, Any]]) -> BoxSource:
+        """Return the split that the metric's states are of."""
+        return self.scored[next(state["split"] for state in states if state["split"])]
+
+
+class DetectionModel:
+    """Builds and describes the detector."""
+
+    frozen_helpers: tuple[nn.Module, ...] = ()
+
+    def __init__(self, options: DetectionOptions, data: DetectionData):
+        self.options, self.data = options, data
+        self.frozen_norms = False
+        self.notes: list[str] = []
+
+    def build(self, metadata: dict[str, Any] | None = None) -> nn.Module:
         """The detector; weights are those of its backbone, or of all of it where the file holds a detector."""
         options = self.options
-        file = about or (options.checkpoint and load_weights(options.checkpoint)[1])
+        file = metadata or (options.checkpoint and load_weights(options.checkpoint)[1])
         whole = bool(file) and file.get("task") == "detection"
         self.frozen_norms = file["frozen_norms"] if whole else bool(options.pretrained or options.checkpoint)
         weights = {} if whole else {"pretrained": options.pretrained, "checkpoint": options.checkpoint}
@@ -191,59 +255,62 @@ class Detection:
         if whole:
             for key, own in (("image_mean", file["mean"]), ("image_std", file["std"])):
                 setattr(model.transform, key, options.detector_args.get(key, own))
-        if whole and about is None:
-            new = load_pretrained(model, options.checkpoint, list(self.classes))
+        if whole and metadata is None:
+            new = load_pretrained(model, options.checkpoint, list(self.data.classes))
             self.notes.append(f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else ""))
-        elif options.checkpoint and about is None:
+        elif options.checkpoint and metadata is None:
             self.notes.append(f"weights of the backbone from {options.checkpoint}")
         return model
 
-    @classmethod
-    def trained(cls, options: EvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:
-        """For eval.py: the detector of `checkpoint`, built as it was trained, and the task with its classes."""
-        if not options.checkpoint:
-            raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
-        model, about = load_detector(options.checkpoint)
-        built = {field.name: about[field.name] for field in fields(DetectionOptions) if field.name in about}
-        data = {key: value for key, value in vars(options).items() if key != "checkpoint"}
-        trained = DetectionOptions(**built | data)
-        trained.train_on = ()  # whose images need not be there
-        task = cls(trained)
-        if "val" in about.get("train_on", ()):
-            task.scored.pop("holdout", None)
-        task.frozen_norms = about["frozen_norms"]
-        if list(task.classes) != about["classes"]:
-            raise ValueError(
-                f"{options.checkpoint} knows the classes {', '.join(about['classes'])}, and "
-                f"{options.data_dir} has {', '.join(task.classes)}; give other --data-dir, or fine-tune "
-                f"first: train.py --checkpoint {options.checkpoint}"
-            )
-        return task, model, about
-
-    def train_loader(self, batch_size: int, rank: int, world: int, seed: int):
-        return train_loader(self.train, self.options, batch_size=batch_size, rank=rank, world=world, seed=seed)
-
-    def eval_loaders(self, batch_size: int, rank: int, world: int):
-        size = min(batch_size, EVAL_BATCH * world)
-        return {
-            name: Named(name, eval_loader(source, self.options, batch_size=size, rank=rank, world=world))
-            for name, source in self.scored.items()
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        options = self.options
+        return self._described() | {
+            "mean": list(model.transform.image_mean),
+            "std": list(model.transform.image_std),
+            "img_size": options.min_size,
+            "data": self.data.name,
+            **self.data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(Dense(model), (3, options.min_size, options.min_size)),
         }
 
-    def augment(self, batch: dict[str, Any], epoch: int, step: int, rank: int, world: int) -> dict[str, Any]:
-        return batch | {"image": [image / 255 for image in batch["image"]]}
+    def _described(self) -> dict[str, Any]:
+        """All that is needed to build the model again."""
+        options, published = self.options, LEVELS[self.options.detector]
+        return {
+            "task": "detection",
+            "frozen_norms": self.frozen_norms,
+            "classes": list(self.data.classes),
+            "out_indices": tuple(options.out_indices or published["out_indices"]),
+            "extra": published["extra"] if options.extra == "auto" else options.extra,
+            **{
+                key: getattr(options, key)
+                for key in ("detector", "detector_args", "model", "model_args", "out_channels", "min_size", "max_size")
+            },
+            "train_on": list(options.train_on),
+        }
 
-    def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = model(batch["image"], batch["target"])
-        named = {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}  # curves go by the end
-        return sum(losses.values()), named
+
+def detection_loss(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum the detector's own losses."""
+    losses = model(batch["image"], batch["target"])
+    named = {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}  # curves go by the end
+    return sum(losses.values()), named
+
+
+class DetectionMetric:
+    """COCO's average precision."""
+
+    def __init__(self, options: DetectionOptions, data: DetectionData):
+        self.options, self.data = options, data
+        self._scored: tuple[list[dict[str, Any]] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> dict[str, Any]:
         return {"split": None, "results": []}
 
     def update(self, state: dict[str, Any], model: nn.Module, batch: dict[str, Any]) -> None:
         state["split"] = batch["split"][0]
-        source = self.scored[state["split"]]
+        source = self.data.scored[state["split"]]
         answers = model([image / 255 for image in batch["image"]])
         for index, answer in zip(batch["index"].tolist(), answers):
             if index >= 0:  # in an image that cannot be read nothing is found
@@ -254,14 +321,30 @@ class Detection:
         return {
             prefix + name: value
             for prefix, kind in kinds.items()
-            for name, value in self._score(states, kind).summary.items()
+            for name, value in self.scores(states, kind).summary.items()
             if name.startswith("AP")
         }
 
-    def pictures(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
+    def scores(self, states: list[dict[str, Any]], kind: str = "bbox") -> Scores:
+        """Compute COCO's scores once for `result`, `draw` and `report`: they take minutes on large sets."""
+        if self._scored[0] is not states:
+            self._scored = states, {}
+        if kind not in self._scored[1]:
+            results = [result for state in states for result in state["results"]]
+            self._scored[1][kind] = score(self.data.scored_split(states), results, kind)
+        return self._scored[1][kind]
+
+
+class DetectionPictures:
+    """Precision over recall, the best and the worst images, and a table of all scores."""
+
+    def __init__(self, metric: DetectionMetric, data: DetectionData):
+        self.metric, self.data = metric, data
+
+    def draw(self, states: list[dict[str, Any]], folder: Path) -> list[Path]:
         """Precision over recall; the best and the worst images, truth beside what was found; and all scores as a
         table."""
-        scores, source = self._score(states), self._source(states)
+        scores, source = self.metric.scores(states), self.data.scored_split(states)
         curves, images, numbers = (
             Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json")
         )
@@ -280,52 +363,12 @@ class Detection:
                 continue
             title = f"{source.coco.imgs[image_id]['file_name']}, F1 {scores.images[image_id]:.2f}"
             rows.append((title, image, truth, from_coco(found[image_id], source)))
-        draw_grid(images, rows, self.classes)
+        draw_grid(images, rows, self.data.classes)
         write_text(numbers, json.dumps({"all": scores.summary, "classes": scores.classes}, indent=2) + "\n")
         return [curves, images, numbers]
 
     def report(self, states: list[dict[str, Any]]) -> str:
-        return table(self._score(states))
-
-    def describe(self, model: nn.Module) -> dict[str, Any]:
-        options = self.options
-        return self._described() | {
-            "mean": list(model.transform.image_mean),
-            "std": list(model.transform.image_std),
-            "img_size": options.min_size,
-            "data": Path(options.data_dir).resolve().name,
-            **self.data,
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "macs": count_macs(Dense(model), (3, options.min_size, options.min_size)),
-        }
-
-    def _described(self) -> dict[str, Any]:
-        """All that is needed to build the model again."""
-        options, published = self.options, LEVELS[self.options.detector]
-        return {
-            "task": "detection",
-            "frozen_norms": self.frozen_norms,
-            "classes": list(self.classes),
-            "out_indices": tuple(options.out_indices or published["out_indices"]),
-            "extra": published["extra"] if options.extra == "auto" else options.extra,
-            **{
-                key: getattr(options, key)
-                for key in ("detector", "detector_args", "model", "model_args", "out_channels", "min_size", "max_size")
-            },
-            "train_on": list(options.train_on),
-        }
-
-    def _source(self, states: list[dict[str, Any]]) -> BoxSource:
-        return self.scored[next(state["split"] for state in states if state["split"])]
-
-    def _score(self, states: list[dict[str, Any]], kind: str = "bbox") -> Scores:
-        """COCO's scores, which take minutes on large sets, and which `result`, `pictures` and `report` need of one."""
-        if self._scored[0] is not states:
-            self._scored = states, {}
-        if kind not in self._scored[1]:
-            results = [result for state in states for result in state["results"]]
-            self._scored[1][kind] = score(self._source(states), results, kind)
-        return self._scored[1][kind]
+        return table(self.metric.scores(states))
 
 
 class Named:

@@ -31,6 +31,7 @@ from .optimization import Ema, autocast_dtype, freeze, make_optimizer, make_sche
 from .processes import ProcessGroup
 from .recipe import Recipe, check_data, resume_changes
 from .run_folder import Run
+from .task import Metric, Task
 
 # Ranks meet at least this often, where a step is no longer: torchrun kills what is left 30 s after it asked to stop.
 MEET_SECONDS = 10
@@ -50,7 +51,7 @@ class Engine:
     ValueError, before any work, where task, recipe and machine do not fit together.
     """
 
-    def __init__(self, task: Any, recipe: Recipe, group: ProcessGroup, run: Run):
+    def __init__(self, task: Task, recipe: Recipe, group: ProcessGroup, run: Run):
         options = recipe.engine
         self.task, self.recipe, self.options, self.group, self.run = task, recipe, options, group, run
         if options.batch_size % group.world_size:
@@ -67,12 +68,12 @@ class Engine:
         torch.manual_seed(options.seed)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self._saved = self._find_checkpoint()
-        self.model = self._place(task.build(self._saved and self._saved[1]["about"]))
-        for companion in task.companions:
-            self._place(companion).eval().requires_grad_(False)
+        self.model = self._place(task.model.build(self._saved and self._saved[1]["about"]))
+        for helper in task.model.frozen_helpers:
+            self._place(helper).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
-        self.train_loader = task.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
-        self.eval_loaders = task.eval_loaders(options.batch_size, group.rank, group.world_size)
+        self.train_loader = task.data.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
+        self.eval_loaders = task.data.eval_loaders(options.batch_size, group.rank, group.world_size)
         self.steps_per_epoch = len(self.train_loader)
 
         self.ema = Ema(self.model, options.ema_decay) if options.ema else None
@@ -80,7 +81,7 @@ class Engine:
         self.schedule = make_schedule(self.optimizer, options, self.steps_per_epoch)
         self.dtype = autocast_dtype(options.amp, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
-        self.about = task.describe(self.model)
+        self.about = task.model.describe(self.model)
 
         self.step = 0  # steps done, over all epochs
         self.history: list[dict[str, Any]] = []  # one row for each epoch done
@@ -161,7 +162,7 @@ class Engine:
         torch.manual_seed(_seed(options.seed, self.step, group.rank))
         self.schedule.step_update(self.step)
         epoch = self.step // self.steps_per_epoch
-        batch = self.task.augment(self._to_device(batch), epoch, self.step, group.rank, group.world_size)
+        batch = self.task.data.augment(self._to_device(batch), epoch, self.step, group.rank, group.world_size)
         batch = self._to_device(batch)  # a task may have made other tensors, in another memory format
 
         share = _length(batch)
@@ -197,7 +198,7 @@ class Engine:
         model = self.ema.module if weights == "ema" else self.model
         self.group.broadcast(model.buffers())  # ranks see other batches, so their batch statistics differ
         batches = self._until_stopped(self.eval_loaders[split])
-        return evaluate(self.task, model, batches, self.group, self.dtype, self.layout)
+        return evaluate(self.task.metric, model, batches, self.group, self.dtype, self.layout)
 
     def save(self) -> None:
         """Writes the checkpoint, unless the weights are spoilt; the previous one is kept until this one is whole."""
@@ -260,7 +261,7 @@ class Engine:
                 f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now "
                 f"{self.steps_per_epoch}: the data have changed. Start a new run with --output"
             )
-        check_data(state["about"], self.task.data, path)
+        check_data(state["about"], self.task.data.identity, path)
         load_into(self.model, state["model"], str(path))
         if self.ema is not None:
             load_into(self.ema.module, state["ema"], str(path))
@@ -423,21 +424,21 @@ class Engine:
 
 @torch.no_grad()
 def evaluate(
-    task: Any,
+    metric: Metric,
     model: nn.Module,
     loader: Iterable[dict[str, Any]],
     group: ProcessGroup,
     dtype: torch.dtype | None,
     layout: torch.memory_format,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The task's scores of the model over a loader, the same on all ranks, and the states that they were made from."""
+    """Score the model over a loader; return the scores, the same on all ranks, and the states of all ranks."""
     model.eval()
-    state = _move(task.start(), group.device, None)
+    state = _move(metric.start(), group.device, None)
     for batch in loader:
         with autocast(group.device, dtype):
-            task.update(state, model, _move(batch, group.device, layout))
+            metric.update(state, model, _move(batch, group.device, layout))
     states = group.all_gather(_move(state, torch.device("cpu"), None))
-    return task.result(states), states
+    return metric.result(states), states
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

@@ -1,13 +1,13 @@
-"""What a task tells the engine. The engine knows a task by this and by nothing else.
+"""The task protocol: all that the engine knows about a task.
 
-A batch is a dict whose values are tensors or lists, all of one length: the number of samples. The engine moves it to
-the device, lets the task augment it, cuts it into micro-batches, and hands it to `loss` or `update`; what is in it is
-the task's own business. A task does arithmetic on what it is given; it knows no device, no process and no optimizer.
+A batch is a dict of tensors and lists, all of the same length: the number of samples. The engine moves a batch to the
+device, has the task augment it, splits it into micro-batches and passes it to the loss or the metric. What a batch
+holds is up to the task. A task needs to know nothing about devices, processes or optimizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,70 +18,118 @@ State = dict[str, Any]
 
 
 class TrainLoader(Sized, Protocol):
-    """`len()` is the number of steps in an epoch; what an epoch yields is a function of its number alone."""
+    """Yields training batches; `len()` is the number of steps in an epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's share, contiguous in the global batch, of every step from `start` on."""
+        """Yield this rank's share of every global batch of an epoch, from step `start` on.
+
+        The batches depend on the epoch's number alone. The shares of ranks 0, 1, ... are consecutive.
+        """
+
+
+class TaskData(Protocol):
+    """Loads and augments the data."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Plain values that must stay the same when a run is resumed, such as class names and sample counts."""
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:
+        """Make the training loader; `batch_size` counts the samples of all ranks together."""
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> Mapping[str, Iterable[Batch]]:
+        """Make the loader of each split that can be scored: "test", and "holdout" if a slice of train is held out.
+
+        The loaders of all ranks together yield every sample once.
+        """
+
+    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+        """Prepare a batch, already on the device, for the loss. Depends on the arguments and the seed alone."""
+
+
+class TaskModel(Protocol):
+    """Builds and describes the model."""
+
+    @property
+    def frozen_helpers(self) -> Sequence[nn.Module]:
+        """Modules that the loss uses and that are not trained, such as a teacher."""
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build the model and load the weights to start from; called once, before any other method.
+
+        Args:
+            metadata: what `describe` returned for a checkpoint that is about to be loaded. No other weights are
+                loaded then.
+        """
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Return plain values for the summary and for the metadata of a weight file.
+
+        At least model, data, samples (a dict), parameters and macs, all entries of the data's identity, and everything
+        that is needed to build the model again.
+        """
+
+
+class Loss(Protocol):
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the scalar to minimise and scalars to log, always under the same names.
+
+        All are means over the batch's samples: the engine weights them by the number of samples.
+        """
+
+
+class Metric(Protocol):
+    """Scores a model over batches."""
+
+    def start(self) -> State:
+        """Return an empty state, on the CPU."""
+
+    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
+        """Add the model's predictions on a batch of an eval loader, already on the device, to the state."""
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        """Compute the scores from the states of all ranks, on the CPU; the most important score comes first."""
+
+
+class Pictures(Protocol):
+    """Shows what the metric's states hold."""
+
+    def draw(self, states: list[State], folder: Path) -> list[Path]:
+        """Draw the states of all ranks into the folder and return the files."""
+
+    def report(self, states: list[State]) -> str:
+        """Return what eval.py prints in addition to the scores; may be empty."""
 
 
 class Task(Protocol):
-    Options: type  # dataclass of the task's options; has a field `model`
-    EvalOptions: type  # dataclass of what eval.py takes; has a field `model` too
-    one_shape: bool  # whether all images have one shape, for which the fastest convolution is worth a search
-    title: str  # "<data>-<model>", the name of the run folder
-    data: dict[str, Any]  # those entries of `describe` that tell the data from others: a run goes on with the same
-    notes: list[str]  # what a person should know of how the model was made
-    companions: tuple[nn.Module, ...]  # models that the loss uses and nobody trains: a teacher
+    """Assembles data, model, loss, metric and pictures from options.
 
-    def __init__(self, options: Any, seed: int = 0) -> None:
-        """Opens the data; ValueError where the options do not fit together."""
+    A task class is called with an instance of its `Options` and the run's seed. It opens the data and raises ValueError
+    if the options do not fit together. A class attribute `EvalOptions` is the dataclass of eval.py's options, and a
+    class method `trained(options)` makes the task, the model and the model's metadata from them.
+    """
 
-    def build(self, about: dict[str, Any] | None = None) -> nn.Module:
-        """The model to train, its weights made or loaded; called once, before anything else.
+    title: str  # "<data>-<model>": the name of the run folder
+    one_shape: bool  # whether all images have one shape, so that a search for the fastest convolution pays off
+    data: TaskData
+    model: TaskModel
+    loss: Loss
+    metric: Metric
+    pictures: Pictures
 
-        `about` is what `describe` said of the model of a checkpoint whose weights come in afterwards: then there is no
-        need of weights to begin from.
-        """
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know about how data and model were made."""
 
-    def train_loader(self, batch_size: int, rank: int, world: int, seed: int) -> TrainLoader:
-        """Training batches; `batch_size` is that of all ranks together."""
 
-    def eval_loaders(self, batch_size: int, rank: int, world: int) -> Mapping[str, Iterable[Batch]]:
-        """What can be scored: "test", and "holdout" where a slice of train is held out.
+class TaskClass(Protocol):
+    """A task before it has options: what the command line knows about it."""
 
-        Over all ranks, every sample comes once.
-        """
+    Options: type  # dataclass of train.py's options; has a field `model`
+    EvalOptions: type  # dataclass of eval.py's options
 
-    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world: int) -> Batch:
-        """The batch as the loss takes it, images on their device; a function of the arguments and the seed alone."""
+    def __call__(self, options: Any, seed: int = 0) -> Task:
+        """Open the data and assemble the task. Raises ValueError if the options do not fit together."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and scalars to log, always the same names; all means over the batch's samples.
-
-        The engine weights them by the number of samples, so accumulating over micro-batches changes nothing.
-        """
-
-    def start(self) -> State:
-        """An empty score, on the CPU."""
-
-    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
-        """Adds the model's answers on a batch as the eval loader gives it, moved to the device."""
-
-    def result(self, states: list[State]) -> dict[str, float]:
-        """Scores by name, the one that counts first, from the states of all ranks, on the CPU."""
-
-    def pictures(self, states: list[State], folder: Path) -> list[Path]:
-        """Draws what the states show into the folder."""
-
-    def report(self, states: list[State]) -> str:
-        """What eval.py prints of the states beside the scores; empty where there is no more to say."""
-
-    def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Plain values, for the summary and for the metadata of weights.
-
-        At least model, data, samples (a dict), parameters and macs, and all that is needed to build the model again.
-        """
-
-    @classmethod
-    def trained(cls, options: Any) -> tuple[Task, nn.Module, dict[str, Any]]:
-        """The task, the model and what its file says of it, for eval.py, from `EvalOptions`."""
+    def trained(self, options: Any) -> tuple[Task, nn.Module, dict[str, Any]]:
+        """Make the task, the trained model and the metadata of its weights from `EvalOptions`."""

@@ -47,11 +47,11 @@ def weights(tmp_path):
 
     def save(**about):
         digits = task()
-        model = digits.build()
+        model = digits.model.build()
         with torch.no_grad():
             for tensor in model.parameters():
                 tensor.add_(0.01)
-        save_weights(tmp_path / "w.safetensors", model.state_dict(), digits.describe(model) | about)
+        save_weights(tmp_path / "w.safetensors", model.state_dict(), digits.model.describe(model) | about)
         return str(tmp_path / "w.safetensors"), model
 
     return save
@@ -96,20 +96,20 @@ def test_scores_are_those_of_all_samples():
     states = []
     for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
         if part.start != 47:
-            states.append(digits.start())
-        digits.update(states[-1], fixed(logits[part]), batch(labels[part]))
+            states.append(digits.metric.start())
+        digits.metric.update(states[-1], fixed(logits[part]), batch(labels[part]))
     order = logits.argsort(1, descending=True)
-    assert digits.result(states) == pytest.approx(
+    assert digits.metric.result(states) == pytest.approx(
         {
             "top1": 100 * (order[:, 0] == labels).double().mean().item(),
             "top5": 100 * (order[:, :5] == labels[:, None]).any(1).double().mean().item(),
             "loss": F.cross_entropy(logits, labels).item(),
         }
     )
-    assert next(iter(digits.result(states))) == "top1"
+    assert next(iter(digits.metric.result(states))) == "top1"
     confusion = sum(state["confusion"] for state in states)
     assert confusion.sum() == 50 and confusion[labels[0], order[0, 0]] >= 1
-    assert digits.report(states) == ""
+    assert digits.pictures.report(states) == ""
 
 
 @pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
@@ -118,13 +118,13 @@ def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
     digits, alone = task(), task()
     torch.manual_seed(0)
     logits, labels = torch.randn(8, 10), torch.arange(8)
-    states, expected = [digits.start()], [alone.start()]
+    states, expected = [digits.metric.start()], [alone.metric.start()]
     for part in (slice(0, 4), slice(4, 8)):
-        digits.update(states[0], fixed(logits[part]), batch(labels[part], part.start, unreadable))
+        digits.metric.update(states[0], fixed(logits[part]), batch(labels[part], part.start, unreadable))
     kept = [i for i in range(8) if i not in unreadable]
-    alone.update(expected[0], fixed(logits[kept]), batch(labels[kept]))
-    assert digits.result(states) == pytest.approx(alone.result(expected))
-    assert digits.report(states) == f"{len(kept)} images were scored; {len(unreadable)} could not be read"
+    alone.metric.update(expected[0], fixed(logits[kept]), batch(labels[kept]))
+    assert digits.metric.result(states) == pytest.approx(alone.metric.result(expected))
+    assert digits.pictures.report(states) == f"{len(kept)} images were scored; {len(unreadable)} could not be read"
 
 
 def test_the_picture_of_a_confusion(tmp_path):
@@ -144,7 +144,7 @@ def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
 def test_distillation_draws_towards_the_teacher(weights):
     path, teacher = weights()
     digits = task(teacher=SMALL["model"], teacher_checkpoint=path, distill=1.0, temperature=2.0)
-    student = digits.build()
+    student = digits.model.build()
     batch = {"image": torch.randn(4, 1, 32, 32), "target": torch.arange(4)}
     far, _ = digits.loss(student, batch)
     near, _ = digits.loss(teacher, batch)
@@ -152,12 +152,12 @@ def test_distillation_draws_towards_the_teacher(weights):
     s, t = student(batch["image"]) / 2, teacher(batch["image"]) / 2
     assert torch.allclose(far, 4 * (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean(), atol=1e-6)
     half = dataclasses.replace(digits.options, distill=0.25)
-    digits.options = half
+    digits.loss.options = half
     assert torch.allclose(
         digits.loss(student, batch)[0], 0.25 * far + 0.75 * F.cross_entropy(2 * s, batch["target"]), atol=1e-6
     )
     far.backward()
-    assert all(weight.grad is None for weight in digits.companions[0].parameters())
+    assert all(weight.grad is None for weight in digits.model.frozen_helpers[0].parameters())
 
 
 def test_a_teacher_sees_images_normalised_its_own_way():
@@ -172,7 +172,7 @@ def test_a_teacher_sees_images_normalised_its_own_way():
 def test_fine_tuning_keeps_a_head_for_the_same_classes(weights):
     path, model = weights()
     digits = task(checkpoint=path)
-    assert all(torch.equal(*pair) for pair in zip(digits.build().parameters(), model.parameters()))
+    assert all(torch.equal(*pair) for pair in zip(digits.model.build().parameters(), model.parameters()))
     assert digits.notes == [f"weights from {path}"]
 
 
@@ -184,31 +184,31 @@ def test_fine_tuning_makes_a_new_head_for_other_classes(weights, folder):
         match=r"does not fit this MetaFormer: 1 have another shape \(such as stem.0.weight: "
         r"\(4, 1, 3, 3\) there, \(4, 3, 3, 3\) here\)",
     ):
-        task(checkpoint=path, **data).build()  # one channel there, three here
+        task(checkpoint=path, **data).model.build()  # one channel there, three here
     colour = Classification(ClassificationOptions(**SMALL, **data))
-    net = colour.build()
-    save_weights(path, net.state_dict(), colour.describe(net))
+    net = colour.model.build()
+    save_weights(path, net.state_dict(), colour.model.describe(net))
     other = folder.parent / "other"
     for split in ("train", "val"):
         for label in ("dog", "eel"):
             (other / split / label).mkdir(parents=True)
             Image.new("RGB", (16, 16)).save(other / split / label / "0.png")
     two = task(checkpoint=path, **data | {"data_dir": str(other)})
-    tuned = two.build()
+    tuned = two.model.build()
     assert two.notes == [f"weights from {path}; made anew: head.weight, head.bias"]
     assert tuned.head.weight.shape == (2, 16) and torch.equal(tuned.stem[0].weight, net.stem[0].weight)
 
 
 def test_fine_tuning_begins_from_weights_that_ship():
-    net = task(model="metaformer_identity_nano.digits", model_args={}, pretrained=True).build()
+    net = task(model="metaformer_identity_nano.digits", model_args={}, pretrained=True).model.build()
     shipped = timm.create_model("metaformer_identity_nano.digits", pretrained=True)
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), shipped.parameters()))
 
 
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
     path, model = weights(classes=list("abcdefghij"))
-    assert load_pretrained(task().build(), path, list("0123456789")) == ["head.weight", "head.bias"]
-    assert load_pretrained(task().build(), path, list("abcdefghij")) == []
+    assert load_pretrained(task().model.build(), path, list("0123456789")) == ["head.weight", "head.bias"]
+    assert load_pretrained(task().model.build(), path, list("abcdefghij")) == []
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
@@ -217,25 +217,25 @@ def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("stages.1")}
     torch.save(tensors, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="w.pth"):
-        task(checkpoint=str(tmp_path / "w.pth")).build()
+        task(checkpoint=str(tmp_path / "w.pth")).model.build()
 
 
 def test_position_embeddings_are_resampled_for_another_size(tmp_path):
     vit = timm.create_model("test_vit", img_size=64, num_classes=10, in_chans=1)
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     digits = Classification(ClassificationOptions(model="test_vit", checkpoint=str(tmp_path / "vit.pth")))
-    assert digits.build().pos_embed.shape[1] < vit.pos_embed.shape[1]
+    assert digits.model.build().pos_embed.shape[1] < vit.pos_embed.shape[1]
 
 
 def test_a_linear_probe_trains_the_head_alone():
-    model = task(linear_probe=True).build()
+    model = task(linear_probe=True).model.build()
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
 
 
 def test_a_trained_model_is_built_as_it_was(weights):
     path, model = weights(mean=[0.25], std=[0.5], weights="ema")
     digits, loaded, about = Classification.trained(EvalOptions(model=SMALL["model"], checkpoint=path, img_size=48))
-    assert (digits.mean, digits.std, digits.size, about["weights"]) == ((0.25,), (0.5,), 48, "ema")
+    assert (digits.data.mean, digits.data.std, digits.data.size, about["weights"]) == ((0.25,), (0.5,), 48, "ema")
     assert digits.options.model_args == SMALL["model_args"]
     assert torch.equal(loaded.head.weight, model.head.weight)
 
@@ -272,7 +272,7 @@ def test_a_detector_needs_its_task(tmp_path):
     with pytest.raises(ValueError, match="d.safetensors holds a detector: add --task detection"):
         Classification.trained(EvalOptions(checkpoint=path))
     with pytest.raises(ValueError, match="d.safetensors holds a detector: add --task detection"):
-        task(checkpoint=path).build()
+        task(checkpoint=path).model.build()
 
 
 def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
@@ -302,7 +302,7 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(folder):
     ):
         Classification.trained(EvalOptions(**options))
     of_48, model, _ = Classification.trained(EvalOptions(**options, model_args={"img_size": 48}))
-    assert of_48.size == 48 and model.stages[0].blocks[0].mixer.size == (24, 24)
+    assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.size == (24, 24)
 
 
 def test_another_models_weights_are_refused(weights):
@@ -339,7 +339,7 @@ def test_another_models_weights_are_refused(weights):
 )
 def test_what_cannot_be_built_is_refused(options, said):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        task(**options).build()
+        task(**options).model.build()
     assert said in str(error.value)
 
 
@@ -350,7 +350,7 @@ def test_a_teacher_of_other_data_is_refused(weights, folder):
         match="the teacher metaformer_identity_nano knows 10 classes of images of 1 channels, and "
         "folder has 3 of 3; give --teacher-checkpoint of one that was trained on such data",
     ):
-        task(data="folder", data_dir=str(folder), teacher=SMALL["model"], teacher_checkpoint=path).build()
+        task(data="folder", data_dir=str(folder), teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
 
 def test_a_teacher_of_as_many_other_classes_is_refused(weights):
@@ -358,7 +358,7 @@ def test_a_teacher_of_as_many_other_classes_is_refused(weights):
     with pytest.raises(
         ValueError, match="w.safetensors has the class 'one' where digits has '0'; give --teacher-check"
     ):
-        task(teacher=SMALL["model"], teacher_checkpoint=path).build()
+        task(teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
 
 def test_weights_of_no_teacher_are_refused():
@@ -372,20 +372,20 @@ def test_a_teacher_of_another_size_is_refused(tmp_path):
     about = {"num_classes": 10, "in_chans": 1, "img_size": 16, "model_args": arguments}
     save_weights(tmp_path / "vit.safetensors", small.state_dict(), about)
     with pytest.raises(ValueError, match=f"the teacher {name} does not take the images of 32 pixels that the student"):
-        task(teacher=name, teacher_checkpoint=str(tmp_path / "vit.safetensors")).build()
+        task(teacher=name, teacher_checkpoint=str(tmp_path / "vit.safetensors")).model.build()
 
 
 @pytest.mark.parametrize("option", ("mixup", "cutmix"))
 def test_mixing_needs_pairs_on_every_process(option):
     digits = task(**{option: 0.2})
-    digits.train_loader(6, 0, 1, 0)
+    digits.data.train_loader(6, 0, 1, 0)
     with pytest.raises(ValueError, match="batch_size 6 leaves each of 2 processes an odd number of samples, 3: take a"):
-        digits.train_loader(6, 0, 2, 0)
+        digits.data.train_loader(6, 0, 2, 0)
 
 
 def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
     arguments = {"depth": 1, "embed_dim": 48, "num_heads": 3}
-    model = task(model="deit_tiny_distilled_patch16_224", model_args=arguments, linear_probe=True).build()
+    model = task(model="deit_tiny_distilled_patch16_224", model_args=arguments, linear_probe=True).model.build()
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
 

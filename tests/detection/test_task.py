@@ -114,8 +114,8 @@ def test_one_state_is_scored_once(data, monkeypatch):
     monkeypatch.setattr("metamix.detection.task.score", lambda *given: calls.append(given) or score(*given))
     task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
     for count in (1, 2):
-        states = [task.start() | {"split": "test"}]
-        task.result(states), task.report(states), task.result(states)
+        states = [task.metric.start() | {"split": "test"}]
+        task.metric.result(states), task.pictures.report(states), task.metric.result(states)
         assert len(calls) == count
 
 
@@ -145,14 +145,14 @@ def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
     assert (tmp_path / "test_images.png").exists()
 
     task, model, about = Detection.trained(EvalOptions(data_dir=str(data), checkpoint=str(trained)))
-    assert task.describe(model)["parameters"] == summary(trained)["parameters"] and about["detector"] == "fcos"
+    assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and about["detector"] == "fcos"
 
 
 def test_a_held_out_split_that_was_trained_on_is_none(few, tmp_path):
     words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2, "--output", tmp_path]
     train(*words, "--train-on", "train,val")
     task, *_ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
-    assert list(task.scored) == ["test"]
+    assert list(task.data.scored) == ["test"]
 
 
 def test_images_that_are_not_there_are_missed_at_once(tmp_path):
@@ -240,7 +240,7 @@ def test_a_run_goes_on_to_the_bit(few, tmp_path, monkeypatch, detector):
 
     torch.manual_seed(0)
     tensors, _ = load_weights(tmp_path / "whole")
-    start = Detection(DetectionOptions(**SMALL, data_dir=str(few), detector=detector)).build().state_dict()
+    start = Detection(DetectionOptions(**SMALL, data_dir=str(few), detector=detector)).model.build().state_dict()
     still = [name for name in tensors if torch.equal(tensors[name], start[name])]
     assert [name for name in still if "stem" not in name and ".norm1.bias" not in name] == []
     assert [name for name in tensors if "stem" in name and name not in still] == []
@@ -277,7 +277,7 @@ def test_two_processes_train_as_one(few, tmp_path):
 
 def build(data, **options):
     task = Detection(DetectionOptions(**SMALL | dict(data_dir=str(data)) | options))
-    return task, task.build()
+    return task, task.model.build()
 
 
 def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
@@ -289,14 +289,14 @@ def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
     own = model.backbone.body.model.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in classifier.state_dict().items() if name in own)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    described = task.describe(model)
+    described = task.model.describe(model)
     assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
     assert task.notes == [f"weights of the backbone from {tmp_path / 'c.safetensors'}"]
 
     # A run that goes on needs the classifier no more.
     (tmp_path / "c.safetensors").unlink()
     same = Detection(task.options)
-    assert same.describe(same.build(described)) == described
+    assert same.model.describe(same.model.build(described)) == described
 
     # A detector made of it is built again as it was: frozen norms, statistics of the classifier's images.
     save_weights(tmp_path / "d.safetensors", model.state_dict(), described)
@@ -307,12 +307,14 @@ def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
 
 def test_fine_tuning_begins_with_a_detector_of_other_classes(few, tmp_path):
     task, model = build(few)
-    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.describe(model) | {"classes": ["a", "b", "c"]})
+    save_weights(
+        tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model) | {"classes": ["a", "b", "c"]}
+    )
     with pytest.raises(
         ValueError, match="have another shape .such as head.classification_head.cls_logits.weight|does not fit"
     ):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
-    about = task.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
+    about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
     save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
     torch.manual_seed(1)
     other, tuned = build(few, checkpoint=str(tmp_path / "e.safetensors"))
@@ -336,7 +338,7 @@ def test_useless_annotations_are_counted(tmp_path):
         f"python -m metamix.detection.verify {folder} names them"
         for split in ("train", "test")
     ]
-    assert set(task.scored) == {"test"}
+    assert set(task.data.scored) == {"test"}
 
 
 def test_a_split_without_objects_is_refused(tmp_path):
@@ -372,7 +374,7 @@ def test_the_test_is_not_trained_on(tmp_path):
 def test_losses_are_named_as_losses(few, detector):
     """So that curves.png draws them apart from scores."""
     task, model = build(few, detector=detector)
-    batch = task.augment(next(iter(task.train_loader(2, 0, 1, 0).epoch(0))), 0, 0, 0, 1)
+    batch = task.data.augment(next(iter(task.data.train_loader(2, 0, 1, 0).epoch(0))), 0, 0, 0, 1)
     total, losses = task.loss(model.train(), batch)
     assert all(name.endswith("_loss") and not name.startswith("loss") for name in losses)
     assert total == sum(losses.values())
@@ -382,14 +384,16 @@ def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2)
     (folder / "images" / "test_0.png").write_bytes(b"no image")
     task = Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
-    task.pictures([{"split": "test", "results": []}], tmp_path)
+    task.pictures.draw([{"split": "test", "results": []}], tmp_path)
     assert (tmp_path / "test_images.png").exists()
 
 
 def test_splits_are_chosen(few):
     def splits(**options):
         task = Detection(DetectionOptions(**SMALL, data_dir=str(few), **options))
-        return [s.annotations.stem for s in task.train], {name: s.annotations.stem for name, s in task.scored.items()}
+        return [s.annotations.stem for s in task.data.train], {
+            name: s.annotations.stem for name, s in task.data.scored.items()
+        }
 
     train, val, test = "instances_train", "instances_val", "instances_test"
     assert splits() == ([train], {"test": test, "holdout": val})

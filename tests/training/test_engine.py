@@ -28,18 +28,22 @@ def no_run_stays_open():
 class Detect:
     """Batches as a detector has them: lists of tensors of any size, losses by name, a score made from all at once."""
 
-    notes, companions, title, data, one_shape = [], (), "boxes-net", {}, True
+    notes, title, one_shape = [], "boxes-net", True
+    frozen_helpers, identity = (), {}
 
-    def build(self, about=None):
+    def __init__(self):
+        self.data = self.model = self.metric = self.pictures = self
+
+    def build(self, metadata=None):
         return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 1))
 
-    def train_loader(self, batch_size, rank, world, seed):
+    def train_loader(self, batch_size, rank, world_size, seed):
         return Steps(6, batch_size)
 
-    def eval_loaders(self, batch_size, rank, world):
+    def eval_loaders(self, batch_size, rank, world_size):
         return {"test": [make_batch(0, 5), make_batch(1, 2)], "holdout": [make_batch(2, 3)]}
 
-    def augment(self, batch, epoch, step, rank, world):
+    def augment(self, batch, epoch, step, rank, world_size):
         return {"image": batch["image"], "target": [{"sum": image.sum() * 0.1} for image in batch["image"]]}
 
     def loss(self, model, batch):
