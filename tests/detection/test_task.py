@@ -195,7 +195,7 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
         assert re.search(error, capsys.readouterr().err)
 
     assert predict([__file__, str(path), "--checkpoint", str(trained), "--output", str(tmp_path)]) == 1
-    assert "left out: " in (told := capsys.readouterr().err) and "test_detection.py: not an image of a known" in told
+    assert "left out: " in (told := capsys.readouterr().err) and "test_task.py: not an image of a known" in told
     assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
 
 
