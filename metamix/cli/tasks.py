@@ -1,16 +1,40 @@
-"""The tasks of the command line. `metamix.training.task` defines what a task is."""
+"""The tasks that commands know by name, and where their parts are. `metamix.training.task` defines what a task is."""
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from metamix.training.task import TaskClass
+from metamix.utils.text import nearest
 
-TASKS = {
-    "classification": "metamix.classification.task:Classification",
-    "detection": "metamix.detection.task:Detection",
+TASKS = {  # the package under metamix: the class in its task.py
+    "classification": "Classification",
+    "detection": "Detection",
 }
 
 
 def find_task(name: str) -> TaskClass:
-    """The class of a task; its file is imported only here, so a task may need what others do not."""
-    module, cls = TASKS[name].split(":")
-    return getattr(import_module(module), cls)
+    """Return the class of a task. Its module is imported only now: a task may need extras that others do not."""
+    return getattr(task_module(name, "task"), TASKS[name])
+
+
+def task_module(name: str, part: str) -> ModuleType:
+    """Import a part of a task, such as "predict".
+
+    Raises:
+        ValueError: there is no task of that name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}{nearest(name, TASKS)} Tasks: {', '.join(TASKS)}.")
+    return import_module(f"metamix.{name}.{part}")
+
+
+def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take `--task NAME` out of a command line. Returns the name, None where it is not given, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    known, rest = parser.parse_known_args(argv)
+    return known.task, rest
