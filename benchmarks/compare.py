@@ -50,7 +50,7 @@ from views import (
 
 import metamix
 from metamix.classification.task import Classification, ModelOptions, draw_confusion
-from metamix.models.registry import weights_dir
+from metamix.models.weights import weights_dir
 from metamix.training.engine import evaluate
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text

@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData  # timm brings it
 from model_table import FAMILIES, short
 
 from metamix.cli.tasks import find_task
-from metamix.models.registry import weights_dir
+from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

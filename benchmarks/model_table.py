@@ -14,7 +14,7 @@ from timing import table
 
 import metamix
 from metamix.models import count_macs
-from metamix.models.registry import weights_dir
+from metamix.models.weights import weights_dir
 
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Where a family comes from, whether its spatial weights belong to one size, and what the suite holds it against.

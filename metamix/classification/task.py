@@ -26,7 +26,8 @@ from metamix.data import (
 )
 from metamix.data.memory import in_memory
 from metamix.models import count_macs
-from metamix.models.registry import check_model, check_published, in_names_of
+from metamix.models.registry import check_model, check_published
+from metamix.models.weights import adapt_checkpoint
 from metamix.training.recipe import option
 from metamix.utils.figures import plain, save_figure
 from metamix.utils.tensor_files import load_into, load_weights
@@ -163,7 +164,7 @@ class Classification:
             model = create_model(options.model, **arguments)
             if not shape:  # tensors alone, whose names may be their authors'
                 sizes = {tensor.numel() for tensor in tensors.values()}
-                tensors = in_names_of(model, tensors, options.checkpoint)
+                tensors = adapt_checkpoint(model, tensors, options.checkpoint)
                 if other := next((name for name, tensor in tensors.items() if tensor.numel() not in sizes), None):
                     raise ValueError(
                         f"{options.checkpoint} was made for images of another size than {options.model} ({other} has "
@@ -500,7 +501,7 @@ def load_pretrained(model: nn.Module, source: str, classes: list[str]) -> list[s
     Returns the names of the weights that were made anew.
     """
     tensors, about = load_classifier(source)
-    tensors = in_names_of(model, tensors, source)
+    tensors = adapt_checkpoint(model, tensors, source)
     head = model.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     if about.get("classes", classes) != classes:  # as many, perhaps, but others

@@ -23,7 +23,8 @@ from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import nearest
 
 from .pyramids import FeaturePyramid, SimplePyramid
-from .registry import check_body, check_model, check_published, in_names_of
+from .registry import check_model, check_published
+from .weights import adapt_checkpoint, check_all_but_head
 
 EXTRA = {  # levels past the coarsest one asked for: how many, and what makes them
     "none": (0, lambda dim: None),
@@ -179,9 +180,9 @@ def load_body(
             raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
-        given = in_names_of(model, tensors, checkpoint)
+        given = adapt_checkpoint(model, tensors, checkpoint)
         try:
-            check_body(given, model)  # timm would leave random what is not there
+            check_all_but_head(given, model)  # timm would leave random what is not there
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {error}") from None
         cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}

@@ -151,7 +151,7 @@ class MetaFormer(nn.Module):
         mixer_args: dict | Sequence[dict] | None = None,
         stem: Embed = partial(ConvEmbed, kernel_size=7, stride=4, padding=2),
         downsample: Embed | Sequence[Embed] = partial(ConvEmbed, kernel_size=3, stride=2, padding=1),
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | Sequence[float] = 4.0,
         act_layer: str | type[nn.Module] = GELU,
         norm1: Norm = GroupNorm1,
         norm2: Norm = GroupNorm1,
@@ -173,6 +173,7 @@ class MetaFormer(nn.Module):
             )
         mixers = per_stage("mixer", mixer, stages)
         mixer_args = per_stage("mixer_args", mixer_args or {}, stages)
+        mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
         if own := {"name", "dim", "size"}.intersection(chain(*mixer_args)):
             raise ValueError(
                 f"mixer_args has {', '.join(sorted(own))}, which the skeleton sets: use mixer, dims and img_size."
@@ -180,7 +181,6 @@ class MetaFormer(nn.Module):
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         block = partial(
             Block,
-            mlp_ratio=mlp_ratio,
             act_layer=activation("act_layer", act_layer),
             norm1=norm_layer("norm1", norm1),
             norm2=norm_layer("norm2", norm2),
@@ -204,7 +204,9 @@ class MetaFormer(nn.Module):
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
                 make_mixer = partial(create_mixer, mixers[i], dim, **{"proj_drop": proj_drop_rate, **mixer_args[i]})
-                blocks = [block(dim, make_mixer(size=size), drop_path=rate) for rate in drop_paths[i]]
+                blocks = [
+                    block(dim, make_mixer(size=size), mlp_ratio=mlp_ratios[i], drop_path=rate) for rate in drop_paths[i]
+                ]
                 self.stages.append(Stage(downsamples[i], blocks, make_mixer))
             self.norm = norm_layer("norm", norm)(dims[-1])
             self.head_drop = nn.Dropout(drop_rate)
@@ -388,7 +390,7 @@ def shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 def per_stage(name: str, value, stages: int) -> list:
     """`value` for each of `stages`: repeated, unless it is a sequence of one for each."""
-    if isinstance(value, (str, dict)) or callable(value):
+    if isinstance(value, (str, dict, int, float)) or callable(value):
         return [value] * stages
     if len(value) != stages:
         raise ValueError(

@@ -42,7 +42,7 @@ SIZES = {
 }
 
 
-def mixer_options(dim: int, nano: bool) -> dict[str, dict]:
+def default_mixer_args(dim: int, nano: bool) -> dict[str, dict]:
     """The options of each mixer in a stage of `dim` channels: the one table of the family.
 
     Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that those listed take
@@ -62,7 +62,9 @@ def mixer_options(dim: int, nano: bool) -> dict[str, dict]:
 
 def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs) -> nn.Module:
     """A model of the family with `mixer`, a registered name or one per stage; `mixer_args` override the table."""
-    return build(name, pretrained, mixer_options=partial(mixer_options, nano=size == "nano"), **(SIZES[size] | kwargs))
+    return build(
+        name, pretrained, default_mixer_args=partial(default_mixer_args, nano=size == "nano"), **(SIZES[size] | kwargs)
+    )
 
 
 for size in SIZES:

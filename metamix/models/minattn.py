@@ -49,7 +49,7 @@ def minattn(
     options = dict(num_heads=num_heads, attn_drop=proj_drop_rate, **SIMILARITY[similarity])
     preset = dict(
         mixer="minattn",
-        mixer_options=lambda dim: {"minattn": options},
+        default_mixer_args=lambda dim: {"minattn": options},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=norm,
         norm2=norm,

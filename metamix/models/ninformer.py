@@ -28,7 +28,7 @@ def ninformer(
     options = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset = dict(
         mixer="nin",
-        mixer_options=lambda dim: {"nin": options},
+        default_mixer_args=lambda dim: {"nin": options},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=partial(LayerNorm2d, eps=1e-5),
         tie_norms=True,

@@ -1,21 +1,17 @@
-"""Checkpoints of the authors' own code: `load_official(source, state_dict, **constructor)` makes our model of them.
+"""Our models from checkpoints of the authors' code: `load_official(source, state_dict, **constructor)`.
 
-Each source is three things, in the order of this file: how the authors name a tensor that we call otherwise; how they
-lay it out, where that differs; and a function that takes their constructor's arguments by their names and builds our
-model. An argument that our models cannot honour is refused.
+Each source has a function here that takes the arguments of the authors' constructor, by their names, and returns our
+model and the `Format` of its tensors. It refuses an argument that our model cannot honour.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from einops import rearrange
 from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.layers import LayerNorm2d
 from timm.models.metaformer import Pooling as TimmPooling
@@ -23,68 +19,32 @@ from torch import Tensor, nn
 
 from metamix.layers import GroupNorm1
 from metamix.mixers import Maxim
-from metamix.mixers.raft import RaftMlp
 from metamix.utils.text import nearest
 
-from . import metaformer_family as comparison
-from . import ninformer, raftmlp, wavemix
+from .formats import (
+    MAXIM_MAB,
+    NINFORMER,
+    POOLFORMER,
+    TIMM_POOLFORMER,
+    WAVEMIX,
+    WAVEMIX_ONE_LEVEL,
+    Format,
+    raftmlp_format,
+)
 from .metaformer import Block, ConvEmbed
-from .registry import check_state, unwrap
+from .metaformer_family import metaformer
+from .ninformer import ninformer
+from .raftmlp import ShortcutClassifier, raftmlp
+from .wavemix import wavemix
+from .weights import check_state, unwrap
 
-
-@dataclass(frozen=True)
-class Format:
-    """How a file names and lays out the tensors of one of our models.
-
-    Args:
-        names: (pattern, replacement) pairs of `re.sub`; applied in turn to our name of a tensor they give the file's.
-        layout: (our name, the file's tensor, model) -> the tensor as we lay it out.
-    """
-
-    names: Sequence[tuple[str, str | Callable]] = ()
-    layout: Callable[[str, Tensor, nn.Module], Tensor] = lambda key, tensor, model: tensor
-
-    def name(self, key: str) -> str:
-        for pattern, replacement in self.names:
-            key = re.sub(pattern, replacement, key)
-        return key
-
-    def translate(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
-        """(the tensors of `state` that `model` has, under our names and in our layout; the names of the others)."""
-        own = model.state_dict()
-        names = {key: self.name(key) for key in own}
-        given = {key: self.convert(key, state[name], model, own[key]) for key, name in names.items() if name in state}
-        return given, state.keys() - set(names.values())
-
-    def convert(self, key: str, tensor: Tensor, model: nn.Module, own: Tensor) -> Tensor:
-        try:
-            tensor = self.layout(key, tensor, model)
-        except RuntimeError:  # of another shape, which `check_state` names
-            return tensor
-        # Linear maps of theirs are convolutions here, with kernels of 1x1 or as large as the map.
-        return tensor.reshape(own.shape) if own.ndim == 4 and tensor.shape == own.flatten(1).shape else tensor
-
+ModelAndFormat = tuple[nn.Module, Format]
 
 # PoolFormer, Yu et al. 2022: github.com/sail-sg/poolformer, and timm's port of it
 
-POOLFORMER = Format((
-    (r"^stem\.", "patch_embed.proj."),
-    (r"^stages\.(\d+)\.downsample\.", lambda m: f"network.{2 * int(m[1]) - 1}.proj."),
-    (r"^stages\.(\d+)\.blocks\.", lambda m: f"network.{2 * int(m[1])}."),
-    (r"layer_scale(\d)\.gamma", r"layer_scale_\1"),
-))  # fmt: skip
-
-TIMM_POOLFORMER = Format((
-    (r"^head\.", "head.fc."),
-    (r"^norm\.", "head.norm."),
-    (r"^stem\.", "stem.conv."),
-    (r"\.downsample\.", ".downsample.conv."),
-    (r"(layer_scale\d)\.gamma", r"\1.scale"),
-))  # fmt: skip
-
 
 def poolformer(
-    _,
+    state: Mapping[str, Tensor],
     *,
     layers: Sequence[int],
     embed_dims: Sequence[int],
@@ -107,21 +67,22 @@ def poolformer(
     fork_feat: bool = False,
     init_cfg: None = None,
     pretrained: None = None,
-):
-    accept("mlp_ratios", tuple(mlp_ratios), [(mlp_ratios[0],) * len(layers)], "one ratio for all stages")
+) -> ModelAndFormat:
+    if len(mlp_ratios) < len(layers):
+        refuse("mlp_ratios", mlp_ratios, f"one ratio for each of the {len(layers)} stages")
     if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
         refuse("downsamples", downsamples, "True for every stage but the last, or wherever the width changes")
     accept("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")
     accept("init_cfg", init_cfg, [None], "None; give the weights as the state dict")
     accept("pretrained", pretrained, [None], "None; give the weights as the state dict")
-    model = comparison.metaformer(
+    model = metaformer(
         "metaformer_pooling_s12",
         size="s12",
         mixer="pooling",
         mixer_args=dict(pool_size=pool_size),
         depths=tuple(layers),
         dims=tuple(embed_dims),
-        mlp_ratio=mlp_ratios[0],
+        mlp_ratio=tuple(mlp_ratios[: len(layers)]),
         norm1=norm_layer,
         norm2=norm_layer,
         norm=norm_layer,
@@ -137,7 +98,7 @@ def poolformer(
 
 
 def timm_poolformer(
-    _,
+    state: Mapping[str, Tensor],
     *,
     in_chans: int = 3,
     num_classes: int = 1000,
@@ -156,8 +117,8 @@ def timm_poolformer(
     norm_layers: type[nn.Module] = GroupNorm1,
     output_norm: type[nn.Module] = LayerNorm2d,
     use_mlp_head: bool = False,
-):
-    # The defaults are those of timm's poolformer_*; its MetaFormer has other models too.
+) -> ModelAndFormat:
+    # The defaults are those of timm's poolformer_*: timm's MetaFormer class has other models too.
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("mlp_bias", mlp_bias, [True], "True")
     accept("res_scale_init_values", res_scale_init_values, [None], "None")
@@ -165,7 +126,7 @@ def timm_poolformer(
     accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
     accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm before the mean takes")
     accept("use_mlp_head", use_mlp_head, [False], "False")
-    model = comparison.metaformer(
+    model = metaformer(
         "metaformer_pooling_s12",
         size="s12",
         mixer="pooling",
@@ -185,38 +146,9 @@ def timm_poolformer(
 
 # RaftMLP, Tatsunami and Taki 2022: github.com/okojoalg/raft-mlp
 
-RAFTMLP = (
-    (r"^model\.", ""),  # within LevelHeads
-    (r"^head\.", "classifier."),
-    (r"^norms\.(\d+)\.", r"heads.\1.1."),
-    (r"^gates\.(\d+)\.", r"heads.\1.4."),
-    (r"^stem\.", "stages.0.downsample."),
-    (r"^stages\.(\d+)\.", r"levels.\1."),
-    (r"\.blocks\.(\d+)\.", lambda m: f".fn.{2 + int(m[1])}."),
-    (r"\.mixer\.(vertical|horizontal)\.norm\.", r".mixer.\1.norm.1."),
-    (r"\.mixer\.vertical\.", ".1."),
-    (r"\.mixer\.horizontal\.", ".3."),
-    (r"\.norm2\.", ".5.norm."),
-    (r"\.mlp\.", ".5."),
-    (r"\.fc1\.", ".fn.0."),
-    (r"\.fc2\.", ".fn.3."),
-)
-
-
-def raftmlp_layout(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
-    *path, name, kind = key.split(".")
-    parent = model.get_submodule(".".join(path))
-    if isinstance(parent, RaftMlp) and name == "norm":  # their norm sees the channels in another order than the stream
-        return rearrange(tensor, "(c r) -> (r c)", r=parent.raft_size)
-    if path[-1:] == ["convs"] and kind == "weight":  # one Linear has the patches of all kernels, side by side
-        columns = tensor.split([conv.weight[0].numel() for conv in parent], dim=1)[int(name)]
-        k = parent[int(name)].kernel_size[0]
-        return rearrange(columns, patch, h=k, w=k)
-    return tensor
-
 
 def raft_mlp(
-    _,
+    state: Mapping[str, Tensor],
     *,
     layers: Sequence[Mapping],
     in_channels: int = 3,
@@ -227,7 +159,7 @@ def raft_mlp(
     token_mixing_type: str = "ser_pm",
     embedding_type: str = "emb_cross_mlp",
     shortcut: bool = True,
-):
+) -> ModelAndFormat:
     accept("token_mixing_type", token_mixing_type, ["ser_pm"], "'ser_pm', vertical then horizontal")
     accept("embedding_type", embedding_type, ["emb_cross_mlp", "emb_mixer"], "'emb_cross_mlp' or 'emb_mixer'")
     cross = embedding_type == "emb_cross_mlp"
@@ -244,7 +176,7 @@ def raft_mlp(
             )
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
-    model = raftmlp.raftmlp(
+    model = raftmlp(
         "raftmlp_s",
         in_chans=in_channels,
         img_size=pretrained_image_size,
@@ -259,47 +191,15 @@ def raft_mlp(
         channel_expansion=channel_expansion_factor,
     )
     if shortcut and last > 0:
-        model = raftmlp.LevelHeads(model)
-    names = (
-        *RAFTMLP,
-        (r"^norm\.", f"heads.{last if shortcut else 0}.1."),
-        (r"\.downsample\.convs\.\d+\.", ".fn.0.fc." if cross else ".fn.1."),
-    )
-    patch = "o (c h w) -> o c h w" if cross else "o (h w c) -> o c h w"
-    return model, Format(names, partial(raftmlp_layout, patch=patch))
+        model = ShortcutClassifier(model)
+    return model, raftmlp_format(last_head=last if shortcut else 0, cross=cross)
 
 
 # WaveMix, Jeevan et al. 2022: github.com/pranavphoenix/WaveMix, its classifier
 
-WAVEMIX_NAMES = (
-    (r"^head\.", "pool.2."),
-    (r"^stem\.", "conv."),
-    (r"^stages\.0\.blocks\.(\d+)\.mixer\.", r"layers.\1."),
-    (r"\.reduce\.", ".reduction."),
-    (r"\.levels\.(\d+)\.", lambda m: f".feedforward{int(m[1]) + 1}."),
-    (r"\.fc1\.", ".0."),
-    (r"\.fc2\.", ".3."),
-    (r"\.up\.", ".4."),
-    (r"\.norm\.", ".5."),
-)
-
-
-def wavemix_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
-    if not key.endswith(".fc1.weight"):
-        return tensor
-    c = model.num_features // 4
-    low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
-    # Theirs: the three bands of a channel, then those of the next.
-    high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
-    return torch.cat([low, high, deeper], dim=1)
-
-
-WAVEMIX = Format(WAVEMIX_NAMES, wavemix_layout)
-WAVEMIX_ONE_LEVEL = Format(((r"\.levels\.0\.", ".feedforward."), *WAVEMIX_NAMES), wavemix_layout)
-
 
 def wave_mix(
-    _,
+    state: Mapping[str, Tensor],
     *,
     num_classes: int = 1000,
     depth: int = 16,
@@ -311,9 +211,9 @@ def wave_mix(
     initial_conv: str = "pachify",
     patch_size: int = 4,
     stride: int = 2,
-):
+) -> ModelAndFormat:
     accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
-    model = wavemix.wavemix(
+    model = wavemix(
         "wavemix_192_16",
         num_classes=num_classes,
         dim=final_dim,
@@ -329,24 +229,9 @@ def wave_mix(
 
 # NiNformer, Abdullah 2024: github.com/Abdullah-88/NiNformer
 
-NINFORMER = Format((
-    (r"^head\.", "classifier."),
-    (r"^stem\.", "patcher."),
-    (r"^stages\.0\.blocks\.", "model."),
-    (r"\.norm1\.", ".norm."),
-    (r"\.mixer\.value\.", ".mgu.proj."),
-    (r"\.mixer\.token_norm\.", ".mgu.Mixer.token_mix.0."),
-    (r"\.mixer\.token_mlp\.", ".mgu.Mixer.token_mix.2."),
-    (r"\.mixer\.channel_norm\.", ".mgu.Mixer.channel_mix.0."),
-    (r"\.mixer\.channel_mlp\.", ".mgu.Mixer.channel_mix.1."),
-    (r"\.mlp\.", ".ffn."),
-    (r"\.fc1\.", ".net.0."),
-    (r"\.fc2\.", ".net.3."),
-))  # fmt: skip
-
 
 def nin_former(
-    _,
+    state: Mapping[str, Tensor],
     *,
     image_size: int = 32,
     patch_size: int = 4,
@@ -357,10 +242,10 @@ def nin_former(
     seq_len: int = 64,
     num_layers: int = 4,
     dropout: float = 0.5,
-):
+) -> ModelAndFormat:
     tokens = (image_size // patch_size) ** 2
     accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
-    model = ninformer.ninformer(
+    model = ninformer(
         "ninformer_cifar",
         img_size=image_size,
         patch_size=patch_size,
@@ -376,23 +261,6 @@ def nin_former(
 
 # MAXIM, Tu et al. 2022: github.com/google-research/maxim, ResidualSplitHeadMultiAxisGmlpLayer in flax
 
-MAXIM_MAB = Format(
-    (
-        (r"^norm1\.", "LayerNorm_in."),
-        (r"^mixer\.", ""),
-        (r"^(grid|block)\.", lambda m: f"{m[1].title()}GmlpLayer."),
-        (r"\.norm\.", ".LayerNorm."),
-        (r"fc1\.", "in_project."),
-        (r"fc2\.", "out_project."),
-        (r"^(Grid|Block)(.*)\.gate_norm\.", r"\1\2.\1GatingUnit.intermediate_layernorm."),
-        (r"^(Grid|Block)(.*)\.spatial\.", r"\1\2.\1GatingUnit.Dense_0."),
-        (r"(LayerNorm|LayerNorm_in|layernorm)\.weight", r"\1.scale"),
-        (r"\.weight", ".kernel"),
-        (r"\.", "/"),
-    ),
-    lambda key, tensor, model: tensor.T if tensor.ndim == 2 else tensor,  # a flax kernel is (in, out)
-)
-
 
 def maxim_mab(
     state: Mapping[str, Tensor],
@@ -404,10 +272,10 @@ def maxim_mab(
     input_proj_factor: int = 2,
     use_bias: bool = True,
     dropout_rate: float = 0.0,
-):
+) -> ModelAndFormat:
     accept("use_bias", use_bias, [True], "True")
     accept(
-        "dropout_rate", dropout_rate, [0], "0, as in all published models: their gated MLPs have dropouts of their own"
+        "dropout_rate", dropout_rate, [0], "0, as in all published models: its gated MLPs have dropouts of their own"
     )
     if "LayerNorm_in/scale" not in state:
         raise ValueError(
@@ -423,7 +291,7 @@ def maxim_mab(
         block_gmlp_factor=block_gmlp_factor,
         grid_gmlp_factor=grid_gmlp_factor,
     )
-    # Their layer, norm before and residual around, is our block without its second half.
+    # Their layer has a norm before and a residual around it: our block without the MLP half.
     model = Block(
         dim,
         mixer,
@@ -448,38 +316,27 @@ SOURCES = {
     "maxim_mab": maxim_mab,
 }
 
-# Files that registered models load as they are published, told by a name that only they have.
-PUBLISHED = {
-    "patch_embed.proj.weight": POOLFORMER,
-    "stem.conv.weight": TIMM_POOLFORMER,
-    "layers.0.feedforward.0.weight": WAVEMIX_ONE_LEVEL,
-    "layers.0.feedforward1.0.weight": WAVEMIX,
-}
-OURS = Format()
 
+def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Module:
+    """Build the model that the authors' constructor builds of these arguments, with their weights, in eval mode.
 
-def format_of(state: Mapping[str, Tensor]) -> Format:
-    """The published format that `state` is in, else our own."""
-    return next((published for name, published in PUBLISHED.items() if name in state), OURS)
-
-
-def load_official(source: str, state_dict: Mapping, **constructor) -> nn.Module:
-    """The model that the authors' constructor builds of these arguments, with their weights; in evaluation mode.
-
-    All take images or maps as (B, C, H, W), of any size.
+    Every model takes images or maps (B, C, H, W) of any size.
 
     Args:
-        source: whose code the checkpoint is of, see the examples.
+        source: whose code wrote the checkpoint, see the examples.
         state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For
-            maxim_mab a flax tree, nested or with its names joined by "/".
-        constructor: arguments of the authors' constructor, by their names; what is left out has their default, or where
-            that says nothing the value of their published models.
+            maxim_mab a flax tree, nested or with names joined by "/".
+        constructor: arguments of the authors' constructor, by their names. The defaults are the authors', or where they
+            have none, the values of their published models.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: an argument that is unknown, missing or cannot be honoured; a tensor that is missing, unknown or of
-            a shape that does not fit. The message names it, a tensor by its authors' name.
+        ValueError: An argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
+            shape. The message uses the authors' names.
 
-    The authors' own classes, the classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer::
+    The classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer::
 
         load_official("poolformer", state, layers=[2, 2, 6, 2], embed_dims=[64, 128, 320, 512])
         load_official("raftmlp", state, shortcut=False, layers=[
@@ -487,20 +344,21 @@ def load_official(source: str, state_dict: Mapping, **constructor) -> nn.Module:
         load_official("wavemix", state, depth=16, final_dim=192, ff_channel=192, level=3, patch_size=4)
         load_official("ninformer", state, image_size=32, patch_size=4, d_model=256, d_ffn=512, seq_len=64, num_layers=4)
 
-    RaftMLP with `shortcut=True`, which is its default, is a `LevelHeads` around the model.
+    A RaftMLP with `shortcut=True`, the authors' default, is a `ShortcutClassifier`.
 
-    timm's poolformer_*, with its MetaFormer's arguments. The trunk is equal to timm's; the head normalises before the
-    mean, as the authors do and timm does not, so logits differ::
+    timm's poolformer_*, with the arguments of timm's MetaFormer. The maps equal timm's. The logits differ, since the
+    head norms before the mean, as the authors' does and timm's does not::
 
         load_official("timm_poolformer", timm.create_model("poolformer_s12").state_dict())
 
-    One multi-axis layer of MAXIM with its norm and its residual, its width taken from the arrays::
+    One multi-axis layer of MAXIM with its norm and its residual. Its width follows from the arrays::
 
         load_official("maxim_mab", params, block_size=(16, 16), grid_size=(16, 16))
     """
     if source not in SOURCES:
         raise ValueError(f"Unknown source {source!r}{nearest(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
-    parameters = {p.name: p for p in inspect.signature(SOURCES[source]).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    build = SOURCES[source]
+    parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for argument in constructor:
         if argument not in parameters:
             raise ValueError(
@@ -509,30 +367,31 @@ def load_official(source: str, state_dict: Mapping, **constructor) -> nn.Module:
             )
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
     if missing:
-        raise ValueError(f"{source} needs {', '.join(missing)}: give what the checkpoint was trained with.")
+        raise ValueError(f"{source} needs {', '.join(missing)}: give the values that the checkpoint was trained with.")
     if not isinstance(state_dict, Mapping):
         raise ValueError(
             f"state_dict is a {type(state_dict).__name__}; give tensors by name, what torch.load of the file returns."
         )
     state = flatten(unwrap(state_dict))
-    model, layout = SOURCES[source](state, **constructor)
+    model, layout = build(state, **constructor)
     given, unknown = layout.translate(state, model)
     check_state(given, model.state_dict(), unknown, f"the {source} of these arguments", layout.name)
     model.load_state_dict(given)
     return model.eval()
 
 
-def accept(argument: str, given, accepted: Sequence, words: str) -> None:
+def accept(argument: str, given: Any, accepted: Sequence, words: str) -> None:
+    """Refuse an argument that is not one of `accepted`; `words` names those in the message."""
     if given not in accepted:
         refuse(argument, given, words)
 
 
-def refuse(argument: str, given, words: str) -> NoReturn:
+def refuse(argument: str, given: Any, words: str) -> NoReturn:
     raise ValueError(f"{argument} is {given!r}, which our model cannot honour. Accepted: {words}.")
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    """A tree of arrays or tensors as tensors by name, levels joined by "/"."""
+    """Return the leaves of a tree of arrays or tensors by name, levels joined by "/"."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

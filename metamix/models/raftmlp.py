@@ -49,7 +49,7 @@ class MultiScaleEmbed(nn.Module):
         return F.conv2d(x, kernel, self.convs[0].bias, s, padding)
 
 
-class LevelHeads(nn.Module):
+class ShortcutClassifier(nn.Module):
     """The authors' `shortcut`: a head on every level, (B, C, H, W) -> (B, num_classes).
 
     v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));
@@ -92,7 +92,7 @@ def raftmlp(
     options = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
     preset = dict(
         mixer="raft",
-        mixer_options=lambda dim: {"raft": options},
+        default_mixer_args=lambda dim: {"raft": options},
         norm1="none",
         norm2=norm,
         norm=norm,

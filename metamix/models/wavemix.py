@@ -70,7 +70,7 @@ def wavemix(
     options = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset = dict(
         mixer="wavemix",
-        mixer_options=lambda dim: {"wavemix": options},
+        default_mixer_args=lambda dim: {"wavemix": options},
         stem=stem,
         norm1="none",
         norm="none",

@@ -21,7 +21,7 @@ from metamix.classification.task import load_pretrained
 from metamix.cli.tasks import find_task
 from metamix.data import DataOptions, Normalize, eval_loader, open_data
 from metamix.models import count_macs
-from metamix.models.registry import weights_dir
+from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ from metamix.classification.task import (
     draw_confusion,
     load_pretrained,
 )
-from metamix.models.official import TIMM_POOLFORMER
+from metamix.models.formats import TIMM_POOLFORMER
 from metamix.utils.tensor_files import save_weights
 
 SMALL = {"model": "metaformer_identity_nano", "model_args": {"depths": [1, 1, 1], "dims": [8, 8, 16]}}

@@ -4,7 +4,7 @@ import pytest
 import timm
 
 import metamix  # noqa: F401  registers the models
-from metamix.models import LevelHeads, count_macs
+from metamix.models import ShortcutClassifier, count_macs
 
 
 def create(name, **kwargs):
@@ -132,7 +132,7 @@ def test_class_counts_follow():
     "name, count", [("raftmlp_s", 10_331_488), ("raftmlp_m", 22_451_776), ("raftmlp_l", 37_896_416)]
 )
 def test_level_heads(name, count):
-    assert parameters(LevelHeads(create(name))) == count
+    assert parameters(ShortcutClassifier(create(name))) == count
 
 
 def test_plain_patch_embedding():

@@ -22,7 +22,7 @@ from torch import nn
 import metamix  # noqa: F401  registers the models
 from metamix.mixers import create_mixer
 from metamix.models.backbone import group_norms
-from metamix.models.metaformer_family import mixer_options
+from metamix.models.metaformer_family import default_mixer_args
 
 MIXERS = ("pooling", "raft", "maxim", "wavemix", "nin", "minattn")
 STAGES = ((64, 56), (128, 28), (320, 14), (512, 7))  # channels and side of the maps for 224 pixels
@@ -55,7 +55,7 @@ def agreement(a, b, cells=1):
 @torch.no_grad()
 def test_a_mixer_alone(photo, mixer, dim, side):
     torch.manual_seed(0)
-    options = mixer_options(dim, nano=False).get(mixer, {})
+    options = default_mixer_args(dim, nano=False).get(mixer, {})
     if mixer == "wavemix":
         options = dict(mult=1, norm="group", upsample="bilinear")
     mix = create_mixer(mixer, dim, size=(side, side), **options).eval()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from metamix.models.metadata import ModelMetadata
-from metamix.models.registry import weights_dir
+from metamix.models.weights import weights_dir
 from metamix.utils.tensor_files import load_weights
 
 SHIPPED = sorted(weights_dir().glob("*.safetensors"))

@@ -16,7 +16,7 @@ from torch import nn
 
 from metamix.mixers import MinAttn
 from metamix.mixers.wavemix import dwt2
-from metamix.models import LevelHeads, load_official, official
+from metamix.models import ShortcutClassifier, formats, load_official, official
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -73,7 +73,7 @@ def test_features(name):
     """Inside, the authors' float32 features are all there is to compare with."""
     golden = Golden(name)
     model = golden.model()
-    trunk = model.model if isinstance(model, LevelHeads) else model
+    trunk = model.model if isinstance(model, ShortcutClassifier) else model
     stem = trunk.embed(golden.input)
     stages = trunk.forward_intermediates(golden.input, intermediates_only=True)
     ours = {f"features/{i}": stage for i, stage in enumerate(stages)} | {
@@ -129,7 +129,7 @@ def test_the_bound_sees_small_mistakes(name, mistake):
 @pytest.mark.parametrize("name", [n for n in ONE_OF_EACH if n.startswith(("raftmlp", "wavemix"))])
 @torch.no_grad()
 def test_the_bound_sees_the_authors_order_of_channels(name, monkeypatch):
-    monkeypatch.setattr(official, "rearrange", lambda x, to, **axes: x.reshape(einops.rearrange(x, to, **axes).shape))
+    monkeypatch.setattr(formats, "rearrange", lambda x, to, **axes: x.reshape(einops.rearrange(x, to, **axes).shape))
     golden = Golden(name)
     assert golden.deviation(golden.model().double()(golden.input.double())) > 1e-9
 
@@ -303,7 +303,12 @@ def first(model):
 
 HONOURED = [
     ("poolformer", POOL | dict(pool_size=5), lambda m: first(m).mixer.pool.kernel_size, 5),
-    ("poolformer", POOL | dict(mlp_ratios=[2, 2]), lambda m: first(m).mlp.fc1.out_channels, 16),
+    (
+        "poolformer",
+        POOL | dict(mlp_ratios=[2, 3]),
+        lambda m: [s.blocks[0].mlp.fc1.out_channels for s in m.stages],
+        [16, 48],
+    ),
     ("poolformer", POOL | dict(norm_layer=nn.BatchNorm2d), lambda m: type(m.norm), nn.BatchNorm2d),
     ("poolformer", POOL | dict(act_layer=nn.ReLU), lambda m: type(first(m).mlp.act), nn.ReLU),
     ("poolformer", POOL | dict(num_classes=0), lambda m: type(m.head), nn.Identity),
@@ -362,7 +367,7 @@ REFUSED = [
     ("pool_former", {}, "Unknown source 'pool_former'; did you mean 'poolformer'?"),
     ("poolformer", POOL | dict(layer_scale_init=1), "'layer_scale_init' is no argument.*'layer_scale_init_value'?"),
     ("poolformer", {}, "poolformer needs layers, embed_dims"),
-    ("poolformer", POOL | dict(mlp_ratios=[4, 2]), "mlp_ratios is .* one ratio for all stages"),
+    ("poolformer", POOL | dict(mlp_ratios=[4]), "mlp_ratios is .* one ratio for each of the 2 stages"),
     ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* True for every stage"),
     ("poolformer", POOL | dict(fork_feat=True), "fork_feat is True.*features_only"),
     ("poolformer", POOL | dict(init_cfg={}), "init_cfg is {}"),

@@ -23,7 +23,8 @@ from timm.models import (
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
-from metamix.models.registry import as_tuple, default_cfgs, register
+from metamix.models.registry import default_cfgs, register
+from metamix.models.weights import layer_names
 
 NAMES = list(default_cfgs)
 FAMILIES = [
@@ -98,7 +99,7 @@ def test_default_cfg(name, native):
     assert channels == native.in_chans == len(cfg["mean"]) == len(cfg["std"])
     assert cfg["num_classes"] == native.num_classes == native.get_classifier().out_features
     assert tensors[cfg["classifier"] + ".weight"].shape == native.get_classifier().weight.shape
-    for conv in as_tuple(cfg["first_conv"]):
+    for conv in layer_names(cfg, "first_conv"):
         assert tensors[conv + ".weight"].shape[1] == channels
     assert get_model_input_config(native)["input_size"] == cfg["input_size"]
     for entry, value in resolve_data_config(model=native).items():
@@ -384,7 +385,7 @@ def test_channels_of_another_number(name, native):
     """Exactly the tensors that `first_conv` names are made for another number of channels."""
     other = timm.create_model(name, device="meta", in_chans=5)
     a, b = native.state_dict(), other.state_dict()
-    first = {f"{conv}.weight" for conv in as_tuple(native.default_cfg["first_conv"])}
+    first = {f"{conv}.weight" for conv in layer_names(native.default_cfg, "first_conv")}
     assert {key for key in a if a[key].shape != b[key].shape} == first
     assert get_model_input_config(other)["input_size"][0] == other.in_chans == 5
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, save_for_hf
 
 import metamix  # noqa: F401  registers the models
-from metamix.models import registry as build
+from metamix.models import registry
+from metamix.models import weights as metamix_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))
@@ -104,7 +105,7 @@ def test_features_only(name, saved):
 def test_other_channels(name, saved):
     """One channel gives what three equal ones gave; other numbers go through timm's adapter, in every first conv."""
     model, file = saved(name)
-    first = build.as_tuple(model.default_cfg["first_conv"])
+    first = metamix_weights.layer_names(model.default_cfg, "first_conv")
     if model.in_chans == 3:
         x = image(model, (32, 32))[:, :1]
         torch.testing.assert_close(
@@ -344,11 +345,11 @@ def put(folder, name, tag, state, **entries):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """An empty weights folder, for cards that `build.register` is to find."""
-    monkeypatch.setattr(build, "weights_dir", lambda: tmp_path)
-    build.local_weights.cache_clear()
+    """An empty weights folder, for cards that `register` is to find."""
+    monkeypatch.setattr(metamix_weights, "weights_dir", lambda: tmp_path)
+    metamix_weights.local_weights.cache_clear()
     yield tmp_path
-    build.local_weights.cache_clear()
+    metamix_weights.local_weights.cache_clear()
 
 
 HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other", input_size=(3, 224, 224))}
@@ -356,8 +357,8 @@ HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other
 
 def test_tags_and_their_default(weights):
     def order(tags):
-        build.local_weights.cache_clear()
-        return list(build.tagged_cfgs("metaformer_pooling_nano", build.CIFAR10, tags).tags)
+        metamix_weights.local_weights.cache_clear()
+        return list(registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, tags).tags)
 
     state = {"stem.weight": torch.ones(1)}
     assert order({}) == [""]
@@ -374,7 +375,7 @@ def test_tags_and_their_default(weights):
 
 def test_a_local_file_beside_a_tag_of_the_hub(weights):
     put(weights, "metaformer_pooling_nano", "hub", {"stem.weight": torch.ones(1)}, crop_pct=0.8)
-    cfg = build.tagged_cfgs("metaformer_pooling_nano", build.CIFAR10, HUB).cfgs["hub"]
+    cfg = registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, HUB).cfgs["hub"]
     assert cfg.file == str(weights / "metaformer_pooling_nano.hub.safetensors")  # which timm takes first
     assert (cfg.hf_hub_id, cfg.crop_pct, cfg.mean, cfg.first_conv) == ("timm/some", 0.8, (0.5, 0.5, 0.5), "stem")
 
@@ -390,8 +391,8 @@ def test_a_local_file_beside_a_tag_of_the_hub(weights):
 def test_a_broken_card_is_named(card, words, weights):
     put(weights, "metaformer_pooling_nano", "cifar10", {"stem.weight": torch.ones(1)})
     (weights / "metaformer_pooling_nano.cifar10.json").write_text(card)
-    with pytest.raises(ValueError, match=f"metaformer_pooling_nano.cifar10.json is no card of a weight: .*{words}"):
-        build.local_weights()
+    with pytest.raises(ValueError, match=f"metaformer_pooling_nano.cifar10.json is not a card of weights: .*{words}"):
+        metamix_weights.local_weights()
 
 
 def test_a_clone_loads_its_weights_without_network(saved, tmp_path):

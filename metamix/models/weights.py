@@ -1,0 +1,210 @@
+"""Weights of the zoo: where they are, and how a checkpoint is adapted to a model and checked.
+
+`weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of a
+card
+becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
+
+`checkpoint_filter` is what timm calls on every pretrained checkpoint. timm ignores missing tensors as soon as the number
+of classes differs, so the filter itself refuses a checkpoint that is not whole.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from metamix.layers import resize_to
+
+from .formats import format_of
+from .metaformer import Block, MetaFormer
+
+# Cards
+
+
+def weights_dir() -> Path:
+    """Return the folder of trained weights: inside the installed package, or at the root of a clone."""
+    package = Path(__file__).resolve().parents[1]
+    return next((d for d in (package / "weights", package.parent / "weights") if d.is_dir()), package / "weights")
+
+
+@cache
+def local_weights() -> dict[str, dict[str, dict]]:
+    """Read the cards in `weights_dir()`.
+
+    Returns:
+        Entries of timm's `PretrainedCfg` by model name and tag; "file" is the path of the weights.
+
+    Raises:
+        ValueError: A card cannot be read, or has entries that `PretrainedCfg` does not know.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for card in sorted(weights_dir().glob("*.json")):
+        name, _, tag = card.stem.partition(".")
+        weights = card.with_suffix(".safetensors")
+        if not weights.is_file():
+            continue  # a clone without large files has cards alone
+        try:
+            entries = json.loads(card.read_text())["pretrained_cfg"]
+            entries = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()} | {"file": str(weights)}
+            PretrainedCfg(**entries)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{card} is not a card of weights: {error!r}. It needs pretrained_cfg with entries of timm's "
+                f"PretrainedCfg."
+            ) from error
+        found.setdefault(name, {})[tag] = entries
+    return found
+
+
+# Adapting
+
+
+def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
+    """Adapt a checkpoint to `model`: unwrap it, use our names, resample spatial weights to the model's image size.
+
+    Takes files of ours and those in a format of `formats.PUBLISHED`. The head may be missing or of other classes, and
+    the first convolution may have other channels: timm adapts both.
+
+    Raises:
+        ValueError: Another tensor is missing, unknown or of a wrong shape.
+    """
+    state = unwrap(state)
+    layout = format_of(state)
+    given, unknown = layout.translate(state, model)
+    given = resample_spatial_weights(given, model)
+    head = {layout.name("head.weight"), layout.name("head.bias")}
+    check_all_but_head(given, model, unknown - head, layout.name)
+    return given
+
+
+def adapt_checkpoint(model: nn.Module, state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """Adapt the tensors of a file to `model`, one of the zoo or of timm.
+
+    Args:
+        model: the model; timm's own models use the filter of their family.
+        state: tensors by the file's names.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: The filter refuses the tensors.
+    """
+    if isinstance(model, MetaFormer):
+        adapt = checkpoint_filter
+    else:
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
+    try:
+        return adapt(state, model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def unwrap(state: Mapping) -> Mapping:
+    """Return the tensors of a checkpoint that may hold other things too."""
+    for wrapper in ("state_dict", "model", "params"):
+        state = state.get(wrapper, state)
+    return state
+
+
+def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:
+    """Resample spatial weights and position embeddings to the image size of `model`.
+
+    Raises:
+        ValueError: The shapes in a mixer belong to no image size.
+    """
+    state = dict(state)
+    if model.pos_embed is not None and "pos_embed" in state and state["pos_embed"].ndim == 4:
+        state["pos_embed"] = resize_to(state["pos_embed"], model.pos_embed.shape[-2:])
+    for name, block in model.named_modules():
+        if isinstance(block, Block):
+            prefix = f"{name}.mixer."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if own.keys() != block.mixer.state_dict().keys():
+                continue  # check_state names what is missing
+            try:
+                adapted = block.mixer.adapt_state(own)
+            except (RuntimeError, IndexError, ValueError) as error:
+                shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in own.items())
+                raise ValueError(
+                    f"The checkpoint does not fit: no image size explains the shapes in {prefix}: {shapes}."
+                ) from error
+            state |= {prefix + k: v for k, v in adapted.items()}
+    return state
+
+
+# Checking
+
+
+def check_all_but_head(
+    given: Mapping[str, Tensor],
+    model: nn.Module,
+    unknown: set[str] = frozenset(),
+    file_name: Callable[[str], str] = str,
+) -> None:
+    """Check a checkpoint, except for what timm adapts itself: the head, and the channels of the first convolutions.
+
+    Args:
+        given: the checkpoint's tensors by our names.
+        model: the model that they are for.
+        unknown: names of tensors in the file that the model does not have.
+        file_name: our name of a tensor -> the file's, for messages.
+
+    Raises:
+        ValueError: A tensor is missing, unknown or of a wrong shape.
+    """
+    cfg = model.pretrained_cfg
+    head = tuple(f"{layer}." for layer in layer_names(cfg, "classifier"))
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}
+    checked = {key: given[key] for key in own.keys() & given.keys()}
+    for key in (f"{conv}.weight" for conv in layer_names(cfg, "first_conv")):
+        mine, theirs = (tensors[key].shape if key in tensors else () for tensors in (own, checked))
+        if theirs and mine[:1] + mine[2:] == theirs[:1] + theirs[2:]:
+            del checked[key], own[key]
+    check_state(checked, own, unknown, cfg["architecture"], file_name)
+
+
+def check_state(
+    given: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    unknown: set[str],
+    model: str,
+    file_name: Callable[[str], str] = str,
+) -> None:
+    """Check that a checkpoint has exactly the tensors of a model.
+
+    Args:
+        given: the checkpoint's tensors by our names.
+        own: the model's tensors.
+        unknown: names of tensors in the file that the model does not have.
+        model: the model's name, for messages.
+        file_name: our name of a tensor -> the file's, for messages.
+
+    Raises:
+        ValueError: A tensor is missing, unknown or of a wrong shape.
+    """
+    problems = []
+    missing = {file_name(key) for key in own.keys() - given.keys()}
+    for what, keys in (("lacks", missing), ("has, unknown to the model,", unknown)):
+        if keys:
+            some = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+            problems.append(f"{what} {some}")
+    for key in sorted(own.keys() & given.keys()):
+        mine, theirs = own[key].shape, given[key].shape
+        if mine != theirs:
+            problems.append(f"has {file_name(key)} of shape {tuple(theirs)} where the model has {tuple(mine)}")
+    if len(problems) > 6:
+        problems[6:] = [f"has {len(problems) - 6} more such tensors"]
+    if problems:
+        raise ValueError(
+            f"The checkpoint does not fit {model}: it {'; it '.join(problems)}. "
+            f"Load it into the model that it was saved from."
+        )
+
+
+def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:
+    """Return the layers that `cfg[key]` names: one, several or none."""
+    names = cfg.get(key)
+    return (names,) if isinstance(names, str) else tuple(names or ())
