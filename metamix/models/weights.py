@@ -1,11 +1,10 @@
 """Weights of the zoo: where they are, and how a checkpoint is adapted to a model and checked.
 
-`weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of a
-card
-becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
+`weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of
+a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
 
-`checkpoint_filter` is what timm calls on every pretrained checkpoint. timm ignores missing tensors as soon as the number
-of classes differs, so the filter itself refuses a checkpoint that is not whole.
+timm calls `checkpoint_filter` on every pretrained checkpoint. timm ignores missing tensors as soon as the number of
+classes differs, so the filter itself refuses a checkpoint that is not whole.
 """
 
 import json
