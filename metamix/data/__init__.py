@@ -1,10 +1,11 @@
-"""Sets of images, in memory or streamed, and what is done to a batch of them."""
+"""Data sets of labelled images: opening, decoding, caching, batching and augmenting them."""
 
 from .augment import Augment, Normalize
+from .files import CorruptImage, read_image_file
 from .loader import eval_loader, train_loader
 from .memory import channel_statistics, image_size
 from .options import DataOptions, SourceOptions
-from .sources import CorruptImage, Source, Splits, open_data
+from .sources import Source, Splits, open_data
 
 __all__ = [
     "Augment",
@@ -14,9 +15,10 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Splits",
+    "channel_statistics",
     "eval_loader",
     "image_size",
     "open_data",
-    "channel_statistics",
+    "read_image_file",
     "train_loader",
 ]

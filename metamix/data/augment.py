@@ -1,38 +1,51 @@
-"""Augmentation of a batch of images at once, on the device where they are.
+"""Augmentation of a batch of images, on the device that holds them.
 
-What happens to a sample is drawn from (seed, epoch, index): neither the batch that it came in nor the device matters.
-The parameters of mixing are drawn from (seed, epoch, step), the same on every process, and sample i of the *global*
-batch is mixed with its neighbour: 0 with 1, 2 with 3, and so on. The samples of a step are in random order, so
-neighbours are as good as any other pairs, and with an even number of samples on each process no pair straddles two of
-them.
+What happens to a sample depends on (seed, epoch, index), and on neither the batch nor the device. The parameters of
+mixing depend on (seed, epoch, step), the same on every process. Sample i of the global batch is mixed with its
+neighbour: 0 with 1, 2 with 3, and so on. Samples are in random order, so neighbours are as good as any other pairs, and
+with an even number of samples per process no pair is split over two processes.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data.mixup import cutmix_bbox_and_lam
+from torch import Tensor
 
 from .auto_augment import AutoAugment, parse
 from .counter_rng import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
+from .options import DataOptions
 
-# Which draw of a sample is for what: switching one option on changes nothing that another draws.
+Batch = dict[str, Any]
+
+# Purposes of a sample's random numbers. Each has its own, so switching one option on changes no other.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
 
 
 class Normalize:
-    """Called with a batch, makes of its uint8 images float32 ones, (x / 255 - mean) / std, channels_last; and
-    "target", the labels."""
+    """Normalise a batch for evaluation.
 
-    def __init__(self, *, mean, std):
-        mean, std = torch.tensor(mean), torch.tensor(std)
-        self.scale, self.shift = 1 / (255 * std), -mean / std
+    Called with a batch, returns it with "image" as float32, (x / 255 - mean) / std, channels_last, and "target", the
+    labels.
 
-    def __call__(self, batch):
+    Args:
+        mean, std: per channel, of values 0 to 1.
+    """
+
+    def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...]):
+        means, stds = torch.tensor(mean), torch.tensor(std)
+        self.scale, self.shift = 1 / (255 * stds), -means / stds
+
+    def __call__(self, batch: Batch) -> Batch:
         image = self.normalize(batch["image"].permute(0, 2, 3, 1))
         return {**batch, "image": image.permute(0, 3, 1, 2), "target": batch["label"]}
 
-    def normalize(self, image):  # (n, H, W, C) uint8 -> float32
+    def normalize(self, image: Tensor) -> Tensor:
+        """Normalise (n, H, W, C) uint8 images to float32."""
         n, height, width, channels = image.shape
         scale, shift = (x.to(image.device).repeat(width) for x in (self.scale, self.shift))
         rows = image.reshape(n, height, width * channels).float()  # long rows vectorise, three channels do not
@@ -40,24 +53,40 @@ class Normalize:
 
 
 class Augment:
-    """Augments and normalises a batch of `train_loader`.
+    """Augment and normalise a batch of `train_loader`.
 
-    Called with (batch, epoch, step), gives the batch with "image" (n, C, H, W) float32, channels_last, and "target":
-    the labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. A task also knows
-    its rank and world; they change nothing.
+    Called with (batch, epoch, step), returns the batch with "image" (n, C, H, W) float32, channels_last, and "target":
+    the labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The rank and the
+    number of processes change nothing.
 
-    Images are cropped, flipped and put through `auto_augment`, unless the batch has "cropped": then its images were
-    streamed, and the workers did so. Normalisation, cutout, erasing and mixing follow.
+    Images are cropped, flipped and put through `auto_augment`, unless the batch has "cropped": then they were streamed,
+    and the workers did so. Normalisation, cutout, erasing and mixing follow.
+
+    Args:
+        mean, std: per channel, of values 0 to 1.
+        size: side of the images in pixels.
+
+    Raises:
+        ValueError: `cutout` is larger than the images.
     """
 
-    def __init__(self, options, *, seed, mean, std, size, num_classes):
+    def __init__(
+        self,
+        options: DataOptions,
+        *,
+        seed: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        size: int,
+        num_classes: int,
+    ):
         if options.cutout > size:
             raise ValueError(f"cutout is {options.cutout} pixels, but images have {size}")
         self.options, self.seed, self.num_classes = options, seed, num_classes
         self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None
         self.normalize = Normalize(mean=mean, std=std).normalize
 
-    def __call__(self, batch, epoch, step, rank=0, world=1):
+    def __call__(self, batch: Batch, epoch: int, step: int, rank: int = 0, world: int = 1) -> Batch:
         options = self.options
         key = hash64(self.seed, SAMPLE, epoch, batch["index"])
         image, target = batch["image"].permute(0, 2, 3, 1), batch["label"]  # (n, H, W, C)
@@ -77,8 +106,8 @@ class Augment:
         return {**batch, "image": image.permute(0, 3, 1, 2), "target": target}
 
 
-def crop_flip(image, padding, probability, key):
-    """Pad (n, H, W, C) with black, crop back to (H, W) at random, and flip some left to right."""
+def crop_flip(image: Tensor, padding: int, probability: float, key: Tensor) -> Tensor:
+    """Pad (n, H, W, C) with black, crop to (H, W) at random, and flip some images left to right."""
     n, height, width, channels = image.shape
     device = image.device
     top = randint(hash64(key, TOP), 2 * padding + 1)
@@ -94,17 +123,20 @@ def crop_flip(image, padding, probability, key):
     return padded.reshape(-1, channels).index_select(0, pixel.flatten()).view(image.shape)
 
 
-def cutout(image, side, key):
-    """Set a square around a random pixel to the mean, which is 0 by now (DeVries & Taylor, arXiv:1708.04552)."""
+def cutout(image: Tensor, side: int, key: Tensor) -> Tensor:
+    """Set a square around a random pixel to the mean, 0 (DeVries & Taylor, arXiv:1708.04552)."""
     height, width = image.shape[1:3]
     top = randint(hash64(key, CUT_Y), height) - side // 2
     left = randint(hash64(key, CUT_X), width) - side // 2
     return image * (1 - box(top, left, side, side, image))
 
 
-def erase(image, probability, key):
-    """Fill a rectangle of some images with Gaussian noise: 2 % to a third of the area, sides at most 10 : 3 (Zhong et
-    al., "Random erasing data augmentation", AAAI 2020, with timm's ranges)."""
+def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
+    """Fill a rectangle of some images with Gaussian noise.
+
+    It covers 2 % to a third of the area, with sides of at most 10 : 3 (Zhong et al., "Random erasing data
+    augmentation", AAAI 2020, with timm's ranges).
+    """
     chosen = (uniform(hash64(key, ERASE)) < probability).nonzero()[:, 0]
     key, part = key[chosen], image[chosen]
     height, width = image.shape[1:3]
@@ -122,8 +154,8 @@ def erase(image, probability, key):
     return result
 
 
-def box(top, left, tall, wide, image):
-    """Masks of the shape of `image`, (n, H, W, C) float32, 1 in rectangles given by (n,) corners and sides, else 0."""
+def box(top: Tensor, left: Tensor, tall: int | Tensor, wide: int | Tensor, image: Tensor) -> Tensor:
+    """Make masks in the shape of `image`, (n, H, W, C) float32: 1 in rectangles of (n,) corners and sides, else 0."""
     n, height, width, channels = image.shape
     y = torch.arange(height, device=image.device) - top[:, None]
     x = torch.arange(width, device=image.device).repeat_interleave(channels) - left[:, None]
@@ -132,9 +164,16 @@ def box(top, left, tall, wide, image):
     return (rows[:, :, None] * columns[:, None, :]).view(image.shape)
 
 
-def mix(image, target, mixup, cutmix, probability):
-    """Mix each of an even number of samples with its neighbour, all in the same way: mixup (Zhang et al., ICLR 2018)
-    or, for half of the batches where both are asked for, cutmix (Yun et al., ICCV 2019)."""
+def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:
+    """Mix each sample with its neighbour, all by one share: mixup (Zhang et al., ICLR 2018) or cutmix (Yun et al.,
+    ICCV 2019).
+
+    Args:
+        image: (n, H, W, C), n even.
+        target: (n, classes).
+        mixup, cutmix: alpha of each; 0 for none. With both, a batch takes one of them at random.
+        probability: of mixing the batch at all.
+    """
     if np.random.rand() >= probability:
         return image, target
     use_cutmix = cutmix > 0 and (mixup == 0 or np.random.rand() < 0.5)
@@ -149,6 +188,6 @@ def mix(image, target, mixup, cutmix, probability):
     return image, target * share + neighbour(target) * (1 - share)
 
 
-def neighbour(x):
-    """Each row's partner: (n, ...) with rows 0 and 1, 2 and 3, ... exchanged."""
+def neighbour(x: Tensor) -> Tensor:
+    """Exchange rows 0 and 1, 2 and 3, ... of (n, ...)."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

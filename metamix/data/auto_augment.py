@@ -1,28 +1,35 @@
-"""TrivialAugment and RandAugment for a whole batch: every sample draws its own operation, and samples that drew the
-same one go through it together.
+"""TrivialAugment and RandAugment for a batch. Each sample draws its own operation.
 
     trivial                 one of 14 operations at one of 31 strengths
                             (Müller & Hutter, "TrivialAugment", ICCV 2021, the wide ranges)
-    rand-m9-n2[-mstd0.5]    n of 15 operations one after another, each left out half of the time, at magnitude m of 10
-                            with Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
+    rand-m9-n2[-mstd0.5]    n of 15 operations in sequence, each skipped half of the time, at magnitude m of 10 with
+                            Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
 
-Images are (k, H, W, C) uint8; geometry takes the nearest pixel and black beyond the border. Arithmetic is on
-integers, or element by element, so that what else is in the batch cannot change the result by a bit. Streamed images
-go through timm's and torchvision's implementations instead, one by one (`pil_transform`).
+Samples that drew the same operation go through it together. Images are (k, H, W, C) uint8. Geometric operations take
+the nearest pixel, and black beyond the border. Arithmetic is on integers or element by element, so a result does not
+depend on the rest of the batch. Streamed images go through timm's and torchvision's implementations (`pil_transform`).
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
+from torch import Tensor
 from torchvision.transforms import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as F
 
 from .counter_rng import hash64, normal, randint, uniform
 
-# operation: value at strength 0, value at full strength, whether its sign (or direction, around 1) is drawn
-TRIVIAL = {
+Operation = Callable[[Tensor, Tensor], Tensor]  # images (k, H, W, C) uint8, values (k, 1, 1, 1) -> images
+Ranges = dict[str, tuple[float, float, bool]]
+
+# operation: value at strength 0, value at full strength, whether the sign is drawn too
+TRIVIAL: Ranges = {
     "identity": (0, 0, False),
     "shear_x": (0, 0.99, True),
     "shear_y": (0, 0.99, True),
@@ -34,14 +41,14 @@ TRIVIAL = {
     "contrast": (0, 0.99, True),
     "sharpness": (0, 0.99, True),
     "posterize": (8, 2, False),  # bits kept
-    "solarize": (255, 0, False),  # value from which on pixels are inverted
+    "solarize": (255, 0, False),  # pixels of this value and above are inverted
     "auto_contrast": (0, 0, False),
     "equalize": (0, 0, False),
 }
 
 
-def rand(size):
-    """RandAugment's operations for images of `size` pixels."""
+def rand_ranges(size: int) -> Ranges:
+    """Ranges of RandAugment's operations for images of `size` pixels."""
     return {
         "auto_contrast": (0, 0, False),
         "equalize": (0, 0, False),
@@ -61,8 +68,15 @@ def rand(size):
     }
 
 
-def parse(text):
-    """The policy that an option names: None, "trivial", or (magnitude, layers, deviation)."""
+def parse(text: str) -> str | tuple[int, int, float] | None:
+    """Parse the option `auto_augment`.
+
+    Returns:
+        None for "none", "trivial", or RandAugment's (magnitude, number of operations, deviation).
+
+    Raises:
+        ValueError: the text is none of these.
+    """
     if text in ("none", "trivial"):
         return None if text == "none" else text
     match = re.fullmatch(
@@ -75,17 +89,18 @@ def parse(text):
     return int(match[1]), int(match[3] or 2), float(match[2] or match[4] or 0)
 
 
-def pil_transform(text, size, mean):
-    """The policy for one PIL image, for worker processes; None without one."""
+def pil_transform(text: str, size: int, mean: tuple[float, ...]) -> Callable[[Image.Image], Image.Image] | None:
+    """Make the policy for single PIL images, for worker processes; None for "none"."""
     policy = parse(text)
     if policy is None:
         return None
     fill = tuple(round(255 * value) for value in mean)
-    if policy == "trivial":
+    if isinstance(policy, str):
         return TrivialAugmentWide(fill=list(fill))
     magnitude, layers, deviation = policy
     transform = rand_augment_transform(
-        f"rand-m{magnitude}-n{layers}-mstd{deviation}-inc1", dict(translate_const=int(0.45 * size), img_mean=fill)
+        f"rand-m{magnitude}-n{layers}-mstd{deviation}-inc1",
+        {"translate_const": int(0.45 * size), "img_mean": fill},
     )
     for operation in transform.ops:
         if operation.name == "PosterizeIncreasing":
@@ -93,28 +108,36 @@ def pil_transform(text, size, mean):
     return transform
 
 
-def pil_posterize(image, bits, **_):
-    """timm asks for 0 bits at magnitude 10, which Pillow refuses."""
+def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep at least 1 bit: timm asks for 0 bits at magnitude 10, and Pillow refuses them."""
     return ImageOps.posterize(image, max(bits, 1))
 
 
 class AutoAugment:
-    """The policy for a batch. Called with images (n, H, W, C) uint8 and keys (n,), the hashes of the samples."""
+    """The policy for a batch.
 
-    def __init__(self, text, size):
+    Args:
+        text: the option `auto_augment`, other than "none".
+        size: side of the images in pixels.
+    """
+
+    def __init__(self, text: str, size: int):
         policy = parse(text)
-        self.trivial = policy == "trivial"
-        self.magnitude, self.layers, self.deviation = (None, 1, 0.0) if self.trivial else policy
-        ranges = TRIVIAL if self.trivial else rand(size)
+        assert policy is not None
+        self.trivial = isinstance(policy, str)
+        self.magnitude, self.layers, self.deviation = (0, 1, 0.0) if isinstance(policy, str) else policy
+        ranges = TRIVIAL if self.trivial else rand_ranges(size)
         self.operations = [OPERATIONS[name] for name in ranges]
         self.low, self.high, self.signed = torch.tensor(list(ranges.values()), dtype=torch.float32).unbind(1)
 
-    def __call__(self, image, key):
+    def __call__(self, image: Tensor, key: Tensor) -> Tensor:
+        """Augment images (n, H, W, C) uint8 by keys (n,) int64, the hashes of the samples."""
         for layer in range(self.layers):
             image = self.layer(image, hash64(key, layer))
         return image
 
-    def layer(self, image, key):
+    def layer(self, image: Tensor, key: Tensor) -> Tensor:
+        """Apply one operation to each image."""
         low, high, signed = (values.to(image.device) for values in (self.low, self.high, self.signed))
         which, strength, sign, skip = (hash64(key, draw) for draw in range(4))
         which = randint(which, len(self.operations))
@@ -125,7 +148,7 @@ class AutoAugment:
         value = low[which] + (high - low)[which] * strength
         value = value * (1 - 2 * signed[which] * randint(sign, 2))
         if not self.trivial:
-            which = torch.where(uniform(skip) < 0.5, which, len(self.operations))  # sorted last, and not touched
+            which = torch.where(uniform(skip) < 0.5, which, len(self.operations))  # sorted last and left as it is
 
         order = which.argsort(stable=True)
         counts = which.bincount(minlength=len(self.operations) + 1).tolist()
@@ -135,11 +158,14 @@ class AutoAugment:
         return torch.cat([*done, untouched]).index_select(0, order.argsort())
 
 
-def affine(matrix):
-    """An operation that takes each pixel from where `matrix(value, height, width)` = (a, b, c, d, e, f) maps it to:
-    x' = a x + b y + c, y' = d x + e y + f, with pixel centres at halves."""
+def affine(matrix: Callable[[Tensor, int, int], tuple[Any, ...]]) -> Operation:
+    """Make an operation that moves pixels by an affine map.
 
-    def operation(image, value):
+    Pixel (x, y) of the result is pixel (x', y') of the image: x' = a x + b y + c, y' = d x + e y + f, with
+    (a, b, c, d, e, f) = matrix(value, height, width) and pixel centres at halves.
+    """
+
+    def operation(image: Tensor, value: Tensor) -> Tensor:
         k, height, width, channels = image.shape
         a, b, c, d, e, f = matrix(value.view(-1, 1, 1), height, width)
         x = torch.arange(width, device=image.device) + 0.5
@@ -154,38 +180,40 @@ def affine(matrix):
     return operation
 
 
-def _rotation(degrees, height, width):
+def rotation(degrees: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
+    """The affine map of a rotation around the centre."""
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     x, y = width / 2, height / 2
     return cos, sin, x - x * cos - y * sin, -sin, cos, y + x * sin - y * cos
 
 
-def enhance(reference):
-    """An operation that moves an image away from `reference(image)`, for values above 0, or towards it."""
+def enhance(reference: Callable[[Tensor], Tensor]) -> Operation:
+    """Make an operation that moves an image away from `reference(image)` by values above 0, or towards it."""
 
-    def operation(image, value):
+    def operation(image: Tensor, value: Tensor) -> Tensor:
         base = reference(image)
         return (base + (1 + value) * (image - base)).clamp(0, 255).to(torch.uint8)
 
     return operation
 
 
-def gray(image):
-    """Luma (k, H, W, 1) float32 of whole numbers, as PIL rounds it."""
+def gray(image: Tensor) -> Tensor:
+    """Luma (k, H, W, 1) float32, in whole numbers, rounded as in Pillow."""
     if image.shape[-1] == 1:
         return image.float()
     red, green, blue = image.int().split(1, dim=-1)
     return (red * 19595 + green * 38470 + blue * 7471 + 32768 >> 16).float()
 
 
-def mean_gray(image):
+def mean_gray(image: Tensor) -> Tensor:
+    """Mean luma of each image (k, 1, 1, 1) float32, in whole numbers."""
     luma = gray(image).long()
     count = luma[0].numel()
     return ((luma.sum((1, 2, 3), keepdim=True) * 2 + count) // (2 * count)).float()
 
 
-def smooth(image):
-    """The mean of 3x3 pixels, the middle one counted five times; the border as it is."""
+def smooth(image: Tensor) -> Tensor:
+    """Mean of 3x3 pixels, the centre weighted by 5, as in Pillow. The border stays as it is."""
     wide = image.int()
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
@@ -193,28 +221,30 @@ def smooth(image):
     return wide.float()
 
 
-def channels_first(function):
-    """An operation without strength, from torchvision's for (..., C, H, W)."""
+def channels_first(function: Callable[[Tensor], Tensor]) -> Operation:
+    """Make an operation of torchvision's function for (..., C, H, W), which has no strength."""
     return lambda image, value: function(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def posterize(image, bits):
-    # the strength was divided by 30 or 10, so a whole number of bits may lie a rounding above itself; 0 bits are 1
+def posterize(image: Tensor, bits: Tensor) -> Tensor:
+    """Keep the upper `bits` of each value, at least 1."""
+    # 1e-3: strengths are fractions, so a whole number of bits may be slightly too large.
     dropped = 8 - (bits - 1e-3).ceil().clamp(min=1).int()
     return image & (256 - 2**dropped).to(torch.uint8)
 
 
-def solarize_add(image, value):
+def solarize_add(image: Tensor, value: Tensor) -> Tensor:
+    """Add `value` to pixels below 128."""
     return torch.where(image < 128, (image + value.trunc()).clamp(max=255), image).to(torch.uint8)
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Operation] = {
     "identity": lambda image, value: image,
     "shear_x": affine(lambda v, height, width: (1, v, 0, 0, 1, 0)),
     "shear_y": affine(lambda v, height, width: (1, 0, 0, v, 1, 0)),
     "translate_x": affine(lambda v, height, width: (1, 0, v.trunc(), 0, 1, 0)),
     "translate_y": affine(lambda v, height, width: (1, 0, 0, 0, 1, v.trunc())),
-    "rotate": affine(_rotation),
+    "rotate": affine(rotation),
     "brightness": enhance(lambda image: torch.zeros_like(image, dtype=torch.float32)),
     "color": enhance(gray),
     "contrast": enhance(mean_gray),

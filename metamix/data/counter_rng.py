@@ -1,30 +1,34 @@
-"""Random numbers that are a function of where they are used, and of nothing else.
+"""Counter-based random numbers: functions of where they are used and of nothing else.
 
-Every draw is a hash of integers (seed, purpose, epoch, index, ...), so a sample looks the same whichever process,
-worker or device prepares it, and a run can be taken up anywhere. The hash chains the finaliser of SplitMix64 (Steele,
-Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); int64 tensors wrap modulo 2^64, on every
-device alike.
+Every number is a hash of integers (seed, purpose, epoch, index, ...). A sample therefore looks the same whichever
+process, worker or device prepares it, and a run can be resumed at any step. The hash chains the finaliser of
+SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). int64 tensors wrap
+modulo 2^64 on every device.
 """
+
+from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
-# What a number is drawn for: two purposes never share a stream.
+# Purposes of random numbers. Two purposes never share a stream.
 SPLIT, ORDER, SAMPLE, MIX, NOISE = range(5)
 
 
-def _mix(z):
-    """The finaliser of SplitMix64, (...) int64 -> (...) int64; `>>` keeps the sign, hence the masks."""
+def _mix(z: Tensor) -> Tensor:
+    """Apply the finaliser of SplitMix64 to int64; `>>` keeps the sign, hence the masks."""
     z = (z ^ (z >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
     z = (z ^ (z >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
     return z ^ (z >> 31 & 2**33 - 1)
 
 
-def hash64(*words):
+def hash64(*words: int | Tensor) -> Tensor:
     """Hash integers, or int64 tensors that broadcast against each other, to int64 of their common shape."""
     state = torch.zeros((), dtype=torch.int64)
     for word in words:
@@ -32,29 +36,29 @@ def hash64(*words):
     return state
 
 
-def uniform(bits):
-    """Hashes (...) int64 -> (...) float32 in [0, 1), with 24 bits each."""
+def uniform(bits: Tensor) -> Tensor:
+    """Map hashes (...) int64 to (...) float32 in [0, 1), with 24 bits each."""
     return (bits >> 40 & 2**24 - 1).float() * 2**-24
 
 
-def normal(bits):
-    """Hashes (...) int64 -> (...) float32, standard normal; finite for every hash."""
+def normal(bits: Tensor) -> Tensor:
+    """Map hashes (...) int64 to (...) float32, standard normal and always finite."""
     return math.sqrt(2) * torch.erfinv(2 * uniform(bits) - 1 + 2**-24)
 
 
-def randint(bits, high):
-    """Hashes (...) int64 -> (...) int64 in [0, high); `high` is a number below 2^31 or a tensor of such."""
+def randint(bits: Tensor, high: int | Tensor) -> Tensor:
+    """Map hashes (...) int64 to (...) int64 in [0, high), where `high` is below 2^31."""
     return (bits >> 32 & 2**32 - 1) * high >> 32
 
 
-def generator(*words):
-    """A torch generator on the CPU, seeded with the hash of `words`."""
+def generator(*words: int) -> torch.Generator:
+    """Make a torch generator on the CPU, seeded with the hash of `words`."""
     return torch.Generator().manual_seed(int(hash64(*words)))
 
 
 @contextmanager
-def seeded(*words):
-    """Seed the global generators of Python, NumPy and torch with the hash of `words`, and put back what was there."""
+def seeded(*words: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch with the hash of `words`, and restore them afterwards."""
     seed = int(hash64(*words)) % 2**32
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
@@ -68,10 +72,16 @@ def seeded(*words):
         torch.set_rng_state(states[2])
 
 
-def stratified(labels, count, seed):
-    """Choose `count` of N samples, from each class its share (to within one), at random by `seed`: (N,) bool.
+def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose `count` of N samples at random, from each class its share (to within one).
 
-    Samples are sorted by class, and by hash within a class; then every (N / count)-th of them is taken.
+    Samples are sorted by class, and by hash within a class. Then every (N / count)-th is taken.
+
+    Args:
+        labels: (N,) int64.
+
+    Returns:
+        (N,) bool, true for the chosen samples.
     """
     total = len(labels)
     by_hash = hash64(seed, SPLIT, torch.arange(total)).argsort()

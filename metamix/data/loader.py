@@ -1,40 +1,73 @@
-"""Batches of a source: from memory for small sets, through worker processes for the others.
+"""Batches of a source, from memory for small data sets and through worker processes for the others.
 
-The samples of a step are a slice of a permutation that depends on (seed, epoch) alone, and rank r of `world` takes
-the r-th part of it: the global batch is the same on any number of processes, and an epoch can be entered at any step.
+The samples of a step are a slice of a permutation that depends on (seed, epoch) alone. Rank r of `world` takes the r-th
+part of the slice. The global batch is therefore the same on any number of processes, and an epoch can be entered at any
+step.
 
-An image that cannot be read is replaced, label included, by the next one of its source that can (the first follows
-the last). In evaluation the index of the sample is then -1, so that nobody scores one as the other.
+An image that cannot be read is replaced, with its label, by the next readable image of its source (the first follows
+the last). In evaluation the index of such a sample is -1, so that it is left out of the scores.
 """
+
+from __future__ import annotations
 
 import logging
 import signal
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
 
 from .auto_augment import pil_transform
 from .counter_rng import ORDER, SAMPLE, generator, seeded
+from .files import CorruptImage
 from .memory import channel_statistics, image_size, in_memory, pixels
-from .sources import CorruptImage, first_readable
+from .options import DataOptions, SourceOptions
+from .sources import Source, first_readable
 
 log = logging.getLogger(__name__)
 
+Batch = dict[str, Any]
+Broken = list[tuple[str, str]]  # path and reason of images that could not be read
 
-def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
-    """Batches for training: an object with `len()`, the steps of an epoch, and `epoch(epoch, start=0)`, an iterator.
 
-    Args:
-        batch_size: images of the global batch, a multiple of `world`. What is left over at the end of an epoch is
-            dropped; a source smaller than one batch is repeated to fill one.
-        rank, world: this process gets the rank-th of `world` contiguous parts.
+class Order(Protocol):
+    """Which samples this rank takes in each step."""
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+
+    def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
+        """Indices of the samples of every step from `start` on."""
+
+
+class Samples(Protocol):
+    """What workers read: a `Source`, or samples of another kind."""
+
+    def __len__(self) -> int: ...
+
+    def read_or_next(self, index: int) -> tuple[Any, Any, Broken]: ...
+
+
+def train_loader(
+    source: Source, options: DataOptions, *, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+) -> MemoryLoader | StreamLoader:
+    """Make the loader of training batches: `len()` steps an epoch, and `epoch(epoch, start=0)`, an iterator.
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
-    batch_size / world. From memory, images are as they are in the set. Streamed ones were cropped, flipped and put
-    through `auto_augment` by the workers, and the batch says so: "cropped", (n,) bool, true. `Augment` does the rest.
+    batch_size / world. Images from memory are as in the data set. Streamed images were cropped, flipped and put through
+    `auto_augment` by the workers, and the batch has "cropped", (n,) bool, true. `Augment` does the rest.
+
+    Args:
+        batch_size: images in the global batch, a multiple of `world`. Images left over at the end of an epoch are
+            dropped. A source smaller than one batch is repeated to fill one.
+        rank, world: this process takes the rank-th of `world` contiguous parts.
     """
     if batch_size % world:
         raise ValueError(
@@ -43,60 +76,64 @@ def train_loader(source, options, *, batch_size, rank=0, world=1, seed=0):
     order = TrainOrder(len(source), batch_size, rank, world, seed)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
-    return StreamLoader(source, options, order, transform(source, options, train=True), seed)
+    return StreamLoader(source, options, order, train_transform(source, options), seed)
 
 
-def eval_loader(source, options, *, batch_size, rank=0, world=1):
-    """Batches for evaluation, an iterable: every sample once over all ranks, in order; the last ones may be smaller.
+def eval_loader(
+    source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world: int = 1
+) -> MemoryLoader | StreamLoader:
+    """Make the loader of evaluation batches, an iterable: every sample once over all ranks, in order.
 
-    They are those of `train_loader`, but for the index of samples that were replaced, -1: leave these out of scores.
+    The last batch may be smaller. Batches are those of `train_loader`, but samples that were replaced have the index
+    -1: leave them out of the scores.
     """
     order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
     if in_memory(source, options):
         return MemoryLoader(source, options, order, mark_replaced=True)
-    return StreamLoader(source, options, order, transform(source, options, train=False), mark_replaced=True)
+    return StreamLoader(source, options, order, eval_transform(source, options), mark_replaced=True)
 
 
 class TrainOrder:
-    """Which samples make up this rank's part of each step of an epoch."""
+    """This rank's samples in each step of an epoch, at random."""
 
-    def __init__(self, total, batch_size, rank, world, seed):
+    def __init__(self, total: int, batch_size: int, rank: int, world: int, seed: int):
         self.total, self.batch_size, self.seed = total, batch_size, seed
         self.part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return max(1, self.total // self.batch_size)
 
-    def epoch(self, epoch, start):
+    def epoch(self, epoch: int, start: int) -> list[Tensor]:
         order = torch.randperm(self.total, generator=generator(self.seed, ORDER, epoch))
         order = order.repeat(-(-self.batch_size // self.total))
         return [order[step * self.batch_size :][: self.batch_size][self.part] for step in range(start, len(self))]
 
 
 class EvalOrder:
-    """Every sample once, over all ranks."""
+    """This rank's samples, in order. Over all ranks every sample comes once."""
 
-    def __init__(self, total, batch_size, rank, world):
+    def __init__(self, total: int, batch_size: int, rank: int, world: int):
         part = torch.arange(rank * total // world, (rank + 1) * total // world)
-        self.batches = part.split(batch_size) if len(part) else ()
+        self.batches: Sequence[Tensor] = part.split(batch_size) if len(part) else ()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch, start):
+    def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
         return self.batches[start:]
 
 
 class MemoryLoader:
-    """Batches picked from the decoded split."""
+    """Batches picked from a split in memory."""
 
-    def __init__(self, source, options, order, mark_replaced=False):
+    def __init__(self, source: Source, options: SourceOptions, order: Order, mark_replaced: bool = False):
         decoded = pixels(source, options)
         self.order, self.images, self.labels = order, decoded.images, source.images.labels
-        self.corrupt = Corrupt(len(source), options)
-        numbers, rows, index = source.indices.tolist(), [], []
+        self.corrupt = CorruptImages(len(source), options)
+        numbers = source.indices.tolist()
+        rows, index = [], []
 
-        def row(i):
+        def row(i: int) -> int:
             if numbers[i] in decoded.broken:
                 raise CorruptImage(decoded.broken[numbers[i]])
             return numbers[i]
@@ -107,15 +144,16 @@ class MemoryLoader:
                 self.corrupt.add(path, reason)
             rows.append(found)
             index.append(-1 if broken and mark_replaced else i)
-        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # where sample i is found, and its index
+        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # of sample i: its row in images, its index
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.order)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, epoch, start=0):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step `start` on."""
         for index in self.order.epoch(epoch, start):
             rows = self.rows[index]
             image = self.images.index_select(0, rows).permute(0, 3, 1, 2)
@@ -123,32 +161,53 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Batches decoded and transformed by worker processes."""
+    """Batches decoded and transformed by worker processes.
 
-    def __init__(self, source, options, order, transform, seed=0, mark_replaced=False):
+    Args:
+        samples: what the workers read.
+        transform: applied to each sample by the workers.
+        collate: makes a batch of samples; it must put (path, reason) pairs under "broken", or a message under
+            "failure".
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        options: Any,
+        order: Order,
+        transform: Callable[[Any], Any],
+        seed: int = 0,
+        mark_replaced: bool = False,
+        collate: Callable[[list[Any]], Batch] | None = None,
+    ):
         self.order = order
-        self.corrupt = Corrupt(len(source), options)
-        self.sampler = Schedule(order)
-        self.loader = DataLoader(
-            Decoder(source, transform, seed, mark_replaced),
+        self.corrupt = CorruptImages(len(samples), options)
+        self.sampler = EpochSampler(order)
+        self.loader: DataLoader = DataLoader(
+            TransformedSamples(samples, transform, seed, mark_replaced),  # type: ignore[arg-type]  # it has no length
             batch_sampler=self.sampler,
             num_workers=options.workers,
-            worker_init_fn=outlive_first_signal,
+            worker_init_fn=survive_first_signal,
             persistent_workers=options.workers > 0,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_initialized(),  # else training is on the CPU, though there may be a GPU
-            generator=torch.Generator(),  # or every epoch would draw from the run's own generator
+            collate_fn=collate or collate_images,
+            pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
+            generator=torch.Generator(),  # by default every epoch draws from the run's generator
         )
-        # At its end Python sends workers one SIGTERM and waits for them: for ever, unless they have been let go before.
+        # At exit Python sends workers one SIGTERM and waits for them. They survive the first, so end them before.
         weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.order)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, epoch, start=0):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step `start` on.
+
+        Raises:
+            CorruptImage: too many images cannot be read.
+        """
         self.sampler.epoch, self.sampler.start = epoch, start
         for batch in self.loader:
             if "failure" in batch:
@@ -158,44 +217,51 @@ class StreamLoader:
             yield batch
 
 
-def outlive_first_signal(worker):
-    """Ctrl-C comes to all processes of a terminal, a cluster's SIGTERM to all of a job; training, which stops in its
-    own time, still needs these."""
+def survive_first_signal(worker: int) -> None:
+    """Make a worker ignore SIGINT and the first SIGTERM.
+
+    Terminals and clusters send them to all processes of a job, and training needs its workers until it has stopped.
+    """
+
+    def restore(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, restore)
 
 
-class Schedule:
-    """The batches of one epoch, as (epoch, index) of each sample: workers live on over epochs and need to be told."""
+class EpochSampler(Sampler):
+    """The batches of one epoch, each sample as (epoch, index): workers outlive epochs and must be told the number."""
 
-    def __init__(self, order):
+    def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.order) - self.start
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for index in self.order.epoch(self.epoch, self.start):
             yield [(self.epoch, i) for i in index.tolist()]
 
 
-class Decoder:
-    """The data set that workers read: one sample, decoded and transformed; what is random is drawn for it alone."""
+class TransformedSamples:
+    """The data set that workers read. Random numbers are seeded for each sample alone."""
 
-    def __init__(self, source, transform, seed, mark_replaced):
-        self.source, self.transform, self.seed, self.mark_replaced = source, transform, seed, mark_replaced
+    def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, mark_replaced: bool):
+        self.samples, self.transform, self.seed, self.mark_replaced = samples, transform, seed, mark_replaced
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, int, Broken] | CorruptImage:
         epoch, index = key
         try:
-            image, label, broken = self.source.read_or_next(index)
+            image, label, broken = self.samples.read_or_next(index)
         except CorruptImage as error:
-            return error  # raised here, it would arrive as the text of a traceback
+            return error  # an error raised in a worker would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):
             return self.transform(image), label, -1 if broken and self.mark_replaced else index, broken
 
 
-def collate(samples):
+def collate_images(samples: list[Any]) -> Batch:
+    """Make a batch of (image, label, index, broken) samples."""
     for sample in samples:
         if isinstance(sample, CorruptImage):
             return {"failure": str(sample)}
@@ -209,29 +275,57 @@ def collate(samples):
     }
 
 
-def transform(source, options, train):
-    """timm's transforms of a PIL image into a (C, H, W) uint8 tensor."""
+Transform = Callable[[Image.Image], Tensor]
+
+
+def train_transform(source: Source, options: DataOptions) -> Transform:
+    """Make timm's random transform of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
-    common = dict(input_size=size, interpolation=options.interpolation, use_prefetcher=True)  # uint8, not normalised
-    if not train:
-        return create_transform(**common, crop_pct=options.crop_pct)
-    random = dict(scale=(options.crop_scale, 1.0), hflip=options.flip, color_jitter=None)
-    crop, _, finish = create_transform(**common, **random, is_training=True, separate=True)
+    crop, _, finish = create_transform(
+        input_size=size,
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
+        scale=(options.crop_scale, 1.0),
+        hflip=options.flip,
+        color_jitter=None,
+        is_training=True,
+        separate=True,
+    )
     policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
     return Compose([crop, policy, finish] if policy else [crop, finish])
 
 
-class Corrupt(dict):
-    """Images that could not be read: path -> why. Each is named in the log once; too many of them end the run."""
+def eval_transform(source: Source, options: SourceOptions) -> Transform:
+    """Make timm's resize and centre crop of a PIL image into a (C, H, W) uint8 tensor."""
+    return create_transform(
+        input_size=image_size(source, options),
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
+        crop_pct=options.crop_pct,
+    )
 
-    def __init__(self, total, options):
+
+class CorruptImages(dict[str, str]):
+    """Images that could not be read: path -> reason. Each is logged once, and too many end the run.
+
+    Args:
+        total: images of the source.
+        options: `corrupt_limit` is the share that may be broken; `data` and `data_dir` are for the message.
+    """
+
+    def __init__(self, total: int, options: Any):
         super().__init__()
         self.total, self.limit = total, options.corrupt_limit
-        self.command = f"python -m metamix.data.verify {options.data}"
+        self.command = f"metamix verify --data {options.data}"
         if options.data_dir:
             self.command += f" --data-dir {options.data_dir}"
 
-    def add(self, path, reason):
+    def add(self, path: str, reason: str) -> None:
+        """Count an image.
+
+        Raises:
+            CorruptImage: too many images cannot be read.
+        """
         if path in self:
             return
         self[path] = reason

@@ -1,5 +1,6 @@
-"""How large the images of a source are, what their statistics are, and, for small sets, all of them in one uint8
-tensor, so that training never waits for a decoder."""
+"""Splits held in memory as one uint8 tensor, so that training never waits for a decoder; image sizes and statistics."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -8,37 +9,58 @@ import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import transforms_imagenet_eval
+from torch import Tensor
 from tqdm import tqdm
 
-from .sources import SMALL_SIDE, CorruptImage, read_image
+from .files import CorruptImage
+from .formats import ImageSplit
+from .options import SourceOptions
+from .sources import SMALL_SIDE, Source, read_image
 
-_decoded = WeakKeyDictionary()  # the images of a split -> what was decoded of them, shared by train and holdout
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def image_size(source, options):
-    """Side in pixels of the images that loaders give: `img_size`, the set's own, or 224 where its images differ."""
+@dataclass
+class Pixels:
+    """The decoded images of a split.
+
+    `images` is (N, size, size, C) uint8, black where an image is broken; `broken` gives the reason by index.
+    """
+
+    images: Tensor
+    broken: dict[int, str]
+
+
+# Decoded images by split, then by (size, interpolation). Train and holdout share them.
+_decoded: WeakKeyDictionary[ImageSplit, dict[tuple[int, str], Pixels]] = WeakKeyDictionary()
+
+
+def image_size(source: Source, options: SourceOptions) -> int:
+    """Side in pixels of the images that loaders give: `img_size`, else the source's own, else 224."""
     return options.img_size or source.size or 224
 
 
-def in_memory(source, options):
-    """Whether loaders hold the split: as `open_data` found, unless `img_size` enlarges small images to large ones."""
+def in_memory(source: Source, options: SourceOptions) -> bool:
+    """Whether loaders hold the split in memory. Small images that `img_size` enlarges to large ones are streamed."""
     return source.in_memory and (options.memory == "yes" or image_size(source, options) <= SMALL_SIDE)
 
 
-def channel_statistics(source, options):
-    """(mean, std) per channel, of values 0 to 1, for a set whose training split is `source`.
+def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
+    """Mean and standard deviation per channel, of values 0 to 1.
 
-    As given in the options; else counted over the split, holdout included, if it is in memory; else ImageNet's.
+    They are those of the options, else those of the whole split (holdout included) if it is held in memory, else
+    ImageNet's.
+
+    Args:
+        source: the training source.
+
+    Raises:
+        ValueError: the options have only one of the two, or values that do not fit.
     """
-    if (options.mean is None) != (options.std is None):
+    if options.mean is not None and options.std is not None:
+        return _check_statistics(options.mean, options.std, len(source.images.mode))
+    if options.mean is not None or options.std is not None:
         raise ValueError("give mean and std together, or neither")
-    if options.mean is not None:
-        channels = len(source.images.mode)
-        if not len(options.mean) == len(options.std) == channels:
-            raise ValueError(f"mean {options.mean} and std {options.std} must have one value per channel: {channels}")
-        if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(options.mean, options.std)):
-            raise ValueError(f"mean {options.mean} and std {options.std} must be of values 0 to 1: divide them by 255?")
-        return tuple(options.mean), tuple(options.std)
     if in_memory(source, options):
         return mean_std(pixels(source, options).images)
     if source.images.mode == "L":
@@ -46,25 +68,31 @@ def channel_statistics(source, options):
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
-@dataclass
-class Pixels:
-    """`images` (N, size, size, C) uint8, black where broken; `broken`: which could not be read, by number, and why."""
+def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Statistics:
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"mean {mean} and std {std} must have one value per channel: {channels}")
+    if not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std)):
+        raise ValueError(f"mean {mean} and std {std} must be of values 0 to 1: divide them by 255?")
+    return tuple(mean), tuple(std)
 
-    images: torch.Tensor
-    broken: dict[int, str]
 
+def pixels(source: Source, options: SourceOptions) -> Pixels:
+    """Decode all images of a source's split, once.
 
-def pixels(source, options):
-    """Decode all images of the split that `source` is a view of, once. Images of another size than `image_size` are
-    resized by their shorter side and cropped to the middle."""
+    Images of another size than `image_size` are resized by their shorter side and cropped to the middle.
+
+    Raises:
+        ValueError: images differ in size, and no `img_size` is given.
+    """
     size = image_size(source, options)
     done = _decoded.setdefault(source.images, {})
-    if (size, options.interpolation) not in done:
-        done[size, options.interpolation] = _decode(source, size, options)
-    return done[size, options.interpolation]
+    key = size, options.interpolation
+    if key not in done:
+        done[key] = _decode(source, size, options)
+    return done[key]
 
 
-def _decode(source, size, options):
+def _decode(source: Source, size: int, options: SourceOptions) -> Pixels:
     split = source.images
     resize = transforms_imagenet_eval(size, crop_pct=1.0, interpolation=options.interpolation, normalize=False)
     images = torch.zeros(len(split.labels), size, size, len(split.mode), dtype=torch.uint8)
@@ -75,21 +103,24 @@ def _decode(source, size, options):
         except CorruptImage as error:
             broken[i] = str(error)
             continue
-        if image.size != (size, size):
-            if options.img_size is None and source.size:
-                raise ValueError(
-                    f"{split.path(i)} is {image.width}x{image.height}, but the set seemed to be of {size}x{size} "
-                    "throughout: give --img-size to resize all images, or --memory no"
-                )
-            image = resize(image).permute(1, 2, 0)
-        array[i] = np.asarray(image).reshape(array.shape[1:])
+        if image.size == (size, size):
+            content = np.asarray(image)
+        elif options.img_size is None and source.size:
+            raise ValueError(
+                f"{split.path(i)} is {image.width}x{image.height}, but the set seemed to be of {size}x{size} "
+                "throughout: give --img-size to resize all images, or --memory no"
+            )
+        else:
+            content = resize(image).permute(1, 2, 0).numpy()
+        array[i] = content.reshape(array.shape[1:])
     return Pixels(images, broken)
 
 
-def mean_std(images):
-    """Mean and deviation of each channel of (N, H, W, C) uint8, as shares of 255, from exact counts of its values.
+def mean_std(images: Tensor) -> Statistics:
+    """Mean and standard deviation of each channel of (N, H, W, C) uint8 images, as shares of 255.
 
-    The deviation of a channel that is the same everywhere is given as 1, so that images can be divided by it.
+    They are computed from exact counts of the values. The deviation of a constant channel is given as 1, so that
+    images can be divided by it.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []

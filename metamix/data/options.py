@@ -1,69 +1,84 @@
-"""The options of data and augmentation, flat on the command line."""
+"""Options of data and augmentation."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
-def _option(default, help, group="data", on_resume="refuse"):
+def option(default: Any, help: str, *, group: str, on_resume: str = "refuse") -> Any:
     return field(default=default, metadata={"help": help, "group": group, "on_resume": on_resume})
 
 
-def _augment(default, help):
-    return _option(default, help, group="augmentation")
+def _source(default: Any, help: str, on_resume: str = "refuse") -> Any:
+    return option(default, help, group="data", on_resume=on_resume)
+
+
+def _augment(default: Any, help: str) -> Any:
+    return option(default, help, group="augmentation")
 
 
 @dataclass
 class SourceOptions:
-    """What images there are."""
+    """Data."""
 
-    data: str = _option("digits", "digits, cifar10 or another set of torchvision, folder, hfds/NAME, wds/NAME")
-    data_dir: str | None = _option(None, "where the set lies; for folder, with train/ and val/ in it", on_resume="free")
-    download: bool = _option(False, "fetch a set of torchvision that is not there yet", on_resume="free")
-    holdout: float = _option(0.0, "share of train kept out for tuning; the same samples for every seed")
-    memory: Literal["auto", "yes", "no"] = _option("auto", "decode the set at the start; auto: if small, of one size")
-    workers: int = _option(2, "processes that decode a streamed set; 0: the training process does", on_resume="free")
-    corrupt_limit: float = _option(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
-    img_size: int | None = _option(None, "side of the images in pixels; none: the set's own, 224 where sizes differ")
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = _option("bicubic", "how images are resized")
-    mean: tuple[float, ...] | None = _option(None, "per channel, of values 0 to 1; none: the set's or ImageNet's")
-    std: tuple[float, ...] | None = _option(None, "per channel, as mean")
-    crop_pct: float = _option(0.875, "streamed sets: share of the shorter side that the centre crop of scoring keeps")
+    data: str = _source("digits", "digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
+    data_dir: str | None = _source(
+        None, "folder of the data set; for --data folder, the one with train/ and val/", "free"
+    )
+    download: bool = _source(False, "fetch a data set of torchvision that is missing", "free")
+    test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
+    holdout: float = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
+    memory: Literal["auto", "yes", "no"] = _source(
+        "auto", "decode all images at the start; auto: if they are small and of one size"
+    )
+    workers: int = _source(2, "processes that decode streamed images; 0: the main process decodes them", "free")
+    corrupt_limit: float = _source(0.01, "stop if more than this share of the images cannot be read", "free")
+    img_size: int | None = _source(None, "side of the images in pixels; none: the data set's own, 224 if sizes differ")
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
+    mean: tuple[float, ...] | None = _source(None, "per channel, of values 0 to 1; none: the data set's or ImageNet's")
+    std: tuple[float, ...] | None = _source(None, "per channel, of values 0 to 1; none: as for mean")
+    crop_pct: float = _source(0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring")
 
-    def __post_init__(self):
-        _check(self, shares=["corrupt_limit"], parts=["crop_pct"], least=[("workers", 0), ("img_size", 1)])
+    def __post_init__(self) -> None:
+        _check_ranges(self, shares=["corrupt_limit"], positive_shares=["crop_pct"], least={"workers": 0, "img_size": 1})
 
 
 @dataclass
 class DataOptions(SourceOptions):
-    """What images there are, and how they are altered in training.
+    """Data and augmentation.
 
-    Images held in memory are cropped at random from their padded selves (`padding`), streamed ones by area
-    (`crop_scale`) by timm's transforms. All else means the same for both.
+    Images in memory are padded by `padding` and cropped at random. Streamed images are cropped by area (`crop_scale`)
+    by timm's transforms. All other options mean the same for both.
     """
 
-    padding: int = _augment(4, "sets in memory: pixels of black around an image before it is cropped at random")
-    crop_scale: float = _augment(0.08, "streamed sets: least share of the area that the random crop keeps")
+    padding: int = _augment(4, "images in memory: pixels of black around an image before it is cropped at random")
+    crop_scale: float = _augment(0.08, "streamed images: least share of the area that the random crop keeps")
     flip: float = _augment(0.5, "probability of a horizontal flip")
     auto_augment: str = _augment("none", "none, trivial, or rand-m9-n2: magnitude 0 to 10, number of operations")
-    cutout: int = _augment(0, "side in pixels of a square set to the mean in every image")
+    cutout: int = _augment(0, "side in pixels of a square that is set to the mean in every image")
     erase: float = _augment(0.0, "probability that a random rectangle is filled with noise")
     mixup: float = _augment(0.0, "alpha of mixup; 0: none")
-    cutmix: float = _augment(0.0, "alpha of cutmix; 0: none; given both, each batch draws one of them")
+    cutmix: float = _augment(0.0, "alpha of cutmix; 0: none; with both, each batch takes one of them at random")
     mix_prob: float = _augment(1.0, "probability that a batch is mixed")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        least = [(name, 0) for name in ("padding", "cutout", "mixup", "cutmix")]
-        _check(self, shares=["flip", "erase", "mix_prob"], parts=["crop_scale"], least=least)
+        least = {"padding": 0, "cutout": 0, "mixup": 0, "cutmix": 0}
+        _check_ranges(self, shares=["flip", "erase", "mix_prob"], positive_shares=["crop_scale"], least=least)
 
 
-def _check(options, *, shares, parts, least):
+def _check_ranges(
+    options: SourceOptions, *, shares: Sequence[str], positive_shares: Sequence[str], least: dict[str, int]
+) -> None:
     for name in shares:
         if not 0 <= getattr(options, name) <= 1:
             raise ValueError(f"{name} is {getattr(options, name)}, but it must be between 0 and 1")
-    for name in parts:
+    for name in positive_shares:
         if not 0 < getattr(options, name) <= 1:
             raise ValueError(f"{name} is {getattr(options, name)}, but it must be above 0 and at most 1")
-    for name, bound in least:
-        if getattr(options, name) is not None and getattr(options, name) < bound:
-            raise ValueError(f"{name} is {getattr(options, name)}, but it must be at least {bound}")
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= bound:
+            raise ValueError(f"{name} is {value}, but it must be at least {bound}")

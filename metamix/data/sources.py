@@ -1,98 +1,155 @@
-"""Sets of labelled images, by name.
+"""Data sets of labelled images, opened by name.
 
     digits              scikit-learn's handwritten digits, embedded: 1,797 images of 8x8 and one channel, enlarged to
-                        32x32 (bicubic); 1,437 for training and 360 for testing, always the same ones
-    cifar10, mnist ...  torchvision's sets (`TORCHVISION`), with their own test split
-    folder              data_dir/train/CLASS/*.jpg and data_dir/val/CLASS/*.jpg, at any depth under CLASS; train.tar and
-                        val.tar do as well; names that begin with a dot are left out
-    hfds/NAME           a Hugging Face data set, or a local folder of one, through timm's reader (extra: datasets)
-    wds/NAME            the WebDataset shards in data_dir/NAME
+                        32x32 (bicubic). 1,437 are for training, 360 for testing
+    cifar10, mnist ...  torchvision's data sets (`TORCHVISION_SETS`), with their own test split
+    folder              DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, at any depth below CLASS; train.tar and val.tar
+                        also work. Names that begin with a dot are left out
+    hfds/NAME           a Hugging Face data set, or a local folder of one (extra: datasets)
+    wds/NAME            WebDataset shards in DIR/NAME
 
-`readers.py` opens the images of a split; `Source` is a view of one, all of it or the part that a holdout leaves, and is
-what loaders take.
+`formats/` opens the images of a split. A `Source` is a part of a split, and what loaders take.
 """
 
+from __future__ import annotations
+
 import difflib
+import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from .counter_rng import stratified
-from .readers import TORCHVISION, Digits, Torchvision, open_folder, open_hfds, open_wds
+from .counter_rng import stratified_choice
+from .files import CorruptImage
+from .formats import (
+    TORCHVISION_SETS,
+    ImageSplit,
+    open_digits,
+    open_folder,
+    open_huggingface,
+    open_torchvision,
+    open_webdataset,
+)
+from .formats.base import match_classes
 
-MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" takes at most
-SMALL_SIDE = 96  # pixels; larger images want crops by area, so they are streamed however few they are
+MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most
+SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
 
-
-class CorruptImage(OSError):
-    """An image that cannot be decoded, or too many of them; the message names it and says why."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A set, opened. `size`: side of the images in pixels, None where they differ; `holdout`: None if not asked for."""
+    """An open data set.
 
-    train: "Source"
-    holdout: "Source | None"
-    test: "Source"
+    `holdout` is None unless asked for, `train` is None where a data set for evaluation has no training split. `size`
+    is the side of the images in pixels, None where sizes differ.
+    """
+
+    train: Source | None
+    holdout: Source | None
+    test: Source
     classes: tuple[str, ...]
     in_chans: int
     size: int | None
 
+    def sources(self) -> dict[str, Source]:
+        """The splits that there are, by name: train, holdout, test."""
+        found = {"train": self.train, "holdout": self.holdout, "test": self.test}
+        return {name: source for name, source in found.items() if source is not None}
 
-def open_data(name, *, root=None, holdout=0.0, seed=0, download=False, memory="auto"):
-    """Open the set called `name`; only a few images are looked at yet, to know their size.
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        """Digests of the training split (with its holdout) and the test split; see `digest`."""
+        return {name: digest(source.images) for name, source in self.sources().items() if name != "holdout"}
+
+
+def open_data(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    holdout: float = 0.0,
+    seed: int = 0,
+    download: bool = False,
+    memory: str = "auto",
+    test_on: str = "",
+    classes: tuple[str, ...] = (),
+) -> Splits:
+    """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: where the set lies; for torchvision's sets the folder `data`, if not given.
-        holdout: share of train, at least 0 and below 1, kept out for tuning: stratified by class, drawn from `seed`
-            alone. That is not the seed of a run: runs that differ in theirs are tuned on the same samples.
-        memory: "yes", "no", or "auto": in memory if all images are squares of one size, at most 96 pixels, and 2 GiB
-            in all. Each process of a run holds the set.
+        root: folder of the data set; for torchvision's data sets, `data` if not given.
+        holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class and depends on
+            `seed` alone, which is not the seed of a run: runs of different seeds are tuned on the same samples.
+        download: fetch a data set of torchvision that is missing.
+        memory: "yes", "no", or "auto": hold the images in memory if all are squares of one size, at most 96 pixels,
+            and 2 GiB in all. Each process of a run holds them.
+        test_on: split to score, where there are several; empty for the first of val, valid, validation, test.
+        classes: the classes of a trained model that is to be evaluated. Labels are numbered by them, and a folder needs
+            no training split.
 
     Raises:
-        ValueError: an unknown name or value, or a folder laid out in another way.
-        FileNotFoundError: the set is not there.
+        ValueError: an unknown name or value, a folder of another layout, or a class that is not in `classes`.
+        FileNotFoundError: the data set is not there.
         ImportError: an extra is missing.
     """
     if memory not in ("auto", "yes", "no"):
         raise ValueError(f"memory is {memory!r}: give auto, yes or no")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout is {holdout}: give a share of the training set, at least 0 and below 1")
-    train, test = _open(name, root, download)
+    train, test = _open_splits(name, root, download, test_on, train_required=not classes)
+    images = train or test
+    if classes and not _are_numbers(images.classes):
+        problem = f"{name} has classes that the model does not know (rename them as in its training data)"
+        for split in filter(None, (train, test)):
+            match_classes(split, classes, problem)
 
-    size = common_size(train)
-    small = size is not None and size <= SMALL_SIDE
-    fits = small and (len(train.labels) + len(test.labels)) * size**2 * len(train.mode) <= MEMORY_LIMIT
-    in_memory = memory == "yes" or memory == "auto" and fits
+    size = common_size(images)
+    count = len(test.labels) + (len(train.labels) if train else 0)
+    small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
+    in_memory = memory == "yes" or (memory == "auto" and small)
 
-    def source(images, chosen):
-        return Source(images, chosen.nonzero()[:, 0], in_memory, size)
+    def source(split: ImageSplit, chosen: Tensor) -> Source:
+        return Source(split, chosen.nonzero()[:, 0], in_memory, size)
 
-    count = round(holdout * len(train.labels))
-    if holdout and not 0 < count < len(train.labels):
-        raise ValueError(
-            f"holdout {holdout} of {len(train.labels)} images leaves {count} to tune on: give another share"
-        )
-    held = stratified(train.labels, count, seed)
+    held: Tensor | None = None
+    if train:
+        held = _choose_holdout(train, holdout, seed)
     return Splits(
-        train=source(train, ~held),
-        holdout=source(train, held) if holdout else None,
+        train=source(train, ~held) if train else None,
+        holdout=source(train, held) if train and holdout else None,
         test=source(test, torch.ones_like(test.labels)),
-        classes=train.classes,
-        in_chans=len(train.mode),
+        classes=images.classes,
+        in_chans=len(images.mode),
         size=size,
     )
 
 
-def common_size(images):
-    """The side in pixels if 16 images spread over the set are squares of one size, else None."""
-    sizes = set()
+def _choose_holdout(train: ImageSplit, share: float, seed: int) -> Tensor:
+    """(N,) bool, true for the samples that are held out."""
+    total = len(train.labels)
+    count = round(share * total)
+    if share and not 0 < count < total:
+        raise ValueError(f"holdout {share} of {total} images leaves {count} to tune on: give another share")
+    return stratified_choice(train.labels, count, seed)
+
+
+def _are_numbers(classes: tuple[str, ...]) -> bool:
+    """Whether classes have numbers and no names, as those of WebDataset shards."""
+    return classes == tuple(map(str, range(len(classes))))
+
+
+def common_size(images: ImageSplit) -> int | None:
+    """The side in pixels if 16 images spread over the split are squares of one size, else None."""
+    sizes: set[int] = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:
             sizes.update(images.open(i).size)
@@ -101,24 +158,35 @@ def common_size(images):
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def decode(open_image, path, mode="RGB"):
-    """The image that `open_image()` opens, upright as its EXIF data have it, with its pixels in `mode`; CorruptImage,
-    "path: reason", if it has none.
+def digest(images: ImageSplit) -> str:
+    """Hash the relative paths, file sizes and labels of a split. Nothing is decoded.
 
-    A broken file shows up here, on opening or, if truncated, on converting.
+    A data set that moved as a whole keeps its digest.
+    """
+    result = hashlib.sha256()
+    for i, label in enumerate(images.labels.tolist()):
+        result.update(f"{images.fingerprint(i)} {images.classes[label]}\n".encode(errors="backslashreplace"))
+    return result.hexdigest()[:16]
+
+
+def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = "RGB") -> Image.Image:
+    """Decode the image that `open_image()` opens, turned upright by its EXIF data and converted to `mode`.
+
+    Raises:
+        CorruptImage: "path: reason", for a file that cannot be opened or decoded.
     """
     try:
-        return eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
+        return to_eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{path}: not an image of a known format") from error
     except CorruptImage as error:
         raise CorruptImage(f"{path}: {error}") from error
-    except Exception as error:  # decoders fail in many ways on bad bytes, and all of them mean the same
+    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
         raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def eight_bits(image):
-    """The upper 8 bits of a grey image of 16, as Pillow takes them of colours; grey ones it would clip to white."""
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the upper 8 bits of a grey image of 16, as Pillow does for colour. Pillow clips grey ones to white."""
     if image.mode == "F":
         raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -130,15 +198,31 @@ def eight_bits(image):
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
-def read_image(images, i):
-    """Image `i` of a split."""
+def read_image(images: ImageSplit, i: int) -> Image.Image:
+    """Decode image `i` of a split.
+
+    Raises:
+        CorruptImage: it cannot be decoded.
+    """
     return decode(lambda: images.open(i), images.path(i), images.mode)
 
 
-def first_readable(count, index, read, path):
-    """(read(i), [(path(i), reason), ...]): of `index`, or of the first after it of `count` for which `read` does not
-    raise CorruptImage (0 follows the last), and those for which it does."""
-    broken = []
+def first_readable(
+    count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]
+) -> tuple[T, list[tuple[str, str]]]:
+    """Read sample `index` of `count`, or the first after it that can be read (0 follows the last).
+
+    Args:
+        read: reads a sample, or raises CorruptImage.
+        path: names a sample.
+
+    Returns:
+        What `read` returned, and (path, reason) of each sample that could not be read.
+
+    Raises:
+        CorruptImage: no sample can be read.
+    """
+    broken: list[tuple[str, str]] = []
     for shift in range(count):
         i = (index + shift) % count
         try:
@@ -149,49 +233,63 @@ def first_readable(count, index, read, path):
 
 
 class Source:
-    """Some of the images of a split, in a fixed order.
+    """Some images of a split, in a fixed order.
 
-    `read(index)` gives a PIL image in the mode of the set and its label, or raises CorruptImage; `path(index)` names
-    it. `size` is the side of the images in pixels where all are squares of one size, else None.
+    Args:
+        images: the split.
+        indices: (n,) int64, images of the split.
+        in_memory: whether loaders hold the split in memory.
+        size: side of the images in pixels where all are squares of one size, else None.
     """
 
-    def __init__(self, images, indices, in_memory, size):
+    def __init__(self, images: ImageSplit, indices: Tensor, in_memory: bool, size: int | None):
         self.images, self.indices, self.in_memory, self.size = images, indices, in_memory, size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
     @cached_property
-    def labels(self):
+    def labels(self) -> Tensor:
+        """(n,) int64."""
         return self.images.labels[self.indices]
 
-    def path(self, index):
+    def path(self, index: int) -> str:
+        """Name a sample for messages."""
         return self.images.path(int(self.indices[index]))
 
-    def read(self, index):
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Decode a sample: the image, in the mode of the split, and its label.
+
+        Raises:
+            CorruptImage: it cannot be decoded.
+        """
         i = int(self.indices[index])
         return read_image(self.images, i), int(self.images.labels[i])
 
-    def read_or_next(self, index):
-        """(image, label, [(path, reason), ...]): see `first_readable`."""
+    def read_or_next(self, index: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
+        """Decode a sample, or the next that can be: image, label, and (path, reason) of those that cannot be."""
         (image, label), broken = first_readable(len(self), index, self.read, self.path)
         return image, label, broken
 
 
-def _open(name, root, download):
-    """(train, test) of the set called `name`."""
+def _open_splits(
+    name: str, root: str | Path | None, download: bool, test_on: str, train_required: bool
+) -> tuple[ImageSplit | None, ImageSplit]:
+    """Open the training and the test split of the data set called `name`."""
     kind, _, rest = name.partition("/")
     if name == "digits":
-        return Digits(train=True), Digits(train=False)
-    if name in TORCHVISION:
-        return Torchvision(name, root or "data", True, download), Torchvision(name, root or "data", False, download)
+        return open_digits(test_on)
+    if name in TORCHVISION_SETS:
+        return open_torchvision(name, str(root or "data"), download, test_on)
     if name == "folder":
-        return open_folder(root)
+        return open_folder(root, test_on, train_required=train_required)
     if kind == "hfds":
-        return open_hfds(rest, root)
+        return open_huggingface(rest, str(root) if root else None, test_on)
     if kind == "wds":
-        return open_wds(Path(root or "data", rest))
-    known = ["digits", *TORCHVISION, "folder", "hfds/NAME", "wds/NAME"]
+        return open_webdataset(Path(root or "data", rest), test_on)
+    if name == "coco":
+        raise ValueError("data is 'coco', a data set of boxes: add --task detection")
+    known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
     nearest = difflib.get_close_matches(name, known, 1, 0)[0]
     place = f", or --data folder --data-dir {name}" if os.path.isdir(name) else ""
     raise ValueError(f"no data set is called {name!r}: did you mean {nearest!r}{place}? Known are {', '.join(known)}")

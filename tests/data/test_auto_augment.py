@@ -5,7 +5,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment as timm
 from torchvision.transforms import TrivialAugmentWide
 
-from metamix.data.auto_augment import OPERATIONS, TRIVIAL, AutoAugment, parse, pil_transform, rand
+from metamix.data.auto_augment import OPERATIONS, TRIVIAL, AutoAugment, parse, pil_transform, rand_ranges
 from metamix.data.counter_rng import hash64
 
 NEAREST = Image.Resampling.NEAREST
@@ -75,7 +75,7 @@ def test_ranges_of_rand_augment_are_timms():
         "SharpnessIncreasing": "sharpness", "ShearX": "shear_x", "ShearY": "shear_y",
         "TranslateXRel": "translate_x", "TranslateYRel": "translate_y",
     }  # fmt: skip
-    ours = rand(32)
+    ours = rand_ranges(32)
     assert sorted(names.values()) == sorted(ours)
     assert sorted(names) == sorted(timm._RAND_INCREASING_TRANSFORMS)
     for name, (low, high, signed) in ((key, ours[names[key]]) for key in names):
@@ -145,7 +145,7 @@ def test_all_operations_are_drawn_equally_often(monkeypatch):
 
 def test_rand_augment_skips_half_and_scatters_magnitudes():
     policy, seen = AutoAugment("rand-m9-n2-mstd0.5", 100), []
-    names = list(rand(100))
+    names = list(rand_ranges(100))
     rotate = names.index("rotate")
     policy.operations = [lambda image, value, i=i: seen.append((i, value.flatten())) or image for i in range(15)]
     policy(torch.zeros(15_000, 1, 1, 1, dtype=torch.uint8), hash64(torch.arange(15_000)))

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from metamix.data import CorruptImage, open_data
-from metamix.data.counter_rng import stratified
-from metamix.data.readers import TORCHVISION
+from metamix.data.counter_rng import stratified_choice
+from metamix.data.formats import TORCHVISION_SETS
 from metamix.data.sources import decode
 
 
@@ -42,10 +42,10 @@ def test_holdout_is_stratified_disjoint_and_its_own():
 
 def test_stratified_takes_each_class_by_its_share():
     labels = torch.arange(1000).sqrt().long() % 7
-    chosen = stratified(labels, 123, seed=5)
+    chosen = stratified_choice(labels, 123, seed=5)
     assert chosen.sum() == 123
     assert (labels[chosen].bincount() - labels.bincount() * 0.123).abs().max() < 1
-    assert stratified(labels, 0, seed=5).sum() == 0
+    assert stratified_choice(labels, 0, seed=5).sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_food(tmp_path, image):
     assert (len(splits.train), len(splits.test), splits.classes) == (2, 2, ("pie", "soup"))
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
 def test_a_set_that_is_not_there(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{name} was looked for in {tmp_path}.*--data-dir.*--download"):
         open_data(name, root=tmp_path)
@@ -459,6 +459,6 @@ def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
     def unreachable(root, **_):
         raise OSError("no route to host")
 
-    monkeypatch.setitem(TORCHVISION, "cifar10", (unreachable, [{}], [{}]))
+    monkeypatch.setitem(TORCHVISION_SETS, "cifar10", (unreachable, [{}], [{}]))
     with pytest.raises(FileNotFoundError, match=f"cifar10 was looked for in {tmp_path}: no route to host. Give its pl"):
         open_data("cifar10", root=tmp_path, download=True)

@@ -1,0 +1,115 @@
+"""What the storage formats share: the protocol of a split, and the rules for file names, split names and classes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from timm.utils.misc import natural_key
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from metamix.utils.text import nearest
+
+log = logging.getLogger(__name__)
+
+TEST_SPLITS = ("val", "valid", "validation", "test")  # the first that exists is scored
+
+
+class ImageSplit(Protocol):
+    """The images of one split."""
+
+    labels: Tensor  # (N,) int64, indices into `classes`
+    classes: tuple[str, ...]
+    mode: str  # of the decoded images: "RGB" or "L"
+
+    def open(self, i: int) -> Image.Image:
+        """Open image `i`. Its pixels may not be decoded yet."""
+
+    def path(self, i: int) -> str:
+        """Name image `i` for messages."""
+
+    def fingerprint(self, i: int) -> str:
+        """Identify image `i` without decoding it: its path in the data set and its size in bytes, where it has them."""
+
+
+def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
+    """Choose the split to score.
+
+    Args:
+        available: names of all splits but the training split.
+        test_on: name of the split; empty for the first of `TEST_SPLITS` that is available.
+        source: the data set, for messages.
+
+    Raises:
+        ValueError: there is no split `test_on`.
+    """
+    available = list(available)
+    if test_on:
+        if test_on not in available:
+            raise ValueError(
+                f"test_on is {test_on!r}, but {source} has no such split{nearest(test_on, available)} "
+                f"The splits to score are {', '.join(available) or 'none'}."
+            )
+        return test_on
+    chosen, *others = [split for split in TEST_SPLITS if split in available]
+    if others:
+        log.warning(
+            "%s: scores are on %s; not used: %s. Choose another split with --test-on",
+            source,
+            chosen,
+            ", ".join(others),
+        )
+    return chosen
+
+
+def is_image(path: str) -> bool:
+    """Whether a file name is that of an image. Hidden files and files in hidden folders are not."""
+    return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
+
+
+def natural_order(path: str) -> tuple[list[str | int], str]:
+    """Sort key that puts 2.png before 10.png, the same on every machine."""
+    return natural_key(path), path
+
+
+def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Label images by the first folder of their path, as torchvision's ImageFolder does.
+
+    Args:
+        paths: paths in the split.
+        place: the split, for messages.
+
+    Returns:
+        The labels (N,) int64 and the names of the classes.
+
+    Raises:
+        ValueError: there is no image, or an image lies outside of the class folders.
+    """
+    if not paths:
+        raise ValueError(f"{place.absolute()} has no image ({' '.join(IMG_EXTENSIONS)})")
+    stray = next((path for path in paths if "/" not in path), None)
+    if stray:
+        raise ValueError(f"{place.absolute()} must hold one folder of images per class; {stray} lies outside of them")
+    names = [path.partition("/")[0] for path in paths]
+    classes = tuple(sorted(set(names), key=natural_order))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers[name] for name in names]), classes
+
+
+def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> None:
+    """Number the classes of a split as in `classes`, by name.
+
+    Raises:
+        ValueError: the split has a class that is not in `classes`; the message begins with `problem`.
+    """
+    unknown = [name for name in split.classes if name not in classes]
+    if unknown:
+        raise ValueError(f"{problem}: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}")
+    numbers = torch.tensor([classes.index(name) for name in split.classes])
+    split.labels, split.classes = numbers[split.labels], classes

@@ -1,0 +1,158 @@
+"""Folders of images named by class, or tar files of such folders."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ..files import list_files, read_image_file
+from .base import (
+    TEST_SPLITS,
+    ImageSplit,
+    choose_test_split,
+    is_image,
+    label_by_folder,
+    match_classes,
+    natural_order,
+)
+from .tar import Member, TarImages, read_tar
+
+log = logging.getLogger(__name__)
+
+LAYOUT = (
+    "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
+    "or a .tar file of such folders in place of either"
+)
+
+
+def open_folder(
+    root: str | Path | None, test_on: str = "", *, train_required: bool = True
+) -> tuple[ImageSplit | None, ImageSplit]:
+    """Open the training and the test split.
+
+    Args:
+        root: folder that holds the splits.
+        test_on: see `choose_test_split`.
+        train_required: refuse a folder without a training split; otherwise that split is None.
+
+    Raises:
+        ValueError: the folder has another layout, or the test split has a class that the training split lacks.
+        FileNotFoundError: a folder is missing.
+    """
+    if root is None:
+        raise ValueError(f"a folder of images needs --data-dir; in it, {LAYOUT}")
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
+    found = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
+    tests = [split for split in found if split != "train"]
+    if not tests or (train_required and "train" not in found):
+        contents = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
+        raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}")
+    test = open_split(found[choose_test_split(tests, test_on, root)])
+    if "train" not in found:
+        return None, test
+    train = open_split(found["train"])
+    if len(train.classes) < 2:
+        raise ValueError(
+            f"{found['train'].absolute()} must hold one folder of images per class, two at least; found "
+            f"{train.classes[0]}"
+        )
+    match_classes(test, train.classes, "the test split has classes that train does not have")
+    return train, test
+
+
+def find_split(split: str, root: Path) -> Path | None:
+    """Find the folder of a split or, where there is none, its tar file."""
+    return next((place for place in (root / split, root / f"{split}.tar") if place.exists()), None)
+
+
+def open_split(place: Path) -> FolderImages | TarImages:
+    """Open a folder of class folders, or a tar file of them."""
+    return open_tar(place) if place.suffix == ".tar" else FolderImages(place)
+
+
+class FolderImages:
+    """One split of image files in folders named by class."""
+
+    mode = "RGB"
+
+    def __init__(self, root: Path):
+        files = list_files(root)
+        self.root = root
+        self.paths = sorted(filter(is_image, files), key=natural_order)
+        warn_of_other_formats(files, root)
+        self.labels, self.classes = label_by_folder(self.paths, root)
+        folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        if empty := sorted(folders - set(self.classes)):
+            raise ValueError(
+                f"{', '.join(empty[:5])} in {root.absolute()} has no image ({' '.join(IMG_EXTENSIONS)}); "
+                f"remove the folder or add images"
+            )
+
+    def open(self, i: int) -> Image.Image:
+        return read_image_file(self.root / self.paths[i])
+
+    def path(self, i: int) -> str:
+        return str(self.root / self.paths[i])
+
+    def fingerprint(self, i: int) -> str:
+        try:
+            size = (self.root / self.paths[i]).stat().st_size
+        except OSError:  # such as a link that leads nowhere
+            size = -1
+        return f"{self.paths[i]} {size}"
+
+
+def warn_of_other_formats(files: list[str], root: Path) -> None:
+    """Log how many files are images of formats that are not read."""
+    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
+    pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
+    if pictures:
+        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
+        log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", root, counts)
+
+
+def open_tar(path: Path) -> TarImages:
+    """Open a tar file of class folders, which may lie in further folders (train/cat/0.png)."""
+    with read_tar(path) as tar:
+        found = sorted(list_tar_images(tar), key=lambda image: natural_order(image[0]))
+    paths = strip_common_folders([name for name, _, _ in found], path.stem)
+    labels, classes = label_by_folder(paths, path)
+    members = [Member(path, offset, size, name, inside) for (name, offset, size), inside in zip(found, paths)]
+    return TarImages(members, labels, classes)
+
+
+def list_tar_images(tar: tarfile.TarFile, folder: str = "", start: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size in bytes of every image.
+
+    A tar file inside the tar file counts as a folder of its name, as in ImageNet's archive.
+    """
+    for info in filter(tarfile.TarInfo.isfile, tar):
+        name, offset = str(PurePosixPath(folder, info.name.lstrip("/"))), start + info.offset_data
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
+                yield from list_tar_images(inner, name.removesuffix(".tar"), offset)
+        elif is_image(name):
+            yield name, offset, info.size
+
+
+def strip_common_folders(paths: list[str], split: str) -> list[str]:
+    """Remove the folders above the class folders from paths.
+
+    These are the folders up to the one named as the split. Where there is none, they are those that all classes share.
+    """
+    parts = [PurePosixPath(path).parts for path in paths]
+    shared = os.path.commonprefix([folders for *folders, _ in parts])
+    if split in shared:
+        count = shared.index(split) + 1
+    else:
+        count = len(os.path.commonprefix([path[:-2] for path in parts]))
+    return ["/".join(path[count:]) for path in parts]

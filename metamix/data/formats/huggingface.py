@@ -1,0 +1,73 @@
+"""Data sets of the Hugging Face hub, or local folders of one, read by timm."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import torch
+from PIL import Image
+from timm.data import create_reader
+
+from .base import TEST_SPLITS, choose_test_split
+
+
+def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[HuggingFace, HuggingFace]:
+    """Open the training and the test split.
+
+    Args:
+        name: name on the hub, or a local folder.
+        root: cache folder.
+        test_on: see `choose_test_split`.
+
+    Raises:
+        ImportError: the extra `datasets` is missing.
+        FileNotFoundError: the data set cannot be opened.
+        ValueError: a split is missing, or images and labels cannot be told.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("hfds/ needs Hugging Face's datasets: pip install 'metamix[datasets]'") from error
+    try:
+        splits = datasets.get_dataset_split_names(name)
+    except Exception as error:  # the library raises many types, from a missing network to a misspelt name
+        raise FileNotFoundError(f"no Hugging Face data set {name!r} could be opened: {error}") from error
+    others = [split for split in splits if split != "train"]
+    if "train" not in splits or not (test_on or set(others) & set(TEST_SPLITS)):
+        raise ValueError(
+            f"{name} has the splits {', '.join(splits)}; expected train and one of {', '.join(TEST_SPLITS)}"
+        )
+    return HuggingFace(name, root, "train"), HuggingFace(name, root, choose_test_split(others, test_on, name))
+
+
+class HuggingFace:
+    """One split, with one column of images and one of class labels."""
+
+    mode = "RGB"
+
+    def __init__(self, name: str, root: str | None, split: str):
+        import datasets
+
+        features = datasets.load_dataset(name, split=split, cache_dir=root).features
+        columns = [
+            [key for key, feature in features.items() if isinstance(feature, kind)]
+            for kind in (datasets.Image, datasets.ClassLabel)
+        ]
+        if [len(keys) for keys in columns] != [1, 1]:
+            raise ValueError(f"{name} has the columns {features}; expected one of images and one of class labels")
+        (image,), (label,) = columns
+        self.reader = create_reader(f"hfds/{name}", root=root, split=split, input_key=image, target_key=label)
+        self.name, self.labels = f"{name} {split}", torch.tensor(self.reader.dataset[label][:])
+        self.classes = tuple(self.reader.class_to_idx)
+        if self.labels.min() < 0:
+            raise ValueError(f"the split {split} of {name} has images without a label")
+
+    def open(self, i: int) -> Image.Image:
+        with self.reader[i][0] as file:
+            return Image.open(BytesIO(file.read()))
+
+    def path(self, i: int) -> str:
+        return f"{self.name} {i}"
+
+    def fingerprint(self, i: int) -> str:
+        return str(i)

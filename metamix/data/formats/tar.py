@@ -1,0 +1,59 @@
+"""Images in uncompressed tar files."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+
+class Member(NamedTuple):
+    """Where an image lies."""
+
+    file: Path
+    offset: int  # bytes
+    size: int  # bytes
+    name: str  # in the tar file
+    path: str  # in the split
+
+
+class TarImages:
+    """One split of images in tar files.
+
+    Each image is read by its offset from a newly opened file, so processes and threads share no position.
+    """
+
+    mode = "RGB"
+
+    def __init__(self, members: list[Member], labels: Tensor, classes: tuple[str, ...]):
+        self.members, self.labels, self.classes = members, labels, classes
+
+    def open(self, i: int) -> Image.Image:
+        member = self.members[i]
+        with open(member.file, "rb") as tar:
+            tar.seek(member.offset)
+            return Image.open(BytesIO(tar.read(member.size)))
+
+    def path(self, i: int) -> str:
+        return f"{self.members[i].file}: {self.members[i].name}"
+
+    def fingerprint(self, i: int) -> str:
+        return f"{self.members[i].path} {self.members[i].size}"
+
+
+@contextmanager
+def read_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open an uncompressed tar file, whose members can be read by their offset."""
+    if not path.is_file():
+        raise ValueError(f"{path.absolute()} is not a regular file; expected a tar file")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise ValueError(f"{path.absolute()} is not a readable tar file, or is compressed: {error}") from error

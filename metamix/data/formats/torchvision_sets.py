@@ -1,0 +1,91 @@
+"""Data sets of torchvision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.datasets as tv
+from PIL import Image
+from timm.data import create_dataset
+
+from .base import choose_test_split
+
+Parts = list[dict[str, Any]]  # arguments of the torchvision data sets that make up a split
+
+# Class, parts of the training split and parts of the test split; None for data sets that timm's factory opens.
+TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts] | None] = {
+    "cifar10": None,
+    "cifar100": None,
+    "mnist": None,
+    "fashion_mnist": None,
+    "kmnist": None,
+    "emnist": (tv.EMNIST, [{"split": "balanced", "train": True}], [{"split": "balanced", "train": False}]),
+    "svhn": (tv.SVHN, [{"split": "train"}], [{"split": "test"}]),
+    "flowers": (tv.Flowers102, [{"split": "train"}, {"split": "val"}], [{"split": "test"}]),
+    "pets": (tv.OxfordIIITPet, [{"split": "trainval"}], [{"split": "test"}]),
+    "food": (tv.Food101, [{"split": "train"}], [{"split": "test"}]),
+}
+
+
+def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tuple[Torchvision, Torchvision]:
+    """Open the training and the test split.
+
+    Args:
+        name: a key of `TORCHVISION_SETS`.
+        root: folder with the files of torchvision.
+        download: fetch files that are missing.
+
+    Raises:
+        FileNotFoundError: the files are missing or cannot be fetched.
+    """
+    choose_test_split(["test"], test_on, name)
+    return Torchvision(name, root, True, download), Torchvision(name, root, False, download)
+
+
+class Torchvision:
+    """One split, which may consist of several splits of torchvision (flowers: train and val)."""
+
+    def __init__(self, name: str, root: str, train: bool, download: bool):
+        try:
+            parts = _open_parts(name, root, train, download)
+        except (RuntimeError, OSError) as error:  # OSError: no network
+            raise FileNotFoundError(
+                f"{name} was not found in {os.path.abspath(root)}: {error}. Give its folder with --data-dir, or fetch "
+                "it with --download"
+            ) from error
+        self.parts: torch.utils.data.ConcatDataset = torch.utils.data.ConcatDataset(parts)
+        self.labels = torch.cat(
+            [torch.as_tensor(_first_attribute(part, "targets", "labels", "_labels")).long() for part in parts]
+        )
+        self.files = [Path(file) for part in parts for file in _first_attribute(part, "_image_files", "_images")]
+        self.name, self.root = f"{name} {'train' if train else 'test'}", Path(root)
+        self.classes = tuple(getattr(parts[0], "classes", [str(i) for i in range(int(self.labels.max()) + 1)]))
+        self.mode = "L" if self.open(0).mode == "L" else "RGB"
+
+    def open(self, i: int) -> Image.Image:
+        return self.parts[i][0]
+
+    def path(self, i: int) -> str:
+        return str(self.files[i]) if self.files else f"{self.name} {i}"
+
+    def fingerprint(self, i: int) -> str:
+        if not self.files:
+            return self.path(i)
+        return f"{self.files[i].relative_to(self.root).as_posix()} {self.files[i].stat().st_size}"
+
+
+def _open_parts(name: str, root: str, train: bool, download: bool) -> list[Any]:
+    entry = TORCHVISION_SETS[name]
+    if entry is None:
+        return [create_dataset(f"torch/{name}", root, "train" if train else "validation", download=download)]
+    make, train_parts, test_parts = entry
+    return [make(root, download=download, **kwargs) for kwargs in (train_parts if train else test_parts)]
+
+
+def _first_attribute(dataset: Any, *names: str) -> Any:
+    """The first of several attributes that a data set has, else an empty list: torchvision's names differ."""
+    return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])

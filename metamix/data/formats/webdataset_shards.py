@@ -1,0 +1,106 @@
+"""WebDataset shards: tar files with an image KEY.EXT and a label KEY.cls for every sample.
+
+The headers and labels of all shards are read once, so samples can be drawn in any order. timm's reader gives a stream
+of samples that depends on the number of workers and cannot be entered in the middle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import torch
+from timm.data import create_reader
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from .base import TEST_SPLITS, choose_test_split
+from .tar import Member, TarImages, read_tar
+
+
+def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
+    """Open the training and the test split of shards in a folder.
+
+    Shards are named after their split (x-train-0001.tar) or listed by an info.json for timm's reader.
+
+    Raises:
+        FileNotFoundError: there are no shards of a split.
+        ValueError: a shard cannot be read, or a sample is incomplete.
+        ImportError: an info.json lists the shards, and the extra `webdataset` is missing.
+    """
+    shards = find_shards(root)
+    tests = [split for split in shards if split != "train" and shards[split]]
+    if not shards.get("train") or not tests:
+        raise FileNotFoundError(
+            f"{root.absolute()} has no shards of train and of {', '.join(TEST_SPLITS)}: expected files such as "
+            "train-0000.tar and val-0000.tar, or an info.json that lists them"
+        )
+    chosen = choose_test_split(tests, test_on, root)
+    (train, train_labels), (test, test_labels) = (
+        index_shards([root / name for name in shards[split]]) for split in ("train", chosen)
+    )
+    classes = tuple(str(i) for i in range(int(max(train_labels.max(), test_labels.max())) + 1))
+    return TarImages(train, train_labels, classes), TarImages(test, test_labels, classes)
+
+
+def find_shards(root: Path) -> dict[str, list[str]]:
+    """File names of the shards by split."""
+    file = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
+    info = json.loads(file.read_text(encoding="utf-8-sig")) if file else {}
+    if "splits" in info:
+        return {split: listed_shards(root, split) for split in info["splits"]}
+    names = sorted(path.name for path in root.glob("*.tar"))
+    return {split: [name for name in names if split in re.split("[-_.]", name)] for split in ("train", *TEST_SPLITS)}
+
+
+def listed_shards(root: Path, split: str) -> list[str]:
+    """File names of the shards that an info.json lists for a split."""
+    try:
+        import webdataset  # noqa: F401 - timm's reader needs it and gives a less clear error
+    except ImportError as error:
+        raise ImportError("shards listed by an info.json need webdataset: pip install 'metamix[webdataset]'") from error
+    return create_reader("wds/", root=str(root), split=split).split_info.filenames
+
+
+def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
+    """Find the images of shards and read their labels.
+
+    As in WebDataset, a sample's key is the file name up to its first dot: img.1.png is "1.png" of the sample img.
+
+    Returns:
+        The images, and the labels (N,) int64.
+    """
+    kinds = ", ".join(kind[1:] for kind in IMG_EXTENSIONS)
+    members, labels, others = {}, {}, []
+    for shard in shards:
+        with read_tar(shard) as tar:
+            for info in filter(tarfile.TarInfo.isfile, tar):
+                folder, _, name = info.name.rpartition("/")
+                key, _, kind = name.partition(".")
+                sample = shard, folder, key
+                if f".{kind.lower()}" in IMG_EXTENSIONS:
+                    members[sample] = Member(shard, info.offset_data, info.size, info.name, f"{shard.name}/{info.name}")
+                elif kind == "cls":
+                    content = tar.extractfile(info)
+                    assert content is not None  # it is a regular file
+                    labels[sample] = parse_label(content.read(), f"{shard}: {info.name}")
+                elif len(others) < 3:
+                    others.append(info.name)
+    if not members and not labels:
+        raise ValueError(
+            f"{', '.join(map(str, shards[:3]))}: no sample found; expected a label KEY.cls and an image KEY.EXT, "
+            f"with EXT one of {kinds} and KEY without a dot; found {', '.join(others) or 'no files'}"
+        )
+    if members.keys() != labels.keys():
+        shard, _, key = min(members.keys() ^ labels.keys())
+        raise ValueError(f"{shard}: sample {key} must have an image ({kinds}) and a label (cls)")
+    samples = sorted(members)
+    return [members[sample] for sample in samples], torch.tensor([labels[sample] for sample in samples])
+
+
+def parse_label(content: bytes, name: str) -> int:
+    """Parse the class number in a .cls file."""
+    if not content.strip().isdigit():
+        raise ValueError(f"{name} holds {content[:20]!r}; expected the number of a class, counted from 0")
+    return int(content)
