@@ -1,68 +1,87 @@
-"""Read every image of a set and list those that are broken.
+"""Find the images of a data set that cannot be read.
 
-    python -m metamix.data.verify DATA [--data-dir DIR] [--workers N]
+    metamix verify folder --data-dir images
+    metamix verify cifar10
 
-One line for each broken image, with its path and what is wrong, and one with the count; the exit code is 1 if any is
-broken.
+Every image is decoded. Each broken one is printed with the reason, then the count. The exit code is 1 if any is broken.
 """
 
+from __future__ import annotations
+
 import argparse
-import sys
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .sources import CorruptImage, open_data, read_image
+from metamix.data import CorruptImage, open_data
+from metamix.data.formats import ImageSplit
+from metamix.data.sources import read_image
+from metamix.utils.text import readable
 
 
-class Check:
-    """A data set of what is wrong with each image of a split: a sentence, or None."""
+class ImageProblems:
+    """What is wrong with each image of a split: a sentence, or None."""
 
-    def __init__(self, images):
+    def __init__(self, images: ImageSplit):
         self.images = images
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> str | None:
         try:
             read_image(self.images, i)
         except CorruptImage as error:
             return str(error)
+        return None
 
 
-def broken_images(images, workers=0, title=""):
-    """Yield what is wrong with each broken image of a split, in order."""
-    reports = DataLoader(Check(images), batch_size=64, num_workers=workers, collate_fn=list)
-    for batch in tqdm(reports, desc=title, unit="batch", disable=None):
+def broken_images(images: ImageSplit, workers: int = 0, title: str = "") -> Iterator[str]:
+    """Yield what is wrong with each broken image of a split, in order.
+
+    Args:
+        workers: processes that decode; 0 for this process.
+        title: shown with the progress bar.
+    """
+    problems: DataLoader = DataLoader(
+        ImageProblems(images),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
+        batch_size=64,
+        num_workers=workers,
+        collate_fn=list,
+    )
+    for batch in tqdm(problems, desc=title, unit="batch", disable=None):
         yield from filter(None, batch)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m metamix.data.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="digits, cifar10 or another set of torchvision, folder, hfds/NAME, wds/NAME")
-    parser.add_argument("--data-dir", help="where the set lies")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read; 0: this one alone")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `metamix verify` for labelled images.
+
+    Returns:
+        1 if an image cannot be read, else 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog="metamix verify", description="Find the images of a data set that cannot be read."
+    )
+    parser.add_argument("data", help="digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
+    parser.add_argument("--data-dir", help="folder of the data set")
+    parser.add_argument("--test-on", default="", help="split to verify beside train (default: the one that is scored)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode; 0: this process (default: 2)")
     options = parser.parse_args(argv)
     if options.workers < 0:
-        parser.error(f"--workers is {options.workers}: give 0 (this process reads alone) or more")
+        parser.error(f"--workers is {options.workers}: give 0 (this process decodes) or more")
     try:
-        splits = open_data(options.data, root=options.data_dir, memory="no")
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
+    except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
     count = total = 0
-    for title, source in ("train", splits.train), ("test", splits.test):
+    for title, source in splits.sources().items():
         total += len(source)
-        for reason in broken_images(source.images, options.workers, title):
-            print(reason.encode(errors="backslashreplace").decode())  # a name may be no text
+        for problem in broken_images(source.images, options.workers, title):
+            print(readable(problem))
             count += 1
-    print(
-        f"{count} of {total:,} images of {options.data} cannot be read"
-        if count
-        else f"all {total:,} images can be read"
-    )
+    if count:
+        print(f"{count} of {total:,} images of {options.data} cannot be read")
+    else:
+        print(f"all {total:,} images can be read")
     return 1 if count else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -156,7 +156,7 @@ def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
 
 def box(top: Tensor, left: Tensor, tall: int | Tensor, wide: int | Tensor, image: Tensor) -> Tensor:
     """Make masks in the shape of `image`, (n, H, W, C) float32: 1 in rectangles of (n,) corners and sides, else 0."""
-    n, height, width, channels = image.shape
+    _, height, width, channels = image.shape
     y = torch.arange(height, device=image.device) - top[:, None]
     x = torch.arange(width, device=image.device).repeat_interleave(channels) - left[:, None]
     tall, wide = (torch.as_tensor(side, device=image.device).view(-1, 1) for side in (tall, wide))

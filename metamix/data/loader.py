@@ -287,7 +287,7 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
         use_prefetcher=True,  # uint8, not normalised
         scale=(options.crop_scale, 1.0),
         hflip=options.flip,
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type]  # timm's annotation leaves None out
         is_training=True,
         separate=True,
     )
@@ -316,7 +316,7 @@ class CorruptImages(dict[str, str]):
     def __init__(self, total: int, options: Any):
         super().__init__()
         self.total, self.limit = total, options.corrupt_limit
-        self.command = f"metamix verify --data {options.data}"
+        self.command = f"metamix verify {options.data}"
         if options.data_dir:
             self.command += f" --data-dir {options.data_dir}"
 

@@ -120,12 +120,13 @@ def open_data(
     def source(split: ImageSplit, chosen: Tensor) -> Source:
         return Source(split, chosen.nonzero()[:, 0], in_memory, size)
 
-    held: Tensor | None = None
+    parts: dict[str, Source | None] = {"train": None, "holdout": None}
     if train:
         held = _choose_holdout(train, holdout, seed)
+        parts["train"] = source(train, ~held)
+        parts["holdout"] = source(train, held) if holdout else None
     return Splits(
-        train=source(train, ~held) if train else None,
-        holdout=source(train, held) if train and holdout else None,
+        **parts,
         test=source(test, torch.ones_like(test.labels)),
         classes=images.classes,
         in_chans=len(images.mode),

@@ -1,6 +1,6 @@
 import pytest
 
-from metamix.data.verify import main
+from metamix.classification.verify import main
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -31,4 +31,4 @@ def test_wrong_arguments_end_with_a_sentence(capsys):
     assert "did you mean 'digits'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["digits", "--workers", "-1"])
-    assert "--workers is -1: give 0 (this process reads alone) or more" in capsys.readouterr().err
+    assert "--workers is -1: give 0 (this process decodes) or more" in capsys.readouterr().err

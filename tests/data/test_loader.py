@@ -188,7 +188,7 @@ def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers
     options = DataOptions(data="folder", data_dir=str(root), memory=memory, workers=workers, corrupt_limit=0.1)
     source = open_data("folder", root=root, memory=memory).train
     words = r"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*"
-    with pytest.raises(CorruptImage, match=words + f"python -m metamix.data.verify folder --data-dir {root}"):
+    with pytest.raises(CorruptImage, match=words + f"metamix verify folder --data-dir {root}"):
         list(train_loader(source, options, batch_size=12).epoch(0))
 
 

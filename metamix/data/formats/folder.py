@@ -6,7 +6,8 @@ import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -150,9 +151,11 @@ def strip_common_folders(paths: list[str], split: str) -> list[str]:
     These are the folders up to the one named as the split. Where there is none, they are those that all classes share.
     """
     parts = [PurePosixPath(path).parts for path in paths]
-    shared = os.path.commonprefix([folders for *folders, _ in parts])
-    if split in shared:
-        count = shared.index(split) + 1
-    else:
-        count = len(os.path.commonprefix([path[:-2] for path in parts]))
+    above = shared_start([folders for *folders, _ in parts])
+    count = above.index(split) + 1 if split in above else len(shared_start([path[:-2] for path in parts]))
     return ["/".join(path[count:]) for path in parts]
+
+
+def shared_start(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The folders that all paths begin with."""
+    return [names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*paths))]

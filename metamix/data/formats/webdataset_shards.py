@@ -72,7 +72,9 @@ def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
         The images, and the labels (N,) int64.
     """
     kinds = ", ".join(kind[1:] for kind in IMG_EXTENSIONS)
-    members, labels, others = {}, {}, []
+    members: dict[tuple[Path, str, str], Member] = {}
+    labels: dict[tuple[Path, str, str], int] = {}
+    others: list[str] = []
     for shard in shards:
         with read_tar(shard) as tar:
             for info in filter(tarfile.TarInfo.isfile, tar):

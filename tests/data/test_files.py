@@ -1,0 +1,91 @@
+"""Folders that hold links, pipes and devices beside images."""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+from metamix.data import CorruptImage, DataOptions, open_data, read_image_file, train_loader
+from metamix.data.files import list_files
+
+
+@contextmanager
+def seconds(limit):
+    """Fail instead of waiting for ever."""
+
+    def fail(number, frame):
+        raise AssertionError(f"still waiting after {limit} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in "pipe.png", "zero.png":
+        with seconds(10), pytest.raises(CorruptImage, match="not a regular file"):
+            read_image_file(tmp_path / name)
+
+
+def test_a_file_above_the_limit_is_refused(tmp_path, image):
+    image().save(tmp_path / "0.png")
+    size = (tmp_path / "0.png").stat().st_size
+    assert read_image_file(tmp_path / "0.png", max_bytes=size).size == (32, 32)
+    with pytest.raises(CorruptImage, match=f"^{size:,} bytes; images may have {size - 1:,} at most"):
+        read_image_file(tmp_path / "0.png", max_bytes=size - 1)
+
+
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_a_pipe_in_a_class_folder_counts_as_a_broken_image(folder, memory, caplog):
+    root = folder()
+    os.mkfifo(root / "train" / "dog" / "pipe.png")
+    options = DataOptions(memory=memory, workers=0, corrupt_limit=0.1)
+    with seconds(30):
+        source = open_data("folder", root=root, memory=memory).train
+        (batch,) = train_loader(source, options, batch_size=13).epoch(0)
+    assert len(batch["label"]) == 13
+    assert f"{root}/train/dog/pipe.png: not a regular file" in caplog.text
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "/"])
+def test_a_link_to_a_folder_above_adds_nothing(folder, target, caplog):
+    root = folder()
+    (root / "train" / "dog" / "loop").symlink_to(target)
+    train = open_data("folder", root=root).train
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert f"{root}/train/dog/loop: left out, it is the same folder as " in caplog.text
+
+
+def test_each_folder_is_visited_once(tmp_path, caplog):
+    """By its real place where it has one, else by the first link to it."""
+    for path in "split/b/0.png", "split/c/0.png", "elsewhere/deep/0.png":
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "split" / "b")
+    for link, target in {"a": "b", "b/more": "../../elsewhere", "c/more": "../../elsewhere"}.items():
+        (tmp_path / "split" / link).symlink_to(target)
+    assert sorted(list_files(tmp_path / "split")) == ["b/0.png", "b/more/deep/0.png", "c/0.png"]
+    left_out = [message.partition(": ")[0] for message in caplog.messages]
+    assert left_out == [f"{tmp_path}/split/{name}" for name in ("a", "c/more", "b/more/back")]
+
+
+def test_the_split_itself_may_be_a_link(folder):
+    root = folder()
+    (root / "train").rename(root.parent / "images")
+    (root / "train").symlink_to(root.parent / "images")
+    assert len(open_data("folder", root=root).train) == 12
+
+
+def test_a_link_that_leads_nowhere_is_a_broken_image(folder):
+    root = folder()
+    (root / "train" / "cat" / "x.png").symlink_to(root / "nowhere.png")
+    source = open_data("folder", root=root).train
+    with pytest.raises(CorruptImage, match="train/cat/x.png: FileNotFoundError"):
+        source.read(4)

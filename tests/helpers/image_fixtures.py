@@ -1,0 +1,63 @@
+"""Fixtures that make data sets of small images."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def image():
+    """A maker of images that differ: smooth ones, as photographs are, so that JPEG keeps them recognisable."""
+    random = np.random.default_rng(0)
+
+    def make(size=(32, 32), mode="RGB"):
+        channels = (len(mode),) if len(mode) > 1 else ()
+        small = random.integers(0, 256, (4, 4, *channels), dtype=np.uint8)
+        return Image.fromarray(small).resize(size, Image.Resampling.BILINEAR)
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path, image):
+    """A maker of folders of classes: 3 classes, `train` images of each to train on and `val` to score."""
+
+    def make(train=4, val=2, size=(32, 32), kind="png", name="set"):
+        for split, count in ("train", train), ("val", val):
+            for label in "cat", "dog", "eel":
+                place = tmp_path / name / split / label
+                place.mkdir(parents=True)
+                for i in range(count):
+                    image(size).save(place / f"{i}.{kind}")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def break_image():
+    def damage(path):
+        """Truncate a file so that its header opens and its pixels do not: what timm's retry does not see."""
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * 0.9)])
+        if path.suffix == ".jpg":
+            with Image.open(path) as opened:
+                assert opened.size
+
+    return damage
+
+
+@pytest.fixture
+def shard():
+    def write(path, samples):
+        """A WebDataset shard of (key, extension, bytes)."""
+        with tarfile.open(path, "w") as tar:
+            for key, extension, content in samples:
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+    return write
