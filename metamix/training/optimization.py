@@ -14,7 +14,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .recipe import EngineOptions, nearest
+from metamix.utils.text import nearest
+
+from .recipe import EngineOptions
 
 FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all weights, on CPUs and GPUs
 
@@ -25,8 +27,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     names = [known for known in list_optimizers() if known != "adahessian"]  # it needs second derivatives
     if name not in names:
         raise ValueError(
-            f"there is no optimizer {options.optimizer!r}{nearest(name, names)}; "
-            f"accepted are adamw, sgd, lion, muon, lamb and all of timm.optim.list_optimizers() but adahessian"
+            f"there is no optimizer {options.optimizer!r}{nearest(name, names)} "
+            f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch takes one of them
     arguments = ({"fused": True} if fused else {}) | options.opt_args
@@ -149,8 +151,8 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
         if not found:
             modules = [name for name, _ in model.named_modules() if name]
             raise ValueError(
-                f"freeze names {part!r}, but no weight of this model is under it{nearest(part, modules)}; "
-                f"its parts are {', '.join(name for name, _ in model.named_children())}"
+                f"freeze names {part!r}, but no weight of this model is under it{nearest(part, modules)} "
+                f"Its parts: {', '.join(name for name, _ in model.named_children())}."
             )
         for weight in found:
             weight.requires_grad_(False)

@@ -1,128 +1,100 @@
-"""The recipe: options in dataclasses, read from YAML and then from the command line.
-
-Every field of an options dataclass is one option. Its name is the key in a YAML file and, with dashes or underscores,
-the flag on the command line; its annotation is the type that is checked; its metadata say the rest:
-
-    help        one sentence for --help
-    group       heading in --help; the first line of the class's docstring where there is none
-    on_resume   what a changed value does to a run that is continued: "refuse" (the default: it would be another run),
-                "say" (allowed, and reported), or "free" (it changes no number)
-
-Annotations may be bool, int, float, str, dict, tuple[X, ...], Literal[...], and any of them with `| None`.
-"""
+"""The recipe of a run: the engine's options, the task's options, and what may change when a run is continued."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
-import re
-import types
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
+from metamix.utils.options import Parser, convert, option, options_of, parse_config, parse_flags, read_yaml
+from metamix.utils.text import exit_with_message, nearest
 
-def option(default: Any, help: str, *, group: str | None = None, on_resume: str = "refuse") -> Any:
-    """A field of an options dataclass."""
-    metadata = {"help": help, "on_resume": on_resume} | ({"group": group} if group else {})
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+__all__ = ["EngineOptions", "Recipe", "check_data", "option", "parse", "read_yaml", "resume_changes"]
 
-
-def _in(group: str, on_resume: str = "say") -> Callable[..., Any]:
-    return lambda default, help, **changes: option(default, help, **{"group": group, "on_resume": on_resume} | changes)
-
-
-_run, _schedule, _optimizer = _in("the run", "free"), _in("schedule"), _in("optimizer")
-_average, _speed = _in("weight averaging"), _in("precision and speed")
+_run = partial(option, group="the run", on_resume="free")
+_schedule = partial(option, group="schedule", on_resume="say")
+_optimizer = partial(option, group="optimizer", on_resume="say")
+_average = partial(option, group="weight averaging", on_resume="say")
+_speed = partial(option, group="precision and speed", on_resume="say")
 
 
 @dataclass
 class EngineOptions:
-    """Engine"""
+    """Options of the training engine, which hold for every task."""
 
-    output: str = _run("", "run folder; empty: runs/<data>-<model>-seed<seed>")
-    resume: str = _run("", "checkpoint to continue from, while the run folder has none of its own")
+    output: str = _run("", "run folder; if not given, runs/<data>-<model>-seed<seed>")
+    resume: str = _run("", "checkpoint to continue from if the run folder has none")
     seed: int = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
-    device: str = _run("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
-    dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and one timed step; train nothing")
+    device: str = _run("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
+    dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and the time of a step, then stop")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
-    log_every: int = _run(20, "most steps between two looks at the losses: progress, non-finite check, signals, saving")
-    checkpoint_minutes: float = _run(
-        10.0, "minutes between checkpoints within an epoch; each epoch's end writes one too"
-    )
-    eval_every: int = _run(1, "epochs between two scorings of the held-out slice", on_resume="say")
+    log_every: int = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
+    checkpoint_minutes: float = _run(10.0, "minutes between checkpoints; the end of an epoch writes one too")
+    eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="say")
 
-    epochs: int = _schedule(10, "passes over the training split, warm-up included")
-    batch_size: int = _schedule(128, "samples per step over all processes together", on_resume="refuse")
+    epochs: int = _schedule(10, "passes over the training split, including warm-up")
+    batch_size: int = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
     micro_batch: int = _schedule(
-        0, "samples per forward pass on one process (gradients accumulate); 0: its whole share"
+        0, "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once"
     )
-    lr: float = _schedule(1e-3, "peak learning rate, as it is: never scaled by the batch size")
+    lr: float = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: float = _schedule(1e-5, "learning rate at the end of the schedule")
-    schedule: Literal["cosine", "linear", "constant"] = _schedule("cosine", "what the rate does after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = _schedule("cosine", "learning rate schedule after warm-up")
     warmup_epochs: float = _schedule(1.0, "epochs of linear warm-up")
     warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step")
 
-    optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another name of timm's", on_resume="refuse")
+    optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
     weight_decay: float = _optimizer(0.05, "weight decay; not applied to biases, norms and scales")
-    momentum: float = _optimizer(0.9, "momentum, where the optimizer has one")
+    momentum: float = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: float | None = _optimizer(
-        None, "factor on the learning rate per layer below the head", on_resume="refuse"
+        None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
-    clip_grad: float | None = _optimizer(None, "largest norm of the gradient of all weights together")
-    opt_args: dict = _optimizer(
-        {}, "further arguments of the optimizer, as YAML: '{betas: [0.9, 0.99]}'", on_resume="refuse"
+    clip_grad: float | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
+    opt_args: dict = option(
+        {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", group="optimizer", on_resume="refuse"
     )
     freeze: tuple[str, ...] = _optimizer(
-        (), "parts of the model not to train, by name: stem,stages.0", on_resume="refuse"
+        (), "parts of the model that are not trained, such as stem,stages.0", on_resume="refuse"
     )
 
     ema: bool = _average(
-        False, "keep an exponential moving average of the weights, and score it too", on_resume="refuse"
+        False, "keep an exponential moving average of the weights, and evaluate it too", on_resume="refuse"
     )
-    ema_decay: float = _average(0.9999, "decay of the average; a warm-up makes it shorter at first")
+    ema_decay: float = _average(0.9999, "decay of the average; lower in the first steps")
     score: Literal["auto", "last", "ema"] = _average(
-        "auto", "weights that the test split scores and model.safetensors holds; auto: the average where there is one"
+        "auto", "weights to evaluate on the test split and to save; auto: the average if there is one"
     )
 
     amp: Literal["auto", "none", "bf16", "fp16"] = _speed(
-        "auto", "autocast; auto: bf16 where the device computes in it, fp16 on older GPUs, none elsewhere"
+        "auto", "autocast; auto: bf16 where the device computes in it, fp16 on older GPUs, else none"
     )
-    channels_last: bool = _speed(True, "memory format of images and weights")
-    compile: bool = _speed(False, "torch.compile the model")
-    grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
+    channels_last: bool = _speed(True, "store images and weights in the channels_last memory format")
+    compile: bool = _speed(False, "compile the model with torch.compile")
+    grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass to save memory")
     deterministic: bool = _speed(
         False,
-        "deterministic algorithms on a GPU, so that a resumed run is exact there too; torch has none for the mixers "
-        "nin and minattn, nor for raft at another size than its own, and stops",
+        "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch has none for the "
+        "mixers nin and minattn, nor for raft at another size than its own, and raises an error",
     )
 
     def __post_init__(self) -> None:
-        for name, least in [
-            ("seed", 0),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("log_every", 1),
-            ("eval_every", 1),
-            ("micro_batch", 0),
-            ("warmup_epochs", 0),
-            ("lr", 0),
-            ("min_lr", 0),
-            ("warmup_lr", 0),
-            ("weight_decay", 0),
-            ("momentum", 0),
-            ("checkpoint_minutes", 0),
-        ]:
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
-        for name in ("lr", "min_lr", "warmup_lr", "weight_decay", "momentum"):
+        finite = ("lr", "min_lr", "warmup_lr", "weight_decay", "momentum")
+        least = dict.fromkeys(("epochs", "batch_size", "log_every", "eval_every"), 1)
+        least |= dict.fromkeys(("seed", "micro_batch", "warmup_epochs", "checkpoint_minutes", *finite), 0)
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {bound}")
+        for name in finite:
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} is inf, but it must be finite")
         if self.warmup_epochs > self.epochs:
@@ -131,7 +103,7 @@ class EngineOptions:
                 f"lower warmup_epochs or raise epochs"
             )
         if self.schedule != "constant" and self.min_lr > self.lr:
-            raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}: lower min_lr")
+            raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}; lower min_lr")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad is {self.clip_grad}, but it must be above 0; leave it out to clip nothing")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -139,35 +111,37 @@ class EngineOptions:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but it must be at least 0 and below 1")
         if self.score == "ema" and not self.ema:
-            raise ValueError("score is 'ema', but no average is kept: add --ema, or use --score last")
-        self.score = ("ema" if self.ema else "last") if self.score == "auto" else self.score
+            raise ValueError("score is 'ema', but no average is kept; add --ema, or use --score last")
+        if self.score == "auto":
+            self.score = "ema" if self.ema else "last"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe: the task's name, the engine's options and the task's own."""
+    """All that describes a run: the task's name, the options of the engine and of the task, modules to import."""
 
     task: str
-    engine: EngineOptions
+    engine: Any
     options: Any
+    imports: tuple[str, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Every option by name, as plain values, in the order of the dataclasses."""
-        parts = {"task": self.task} | vars(self.engine) | vars(self.options)
+        """Return every option by name, as plain values."""
+        modules = {"import": self.imports} if self.imports else {}
+        parts = {"task": self.task} | modules | vars(self.engine) | vars(self.options)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in parts.items()}
 
     def to_yaml(self) -> str:
+        """Return the recipe as a YAML file that `--config` reads."""
         return yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True, width=120)
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with other values for some options, whichever class they belong to."""
-        parts = [
-            dataclasses.replace(
-                part, **{f.name: changes[f.name] for f in dataclasses.fields(part) if f.name in changes}
-            )
+        """Return the recipe with other values for some options, of the engine or of the task."""
+        engine, options = (
+            dataclasses.replace(part, **{name: changes[name] for name in vars(part).keys() & changes.keys()})
             for part in (self.engine, self.options)
-        ]
-        return Recipe(self.task, *parts)
+        )
+        return dataclasses.replace(self, engine=engine, options=options)
 
 
 def parse(
@@ -178,278 +152,157 @@ def parse(
     description: str,
     engine: type = EngineOptions,
 ) -> Recipe:
-    """Reads `--config FILE` and then the command line.
+    """Read a recipe from the config that `--config` names, and then from the other flags.
 
-    `tasks` maps a task's name to a function that returns its options dataclass. Unknown keys, wrong types and values
-    out of range end the program with one sentence that says where, what was given and what is accepted.
+    Args:
+        argv: Words of the command line.
+        tasks: For each task, a function that imports it and returns its options, a dataclass.
+        default_task: Task if neither `--task` nor the config names one.
+        description: Text at the top of --help.
+        engine: Options that every task has, a dataclass.
+
+    Raises:
+        SystemExit: for a mistake, with a sentence that says where it is, what was given and what is accepted.
     """
-    argv = [_dashes(word) for word in argv]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    first.add_argument("--task")
-    known, _ = first.parse_known_args(argv)
-    try:
-        config = read_yaml(known.config) if known.config else {}
-        task = convert(config.pop("task", default_task), str, f"{known.config}: task")
-        task = known.task or task
+    with exit_with_message(ValueError, OSError):
+        words = [_with_dashes(word) for word in argv]
+        parser = _first_parser(f"{', '.join(tasks)} (default: {default_task})", description)
+        given = parser.parse_known_args(words)[0]
+        if len(given.config) > 1:
+            raise ValueError(f"--config is given twice, {' and '.join(given.config)}; give one, and the rest as flags")
+        path = find_config(given.config[0]) if given.config else Path()
+        config = read_yaml(path) if given.config else {}
+        imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
+        imports = tuple(dict.fromkeys([*imports, *given.imports]))
+        import_modules(imports)
+        task = convert(config.pop("task", default_task), str, f"{path}: task")
+        task = given.task or task
         if task not in tasks:
-            raise ValueError(f"there is no task {task!r}{nearest(task, tasks)}; the tasks are {', '.join(tasks)}")
-        classes = [engine, tasks[task]()]
-        hints = _hints(classes)
-        given, unknown = _parser(classes, tasks, default_task, description).parse_known_args(argv)
-        if unknown:
-            raise ValueError(_unknown(unknown[0], hints))
-        values = {key: check(value, hints, key, f"{known.config}: ") for key, value in config.items()}
-        values |= {
-            key: read_text(text, hints[key], f"--{key.replace('_', '-')}")
-            for key, text in vars(given).items()
-            if key in hints
-        }
-        return Recipe(
-            task,
-            *(cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes),
+            raise ValueError(f"there is no task {task!r}{nearest(task, tasks)} Tasks: {', '.join(tasks)}.")
+
+        classes = engine, tasks[task]()
+        options = options_of(*classes)
+        parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+        values = parse_config(config, options, str(path)) | parse_flags(parser, words, options)
+        engine_options, task_options = (
+            cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+            for cls in classes
         )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        return Recipe(task, engine_options, task_options, imports)
 
 
-class Yaml(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML's own would take the last without a word."""
+def find_config(name: str) -> Path:
+    """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key.value!r} stands twice, again in line {line}; keep one of them")
-            seen.append(key.value)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-3, without a point, as text.
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Yaml)
-    except FileNotFoundError:
-        near = [str(p) for p in Path(path).parent.glob("*.yaml")]
-        raise ValueError(f"there is no config file {path}{nearest(str(path), near)}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'option: value' lines, but it holds {_said(content)}")
-    return content
+    Raises:
+        ValueError: if there is neither; the message names the nearest.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    package = Path(__file__).resolve().parents[1]
+    folder = next((d for d in (package / "configs", package.parent / "configs") if d.is_dir()), package / "configs")
+    shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    files = [str(path) for path in Path(name).parent.glob("*.yaml")]
+    raise ValueError(
+        f"there is no config {name}{nearest(name, [*files, *shipped])} Give a YAML file, or one of the shipped "
+        f"configs: {', '.join(shipped)}."
+    )
 
 
-def check(value: Any, hints: Mapping[str, Any], key: str, where: str = "") -> Any:
-    """The value of one option, given as a YAML or Python value, checked against its annotation."""
-    if key not in hints:
-        raise ValueError(f"{where}there is no option {key!r}{nearest(str(key), hints)}")
-    return convert(value, hints[key], f"{where}{key}")
+def import_modules(names: Sequence[str]) -> None:
+    """Import the user's modules, which register mixers and models, from the working folder or as installed.
 
-
-def read_text(text: Any, wanted: Any, where: str) -> Any:
-    """The value of one option, given as a word of the command line."""
-    kinds = _kinds(wanted)
-    if isinstance(text, bool):
-        return text
-    if _is_none(text, kinds):
-        return None
-    if str in kinds:
-        return text
-    if any(get_origin(kind) is tuple for kind in kinds):
-        (kind,) = (get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple)
-        words = [word.strip() for word in text.strip("[]() ").split(",")]
-        return tuple(read_text(word, kind, where) for word in words if word)
-    if dict in kinds:
+    Raises:
+        ValueError: if a module cannot be imported.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
+    for name in names:
         try:
-            return convert(yaml.load(text, Yaml), wanted, where)
-        except yaml.YAMLError as error:
+            import_module(name)
+        except ImportError as error:
             raise ValueError(
-                f"{where} is {text!r}, which is not valid YAML; write '{{key: value}}': {' '.join(str(error).split())}"
-            ) from None
-    if int in kinds:
-        try:
-            return int(text)
-        except ValueError:
-            pass
-    return convert(text, wanted, where)
-
-
-def convert(value: Any, wanted: Any, where: str) -> Any:
-    """`value` as the annotation `wanted` has it; a ValueError that says where, what was given and what is needed."""
-    if _is_none(value, _kinds(wanted)):
-        return None
-    for kind in _kinds(wanted):
-        if isinstance(value, bool) and {"yes", "no"} <= set(get_args(kind)):  # words that YAML 1.1 reads as a switch
-            return "yes" if value else "no"
-        if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
-            return value
-        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            return tuple(convert(item, get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value))
-        if kind is float and type(value) in (int, float):
-            return float(value)
-        if kind is float and isinstance(value, str):  # a word of the command line
-            try:
-                return float(value)
-            except ValueError:
-                continue
-        if kind in (bool, int, str, dict, type(None)) and type(value) is kind:
-            return value
-    near = [name for kind in _kinds(wanted) if get_origin(kind) is Literal for name in get_args(kind)]
-    raise ValueError(f"{where} is {_said(value)}, but {_wanted(wanted)} is needed{nearest(str(value), near)}")
-
-
-def nearest(word: str, names: Any) -> str:
-    """'; did you mean ...?', or nothing where no name is near."""
-    found = difflib.get_close_matches(word, [str(name) for name in names], n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
+                f"--import {name} failed: {error}; give a module, such as my_mixers for the file my_mixers.py, that is "
+                f"in the working folder or installed"
+            ) from error
 
 
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
-    """The options that a continued run changes, a sentence each; ValueError where one would make it another run."""
-    now, rules = recipe.flat(), {"task": "refuse"}
-    for part in (recipe.engine, recipe.options):
-        rules |= {f.name: f.metadata.get("on_resume", "refuse") for f in dataclasses.fields(part)}
-    changed = {
-        key: f"{key} was {saved[key]!r} and is now {now[key]!r}"
-        for key in now
-        if key in saved and saved[key] != now[key]
-    }  # an option that is not there is newer than the run
-    refused = [text for key, text in changed.items() if rules[key] == "refuse"]
-    if refused:
+    """Compare a recipe with that of the run which it continues.
+
+    Args:
+        saved: Options of the run. Options that are newer than the run are missing, and may have any value.
+        recipe: Recipe that continues the run.
+
+    Returns:
+        A sentence for each changed option that is worth a report, by the option's name.
+
+    Raises:
+        ValueError: if a changed option makes it another run.
+    """
+    fields = {name: f for name, (f, _) in options_of(type(recipe.engine), type(recipe.options)).items()}
+    saved = {fields[key].name if key in fields else key: value for key, value in saved.items()}
+    changes: dict[str, dict[str, str]] = {"refuse": {}, "say": {}, "free": {}}
+    for key, value in recipe.flat().items():
+        if key in saved and saved[key] != value:
+            rule = (
+                fields[key].metadata.get("on_resume", "refuse")
+                if key in fields
+                else {"task": "refuse", "import": "say"}[key]
+            )
+            changes[rule][key] = f"{key} was {saved[key]!r} and is now {value!r}"
+    if changes["refuse"]:
         raise ValueError(
-            f"this run cannot be continued with another recipe: {'; '.join(refused)}. Take the old values, "
-            f"or start a new run with --output (with --checkpoint to begin from these weights)"
+            f"this run cannot be continued with another recipe: {'; '.join(changes['refuse'].values())}. Use the old "
+            f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
-    return {key: text for key, text in changed.items() if rules[key] == "say"}
+    return changes["say"]
 
 
-def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], where: Path) -> None:
-    """ValueError where `where`, a run that has `saved`, was made with other data than those that have `data`."""
-    other = [key for key, now in data.items() if _rounded(saved.get(key, now)) != _rounded(now)]
-    if other:
+def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
+    """Check that a run was made with the same data.
+
+    Args:
+        saved: What the run in `folder` says of its data. What it lacks is not compared.
+        data: What is known of the data that are given now.
+        folder: Run folder, for the message.
+
+    Raises:
+        ValueError: if the data differ.
+    """
+    changed = [key for key, value in data.items() if key in saved and _rounded(saved[key]) != _rounded(value)]
+    if changed:
         raise ValueError(
-            f"{where} was made with other data: not the same {', '.join(other)}. Give the data that it was made with, "
-            f"or start a new run with --output"
+            f"{folder} was made with other data; these differ: {', '.join(changed)}. Give the data of the run, or "
+            f"start a new run with --output"
         )
 
 
 def _rounded(value: Any) -> Any:
-    """Means of the same images differ in their last digits from one processor to the next."""
+    """Round floats in a list, since means of the same images differ between processors in their last digits."""
     return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _hints(classes: Sequence[type]) -> dict[str, Any]:
-    hints: dict[str, Any] = {}
-    for cls in classes:
-        own = get_type_hints(cls)
-        for f in dataclasses.fields(cls):
-            if f.name in hints:
-                raise TypeError(f"two option classes have an option {f.name!r}")
-            hints[f.name] = own[f.name]
-    return hints
-
-
-def _parser(classes: Sequence[type], tasks: Mapping[str, Any], default_task: str, description: str):
-    parser = argparse.ArgumentParser(
+def _first_parser(tasks: str, description: str) -> Parser:
+    """Return a parser of the flags that decide which options there are. It has no --help before it knows them all."""
+    parser = Parser(
         description=description,
-        allow_abbrev=False,
         usage="%(prog)s [--config FILE] [--option value ...]",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
-        epilog="A config file's keys are these options with underscores. Order: defaults, config, command line.",
+        epilog="A config has the same options, with underscores. Flags override the config.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+        add_help=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options, such as configs/digits/demo.yaml")
-    parser.add_argument("--task", metavar="NAME", help=f"{', '.join(tasks)} (default: {default_task})")
-    groups: dict[str, Any] = {}
-    for cls in classes:
-        hints = get_type_hints(cls)
-        for f in dataclasses.fields(cls):
-            title = f.metadata.get("group") or (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".")
-            if title not in groups:
-                groups[title] = parser.add_argument_group(title)
-            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-            text = f"{f.metadata.get('help', '')} ({_default(default)})".replace("%", "%%")
-            flag = f"--{f.name.replace('_', '-')}"
-            if bool in _kinds(hints[f.name]):
-                groups[title].add_argument(
-                    flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-                )
-            else:
-                groups[title].add_argument(flag, metavar=_metavar(hints[f.name]), default=argparse.SUPPRESS, help=text)
+    add = partial(parser.add_argument, action="append", default=[])
+    add("--config", metavar="FILE", help="YAML file of options, or the name of a shipped one such as digits/demo")
+    parser.add_argument("--task", metavar="NAME", help=tasks)
+    add("--import", dest="imports", metavar="MODULE", help="module with mixers or models of your own; may be repeated")
     return parser
 
 
-def _dashes(word: str) -> str:
-    """--batch_size=64 as --batch-size=64."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _unknown(word: str, hints: Mapping[str, Any]) -> str:
-    if not word.startswith("--"):
-        return (
-            f"{word!r} stands where an option is expected; options are written --name value, "
-            f"and switches --name or --no-name without a value"
-        )
-    name = word[2:].partition("=")[0].replace("-", "_")
-    switches = {f"no_{key}" for key, hint in hints.items() if bool in _kinds(hint)}
-    near = nearest(name, {"config", *hints, *switches}).replace("_", "-").replace("'", "--", 1).replace("'", "")
-    return f"there is no option {word}{near}"
-
-
-def _kinds(wanted: Any) -> tuple[Any, ...]:
-    return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
-
-
-def _is_none(value: Any, kinds: tuple[Any, ...]) -> bool:
-    """Whether the value is a word for nothing, where there may be nothing; YAML's own word is null."""
-    return type(None) in kinds and isinstance(value, str) and value.lower() in ("none", "null", "")
-
-
-def _wanted(wanted: Any) -> str:
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        dict: "a mapping {key: value}",
-        type(None): "none",
-    }
-
-    def one(kind: Any) -> str:
-        if get_origin(kind) is Literal:
-            return "one of " + ", ".join(str(name) for name in get_args(kind))
-        return f"a list, each item {one(get_args(kind)[0])}," if get_origin(kind) is tuple else words[kind]
-
-    return " or ".join(one(kind) for kind in _kinds(wanted))
-
-
-def _metavar(wanted: Any) -> str:
-    kind = _kinds(wanted)[0]
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(str(name) for name in get_args(kind)) + "}"
-    return {int: "N", float: "X", str: "TEXT", dict: "YAML"}.get(kind, "A,B")
-
-
-def _said(value: Any) -> str:
-    if value is None:
-        return "empty"
-    kind = {str: "text", list: "a list", dict: "a mapping", bool: "a switch"}.get(type(value))
-    return f"{value!r} ({kind})" if kind else repr(value)
-
-
-def _default(value: Any) -> str:
-    if value is None or value == "" or value == () or value == {}:
-        return "default: none"
-    if isinstance(value, bool):
-        return f"default: {'yes' if value else 'no'}"
-    return f"default: {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+def _with_dashes(word: str) -> str:
+    """Write the flag in a word such as `--batch_size=64` with dashes."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if word.startswith("--") else word

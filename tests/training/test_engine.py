@@ -294,8 +294,8 @@ def test_frozen_parts_stand_still():
     [
         (
             ("stage",),
-            "freeze names 'stage', but no weight of this model is under it; did you mean 'stages'?; "
-            "its parts are stem, stages",
+            "freeze names 'stage', but no weight of this model is under it; did you mean 'stages'? "
+            "Its parts: stem, stages.",
         ),
         (("stem", "stages.*"), "nothing is left to train: freeze is stem,stages.*"),
     ],

@@ -205,7 +205,7 @@ def test_another_model_or_other_data_are_refused(change, said, tmp_path):
     train(*words)
     with pytest.raises(
         SystemExit,
-        match=f"cannot be continued with another recipe: {said}. Take the old values, or start a new run with --output",
+        match=f"cannot be continued with another recipe: {said}. Use the old values, or start a new run with --output",
     ):
         train(*words, "--epochs", 2, *change)
 
@@ -226,7 +226,7 @@ def test_another_set_of_the_same_name_is_refused(tmp_path):
     other = ["--data-dir", tmp_path / "b" / "images"]
     for epochs in (2, 3):  # the run is finished, and could go on
         with pytest.raises(
-            SystemExit, match=r"run.* was made with other data: not the same mean. Give the data that it was"
+            SystemExit, match=r"run.* was made with other data; these differ: mean. Give the data of the run"
         ):
             train(*words, "--epochs", epochs, *other)
 

@@ -1,25 +1,32 @@
-"""Options: defaults, then YAML, then the command line; and what is said of those that are wrong."""
+"""Test that options come from defaults, YAML and the command line in this order, and that errors help."""
 
 import re
+import sys
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import pytest
 import yaml
+from running import ROOT
 
 from metamix.cli.tasks import TASKS, find_task
-from metamix.training.recipe import EngineOptions, check, option, parse, resume_changes
+from metamix.training.recipe import EngineOptions, find_config, parse, read_yaml, resume_changes
+from metamix.utils.options import convert, option
 
 
 @dataclass
 class Options:
-    """Toys"""
+    """Toys."""
 
     model: str = option("small", "which model")
     size: int | None = option(None, "pixels")
     rates: tuple[float, ...] = option((), "several numbers")
     model_args: dict = option({}, "more")
-    teacher: str | None = option(None, "whom to learn from")
-    workers: int = option(2, "processes", on_resume="free")
+    teacher: str | None = option(None, "model to learn from")
+    anchors: float | Literal["auto"] = option("auto", "a number, or a word")
+    memory: Literal["auto", "yes", "no"] = option("auto", "words that YAML 1.1 reads as booleans")
+    shuffle: bool = option(True, "draw samples in random order", aliases=("mix_up_order",))
+    workers: int = option(2, "processes", on_resume="free", aliases=("num_workers", "jobs"))
 
 
 def read(*words, **config):
@@ -91,26 +98,28 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--bach-size", "3"], "there is no option --bach-size; did you mean --batch-size?"),
-        (["--no-emma"], "there is no option --no-emma; did you mean --no-ema?"),
+        (["--bach-size", "3"], "there is no option --bach-size; did you mean '--batch-size'?"),
+        (["--no-emma"], "there is no option --no-emma; did you mean '--no-ema'?"),
         (["--zzzzzz", "3"], "there is no option --zzzzzz"),
         (
             ["--ema", "true"],
-            "'true' stands where an option is expected; options are written --name value, and switches --name "
-            "or --no-name without a value",
+            "'true' is not an option; write --name value, or --name and --no-name without a value for a switch",
         ),
-        (["--epochs", "3.5"], "--epochs is '3.5' (text), but a whole number is needed"),
-        (["--lr", "fast"], "--lr is 'fast' (text), but a number is needed"),
+        (["--epochs", "3.5"], "--epochs is '3.5', but must be a valid integer."),
+        (["--lr", "fast"], "--lr is 'fast', but must be a valid number."),
         (
             ["--schedule", "cosin"],
-            "--schedule is 'cosin' (text), but one of cosine, linear, constant is needed; did you mean 'cosine'?",
+            "--schedule is 'cosin', but must be 'cosine', 'linear' or 'constant'; did you mean 'cosine'?",
         ),
-        (["--model-args", "3"], "--model-args is 3, but a mapping {key: value} is needed"),
-        (["--model-args", "{a: [}"], "--model-args is '{a: [}', which is not valid YAML; write '{key: value}'"),
-        (["--rates", "1,x"], "--rates is 'x' (text), but a number is needed"),
-        (["--size", "big"], "--size is 'big' (text), but a whole number or none is needed"),
-        (["--task", "toy"], "there is no task 'toy'; did you mean 'toys'?; the tasks are toys"),
-        (["--config", "nowhere.yaml"], "there is no config file nowhere.yaml"),
+        (["--model-args", "3"], "--model-args is 3, but must be a mapping {key: value}."),
+        (
+            ["--model-args", "{a: [}"],
+            "--model-args '{a: [}' is not valid YAML; write '{key: value}': while parsing",
+        ),
+        (["--rates", "1,x"], "--rates[1] is 'x', but must be a valid number."),
+        (["--size", "big"], "--size is 'big', but must be a valid integer or none."),
+        (["--task", "toy"], "there is no task 'toy'; did you mean 'toys'? Tasks: toys."),
+        (["--config", "nowhere.yaml"], "there is no config nowhere.yaml"),
         (["--epochs", "0"], "epochs is 0, but it must be at least 1"),
         (["--lr", "nan"], "lr is nan, but it must be at least 0"),
         (
@@ -118,18 +127,25 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
             "warmup_epochs is 4.0, longer than the 3 epochs of training; lower warmup_epochs or raise epochs",
         ),
         (["--seed", "-1"], "seed is -1, but it must be at least 0"),
-        (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06: lower min_lr"),
+        (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06; lower min_lr"),
         (["--clip-grad", "0"], "clip_grad is 0.0, but it must be above 0; leave it out to clip nothing"),
         (["--lr", "inf"], "lr is inf, but it must be finite"),
         (["--weight-decay=-1"], "weight_decay is -1.0, but it must be at least 0"),
         (
             ["--opt-args", "{eps: 1, eps: 2}"],
-            "--opt-args is '{eps: 1, eps: 2}', which is not valid YAML; write '{key: "
-            "value}': the key 'eps' stands twice, again in line 1; keep one of them",
+            "--opt-args '{eps: 1, eps: 2}' is not valid YAML; write '{key: value}': line 1 repeats the key 'eps'; "
+            "keep one of them",
+        ),
+        (["--anchors", "x"], "--anchors is 'x', but must be a valid number or 'auto'."),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice, a.yaml and b.yaml; give one"),
+        (
+            ["--import", "no_such_mixers"],
+            "--import no_such_mixers failed: No module named 'no_such_mixers'; give a module",
         ),
         (["--layer-decay", "0"], "layer_decay is 0.0, but it must be above 0 and at most 1"),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
-        (["--score", "ema"], "score is 'ema', but no average is kept: add --ema, or use --score last"),
+        (["--score", "ema"], "score is 'ema', but no average is kept; add --ema, or use --score last"),
     ],
 )
 def test_wrong_words_are_refused(words, said):
@@ -141,18 +157,21 @@ def test_wrong_words_are_refused(words, said):
     "text, said",
     [
         ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
-        ("epochs: three", "epochs is 'three' (text), but a whole number is needed"),
-        ("epochs: true", "epochs is True (a switch), but a whole number is needed"),
-        ("epochs: 3.0", "epochs is 3.0, but a whole number is needed"),
-        ("lr: true", "lr is True (a switch), but a number is needed"),
-        ("ema: 1", "ema is 1, but true or false is needed"),
-        ("ema: 'yes'", "ema is 'yes' (text), but true or false is needed"),
-        ("model: 3", "model is 3, but text is needed"),
-        ("model:", "model is empty, but text is needed"),
-        ("rates: [1, x]", "rates[1] is 'x' (text), but a number is needed"),
-        ("rates: 1", "rates is 1, but a list, each item a number, is needed"),
-        ("model_args: [1]", "model_args is [1] (a list), but a mapping {key: value} is needed"),
-        ("task: [a]", "task is ['a'] (a list), but text is needed"),
+        ("epochs: three", "epochs is 'three', but must be a valid integer."),
+        ("epochs: true", "epochs is True, but must be a valid integer."),
+        ("epochs: 3.0", "epochs is 3.0, but must be a valid integer."),
+        ("lr: true", "lr is True, but must be a valid number."),
+        ("ema: 1", "ema is 1, but must be a valid boolean."),
+        ("ema: 'yes'", "ema is 'yes', but must be a valid boolean."),
+        ("model: 3", "model is 3, but must be a valid string."),
+        ("model:", "model is empty, but must be a valid string."),
+        ("rates: [1, x]", "rates[1] is 'x', but must be a valid number."),
+        ("rates: 1", "rates is 1, but must be a list [a, b]."),
+        ("model_args: [1]", "model_args is [1], but must be a mapping {key: value}."),
+        ("anchors: true", "anchors is True, but must be a valid number or 'auto'."),
+        ("workers: 1\njobs: 2", "jobs is another name of workers; keep one of the two"),
+        ("import: mixers", "import is 'mixers', but must be a list [a, b]."),
+        ("task: [a]", "task is ['a'], but must be a valid string."),
     ],
 )
 def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
@@ -164,9 +183,9 @@ def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("- 1\n- 2", "must hold 'option: value' lines, but it holds [1, 2] (a list)"),
+        ("- 1\n- 2", "must hold lines 'option: value', but it holds [1, 2]"),
         ("lr: [", "is not valid YAML: while parsing a flow node"),
-        ("lr: 1\nema: true\nlr: 2", "is not valid YAML: the key 'lr' stands twice, again in line 3; keep one of them"),
+        ("lr: 1\nema: true\nlr: 2", "is not valid YAML: line 3 repeats the key 'lr'; keep one of them"),
         (b"# caf\xe9\nlr: 1", "is not UTF-8 text ('utf-8' codec can't decode byte 0xe9 in position 5: "),
     ],
 )
@@ -178,7 +197,7 @@ def test_files_that_are_no_recipe_are_refused(text, said, config):
 
 def test_the_nearest_config_file_is_named(config, tmp_path):
     path = config("epochs: 1")
-    with pytest.raises(SystemExit, match=f"there is no config file .*recpe.yaml; did you mean '{path}'?"):
+    with pytest.raises(SystemExit, match=f"there is no config .*recpe.yaml; did you mean '{path}'?"):
         read("--config", str(tmp_path / "recpe.yaml"))
 
 
@@ -195,9 +214,7 @@ def test_what_may_change_on_resume():
         "epochs": "epochs was 10 and is now 20",
         "lr": "lr was 0.001 and is now 0.1",
     }
-    with pytest.raises(
-        ValueError, match="model was 'small' and is now 'big'; size was None and is now 8. Take the old"
-    ):
+    with pytest.raises(ValueError, match="model was 'small' and is now 'big'; size was None and is now 8. Use the old"):
         resume_changes(old, read("--model", "big", "--size", "8"))
 
 
@@ -206,7 +223,7 @@ def test_two_options_of_one_name_are_refused():
     class Clash:
         lr: float = option(1.0, "mine")
 
-    with pytest.raises(TypeError, match="two option classes have an option 'lr'"):
+    with pytest.raises(TypeError, match="two options have the name 'lr'"):
         parse([], {"clash": lambda: Clash}, default_task="clash", description="")
 
 
@@ -219,6 +236,7 @@ def test_help_explains_every_option(task, capsys):
     for f in [*fields(EngineOptions), *fields(options)]:
         assert f"--{f.name.replace('_', '-')}" in text
         assert " ".join(f.metadata["help"].split()[:4]) in text, f"{f.name} is not explained"
+    assert "--import" in text and "(default: None)" not in text
     for group in ("the run:", "schedule:", "optimizer:", "data:", "model:"):
         assert group in text
 
@@ -227,16 +245,67 @@ def test_the_engine_has_about_35_options():
     assert len(fields(EngineOptions)) <= 36
 
 
-def test_a_value_is_checked_by_its_annotation():
-    hints = {"n": int, "x": float | None}
-    assert check(3, hints, "n") == 3 and check(None, hints, "x") is None and check("1e-3", hints, "x") == 1e-3
-    with pytest.raises(ValueError, match="n is '3' \\(text\\), but a whole number is needed"):
-        check("3", hints, "n")
+def test_a_value_is_checked_by_its_type():
+    assert convert(3, int, "n") == 3 and convert(None, float | None, "x") is None
+    assert convert("1e-3", float | None, "x", text=True) == 1e-3
+    assert convert([1, 2], tuple[float, ...], "x") == convert("[1, 2]", tuple[float, ...], "x", text=True) == (1.0, 2.0)
+    assert [convert(value, Literal["auto", "yes", "no"], "x") for value in (True, False, "yes")] == ["yes", "no", "yes"]
+    with pytest.raises(ValueError, match="n is '3', but must be a valid integer"):
+        convert("3", int, "n")
+
+
+def test_unions_of_a_number_and_a_word(config):
+    assert read("--anchors", "2").options.anchors == 2.0
+    assert read("--config", config("anchors: 4")).options.anchors == 4.0
+    assert read("--config", config("anchors: auto")).options.anchors == "auto"
+
+
+def test_old_names_still_work(config, capsys):
+    assert read("--num-workers", "5").options.workers == read("--jobs=5").options.workers == 5
+    assert not read("--no-mix-up-order").options.shuffle
+    recipe = read("--config", config("jobs: 7\nmix_up_order: false"))
+    assert (recipe.options.workers, recipe.options.shuffle) == (7, False) and "jobs" not in recipe.flat()
+    with pytest.raises(ValueError, match="shuffle was False and is now True"):
+        resume_changes({"mix_up_order": False}, read())
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = capsys.readouterr().out
+    assert "--workers" in text and "--jobs" not in text and "--mix-up-order" not in text
+
+
+def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / "digits" / "demo.yaml"
+    assert find_config("digits/demo") == find_config("digits/demo.yaml") == find_config(str(path)) == path
+    with pytest.raises(
+        ValueError, match=r"no config digits/dmo; did you mean 'digits/demo'\? .* bccd/retinanet, cifar10/"
+    ):
+        find_config("digits/dmo")
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "demo.yaml").write_text("epochs: 1")
+    assert read_yaml(find_config("digits/demo.yaml")) == {"epochs": 1}, "a file of the working folder wins"
+
+
+def test_modules_are_imported_before_the_task(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("my_first_mixers", "my_other_mixers"):
+        (tmp_path / f"{name}.py").write_text("import dataclasses")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def options():
+        assert "my_first_mixers" in sys.modules
+        return Options
+
+    recipe = parse(["--import", "my_first_mixers"], {"toys": options}, default_task="toys", description="")
+    assert recipe.imports == ("my_first_mixers",) and recipe.flat()["import"] == ["my_first_mixers"]
+    again = read("--config", config(recipe.to_yaml()), "--import", "my_other_mixers", "--import", "my_first_mixers")
+    assert again.imports == ("my_first_mixers", "my_other_mixers") and "my_other_mixers" in sys.modules
+    assert resume_changes(recipe.flat(), again).keys() == {"import"}
+    assert "import" not in read().flat() and recipe.replace(epochs=3).imports == recipe.imports
 
 
 def test_every_shipped_config_is_read():
-    from running import ROOT
-
     paths = sorted((ROOT / "configs").rglob("*.yaml"))
     assert paths
     for path in paths:
@@ -246,7 +315,7 @@ def test_every_shipped_config_is_read():
         task = yaml.safe_load(text).get("task", "classification")
         parse(
             ["--config", str(path)],
-            {task: lambda: find_task(task).Options},
+            {task: lambda task=task: find_task(task).Options},
             default_task="classification",
             description="",
         )

@@ -1,0 +1,220 @@
+"""Declare options as dataclass fields, and read them from YAML and from the command line.
+
+A field's name is its key in YAML and, with dashes, its flag. Its annotation is its type, which pydantic checks: bool,
+int, float, str, dict, tuple[X, ...], Literal[...], or a union such as `int | None`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from .text import nearest
+
+YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "YAML"}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "options",
+    on_resume: Literal["refuse", "say", "free"] = "refuse",
+    aliases: Sequence[str] = (),
+) -> Any:
+    """Declare an option as a field of a dataclass.
+
+    Args:
+        default: Value if the option is not given.
+        help: One sentence for --help.
+        group: Heading in --help.
+        on_resume: What a changed value does to a run that is continued: "refuse" (it would be another run), "say"
+            (allowed and reported) or "free" (allowed: no number depends on it).
+        aliases: Old names that YAML files and flags may still use.
+    """
+    metadata = {"help": help, "group": group, "on_resume": on_resume, "aliases": aliases}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
+    """Return the field and the type of each option of dataclasses, by its name and by its old names.
+
+    Raises:
+        TypeError: if two options have the same name.
+    """
+    options: dict[str, tuple[Field, Any]] = {}
+    for cls in classes:
+        types = get_type_hints(cls)
+        for f in fields(cls):
+            for name in (f.name, *f.metadata.get("aliases", ())):
+                if name in options:
+                    raise TypeError(f"two options have the name {name!r}")
+                options[name] = f, types[f.name]
+    return options
+
+
+class Parser(argparse.ArgumentParser):
+    """Raise ValueError where argparse would print the usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tuple[Field, Any]]) -> dict[str, Any]:
+    """Add a flag for each option to the parser, and return the values of those that are given.
+
+    Raises:
+        ValueError: for an unknown flag, or a value of the wrong type.
+    """
+    groups: dict[str, Any] = {}
+    flags = ["--config", "--task", "--import"]
+    for name, (f, hint) in options.items():
+        title = f.metadata.get("group", "options")
+        groups[title] = groups.get(title) or parser.add_argument_group(title)
+        kind = {"action": argparse.BooleanOptionalAction} if bool in _members(hint) else {"metavar": _metavar(hint)}
+        help = _help(f) if name == f.name else argparse.SUPPRESS
+        flag = groups[title].add_argument(_flag(name), dest=f.name, default=argparse.SUPPRESS, help=help, **kind)
+        flags += flag.option_strings
+    given, unknown = parser.parse_known_args(words)
+    if unknown and unknown[0].startswith("--"):
+        wrong = unknown[0].partition("=")[0]
+        raise ValueError(f"there is no option {wrong}{nearest(wrong, flags)}")
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
+        )
+    return {
+        name: convert(value, options[name][1], _flag(name), text=True)
+        for name, value in vars(given).items()
+        if name in options
+    }
+
+
+def parse_config(config: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]], path: str) -> dict[str, Any]:
+    """Return the values of the options in a config that was read from `path`.
+
+    Raises:
+        ValueError: for an unknown key, two names of one option, or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if key not in options:
+            raise ValueError(f"{path}: there is no option {key!r}{nearest(key, options)}")
+        f, hint = options[key]
+        if f.name in values:
+            raise ValueError(f"{path}: {key} is another name of {f.name}; keep one of the two")
+        values[f.name] = convert(value, hint, f"{path}: {key}")
+    return values
+
+
+def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
+    """Check that a value is of a type, and return it as that type.
+
+    Args:
+        value: Value from YAML or from the command line.
+        hint: Type that is accepted.
+        where: Where the value was given, for the message.
+        text: Whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
+
+    Raises:
+        ValueError: if the value is of another type.
+    """
+    kinds = [get_origin(member) or member for member in _members(hint)]
+    choices = [choice for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]
+    if NoneType in kinds and str(value).lower() in ("", "none", "null"):
+        return None
+    if text and dict in kinds:
+        value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
+    if text and tuple in kinds:
+        value = [word.strip() for word in value.strip("[]() ").split(",") if word.strip()]
+    if tuple in kinds and isinstance(value, list):
+        value = tuple(value)
+    if "yes" in choices and isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
+        value = "yes" if value else "no"
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=not text)
+    except ValidationError as error:
+        problems = error.errors()  # one for each member of a union
+    wrong, item = problems[0]["input"], "".join(f"[{i}]" for i in problems[0]["loc"] if isinstance(i, int))
+    accepted = [problem["msg"].removeprefix("Input should be ").partition(", unable")[0] for problem in problems]
+    accepted = [YAML_WORDS.get(words, words) for words in accepted] + ["none"] * (NoneType in kinds)
+    raise ValueError(
+        f"{where}{item} is {'empty' if wrong is None else repr(wrong)}, but must be "
+        f"{' or '.join(dict.fromkeys(accepted))}{nearest(str(wrong), choices)}"
+    )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Raises:
+        ValueError: if the file is not UTF-8 or not YAML, has a key twice, or holds no mapping.
+        OSError: if the file cannot be read.
+    """
+    try:
+        content = _parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold lines 'option: value', but it holds {content!r}")
+    return content
+
+
+def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML{advice}: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reject duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = []
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} repeats the key {key.value!r}; keep one of them")
+            keys.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3, without a point, as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _help(field: Field) -> str:
+    """Return an option's help with its default, unless that is none, empty or off."""
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    hidden = default is False or default in (None, "", MISSING)
+    return f"{field.metadata['help']}{'' if hidden else f' (default: {default})'}".replace("%", "%%")
+
+
+def _metavar(hint: Any) -> str:
+    """Return what --help shows in place of the value, such as N or {cosine,linear}."""
+    first = _members(hint)[0]
+    if get_origin(first) is Literal:
+        return f"{{{','.join(map(str, get_args(first)))}}}"
+    return METAVARS[get_origin(first) or first]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
