@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     """Trains every model that the recipe names, one after the other, and compares them where there are several."""
-    models, folders = recipe.options.model.split(","), []
+    models, folders = [name.strip() for name in recipe.options.model.split(",")], []
     for model in models:  # the last one too is looked at before the first is trained
         check_model(model)
         if recipe.options.pretrained:

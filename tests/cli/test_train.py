@@ -157,7 +157,7 @@ def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys)
     words = [*QUICK, "--output", tmp_path, "--model"]
     train(*words, f"{MODEL},metaformer_pooling_nano")
     capsys.readouterr()
-    train(*words, f"{MODEL},metaformer_pooling_nano,metaformer_raft_nano")
+    train(*words, f"{MODEL}, metaformer_pooling_nano,metaformer_raft_nano")
     text = capsys.readouterr().out
     assert text.count("is finished") == 2 and text.count("epoch 2/2 ") == 1
     table = text[text.index("model        ") :].splitlines()
