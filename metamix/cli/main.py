@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         print(f"metamix: there is no command {command!r}{nearest(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
+    sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
     import_module(COMMANDS[command][0]).main(rest)
 
 
