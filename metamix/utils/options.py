@@ -77,7 +77,7 @@ def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tupl
     Raises:
         ValueError: for an unknown flag, or a value of the wrong type.
     """
-    groups: dict[str, Any] = {}
+    groups: dict[str, Any] = {"options": parser}
     flags = ["--config", "--task", "--import"]
     for name, (f, hint) in options.items():
         title = f.metadata.get("group", "options")
@@ -174,7 +174,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise ValueError(f"{where} is not valid YAML{advice}: {' '.join(str(error).split())}") from None
 
 

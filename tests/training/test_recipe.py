@@ -185,6 +185,7 @@ def test_wrong_config_values_are_refused_by_file_and_key(text, said, config):
     [
         ("- 1\n- 2", "must hold lines 'option: value', but it holds [1, 2]"),
         ("lr: [", "is not valid YAML: while parsing a flow node"),
+        ("output: 2024-13-45", "is not valid YAML: month must be in 1..12"),
         ("lr: 1\nema: true\nlr: 2", "is not valid YAML: line 3 repeats the key 'lr'; keep one of them"),
         (b"# caf\xe9\nlr: 1", "is not UTF-8 text ('utf-8' codec can't decode byte 0xe9 in position 5: "),
     ],
