@@ -1,11 +1,20 @@
-"""What an annotation file of COCO's format must hold, said in words: of its fields, its ids and its segmentations.
+"""Reading annotation files in COCO's format, and the rules that their entries must follow.
 
-Training refuses the first thing that is wrong, `metamix.detection.verify` lists them all.
+Training refuses a file at the first violation. `metamix.detection.verify` lists all of them.
 """
 
+import json
+import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-INTEGER = (int,), "an integer"  # True is none, and pycocotools walks through a text id letter by letter
+Entry = dict[str, Any]  # an image, an annotation or a category
+Entries = dict[str, list[Entry]]  # those of a file, by the keys of FIELDS
+
+# bool is refused as an integer, and pycocotools takes a text id apart letter by letter.
+INTEGER = (int,), "an integer"
 TEXT = (str,), "text"
 NUMBER = (int, float, type(None)), "a number, where it is given"
 FLAG = (int, bool, type(None)), "0 or 1, where it is given"
@@ -17,7 +26,29 @@ FIELDS = {
 }
 
 
-def field_problems(data: dict[str, list[dict]]) -> Iterator[str]:
+def read_annotations(path: Path) -> Entries:
+    """Read the images, annotations and categories of a file, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or its three lists are not lists of objects.
+    """
+    try:
+        data = json.loads(path.read_bytes())  # of bytes, json recognises UTF-8, UTF-16 and their marks
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"it holds a {type(data).__name__}, not an object with images, annotations and categories")
+    for key in FIELDS:
+        if key not in data:
+            raise ValueError(f"it has no {key}")
+        if not isinstance(data[key], list) or not all(isinstance(entry, dict) for entry in data[key]):
+            raise ValueError(f"{key} is not a list of objects")
+    return {key: data[key] for key in FIELDS}
+
+
+def field_problems(data: Entries) -> Iterator[str]:
+    """Describe each field that is missing, has the wrong type, or names a file outside the image folder."""
     for key, fields in FIELDS.items():
         for place, entry in enumerate(data[key]):
             for field, (types, accepted) in fields.items():
@@ -25,46 +56,80 @@ def field_problems(data: dict[str, list[dict]]) -> Iterator[str]:
                 if type(value) not in types:
                     found = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {found}; it must be {accepted}"
+                elif field == "file_name" and leaves_folder(value):
+                    yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
 
 
-def repeated(data: dict[str, list[dict]]) -> Iterator[str]:
-    """Ids that stand twice: one image would have the boxes of another. And names: two classes would be scored as
-    one."""
+def leaves_folder(name: str) -> bool:
+    """Return whether a path is absolute or leads out of the folder that it is relative to, links aside."""
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+
+
+def duplicates(data: Entries) -> Iterator[str]:
+    """Describe each duplicate id, which would mix up two images, and class name, which would merge two classes."""
     for key, field in (("images", "id"), ("annotations", "id"), ("categories", "id"), ("categories", "name")):
         seen = set()
         for entry in data[key]:
             if entry[field] in seen:
-                yield f"the {field} {entry[field]} stands twice in {key}"
+                yield f"the {field} {entry[field]} appears twice in {key}"
             seen.add(entry[field])
 
 
-def with_area(segmentation: list | dict | None) -> list | dict | None:
-    """A segmentation without its polygons of fewer than three points, of which pycocotools takes a first one for a
-    box."""
+def is_box(box: Any) -> bool:
+    """Return whether a value is a list of four numbers, finite or not."""
+    return isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
+
+
+def is_coordinate(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**53)  # float() fails at huge integers
+
+
+def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bool:
+    """Return whether no detector could find the object.
+
+    Its image or class is unknown, or its box is empty, not finite or outside the image.
+    """
+    if image is None or annotation["category_id"] not in classes:
+        return True
+    x, y, w, h = annotation["bbox"]
+    width, height = (image.get(side) or math.inf for side in ("width", "height"))
+    return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)  # also true for NaN
+
+
+def drop_degenerate_polygons(segmentation: list | dict | None) -> list | dict | None:
+    """Drop polygons of fewer than three points, the first of which pycocotools would read as a box."""
     if not isinstance(segmentation, list):
         return segmentation
     return [polygon for polygon in segmentation if not isinstance(polygon, list) or len(polygon) >= 6]
 
 
-def segmentation_problem(segmentation: list | dict | None, image: dict) -> str | None:
-    """What keeps a segmentation from being drawn as a mask, or None: pycocotools fails at it, or reads past its end."""
+def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
+    """Describe why a segmentation cannot be drawn as a mask, or return None.
+
+    pycocotools fails at such segmentations, or reads beyond their end.
+    """
     if not segmentation:
         return "it has neither a polygon of three points or more nor run lengths"
     if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        known = [image.get("height"), image.get("width")]
-        if None not in known and size != known:
-            return f"its segmentation is of height and width {size}, but the image of {known}"
-        if not isinstance(counts, str):  # which is packed
-            if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
-                return "its segmentation has no counts, a list of integers or text"
-            if None not in known and sum(counts) != known[0] * known[1]:
-                return f"its segmentation counts {sum(counts)} pixels, but the image has {known[0] * known[1]}"
-        return None
+        return run_length_problem(segmentation, [image.get("height"), image.get("width")])
     if not isinstance(segmentation, list):
         return f"its segmentation is {segmentation!r}; polygons or run lengths are needed"
     for polygon in segmentation:
         numbers = isinstance(polygon, list) and set(map(type, polygon)) <= {int, float}
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             return f"its segmentation has the polygon {polygon}; x and y of three points or more are needed"
+    return None
+
+
+def run_length_problem(segmentation: dict[str, Any], size: list[int | None]) -> str | None:
+    """Describe why run lengths do not fit an image of size [height, width], or return None."""
+    found, counts = segmentation.get("size"), segmentation.get("counts")
+    if None not in size and found != size:
+        return f"its segmentation is of height and width {found}, but the image of {size}"
+    if isinstance(counts, str):  # compressed
+        return None
+    if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
+        return "its segmentation has no counts, a list of integers or text"
+    if None not in size and sum(counts) != size[0] * size[1]:
+        return f"its segmentation counts {sum(counts)} pixels, but the image has {size[0] * size[1]}"
     return None

@@ -1,134 +1,174 @@
-"""Sets of images with boxes, in COCO's format.
+"""Data sets in COCO's format.
 
-    FOLDER/annotations/instances_<split>.json      train, val and perhaps test, a year after the name or none
-    FOLDER/<split>/  or  FOLDER/images/            the images, as the annotations name them
+    FOLDER/annotations/instances_<split>.json      train, val and optionally test; a year may follow the name
+    FOLDER/<split>/  or  FOLDER/images/            the images, at the paths that the annotations give
 
-So COCO itself lies there as it is published; `python -m metamix.detection.voc` makes such a file of Pascal VOC's.
+COCO as it is published has this layout. `python -m metamix.detection.voc` converts Pascal VOC.
 """
 
 import contextlib
 import io
-import math
 import re
-from collections.abc import Container
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
-from metamix.data.sources import CorruptImage, decode
+from metamix.data import CorruptImage
+from metamix.data.files import read_image_file
+from metamix.data.sources import decode
 from metamix.utils.text import nearest
 
-from .annotations import field_problems, repeated, segmentation_problem, with_area
+from .annotations import (
+    Entry,
+    drop_degenerate_polygons,
+    duplicates,
+    field_problems,
+    is_box,
+    is_unusable,
+    read_annotations,
+    segmentation_problem,
+)
+
+Splits = Mapping[str, tuple[Path, Path | None]]  # annotation file and image folder of each split
 
 
 def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
-    """The annotation file and the image folder, None where there is none, of each split in a folder.
+    """Find the annotation file and the image folder of each split; the folder is None where it is missing.
 
-    FileNotFoundError says what was looked for; ValueError where two files are one split, of two years.
+    Raises:
+        FileNotFoundError: the folder holds no annotation file.
+        ValueError: two files of different years are the same split.
     """
     folder = Path(folder)
-    layout = f"expected {folder / 'annotations/instances_train.json'} and the like, with images in {folder / 'images'}"
-    splits = {}
+    splits: dict[str, tuple[Path, Path | None]] = {}
     for path in sorted(folder.glob("annotations/instances_*.json")):
         name = path.stem.removeprefix("instances_")
-        places = [folder / name, folder / "images" / name, folder / "images"]
-        images = next((place for place in places if place.is_dir()), None)
+        candidates = [folder / name, folder / "images" / name, folder / "images"]
+        images = next((candidate for candidate in candidates if candidate.is_dir()), None)
         name = re.sub(r"(19|20)\d\d$", "", name)
         if name in splits:
             raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep one of them there")
         splits[name] = path, images
     if not splits:
-        raise FileNotFoundError(f"{folder.absolute()} holds no data set: {layout}")
+        raise FileNotFoundError(
+            f"{folder.absolute()} holds no data set: expected {folder / 'annotations/instances_train.json'} and the "
+            f"like, with images in {folder / 'images'}"
+        )
     return splits
 
 
-def open_split(splits: dict[str, tuple[Path, Path]], name: str, masks: bool = False) -> "BoxSource":
+def open_split(splits: Splits, name: str, masks: bool = False) -> "CocoSplit":
+    """Open one of the splits that `find_splits` found.
+
+    Raises:
+        FileNotFoundError: the split has no image folder.
+        ValueError: there is no such split, or its annotations cannot be used.
+    """
     if name not in splits:
         raise ValueError(f"there is no split {name!r}{nearest(name, splits)} The splits are {', '.join(splits)}")
     annotations, images = splits[name]
     if images is None:
-        raise FileNotFoundError(no_images(annotations))
-    return BoxSource(annotations, images, masks=masks)
+        raise FileNotFoundError(no_images_message(annotations))
+    return CocoSplit(annotations, images, masks=masks)
 
 
-def no_images(annotations: Path) -> str:
-    """What is wrong with an annotation file of a data set's folder that has no images."""
+def no_images_message(annotations: Path) -> str:
+    """Say where the images of an annotation file belong."""
     folder, name = annotations.parents[1], annotations.stem.removeprefix("instances_")
     return f"{annotations} is there, but not its images: they belong into {folder / name} or {folder / 'images'}"
 
 
 def read_image(path: Path) -> Image.Image:
-    """In colour; CorruptImage, which names it, where that cannot be."""
-    return decode(lambda: Image.open(io.BytesIO(path.read_bytes())), path)  # of a bad file the handle would stay open
+    """Read an image in colour; CorruptImage, which names it, where that fails."""
+    return decode(lambda: read_image_file(path), path)
 
 
-def read_described(folder: Path, entry: dict) -> Image.Image:
-    """The image of an entry of `images`; CorruptImage where its size is another, and boxes would lie elsewhere."""
-    path = Path(folder, entry["file_name"])
+def find_image(folder: Path, name: str) -> Path:
+    """Return the path of an image that an annotation file names.
+
+    The folder itself may be a link. An image may be a link to another place inside the folder.
+
+    Raises:
+        CorruptImage: there is no such file, or it lies outside the folder once links are resolved.
+    """
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL in it, a cycle of links
+        raise CorruptImage(f"{path}: {error}") from error
+    if not inside:
+        raise CorruptImage(f"{path} leads out of {folder}, to {path.resolve()}: put the file itself there")
+    if not exists:
+        raise CorruptImage(f"there is no file {path}")
+    return path
+
+
+def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
+    """Read the image of an entry of `images`.
+
+    Raises:
+        CorruptImage: it cannot be read, or its size is not the annotated one, so that boxes would lie elsewhere.
+    """
+    path = find_image(folder, entry["file_name"])
     image = read_image(path)
     width, height = image.size
-    said = entry.get("width") or width, entry.get("height") or height
-    if said != image.size:
-        raise CorruptImage(f"{path} is {width} x {height}, but the annotations say {said[0]} x {said[1]}")
+    annotated = entry.get("width") or width, entry.get("height") or height
+    if annotated != image.size:
+        raise CorruptImage(f"{path} is {width} x {height}, but the annotations say {annotated[0]} x {annotated[1]}")
     return image
 
 
-def is_useless(annotation: dict, image: dict | None, classes: Container[int]) -> bool:
-    """Whether nobody could find it: an unknown image or class, a box that is empty or outside of its image."""
-    if image is None or annotation["category_id"] not in classes:
-        return True
-    x, y, w, h = annotation["bbox"]
-    width, height = (image.get(side) or math.inf for side in ("width", "height"))
-    # NaN is in no range.
-    return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
+class ImagesAndObjects(CocoDetection):
+    """torchvision's data set over an index of annotations, without crowds: those are for scoring alone."""
+
+    def __init__(self, images: Path, coco):
+        VisionDataset.__init__(self, images)
+        self.coco = coco
+        self.ids = sorted(coco.imgs)
+
+    def _load_image(self, id: int) -> Image.Image:
+        return read_annotated_image(Path(self.root), self.coco.imgs[id])
+
+    def _load_target(self, id: int) -> list[Entry]:
+        return [annotation for annotation in super()._load_target(id) if not annotation["iscrowd"]]
 
 
-class Boxes(CocoDetection):
-    """torchvision's set without crowds, which are for scoring alone."""
-
-    def _load_image(self, image_id: int) -> Image.Image:
-        return read_described(self.root, self.coco.imgs[image_id])
-
-    def _load_target(self, image_id: int) -> list[dict]:
-        return [annotation for annotation in super()._load_target(image_id) if not annotation["iscrowd"]]
-
-
-class BoxSource:
-    """The images of one split, in the order of their ids.
+class CocoSplit:
+    """The images and objects of one split, in the order of the image ids.
 
     Attributes:
-        coco: pycocotools' index of the annotations, without useless ones.
-        classes: names in the order of their category ids; a label is a place in it, counted from 1.
-        category_ids: category ids in that order.
-        useless: number of annotations that are left out of training and of scores, because of an unknown image or
-            class, or a box that is empty, not finite or outside of its image.
-        objects: number of those that stay, crowds aside.
-
-    `read(i)` gives the image as torchvision's uint8 tv_tensor and its objects, {"boxes": (n, 4) x1, y1, x2, y2,
-    "labels": (n,)} and "masks" (n, H, W) if asked for; objects that mark a crowd are left out.
+        coco: pycocotools' index of the annotations, without unusable ones.
+        ids: image ids, ascending.
+        classes: class names in the order of the category ids. Labels are positions in it, from 1.
+        category_ids: category ids, ascending.
+        labels: label of each category id.
+        unusable: number of annotations that training and scores leave out, because the image or class is unknown, or
+            the box is empty, not finite or outside the image.
+        objects: number of annotations that are kept, without crowds.
     """
 
     def __init__(self, annotations: Path, images: Path, masks: bool = False):
-        self.annotations, self.masks = annotations, masks
-        boxes = index_annotations(annotations, images)
-        self.coco, self.ids = boxes.coco, boxes.ids
-        self.useless = boxes.useless
-        self.objects = sum(not a["iscrowd"] for a in self.coco.anns.values())
+        self.annotations, self.images, self.masks = annotations, images, masks
+        self.coco, self.unusable = index_annotations(annotations, images)
+        self.ids = sorted(self.coco.imgs)
+        self.objects = sum(not annotation["iscrowd"] for annotation in self.coco.anns.values())
         self.category_ids = sorted(self.coco.cats)
         self.classes = tuple(self.coco.cats[i]["name"] for i in self.category_ids)
         self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
         if masks:
             self.check_masks()
         keys = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
-        self.set = wrap_dataset_for_transforms_v2(boxes, target_keys=keys)
+        self.samples = wrap_dataset_for_transforms_v2(ImagesAndObjects(images, self.coco), target_keys=keys)
 
     def check_masks(self) -> None:
-        """ValueError unless a mask can be drawn of each object."""
+        """Raise ValueError unless every object has a segmentation that can be drawn as a mask."""
         unknown = [
             i
             for i, image in self.coco.imgs.items()
@@ -137,37 +177,52 @@ class BoxSource:
         if unknown:
             raise ValueError(
                 f"{self.annotations} has {len(unknown)} images without width and height in pixels, such as "
-                f"{unknown[0]}; mask_rcnn needs them of each: write them there, or take faster_rcnn"
+                f"{unknown[0]}; mask_rcnn needs them for every image: add them, or take faster_rcnn"
             )
         problems = {}
         for number, annotation in self.coco.anns.items():
-            annotation["segmentation"] = with_area(annotation.get("segmentation"))
-            what = segmentation_problem(annotation["segmentation"], self.coco.imgs[annotation["image_id"]])
-            if what:
-                problems[number] = what
+            annotation["segmentation"] = drop_degenerate_polygons(annotation.get("segmentation"))
+            problem = segmentation_problem(annotation["segmentation"], self.coco.imgs[annotation["image_id"]])
+            if problem:
+                problems[number] = problem
         if problems:
-            number, what = next(iter(problems.items()))
+            number, problem = next(iter(problems.items()))
             raise ValueError(
-                f"{self.annotations} has {len(problems)} annotations without a segmentation, such as {number}; {what}. "
-                f"mask_rcnn needs one for each: correct them, or take faster_rcnn"
+                f"{self.annotations} has {len(problems)} annotations without a segmentation, such as {number}; "
+                f"{problem}. mask_rcnn needs one for each: correct them, or take faster_rcnn"
             )
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def missing(self) -> list[str]:
-        """Paths of images that are not there."""
-        paths = map(self.path, range(len(self)))
-        return [path for path in paths if not Path(path).is_file()]
+    def missing_images(self) -> list[str]:
+        """Return a sentence for each image that has no file inside the image folder."""
+        problems = []
+        for i in self.ids:
+            try:
+                find_image(self.images, self.coco.imgs[i]["file_name"])
+            except CorruptImage as error:
+                problems.append(str(error))
+        return problems
 
     def path(self, index: int) -> str:
-        return str(Path(self.set.root, self.coco.imgs[self.ids[index]]["file_name"]))
+        """Return the path of an image."""
+        return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
-    def read(self, index: int) -> tuple[tv_tensors.Image, dict]:
-        image, target = self.set[index]
+    def read(self, index: int) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
+        """Read an image and its objects; crowds are left out.
+
+        Returns:
+            The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
+            where masks were asked for, "masks" (n, H, W).
+
+        Raises:
+            CorruptImage: the image cannot be read.
+        """
+        image, target = self.samples[index]
         image = to_image(image)
         size = tuple(image.shape[-2:])
-        if "boxes" not in target:  # nothing to see
+        if "boxes" not in target:  # an image without objects
             target = {
                 "boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
                 "labels": torch.zeros(0, dtype=torch.int64),
@@ -178,32 +233,56 @@ class BoxSource:
         return image, target
 
 
-def index_annotations(annotations: Path, images: Path) -> Boxes:
-    """torchvision's set over pycocotools' index of a file, with all that scoring needs; ValueError for no such file."""
+def index_annotations(annotations: Path, images: Path):
+    """Index the usable annotations of a file with pycocotools, and count the others.
+
+    Returns:
+        The index, with all that scoring needs, and the number of annotations that were left out.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+        ValueError: the file is not in COCO's format.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the index says how long it took
-            boxes = Boxes(str(images), str(annotations))
-            coco = boxes.coco
-            problem = next(chain(field_problems(coco.dataset), repeated(coco.dataset)), None)
-            if problem:
-                raise ValueError(problem)
-            for annotation in coco.anns.values():
-                x, y, w, h = annotation["bbox"] = list(map(float, annotation["bbox"]))
-                annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)  # files of other tools lack these two
-                if annotation.get("area") is None:
-                    annotation["area"] = w * h
-            useful = [a for a in coco.anns.values() if not is_useless(a, coco.imgs.get(a["image_id"]), coco.cats)]
-            boxes.useless = len(coco.anns) - len(useful)
-            if 0 in coco.anns:  # pycocotools takes a match with annotation 0 for none
-                for annotation in useful:
-                    annotation["id"] += 1
-            coco.dataset["annotations"] = useful  # a useless one would count as an object that was missed
-            coco.createIndex()
+        from pycocotools.coco import COCO
     except ImportError as error:
         raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    try:
+        data = read_annotations(annotations)
+        for problem in (*field_problems(data), *duplicates(data)):
+            raise ValueError(problem)
+        for annotation in data["annotations"]:
+            complete_annotation(annotation)
+    except ValueError as error:
         raise ValueError(
-            f"{annotations} is not in COCO's format ({type(error).__name__}: {error}); "
-            f"python -m metamix.detection.verify {annotations} --images {images} says where"
+            f"{annotations} is not in COCO's format: {error}. To list all problems: "
+            f"python -m metamix.detection.verify {annotations} --images {images}"
         ) from error
-    return boxes
+    by_id = {image["id"]: image for image in data["images"]}
+    classes = {category["id"] for category in data["categories"]}
+    usable = [a for a in data["annotations"] if not is_unusable(a, by_id.get(a["image_id"]), classes)]
+    if any(annotation["id"] == 0 for annotation in data["annotations"]):
+        for annotation in usable:  # pycocotools takes a match with annotation 0 for no match
+            annotation["id"] += 1
+    coco = COCO()
+    coco.dataset = data | {"annotations": usable}  # an unusable object would count as missed
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it takes
+        coco.createIndex()
+    return coco, len(data["annotations"]) - len(usable)
+
+
+def complete_annotation(annotation: Entry) -> None:
+    """Convert the box to floats, and add iscrowd and area, which files of other tools lack.
+
+    Raises:
+        ValueError: the box is not four numbers.
+    """
+    box = annotation.get("bbox")
+    if not is_box(box):
+        raise ValueError(
+            f"annotation {annotation['id']} has the bbox {box}; four numbers x, y, width, height are needed"
+        )
+    annotation["bbox"] = list(map(float, box))
+    annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+    if annotation.get("area") is None:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]

@@ -1,37 +1,170 @@
-"""Batches for detectors: torchvision's transforms in worker processes, every random number a function of (seed, epoch,
-index).
+"""Splits and batches for detectors, with torchvision's transforms in worker processes.
 
-A batch is {"image": a list of (3, H, W) uint8 tensors of differing sizes, "target": a list of what each shows,
-"index": (n,) int64}; for evaluation images have the size of their files. An image that cannot be read is replaced by
-the next one, and its index by -1, so that nobody scores one as the other.
+A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
+(n,) int64}. An evaluation batch also holds "split", a list of the name of the split, and its images have the size of
+their files. An image that cannot be read is replaced by the next one and its index by -1, so that no metric scores one
+as the other. Every random number is a function of (seed, epoch, index).
 """
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
 
+from metamix.data import CorruptImage
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
-from metamix.data.sources import CorruptImage, first_readable
+from metamix.data.sources import first_readable
+from metamix.training.task import Batch, State
 
-from .coco import BoxSource
+from .coco import CocoSplit, Splits, find_splits, open_split
+from .options import DetectionOptions
+
+EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is scored alone
 
 
-def train_loader(sources: list[BoxSource], options, *, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0):
-    """Training batches of the images of all sources: `len()` steps an epoch, and `epoch(epoch, start=0)`, an
-    iterator."""
-    samples = Samples(sources)
+class DetectionData:
+    """Open the splits of a data set in COCO's format and make their loaders.
+
+    Attributes:
+        name: name of the folder.
+        train: splits to train on.
+        scored: splits to score: "test", and "holdout" where val is not trained on.
+        classes: class names, the same in all splits.
+        identity: values that must be the same when a run is resumed.
+        notes: what was left out.
+
+    Raises:
+        FileNotFoundError: the folder holds no data set, or a split has no image folder.
+        ValueError: annotations or options that cannot be used, or too many missing images.
+    """
+
+    def __init__(self, options: DetectionOptions):
+        self.options = options
+        splits = find_splits(options.data_dir)
+        masks = options.detector == "mask_rcnn"
+        test = choose_test_split(options, splits)
+        self.train = [open_split(splits, name, masks) for name in options.train_on]
+        self.scored = {"test": open_split(splits, test, masks)}
+        if "val" in splits and "val" not in (test, *options.train_on):
+            self.scored["holdout"] = open_split(splits, "val", masks)
+        self.name = Path(options.data_dir).resolve().name
+        self.classes = self.check_splits()
+        self.identity: dict[str, Any] = {
+            "samples": {
+                "train": sum(map(len, self.train)),
+                **{name: len(split) for name, split in self.scored.items()},
+            },
+            "classes": list(self.classes),
+        }
+        self.notes = [
+            f"{split.unusable} annotations of {split.annotations} are left out; "
+            f"python -m metamix.detection.verify {options.data_dir} names them"
+            for split in self.splits
+            if split.unusable
+        ]
+
+    @property
+    def splits(self) -> list[CocoSplit]:
+        """All splits that are trained on or scored."""
+        return [*self.train, *self.scored.values()]
+
+    def check_splits(self) -> tuple[str, ...]:
+        """Check that all splits have objects, images and the same classes; return the classes."""
+        options = self.options
+        first, *others = self.splits
+        for split in others:
+            if split.classes != first.classes:
+                raise ValueError(
+                    f"{split.annotations} has the classes {', '.join(split.classes)}, but "
+                    f"{first.annotations} has {', '.join(first.classes)}; all splits need the same"
+                )
+        if self.train and not any(split.objects for split in self.train):
+            raise ValueError(
+                f"{' and '.join(str(split.annotations) for split in self.train)} has "
+                f"{sum(map(len, self.train))} images and no object to learn from: give another --train-on"
+            )
+        for split in self.scored.values():
+            if not split.objects:
+                raise ValueError(f"{split.annotations} has no object that could be found: give another --test-on")
+        for split in self.splits:
+            missing = split.missing_images()
+            if len(missing) > options.corrupt_limit * len(split):
+                raise ValueError(
+                    f"{len(missing)} of the {len(split)} images of {split.annotations} are not there ({missing[0]}); "
+                    f"python -m metamix.detection.verify {options.data_dir} names all"
+                )
+        return first.classes
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> "BoxLoader":
+        return train_loader(self.train, self.options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> Mapping[str, "BoxLoader"]:
+        size = min(batch_size, EVAL_BATCH * world_size)
+        return {
+            name: eval_loader(split, self.options, name=name, batch_size=size, rank=rank, world=world_size)
+            for name, split in self.scored.items()
+        }
+
+    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+        """Scale the images to values from 0 to 1; the worker processes have done the rest."""
+        return batch | {"image": [image / 255 for image in batch["image"]]}
+
+    def scored_split(self, states: Sequence[State]) -> CocoSplit:
+        """Return the split that the states of a metric belong to."""
+        return self.scored[next(state["split"] for state in states if state["split"])]
+
+
+def choose_test_split(options: DetectionOptions, splits: Splits) -> str:
+    """Return the name of the split to score; ValueError if it is trained on."""
+    test = options.test_on or ("test" if "test" in splits else "val")
+    if test in options.train_on:
+        raise ValueError(
+            f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
+            f"--train-on. The splits are {', '.join(splits)}"
+        )
+    return test
+
+
+def train_loader(
+    splits: Sequence[CocoSplit],
+    options: DetectionOptions,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+) -> "BoxLoader":
+    """Make the loader of training batches over the images of all splits.
+
+    Args:
+        batch_size: images of all processes together.
+        rank, world: this process gets the rank-th of `world` contiguous parts of each batch.
+    """
+    samples = Samples(splits)
     order = TrainOrder(len(samples), batch_size, rank, world, seed)
     return BoxLoader(samples, options, order, train_transform(options), seed)
 
 
-def eval_loader(source: BoxSource, options, *, batch_size: int, rank: int = 0, world: int = 1):
-    """Every image once over all ranks, in order."""
-    order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
-    return BoxLoader(Samples([source]), options, order, v2.Identity())
+def eval_loader(
+    split: CocoSplit,
+    options: DetectionOptions,
+    *,
+    name: str = "test",
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> "BoxLoader":
+    """Make the loader of a split to score: the loaders of all ranks together yield every image once, in order."""
+    order = EvalOrder(len(split), max(1, batch_size // world), rank, world)
+    return BoxLoader(Samples([split]), options, order, v2.Identity(), split=name)
 
 
-def train_transform(options) -> v2.Compose:
-    """A crop, flips, a size and colours, each at random; boxes follow, and those that are no longer there are
-    dropped."""
+def train_transform(options: DetectionOptions) -> v2.Compose:
+    """Make the random crop, flips, resizing and change of colours; boxes follow, and those that vanish are dropped."""
     low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
     return v2.Compose(
         [
@@ -52,46 +185,50 @@ def train_transform(options) -> v2.Compose:
 
 
 class Samples:
-    """The images of several sources, one after the other, as `StreamLoader` reads them."""
+    """Number the images of several splits one after the other, as `StreamLoader` reads them."""
 
-    def __init__(self, sources: list[BoxSource]):
-        self.places = [(source, i) for source in sources for i in range(len(source))]
+    def __init__(self, splits: Sequence[CocoSplit]):
+        self.places = [(split, i) for split in splits for i in range(len(split))]
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def read_or_next(self, index: int):
-        """(sample, None, [(path, reason), ...]): see `first_readable`."""
+    def read_or_next(self, index: int) -> tuple[Any, None, list[tuple[str, str]]]:
+        """Read an image and its objects; see `first_readable` for what replaces one that cannot be read."""
         sample, broken = first_readable(len(self), index, self.read, self.path)
         return sample, None, broken
 
-    def read(self, index: int):
-        source, place = self.places[index]
-        return source.read(place)
+    def read(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        split, place = self.places[index]
+        return split.read(place)
 
     def path(self, index: int) -> str:
-        source, place = self.places[index]
-        return source.path(place)
+        split, place = self.places[index]
+        return split.path(place)
 
 
 class BoxLoader(StreamLoader):
-    """`StreamLoader` of images and boxes."""
+    """Load batches of images and boxes."""
 
-    def __init__(self, samples: Samples, options, order, transform, seed: int = 0):
+    def __init__(
+        self, samples: Samples, options: DetectionOptions, order, transform, seed: int = 0, split: str | None = None
+    ):
         super().__init__(samples, options, order, transform, seed, mark_replaced=True)
-        self.loader.collate_fn = collate
+        self.loader.collate_fn = partial(collate, split=split)
         self.corrupt.command = f"python -m metamix.detection.verify {options.data_dir}"
 
 
-def collate(samples) -> dict:
+def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
+    """Make a batch of samples; "failure" alone where no image could be read."""
     for sample in samples:
         if isinstance(sample, CorruptImage):
             return {"failure": str(sample)}
-    pairs, _, indices, broken = zip(*samples)
-    images, targets = zip(*pairs)
-    return {
+    pairs, _, indices, broken = zip(*samples, strict=True)
+    images, targets = zip(*pairs, strict=True)
+    batch = {
         "image": [image.as_subclass(torch.Tensor) for image in images],
         "target": [{key: value.as_subclass(torch.Tensor) for key, value in target.items()} for target in targets],
         "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],
     }
+    return batch if split is None else batch | {"split": [split] * len(images)}

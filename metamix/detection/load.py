@@ -1,56 +1,207 @@
-"""A detector from what a file says of it: weights of train.py carry all that is needed to build their model again."""
+"""Detectors from files: the weights of train.py carry everything that is needed to build their model again."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from metamix.models.backbone import EXTRA
+from metamix.models.metadata import ModelMetadata
 from metamix.utils.tensor_files import load_into, load_weights
 
-from .detectors import build_detector
+from .detectors import DETECTORS, accepted_options, build_detector
+from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS
 
 
-def build_described(about: dict[str, Any], **weights: Any) -> nn.Module:
-    """The detector that `about` describes, for training images that are resized already.
+@dataclass(frozen=True)
+class DetectorSpec:
+    """What is needed to build a detector again, as the metadata of its weights keep it.
 
-    `weights` says where those of its backbone come from, as in `build_backbone`.
+    Attributes:
+        detector: name of the detector, as in `build_detector`.
+        detector_args: further arguments of torchvision's detector.
+        model: name of the backbone.
+        model_args: further arguments of the backbone.
+        classes: names of the classes, without the background.
+        out_indices, extra, out_channels, frozen_norms: arguments of `build_backbone`.
+        min_size, max_size: in pixels, arguments of `build_detector`.
+        train_on: splits that it was trained on.
     """
-    return build_detector(
-        about["detector"],
-        backbone=about["model"],
-        num_classes=len(about["classes"]),
-        backbone_args={key: about[key] for key in ("out_indices", "extra", "out_channels", "frozen_norms")}
-        | about["model_args"]
-        | weights,
-        min_size=about["min_size"],
-        max_size=about["max_size"],
-        resize_in_training=False,
-        **about["detector_args"],
-    )
+
+    detector: str
+    detector_args: dict[str, Any]
+    model: str
+    model_args: dict[str, Any]
+    classes: tuple[str, ...]
+    out_indices: tuple[int, ...]
+    extra: str
+    out_channels: int
+    frozen_norms: bool
+    min_size: int
+    max_size: int
+    train_on: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: str | Path) -> DetectorSpec:
+        """Check the metadata of a file, which may come from a stranger.
+
+        Raises:
+            ValueError: the file holds no detector, or an entry is missing, of the wrong type or out of range.
+        """
+        common = ModelMetadata.from_dict(raw, source)
+        if common.task != "detection":
+            found = common.model or "weights without a description"
+            raise ValueError(
+                f"{source} holds no detector of metamix, but {found}; give a run of train.py --task detection"
+            )
+        values = {"train_on": ()} | {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        for name, (accepted, check) in RULES.items():
+            if name not in values:
+                raise ValueError(f"{source}: the metadata lack {name}. Give a file that train.py wrote")
+            if not check(values[name]):
+                raise ValueError(
+                    f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
+                    f"Give a file that train.py wrote"
+                )
+        values |= {name: tuple(values[name]) for name in ("classes", "out_indices", "train_on")}
+        unknown = values["detector_args"].keys() - accepted_options(values["detector"])
+        if unknown:
+            raise ValueError(
+                f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
+                f"{values['detector']}. Give a file that train.py wrote"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries of the metadata, as plain values."""
+        return {"task": "detection"} | {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    def build(self, **weights: Any) -> nn.Module:
+        """Build the detector, for training images that have their final size.
+
+        Args:
+            weights: `pretrained` or `checkpoint` of `build_backbone`, to load weights of the backbone.
+        """
+        return build_detector(
+            self.detector,
+            backbone=self.model,
+            num_classes=len(self.classes),
+            backbone_args={
+                "out_indices": self.out_indices,
+                "extra": self.extra,
+                "out_channels": self.out_channels,
+                "frozen_norms": self.frozen_norms,
+            }
+            | self.model_args
+            | weights,
+            min_size=self.min_size,
+            max_size=self.max_size,
+            resize_in_training=False,
+            **self.detector_args,
+        )
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_setting(value: object) -> bool:
+    """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
+    if isinstance(value, (list, tuple)):
+        return (
+            len(value) <= 64
+            and not any(isinstance(item, (list, tuple)) for item in value)
+            and all(map(_is_setting, value))
+        )
+    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= 65_536)
+
+
+Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
+
+RULES: dict[str, Rule] = {
+    "detector": (f"one of {', '.join(DETECTORS)}", lambda value: isinstance(value, str) and value in DETECTORS),
+    "detector_args": (
+        "a mapping of options to numbers, without the options of train.py",
+        lambda value: (
+            isinstance(value, Mapping)
+            and not NOT_DETECTOR_ARGS & value.keys()
+            and all(map(_is_setting, value.values()))
+        ),
+    ),
+    "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
+    "model_args": (
+        f"a mapping of arguments without {', '.join(sorted(NOT_MODEL_ARGS))}",
+        lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS & value.keys(),
+    ),
+    "classes": ("a list of at least one name", lambda value: isinstance(value, (list, tuple)) and len(value) > 0),
+    "out_indices": (
+        "an ascending list of 0 to 3",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and len(value) > 0
+            and all(_is_whole(index, 0, 3) for index in value)
+            and list(value) == sorted(set(value))
+        ),
+    ),
+    "extra": (f"one of {', '.join(EXTRA)}", lambda value: isinstance(value, str) and value in EXTRA),
+    "out_channels": ("a whole number from 1 to 4096", lambda value: _is_whole(value, 1, 4096)),
+    "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
+    "min_size": ("a whole number from 1 to 8192", lambda value: _is_whole(value, 1, 8192)),
+    "max_size": ("a whole number from 1 to 8192", lambda value: _is_whole(value, 1, 8192)),
+    "train_on": (
+        "a list of splits",
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
+    ),
+}
 
 
 def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The detector in a file or run folder of train.py, and what is known of it: "classes", for one.
+    """Load a detector that train.py wrote.
 
-    ValueError where the file holds something else; FileNotFoundError.
+    Args:
+        path: a run folder, or a weight file or checkpoint in it.
+
+    Returns:
+        The detector, and the metadata of its weights: "classes" are the names of the labels 1, 2, ...
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
     """
-    tensors, about = load_weights(path)
-    if about.get("task") != "detection":
-        found = about.get("model", "weights without a description")
-        raise ValueError(f"{path} holds no detector of metamix, but {found}; give a run of train.py --task detection")
-    model = build_described(about)
+    tensors, metadata = load_weights(path)
+    model = DetectorSpec.from_dict(metadata, path).build()
     load_into(model, tensors, str(path))
-    model.transform.image_mean, model.transform.image_std = about["mean"], about["std"]
-    return model, about
+    set_statistics(model, metadata, path)
+    return model, metadata
+
+
+def set_statistics(model: nn.Module, metadata: Mapping[str, Any], source: str | Path) -> None:
+    """Normalise images with the mean and std that the weights were trained with."""
+    known, channels = ModelMetadata.from_dict(metadata, source), len(model.transform.image_mean)
+    for name, values in (("mean", known.mean), ("std", known.std)):
+        if values is None or len(values) not in (1, channels):
+            raise ValueError(
+                f"{source}: {name} in the metadata is {values}; accepted is a list of {channels} numbers, one per "
+                f"channel. Give a file that train.py wrote"
+            )
+    model.transform.image_mean, model.transform.image_std = list(known.mean), list(known.std)
 
 
 def load_pretrained(model: nn.Module, path: str | Path, classes: list[str]) -> list[str]:
-    """Loads the weights of a detector of the same build, to fine-tune it; layers for other classes are left as they
-    are.
+    """Load the weights of a detector of the same build, to fine-tune it.
 
-    Returns the names of the weights that were left.
+    Layers that depend on the classes keep their new weights where the file has other classes.
+
+    Returns:
+        The names of the weights that were not loaded.
     """
-    tensors, about = load_weights(path)
-    if about.get("classes", classes) != classes:  # as many, perhaps, but others
+    tensors, metadata = load_weights(path)
+    if metadata.get("classes", classes) != classes:  # perhaps as many
         tensors = {name: value for name, value in tensors.items() if not name.startswith(model.classifier)}
     return load_into(model, tensors, str(path), head=model.classifier)

@@ -1,35 +1,43 @@
-"""COCO's scores, by pycocotools.
+"""COCO's scores, computed by pycocotools.
 
-Detections are in COCO's own form, {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, in pixels of the
-image file, with "segmentation" where masks are scored.
+Detections are in COCO's own format: {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, in pixels of
+the image file, with "segmentation" where masks are scored.
 """
 
 import contextlib
 import copy
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .coco import BoxSource
+from metamix.training.task import Batch, State
+
+from .coco import CocoSplit
+from .data import DetectionData
+from .options import DetectionOptions
 
 # The first nine of COCO's twelve numbers; the others are AR by size.
 SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100")
 
+Detections = list[dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Scores:
-    """What COCO's evaluation says of one split, in percent.
+    """COCO's scores of one split, in percent.
 
     Attributes:
         summary: AP (the mean over IoU 0.50 to 0.95), AP50, AP75, AP by size of the objects (below 32 x 32 pixels, below
-            96 x 96, above), and AR, the recall with at most 1, 10 and 100 detections an image. A size of which there is
-            no object is left out.
+            96 x 96, above), and AR, the recall with at most 1, 10 and 100 detections per image. A size without objects
+            is left out.
         classes: AP and AP50 by class name.
-        precision: class name -> precision at recall 0, 0.01, ..., 1, of IoU 0.5: (101,).
-        images: image id -> F1 of the detections that score 0.5 or more, at IoU 0.5.
+        precision: precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name.
+        images: F1 of the detections that score 0.5 or more, at IoU 0.5, by image id.
     """
 
     summary: dict[str, float]
@@ -38,8 +46,46 @@ class Scores:
     images: dict[int, float]
 
 
+class DetectionMetric:
+    """Score detections as COCO does. Each image is scored alone, so the batch size changes nothing."""
+
+    def __init__(self, options: DetectionOptions, data: DetectionData):
+        self.options, self.data = options, data
+        self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
+
+    def start(self) -> State:
+        return {"split": None, "results": []}
+
+    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
+        state["split"] = batch["split"][0]
+        split = self.data.scored[state["split"]]
+        predictions = model([image / 255 for image in batch["image"]])
+        for index, prediction in zip(batch["index"].tolist(), predictions, strict=True):
+            if index >= 0:  # an image that cannot be read has no detections
+                state["results"] += to_coco(prediction, split.ids[index], split)
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""
+        kinds = {"": "bbox", "mask_": "segm"} if self.options.detector == "mask_rcnn" else {"": "bbox"}
+        return {
+            prefix + name: value
+            for prefix, kind in kinds.items()
+            for name, value in self.scores(states, kind).summary.items()
+            if name.startswith("AP")
+        }
+
+    def scores(self, states: list[State], kind: str = "bbox") -> Scores:
+        """Return all scores of "bbox" or "segm"; computed once for the same states: it takes minutes on large sets."""
+        if self._scored[0] is not states:
+            self._scored = states, {}
+        if kind not in self._scored[1]:
+            results = [result for state in states for result in state["results"]]
+            self._scored[1][kind] = score(self.data.scored_split(states), results, kind)
+        return self._scored[1][kind]
+
+
 def table(scores: Scores) -> str:
-    """COCO's nine numbers, then AP and AP50 of each class, in lines."""
+    """Format COCO's nine numbers, then AP and AP50 of each class."""
     width = max(map(len, ["all classes", *scores.classes]))
     all_classes = {"AP": scores.summary["AP"], "AP50": scores.summary["AP50"]}
     lines = ["  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())]
@@ -49,49 +95,49 @@ def table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def to_coco(answer: dict[str, Tensor], image_id: int, source: BoxSource) -> list[dict]:
-    """What a detector of torchvision says of one image, in COCO's form."""
-    boxes = answer["boxes"].cpu().double()  # on the CPU: Apple's GPUs have no float64
+def to_coco(prediction: dict[str, Tensor], image_id: int, split: CocoSplit) -> Detections:
+    """Convert what a detector of torchvision predicts for one image into COCO's format."""
+    objects = {key: value[prediction["labels"] > 0] for key, value in prediction.items()}  # 0 is background
+    boxes = objects["boxes"].cpu().double()  # moved first: Apple's GPUs have no float64
     boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(objects["labels"].tolist(), boxes.tolist(), objects["scores"].tolist(), strict=True)
     results = [
-        {"image_id": image_id, "category_id": source.category_ids[label - 1], "bbox": box, "score": score}
-        for label, box, score in zip(answer["labels"].tolist(), boxes.tolist(), answer["scores"].tolist())
-        if label > 0
+        {"image_id": image_id, "category_id": split.category_ids[label - 1], "bbox": box, "score": score}
+        for label, box, score in rows
     ]
-    if "masks" in answer:
+    if "masks" in objects:
         from pycocotools import mask
 
-        shapes = (answer["masks"][:, 0] >= 0.5).byte().cpu().numpy()  # (n, H, W)
-        for result, shape in zip(results, shapes):
+        shapes = (objects["masks"][:, 0] >= 0.5).byte().cpu().numpy()  # (n, H, W)
+        for result, shape in zip(results, shapes, strict=True):
             result["segmentation"] = mask.encode(np.asfortranarray(shape))
     return results
 
 
-def from_coco(results: list[dict], source: BoxSource) -> dict[str, Tensor]:
-    """Detections of one image as a detector of torchvision gives them: "boxes" (n, 4), "labels" (n,) and "scores"
-    (n,)."""
+def from_coco(results: Detections, split: CocoSplit) -> dict[str, Tensor]:
+    """Convert detections of one image into "boxes" (n, 4) as x1, y1, x2, y2, "labels" (n,) and "scores" (n,)."""
     boxes = torch.tensor([result["bbox"] for result in results]).view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    labels = torch.tensor([source.labels[result["category_id"]] for result in results], dtype=torch.int64)
+    labels = torch.tensor([split.labels[result["category_id"]] for result in results], dtype=torch.int64)
     return {"boxes": boxes, "labels": labels, "scores": torch.tensor([result["score"] for result in results])}
 
 
-def score(source: BoxSource, results: list[dict], kind: str = "bbox") -> Scores:
-    """COCO's scores of detections on a split; `kind` is "bbox" or "segm"."""
+def score(split: CocoSplit, results: Detections, kind: str = "bbox") -> Scores:
+    """Compute COCO's scores of detections on a split; `kind` is "bbox" or "segm"."""
     from pycocotools.cocoeval import COCOeval
 
-    truth = copy.copy(source.coco)  # evaluation writes into it
-    truth.anns = {i: dict(annotation) for i, annotation in source.coco.anns.items()}
+    truth = copy.copy(split.coco)  # the evaluation writes into it
+    truth.anns = {i: dict(annotation) for i, annotation in split.coco.anns.items()}
     with contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes(detections(source, results, kind))
+        found = truth.loadRes(prepare_detections(split, results, kind))
         evaluation = COCOeval(truth, found, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    values = zip(SUMMARY, evaluation.stats)
+    values = zip(SUMMARY, evaluation.stats, strict=False)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoUs, 101 recalls, classes), -1 without any object
     classes, curves = {}, {}
-    for k, name in enumerate(source.classes):
+    for k, name in enumerate(split.classes):
         if (precision[:, :, k] > -1).any():
             curves[name] = precision[0, :, k]
             classes[name] = {"AP": 100 * precision[:, :, k].mean().item(), "AP50": 100 * curves[name].mean().item()}
@@ -103,19 +149,23 @@ def score(source: BoxSource, results: list[dict], kind: str = "bbox") -> Scores:
     )
 
 
-def detections(source: BoxSource, results: list[dict], kind: str) -> list[dict]:
-    """Results as pycocotools wants them: copies, for it adds to them; without a box where it shall measure masks; and
-    not none at all, but then one that scores 0, which changes no number."""
-    nothing = {"image_id": source.ids[0], "category_id": source.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}
+def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Detections:
+    """Copy detections for pycocotools, which adds to them.
+
+    Boxes are left out where masks are measured. Since pycocotools fails at an empty list, one detection that scores 0
+    stands for none; it changes no number.
+    """
     if not results:
-        return [nothing]
+        return [{"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}]
     unused = {"segm": "bbox", "bbox": "segmentation"}[kind]
     return [{key: value for key, value in result.items() if key != unused} for result in results]
 
 
 def f1_by_image(evaluation) -> dict[int, float]:
-    """Image id -> 2 TP / (detections + objects) at IoU 0.5, of detections that score 0.5 or more; 1 where there are
-    none of either."""
+    """Compute 2 TP / (detections + objects) at IoU 0.5 of each image, of the detections that score 0.5 or more.
+
+    An image without objects and detections has 1.
+    """
     parameters = evaluation.params
     hits, total = (dict.fromkeys(map(int, parameters.imgIds), 0) for _ in range(2))
     for e in evaluation.evalImgs:  # one for each class, range of areas and image, or None

@@ -1,5 +1,6 @@
-"""Pictures of boxes: on one image, truth beside prediction for many, and how precision falls as recall grows."""
+"""Pictures of boxes: on one image, ground truth beside detections for many, and precision over recall."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,52 +10,103 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from metamix.data import CorruptImage
+from metamix.training.task import State
 from metamix.utils.figures import plain, save_figure
+from metamix.utils.files import write_text
 
-from .metrics import Scores
+from .data import DetectionData
+from .metrics import DetectionMetric, Scores, from_coco, table
 
-Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and for predictions "scores" (n,)
+SHOWN = 4  # best images, and as many of the worst, in the picture of both
+SURE = 0.5  # least score of the detections that it shows
+
+Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and of detections "scores" (n,)
+
+
+class DetectionPictures:
+    """Draw precision over recall and the best and the worst images, and write all scores."""
+
+    def __init__(self, metric: DetectionMetric, data: DetectionData):
+        self.metric, self.data = metric, data
+
+    def draw(self, states: list[State], folder: Path) -> list[Path]:
+        curves, images, numbers = (
+            Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json")
+        )
+        scores = self.metric.scores(states)
+        draw_precision_recall(curves, scores)
+        draw_grid(images, self.best_and_worst(states, scores), self.data.classes)
+        write_text(numbers, json.dumps({"all": scores.summary, "classes": scores.classes}, indent=2) + "\n")
+        return [curves, images, numbers]
+
+    def best_and_worst(self, states: list[State], scores: Scores) -> list[tuple[str, Tensor, Objects, Objects]]:
+        """Return title, image, ground truth and detections of the images with the highest and the lowest F1."""
+        split = self.data.scored_split(states)
+        ranked = sorted(scores.images, key=scores.images.__getitem__, reverse=True)
+        chosen = ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], *ranked[-SHOWN:]]
+        found = {image_id: [] for image_id in chosen}
+        for detection in (d for state in states for d in state["results"]):
+            if detection["image_id"] in found and detection["score"] >= SURE:
+                found[detection["image_id"]].append(detection)
+        rows = []
+        for image_id in chosen:
+            try:
+                image, truth = split.read(split.ids.index(image_id))
+            except CorruptImage:  # reported by the loader
+                continue
+            title = f"{split.coco.imgs[image_id]['file_name']}, F1 {scores.images[image_id]:.2f}"
+            rows.append((title, image, truth, from_coco(found[image_id], split)))
+        return rows
+
+    def report(self, states: list[State]) -> str:
+        return table(self.metric.scores(states))
 
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, ...]:
+    """Return the colour of a class."""
     colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
     return colours[(label - 1) % len(colours)]
 
 
 def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[str], named: bool = True) -> None:
-    """An image, (3, H, W) uint8, with its boxes, a colour for each class."""
+    """Draw an image, (3, H, W) uint8, and its boxes in the colours of their classes."""
     axes.imshow(image.permute(1, 2, 0).numpy())
     axes.set_axis_off()
-    scores = objects["scores"].tolist() if "scores" in objects else [None] * len(objects["boxes"])
-    for (x0, y0, x1, y1), label, score in zip(objects["boxes"].tolist(), objects["labels"].tolist(), scores):
+    labels = objects["labels"].tolist()
+    scores = objects["scores"].tolist() if "scores" in objects else [None] * len(labels)
+    for (x0, y0, x1, y1), label, score in zip(objects["boxes"].tolist(), labels, scores, strict=True):
         colour = colour_of(label, classes)
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
         if named:
             text = classes[label - 1] + (f" {score:.2f}" if score is not None else "")
-            high, right = y0 < 14, x0 + 7 * len(text) > image.shape[2]  # a label would be cut off at the edge
+            at_top, at_right = y0 < 14, x0 + 7 * len(text) > image.shape[2]  # where the text would be cut off
             axes.text(
-                x1 if right else x0,
+                x1 if at_right else x0,
                 y0,
                 plain(text),
                 color="white",
                 fontsize=7,
-                verticalalignment="top" if high else "bottom",
-                horizontalalignment="right" if right else "left",
+                verticalalignment="top" if at_top else "bottom",
+                horizontalalignment="right" if at_right else "left",
                 bbox=dict(facecolor=colour, edgecolor="none", pad=0.5),
             )
 
 
 def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[str]) -> None:
-    """One image with its boxes, as large as it is."""
+    """Write one image with its boxes, at the size of the image."""
     figure = Figure(figsize=(image.shape[2] / 110, image.shape[1] / 110))
     draw_objects(figure.add_axes((0, 0, 1, 1)), image, objects, classes)
     save_figure(path, figure)
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
-    """Two images with truth and prediction in a line; `rows` are a title, the image, what is there and what was
-    found."""
-    lines = -(-len(rows) // 2)
+    """Write images with ground truth and detections side by side, two images in a line.
+
+    Args:
+        rows: title, image, ground truth and detections of each image.
+    """
+    lines = max(1, -(-len(rows) // 2))
     figure = Figure(figsize=(13, 2.6 * lines + 0.4), layout="constrained")
     grid = figure.subplots(lines, 4, squeeze=False)
     for axes in grid.flat:
@@ -73,8 +125,7 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
 
 
 def draw_precision_recall(path: Path, scores: Scores) -> None:
-    """Precision over recall at IoU 0.5 for each class: the area under a curve is its AP50. Of many classes only the
-    mean."""
+    """Write the curve of each class at IoU 0.5, whose area is its AP50; of more than ten classes only the mean."""
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.subplots()
     recall = [i / 100 for i in range(101)]

@@ -1,16 +1,17 @@
-"""Finds objects in images.
+"""Find objects in images.
 
-    python -m metamix.detection.predict IMAGE... --checkpoint FILE
+    python -m metamix.detection.predict IMAGE... --checkpoint RUN
 
-FILE is a run folder of train.py --task detection, or a file in it. Each image is drawn with its boxes to
-OUTPUT/<name>.png, and all of them listed in OUTPUT/predictions.json: for each image its path, width and height and the
-objects, the surest first, with class, score and box (x1, y1, x2, y2 in pixels of the upright image). One that cannot
-be read is left out, and the exit code is then 1.
+RUN is a run folder of train.py --task detection, or a weight file in it. Each image is drawn with its boxes to
+OUTPUT/<name>.png. OUTPUT/predictions.json lists the path, width and height of each image and its objects by falling
+score: class, score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read are named and
+left out; the exit code is then 1.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from metamix.data import CorruptImage
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import readable
 
 from .coco import read_image
 from .load import load_detector
@@ -29,58 +30,107 @@ from .pictures import Objects, draw_image
 
 @torch.no_grad()
 def predict(model: nn.Module, path: Path, threshold: float) -> tuple[Tensor, Objects]:
-    """The pixels of an image, (3, H, W) uint8, and the objects that score `threshold` or more; CorruptImage where it
-    cannot be read."""
+    """Find the objects in an image.
+
+    Args:
+        model: a detector, on any device.
+        threshold: least score of an object.
+
+    Returns:
+        The image, (3, H, W) uint8, and "boxes" (n, 4), "labels" (n,) and "scores" (n,) of its objects.
+
+    Raises:
+        CorruptImage: the image cannot be read.
+    """
     image = F.pil_to_tensor(read_image(path))
     (found,) = model.eval()([image.to(next(model.parameters()).device) / 255])
     sure = (found["scores"] >= threshold) & (found["labels"] > 0)
     return image, {key: value[sure].cpu() for key, value in found.items()}
 
 
-def main(argv: list[str] | None = None) -> int:
+def predict_all(
+    images: Sequence[Path], checkpoint: str | Path, output: Path, *, threshold: float = 0.5, device: str = "auto"
+) -> int:
+    """Find the objects in images, draw them, and write predictions.json.
+
+    Args:
+        images: image files.
+        checkpoint: run folder, or weight file.
+        output: folder to write to.
+        threshold: least score of an object.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        The number of images that could not be read.
+
+    Raises:
+        OSError: a file is missing or cannot be written.
+        ValueError: the checkpoint holds no detector, or a picture would overwrite an image or another picture.
+    """
+    pictures = name_pictures(images, output)
+    model, metadata = load_detector(checkpoint)
+    model.to(ProcessGroup.start(device).device)
+    output.mkdir(parents=True, exist_ok=True)
+    records, unreadable, classes = [], 0, metadata["classes"]
+    for path, picture in zip(images, pictures, strict=True):
+        try:
+            image, found = predict(model, path, threshold)
+        except CorruptImage as error:
+            print(readable(f"left out: {error}"), file=sys.stderr)
+            unreadable += 1
+            continue
+        draw_image(picture, image, found, classes)
+        objects = describe_objects(found, classes)
+        records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
+        print(readable(f"{path}: {len(objects)} objects"))
+    write_text(output / "predictions.json", json.dumps(records, indent=2) + "\n")
+    print(readable(f"written: {output / 'predictions.json'} and {len(records)} pictures"))
+    return unreadable
+
+
+def name_pictures(images: Sequence[Path], output: Path) -> list[Path]:
+    """Return the picture that each image is drawn to.
+
+    Raises:
+        FileNotFoundError: an image is missing.
+        ValueError: two images would share a picture, or a picture would overwrite its image.
+    """
+    if missing := [str(path) for path in images if not path.is_file()]:
+        raise FileNotFoundError(f"there is no image {', '.join(missing)}")
+    if len({path.stem for path in images}) < len(images):
+        raise ValueError("several images have one name, and so would their pictures: give each its own --output")
+    pictures = [output / f"{path.stem}.png" for path in images]
+    if own := [
+        str(path) for path, picture in zip(images, pictures, strict=True) if path.resolve() == picture.resolve()
+    ]:
+        raise ValueError(f"{', '.join(own)} would be overwritten by its picture: give another --output")
+    return pictures
+
+
+def describe_objects(found: Objects, classes: Sequence[str]) -> list[dict]:
+    """Return class, score and box of each object, as plain values."""
+    rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+    return [
+        {"class": classes[label - 1], "score": round(score, 4), "box": [round(value, 1) for value in box]}
+        for label, score, box in rows
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.predict", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--checkpoint", required=True, help="run folder, or weights in it")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of what is shown (default: 0.5)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     options = parser.parse_args(argv)
-    missing = [str(path) for path in options.images if not path.is_file()]
-    if missing:
-        parser.error(f"there is no image {', '.join(missing)}")
-    if len({path.stem for path in options.images}) < len(options.images):
-        parser.error("several images have one name, and so would their pictures: give each its own --output")
-    drawn = [options.output / f"{path.stem}.png" for path in options.images]
-    if own := [str(path) for path, picture in zip(options.images, drawn) if path.resolve() == picture.resolve()]:
-        parser.error(f"{', '.join(own)} would be overwritten by its picture: give another --output")
     try:
-        device = ProcessGroup.start(options.device).device
-        model, about = load_detector(options.checkpoint)
+        unreadable = predict_all(
+            options.images, options.checkpoint, options.output, threshold=options.threshold, device=options.device
+        )
     except (ValueError, OSError) as error:
         parser.error(str(error))
-
-    with exit_with_message(OSError):
-        options.output.mkdir(parents=True, exist_ok=True)
-        model, records, broken = model.to(device), [], 0
-        for path in options.images:
-            try:
-                image, found = predict(model, path, options.threshold)
-            except CorruptImage as error:
-                print(readable(f"left out: {error}"), file=sys.stderr)
-                broken += 1
-                continue
-            draw_image(options.output / f"{path.stem}.png", image, found, about["classes"])
-            objects = [
-                {"class": about["classes"][label - 1], "score": round(score, 4), "box": [round(v, 1) for v in box]}
-                for label, score, box in zip(
-                    found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist()
-                )
-            ]
-            records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-            print(readable(f"{path}: {len(objects)} objects"))
-        write_text(options.output / "predictions.json", json.dumps(records, indent=2) + "\n")
-        print(readable(f"written: {options.output / 'predictions.json'} and {len(records)} pictures"))
-    return 1 if broken else 0
+    return 1 if unreadable else 0
 
 
 if __name__ == "__main__":

@@ -1,83 +1,86 @@
-"""Finds what is wrong with a data set in COCO's format before a detector is trained on it.
+"""Find what is wrong with a data set in COCO's format.
 
     python -m metamix.detection.verify FOLDER                         all splits, as metamix.detection.coco finds them
     python -m metamix.detection.verify FILE.json --images FOLDER      one annotation file
 
-One line for each finding: the file, the image, the annotation, and what is wrong; the exit code is 1 if there is any.
-Training and scores leave out what they cannot use; training cuts boxes to their image, and learns from images without
-boxes that there is nothing to see.
+Each problem is one line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there is any.
+Training and scores leave out what they cannot use. Training cuts boxes at the edges of their image, and images without
+boxes train as background.
 """
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from metamix.data import CorruptImage
 from metamix.utils.text import readable
 
-from .coco import find_splits, is_useless, no_images, read_described
-from .annotations import field_problems, repeated, segmentation_problem
+from .annotations import (
+    Entry,
+    duplicates,
+    field_problems,
+    is_box,
+    is_unusable,
+    read_annotations,
+    segmentation_problem,
+)
+from .coco import find_splits, no_images_message, read_annotated_image
 
 
 def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
-    """A sentence for each thing that is wrong with an annotation file and the images that it names."""
+    """Describe each problem of an annotation file and of the images that it names."""
     if images is None:
-        yield no_images(annotations)
+        yield no_images_message(annotations)
         return
     try:
-        data = json.loads(annotations.read_text())
-        entries = {key: data[key] for key in ("images", "annotations", "categories")}
-        for key, values in entries.items():
-            if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-                raise TypeError(f"{key} is no list of objects")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{annotations}: not an annotation file of COCO's format ({type(error).__name__}: {error})"
+        entries = read_annotations(annotations)
+    except (OSError, ValueError) as error:
+        yield f"{annotations}: not an annotation file in COCO's format ({error})"
         return
-    wrong = [f"{annotations}: {what}" for what in field_problems(entries)]
-    if wrong:  # what follows looks entries up by these fields
+    wrong = [f"{annotations}: {problem}" for problem in field_problems(entries)]
+    if wrong:  # the checks below look entries up by these fields
         yield from wrong
         return
-    yield from (f"{annotations}: {what}" for what in repeated(entries))
+    yield from (f"{annotations}: {problem}" for problem in duplicates(entries))
 
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
     with_boxes = set()
     for annotation in entries["annotations"]:
         image = by_id.get(annotation["image_id"])
-        what = box_problem(annotation, image, classes)
-        if not what and annotation.get("segmentation"):  # boxes need none
-            what = segmentation_problem(annotation["segmentation"], image)
-        if is_box(annotation.get("bbox")) and not annotation.get("iscrowd"):
-            if not is_useless(annotation, image, classes):  # one that reaches out of its image is cut
-                with_boxes.add(image["id"])
-        if what:
-            yield f"{annotations}: {name(image, annotation)}, annotation {annotation['id']}: {what}"
+        problem = box_problem(annotation, image, classes)
+        if not problem and annotation.get("segmentation"):  # boxes need none
+            problem = segmentation_problem(annotation["segmentation"], image)
+        is_object = is_box(annotation.get("bbox")) and not annotation.get("iscrowd")
+        if is_object and not is_unusable(annotation, image, classes):
+            with_boxes.add(image["id"])
+        if problem:
+            yield f"{annotations}: {name(image, annotation)}, annotation {annotation['id']}: {problem}"
     for image in entries["images"]:
-        what = file_problem(image, images) or (image["id"] not in with_boxes and "no box (it trains as background)")
-        if what:
-            yield f"{annotations}: {name(image)}: {what}"
+        problem = file_problem(image, images)
+        if not problem and image["id"] not in with_boxes:
+            problem = "no box (it trains as background)"
+        if problem:
+            yield f"{annotations}: {name(image)}: {problem}"
 
 
-def name(image: dict | None, annotation: dict | None = None) -> str:
+def name(image: Entry | None, annotation: Entry | None = None) -> str:
+    """Name an image by id and file, or the one that an annotation refers to in vain."""
     if image is None:
         return f"image {annotation['image_id']}"
     return f"image {image['id']} ({image['file_name']})"
 
 
-def is_box(box) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
-
-
-def box_problem(annotation: dict, image: dict | None, classes: set) -> str | None:
-    """What is wrong with an annotation, or None. Half a pixel over the edge is rounding, not an error."""
+def box_problem(annotation: Entry, image: Entry | None, classes: set[int]) -> str | None:
+    """Describe what is wrong with an annotation, or return None. Half a pixel over the edge counts as rounding."""
     if image is None:
         return "its image is not in the file"
     if annotation["category_id"] not in classes:
         return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     if not is_box(box):
         return f"its box is {box}; four numbers x, y, width, height are needed"
     x, y, w, h = box
@@ -93,37 +96,48 @@ def box_problem(annotation: dict, image: dict | None, classes: set) -> str | Non
     return None
 
 
-def file_problem(image: dict, folder: Path) -> str | None:
-    path = folder / image["file_name"]
-    if not path.is_file():
-        return f"there is no file {path}"
+def file_problem(image: Entry, folder: Path) -> str | None:
+    """Describe why the file of an image cannot be used, or return None."""
     try:
-        read_described(folder, image)
+        read_annotated_image(folder, image)
     except CorruptImage as error:
         return f"it cannot be used: {error}"
     return None
 
 
-def main(argv: list[str] | None = None) -> int:
+def verify(data: Path, images: Path | None = None) -> int:
+    """Print each problem of a data set's folder or of one annotation file, and how many there are.
+
+    Args:
+        data: folder of a data set, or an annotation file.
+        images: image folder of an annotation file; its own folder if None.
+
+    Returns:
+        The number of problems.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no data set, or one split twice.
+    """
+    splits = list(find_splits(data).values()) if data.is_dir() else [(data, images or data.parent)]
+    count = 0
+    for annotations, folder in splits:
+        for problem in find_problems(annotations, folder):
+            print(readable(problem))
+            count += 1
+    files = ", ".join(str(path) for path, _ in splits)
+    print(f"{count} problem{'s' * (count > 1)}" if count else readable(f"{files}: nothing is wrong"))
+    return count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.verify", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
     parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
     options = parser.parse_args(argv)
-    if options.data.is_dir():
-        try:
-            splits = list(find_splits(options.data).values())
-        except (FileNotFoundError, ValueError) as error:
-            parser.error(str(error))
-    else:
-        splits = [(options.data, options.images or options.data.parent)]
-    count = 0
-    for annotations, images in splits:
-        for what in find_problems(annotations, images):
-            print(readable(what))
-            count += 1
-    read = ", ".join(str(path) for path, _ in splits)
-    print(f"{count} finding{'s' * (count > 1)}" if count else readable(f"{read}: nothing is wrong"))
-    return 1 if count else 0
+    try:
+        return 1 if verify(options.data, options.images) else 0
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,40 @@
-"""Annotations of Pascal VOC as one file in COCO's format.
+"""Convert Pascal VOC annotations into one file in COCO's format.
 
     python -m metamix.detection.voc VOC_DIR OUT.json [--split train]
 
-VOC_DIR holds Annotations/*.xml and JPEGImages/, as a VOC year does; `--split` takes the images that
-ImageSets/Main/<split>.txt lists, all of them otherwise. Written to DATA/annotations/instances_<split>.json, with VOC's
-images in DATA/images/, it is a data set of metamix.detection.
+VOC_DIR is the folder of one VOC year, with Annotations/*.xml and JPEGImages/. `--split` takes the images that
+ImageSets/Main/<split>.txt lists; without it, all images are taken. Written to DATA/annotations/instances_<split>.json,
+with VOC's images in DATA/images/, the file is a data set of metamix.detection.
 
-VOC counts pixels from 1 and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
-which VOC's own scores leave out, become crowds, which COCO's leave out. Classes are numbered in alphabetical order, so
-that all splits agree, from all annotations of the folder.
+VOC counts pixels from 1, and both corners belong to the box: x = xmin - 1, width = xmax - xmin + 1. Difficult objects,
+which VOC's scores ignore, become crowds, which COCO's scores ignore. Classes are numbered in alphabetical order over
+all annotations of the folder, so that all splits agree.
 """
 
 import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from .annotations import Entries
 
-def convert(folder: Path, split: str | None = None) -> dict:
-    """The content of the file; ValueError or FileNotFoundError names what is missing."""
+
+def convert(folder: Path, split: str | None = None) -> Entries:
+    """Convert the annotations of a VOC folder.
+
+    Args:
+        split: a list in ImageSets/Main; all images if None.
+
+    Returns:
+        The content of an annotation file in COCO's format.
+
+    Raises:
+        FileNotFoundError: there are no annotations, no such split, or an image of it has no annotation.
+        ValueError: an annotation is not VOC's.
+    """
     files = sorted((folder / "Annotations").glob("*.xml"))
     if not files:
         raise FileNotFoundError(
@@ -29,38 +43,42 @@ def convert(folder: Path, split: str | None = None) -> dict:
     trees = {path.stem: parse(path) for path in files}
     names = sorted({text(o, "name", path) for path in files for o in trees[path.stem].iter("object")})
     classes = {name: number for number, name in enumerate(names, start=1)}
-    chosen = list(trees)
-    if split is not None:
-        listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-        if not listing.is_file():
-            known = sorted(path.stem for path in listing.parent.glob("*.txt") if "_" not in path.stem)
-            raise FileNotFoundError(f"there is no {listing}; splits of {folder}: {', '.join(known) or 'none'}")
-        chosen = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    stems = list(trees) if split is None else read_split(folder, split)
     images, annotations = [], []
-    for stem in chosen:
+    for stem in stems:
         path = folder / "Annotations" / f"{stem}.xml"
         if stem not in trees:
             raise FileNotFoundError(f"{split}.txt lists {stem}, but there is no {path}")
         size = {side: round(number(trees[stem], f"size/{side}", path)) for side in ("width", "height")}
         images.append({"id": len(images) + 1, "file_name": text(trees[stem], "filename", path)} | size)
-        for obj in trees[stem].iter("object"):
-            x0, y0, x1, y1 = (number(obj, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
+        for element in trees[stem].iter("object"):
+            x0, y0, x1, y1 = (number(element, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
             box = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": images[-1]["id"],
-                    "category_id": classes[text(obj, "name", path)],
+                    "category_id": classes[text(element, "name", path)],
                     "bbox": box,
                     "area": box[2] * box[3],
-                    "iscrowd": int(obj.findtext("difficult", "0").strip() == "1"),
+                    "iscrowd": int(element.findtext("difficult", "0").strip() == "1"),
                 }
             )
     categories = [{"id": number, "name": name} for name, number in classes.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def read_split(folder: Path, split: str) -> list[str]:
+    """Return the images, without suffix, that a list in ImageSets/Main names."""
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
+        raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(known) or 'none'}")
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
 def parse(path: Path) -> ElementTree.Element:
+    """Parse an XML file; ValueError, which names it, where that fails."""
     try:
         return ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
@@ -68,13 +86,15 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def text(element: ElementTree.Element, name: str, path: Path) -> str:
+    """Return the text of a child; ValueError where there is none."""
     found = element.findtext(name)
     if found is None:
-        raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is no annotation of VOC")
+        raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
     return found.strip()
 
 
 def number(element: ElementTree.Element, name: str, path: Path) -> float:
+    """Return the number in a child; ValueError where there is none."""
     found = text(element, name, path)
     try:
         value = float(found)
@@ -85,11 +105,11 @@ def number(element: ElementTree.Element, name: str, path: Path) -> float:
     return value
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.voc", description=__doc__.splitlines()[0])
     parser.add_argument("voc_dir", type=Path, help="folder with Annotations/ and JPEGImages/")
     parser.add_argument("out", type=Path, help="file to write")
-    parser.add_argument("--split", help="name of a list in ImageSets/Main, such as train; none: all images")
+    parser.add_argument("--split", help="a list in ImageSets/Main, such as train (default: all images)")
     options = parser.parse_args(argv)
     if options.out.is_dir():
         parser.error(f"{options.out} is a folder; give a file to write, {options.out / 'instances_train.json'}")

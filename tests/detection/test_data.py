@@ -1,4 +1,4 @@
-"""Sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
+"""Data sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
 
 import re
 from dataclasses import replace
@@ -39,16 +39,16 @@ def same(a, b):
     )
 
 
-def test_a_split_is_read_as_it_was_written(coco):
+def test_read_returns_the_written_images_and_objects(coco):
     def one_crowd(split, data):
         data["annotations"][1]["iscrowd"] = 1
 
-    source = open_split(find_splits(coco(change=one_crowd)), "train", masks=True)
-    assert source.classes == ("disc", "square") and source.category_ids == [DISC, SQUARE]
-    assert source.ids == [10, 11, 12, 13, 14, 15, 16, 17]
+    split = open_split(find_splits(coco(change=one_crowd)), "train", masks=True)
+    assert split.classes == ("disc", "square") and split.category_ids == [DISC, SQUARE]
+    assert split.ids == [10, 11, 12, 13, 14, 15, 16, 17]
     total = 0
-    for i in range(len(source)):
-        image, target = source.read(i)
+    for i in range(len(split)):
+        image, target = split.read(i)
         assert image.shape == (3, 64, 96) and image.dtype == torch.uint8 and target["boxes"].dtype == torch.float32
         assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
         for (x0, y0, x1, y1), label, mask in zip(target["boxes"].int().tolist(), target["labels"], target["masks"]):
@@ -56,18 +56,17 @@ def test_a_split_is_read_as_it_was_written(coco):
             assert colour == {1: [30, 60, 250], 2: [250, 140, 20]}[label.item()]
             assert mask[y0:y1, x0:x1].all() and mask.sum() == (y1 - y0) * (x1 - x0)
         total += len(target["boxes"])
-    assert total == len(source.coco.anns) - 1  # the crowd is for scoring
-    assert len(source.read(3)[1]["boxes"]) == 0 and source.read(3)[1]["masks"].shape == (0, 64, 96)
+    assert total == len(split.coco.anns) - 1  # the crowd is for scoring
+    assert len(split.read(3)[1]["boxes"]) == 0 and split.read(3)[1]["masks"].shape == (0, 64, 96)
 
 
-def test_boxes_follow_the_pixels(coco, options):
-    """Whatever happens to an image, the middle of each box shows the colour of its class, to what the colours may
-    do."""
-    sources = [open_split(find_splits(coco()), "train")]
+def test_training_transforms_move_boxes_with_the_pixels(coco, options):
+    """The centre of each box still shows the colour of its class."""
+    train = [open_split(find_splits(coco()), "train")]
     plain = replace(options, photometric=0.0)
     seen = 0
     for epoch in range(4):
-        for batch in train_loader(sources, plain, batch_size=4, seed=1).epoch(epoch):
+        for batch in train_loader(train, plain, batch_size=4, seed=1).epoch(epoch):
             for image, target in zip(batch["image"], batch["target"]):
                 height, width = image.shape[-2:]
                 assert 50 <= min(height, width) and max(height, width) <= 150
@@ -80,13 +79,13 @@ def test_boxes_follow_the_pixels(coco, options):
     assert seen > 20
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index(coco, options):
+def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
     splits = find_splits(coco())
-    sources = [open_split(splits, name) for name in ("train", "val")]
+    train = [open_split(splits, name) for name in ("train", "val")]
 
     def batches(batch_size=4, rank=0, world=1, seed=0, workers=0, epoch=1, start=0):
         loader = train_loader(
-            sources, replace(options, workers=workers), batch_size=batch_size, rank=rank, world=world, seed=seed
+            train, replace(options, workers=workers), batch_size=batch_size, rank=rank, world=world, seed=seed
         )
         assert len(loader) == 12 // batch_size
         return list(loader.epoch(epoch, start))
@@ -103,18 +102,18 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(coco, options):
         assert not any(same(*pair) for pair in zip(whole, others, strict=True))
 
 
-def test_every_image_is_scored_once_and_as_it_is(coco, options):
-    source = open_split(find_splits(coco(test=5)), "test")
+def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
+    split = open_split(find_splits(coco(test=5)), "test")
     seen = []
     for rank in (0, 1):
-        for batch in eval_loader(source, options, batch_size=4, rank=rank, world=2):
+        for batch in eval_loader(split, options, batch_size=4, rank=rank, world=2):
             seen += batch["index"].tolist()
             assert {image.shape for image in batch["image"]} == {(3, 64, 96)}
             assert type(batch["image"][0]) is torch.Tensor  # not one of torchvision's, whose arithmetic warns
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_years_and_folders_of_cocos_own_layout_are_found(tmp_path):
+def test_find_traintakes_the_layout_and_years_of_coco(tmp_path):
     (tmp_path / "annotations").mkdir()
     for split in "train2017", "val2017":
         (tmp_path / split).mkdir()
@@ -131,34 +130,34 @@ def test_years_and_folders_of_cocos_own_layout_are_found(tmp_path):
         find_splits(tmp_path)
 
 
-def test_a_broken_image_is_replaced_and_named(coco, options, caplog):
+def test_broken_training_image_is_replaced_and_named(coco, options, caplog):
     folder = coco()
     (folder / "images" / "train_0.png").write_bytes((folder / "images" / "train_0.png").read_bytes()[:200])
     (folder / "images" / "train_1.png").unlink()
-    sources = [open_split(find_splits(folder), "train")]
-    batches = list(train_loader(sources, replace(options, corrupt_limit=0.3), batch_size=8).epoch(0))
+    train = [open_split(find_splits(folder), "train")]
+    batches = list(train_loader(train, replace(options, corrupt_limit=0.3), batch_size=8).epoch(0))
     assert len(batches[0]["image"]) == 8
     assert "train_0.png" in caplog.text and "train_1.png" in caplog.text
     with pytest.raises(CorruptImage, match="cannot be read.*python -m metamix.detection.verify .*shapes"):
-        list(train_loader(sources, options, batch_size=8).epoch(0))
+        list(train_loader(train, options, batch_size=8).epoch(0))
 
 
-def test_an_unreadable_image_is_not_scored_as_its_neighbour(coco, options):
+def test_unreadable_eval_image_is_marked(coco, options):
     folder = coco()
     (folder / "images" / "test_1.png").write_bytes(b"no image")
-    source = open_split(find_splits(folder), "test")
-    (batch,) = eval_loader(source, replace(options, corrupt_limit=0.5), batch_size=4)
+    split = open_split(find_splits(folder), "test")
+    (batch,) = eval_loader(split, replace(options, corrupt_limit=0.5), batch_size=4)
     assert batch["index"].tolist() == [0, -1, 2, 3] and torch.equal(batch["image"][1], batch["image"][2])
 
 
-def test_16_bits_of_grey_become_8(coco):
+def test_16_bit_grey_becomes_8_bit_colour(coco):
     folder = coco()
     Image.fromarray(np.full((64, 96), 100 * 256, dtype=np.uint16)).save(folder / "images" / "train_0.png")
     image, _ = open_split(find_splits(folder), "train").read(0)
     assert image.shape == (3, 64, 96) and (image == 100).all()
 
 
-def test_a_photo_is_turned_upright_and_its_boxes_are_where_it_was_annotated(coco):
+def test_exif_orientation_is_applied_before_boxes(coco):
     folder = coco()
     path = folder / "images" / "train_0.jpg"
     pixels = np.zeros((96, 64, 3), dtype=np.uint8)  # on its side, as a camera that is held upright stores it
@@ -172,24 +171,22 @@ def test_a_photo_is_turned_upright_and_its_boxes_are_where_it_was_annotated(coco
     assert image[..., 60:].float().mean() > 250 and image[..., :36].float().mean() < 5
 
 
-def test_an_image_of_another_size_than_the_annotations_say_is_not_used(coco):
+def test_image_of_another_size_than_annotated_is_refused(coco):
     folder = coco()
     Image.new("RGB", (48, 32)).save(folder / "images" / "train_0.png")
     with pytest.raises(CorruptImage, match="train_0.png is 48 x 32, but the annotations say 96 x 64"):
         open_split(find_splits(folder), "train").read(0)
 
 
-def test_ids_that_stand_twice_are_refused(coco):
+def test_duplicate_ids_are_refused(coco):
     def again(split, data):
         data["annotations"][1]["id"] = data["annotations"][0]["id"]
 
-    with pytest.raises(
-        ValueError, match="the id 0 stands twice in annotations.*verify .*train.json --images .* says where"
-    ):
+    with pytest.raises(ValueError, match="the id 0 appears twice in annotations.*verify .*train.json --images"):
         open_split(find_splits(coco(change=again)), "train")
 
 
-def test_what_is_no_data_set_is_refused_in_words(tmp_path, coco):
+def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     with pytest.raises(FileNotFoundError, match="holds no data set: expected .*instances_train.json"):
         find_splits(tmp_path)
     folder = coco()
@@ -204,7 +201,9 @@ def test_what_is_no_data_set_is_refused_in_words(tmp_path, coco):
         open_split(find_splits(folder), "trian")
     file = folder / "annotations" / "instances_val.json"
     file.write_text(file.read_text().replace('"image_id"', '"picture"'))
-    with pytest.raises(ValueError, match="is not in COCO's format .KeyError: 'image_id'.*metamix.detection.verify"):
+    with pytest.raises(
+        ValueError, match=r"is not in COCO's format: annotations\[0\] has no image_id; .*metamix.detection.verify"
+    ):
         open_split(find_splits(folder), "val")
 
 
@@ -226,14 +225,16 @@ def change_first(key, **fields):
         ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
         ("annotations", dict(iscrowd="no"), r"annotations\[0\] has the iscrowd 'no'; it must be 0 or 1"),
         ("categories", dict(name=None), r"categories\[0\] has no name; it must be text"),
-        ("categories", dict(id=DISC), "the id 3 stands twice in categories"),
-        ("categories", dict(name="disc"), "the name disc stands twice in categories"),
+        ("categories", dict(id=DISC), "the id 3 appears twice in categories"),
+        ("categories", dict(name="disc"), "the name disc appears twice in categories"),
     ],
 )
-def test_wrong_fields_are_refused_in_the_words_of_verify(coco, key, fields, words):
+def test_training_and_verify_refuse_wrong_fields_in_the_same_words(coco, key, fields, words):
     folder = coco(train=1, val=1, test=1, change=change_first(key, **fields))
     annotations, images = find_splits(folder)["train"]
-    with pytest.raises(ValueError, match=f"train.json is not in COCO's format .*{words}.*verify .* says where"):
+    with pytest.raises(
+        ValueError, match=f"train.json is not in COCO's format: .*{words}.*To list all problems: .*verify"
+    ):
         open_split(find_splits(folder), "train")
     assert any(re.search(words, what) for what in find_problems(annotations, images))
 
@@ -251,13 +252,13 @@ def test_text_ids_are_refused(coco):
         open_split(find_splits(coco(change=as_text)), "train")
 
 
-def test_an_area_is_made_where_there_is_none(coco):
-    source = open_split(find_splits(coco(change=change_first("annotations", area=None, iscrowd=None))), "train")
-    first = source.coco.anns[1]
+def test_missing_area_and_iscrowd_are_added(coco):
+    split = open_split(find_splits(coco(change=change_first("annotations", area=None, iscrowd=None))), "train")
+    first = split.coco.anns[1]
     assert first["area"] == first["bbox"][2] * first["bbox"][3] and first["iscrowd"] == 0
 
 
-def test_a_scale_below_a_pixel_is_one_pixel(coco, options):
+def test_images_are_at_least_one_pixel(coco, options):
     tiny = replace(options, scales=(0.001, 0.02), iou_crop=0.0)
     (batch,) = train_loader([open_split(find_splits(coco()), "train")], tiny, batch_size=8).epoch(0)
     assert {image.shape[1] for image in batch["image"]} == {1}
@@ -291,15 +292,15 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
     ],
 )
-def test_masks_that_cannot_be_drawn_are_refused(coco, key, fields, words):
+def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words):
     splits = find_splits(coco(train=2, val=2, test=2, change=change_first(key, **fields)))
     assert open_split(splits, "train").objects
     with pytest.raises(ValueError, match=words + ".* take faster_rcnn"):
         open_split(splits, "train", masks=True)
 
 
-def test_a_line_is_no_part_of_a_mask(coco):
+def test_polygon_of_two_points_adds_nothing_to_a_mask(coco):
     square = [10, 10, 20, 10, 20, 20, 10, 20]
     change = change_first("annotations", segmentation=[[5, 5, 9, 9], square])
-    source = open_split(find_splits(coco(change=change)), "train", masks=True)
-    assert source.read(0)[1]["masks"][0].sum() == 100
+    split = open_split(find_splits(coco(change=change)), "train", masks=True)
+    assert split.read(0)[1]["masks"][0].sum() == 100

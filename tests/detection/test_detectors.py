@@ -1,4 +1,4 @@
-"""torchvision's detectors over the zoo: they train, answer, and refuse what would go wrong without a word."""
+"""torchvision's detectors on the models of the zoo: training, predictions and wrong arguments."""
 
 import copy
 import pickle
@@ -13,7 +13,8 @@ from torchvision.ops import box_iou
 
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone, build_detector
-from metamix.detection.detectors import Anchors, roi_align
+from metamix.detection.anchors import Anchors
+from metamix.detection.detectors import roi_align
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48), out_channels=64)
 NAMES = ("retinanet", "fcos", "faster_rcnn", "mask_rcnn")
@@ -32,7 +33,7 @@ def detector(name="retinanet", backbone="metaformer_pooling_nano", num_classes=3
 
 
 def batch(*counts, masks=False):
-    """Images of differing sizes with so many boxes each."""
+    """Make images of different sizes with the given numbers of boxes."""
     images, targets = [], []
     for i, count in enumerate(counts):
         h, w = 64 + 8 * i, 90 - 10 * i
@@ -47,7 +48,7 @@ def batch(*counts, masks=False):
 @pytest.mark.parametrize("backbone", ["metaformer_pooling_nano", "minattn_symmetric_nomlp_h4_mnist"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("counts", [(2, 0), (0,), (1,)], ids=["two sizes", "nothing to see", "one image"])
-def test_a_step_of_training_reaches_every_parameter(name, backbone, counts):
+def test_every_parameter_gets_a_gradient(name, backbone, counts):
     model = detector(name, backbone)
     losses = model(*batch(*counts, masks=name == "mask_rcnn"))
     loss = sum(losses.values())
@@ -57,26 +58,26 @@ def test_a_step_of_training_reaches_every_parameter(name, backbone, counts):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_lie_in_the_images(name):
+def test_predictions_lie_inside_the_images(name):
     model = detector(name).eval()
     threshold = model.roi_heads if "rcnn" in name else model
     threshold.score_thresh = 0.0
     images, _ = batch(1, 1)
     with torch.no_grad():
-        answers = model(images)
-    for image, answer in zip(images, answers, strict=True):
+        predictions = model(images)
+    for image, prediction in zip(images, predictions, strict=True):
         h, w = image.shape[-2:]
-        boxes = answer["boxes"]
+        boxes = prediction["boxes"]
         assert len(boxes) and boxes.min() >= 0 and (boxes <= torch.tensor([w, h, w, h])).all()
-        assert answer["labels"].min() >= 1 or name in ("retinanet", "fcos")
-        assert answer["labels"].max() <= 3
+        assert prediction["labels"].min() >= 1 or name in ("retinanet", "fcos")
+        assert prediction["labels"].max() <= 3
         if name == "mask_rcnn":
-            assert answer["masks"].shape == (len(boxes), 1, h, w)
+            assert prediction["masks"].shape == (len(boxes), 1, h, w)
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
-def test_an_image_is_learned(name):
-    """An orange square on blue noise is found after a few steps; before them it is not."""
+def test_detector_learns_one_image(name):
+    """An orange square on blue noise is found after a few steps and not before."""
     model = detector(name, num_classes=1)
     image = torch.rand(3, 64, 96) * 0.2
     image[0, 20:50, 30:62], image[1, 20:50, 30:62] = 1.0, 0.5
@@ -97,7 +98,7 @@ def test_an_image_is_learned(name):
     assert before < 0.3 and overlap() > 0.6
 
 
-def test_a_copy_answers_the_same():
+def test_copies_predict_the_same():
     model = detector("fcos").eval()
     images, _ = batch(1)
     with torch.no_grad():
@@ -107,7 +108,7 @@ def test_a_copy_answers_the_same():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_computes_boxes_in_float32(name):
+def test_autocast_computes_boxes_in_float32(name):
     model = detector(name)
     data = batch(2, 1, masks=name == "mask_rcnn")
     torch.manual_seed(1)
@@ -119,7 +120,7 @@ def test_bfloat16_computes_boxes_in_float32(name):
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.05)
 
 
-def test_retinanets_anchors_follow_from_the_strides():
+def test_retinanet_anchor_sizes():
     def sizes(**options):
         return [[round(size) for size in level] for level in detector(**options).anchor_generator.sizes]
 
@@ -131,13 +132,13 @@ def image_list(h, w):
     return ImageList(torch.zeros(1, 3, h, w), [(h, w)])
 
 
-def test_anchors_stand_at_the_exact_strides():
+def test_anchors_use_exact_strides():
     strides = (3.5, 7, 14)
     anchors = Anchors(strides, [[8]] * 3, (1.0,))
     maps = [torch.zeros(1, 1, round(1204 / s), 400, dtype=torch.bfloat16) for s in strides]
     (boxes,) = anchors(image_list(1204, 1400), maps)
     assert boxes.dtype == torch.float32
-    row = boxes.view(-1, 400, 4)  # rows of all levels
+    row = boxes.view(-1, 400, 4)  # one row of places after the other, over all levels
     torch.testing.assert_close(row[0, :, :2].mean(1), 1.75 * torch.arange(400) - 4)
     torch.testing.assert_close(row[344, :, 0], 7.0 * torch.arange(400) - 4)
 
@@ -146,21 +147,21 @@ def test_anchors_stand_at_the_exact_strides():
     assert wrong.dtype == torch.bfloat16 and not torch.equal(wrong.view(-1, 400, 4)[344], row[344].bfloat16())
 
 
-def test_roi_align_knows_a_stride_of_seven():
+def test_roi_align_takes_a_stride_of_seven():
     backbone = build_backbone("minattn_minimal_mlp_h1_mnist", depth=1, out_channels=1)
     align = roi_align(backbone, 1)
     maps = {}
-    for name, s in zip(backbone.levels, backbone.strides):  # every place of every map holds its own x in the image
+    for name, s in zip(backbone.levels, backbone.strides):  # each place of a map holds its x in the image
         x = torch.arange(round(224 / s)) * s
         maps[name] = x.expand(1, 1, len(x), -1).contiguous()
-    box = torch.tensor([[40.0, 60, 96, 130]])  # its centre is at 68
+    box = torch.tensor([[40.0, 60, 96, 130]])  # with its centre at 68
     assert align(maps, [box], [(224, 224)]).item() == pytest.approx(68, abs=0.1)
     align.scales = None  # torchvision's guess
     assert abs(align(maps, [box], [(224, 224)]).item() - 68) > 5
 
 
 @pytest.mark.parametrize("backbone", ["metaformer_raft_nano", "resnet18"])
-def test_layers_go_from_the_stem_to_the_head(backbone):
+def test_parameter_groups_run_from_stem_to_head(backbone):
     model = build_detector("retinanet", backbone=backbone, num_classes=3)
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     assert layers.keys() == {n for n, _ in model.named_parameters()}
@@ -168,12 +169,12 @@ def test_layers_go_from_the_stem_to_the_head(backbone):
     rest = {layer for name, layer in layers.items() if "backbone.body" not in name}
     assert body == sorted(body) and min(body) == 0 and rest == {max(body) + 1}
     if backbone == "metaformer_raft_nano":
-        assert max(body) == 8  # the stem, then blocks, the first of a stage with its transition
+        assert max(body) == 8  # the stem, then the blocks; a transition belongs to the block after it
         model.set_grad_checkpointing()
         assert model.backbone.body.model.stages[0].blocks[0].grad_checkpointing
 
 
-def test_the_models_statistics_reach_the_detector():
+def test_mean_and_std_come_from_the_backbone():
     assert detector().transform.image_mean == timm.get_pretrained_cfg("metaformer_pooling_nano").mean != (0.5,) * 3
     assert detector("fcos", image_mean=[0.5] * 3).transform.image_mean == [0.5] * 3
 
@@ -182,7 +183,9 @@ def test_the_models_statistics_reach_the_detector():
 def test_wrong_labels_are_named(name):
     images, targets = batch(2, masks=name == "mask_rcnn")
     targets[0]["labels"] = torch.tensor([0, 4])
-    with pytest.raises(ValueError, match="Labels go from 0 to 4, but this detector has 3 classes: labels count from 1"):
+    with pytest.raises(
+        ValueError, match="labels range from 0 to 4, but this detector has 3 classes: labels must be from 1"
+    ):
         detector(name)(images, targets)
 
 
@@ -193,17 +196,17 @@ def test_wrong_labels_are_named(name):
         (dict(num_classes=0), "num_classes is 0; a detector needs at least 1 class"),
         (dict(min_siz=400), "retinanet has no option 'min_siz'; did you mean 'min_size'"),
         (dict(name="mask_rcnn", score_thresh=0.1), "no option 'score_thresh'; did you mean '.*score_thresh'"),
-        (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give a name of timm's"),
+        (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give the name of a timm model"),
         (dict(name="fcos", backbone_args=dict(out_channels=48)), "fcos has norms of 32 groups, and out_channels is 48"),
         (dict(backbone="resnet81"), "no model 'resnet81'; did you mean 'resnet18'"),
     ],
 )
-def test_what_torchvision_would_swallow_is_refused(args, words):
+def test_wrong_arguments_are_refused(args, words):
     with pytest.raises(ValueError, match=words):
         build_detector(**(dict(name="retinanet", backbone="resnet18", num_classes=3) | args))
 
 
-def test_arguments_for_a_backbone_that_is_built_are_refused():
+def test_backbone_args_of_a_built_backbone_are_refused():
     backbone = build_backbone("metaformer_pooling_nano", **TINY)
-    with pytest.raises(ValueError, match="built already"):
+    with pytest.raises(ValueError, match="is built already: drop them"):
         build_detector("fcos", backbone=backbone, num_classes=1, backbone_args=dict(out_channels=8))

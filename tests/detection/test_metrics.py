@@ -1,4 +1,4 @@
-"""COCO's scores: known answers, what counts and what does not, and the way from a detector's answer and back."""
+"""COCO's scores against known values, and the conversion of detections to COCO's format and back."""
 
 import pytest
 import torch
@@ -8,88 +8,88 @@ from metamix.detection.metrics import from_coco, score, to_coco
 
 
 @pytest.fixture
-def source(coco):
+def split(coco):
     return open_split(find_splits(coco()), "test", masks=True)
 
 
-def truth(source, move=0.0, surety=0.9):
-    """A detector's answers: all that is there, `move` of its width to the right."""
-    answers = {}
-    for i, image_id in enumerate(source.ids):
-        _, target = source.read(i)
+def truth(split, move=0.0, confidence=0.9):
+    """Make predictions from the ground truth, shifted to the right by `move` box widths."""
+    predictions = {}
+    for i, image_id in enumerate(split.ids):
+        _, target = split.read(i)
         boxes = target["boxes"].as_subclass(torch.Tensor).clone()
         boxes[:, ::2] += move * (boxes[:, 2:3] - boxes[:, :1])
         masks = target["masks"].as_subclass(torch.Tensor)[:, None].float()
-        answers[image_id] = {
+        predictions[image_id] = {
             "boxes": boxes,
             "labels": target["labels"],
             "masks": masks,
-            "scores": torch.full((len(boxes),), surety),
+            "scores": torch.full((len(boxes),), confidence),
         }
-    return answers
+    return predictions
 
 
-def results(source, answers):
-    return [result for image_id, answer in answers.items() for result in to_coco(answer, image_id, source)]
+def results(split, predictions):
+    return [result for image_id, prediction in predictions.items() for result in to_coco(prediction, image_id, split)]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_truth_scores_100(source, kind):
-    scores = score(source, results(source, truth(source)), kind)
+def test_ground_truth_scores_100(split, kind):
+    scores = score(split, results(split, truth(split)), kind)
     assert scores.summary["AP"] == scores.summary["AP50"] == scores.summary["AP_small"] == pytest.approx(100)
-    assert "AP_large" not in scores.summary  # there is none
+    assert "AP_large" not in scores.summary  # no object is that large
     for name in ("disc", "square"):
         assert scores.classes[name] == {"AP": pytest.approx(100), "AP50": pytest.approx(100)}
-    assert set(scores.images) == set(source.ids) and set(scores.images.values()) == {1.0}
+    assert set(scores.images) == set(split.ids) and set(scores.images.values()) == {1.0}
     assert all((curve == 1).all() for curve in scores.precision.values())
 
 
-def test_nothing_scores_nothing(source):
-    scores = score(source, [])
+def test_no_detections_score_0(split):
+    scores = score(split, [])
     assert scores.summary["AP"] == scores.summary["AP50"] == scores.summary["AR_100"] == 0
-    assert scores.images == {10: 0.0, 11: 0.0, 12: 0.0, 13: 1.0}  # the last shows nothing, and nothing was found
+    assert scores.images == {10: 0.0, 11: 0.0, 12: 0.0, 13: 1.0}  # the last image has no object
 
 
-def test_a_box_that_overlaps_by_two_thirds_counts_for_a_third_of_ap(source):
-    """Moved by a fifth of its width: IoU 0.8 / 1.2 = 0.667, enough for thresholds 0.5, 0.55, 0.6 and 0.65 of ten."""
-    scores = score(source, results(source, truth(source, move=0.2)))
+def test_iou_of_two_thirds_gives_ap_40(split):
+    """Shifted by a fifth of the width, IoU is 0.8 / 1.2 = 0.667: above 0.5, 0.55, 0.6 and 0.65 of the ten thresholds."""
+    scores = score(split, results(split, truth(split, move=0.2)))
     assert scores.summary["AP50"] == pytest.approx(100) and scores.summary["AP75"] == 0
     assert scores.summary["AP"] == pytest.approx(40)
 
 
-def test_masks_are_measured_apart_from_boxes(source):
-    answers = truth(source)
-    for answer in answers.values():
-        answer["masks"][..., 48:, :] = 0
-        answer["masks"][..., ::2] = 0  # every second column
-    found = results(source, answers)
-    assert score(source, found).summary["AP50"] == pytest.approx(100)
-    assert score(source, found, "segm").summary["AP50"] < 60
-    assert score(source, found).summary["AP50"] == pytest.approx(100)
-    assert "counts" not in str(source.coco.anns)  # scoring leaves detections and truth as they are
+def test_masks_and_boxes_are_scored_separately(split):
+    predictions = truth(split)
+    for prediction in predictions.values():
+        prediction["masks"][..., 48:, :] = 0
+        prediction["masks"][..., ::2] = 0  # every second column
+    found = results(split, predictions)
+    assert score(split, found).summary["AP50"] == pytest.approx(100)
+    assert score(split, found, "segm").summary["AP50"] < 60
+    assert score(split, found).summary["AP50"] == pytest.approx(100)
+    assert "counts" not in str(split.coco.anns)  # scoring does not change its arguments
 
 
-def test_a_surer_mistake_costs_half(source):
-    """Each object found once, and in each place a surer one of nothing: precision is a half or less at all recalls."""
-    found = results(source, truth(source, surety=0.6))
+def test_false_positives_of_higher_score_halve_ap50(split):
+    """For each object there is one hit and one false positive of higher score: precision is at most a half."""
+    found = results(split, truth(split, confidence=0.6))
     wrong = [dict(result, bbox=[0, 50, 3, 3], score=0.9) for result in found]
-    scores = score(source, found + wrong)
+    scores = score(split, found + wrong)
     assert scores.summary["AP50"] == pytest.approx(50)
     assert scores.images[10] == pytest.approx(2 / 3)  # F1 of precision 1/2 and recall 1
     unsure = [dict(result, score=0.4) for result in wrong]
-    assert score(source, found + unsure).summary["AP50"] == pytest.approx(100)
-    assert set(score(source, found + unsure).images.values()) == {1.0}
+    assert score(split, found + unsure).summary["AP50"] == pytest.approx(100)
+    assert set(score(split, found + unsure).images.values()) == {1.0}
 
 
-def test_annotation_0_can_be_found(source):
-    """pycocotools takes a match with it for none; the sets here count from 0, as many files do."""
-    assert 0 not in source.coco.anns and len(source.coco.anns) == sum(len(a["boxes"]) for a in truth(source).values())
-    source.coco.dataset["annotations"][0]["id"] = 0
-    source.coco.createIndex()
-    assert score(source, results(source, truth(source))).summary["AP50"] < 99
+def test_annotation_id_0_is_renumbered(split):
+    """pycocotools takes a match with annotation 0 for no match; many files count from 0, as these do."""
+    assert 0 not in split.coco.anns and len(split.coco.anns) == sum(len(a["boxes"]) for a in truth(split).values())
+    split.coco.dataset["annotations"][0]["id"] = 0
+    split.coco.createIndex()
+    assert score(split, results(split, truth(split))).summary["AP50"] < 99
 
 
-def test_what_lies_in_a_crowd_is_no_mistake(coco):
+def test_detections_in_a_crowd_are_not_false_positives(coco):
     def crowd(split, data):
         for annotation in data["annotations"]:
             if annotation["image_id"] == 10:
@@ -97,15 +97,15 @@ def test_what_lies_in_a_crowd_is_no_mistake(coco):
                 annotation["segmentation"] = {"size": [64, 96], "counts": [64 * 96]}
 
     folder = coco(change=crowd)
-    source = open_split(find_splits(folder), "test")
-    assert len(source.read(0)[1]["boxes"]) == 0
+    split = open_split(find_splits(folder), "test")
+    assert len(split.read(0)[1]["boxes"]) == 0
     found = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
-        for a in source.coco.anns.values()
+        for a in split.coco.anns.values()
     ]
-    assert score(source, found).summary["AP50"] == pytest.approx(100)
+    assert score(split, found).summary["AP50"] == pytest.approx(100)
     outside = [dict(result, bbox=[0, 0, 5, 5]) if result["image_id"] == 10 else result for result in found]
-    assert score(source, outside).summary["AP50"] < 99
+    assert score(split, outside).summary["AP50"] < 99
 
 
 @pytest.mark.parametrize(
@@ -121,34 +121,34 @@ def test_what_lies_in_a_crowd_is_no_mistake(coco):
         dict(category_id=99),
     ],
 )
-def test_what_nobody_could_find_is_not_missed(coco, change):
-    """Training leaves it out, so the scores do, and it is counted."""
+def test_unusable_annotations_are_not_scored(coco, change):
+    """Training leaves them out, so scores do too, and they are counted."""
 
     def spoil(split, data):
         data["annotations"][0] |= change
 
-    source = open_split(find_splits(coco(change=spoil)), "test", masks=True)
-    assert source.useless == 1 and source.objects == len(source.coco.anns)
-    scores = score(source, results(source, truth(source)))
+    split = open_split(find_splits(coco(change=spoil)), "test", masks=True)
+    assert split.unusable == 1 and split.objects == len(split.coco.anns)
+    scores = score(split, results(split, truth(split)))
     assert scores.summary["AP"] == scores.summary["AR_100"] == pytest.approx(100)
     assert set(scores.images.values()) == {1.0}
 
 
-def test_what_reaches_into_an_image_is_scored(coco):
-    """The control: a box of which half a pixel lies inside of the image."""
+def test_box_half_a_pixel_inside_the_image_is_scored(coco):
+    """Control for the test above."""
 
     def spill(split, data):
         data["annotations"][0]["bbox"] = [95.5, 6, 7, 8]
 
-    source = open_split(find_splits(coco(change=spill)), "test")
-    assert source.useless == 0 and source.objects == len(source.coco.anns)
+    split = open_split(find_splits(coco(change=spill)), "test")
+    assert split.unusable == 0 and split.objects == len(split.coco.anns)
 
 
-def test_detections_come_back(source):
-    answer = truth(source)[10]
-    again = from_coco(to_coco(answer, 10, source), source)
+def test_conversion_to_coco_and_back(split):
+    prediction = truth(split)[10]
+    again = from_coco(to_coco(prediction, 10, split), split)
     for key in ("boxes", "labels", "scores"):
-        torch.testing.assert_close(again[key], answer[key])
-    assert from_coco([], source)["boxes"].shape == (0, 4)
-    background = {key: value[:1] for key, value in answer.items()} | {"labels": torch.tensor([0])}
-    assert to_coco(background, 10, source) == []
+        torch.testing.assert_close(again[key], prediction[key])
+    assert from_coco([], split)["boxes"].shape == (0, 4)
+    background = {key: value[:1] for key, value in prediction.items()} | {"labels": torch.tensor([0])}
+    assert to_coco(background, 10, split) == []

@@ -1,4 +1,4 @@
-"""The verify command names each thing that is wrong: file, image, annotation."""
+"""The verify command names the file, image and annotation of each problem."""
 
 import json
 
@@ -12,7 +12,7 @@ def verify(capsys, *words):
     return code, capsys.readouterr().out
 
 
-def test_a_good_set_passes(coco, capsys):
+def test_good_data_set_passes(coco, capsys):
     folder = coco(train=3, val=3, test=3)  # no image of these is empty
     code, out = verify(capsys, folder)
     assert code == 0 and "nothing is wrong" in out
@@ -32,7 +32,7 @@ def test_a_good_set_passes(coco, capsys):
         (dict(segmentation=[[5, 5]]), "annotation 0: its segmentation has the polygon [5, 5]; x and y of three points"),
     ],
 )
-def test_a_bad_annotation_is_named(coco, capsys, change, what):
+def test_bad_annotation_is_named(coco, capsys, change, what):
     def spoil(split, data):
         if split == "val":
             data["annotations"][0] |= change
@@ -45,7 +45,7 @@ def test_a_bad_annotation_is_named(coco, capsys, change, what):
     assert verify(capsys, folder / "annotations" / "instances_train.json", "--images", folder / "images")[0] == 0
 
 
-def test_half_a_pixel_over_the_edge_is_rounding(coco, capsys):
+def test_half_a_pixel_over_the_edge_counts_as_rounding(coco, capsys):
     def spill(split, data):
         data["annotations"][0]["bbox"] = [86, 6, 10.4, 8]
 
@@ -65,15 +65,18 @@ def test_bad_images_are_named(coco, capsys):
     code, out = verify(capsys, folder)
     file = folder / "annotations" / "instances_train.json"
     *lines, last = out.splitlines()
-    assert code == 1 and last == "5 findings" and len(lines) == 5
-    assert "stands twice in annotations" in lines[0]
-    assert lines[1] == f"{file}: image 10 (train_0.png): there is no file {folder / 'images' / 'train_0.png'}"
+    assert code == 1 and last == "5 problems" and len(lines) == 5
+    assert "appears twice in annotations" in lines[0]
+    assert (
+        lines[1]
+        == f"{file}: image 10 (train_0.png): it cannot be used: there is no file {folder / 'images' / 'train_0.png'}"
+    )
     assert "image 11 (train_1.png)" in lines[2] and "is 96 x 64, but the annotations say 100 x 64" in lines[2]
     assert "image 12 (train_2.png)" in lines[3] and "cannot be used" in lines[3]
     assert lines[4] == f"{file}: image 13 (train_3.png): no box (it trains as background)"
 
 
-def test_what_trains_as_background_is_what_has_no_box_that_is_used(coco, capsys):
+def test_images_without_usable_boxes_are_named(coco, capsys):
     def change(split, data):
         if split == "train":
             first, second = (
@@ -89,7 +92,7 @@ def test_what_trains_as_background_is_what_has_no_box_that_is_used(coco, capsys)
     assert "(train_0.png): no box" not in out and "(train_1.png): no box (it trains as background)" in out
 
 
-def test_boxes_need_no_segmentation_and_no_size_of_their_image(coco, capsys):
+def test_segmentation_and_image_size_are_optional(coco, capsys):
     def strip(split, data):
         data["annotations"][0]["segmentation"] = []
         data["images"][0]["width"] = None
@@ -97,7 +100,7 @@ def test_boxes_need_no_segmentation_and_no_size_of_their_image(coco, capsys):
     assert verify(capsys, coco(train=3, val=3, test=3, change=strip))[0] == 0
 
 
-def test_wrong_fields_are_named_before_all_else(tmp_path, capsys):
+def test_wrong_fields_are_named_first(tmp_path, capsys):
     image, box = {"id": 1, "file_name": "a.png"}, {"id": 1, "image_id": "1", "category_id": 2, "bbox": [0, 0, 5, 5]}
     data = {"images": [image], "annotations": [box], "categories": [{"id": 2, "name": "disc"}, {"name": "square"}]}
     (tmp_path / "x.json").write_text(json.dumps(data))
@@ -105,7 +108,7 @@ def test_wrong_fields_are_named_before_all_else(tmp_path, capsys):
     assert code == 1 and out.splitlines() == [
         f"{tmp_path / 'x.json'}: annotations[0] has the image_id '1'; it must be an integer",
         f"{tmp_path / 'x.json'}: categories[1] has no id; it must be an integer",
-        "2 findings",
+        "2 problems",
     ]
 
 
@@ -120,13 +123,13 @@ def test_wrong_fields_are_named_before_all_else(tmp_path, capsys):
         '{"images": [], "annotations": [[1, 2]], "categories": []}',
     ],
 )
-def test_another_format_is_named(tmp_path, capsys, content):
+def test_other_formats_are_refused(tmp_path, capsys, content):
     (tmp_path / "x.json").write_text(content)
     code, out = verify(capsys, tmp_path / "x.json")
-    assert code == 1 and "x.json: not an annotation file of COCO's format" in out
+    assert code == 1 and "x.json: not an annotation file in COCO's format" in out
 
 
-def test_a_folder_without_a_set_ends_with_what_was_expected(tmp_path, capsys):
+def test_folder_without_a_data_set_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path)])
     assert stop.value.code == 2 and "holds no data set: expected" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Pascal VOC's annotations in COCO's format."""
+"""Conversion of Pascal VOC annotations to COCO's format."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def voc(tmp_path):
     return folder
 
 
-def test_boxes_count_from_zero_and_hold_their_last_pixel(voc, tmp_path, capsys):
+def test_boxes_start_at_0_and_include_the_last_pixel(voc, tmp_path, capsys):
     out = tmp_path / "set" / "annotations" / "instances_train.json"
     assert main([str(voc), str(out)]) == 0
     assert "3 images, 3 annotations, 2 categories" in capsys.readouterr().out
@@ -50,20 +50,20 @@ def test_boxes_count_from_zero_and_hold_their_last_pixel(voc, tmp_path, capsys):
     assert verify([str(tmp_path / "set")]) == 1 and "c.jpg): no box" in capsys.readouterr().out
 
 
-def test_a_size_may_have_decimals(voc, tmp_path):
+def test_image_size_may_have_decimals(voc, tmp_path):
     file = voc / "Annotations/b.xml"
     file.write_text(file.read_text().replace("<width>50</width>", "<width>50.0</width>"))
     main([str(voc), str(tmp_path / "out.json")])
     assert json.loads((tmp_path / "out.json").read_text())["images"][1]["width"] == 50
 
 
-def test_a_folder_is_no_file_to_write(voc, tmp_path, capsys):
+def test_output_folder_is_refused(voc, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(voc), str(tmp_path)])
     assert f"{tmp_path} is a folder; give a file to write, {tmp_path}/instances_" in capsys.readouterr().err
 
 
-def test_a_split_keeps_the_numbers_of_all_classes(voc, tmp_path):
+def test_splits_share_class_numbers(voc, tmp_path):
     main([str(voc), str(tmp_path / "train.json"), "--split", "train"])
     data = json.loads((tmp_path / "train.json").read_text())
     assert [image["file_name"] for image in data["images"]] == ["b.jpg", "c.jpg"]
@@ -89,7 +89,7 @@ def test_a_split_keeps_the_numbers_of_all_classes(voc, tmp_path):
         (lambda folder: [path.unlink() for path in (folder / "Annotations").iterdir()], "holds no .xml file"),
     ],
 )
-def test_what_is_not_voc_is_refused_in_words(voc, tmp_path, capsys, spoil, words):
+def test_other_formats_are_refused(voc, tmp_path, capsys, spoil, words):
     spoil(voc)
     with pytest.raises(SystemExit):
         main([str(voc), str(tmp_path / "out.json"), "--split", "train"])

@@ -1,0 +1,63 @@
+"""Anchors: the boxes that a detector starts from, and how RetinaNet's follow from the boxes of a training set."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+ANCHOR_SCALE = 4.0  # of the RetinaNet paper, in strides
+OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # the three sizes at each level
+QUANTILES = (0.05, 0.95)  # of the box sizes that the anchors should cover
+
+
+class Anchors(AnchorGenerator):
+    """Place anchors at the exact strides of a pyramid, in float32.
+
+    torchvision derives each stride as image size over map size, rounded down. That is wrong for a stride of 3.5 and
+    for maps whose size was rounded up. It also computes in the dtype of the maps, and bfloat16 is exact to only eight
+    pixels beyond 1024.
+
+    Args:
+        strides: stride of each level, in pixels.
+        sizes: anchor sizes of each level, in pixels: the square root of the area.
+        aspect_ratios: height over width of the anchors, the same at all levels.
+    """
+
+    def __init__(self, strides: Sequence[float], sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float]):
+        super().__init__(tuple(map(tuple, sizes)), (tuple(aspect_ratios),) * len(sizes))
+        self.strides = tuple(strides)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        self.set_cell_anchors(torch.float32, feature_maps[0].device)
+        strides = [(stride, stride) for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors([x.shape[-2:] for x in feature_maps], strides))
+        return [anchors for _ in image_list.image_sizes]
+
+
+def retinanet_sizes(strides: Sequence[float], anchor_scale: float) -> list[list[float]]:
+    """Anchor sizes of RetinaNet in pixels, three at each level."""
+    return [[anchor_scale * stride * factor for factor in OCTAVE] for stride in strides]
+
+
+def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
+    """Choose RetinaNet's anchor scale for boxes of the given sizes.
+
+    The paper's scale is kept where its anchors cover the boxes from the 5 % to the 95 % quantile. Otherwise the scale
+    moves just as far as needed. Where no scale covers both ends, the small boxes decide.
+
+    Args:
+        sizes: (n,) square roots of box areas, in pixels of the resized images.
+        strides: stride of each level, in pixels, the finest first.
+
+    Returns:
+        A scale of at least 1, with two decimals: smaller anchors would leave gaps between neighbouring places.
+    """
+    if not len(sizes):
+        return ANCHOR_SCALE
+    small, large = torch.quantile(sizes.double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    most, least = small / strides[0], large / (strides[-1] * OCTAVE[-1])
+    scale = max(1.0, min(most, max(least, ANCHOR_SCALE)))
+    return math.floor(100 * scale) / 100
