@@ -1,4 +1,4 @@
-"""Detection through train.py, eval.py and predict: what is learned, scored, resumed, fine-tuned and refused."""
+"""Detection through train.py, eval.py and predict: training, scores, resuming, fine-tuning and wrong options."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_squares_and_discs_are_found(trained):
+def test_training_finds_squares_and_discs(trained):
     result = summary(trained)
     assert result["scores"] == ["AP", "AP50", "AP75", "AP_small"] and result["AP50"] > 80 and result["AP"] > 30
     assert result["samples"] == {"train": 48, "test": 12, "holdout": 8} and result["data"] == "shapes"
@@ -109,9 +109,9 @@ def test_squares_and_discs_are_found(trained):
     assert by_class["classes"].keys() == {"disc", "square"} and mean == pytest.approx(result["AP50"], abs=1e-3)
 
 
-def test_one_state_is_scored_once(data, monkeypatch):
+def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
     calls = []
-    monkeypatch.setattr("metamix.detection.task.score", lambda *given: calls.append(given) or score(*given))
+    monkeypatch.setattr("metamix.detection.metrics.score", lambda *given: calls.append(given) or score(*given))
     task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
     for count in (1, 2):
         states = [task.metric.start() | {"split": "test"}]
@@ -119,7 +119,7 @@ def test_one_state_is_scored_once(data, monkeypatch):
         assert len(calls) == count
 
 
-def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
+def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     words = [
         "--task",
         "detection",
@@ -144,26 +144,26 @@ def test_eval_gives_the_same_scores(trained, data, tmp_path, capsys):
     assert re.search(r"^square +[\d.]+ +[\d.]+$", printed, re.M) and "AR 100" in printed
     assert (tmp_path / "test_images.png").exists()
 
-    task, model, about = Detection.trained(EvalOptions(data_dir=str(data), checkpoint=str(trained)))
-    assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and about["detector"] == "fcos"
+    task, model, metadata = Detection.trained(EvalOptions(data_dir=str(data), checkpoint=str(trained)))
+    assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and metadata["detector"] == "fcos"
 
 
-def test_a_held_out_split_that_was_trained_on_is_none(few, tmp_path):
+def test_val_is_not_held_out_if_it_was_trained_on(few, tmp_path):
     words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2, "--output", tmp_path]
     train(*words, "--train-on", "train,val")
     task, *_ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
     assert list(task.data.scored) == ["test"]
 
 
-def test_images_that_are_not_there_are_missed_at_once(tmp_path):
+def test_missing_images_are_refused_before_training(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
     (folder / "images" / "test_1.png").unlink()
-    words = r"1 of the 2 images of .*instances_test.json are not there, such as .*test_1.png; python -m metamix.detec"
+    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; python -m metamix.detec"
     with pytest.raises(ValueError, match=words):
         Detection(DetectionOptions(data_dir=str(folder)))
 
 
-def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
+def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     truth = json.loads((data / "annotations" / "instances_test.json").read_text())
     image = truth["images"][0]
     path = data / "images" / image["file_name"]
@@ -200,7 +200,7 @@ def test_predict_finds_what_is_there(trained, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
-def test_a_run_goes_on_to_the_bit(few, tmp_path, monkeypatch, detector):
+def test_resumed_run_equals_an_uninterrupted_one(few, tmp_path, monkeypatch, detector):
     words = [
         *DETECTION,
         "--data-dir",
@@ -246,7 +246,7 @@ def test_a_run_goes_on_to_the_bit(few, tmp_path, monkeypatch, detector):
     assert [name for name in tensors if "stem" in name and name not in still] == []
 
 
-def test_two_processes_train_as_one(few, tmp_path):
+def test_two_processes_equal_one(few, tmp_path):
     words = [*DETECTION, "--data-dir", few, "--epochs", 3, "--batch-size", 4, "--lr", 1e-3, "--eval-every", 3]
     train(*words, "--output", tmp_path / "one")
     with socket.socket() as free:
@@ -280,7 +280,7 @@ def build(data, **options):
     return task, task.model.build()
 
 
-def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
+def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
     torch.manual_seed(1)
     classifier = timm.create_model("metaformer_wavemix_nano", depths=[1, 1, 1], dims=[8, 8, 16], num_classes=5)
     about = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], model="metaformer_wavemix_nano")
@@ -293,19 +293,19 @@ def test_fine_tuning_begins_with_a_classifier(few, tmp_path):
     assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
     assert task.notes == [f"weights of the backbone from {tmp_path / 'c.safetensors'}"]
 
-    # A run that goes on needs the classifier no more.
+    # A resumed run does not need the classifier any more.
     (tmp_path / "c.safetensors").unlink()
     same = Detection(task.options)
     assert same.model.describe(same.model.build(described)) == described
 
-    # A detector made of it is built again as it was: frozen norms, statistics of the classifier's images.
+    # The detector is built again with the same frozen norms, mean and std.
     save_weights(tmp_path / "d.safetensors", model.state_dict(), described)
     _, again, _ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     assert again.transform.image_mean == [0.1, 0.2, 0.3]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_fine_tuning_begins_with_a_detector_of_other_classes(few, tmp_path):
+def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     task, model = build(few)
     save_weights(
         tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model) | {"classes": ["a", "b", "c"]}
@@ -319,14 +319,14 @@ def test_fine_tuning_begins_with_a_detector_of_other_classes(few, tmp_path):
     torch.manual_seed(1)
     other, tuned = build(few, checkpoint=str(tmp_path / "e.safetensors"))
     differ = [n for n, tensor in tuned.state_dict().items() if not torch.equal(tensor, model.state_dict()[n])]
-    assert differ == ["head.classification_head.cls_logits.weight"]  # biases start alike
+    assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
     assert "made anew: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="knows the classes disc, ring, and .* has disc, square; give other --data"):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
-def test_useless_annotations_are_counted(tmp_path):
+def test_unusable_annotations_are_noted(tmp_path):
     def spoil(split, data):
         data["annotations"][0]["bbox"][2] = 0
         data["annotations"][1]["category_id"] = 99
@@ -341,7 +341,7 @@ def test_useless_annotations_are_counted(tmp_path):
     assert set(task.data.scored) == {"test"}
 
 
-def test_a_split_without_objects_is_refused(tmp_path):
+def test_test_split_without_objects_is_refused(tmp_path):
     def clear(split, data):
         if split == "test":
             data["annotations"].clear()
@@ -352,7 +352,7 @@ def test_a_split_without_objects_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("images", [0, 4])
-def test_nothing_to_learn_from_is_refused(tmp_path, images):
+def test_training_split_without_objects_is_refused(tmp_path, images):
     def clear(split, data):
         if split == "train":
             data["annotations"].clear()
@@ -363,7 +363,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path, images):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
-def test_the_test_is_not_trained_on(tmp_path):
+def test_training_on_the_test_split_is_refused(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2)
     for options in (dict(train_on=("train", "val")), dict(test_on="train")):
         with pytest.raises(ValueError, match="is among the splits to train on, so it cannot be the test: give another"):
@@ -371,8 +371,8 @@ def test_the_test_is_not_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos", "mask_rcnn"])
-def test_losses_are_named_as_losses(few, detector):
-    """So that curves.png draws them apart from scores."""
+def test_names_of_losses_end_in_loss(few, detector):
+    """curves.png draws losses and scores apart, by their names."""
     task, model = build(few, detector=detector)
     batch = task.data.augment(next(iter(task.data.train_loader(2, 0, 1, 0).epoch(0))), 0, 0, 0, 1)
     total, losses = task.loss(model.train(), batch)
@@ -380,7 +380,7 @@ def test_losses_are_named_as_losses(few, detector):
     assert total == sum(losses.values())
 
 
-def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
+def test_pictures_leave_out_unreadable_images(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2)
     (folder / "images" / "test_0.png").write_bytes(b"no image")
     task = Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
@@ -388,7 +388,7 @@ def test_an_unreadable_test_image_is_left_out_of_the_pictures(tmp_path):
     assert (tmp_path / "test_images.png").exists()
 
 
-def test_splits_are_chosen(few):
+def test_options_choose_the_splits(few):
     def splits(**options):
         task = Detection(DetectionOptions(**SMALL, data_dir=str(few), **options))
         return [s.annotations.stem for s in task.data.train], {
@@ -416,7 +416,7 @@ def test_splits_are_chosen(few):
         (dict(data_dir="nowhere"), "nowhere holds no data set"),
     ],
 )
-def test_wrong_options_are_refused_in_words(few, options, words):
+def test_wrong_options_are_refused(few, options, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         Detection(DetectionOptions(**SMALL | dict(data_dir=str(few)) | options))
 
@@ -431,7 +431,7 @@ def test_splits_must_have_the_same_classes(tmp_path):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
-def test_weights_that_are_no_detector_are_refused(few, tmp_path):
+def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
     with pytest.raises(ValueError, match="holds no detector of metamix, but resnet18; give a run of train.py --task"):
         Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
@@ -439,8 +439,8 @@ def test_weights_that_are_no_detector_are_refused(few, tmp_path):
         Detection.trained(EvalOptions(data_dir=str(few)))
 
 
-def test_names_of_classes_and_files_are_drawn_as_they_are(tmp_path):
-    """No formula begins at a $, and bytes that are no text are written out."""
+def test_pictures_show_any_name(tmp_path):
+    """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
     objects = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([1])}
     pixels = torch.zeros(3, 60, 60, dtype=torch.uint8)
     names = ["a$x_$b", os.fsdecode(b"\xe9")]
