@@ -19,7 +19,7 @@ TEXT = (str,), "text"
 NUMBER = (int, float, type(None)), "a number, where it is given"
 FLAG = (int, bool, type(None)), "0 or 1, where it is given"
 
-FIELDS = {
+FIELDS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
     "images": {"id": INTEGER, "file_name": TEXT, "width": NUMBER, "height": NUMBER},
     "annotations": {"id": INTEGER, "image_id": INTEGER, "category_id": INTEGER, "area": NUMBER, "iscrowd": FLAG},
     "categories": {"id": INTEGER, "name": TEXT},
@@ -52,7 +52,7 @@ def field_problems(data: Entries) -> Iterator[str]:
     for key, fields in FIELDS.items():
         for place, entry in enumerate(data[key]):
             for field, (types, accepted) in fields.items():
-                value = entry.get(field)
+                value: Any = entry.get(field)
                 if type(value) not in types:
                     found = f"no {field}" if value is None else f"the {field} {value!r}"
                     yield f"{key}[{place}] has {found}; it must be {accepted}"
@@ -111,7 +111,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
     if not segmentation:
         return "it has neither a polygon of three points or more nor run lengths"
     if isinstance(segmentation, dict):
-        return run_length_problem(segmentation, [image.get("height"), image.get("width")])
+        return run_length_problem(segmentation, image.get("height"), image.get("width"))
     if not isinstance(segmentation, list):
         return f"its segmentation is {segmentation!r}; polygons or run lengths are needed"
     for polygon in segmentation:
@@ -121,15 +121,15 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
     return None
 
 
-def run_length_problem(segmentation: dict[str, Any], size: list[int | None]) -> str | None:
-    """Describe why run lengths do not fit an image of size [height, width], or return None."""
+def run_length_problem(segmentation: dict[str, Any], height: int | None, width: int | None) -> str | None:
+    """Describe why run lengths do not fit an image, or return None. A size that is not known is not checked."""
     found, counts = segmentation.get("size"), segmentation.get("counts")
-    if None not in size and found != size:
-        return f"its segmentation is of height and width {found}, but the image of {size}"
+    if height is not None and width is not None and found != [height, width]:
+        return f"its segmentation is of height and width {found}, but the image of {[height, width]}"
     if isinstance(counts, str):  # compressed
         return None
     if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
         return "its segmentation has no counts, a list of integers or text"
-    if None not in size and sum(counts) != size[0] * size[1]:
-        return f"its segmentation counts {sum(counts)} pixels, but the image has {size[0] * size[1]}"
+    if height is not None and width is not None and sum(counts) != height * width:
+        return f"its segmentation counts {sum(counts)} pixels, but the image has {height * width}"
     return None

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -278,7 +279,7 @@ def complete_annotation(annotation: Entry) -> None:
     Raises:
         ValueError: the box is not four numbers.
     """
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     if not is_box(box):
         raise ValueError(
             f"annotation {annotation['id']} has the bbox {box}; four numbers x, y, width, height are needed"

@@ -31,14 +31,18 @@ from metamix.utils.text import nearest
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 
 
-class Detector:
+class Detector(nn.Module):
     """Add what a trainer needs to torchvision's detectors, and a check of the labels.
 
     Attributes:
+        backbone: the model with its pyramid.
+        transform: what normalises and resizes images.
         classifier: names of the layers whose shape depends on the number of classes.
         num_classes: number of classes without the background.
     """
 
+    backbone: Backbone
+    transform: GeneralizedRCNNTransform
     classifier: tuple[str, ...]
     num_classes: int
 
@@ -54,7 +58,7 @@ class Detector:
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group the parameters by depth for layer-wise learning rates: the backbone's layers, then all the rest."""
-        body = self.backbone.body
+        body: Any = self.backbone.body
         if "model" not in dict(body.named_children()):  # timm kept only the parts of the model, each a layer
             return {name: rf"backbone\.body\.{re.escape(name)}\." for name, _ in body.named_children()}
 
@@ -79,7 +83,7 @@ class Detector:
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass, to save memory."""
-        body = self.backbone.body
+        body: Any = self.backbone.body
         getattr(body, "model", body).set_grad_checkpointing(enable)
 
 
@@ -140,7 +144,8 @@ class MaskRCNN(Detector, detection.MaskRCNN):
 
 
 DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
-ONE_STAGE, TWO_STAGES = dict(out_indices=(1, 2, 3), extra="p6p7"), dict(out_indices=(0, 1, 2, 3), extra="pool")
+ONE_STAGE: dict[str, Any] = dict(out_indices=(1, 2, 3), extra="p6p7")
+TWO_STAGES: dict[str, Any] = dict(out_indices=(0, 1, 2, 3), extra="pool")
 LEVELS = {"retinanet": ONE_STAGE, "fcos": ONE_STAGE, "faster_rcnn": TWO_STAGES, "mask_rcnn": TWO_STAGES}  # published
 
 
@@ -152,7 +157,7 @@ def build_detector(
     backbone_args: dict[str, Any] | None = None,
     resize_in_training: bool = True,
     **options: Any,
-) -> nn.Module:
+) -> Detector:
     """Build one of torchvision's detectors on any backbone.
 
     Args:
@@ -254,7 +259,7 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
     return align
 
 
-def cast_outputs_to_float32(*heads: nn.Module) -> None:
+def cast_outputs_to_float32(*heads: Any) -> None:
     """Compute boxes and losses from float32 under autocast: in bfloat16 a box would be off by pixels."""
     for head in heads:
         head.register_forward_hook(to_float32)
@@ -267,16 +272,16 @@ def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
 class BackboneAndHead(nn.Module):
     """Run a detector's backbone and dense head, without what follows for each proposal or box."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Detector):
         super().__init__()
         self.backbone = model.backbone
-        self.head = model.rpn.head if hasattr(model, "rpn") else model.head
+        self.head: Any = model.rpn.head if hasattr(model, "rpn") else model.head
 
     def forward(self, x: Tensor):
         return self.head(list(self.backbone(x).values()))
 
 
-def count_dense_macs(model: nn.Module, size: tuple[int, int]) -> int:
+def count_dense_macs(model: Detector, size: tuple[int, int]) -> int:
     """Count the multiply-adds of backbone and dense head for one image of size (H, W).
 
     For the R-CNNs, the work for each proposal is not counted.

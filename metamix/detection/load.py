@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
 from metamix.utils.tensor_files import load_into, load_weights
 
-from .detectors import DETECTORS, accepted_options, build_detector
+from .detectors import DETECTORS, Detector, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS
 
 
@@ -82,7 +80,7 @@ class DetectorSpec:
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
 
-    def build(self, **weights: Any) -> nn.Module:
+    def build(self, **weights: Any) -> Detector:
         """Build the detector, for training images that have their final size.
 
         Args:
@@ -161,7 +159,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     """Load a detector that train.py wrote.
 
     Args:
@@ -181,19 +179,20 @@ def load_detector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return model, metadata
 
 
-def set_statistics(model: nn.Module, metadata: Mapping[str, Any], source: str | Path) -> None:
+def set_statistics(model: Detector, metadata: Mapping[str, Any], source: str | Path) -> None:
     """Normalise images with the mean and std that the weights were trained with."""
     known, channels = ModelMetadata.from_dict(metadata, source), len(model.transform.image_mean)
-    for name, values in (("mean", known.mean), ("std", known.std)):
-        if values is None or len(values) not in (1, channels):
+    mean, std = known.mean or (), known.std or ()
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
             raise ValueError(
-                f"{source}: {name} in the metadata is {values}; accepted is a list of {channels} numbers, one per "
-                f"channel. Give a file that train.py wrote"
+                f"{source}: {name} in the metadata is {list(values)}; accepted is a list of {channels} numbers, one "
+                f"per channel. Give a file that train.py wrote"
             )
-    model.transform.image_mean, model.transform.image_std = list(known.mean), list(known.std)
+    model.transform.image_mean, model.transform.image_std = list(mean), list(std)
 
 
-def load_pretrained(model: nn.Module, path: str | Path, classes: list[str]) -> list[str]:
+def load_pretrained(model: Detector, path: str | Path, classes: list[str]) -> list[str]:
     """Load the weights of a detector of the same build, to fine-tune it.
 
     Layers that depend on the classes keep their new weights where the file has other classes.

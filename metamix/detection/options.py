@@ -8,11 +8,13 @@ from typing import Literal
 from metamix.training.recipe import option
 
 # Arguments of build_backbone and of models that have an option of their own, or that come from the data.
-NOT_MODEL_ARGS = frozenset(
-    "name pretrained checkpoint frozen_norms out_channels out_indices extra num_classes in_chans".split()
-)
+NOT_MODEL_ARGS = {"name", "pretrained", "checkpoint", "frozen_norms", "num_classes", "in_chans"} | {
+    "out_channels",
+    "out_indices",
+    "extra",
+}
 # Arguments of build_detector that have an option of their own.
-NOT_DETECTOR_ARGS = frozenset("name backbone backbone_args num_classes min_size max_size resize_in_training".split())
+NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 
 @dataclass
@@ -36,7 +38,7 @@ class DataOptions:
 
 
 @dataclass
-class EvalOptions(DataOptions):
+class DetectionEvalOptions(DataOptions):
     """Options of eval.py: the checkpoint holds everything else."""
 
     checkpoint: str = option("", "weights of a detector: a run folder, or a file in it", group="model")

@@ -16,7 +16,7 @@ from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
 
 from .data import DetectionData
-from .metrics import DetectionMetric, Scores, from_coco, table
+from .metrics import DetectionMetric, Detections, Scores, from_coco, table
 
 SHOWN = 4  # best images, and as many of the worst, in the picture of both
 SURE = 0.5  # least score of the detections that it shows
@@ -45,7 +45,7 @@ class DetectionPictures:
         split = self.data.scored_split(states)
         ranked = sorted(scores.images, key=scores.images.__getitem__, reverse=True)
         chosen = ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], *ranked[-SHOWN:]]
-        found = {image_id: [] for image_id in chosen}
+        found: dict[int, Detections] = {image_id: [] for image_id in chosen}
         for detection in (d for state in states for d in state["results"]):
             if detection["image_id"] in found and detection["score"] >= SURE:
                 found[detection["image_id"]].append(detection)
@@ -63,10 +63,10 @@ class DetectionPictures:
         return table(self.metric.scores(states))
 
 
-def colour_of(label: int, classes: Sequence[str]) -> tuple[float, ...]:
-    """Return the colour of a class."""
-    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
-    return colours[(label - 1) % len(colours)]
+def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:
+    """Return the colour of a class, as RGBA."""
+    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    return colours((label - 1) % colours.N)
 
 
 def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[str], named: bool = True) -> None:

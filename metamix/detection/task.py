@@ -11,17 +11,17 @@ from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
 
 from .data import DetectionData
-from .detectors import LEVELS, count_dense_macs
+from .detectors import LEVELS, Detector, count_dense_macs
 from .load import DetectorSpec, load_detector, load_pretrained, set_statistics
 from .metrics import DetectionMetric
-from .options import DetectionOptions, EvalOptions
+from .options import DetectionEvalOptions, DetectionOptions
 from .pictures import DetectionPictures
 
 
 class Detection:
     """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`."""
 
-    Options, EvalOptions = DetectionOptions, EvalOptions
+    Options, EvalOptions = DetectionOptions, DetectionEvalOptions
     one_shape = False
 
     def __init__(self, options: DetectionOptions, seed: int = 0):
@@ -38,7 +38,7 @@ class Detection:
         return [*self.data.notes, *self.model.notes]
 
     @classmethod
-    def trained(cls, options: EvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:
+    def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, Detector, dict[str, Any]]:
         """Load the detector of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
@@ -76,7 +76,7 @@ class DetectionModel:
         self.frozen_norms = False
         self.notes: list[str] = []
 
-    def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
+    def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
         """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
         options = self.options
         start = metadata or (load_weights(options.checkpoint)[1] if options.checkpoint else {})
@@ -91,18 +91,15 @@ class DetectionModel:
             self.frozen_norms = bool(options.pretrained or options.checkpoint)
             model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)
         if options.checkpoint and metadata is None:
-            self.notes.append(self.load_note(model, of_detector))
+            if of_detector:
+                new = load_pretrained(model, options.checkpoint, list(self.data.classes))
+                note = f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else "")
+            else:
+                note = f"weights of the backbone from {options.checkpoint}"
+            self.notes.append(note)
         return model
 
-    def load_note(self, model: nn.Module, of_detector: bool) -> str:
-        """Load a whole detector where the checkpoint holds one, and say what came from the checkpoint."""
-        checkpoint = self.options.checkpoint
-        if not of_detector:
-            return f"weights of the backbone from {checkpoint}"
-        new = load_pretrained(model, checkpoint, list(self.data.classes))
-        return f"weights from {checkpoint}" + (f"; made anew: {', '.join(new)}" if new else "")
-
-    def describe(self, model: nn.Module) -> dict[str, Any]:
+    def describe(self, model: Detector) -> dict[str, Any]:
         size = self.options.min_size
         return self.spec().to_dict() | {
             "mean": list(model.transform.image_mean),

@@ -51,14 +51,18 @@ def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
     with_boxes = set()
     for annotation in entries["annotations"]:
         image = by_id.get(annotation["image_id"])
-        problem = box_problem(annotation, image, classes)
-        if not problem and annotation.get("segmentation"):  # boxes need none
-            problem = segmentation_problem(annotation["segmentation"], image)
+        problem: str | None
+        if image is None:
+            named, problem = f"image {annotation['image_id']}", "its image is not in the file"
+        else:
+            named, problem = name(image), box_problem(annotation, image, classes)
+            if not problem and annotation.get("segmentation"):  # boxes need none
+                problem = segmentation_problem(annotation["segmentation"], image)
         is_object = is_box(annotation.get("bbox")) and not annotation.get("iscrowd")
         if is_object and not is_unusable(annotation, image, classes):
-            with_boxes.add(image["id"])
+            with_boxes.add(annotation["image_id"])
         if problem:
-            yield f"{annotations}: {name(image, annotation)}, annotation {annotation['id']}: {problem}"
+            yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
     for image in entries["images"]:
         problem = file_problem(image, images)
         if not problem and image["id"] not in with_boxes:
@@ -67,17 +71,13 @@ def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
             yield f"{annotations}: {name(image)}: {problem}"
 
 
-def name(image: Entry | None, annotation: Entry | None = None) -> str:
-    """Name an image by id and file, or the one that an annotation refers to in vain."""
-    if image is None:
-        return f"image {annotation['image_id']}"
+def name(image: Entry) -> str:
+    """Name an image by id and file."""
     return f"image {image['id']} ({image['file_name']})"
 
 
-def box_problem(annotation: Entry, image: Entry | None, classes: set[int]) -> str | None:
+def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | None:
     """Describe what is wrong with an annotation, or return None. Half a pixel over the edge counts as rounding."""
-    if image is None:
-        return "its image is not in the file"
     if annotation["category_id"] not in classes:
         return f"class {annotation['category_id']} is unknown; known are {', '.join(map(str, sorted(classes)))}"
     box: Any = annotation.get("bbox")

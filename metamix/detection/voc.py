@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .annotations import Entries
+from .annotations import Entries, Entry
 
 
 def convert(folder: Path, split: str | None = None) -> Entries:
@@ -44,7 +44,8 @@ def convert(folder: Path, split: str | None = None) -> Entries:
     names = sorted({text(o, "name", path) for path in files for o in trees[path.stem].iter("object")})
     classes = {name: number for number, name in enumerate(names, start=1)}
     stems = list(trees) if split is None else read_split(folder, split)
-    images, annotations = [], []
+    images: list[Entry] = []
+    annotations: list[Entry] = []
     for stem in stems:
         path = folder / "Annotations" / f"{stem}.xml"
         if stem not in trees:

@@ -69,7 +69,7 @@ def test_training_transforms_move_boxes_with_the_pixels(coco, options):
         for batch in train_loader(train, plain, batch_size=4, seed=1).epoch(epoch):
             for image, target in zip(batch["image"], batch["target"]):
                 height, width = image.shape[-2:]
-                assert 50 <= min(height, width) and max(height, width) <= 150
+                assert min(height, width) >= 50 and max(height, width) <= 150
                 for box, label in zip(target["boxes"], target["labels"]):
                     assert box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
                     x, y = ((box[:2] + box[2:]) / 2).int().tolist()

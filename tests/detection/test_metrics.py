@@ -51,7 +51,7 @@ def test_no_detections_score_0(split):
 
 
 def test_iou_of_two_thirds_gives_ap_40(split):
-    """Shifted by a fifth of the width, IoU is 0.8 / 1.2 = 0.667: above 0.5, 0.55, 0.6 and 0.65 of the ten thresholds."""
+    """Shifted by a fifth of the width, IoU is 0.8 / 1.2 = 0.667: above 0.5, 0.55, 0.6 and 0.65 of ten thresholds."""
     scores = score(split, results(split, truth(split, move=0.2)))
     assert scores.summary["AP50"] == pytest.approx(100) and scores.summary["AP75"] == 0
     assert scores.summary["AP"] == pytest.approx(40)

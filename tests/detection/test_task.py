@@ -17,7 +17,7 @@ import metamix.cli.evaluate
 from metamix.detection.metrics import score
 from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import main as predict
-from metamix.detection.task import Detection, DetectionOptions, EvalOptions
+from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
 from metamix.training.engine import Engine, Stopped
 from metamix.utils.tensor_files import load_weights, save_weights
 
@@ -144,14 +144,14 @@ def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     assert re.search(r"^square +[\d.]+ +[\d.]+$", printed, re.M) and "AR 100" in printed
     assert (tmp_path / "test_images.png").exists()
 
-    task, model, metadata = Detection.trained(EvalOptions(data_dir=str(data), checkpoint=str(trained)))
+    task, model, metadata = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=str(trained)))
     assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and metadata["detector"] == "fcos"
 
 
 def test_val_is_not_held_out_if_it_was_trained_on(few, tmp_path):
     words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2, "--output", tmp_path]
     train(*words, "--train-on", "train,val")
-    task, *_ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
+    task, *_ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
     assert list(task.data.scored) == ["test"]
 
 
@@ -300,7 +300,7 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
 
     # The detector is built again with the same frozen norms, mean and std.
     save_weights(tmp_path / "d.safetensors", model.state_dict(), described)
-    _, again, _ = Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
+    _, again, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     assert again.transform.image_mean == [0.1, 0.2, 0.3]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -313,7 +313,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     with pytest.raises(
         ValueError, match="have another shape .such as head.classification_head.cls_logits.weight|does not fit"
     ):
-        Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
+        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}
     save_weights(tmp_path / "e.safetensors", model.state_dict(), about)
     torch.manual_seed(1)
@@ -323,7 +323,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert "made anew: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="knows the classes disc, ring, and .* has disc, square; give other --data"):
-        Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
+        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
 def test_unusable_annotations_are_noted(tmp_path):
@@ -434,9 +434,9 @@ def test_splits_must_have_the_same_classes(tmp_path):
 def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
     with pytest.raises(ValueError, match="holds no detector of metamix, but resnet18; give a run of train.py --task"):
-        Detection.trained(EvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
+        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
-        Detection.trained(EvalOptions(data_dir=str(few)))
+        Detection.trained(DetectionEvalOptions(data_dir=str(few)))
 
 
 def test_pictures_show_any_name(tmp_path):
