@@ -21,6 +21,7 @@ from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_
 from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage
+from metamix.data.files import read_image_file
 from metamix.data.sources import decode
 from metamix.utils.text import nearest
 
@@ -86,9 +87,7 @@ def no_images_message(annotations: Path) -> str:
 
 def read_image(path: Path) -> Image.Image:
     """Read an image in colour; CorruptImage, which names it, where that fails."""
-    return decode(
-        lambda: Image.open(io.BytesIO(path.read_bytes())), path
-    )  # Image.open(path) would leave a bad file open
+    return decode(lambda: read_image_file(path), path)
 
 
 def find_image(folder: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metamix.training.recipe import option
+from metamix.utils.options import option
 
 # Arguments of build_backbone and of models that have an option of their own, or that come from the data.
 NOT_MODEL_ARGS = {"name", "pretrained", "checkpoint", "frozen_norms", "num_classes", "in_chans"} | {
