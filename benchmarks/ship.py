@@ -28,7 +28,7 @@ from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.classification.task import Classification, ClassificationOptions, create_model
-from metamix.models.metaformer import shapes
+from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
 from metamix.training.engine import evaluate
 from metamix.training.processes import ProcessGroup

@@ -8,10 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-adds of `model` for one image of `input_size` = (C, H, W).
+    """Count the multiply-adds of a model for one image, without computing anything.
 
-    Convolutions, matrix products and attention count, half of what torch's flop counter says; norms, activations,
-    pooling, resampling, a sliced wavelet transform and other element-wise work do not.
+    Convolutions, matrix products and attention count: half of what torch's flop counter says. Norms, activations,
+    pooling, resampling, a sliced wavelet transform and other element-wise work do not count.
+
+    Args:
+        model: the model, on any device; it is not changed.
+        input_size: (C, H, W).
     """
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

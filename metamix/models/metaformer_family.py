@@ -1,10 +1,19 @@
-"""The comparison family, `metaformer_<mixer>_<size>`: one skeleton, seven mixers, nothing else differs within a size.
+"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers; within a size only the mixer differs.
 
-The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1), so `metaformer_pooling_s12` is PoolFormer-S12. The
-size nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
+    metaformer_identity_nano  metaformer_identity_s12  ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_pooling_nano   metaformer_pooling_s12   ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_raft_nano      metaformer_raft_s12      ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_maxim_nano     metaformer_maxim_s12     ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_wavemix_nano   metaformer_wavemix_s12   ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_nin_nano       metaformer_nin_s12       ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
+
+The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12. The size
+nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
 """
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +41,7 @@ class ConvStem(nn.Sequential):
         return self[3].out_size(size)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "nano": dict(depths=(2, 3, 3), dims=(48, 96, 160), layer_scale=0.1, stem=ConvStem),
     "s12": dict(depths=(2, 2, 6, 2), dims=(64, 128, 320, 512), layer_scale=1e-5),
     "s24": dict(depths=(4, 4, 12, 4), dims=(64, 128, 320, 512), layer_scale=1e-5),
@@ -43,12 +52,12 @@ SIZES = {
 
 
 def default_mixer_args(dim: int, nano: bool) -> dict[str, dict]:
-    """The options of each mixer in a stage of `dim` channels: the one table of the family.
+    """Return the options of each mixer in a stage of `dim` channels: the family's one table.
 
-    Chosen so that the mixers of a model have at most half as many parameters as its MLPs, and that those listed take
-    time linear in the number of tokens, as pooling does (raft's grows with the sides of `img_size` besides): sets,
-    grids and contexts have the size that suits a native image (maps of 16, 8 and 4 tokens a side in nano, of 56, 28,
-    14 and 7 otherwise) and stay as they are on larger maps.
+    The mixers of a model have at most half as many parameters as its MLPs. Windows, grids and contexts fit the maps of
+    an image of the model's own size (16, 8 and 4 tokens a side in nano; 56, 28, 14 and 7 in the other sizes). They keep
+    their size on larger maps, so that time is linear in the number of tokens, as for pooling. Only raft's time per
+    token grows, with the sides of `img_size`.
     """
     return {
         "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
@@ -60,21 +69,35 @@ def default_mixer_args(dim: int, nano: bool) -> dict[str, dict]:
     }
 
 
-def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs) -> nn.Module:
-    """A model of the family with `mixer`, a registered name or one per stage; `mixer_args` override the table."""
+def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any) -> nn.Module:
+    """Build a model of the comparison family.
+
+    Args:
+        name: registered name, with which timm finds configurations and weights.
+        pretrained: load published weights.
+        size: a key of `SIZES`.
+        kwargs: arguments of `MetaFormer`; `mixer_args` override single options of `default_mixer_args`.
+    """
     return build(
-        name, pretrained, default_mixer_args=partial(default_mixer_args, nano=size == "nano"), **(SIZES[size] | kwargs)
+        name,
+        pretrained,
+        default_mixer_args=partial(default_mixer_args, nano=size == "nano"),
+        **(SIZES[size] | kwargs),
     )
+
+
+def published_tags(size: str) -> dict[str, dict]:
+    """Return the ImageNet weights of PoolFormer's authors, by tag."""
+    return {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
 
 
 for size in SIZES:
     for mixer in list_mixers():
-        tags = None
-        if mixer == "pooling" and size != "nano":
-            tags = {
-                "sail_in1k": dict(
-                    hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9
-                )
-            }
-        cfg = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET
-        register(f"metaformer_{mixer}_{size}", metaformer, cfg=cfg, tags=tags, size=size, mixer=mixer)
+        register(
+            f"metaformer_{mixer}_{size}",
+            metaformer,
+            cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET,
+            tags=published_tags(size) if mixer == "pooling" and size != "nano" else None,
+            size=size,
+            mixer=mixer,
+        )

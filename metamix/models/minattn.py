@@ -2,14 +2,26 @@
 
 `minattn_<similarity>_<mlp|nomlp>_<h1|h4>_<mnist|cifar>`: six isotropic layers of 64 channels on 16 patches with learned
 positions. The similarity is full (query, key, value, projection), collapsed (query and key in one matrix), minimal
-(collapsed, and neither value nor projection) or symmetric (a Cholesky factor for query and key).
+(collapsed, without value and projection) or symmetric (one Cholesky factor for query and key).
 
-A norm stands before each half and at the end, and the mean over tokens is classified; the third party whose table these
-rows come from norms after each half and reads a class token. Both have the same number of parameters, less its unused
-norm.
+    minattn_full_mlp_h1_mnist         minattn_full_mlp_h1_cifar
+    minattn_full_mlp_h4_mnist         minattn_full_mlp_h4_cifar
+    minattn_collapsed_mlp_h1_mnist    minattn_collapsed_mlp_h1_cifar
+    minattn_minimal_mlp_h1_mnist      minattn_minimal_mlp_h1_cifar
+    minattn_full_nomlp_h1_mnist       minattn_full_nomlp_h1_cifar
+    minattn_full_nomlp_h4_mnist       minattn_full_nomlp_h4_cifar
+    minattn_symmetric_nomlp_h1_mnist  minattn_symmetric_nomlp_h1_cifar
+    minattn_symmetric_nomlp_h4_mnist  minattn_symmetric_nomlp_h4_cifar
+    minattn_collapsed_nomlp_h1_mnist  minattn_collapsed_nomlp_h1_cifar
+    minattn_minimal_nomlp_h1_mnist    minattn_minimal_nomlp_h1_cifar
+
+Departure: these models have a norm before each half of a layer and one at the end, and classify the mean over tokens.
+The implementation behind the published table (a third party's) has norms after each half and classifies a class token.
+Parameters are equal in number, apart from that implementation's unused norm.
 """
 
 from functools import partial
+from typing import Any
 
 from timm.layers import LayerNorm2d
 from torch import nn
@@ -19,7 +31,7 @@ from metamix.utils.text import nearest
 from .metaformer import ConvEmbed
 from .registry import CIFAR10, MNIST, build, register
 
-SIMILARITY = {
+SIMILARITY: dict[str, dict[str, Any]] = {
     "full": dict(qk="separate"),
     "collapsed": dict(qk="collapsed"),
     "minimal": dict(qk="collapsed", value=False),
@@ -38,18 +50,31 @@ def minattn(
     dim: int = 64,
     depth: int = 6,
     proj_drop_rate: float = 0.1,
-    **kwargs,
+    **kwargs: Any,
 ) -> nn.Module:
-    """A minimal transformer: one of SIMILARITY, with or without the MLP, whose hidden width is `dim`."""
+    """Build a minimal transformer.
+
+    Args:
+        name: registered name, with which timm finds configurations and weights.
+        pretrained: load published weights.
+        similarity: a key of `SIMILARITY`.
+        num_heads: heads of the attention.
+        mlp: with the channel MLP, whose hidden width is `dim`.
+        patch_size: side of the patches in pixels.
+        dim: channels.
+        depth: layers.
+        proj_drop_rate: dropout in MLPs and attention.
+        kwargs: further arguments of `MetaFormer`.
+    """
     if similarity not in SIMILARITY:
         raise ValueError(
             f"similarity is {similarity!r}{nearest(similarity, SIMILARITY)} Accepted: {', '.join(SIMILARITY)}."
         )
     norm = partial(LayerNorm2d, eps=1e-5)
-    options = dict(num_heads=num_heads, attn_drop=proj_drop_rate, **SIMILARITY[similarity])
-    preset = dict(
+    mixer_args = dict(num_heads=num_heads, attn_drop=proj_drop_rate) | SIMILARITY[similarity]
+    preset: dict[str, Any] = dict(
         mixer="minattn",
-        default_mixer_args=lambda dim: {"minattn": options},
+        default_mixer_args=lambda dim: {"minattn": mixer_args},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=norm,
         norm2=norm,
@@ -63,10 +88,10 @@ def minattn(
 
 
 DATA = {
-    "mnist": (MNIST | dict(pool_size=(4, 4)), dict(patch_size=7)),
-    "cifar": (CIFAR10 | dict(pool_size=(4, 4)), dict(patch_size=8)),
+    "mnist": (MNIST | dict(pool_size=(4, 4)), 7),
+    "cifar": (CIFAR10 | dict(pool_size=(4, 4)), 8),
 }
-ROWS = (
+ROWS = (  # of the paper's table: similarity, MLP, heads
     ("full", True, 1),
     ("full", True, 4),
     ("collapsed", True, 1),
@@ -81,11 +106,18 @@ ROWS = (
 
 
 def variant(similarity: str, mlp: bool, heads: int, data: str) -> str:
-    """The registered name of a row of ROWS, for the images of a key of DATA."""
+    """Return the registered name of a row of `ROWS` for the images of a key of `DATA`."""
     return f"minattn_{similarity}_{'mlp' if mlp else 'nomlp'}_h{heads}_{data}"
 
 
-for data, (cfg, preset) in DATA.items():
+for data, (cfg, patch_size) in DATA.items():
     for similarity, mlp, heads in ROWS:
-        name = variant(similarity, mlp, heads, data)
-        register(name, minattn, cfg=cfg, similarity=similarity, mlp=mlp, num_heads=heads, **preset)
+        register(
+            variant(similarity, mlp, heads, data),
+            minattn,
+            cfg=cfg,
+            similarity=similarity,
+            mlp=mlp,
+            num_heads=heads,
+            patch_size=patch_size,
+        )

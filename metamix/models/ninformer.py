@@ -1,11 +1,14 @@
 """NiNformer, "A Network in Network Transformer with Token Mixing Generated Gating Function" (arXiv 2403.02411).
 
-Isotropic, on a patch convolution without positions. As in the author's code one LayerNorm serves both halves of a
-block, and there is no norm before the mean over tokens. His token MLP takes 64 tokens and no other number; here the
-gate of another map is made on the trained grid and resampled.
+Isotropic, on a patch convolution without positions. As in the author's code, one LayerNorm serves both halves of a
+block, and no norm precedes the mean over tokens.
+
+Departure: the author's token MLP takes exactly 64 tokens. Here the gate of another map is made on the trained grid and
+resampled.
 """
 
 from functools import partial
+from typing import Any
 
 from timm.layers import LayerNorm2d
 from torch import nn
@@ -22,13 +25,23 @@ def ninformer(
     d_model: int = 256,
     d_ffn: int = 512,
     num_layers: int = 4,
-    **kwargs,
+    **kwargs: Any,
 ) -> nn.Module:
-    """A NiNformer in the paper's words; `d_ffn` is the hidden width of all its MLPs, over tokens too."""
-    options = dict(token_dim=d_ffn, channel_dim=d_ffn)
-    preset = dict(
+    """Build a NiNformer, with the paper's names of its arguments.
+
+    Args:
+        name: registered name, with which timm finds configurations and weights.
+        pretrained: load published weights.
+        patch_size: side of the patches in pixels.
+        d_model: channels.
+        d_ffn: hidden width of all MLPs, those over tokens too.
+        num_layers: blocks.
+        kwargs: further arguments of `MetaFormer`.
+    """
+    mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
+    preset: dict[str, Any] = dict(
         mixer="nin",
-        default_mixer_args=lambda dim: {"nin": options},
+        default_mixer_args=lambda dim: {"nin": mixer_args},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=partial(LayerNorm2d, eps=1e-5),
         tie_norms=True,

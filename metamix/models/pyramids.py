@@ -1,9 +1,8 @@
-"""Feature pyramids: maps of one width at strides s, 2 s, 4 s, ..., which is what detectors look at.
+"""Feature pyramids for detection and segmentation: maps of one width at strides s, 2 s, 4 s and so on.
 
-`FeaturePyramid` stands on the maps of several stages (Lin et al., arXiv 1612.03144), `SimplePyramid` makes all its
-levels from the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both are called with
-the list of a backbone's maps, (B, C_i, H_i, W_i), and give an OrderedDict of (B, out_channels, H_s, W_s), the finest
-first.
+`FeaturePyramid` takes the maps of several stages (Lin et al., arXiv 1612.03144). `SimplePyramid` makes all levels from
+the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both take the list of a backbone's
+maps, (B, C_i, H_i, W_i), and return an OrderedDict of (B, out_channels, H_s, W_s), the finest first.
 """
 
 from collections import OrderedDict
@@ -19,16 +18,16 @@ from metamix.layers import GroupNorm1
 
 
 class FeaturePyramid(nn.Module):
-    """torchvision's feature pyramid, over the maps of a multi-stage model.
+    """torchvision's feature pyramid over the maps of a multi-stage model.
 
-    The stages of a MetaFormer hand on a residual stream that nobody has normed, so each map that is used gets a
-    GroupNorm of one group, as in PoolFormer's detectors; norms for other maps are not built.
+    The maps of a MetaFormer are a residual stream without a norm. So each map that is used gets a GroupNorm of one
+    group, as in PoolFormer's detectors.
 
     Args:
         dims: channels of each map, C_i.
-        levels: for each level its name, the map that it comes from, and how often that is halved, by max pooling.
-        out_channels: width of all levels.
-        extra: what makes further, coarser levels.
+        levels: (name, index of the map, halvings) of each level; the map is halved that often, by max pooling.
+        out_channels: channels of all levels.
+        extra: adds coarser levels.
     """
 
     def __init__(
@@ -49,11 +48,10 @@ class FeaturePyramid(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """ViTDet's pyramid over the last of the maps: finer levels by deconvolution, coarser ones by max pooling, each
-    followed by a 1x1 and a 3x3 convolution with LayerNorm.
+    """ViTDet's pyramid over the last of the maps.
 
-    The arguments are those of `FeaturePyramid`; where `levels` says that a map is halved less than 0 times, it is
-    doubled.
+    Finer levels come from deconvolutions, coarser ones from max pooling. A 1x1 and a 3x3 convolution with LayerNorm
+    follow. The arguments are those of `FeaturePyramid`; a negative number of halvings is a number of doublings.
     """
 
     def __init__(
@@ -80,12 +78,15 @@ class SimplePyramid(nn.Module):
 
 
 def halve(x: Tensor, times: int) -> Tensor:
-    """Max pooling to 1 / 2^times of the size, rounded up, as a convolution k3 s2 p1 rounds."""
+    """Max pool a map to 1 / 2^times of its size, rounded up as a convolution k3 s2 p1 rounds."""
     return F.max_pool2d(x, 2**times, ceil_mode=True) if times > 0 else x
 
 
 def simple_level(dim: int, doublings: int, out_channels: int) -> nn.Sequential:
-    """(B, dim, H, W) -> (B, out_channels, 2^doublings H, 2^doublings W); each doubling halves the channels."""
+    """Build a level of `SimplePyramid`: (B, dim, H, W) -> (B, out_channels, 2^doublings H, 2^doublings W).
+
+    Each doubling halves the channels inside.
+    """
     layers: list[nn.Module] = []
     for i in range(doublings):
         layers += [LayerNorm2d(dim), nn.GELU()] if i else []

@@ -1,10 +1,11 @@
 """RaftMLP: "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?" (arXiv 2108.04384).
 
-Four levels of raft MLPs (`mixers/raft.py`) and channel MLPs, each behind a multi-scale patch embedding. Off the trained
+Four levels of raft MLPs (`mixers/raft.py`) and channel MLPs, each after a multi-scale patch embedding. At another image
 size the authors resize the residual stream itself, and so do the registered models (`resample="stream"`).
 """
 
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
@@ -19,11 +20,19 @@ from .registry import IMAGENET, build, register
 
 @register_notrace_module
 class MultiScaleEmbed(nn.Module):
-    """Patches of several sizes around one centre, one linear map of them all: (B, in, H, W) -> (B, dim, H / s, W / s).
+    """Patches of several sizes around one centre, and one linear map of them all.
 
-    Convolutions of one stride sum to one convolution whose kernel is the sum of theirs, padded to the largest: that is
-    how it runs, while the state keeps the kernels apart. An image that the stride does not divide is resized up, as the
-    authors do.
+    (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). As in the authors' code, an image that the stride does not
+    divide is resized up.
+
+    Convolutions with the same stride add up to one convolution, with the sum of their kernels padded to the largest.
+    `forward` computes that one; the state keeps the kernels apart.
+
+    Args:
+        in_chans: channels of the input.
+        dim: channels of the output.
+        kernels: sides of the patches; each is the stride plus an even number.
+        stride: s.
     """
 
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
@@ -50,10 +59,10 @@ class MultiScaleEmbed(nn.Module):
 
 
 class ShortcutClassifier(nn.Module):
-    """The authors' `shortcut`: a head on every level, (B, C, H, W) -> (B, num_classes).
+    """A classifier that reads every level, the authors' `shortcut`: (B, C, H, W) -> (B, num_classes).
 
     v = mean(norm(x_4));  v <- a_i * v + b_i for levels i = 3, 2, 1 with a_i, b_i = split(Linear(mean(norm(x_i))));
-    then the model's own classifier. None of the published models uses it.
+    then the model's own head. No published model uses it.
     """
 
     def __init__(self, model: MetaFormer):
@@ -84,15 +93,29 @@ def raftmlp(
     raft_size: int = 2,
     token_expansion: int = 2,
     channel_expansion: int = 4,
-    **kwargs,
+    **kwargs: Any,
 ) -> nn.Module:
-    """A RaftMLP in the paper's words. Kernels equal to the patch sizes make its plain patch embedding."""
+    """Build a RaftMLP, with the paper's names of its arguments.
+
+    Args:
+        name: registered name, with which timm finds configurations and weights.
+        pretrained: load published weights.
+        dims: channels of each level.
+        depths: blocks of each level.
+        patch_sizes: stride of each level's patch embedding.
+        embedding_kernels: sides of the patches of each level; those equal to the patch size alone give a plain patch
+            embedding.
+        raft_size: groups of channels in a raft.
+        token_expansion: hidden over outer width of the raft MLPs.
+        channel_expansion: hidden over outer width of the channel MLPs.
+        kwargs: further arguments of `MetaFormer`.
+    """
     stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(embedding_kernels, patch_sizes))
     norm = partial(LayerNorm2d, eps=1e-5)
-    options = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
-    preset = dict(
+    mixer_args = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
+    preset: dict[str, Any] = dict(
         mixer="raft",
-        default_mixer_args=lambda dim: {"raft": options},
+        default_mixer_args=lambda dim: {"raft": mixer_args},
         norm1="none",
         norm2=norm,
         norm=norm,
@@ -102,5 +125,9 @@ def raftmlp(
     return build(name, pretrained, depths=depths, dims=dims, stem=stem, downsample=downsamples, **(preset | kwargs))
 
 
-for size, dims in {"s": (64, 128, 256, 512), "m": (96, 192, 384, 768), "l": (128, 192, 512, 1024)}.items():
-    register(f"raftmlp_{size}", raftmlp, cfg=IMAGENET | dict(first_conv=("stem.convs.0", "stem.convs.1")), dims=dims)
+for name, dims in {
+    "raftmlp_s": (64, 128, 256, 512),
+    "raftmlp_m": (96, 192, 384, 768),
+    "raftmlp_l": (128, 192, 512, 1024),
+}.items():
+    register(name, raftmlp, cfg=IMAGENET | dict(first_conv=("stem.convs.0", "stem.convs.1")), dims=dims)

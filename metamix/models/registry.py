@@ -15,7 +15,8 @@ from torch import nn
 
 from metamix.utils.text import nearest
 
-from .metaformer import MetaFormer, per_stage
+from .arguments import mixers_per_stage
+from .metaformer import MetaFormer
 from .weights import checkpoint_filter, local_weights
 
 # The images that a model is made for, as entries of timm's PretrainedCfg. A family adds its own.
@@ -65,11 +66,10 @@ def build(
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
     if default_mixer_args:
-        kwargs["mixer"] = per_stage("mixer", kwargs["mixer"], len(depths))
-        given = per_stage("mixer_args", kwargs.get("mixer_args") or {}, len(depths))
+        mixers, given = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
+        kwargs["mixer"] = mixers
         kwargs["mixer_args"] = [
-            default_mixer_args(dim).get(mixer, {}) | args
-            for dim, mixer, args in zip(kwargs["dims"], kwargs["mixer"], given)
+            default_mixer_args(dim).get(mixer, {}) | args for dim, mixer, args in zip(kwargs["dims"], mixers, given)
         ]
     return build_model_with_cfg(
         MetaFormer,

@@ -1,12 +1,15 @@
 """WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of the wavelet mixer and its residual.
 
-`wavemix_<dim>_<depth>` has a transform of one level, `..._l3` and `..._l4` of more. `wavemixlite_<dim>_<depth>` are the
-small models of the parameter-efficiency claims; two of them upsample bilinearly where the others have a transposed
-convolution, as their published counts tell (the authors' text says four). That the upsampling is bilinear, not of
-another kind, is our reading: no code of theirs with it is published.
+`wavemix_<dim>_<depth>` has a wavelet transform of one level, `..._l3` and `..._l4` of three and four.
+`wavemixlite_<dim>_<depth>` are the small models with which the papers claim parameter efficiency.
+
+Departure: two of the small models upsample bilinearly, the others by a transposed convolution. Their published
+parameter counts say so; the authors' text says that four do. "Bilinear" is our guess: the authors' published code has
+no upsampling but the transposed convolution.
 """
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +20,7 @@ from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
 class StridedStem(nn.Sequential):
-    """Two plain 3x3 convolutions of one stride s, nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
+    """Two 3x3 convolutions of stride s, with nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
 
     def __init__(self, in_chans: int, dim: int, *, stride: int):
         conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
@@ -29,7 +32,7 @@ class StridedStem(nn.Sequential):
 
 
 class PatchStem(nn.Sequential):
-    """Two 3x3 convolutions, one of patches of p, then GELU and BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p)."""
+    """Two 3x3 convolutions, a patch convolution, GELU, BatchNorm: (B, in, H, W) -> (B, dim, H / p, W / p)."""
 
     def __init__(self, in_chans: int, dim: int, *, patch_size: int):
         conv = partial(ConvEmbed, kernel_size=3, stride=1, padding=1)
@@ -59,18 +62,33 @@ def wavemix(
     stride: int = 0,
     patch_size: int = 0,
     proj_drop_rate: float = 0.5,
-    **kwargs,
+    **kwargs: Any,
 ) -> nn.Module:
-    """A WaveMix in the paper's words: `stride` gives it a stem of strided convolutions, `patch_size` one of patches."""
+    """Build a WaveMix, with the authors' names of its arguments.
+
+    Args:
+        name: registered name, with which timm finds configurations and weights.
+        pretrained: load published weights.
+        dim: channels.
+        depth: blocks.
+        level: levels of the wavelet transform.
+        mult: hidden width of the feed-forward layers as a multiple of `dim`.
+        ff_channel: their output channels; 0 for `dim`.
+        upsample: how maps are brought back to full size: "transposed" or "bilinear".
+        stride: for a stem of strided convolutions; 0 for the other stem.
+        patch_size: for a stem with a patch convolution; 0 for the other stem.
+        proj_drop_rate: dropout in the mixers.
+        kwargs: further arguments of `MetaFormer`.
+    """
     if bool(stride) == bool(patch_size):
         raise ValueError(
             f"stride is {stride} and patch_size {patch_size}: one of them chooses the stem, give 0 for the other."
         )
     stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
-    options = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
-    preset = dict(
+    mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
+    preset: dict[str, Any] = dict(
         mixer="wavemix",
-        default_mixer_args=lambda dim: {"wavemix": options},
+        default_mixer_args=lambda dim: {"wavemix": mixer_args},
         stem=stem,
         norm1="none",
         norm="none",

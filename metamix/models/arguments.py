@@ -1,0 +1,101 @@
+"""Arguments of `MetaFormer`: values for each stage, numbers in range, layers by their name in timm."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from timm.layers import GELU as TimmGELU
+from timm.layers import GroupNorm1 as TimmGroupNorm1
+from timm.layers import get_act_layer, get_norm_layer
+from timm.layers.create_act import _ACT_LAYER_DEFAULT
+from timm.layers.create_norm import _NORM_MAP
+from torch import nn
+
+from metamix.layers import GELU, GroupNorm1
+from metamix.utils.text import nearest
+
+Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or none
+Activation = str | type[nn.Module]
+
+MAP_NORMS = [
+    n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1") or "2d" in n
+]  # norms of (B, C, H, W)
+
+
+def per_stage(name: str, value: Any, stages: int) -> list:
+    """Return one value for each stage: those of a sequence, or the same value for all.
+
+    Args:
+        name: the argument's name, for messages.
+        value: a sequence of `stages` values, or one value for all stages.
+        stages: number of stages.
+
+    Raises:
+        ValueError: The sequence has another length.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * stages
+    if len(value) != stages:
+        raise ValueError(
+            f"{name} has {len(value)} entries where there are {stages}: give one for all, or one for each."
+        )
+    return list(value)
+
+
+def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str], list[dict]]:
+    """Return the mixer's name and its arguments for each stage.
+
+    Raises:
+        ValueError: A mixer is not a name, arguments are not a dict, or there are too few or too many of either.
+    """
+    names = per_stage("mixer", mixer, stages)
+    args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"mixer is {mixer!r}: give the name of a registered mixer, or one for each stage.")
+    if not all(isinstance(options, Mapping) for options in args):
+        raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
+    return names, [dict(options) for options in args]
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a number from 0 to 1."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
+
+
+def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
+    """Return the constructor of a norm of (B, C, H, W): the identity for none, and ours for timm's GroupNorm1."""
+    if norm is None or norm == "none":
+        return lambda dim: nn.Identity()
+    layer = layer_by_name(option, norm, get_norm_layer, [*MAP_NORMS, "none"])
+    return GroupNorm1 if layer is TimmGroupNorm1 else layer
+
+
+def activation(option: str, act: Activation) -> type[nn.Module]:
+    """Return the class of an activation, and ours for the GELU of torch or timm."""
+    layer = layer_by_name(option, act, get_act_layer, _ACT_LAYER_DEFAULT)
+    return GELU if layer in (nn.GELU, TimmGELU) else layer
+
+
+def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Collection[str]) -> Any:
+    """Return a constructor as it is, and otherwise the layer that timm's `get` knows by that name.
+
+    Raises:
+        ValueError: None of `names` is `layer`, whatever its case and underscores.
+    """
+    if callable(layer):
+        return layer
+    known = {name.replace("_", ""): name for name in names}
+    spelt = str(layer).replace("_", "").lower()
+    if spelt not in known:
+        raise ValueError(
+            f"{option} is {layer!r}{nearest(layer, names)} Accepted: a constructor of your own, or one of "
+            f"{', '.join(names)}."
+        )
+    return get(known[spelt])

@@ -1,0 +1,153 @@
+"""What timm asks of a model beside `forward`: features, pruning, another input size, groups of parameters."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from metamix.layers import resize_to
+from metamix.mixers.registry import depends_on_size
+
+
+class TimmInterface(nn.Module):
+    """The methods of `MetaFormer` that timm's feature extractors, optimizers and scripts call."""
+
+    stem: nn.Module
+    pos_embed: nn.Parameter | None
+    stages: nn.Sequential
+    norm: nn.Module
+    isotropic: bool
+    num_features: int
+    head_hidden_size: int
+    feature_info: list[dict]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the features that `feature_info` lists, and the final map.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: which features; an int n for the last n, None for all.
+            norm: apply the final norm to features of its width.
+            stop_early: compute nothing after the last feature asked for, and return its map as the final one.
+            output_fmt: "NCHW" only.
+            intermediates_only: return the features alone.
+
+        Returns:
+            (final map, features), or features.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        units = self.feature_units()
+        features = []
+        x = self.embed(x)
+        for i, unit in enumerate(units[: last + 1] if stop_early else units):
+            x = unit(x)
+            if i in take:
+                features.append(self.norm(x) if norm and x.shape[1] == self.num_features else x)
+        if intermediates_only:
+            return features
+        return (x if stop_early and last + 1 < len(units) else self.norm(x)), features
+
+    def feature_units(self) -> nn.Sequential:
+        """Return the modules between stem and norm whose outputs are the features: stages, or isotropic blocks."""
+        return self.stages[0].blocks if self.isotropic else self.stages
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
+
+        The norm and the head are dropped too where the last feature that stays has other channels.
+        """
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        if self.isotropic:
+            self.stages[0].blocks = self.stages[0].blocks[: last + 1]
+        else:
+            self.stages = self.stages[: last + 1]
+        self.feature_info = self.feature_info[: last + 1]
+        width = self.feature_info[-1]["num_chs"]
+        if prune_norm or width != self.num_features:
+            self.norm = nn.Identity()
+        if prune_head or width != self.num_features:
+            self.reset_classifier(0, "")
+        self.num_features = self.head_hidden_size = width
+        return take
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resample spatial weights and position embeddings to images of another size.
+
+        Raises:
+            ValueError: The size is too small, or a mixer has weights of that size but no `adapt_state`. The model stays
+                as it was.
+        """
+        sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
+        for stage, size in zip(self.stages, sizes):
+            mixer = stage.blocks[0].mixer
+            if depends_on_size(mixer):
+                continue
+            made = shapes(stage.make_mixer(size=size))
+            # Names that are missing belong to layers that were replaced, such as batch norms for detection.
+            if any(made.get(name, shape) != shape for name, shape in shapes(mixer).items()):
+                raise ValueError(
+                    f"{type(mixer).__name__} has parameters of other shapes on maps of {size}: give it "
+                    f"adapt_state(state), which brings parameters saved at another size to its own."
+                )
+        if self.pos_embed is not None:
+            self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
+        for stage, size in zip(self.stages, sizes):
+            for block in stage.blocks:
+                old = block.mixer
+                if not depends_on_size(old):
+                    continue
+                like = next(block.parameters(), torch.empty(0))  # of this device and dtype
+                block.mixer = stage.make_mixer(size=size).to(like).train(old.training)
+                block.mixer.load_state_dict(block.mixer.adapt_state(old.state_dict()))
+                for name, p in block.mixer.named_parameters():
+                    p.requires_grad_(old.get_parameter(name).requires_grad)
+        update_model_input_size(self, img_size)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each block for the backward pass, and compute the rest again there.
+
+        A BatchNorm in a block then sees each batch twice, and its running statistics follow the batches faster.
+        """
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return patterns that group parameters by depth, for layer-wise learning rates."""
+        if coarse:
+            return dict(stem=r"^stem|^pos_embed", blocks=r"^stages\.(\d+)")
+        return dict(
+            stem=r"^stem|^pos_embed",
+            blocks=[
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters beside vectors that get no weight decay."""
+        return {"pos_embed"}
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of all tensors in the module's state, by name."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
