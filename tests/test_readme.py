@@ -27,7 +27,7 @@ def test_snippet(code, printed):
     assert done.stdout == re.sub("^    ", "", printed, flags=re.M)
 
 
-@pytest.mark.parametrize("script", ("model_table", "speed_table", "memory", "detection_results"))
+@pytest.mark.parametrize("script", ("report.models", "report.speed", "measure.inference_memory", "measure.detection"))
 def test_tables_are_fresh(script):
-    done = run(f"benchmarks/{script}.py", "--check")
+    done = run("-m", f"benchmarks.{script}", "--check")
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
+from benchmarks.report.cards import command, page, stale
 from metamix.classification.task import load_pretrained
 from metamix.cli.tasks import find_task
 from metamix.data import DataOptions, Normalize, eval_loader, open_data
@@ -25,7 +26,6 @@ from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-from model_cards import command, page, stale  # noqa: E402
 
 CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(weights_dir().glob("*.json"))}
 MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")

@@ -1,15 +1,15 @@
 """benchmarks/compare.py: docs/results.md says what cards and results.json say, and its pictures show what they name."""
 
-import compare  # noqa: E402
 import pytest
 import timm
 import torch
-import views  # noqa: E402
 from einops import rearrange
 from PIL import Image
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
+from benchmarks.report import comparison as compare
+from benchmarks.report import views
 from metamix.mixers import create_mixer
 
 CARDS = compare.by_mixer(compare.load_cards("digits"))
@@ -21,8 +21,8 @@ def test_results_are_fresh():
 
 def test_results_name_pictures_that_there_are():
     text = compare.PAGE.read_text()
-    named = {part.split(")")[0] for part in text.split("](results/")[1:]}
-    assert named and named == {path.name for path in compare.PICTURES.iterdir()}
+    named = {part.split(")")[0] for part in text.split("](images/")[1:]}
+    assert named and named <= {path.name for path in compare.PICTURES.iterdir()}
 
 
 def test_a_person_s_text_stays():

@@ -1,15 +1,12 @@
 """The tables of detectors in the README: fresh, and made of the run folders that are given."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-
-import detection_results  # noqa: E402
+from benchmarks.measure import detection as detection_results
 
 
 @pytest.fixture

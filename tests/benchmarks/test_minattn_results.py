@@ -2,12 +2,12 @@
 
 import json
 
-import minattn_results  # noqa: E402
 import pytest
 import timm
 import yaml
 
-from metamix.models.minattn import variant  # noqa: E402
+from benchmarks.measure import minattn as minattn_results
+from metamix.models.minattn import variant
 
 RECIPE = dict(
     erase=0,

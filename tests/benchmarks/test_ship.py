@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import ship  # noqa: E402
 import timm
 import yaml
 from running import train
 from safetensors import safe_open
+
+from benchmarks import ship_weights as ship
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
 RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2"]

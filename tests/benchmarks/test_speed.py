@@ -8,15 +8,9 @@ import pytest
 import timm
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-
-import peers  # noqa: E402
-import roofline  # noqa: E402
-import scaling  # noqa: E402
-import speed  # noqa: E402
-import timing  # noqa: E402
-
-from metamix.models import count_macs  # noqa: E402
+from benchmarks.measure import reference_models as peers
+from benchmarks.measure import roofline, scaling, speed, timing
+from metamix.models import count_macs
 
 MACHINE = {"cpu": "one"}
 
@@ -43,7 +37,7 @@ def test_disturbed_turns_are_told(monkeypatch, capsys):
 
 def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
-    monkeypatch.setattr("metamix.training.run_folder.commit", lambda: "now")
+    monkeypatch.setattr("metamix.utils.system.commit", lambda: "now")
     timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
     assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)

@@ -2,13 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-import train_loop  # noqa: E402
+from benchmarks.measure import train_loop
+from benchmarks.paths import README, RESULTS
 
 # As timm's script prints with --log-interval 1; the line of an evaluation has a time as well, and counts for nothing.
 PRINTED = """\
@@ -76,8 +74,8 @@ def test_what_is_not_there_is_refused(words, said, tmp_path, monkeypatch, capsys
 
 
 def test_the_readme_says_what_was_measured():
-    results = json.loads((ROOT / "docs" / "train_loop.json").read_text())
-    readme = (ROOT / "README.md").read_text()
+    results = json.loads((RESULTS / "train_loop.json").read_text())
+    readme = README.read_text()
     assert train_loop.with_words(readme, results) == readme
     results["cases"][0]["sides"]["ours"]["img_per_s"] += 1
     assert train_loop.with_words(readme, results) != readme

@@ -9,10 +9,10 @@ import json
 import sys
 
 import timm
-from marked import refresh
-from timing import table
 
 import metamix
+from benchmarks.measure.timing import table
+from benchmarks.report.markers import refresh
 from metamix.models import count_macs
 from metamix.models.weights import weights_dir
 

@@ -38,13 +38,14 @@ from pathlib import Path
 
 import timm
 import torch
-from marked import README, fill
 from PIL import Image
-from timing import DOCS, machine, table
 from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
+from benchmarks.measure.timing import machine, table
+from benchmarks.paths import RESULTS, ROOT
+from benchmarks.report.markers import README, fill
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_optimizer
@@ -52,7 +53,6 @@ from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import Run
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
 LR, WEIGHT_DECAY, INTERPOLATION = 1e-3, 0.05, "bilinear"
 GOALS = {("CIFAR-10", "bare"): 0.95, ("CIFAR-10", "timm"): 1.5, ("224 pixels", "timm"): 1.0}  # of ours, over each
@@ -331,7 +331,7 @@ def main() -> None:
             results["cases"].append(
                 {"name": case.name, "model": case.model, "batch_size": case.batch_size, "sides": sides}
             )
-    (DOCS / "train_loop.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "train_loop.json").write_text(json.dumps(results, indent=1) + "\n")
     README.write_text(with_words(README.read_text(), results))
     print(report(results))
 

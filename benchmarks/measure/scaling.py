@@ -16,12 +16,12 @@ from math import log
 from pathlib import Path
 from statistics import linear_regression
 
-import peers
-import timing
-from speed import choices
-from timing import DOCS, Subject, table
-from views import COLORS
-
+from benchmarks.measure import reference_models as peers
+from benchmarks.measure import timing
+from benchmarks.measure.speed import choices
+from benchmarks.measure.timing import Subject, table
+from benchmarks.paths import RESULTS
+from benchmarks.report.views import COLORS
 from metamix.mixers import list_mixers
 from metamix.utils.system import keep_freed_memory
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixers", type=choices(tuple(list_mixers())), default=list_mixers())
     parser.add_argument("--seconds", type=float, default=3.0, help="for all mixers at one size, 5 turns at least")
-    parser.add_argument("--output", type=Path, default=DOCS / "scaling.json", help="the picture lies beside it")
+    parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json", help="the picture lies beside it")
     options = parser.parse_args()
     keep_freed_memory()
     rows = timing.save(options.output, timing.machine(), measure(options.mixers, options.seconds), ("mixer", "size"))

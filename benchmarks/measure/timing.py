@@ -25,7 +25,6 @@ import timm
 import torch
 import torch.nn.functional as F
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 PRECISIONS = ("fp32", "bf16")
 MODES = ("infer", "train")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import timm
 import torch
-from timing import MODES, Subject, in_fresh_process, interleaved, machine, memory_mib
 
 import metamix  # noqa: F401 - registers the models with timm
+from benchmarks.measure.timing import MODES, Subject, in_fresh_process, interleaved, machine, memory_mib
 from metamix.training.optimization import autocast_dtype
 from metamix.utils.system import commit, keep_freed_memory
 

@@ -19,16 +19,17 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
-import peers
-import timing
 import torch
 import torch.nn.functional as F
-from speed import MODELS, choices
-from timing import DOCS, MODES, PRECISIONS, Subject, table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from benchmarks.measure import reference_models as peers
+from benchmarks.measure import timing
+from benchmarks.measure.speed import MODELS, choices
+from benchmarks.measure.timing import MODES, PRECISIONS, Subject, table
+from benchmarks.paths import RESULTS
 from metamix.models import count_macs
 from metamix.utils.system import keep_freed_memory
 
@@ -266,7 +267,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for the turns of each row, 5 turns at least")
     parser.add_argument("--ops", type=int, default=6, help="ops to print of each row; the file has all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--output", type=Path, default=DOCS / "roofline.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "roofline.json")
     options = parser.parse_args()
     peers.check_names(options.models, None)
     keep_freed_memory()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from benchmarks.paths import README
 
 
 def marker(name: str, command: str) -> str:

@@ -20,21 +20,25 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-import marked
 import timm
 import torch
-from cost import measure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
-from model_cards import load_cards, standard_error
-from model_table import short
-from ship import differences
-from timing import DOCS, table
 from torch import Tensor, nn
-from views import (
+
+import metamix
+from benchmarks.measure.timing import table
+from benchmarks.measure.weights_cost import measure
+from benchmarks.paths import DOCS, ROOT
+from benchmarks.paths import IMAGES as PICTURES
+from benchmarks.paths import RESULTS as RESULTS_FOLDER
+from benchmarks.report import markers as marked
+from benchmarks.report.cards import load_cards, standard_error
+from benchmarks.report.models import short
+from benchmarks.report.views import (
     COLORS,
     WIDTH,
     draw_bands,
@@ -47,8 +51,7 @@ from views import (
     raft_matrices,
     save,
 )
-
-import metamix
+from benchmarks.ship_weights import differences
 from metamix.classification.task import Classification, ModelOptions, draw_confusion
 from metamix.models.weights import weights_dir
 from metamix.training.engine import evaluate
@@ -56,7 +59,7 @@ from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
-RESULTS, PICTURES, PAGE = DOCS / "results.json", DOCS / "results", DOCS / "results.md"
+RESULTS, PAGE = RESULTS_FOLDER / "image_sizes.json", DOCS / "results.md"
 
 MIXERS = metamix.list_mixers()
 SIZES = (24, 32, 40, 48)  # pixels that models trained at 32 are fed
@@ -363,7 +366,7 @@ def fresh(tag: str | None = None) -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    return [str(path.relative_to(DOCS.parent)) for path, text in fresh().items() if path.read_text() != text]
+    return [str(path.relative_to(ROOT)) for path, text in fresh().items() if path.read_text() != text]
 
 
 def marker(tag: str) -> str:
@@ -493,7 +496,7 @@ def pictures(tag: str, family: dict[str, dict]) -> list[str]:
         "place is outlined.",
     }
     shown = [
-        f"![{text.split(':')[0].split(';')[0]}](results/{tag}-{name}.png)\n\n{wrap(text)}"
+        f"![{text.split(':')[0].split(';')[0]}](images/{tag}-{name}.png)\n\n{wrap(text)}"
         for name, text in said.items()
         if (PICTURES / f"{tag}-{name}.png").exists()
     ]

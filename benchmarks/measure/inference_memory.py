@@ -11,16 +11,16 @@ import json
 import sys
 from itertools import groupby
 
-import timing
 import timm
 import torch
-from marked import refresh
-from timing import DOCS
 
 import metamix
+from benchmarks.measure import timing
+from benchmarks.paths import RESULTS as FOLDER
+from benchmarks.report.markers import refresh
 from metamix.utils.files import write_text
 
-RESULTS = DOCS / "memory.json"
+RESULTS = FOLDER / "inference_memory.json"
 SIZES = ((224, 224), (800, 1216))
 
 

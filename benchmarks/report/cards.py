@@ -15,13 +15,14 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData  # timm brings it
-from model_table import FAMILIES, short
 
+from benchmarks.paths import ROOT
+from benchmarks.report.models import FAMILIES, short
 from metamix.cli.tasks import find_task
 from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse, read_yaml
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ The three come from benchmarks/speed.py and benchmarks/roofline.py.
 import json
 import sys
 
-from marked import refresh
-from speed import CASES, REFERENCE
-from timing import DOCS, table
+from benchmarks.measure.speed import CASES, REFERENCE
+from benchmarks.measure.timing import table
+from benchmarks.paths import RESULTS
+from benchmarks.report.markers import refresh
 
 BATCH, SIZE = 8, 224  # of the family's tables
 CELLS = {
@@ -24,7 +25,7 @@ CELLS = {
 
 def load(name: str, key: str, **only) -> tuple[dict, dict[str, dict[tuple[str, str], dict]]]:
     """(machine, {model: {(mode, precision): row}}) of a result file, of the rows in which the entries of `only` are."""
-    found = json.loads((DOCS / name).read_text())
+    found = json.loads((RESULTS / name).read_text())
     models: dict[str, dict] = {}
     for row in found["rows"]:
         if not only.items() <= row.items():
@@ -82,7 +83,7 @@ def share_of_peak(row: dict) -> str:
 
 
 def tables() -> str:
-    cases_machine, cases = load("cases.json", "case")
+    cases_machine, cases = load("authors_speed.json", "case")
     models_machine, models = load("speed.json", "model", batch=BATCH, size=SIZE, reference=REFERENCE)
     roofline_machine, roofline = load("roofline.json", "model", batch=BATCH, size=SIZE)
     lines = [

@@ -15,18 +15,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import yaml
-from marked import refresh
 from PIL import Image
-from timing import table
 
+from benchmarks.measure.timing import table
+from benchmarks.paths import IMAGES, ROOT
+from benchmarks.paths import RESULTS as FOLDER
+from benchmarks.report.markers import refresh
 from metamix.detection.task import DetectionOptions
 from metamix.training.recipe import EngineOptions
 from metamix.utils.files import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, MEMORY, PICTURE = (
-    ROOT / "docs" / name for name in ("detection.json", "detection_memory.json", "detection.jpg")
-)
+RESULTS, MEMORY, PICTURE = FOLDER / "detection.json", FOLDER / "detection_memory.json", IMAGES / "detection.jpg"
 KEPT = "model data AP AP50 AP75 parameters samples epochs steps seconds weights seed commit versions".split()
 FREE = {
     f.name

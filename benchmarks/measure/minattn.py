@@ -12,16 +12,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare import PAGE, wrap
-from marked import refresh
-from ship import differences, read_run
-from timing import DOCS, table
-
+from benchmarks.measure.timing import table
+from benchmarks.paths import RESULTS as FOLDER
+from benchmarks.report.comparison import PAGE, wrap
+from benchmarks.report.markers import refresh
+from benchmarks.ship_weights import differences, read_run
 from metamix.models.minattn import ROWS, variant
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
-RESULTS = DOCS / "minattn.json"
+RESULTS = FOLDER / "minattn.json"
 DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
 # Of a third party's reproduction: similarity, MLP, heads -> accuracy in % on MNIST and CIFAR-10.
 REPRODUCTION = {

@@ -11,8 +11,9 @@ README's table.
 import time
 
 import torch
-from timing import DOCS, in_fresh_process, machine, memory_mib, save
 
+from benchmarks.measure.timing import in_fresh_process, machine, memory_mib, save
+from benchmarks.paths import RESULTS
 from metamix import list_mixers
 from metamix.detection import build_detector
 
@@ -46,4 +47,4 @@ if __name__ == "__main__":
         {"mixer": mixer} | in_fresh_process(measure, mixer, "eval") | in_fresh_process(measure, mixer, "train")
         for mixer in list_mixers()
     ]
-    save(DOCS / "detection_memory.json", machine(), rows, ("mixer",))
+    save(RESULTS / "detection_memory.json", machine(), rows, ("mixer",))

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from model_cards import standard_error
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
+from benchmarks.report.cards import standard_error
 from metamix.classification.task import Classification, ClassificationOptions, create_model
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import peers
-import timing
 import torch
-from timing import DOCS, FORMATS, MODES, PRECISIONS, Subject, table
 
+from benchmarks.measure import reference_models as peers
+from benchmarks.measure import timing
+from benchmarks.measure.timing import FORMATS, MODES, PRECISIONS, Subject, table
+from benchmarks.paths import RESULTS
 from metamix import list_mixers
 from metamix.utils.system import keep_freed_memory
 
@@ -149,7 +150,7 @@ def run_models(options: argparse.Namespace) -> None:
                 row["peak_mib"] = bench.peak_mib(name, options.batch, options.size, precision)
             rows.append(row)
     machine = timing.machine(options.device)
-    path = options.output or DOCS / "speed.json"
+    path = options.output or RESULTS / "speed.json"
     timing.save(path, machine, rows, ("model", "mode", "precision", "batch", "size", "reference"))
     columns = ["model", "mode", "precision", "format", "ms", "ratio"]
     columns += ["compiled_ms"] * options.compile + ["peak_mib"] * ("train" in options.mode)
@@ -176,7 +177,7 @@ def run_cases(options: argparse.Namespace) -> None:
             print_case(rows[-1], header=len(rows) == 1)
         if need:
             missing.append(f"{case.authors} {need}.")
-    path = options.output or DOCS / "cases.json"
+    path = options.output or RESULTS / "authors_speed.json"
     timing.save(path, timing.machine(options.device), rows, ("case", "mode", "precision"))
     if missing:
         print("\nNot timed here:", *missing, sep="\n")
