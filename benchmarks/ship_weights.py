@@ -30,7 +30,7 @@ from benchmarks.report.cards import standard_error
 from metamix.classification.task import Classification, ClassificationOptions, create_model
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
-from metamix.training.engine import evaluate
+from metamix.training.evaluation import evaluate
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions
 from metamix.utils.files import write_text

@@ -54,7 +54,7 @@ from benchmarks.report.views import (
 from benchmarks.ship_weights import differences
 from metamix.classification.task import Classification, ModelOptions, draw_confusion
 from metamix.models.weights import weights_dir
-from metamix.training.engine import evaluate
+from metamix.training.evaluation import evaluate
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.training.engine import evaluate
+from metamix.training.evaluation import evaluate
 from metamix.training.optimization import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import option, parse

@@ -32,10 +32,12 @@ import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.models.registry import check_model, check_published
-from metamix.training.engine import Engine, NotFinite, Stopped
+from metamix.training.engine import Engine, NotFinite
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import Recipe, check_data, parse, read_yaml, resume_changes
-from metamix.training.run_folder import Run, compare_runs
+from metamix.training.reports import compare_runs
+from metamix.training.run_folder import Run
+from metamix.training.signals import Stopped
 from metamix.utils.files import write_text
 from metamix.utils.system import commit, versions
 from metamix.utils.tensor_files import CHECKPOINT, WEIGHTS, save_weights
@@ -108,7 +110,7 @@ def train(recipe: Recipe, group: ProcessGroup) -> Path:
         with engine.stoppable():
             engine.fit()
             finish(engine, run)
-            engine.heed_signal()
+            engine.raise_if_stopped()
     except (NotFinite, OSError) as error:
         with suppress(OSError):  # the disk may be what is at fault
             run.log(f"error: {error}")
@@ -148,7 +150,7 @@ def describe(engine: Engine, run: Run) -> None:
     run.say(
         f"machine  {group.world_size} x {group.device}, {share} samples each"
         f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
-        f"{str(engine.dtype or 'float32').removeprefix('torch.')}"
+        f"{str(engine.stepper.dtype or 'float32').removeprefix('torch.')}"
     )
 
 
@@ -157,8 +159,8 @@ def time_step(engine: Engine, run: Run) -> None:
     seconds, peak = engine.time_step()
     parts = {
         "weights": engine.model.parameters(),
-        "optimizer": engine.optimizer_tensors(),
-        "average": engine.ema.module.parameters() if engine.ema else (),
+        "optimizer": engine.stepper.optimizer_tensors(),
+        "average": engine.stepper.weights("ema").parameters() if engine.options.ema else (),
     }
     sizes = ", ".join(
         f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
@@ -196,7 +198,7 @@ def finish(engine: Engine, run: Run) -> None:
             "commit": commit(),
         }
     )
-    model = engine.ema.module if which == "ema" else engine.model
+    model = engine.stepper.weights(which)
     save_weights(run.folder / WEIGHTS, model.state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
     write_summary(run.folder, summary)

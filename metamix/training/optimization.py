@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and weight average, from timm's factories by the options of the recipe."""
+"""Optimizer, learning rate schedule and weight average, made by timm's factories from the recipe."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all 
 
 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
-    """The optimizer of the recipe over the weights that are trained; ValueError for an unknown name or argument."""
+    """Make the recipe's optimizer for the trainable weights.
+
+    Raises:
+        ValueError: the name or an argument is unknown.
+    """
     name = options.optimizer.lower()
-    names = [known for known in list_optimizers() if known != "adahessian"]  # it needs second derivatives
+    names = [known for known in list_optimizers() if known != "adahessian"]  # needs second derivatives
     if name not in names:
         raise ValueError(
             f"there is no optimizer {options.optimizer!r}{nearest(name, names)} "
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
-    fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch takes one of them
+    fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
     arguments = ({"fused": True} if fused else {}) | options.opt_args
     try:
         optimizer = create_optimizer_v2(
@@ -42,26 +46,27 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             layer_decay=options.layer_decay,
             **arguments,
         )
-    except (TypeError, IndexError, RuntimeError, AssertionError) as error:  # timm's and torch's for what does not fit
+    except (TypeError, IndexError, RuntimeError, AssertionError) as error:  # raised by timm and torch
         raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
-    if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm leaves them out
+    if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm drops them silently
         raise ValueError(
-            f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}: leave it out"
+            f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}; leave it out"
         )
     return optimizer
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Takes moments and step counts from a checkpoint, and learning rates and the like from the present recipe.
+    """Load moments and step counts from a checkpoint; keep the settings of the present recipe, such as rates.
 
-    ValueError where that sorts the weights into other groups than the checkpoint's did.
+    Raises:
+        ValueError: the recipe divides the weights into other groups than the checkpoint.
     """
-    there, here = len(saved["param_groups"]), len(optimizer.param_groups)
-    if there != here:
+    saved_count, count = len(saved["param_groups"]), len(optimizer.param_groups)
+    if saved_count != count:
         raise ValueError(
-            f"the optimizer of this run has its weights in {there} groups, and with this recipe there are {here}: "
-            f"weight_decay cannot go from 0 or to 0 in the middle of a run. Take the old value, or start a new run "
-            f"with --output"
+            f"the optimizer of this run has its weights in {saved_count} groups, but this recipe makes {count}: "
+            f"weight_decay cannot change from 0 or to 0 during a run. Take the old value, or start a new run with "
+            f"--output"
         )
     fresh = [
         {key: value for key, value in group.items() if key not in ("params", "step")}
@@ -71,23 +76,23 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     for weight, moments in optimizer.state.items():
         for name, moment in moments.items():
             if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                # In the memory format that the weight has now: fused kernels go through both in the order of memory.
+                # Use the memory format of the weight: fused kernels walk through both in the order of memory.
                 moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
     for group, own in zip(optimizer.param_groups, fresh):
         group.update(own)
 
 
 def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch: int) -> Scheduler:
-    """timm's scheduler, of which `step_update(step)` sets the rate of step `step` = 0, 1, ...: a function of it alone.
+    """Make timm's scheduler; its `step_update(step)` sets the learning rate of step 0, 1, ...
 
-    The warm-up ends at the peak, and from there the rate falls over the epochs that are left.
+    The rate depends on the step alone. It peaks at the end of the warm-up and decays over the remaining epochs.
     """
-    name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power 1 (decay_rate) is a line
-    falling = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # 2: timm warns of 1
+    name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power decay_rate = 1 is linear
+    decay_epochs = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # timm warns of 1
     return create_scheduler_v2(
         optimizer,
         name,
-        num_epochs=falling,
+        num_epochs=decay_epochs,
         warmup_epochs=options.warmup_epochs,
         warmup_prefix=True,
         warmup_lr=options.warmup_lr,
@@ -100,28 +105,29 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
 
 
 class Ema(ModelEmaV3):
-    """timm's average with its warm-up: decay min(ema_decay, 1 - (1 + step)^(-2/3)), a function of the step alone.
+    """timm's exponential moving average with warm-up: the decay is min(ema_decay, 1 - (1 + step)^(-2/3)).
 
-    timm collects both state dicts at every update; here the tensors are listed once, which takes a third off its time,
-    and a weight that two modules share is averaged once.
+    timm collects both state dicts at every update. Listing the tensors once saves a third of the time, and averages a
+    weight that two modules share only once.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         super().__init__(model, decay=decay, use_warmup=True)
         pairs = zip(self.module.state_dict().values(), model.state_dict().values())
-        pairs = {average.data_ptr(): (average, value) for average, value in pairs}.values()  # a shared weight once
+        pairs = {average.data_ptr(): (average, value) for average, value in pairs}.values()  # no duplicates
         self._floating = tuple(zip(*[pair for pair in pairs if pair[0].is_floating_point()]))
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Update the average after a step; `step` counts the steps done."""
         torch._foreach_lerp_(*self._floating, weight=1.0 - self.get_decay(step))
         for average, value in self._others:
             average.copy_(value)
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, None for none: `auto` takes bf16 where the device has instructions for it."""
+    """Return the dtype of autocast, None for float32. "auto" is bf16 if the device has instructions for it."""
     if amp != "auto":
         return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     if device.type == "cuda":
@@ -135,9 +141,14 @@ def _cpu_has_bf16() -> bool:
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Takes the named parts out of training; a name is a module or a pattern such as stages.*.norm1.
+    """Exclude parts of the model from training.
 
-    ValueError for a name that fits nothing, or where nothing is left to train.
+    Args:
+        model: its parameters are changed in place.
+        parts: names of modules or parameters, or patterns such as stages.*.norm1.
+
+    Raises:
+        ValueError: a name matches nothing, or nothing is left to train.
     """
     for part in parts:
         found = [
@@ -161,7 +172,7 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, but for parts that are frozen whole: their dropout and batch statistics stand still too."""
+    """Set training mode, except for modules that are frozen completely: dropout and batch statistics are off there."""
     model.train()
     for module in model.modules():
         weights = list(module.parameters())

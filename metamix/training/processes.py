@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or as many as torchrun started."""
+"""The processes of a run: a single one, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from metamix.utils.system import keep_freed_memory
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among the processes of the run, and the device that it computes on.
+    """This process's rank among the processes of the run, and its device.
 
-    A context: where there are several processes, each of them ends at the end of it.
+    As a context manager it ends the process when it is left, if there are several.
     """
 
     rank: int
@@ -32,63 +32,67 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
     @classmethod
     def start(cls, device: str = "auto") -> ProcessGroup:
-        """Reads torchrun's environment and joins the group: NCCL between GPUs, gloo otherwise."""
-        world, rank, local = (
-            int(os.environ.get(key, alone)) for key, alone in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+        """Join the group that torchrun's environment describes: NCCL between GPUs, gloo otherwise."""
+        world_size, rank, local_rank = (
+            int(os.environ.get(key, single)) for key, single in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
         )
-        chosen = _device(device, local)
+        chosen = _device(device, local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         elif chosen.type == "cpu":
             keep_freed_memory()
-        if world > 1 and not dist.is_initialized():
-            store, rank, world = next(dist.rendezvous("env://"))
+        if world_size > 1 and not dist.is_initialized():
+            store, rank, world_size = next(dist.rendezvous("env://"))
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
-                # torchrun keeps one store over its restarts, in which a new process may find the address of a dead one.
+                # torchrun keeps its store over restarts, and a new process could find the address of a dead one in it.
                 store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             dist.init_process_group(
                 "nccl" if chosen.type == "cuda" else "gloo",
                 store=store,
                 rank=rank,
-                world_size=world,
-                timeout=timedelta(hours=2),  # the others wait while one downloads
+                world_size=world_size,
+                timeout=timedelta(hours=2),  # ranks wait while one of them downloads
             )
-        return cls(rank, world, chosen)
+        return cls(rank, world_size, chosen)
 
     def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Ends the process, if it is one of several, with its message and without taking the group down.
+        """End the process, if it is one of several, with its error message and without destroying the group.
 
-        To take down a group of gloo's can wait for ever: its destructor (torch 2.13) holds Python's lock and joins a
-        thread that needs it. A rank that hung so after an error would let all others wait for it.
+        Destroying a gloo group can hang: its destructor (torch 2.13) holds Python's lock while it joins a thread that
+        needs this lock. All other ranks would then wait for the rank that failed.
         """
         if self.world_size == 1:
             return
-        asked = isinstance(error, SystemExit)
-        said = str(error.code or "") if asked else "".join(traceback.format_exception(error)) if error else ""
-        if said:
-            print(f"[rank {self.rank}] {said}", file=sys.stderr)
+        if isinstance(error, SystemExit):
+            message = str(error.code or "")
         else:
-            dist.barrier()  # nobody leaves while another still reads what it sent
+            message = "".join(traceback.format_exception(error)) if error else ""
+        if message:
+            print(f"[rank {self.rank}] {message}", file=sys.stderr)
+        else:
+            dist.barrier()  # a rank must not leave while another still receives from it
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1 if said else 0)
+        os._exit(1 if message else 0)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """One process of each machine does what is inside before the others: what it downloads, they find.
+        """Run the block on the first process of each machine, then on the others, which find its downloads.
 
-        SystemExit on the others where it fails, so that its message is the one that is read.
+        Raises:
+            SystemExit: on the other processes, if the first one fails. Its message then stands out.
         """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first and not all(self.all_gather(True)):
-            raise SystemExit("stopped: the first process of a machine could not do this, and says why")
+            raise SystemExit("stopped: the first process of a machine failed at this; its message says why")
         done = False
         try:
             yield
@@ -98,37 +102,46 @@ class ProcessGroup:
                 self.all_gather(done)
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, the same on each; `values` is overwritten."""
+        """Sum over all ranks, in place; the same on each rank."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank, in the order of the ranks."""
+        """Return the values of all ranks, in the order of the ranks, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def exists_for_all(self, there: bool, path: Path) -> bool:
-        """Whether `path` is there; ValueError where some ranks see it and others do not."""
-        found = self.all_gather(there)
+    def exists_for_all(self, exists: bool, path: Path) -> bool:
+        """Whether `path` exists.
+
+        Args:
+            exists: whether this rank sees it.
+            path: named in the error.
+
+        Raises:
+            ValueError: some ranks see it and others do not.
+        """
+        found = self.all_gather(exists)
         if any(found) and not all(found):
             raise ValueError(
-                f"rank {found.index(False)} does not see {path}; all nodes need the run folder, on a file system that "
-                f"they share"
+                f"rank {found.index(False)} does not see {path}; put the run folder on a file system that all nodes "
+                f"share"
             )
         return all(found)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors with those of rank 0."""
+        """Overwrite the tensors with those of rank 0."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
 
-def _device(name: str, local: int) -> torch.device:
+def _device(name: str, local_rank: int) -> torch.device:
+    """Choose the device of this process and check that the machine has it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -145,14 +158,15 @@ def _device(name: str, local: int) -> torch.device:
         count = torch.cuda.device_count()
         if device.index is not None and device.index >= count:
             raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
-        if device.index is None and local >= count:
+        if device.index is None and local_rank >= count:
             raise ValueError(
-                f"process {local} of this machine needs GPU {local}, but there are only {count}; lower --nproc_per_node"
+                f"process {local_rank} of this machine needs GPU {local_rank}, but there are only {count}; "
+                f"lower --nproc_per_node"
             )
         if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
             raise ValueError(
                 f"device is {name!r}, which the {processes} processes of this machine cannot share; give --device "
                 f"cuda, and each takes its own"
             )
-        return torch.device("cuda", local if device.index is None else device.index)
+        return torch.device("cuda", local_rank if device.index is None else device.index)
     return device

@@ -1,4 +1,4 @@
-"""Figures written as PNG."""
+"""Write figures as PNG."""
 
 from pathlib import Path
 
@@ -9,10 +9,11 @@ from .text import readable
 
 
 def plain(name: str) -> str:
-    """A name as text of a picture, where a $ begins no formula."""
+    """Escape a name for a figure, where a $ would start a formula."""
     return readable(name).replace("$", r"\$")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure atomically."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)

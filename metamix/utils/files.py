@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .text import readable
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` only once it is complete and on the disk."""
+    """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -29,11 +29,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:
         file.write(readable(text).encode())
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make a renamed file survive a power failure."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

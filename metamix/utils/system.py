@@ -1,4 +1,4 @@
-"""The machine and the software: memory, versions, the commit."""
+"""Facts about machine and software: memory, versions, the commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metamix.version import __version__
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB: the most that the run has held on the GPU, or this process in memory where it computes on the CPU."""
+    """Return the peak memory in GiB: allocated on the GPU, or held by this process if it computes on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -22,6 +22,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python, metamix, torch, torchvision and timm."""
     from importlib.metadata import version
 
     found = {name: version(name) for name in ("torch", "torchvision", "timm")}
@@ -29,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the clone that this code runs from, with + where tracked files differ; None outside of a clone."""
+    """Return the commit of the clone that this code runs from, with + if tracked files differ; None outside a clone."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -43,12 +44,12 @@ def commit() -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what a step frees for the next one; other C libraries are left as they are.
+    """Make glibc keep freed memory for the next step; does nothing with other C libraries.
 
-    By default it returns large blocks to the kernel, which clears every page of them anew at the next step.
+    By default glibc returns large blocks to the kernel, which clears every page again at the next step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # bytes; older versions take no more
+        mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)  # bytes; the limit of older versions
         mallopt(m_trim_threshold, 2**31 - 1)

@@ -3,18 +3,27 @@
 import math
 import os
 import signal
-import time
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metamix.training.engine import Engine, NotFinite, Stopped, train_mode
-from metamix.training.optimization import Ema, autocast_dtype, freeze, make_optimizer, make_schedule, restore_optimizer
+from metamix.training.engine import Engine, NotFinite
+from metamix.training.optimization import (
+    Ema,
+    autocast_dtype,
+    freeze,
+    make_optimizer,
+    make_schedule,
+    restore_optimizer,
+    train_mode,
+)
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
-from metamix.training.run_folder import PACKAGE, Run, draw_curves
+from metamix.training.reports import draw_curves
+from metamix.training.run_folder import PACKAGE, Run
+from metamix.training.signals import Stopped
 from metamix.utils.tensor_files import load_checkpoint
 
 
@@ -121,7 +130,7 @@ def test_micro_batches_change_nothing(micro_batch):
         for batch in one.train_loader.epoch(0):
             one.train_step(batch)
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
-    assert torch.allclose(torch.stack(whole._unseen), torch.stack(parts._unseen), atol=1e-6)
+    assert torch.allclose(torch.stack(whole.losses.pending), torch.stack(parts.losses.pending), atol=1e-6)
 
 
 def test_random_numbers_follow_from_seed_and_step():
@@ -190,7 +199,7 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
         if before.step == 4:
             break
         before.train_step(batch)
-    before._meet()
+    before._synchronize()
     before.save()
     before.run.close()
     after = engine(tmp_path / "b", **options)
@@ -198,7 +207,9 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
     after.fit()
     assert torch.equal(weights(straight), weights(after))
     assert straight.history[-1]["train_loss"] == after.history[-1]["train_loss"]
-    averages = [torch.cat([weight.flatten() for weight in one.ema.module.parameters()]) for one in (straight, after)]
+    averages = [
+        torch.cat([weight.flatten() for weight in one.stepper.ema.module.parameters()]) for one in (straight, after)
+    ]
     assert torch.equal(*averages) and not torch.equal(averages[0], weights(straight))
 
 
@@ -237,17 +248,17 @@ def test_fp16_and_its_scale_are_saved(tmp_path):
     first = engine(tmp_path, amp="fp16", epochs=1)
     first.fit()
     first.run.close()
-    assert first.scaler.is_enabled() and all(torch.isfinite(weights(first)))
+    assert first.stepper.scaler.is_enabled() and all(torch.isfinite(weights(first)))
     saved = load_checkpoint(tmp_path / "checkpoint.pt")["scaler"]
     second = engine(tmp_path, amp="fp16", epochs=2)
-    assert second.scaler.state_dict() != saved
+    assert second.stepper.scaler.state_dict() != saved
     second.resume()
-    assert second.scaler.state_dict() == first.scaler.state_dict() == saved
+    assert second.stepper.scaler.state_dict() == first.stepper.scaler.state_dict() == saved
 
 
 def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path):
     first = engine(tmp_path, epochs=1, weight_decay=0.5)
-    assert sorted((group["weight_decay"], len(group["params"])) for group in first.optimizer.param_groups) == [
+    assert sorted((group["weight_decay"], len(group["params"])) for group in first.stepper.optimizer.param_groups) == [
         (0, 2),
         (0.5, 2),
     ]
@@ -255,10 +266,10 @@ def test_weight_decay_spares_biases_and_the_new_recipe_counts_on_resume(tmp_path
     first.run.close()
     second = engine(tmp_path, epochs=2, weight_decay=0.25)
     second.resume()
-    assert {group["weight_decay"] for group in second.optimizer.param_groups} == {0, 0.25}
-    assert all(state["step"] == 6 for state in second.optimizer.state.values())
+    assert {group["weight_decay"] for group in second.stepper.optimizer.param_groups} == {0, 0.25}
+    assert all(state["step"] == 6 for state in second.stepper.optimizer.state.values())
     second.run.close()
-    with pytest.raises(ValueError, match="has its weights in 2 groups, and with this recipe there are 1: weight_decay"):
+    with pytest.raises(ValueError, match="has its weights in 2 groups, but this recipe makes 1: weight_decay"):
         engine(tmp_path, epochs=2, weight_decay=0.0).resume()
 
 
@@ -355,7 +366,7 @@ def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
         if found[0] == found[1]:
             assert group.exists_for_all(found[1], "run") is found[1]
     with pytest.raises(
-        ValueError, match="rank 1 does not see run; all nodes need the run folder, on a file system that"
+        ValueError, match="rank 1 does not see run; put the run folder on a file system that all nodes share"
     ):
         group.exists_for_all(False, "run")
 
@@ -384,7 +395,7 @@ def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
         "  0:00:08\n"
     )
     drawn = []
-    monkeypatch.setattr("metamix.training.run_folder.save_figure", lambda path, figure: drawn.extend(figure.axes))
+    monkeypatch.setattr("metamix.training.reports.save_figure", lambda path, figure: drawn.extend(figure.axes))
     draw_curves(tmp_path / "c.png", [row])
     assert [[line.get_label() for line in axes.lines] for axes in drawn] == [
         ["train loss", "train box reg loss"],
@@ -430,18 +441,19 @@ def test_slow_steps_meet_more_often(tmp_path):
         for batch in one.train_loader.epoch(0):
             one.train_step(batch)
             break
-        one._epoch_seconds, one._clock = seconds, time.monotonic()
-        one._meet()
-        assert one._meet_every == expected
+        one.stopwatch.seconds = seconds
+        one.stopwatch.start()
+        one._synchronize()
+        assert one._sync_every == expected
         one.run.close()
 
 
 def test_a_signal_after_the_last_step_is_heeded(tmp_path):
     one = engine(tmp_path)
-    one.heed_signal()
-    one._signal = ["SIGTERM"]
+    one.raise_if_stopped()
+    one.stop_signal.received = True
     with pytest.raises(Stopped):
-        one.heed_signal()
+        one.raise_if_stopped()
 
 
 @pytest.mark.parametrize("arguments", [{"foreach": True}, {"differentiable": True}, {}])

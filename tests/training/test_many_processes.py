@@ -157,7 +157,7 @@ def test_one_process_of_a_machine_opens_the_data_before_the_others(tmp_path):
     first, second = start_all(2, *words, log=tmp_path)
     assert first.wait() == second.wait() == 1
     assert "nowhere" in first.text() and "nowhere" not in second.text()
-    assert "[rank 1] stopped: the first process of a machine could not do this, and says why" in second.text()
+    assert "[rank 1] stopped: the first process of a machine failed at this; its message says why" in second.text()
 
 
 def test_batch_norm_is_warned_about(tmp_path):
@@ -165,7 +165,7 @@ def test_batch_norm_is_warned_about(tmp_path):
     for rank in start_all(2, *words, log=tmp_path):
         rank.output()
     assert re.search(
-        r"the model has \d+ batch norms, which see 256 samples at a time and not the whole batch of 512",
+        r"the model has \d+ batch norms. Each sees 256 samples at a time instead of the whole batch of 512",
         (tmp_path / "log.txt").read_text(),
     )
 

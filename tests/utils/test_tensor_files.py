@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from metamix.utils.files import write_text, atomic_write
+from metamix.utils.files import atomic_write, write_text
 from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
 
 
@@ -34,10 +34,9 @@ def test_a_checkpoint_comes_back(net, tmp_path):
 
 def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
     write_text(tmp_path / "a", "old")
-    with pytest.raises(KeyError):
-        with atomic_write(tmp_path / "a") as file:
-            file.write(b"half of the n")
-            raise KeyError
+    with pytest.raises(KeyError), atomic_write(tmp_path / "a") as file:
+        file.write(b"half of the n")
+        raise KeyError
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 

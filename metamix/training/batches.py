@@ -1,0 +1,46 @@
+"""Move, count and split the samples of a batch: a dict of tensors and lists of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .task import Batch
+
+
+def num_samples(batch: Batch) -> int:
+    """Return the number of samples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """Split a batch into parts of at most `size` samples; 0 keeps it whole."""
+    count = num_samples(batch)
+    if not 0 < size < count:
+        yield batch
+        return
+    for start in range(0, count, size):
+        yield {key: value[start : start + size] for key, value in batch.items()}
+
+
+def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
+    """Move all tensors in nested dicts, lists and tuples to a device.
+
+    Args:
+        value: a tensor, a container of tensors, or anything else, which is returned as it is.
+        device: target device.
+        memory_format: for tensors of four dimensions; the copy then does not block the CPU. None copies synchronously
+            and keeps the format.
+    """
+    if isinstance(value, Tensor):
+        if memory_format is not None and value.ndim == 4:
+            return value.to(device, non_blocking=True, memory_format=memory_format)
+        return value.to(device, non_blocking=memory_format is not None)
+    if isinstance(value, dict):
+        return {key: to_device(item, device, memory_format) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(item, device, memory_format) for item in value)
+    return value

@@ -1,0 +1,109 @@
+"""Find, write and check the checkpoint of a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, save_checkpoint
+
+from .processes import ProcessGroup
+from .recipe import Recipe, check_data, resume_changes
+
+
+class Checkpoints:
+    """Writes the checkpoint of a run folder and remembers the last one that is good."""
+
+    def __init__(self, folder: Path | None, minutes: float):
+        """
+        Args:
+            folder: the run folder; None for a dry run.
+            minutes: between two checkpoints within an epoch.
+        """
+        self.path = folder / CHECKPOINT if folder is not None else None
+        self.minutes = minutes
+        self.good_step: int | None = None  # step of the last checkpoint that was written or resumed
+        self._written_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the time for another checkpoint has come."""
+        return time.monotonic() - self._written_at >= 60 * self.minutes
+
+    def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
+        """Read the run folder's checkpoint, or that of `--resume` while the folder has none.
+
+        Returns:
+            The file and its content; None if there is nothing to resume.
+        """
+        if self.path is None:
+            return None
+        path = self.path
+        if resume and not path.exists():  # a run that was started by --resume continues from its own checkpoint
+            path = Path(resume) / CHECKPOINT if Path(resume).is_dir() else Path(resume)
+        if not group.exists_for_all(path.exists() or bool(resume), path):
+            return None
+        return path, load_checkpoint(path)
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; the previous one stays until the new one is complete.
+
+        Raises:
+            OSError: it cannot be written; says which checkpoint is still good.
+        """
+        try:
+            save_checkpoint(self.path, state)
+        except OSError as error:
+            raise OSError(
+                f"{error}; stopped at step {state['step']}, and {self.good}. Make room, and give the same command again"
+            ) from error
+
+    def written(self, step: int) -> None:
+        """Note, on every rank, that rank 0 has written the checkpoint of this step."""
+        self._written_at, self.good_step = time.monotonic(), step
+
+    @property
+    def good(self) -> str:
+        """Which checkpoint is good, for an error message."""
+        if self.good_step is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.path}, step {self.good_step}"
+
+
+def check_resumable(
+    path: Path, state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any], steps_per_epoch: int
+) -> list[str]:
+    """Check that a recipe continues a checkpoint.
+
+    Returns:
+        A sentence for each option that has changed and may change.
+
+    Raises:
+        ValueError: it is another run, on other data, or has no step left for the changed recipe.
+    """
+    changes = resume_changes(state["recipe"], recipe)
+    if state["step"] >= recipe.engine.epochs * steps_per_epoch and changes.keys() - {"score"}:
+        raise ValueError(
+            f"{path} has trained {state['step'] // state['steps_per_epoch']} epochs already, and none is left to "
+            f"train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs, or "
+            f"start a new run with --output"
+        )
+    if state["steps_per_epoch"] != steps_per_epoch:
+        raise ValueError(
+            f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now {steps_per_epoch}: "
+            f"the data have changed. Start a new run with --output"
+        )
+    check_data(state["about"], identity, path)
+    return list(changes.values())
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no parameter is infinite or NaN."""
+    norms = torch._foreach_norm([weight for weight in model.parameters() if weight.numel()])
+    return math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item())

@@ -1,0 +1,48 @@
+"""Score a model over a loader, on one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .batches import to_device
+from .processes import ProcessGroup
+from .task import Batch, Metric, State
+
+
+@torch.no_grad()
+def evaluate(
+    metric: Metric,
+    model: nn.Module,
+    loader: Iterable[Batch],
+    group: ProcessGroup,
+    dtype: torch.dtype | None,
+    memory_format: torch.memory_format,
+) -> tuple[dict[str, float], list[State]]:
+    """Score a model over this rank's loader.
+
+    Args:
+        metric: turns predictions into scores.
+        model: is set to evaluation mode.
+        loader: yields this rank's batches; the loaders of all ranks together yield every sample once.
+        group: the processes to combine the scores of.
+        dtype: autocast's, None for float32.
+        memory_format: of the images.
+
+    Returns:
+        The scores by name, the same on all ranks, and the states of all ranks, on the CPU.
+    """
+    model.eval()
+    state = to_device(metric.start(), group.device)
+    for batch in loader:
+        with autocast(group.device, dtype):
+            metric.update(state, model, to_device(batch, group.device, memory_format))
+    states = group.all_gather(to_device(state, torch.device("cpu")))
+    return metric.result(states), states
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return autocast in `dtype`; None disables it."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

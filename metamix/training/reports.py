@@ -1,0 +1,107 @@
+"""Tables and curves of runs: metrics.csv, curves.png, and the comparison of several runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from metamix.utils.figures import save_figure
+from metamix.utils.files import write_text
+
+Row = Mapping[str, Any]  # one epoch
+
+GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; a prefix of another one comes after it
+
+
+def split_column(name: str) -> tuple[str, str]:
+    """Split a column's name into group and rest: holdout_ema_top1 into holdout_ema and top1, lr into "" and lr."""
+    for group in GROUPS:
+        if name.startswith(f"{group}_"):
+            return group, name.removeprefix(f"{group}_")
+    return "", name
+
+
+def write_metrics(path: Path, history: Sequence[Row]) -> None:
+    """Write one CSV row per epoch."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()} for row in history
+    )
+    write_text(path, text.getvalue())
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a metrics.csv."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def draw_curves(path: Path, history: Sequence[Row]) -> None:
+    """Draw losses, scores and learning rate over the epochs."""
+    names = [name for name in dict.fromkeys(name for row in history for name in row) if split_column(name)[0]]
+    losses = [name for name in names if name.endswith("loss")]
+    panels = [("loss", losses), ("score", [name for name in names if name not in losses]), ("learning rate", ["lr"])]
+    panels = [panel for panel in panels if panel[1]]
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for name in columns:
+            points = [(row["epoch"], row[name]) for row in history if name in row]
+            axes.plot(*zip(*points), marker="." if len(points) < 40 else None, label=name.replace("_", " "))
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend(fontsize="small")
+    save_figure(path, figure)
+
+
+def compare_runs(folders: Sequence[Path]) -> str:
+    """Compare finished runs in a table and a picture beside the first run's folder.
+
+    Returns:
+        The table and the names of the two files.
+    """
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    histories = [read_metrics(folder / "metrics.csv") for folder in folders]
+    score = summaries[0]["scores"][0]
+    columns = ["model", "parameters", "macs", score, "weights", "epochs", "seconds", "img_per_s"]
+    rows = [columns, *([str(summary[column]) for column in columns] for summary in summaries)]
+    data = str(summaries[0]["data"]).replace("/", "-")
+    sheet, picture = (folders[0].parent / f"compared-{data}.{kind}" for kind in ("csv", "png"))
+    write_text(sheet, "\n".join(",".join(row) for row in rows) + "\n")
+    _draw_comparison(picture, summaries, histories)
+    return f"{_align(rows)}\n\nwritten: {sheet} {picture}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _draw_comparison(path: Path, summaries: Sequence[Row], histories: Sequence[Sequence[Row]]) -> None:
+    """Draw the learning curves, and the final score over the training speed."""
+    score = summaries[0]["scores"][0]
+    curve = next(name for name in (f"holdout_{score}", f"train_{score}", "train_loss") if name in histories[0][0])
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    learning, final = figure.subplots(1, 2)
+    for summary, history in zip(summaries, histories):
+        points = [(int(row["epoch"]), float(row[curve])) for row in history if row[curve]]
+        (line,) = learning.plot(*zip(*points), label=summary["model"])
+        final.plot(summary["img_per_s"], summary[score], "o", color=line.get_color())
+    learning.set(xlabel="epoch", title=curve.replace("_", " "))
+    final.set(xlabel="training speed, images per second", title=f"test {score}")
+    figure.legend(loc="outside right upper", fontsize="small")
+    for axes in (learning, final):
+        axes.grid(alpha=0.3)
+    save_figure(path, figure)

@@ -1,0 +1,149 @@
+"""One training step: augment, forward and backward in micro-batches, update the weights and their average."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from metamix.utils.tensor_files import load_into
+
+from .batches import micro_batches, num_samples, to_device
+from .evaluation import autocast
+from .optimization import Ema, autocast_dtype, make_optimizer, make_schedule, restore_optimizer
+from .processes import ProcessGroup
+from .recipe import EngineOptions
+from .task import Batch, Task
+
+
+class TrainStep:
+    """Trains a model, one global batch per call.
+
+    A step depends on the weights and on (seed, step) alone: the learning rate, the augmentation and all random numbers
+    in the model follow from them. A checkpoint therefore holds no state of random generators.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, options: EngineOptions, group: ProcessGroup, steps_per_epoch: int):
+        self.task, self.model, self.options, self.group = task, model, options, group
+        self.steps_per_epoch = steps_per_epoch
+        self.done = 0  # steps, over all epochs
+        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.ema = Ema(model, options.ema_decay) if options.ema else None
+        self.optimizer = make_optimizer(model, options)
+        self.schedule = make_schedule(self.optimizer, options, steps_per_epoch)
+        self.dtype = autocast_dtype(options.amp, group.device)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype == torch.float16)
+        self._wrapped = self._wrap(model)
+
+    def __call__(self, batch: Batch) -> tuple[list[str], Tensor]:
+        """Train on this rank's share of a global batch.
+
+        Returns:
+            Names and values of the loss and the task's other scalars, on the device: means over this rank's samples.
+        """
+        options, group = self.options, self.group
+        torch.manual_seed(_step_seed(options.seed, self.done, group.rank))
+        self.schedule.step_update(self.done)
+        batch = self.task.data.augment(
+            self._to_device(batch), self.done // self.steps_per_epoch, self.done, group.rank, group.world_size
+        )
+        names, losses = self._accumulate_gradients(self._to_device(batch))  # augmenting may change the memory format
+        if options.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        if self.ema is not None:
+            self.ema.update(self.done)
+        return names, losses
+
+    @property
+    def lr(self) -> float:
+        """Highest learning rate of all parameter groups."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def weights(self, which: str) -> nn.Module:
+        """Return the model with the "last" weights or with their average, "ema"."""
+        return self.ema.module if which == "ema" and self.ema is not None else self.model
+
+    def optimizer_tensors(self) -> list[Tensor]:
+        """Return the optimizer's moments."""
+        return [
+            value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to continue from here."""
+        return {
+            "step": self.done,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Continue from the state of a checkpoint; `source` names it in errors."""
+        load_into(self.model, state["model"], source)
+        if self.ema is not None:
+            load_into(self.ema.module, state["ema"], source)
+        restore_optimizer(self.optimizer, state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.done = state["step"]
+        self.schedule.step_update(max(self.done - 1, 0))  # so that `lr` is right if the epoch has no step left
+
+    def _accumulate_gradients(self, batch: Batch) -> tuple[list[str], Tensor]:
+        """Run forward and backward over all micro-batches, each weighted by its number of samples."""
+        share, done = num_samples(batch), 0
+        names: list[str] = []
+        totals: Tensor | float = 0.0
+        for part in micro_batches(batch, self.options.micro_batch):
+            done += num_samples(part)
+            weight = num_samples(part) / share
+            with self._no_gradient_exchange() if done < share else nullcontext():
+                with autocast(self.group.device, self.dtype):
+                    loss, values = self.task.loss(self._wrapped, part)
+                self.scaler.scale(loss * weight).backward()
+            names = ["loss", *values]
+            totals = totals + weight * torch.stack([value.detach().float() for value in (loss, *values.values())])
+        return names, totals
+
+    def _no_gradient_exchange(self) -> Any:
+        """Let DistributedDataParallel add up gradients locally: only the last micro-batch exchanges them."""
+        return self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        """Apply the options about speed and memory; return what the loss calls."""
+        options, device = self.options, self.group.device
+        if options.grad_checkpointing:
+            try:
+                model.set_grad_checkpointing(True)
+            except (AttributeError, AssertionError):
+                raise ValueError(
+                    f"{type(model).__name__} has no gradient checkpointing; "
+                    f"leave --grad-checkpointing out, and lower micro_batch to save memory"
+                ) from None
+        if options.compile:
+            torch.compiler.reset()  # a sweep's models share a forward function, which torch compiles 8 times at most
+            model.compile(dynamic=False)  # torch 2.13 fails at gradients of maps whose sizes it does not know
+        if self.group.world_size == 1:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return to_device(batch, self.group.device, self.memory_format)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
