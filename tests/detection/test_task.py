@@ -18,7 +18,8 @@ from metamix.detection.metrics import score
 from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import main as predict
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.training.engine import Engine, Stopped
+from metamix.training.engine import Engine
+from metamix.training.signals import Stopped
 from metamix.utils.tensor_files import load_weights, save_weights
 
 DETECTION = [
