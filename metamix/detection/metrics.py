@@ -47,7 +47,11 @@ class Scores:
 
 
 class DetectionMetric:
-    """Score detections as COCO does. Each image is scored alone, so the batch size changes nothing."""
+    """Score detections as COCO does.
+
+    The model sees one image at a time. In a batch, images are padded to a common size, and the padding enters norms and
+    convolutions: scores would depend on the batch size and on the number of processes.
+    """
 
     def __init__(self, options: DetectionOptions, data: DetectionData):
         self.options, self.data = options, data
@@ -59,9 +63,9 @@ class DetectionMetric:
     def update(self, state: State, model: nn.Module, batch: Batch) -> None:
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
-        predictions = model([image / 255 for image in batch["image"]])
-        for index, prediction in zip(batch["index"].tolist(), predictions, strict=True):
+        for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
             if index >= 0:  # an image that cannot be read has no detections
+                (prediction,) = model([image / 255])
                 state["results"] += to_coco(prediction, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Data sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
 
+import os
 import re
 from dataclasses import replace
 
@@ -304,3 +305,70 @@ def test_polygon_of_two_points_adds_nothing_to_a_mask(coco):
     change = change_first("annotations", segmentation=[[5, 5, 9, 9], square])
     split = open_split(find_splits(coco(change=change)), "train", masks=True)
     assert split.read(0)[1]["masks"][0].sum() == 100
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "/etc/passwd", "..", "{tmp}/secret.png"])
+def test_file_names_outside_the_image_folder_are_refused(coco, tmp_path, name):
+    Image.new("RGB", (96, 64)).save(tmp_path / "secret.png")
+    name = name.replace("{tmp}", str(tmp_path))
+    folder = coco(train=2, val=1, test=1, change=change_first("images", file_name=name))
+    words = re.escape(f"images[0] has the file_name {name!r}; it must be a path inside the image folder")
+    with pytest.raises(ValueError, match=words):
+        open_split(find_splits(folder), "train")
+    assert [bool(re.search(words, what)) for what in find_problems(*find_splits(folder)["train"])] == [True]
+
+
+def make_link_out(path):
+    Image.new("RGB", (96, 64)).save(path.parents[2] / "secret.png")
+    path.symlink_to(path.parents[2] / "secret.png")
+
+
+def make_large_file(path):
+    with open(path, "wb") as file:
+        file.truncate(2**40)  # no block of it is on the disk
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (make_link_out, "test_0.png leads out of .*images, to .*secret.png: put the file itself there"),
+        (lambda path: path.symlink_to("/dev/zero"), "leads out of .*images, to /dev/zero"),
+        (lambda path: path.symlink_to(path), "test_0.png"),
+        (os.mkfifo, "test_0.png: not a regular file"),
+        (lambda path: path.mkdir(), "test_0.png"),
+        (make_large_file, "test_0.png: 1,099,511,627,776 bytes; images may have 268,435,456 at most"),
+    ],
+    ids=["link out", "device", "link to itself", "pipe", "folder", "too large"],
+)
+def test_files_that_are_not_images_of_the_folder_are_not_read(coco, options, make, words):
+    folder = coco(train=1, val=1, test=3)
+    path = folder / "images" / "test_0.png"
+    path.unlink()
+    make(path)
+    split = open_split(find_splits(folder), "test")
+    with pytest.raises(CorruptImage, match=words):
+        split.read(0)
+    (batch,) = eval_loader(split, replace(options, corrupt_limit=0.5), batch_size=3)
+    assert batch["index"].tolist() == [-1, 1, 2]
+    problems = [what for what in find_problems(*find_splits(folder)["test"]) if "test_0.png" in what]
+    assert len(problems) == 1 and re.search("cannot be used: .*" + words, problems[0])
+
+
+def test_image_folder_and_images_may_be_links(coco, tmp_path):
+    """BCCD's image folder is a link; a link to another image of the folder is fine too."""
+    folder = coco(train=2, val=1, test=1)
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    (folder / "images" / "train_1.png").unlink()
+    (folder / "images" / "train_1.png").symlink_to("train_0.png")
+    split = open_split(find_splits(folder), "train")
+    assert split.missing_images() == [] and torch.equal(split.read(0)[0], split.read(1)[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotations_with_a_byte_order_mark_are_read(coco, encoding):
+    folder = coco(train=2, val=1, test=1)
+    file = folder / "annotations" / "instances_train.json"
+    file.write_text(file.read_text(), encoding=encoding)
+    assert len(open_split(find_splits(folder), "train")) == 2
+    assert not any("COCO's format" in what for what in find_problems(file, folder / "images"))

@@ -1,10 +1,15 @@
 """COCO's scores against known values, and the conversion of detections to COCO's format and back."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from shapes import SQUARE, draw, write
 
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.metrics import from_coco, score, to_coco
+from metamix.detection.predict import predict
+from metamix.detection.task import Detection, DetectionOptions
 
 
 @pytest.fixture
@@ -152,3 +157,68 @@ def test_conversion_to_coco_and_back(split):
     assert from_coco([], split)["boxes"].shape == (0, 4)
     background = {key: value[:1] for key, value in prediction.items()} | {"labels": torch.tensor([0])}
     assert to_coco(background, 10, split) == []
+
+
+SIZES = [(96, 64), (64, 96), (48, 48), (120, 40), (33, 71)]  # width, height
+
+
+@pytest.fixture
+def five_sizes(tmp_path):
+    """A detection task and its model, over images of five sizes."""
+    folder = tmp_path / "shapes"
+
+    def resize(split, data):
+        data["annotations"] = []
+        for image, (width, height) in zip(data["images"], SIZES, strict=True):
+            draw([(SQUARE, 5, 6, 20)], (width, height)).save(folder / "images" / image["file_name"])
+            image |= {"width": width, "height": height}
+            box = {"bbox": [5, 6, 20, 20], "category_id": SQUARE, "image_id": image["id"], "id": image["id"]}
+            data["annotations"].append(box)
+
+    write(folder, train=5, test=5, change=resize)
+    options = DetectionOptions(
+        data_dir=str(folder),
+        model="metaformer_raft_nano",
+        model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
+        out_channels=64,
+        out_indices=(1, 2),
+        extra="none",
+        min_size=64,
+        max_size=120,
+        workers=0,
+        detector_args=dict(score_thresh=0.001),  # an untrained head is sure of nothing
+    )
+    torch.manual_seed(0)
+    task = Detection(options)
+    return task, task.model.build().eval()
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
+    task, model = five_sizes
+
+    def results(batch_size, world_size=1):
+        found = []
+        for rank in range(world_size):
+            state = task.metric.start()
+            for batch in task.data.eval_loaders(batch_size, rank, world_size)["test"]:
+                task.metric.update(state, model, batch)
+            found += state["results"]
+        return found
+
+    alone = results(1)
+    assert {result["image_id"] for result in alone} == {10, 11, 12, 13, 14}
+    assert all(results(batch_size) == alone for batch_size in (2, 5, 8))
+    assert results(4, world_size=2) == alone
+
+    split = task.data.scored["test"]
+    predicted = []
+    for i, image_id in enumerate(split.ids):
+        _, objects = predict(model, Path(split.path(i)), threshold=0)
+        predicted += to_coco(objects, image_id, split)
+    assert predicted == alone
+
+    # Control: padded to a common size, the same images give other results.
+    images = [split.read(i)[0].as_subclass(torch.Tensor) / 255 for i in range(5)]
+    padded = [to_coco(prediction, i, split) for prediction, i in zip(model(images), split.ids, strict=True)]
+    assert [result for results in padded for result in results] != alone
