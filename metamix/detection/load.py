@@ -166,7 +166,7 @@ def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
         path: a run folder, or a weight file or checkpoint in it.
 
     Returns:
-        The detector, and the metadata of its weights: "classes" are the names of the labels 1, 2, ...
+        The detector, in eval mode, and the metadata of its weights: "classes" are the names of the labels 1, 2, ...
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -176,7 +176,7 @@ def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     model = DetectorSpec.from_dict(metadata, path).build()
     load_into(model, tensors, str(path))
     set_statistics(model, metadata, path)
-    return model, metadata
+    return model.eval(), metadata
 
 
 def set_statistics(model: Detector, metadata: Mapping[str, Any], source: str | Path) -> None:
@@ -189,6 +189,7 @@ def set_statistics(model: Detector, metadata: Mapping[str, Any], source: str | P
                 f"{source}: {name} in the metadata is {list(values)}; accepted is a list of {channels} numbers, one "
                 f"per channel. Give a file that train.py wrote"
             )
+    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     model.transform.image_mean, model.transform.image_std = list(mean), list(std)
 
 

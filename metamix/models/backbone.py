@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         strides: Sequence[float],
         out_channels: int,
         size_divisible: int,
+        in_chans: int = 3,
     ):
         super().__init__()
         self.body = body
@@ -61,7 +62,7 @@ class Backbone(nn.Module):
         self.strides = tuple(strides)
         self.out_channels = out_channels
         self.size_divisible = size_divisible
-        self.mean, self.std = (tuple(body.pretrained_cfg[key]) for key in ("mean", "std"))
+        self.mean, self.std = (per_channel(body.pretrained_cfg[key], in_chans) for key in ("mean", "std"))
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -160,7 +161,15 @@ def build_backbone(
         strides=[*strides, *(strides[-1] * 2 ** (i + 1) for i in range(count))],
         out_channels=out_channels,
         size_divisible=math.ceil(max(strides[-1], used[-1])),
+        in_chans=model_args["in_chans"],
     )
+
+
+def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Fit a mean or std to the number of channels as timm fits the weights: averaged for one channel, else repeated."""
+    if in_chans == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(in_chans))
 
 
 def load_body(

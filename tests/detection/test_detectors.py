@@ -210,3 +210,33 @@ def test_backbone_args_of_a_built_backbone_are_refused():
     backbone = build_backbone("metaformer_pooling_nano", **TINY)
     with pytest.raises(ValueError, match="is built already: drop them"):
         build_detector("fcos", backbone=backbone, num_classes=1, backbone_args=dict(out_channels=8))
+
+
+@pytest.mark.parametrize("option", ["pretrained", "in_chans", "mixer", "dynamic_img_size", "img_size"])
+def test_arguments_of_the_backbone_are_named(option):
+    with pytest.raises(ValueError, match=rf"has no option '{option}'.*go into backbone_args=dict\({option}=\.\.\.\)"):
+        build_detector("fcos", backbone="metaformer_pooling_nano", num_classes=1, **{option: 1})
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_grey_and_four_channel_images(in_chans):
+    torch.manual_seed(0)
+    model = build_detector(
+        "fcos",
+        backbone="metaformer_pooling_nano",
+        num_classes=1,
+        backbone_args=TINY | dict(in_chans=in_chans),
+        min_size=64,
+        max_size=96,
+    )
+    mean = timm.get_pretrained_cfg("metaformer_pooling_nano").mean
+    expected = [sum(mean) / 3] if in_chans == 1 else [*mean, mean[0]]
+    assert list(model.transform.image_mean) == pytest.approx(expected)
+    assert len(model.transform.image_std) == in_chans
+    image = torch.rand(in_chans, 64, 96)
+    target = dict(boxes=torch.tensor([[30.0, 20, 62, 50]]), labels=torch.tensor([1]))
+    assert sum(model([image], [target]).values()).isfinite()
+    model.eval()
+    assert model([image])[0]["boxes"].shape[1] == 4
+
+

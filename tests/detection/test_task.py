@@ -146,6 +146,7 @@ def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     assert (tmp_path / "test_images.png").exists()
 
     task, model, metadata = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=str(trained)))
+    assert not model.training
     assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and metadata["detector"] == "fcos"
 
 
