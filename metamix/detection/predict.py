@@ -1,9 +1,11 @@
 """Find objects in images.
 
-    python -m metamix.detection.predict IMAGE... --checkpoint RUN
+    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN
+    python -m metamix.detection.predict IMAGE_OR_FOLDER... --checkpoint RUN
 
-RUN is a run folder of train.py --task detection, or a weight file in it. Each image is drawn with its boxes to
-OUTPUT/<name>.png. OUTPUT/predictions.json lists the path, width and height of each image and its objects by falling
+RUN is a run folder of train.py --task detection, or a weight file in it. A folder stands for all images in it, at any
+depth. Each image is drawn with its boxes to OUTPUT/<name>.png, where the name is the path inside the folder that was
+given. OUTPUT/predictions.json lists the path, width and height of each image and its objects by falling
 score: class, score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read are named and
 left out; the exit code is then 1.
 """
@@ -11,6 +13,7 @@ left out; the exit code is then 1.
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
+from metamix.data.find import find_images
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.text import readable
@@ -49,12 +53,12 @@ def predict(model: nn.Module, path: Path, threshold: float) -> tuple[Tensor, Obj
 
 
 def predict_all(
-    images: Sequence[Path], checkpoint: str | Path, output: Path, *, threshold: float = 0.5, device: str = "auto"
+    places: Sequence[Path], checkpoint: str | Path, output: Path, *, threshold: float = 0.5, device: str = "auto"
 ) -> int:
     """Find the objects in images, draw them, and write predictions.json.
 
     Args:
-        images: image files.
+        places: image files, and folders of images.
         checkpoint: run folder, or weight file.
         output: folder to write to.
         threshold: least score of an object.
@@ -67,18 +71,19 @@ def predict_all(
         OSError: a file is missing or cannot be written.
         ValueError: the checkpoint holds no detector, or a picture would overwrite an image or another picture.
     """
-    pictures = name_pictures(images, output)
+    pictures = name_pictures(places, output)
     model, metadata = load_detector(checkpoint)
     model.to(ProcessGroup.start(device).device)
     output.mkdir(parents=True, exist_ok=True)
     records, unreadable, classes = [], 0, metadata["classes"]
-    for path, picture in zip(images, pictures, strict=True):
+    for path, picture in pictures.items():
         try:
             image, found = predict(model, path, threshold)
         except CorruptImage as error:
             print(readable(f"left out: {error}"), file=sys.stderr)
             unreadable += 1
             continue
+        picture.parent.mkdir(parents=True, exist_ok=True)
         draw_image(picture, image, found, classes)
         objects = describe_objects(found, classes)
         records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
@@ -88,22 +93,33 @@ def predict_all(
     return unreadable
 
 
-def name_pictures(images: Sequence[Path], output: Path) -> list[Path]:
+def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Return the picture that each image is drawn to.
 
+    Pictures of an earlier run, where `output` lies in one of the folders, are not images.
+
     Raises:
-        FileNotFoundError: an image is missing.
-        ValueError: two images would share a picture, or a picture would overwrite its image.
+        FileNotFoundError: an image is missing, or a folder holds none.
+        ValueError: two images would share a picture, or a picture would overwrite an image.
     """
-    if missing := [str(path) for path in images if not path.is_file()]:
-        raise FileNotFoundError(f"there is no image {', '.join(missing)}")
-    if len({path.stem for path in images}) < len(images):
+    relative: dict[Path, Path] = {}
+    for place in places:
+        root = place if place.is_dir() else place.parent
+        earlier = output.resolve() if output.resolve() != root.resolve() else None
+        for path in find_images([place], without=earlier):
+            if path in relative:
+                raise ValueError(f"{path} is given twice")
+            relative[path] = path.relative_to(root)
+    stems = Counter(name.with_suffix("") for name in relative.values())
+    pictures = {
+        path: output / (f"{name}.png" if stems[name.with_suffix("")] > 1 else name.with_suffix(".png"))
+        for path, name in relative.items()
+    }
+    if len(set(pictures.values())) < len(pictures):
         raise ValueError("several images have one name, and so would their pictures: give each its own --output")
-    pictures = [output / f"{path.stem}.png" for path in images]
-    if own := [
-        str(path) for path, picture in zip(images, pictures, strict=True) if path.resolve() == picture.resolve()
-    ]:
-        raise ValueError(f"{', '.join(own)} would be overwritten by its picture: give another --output")
+    images = {path.resolve() for path in pictures}
+    if taken := [str(picture) for picture in pictures.values() if picture.resolve() in images]:
+        raise ValueError(f"{taken[0]} is an image and would be overwritten by a picture: give another --output")
     return pictures
 
 
@@ -118,7 +134,7 @@ def describe_objects(found: Objects, classes: Sequence[str]) -> list[dict]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--checkpoint", required=True, help="run folder, or weights in it")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object (default: 0.5)")
@@ -126,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         unreadable = predict_all(
-            options.images, options.checkpoint, options.output, threshold=options.threshold, device=options.device
+            options.places, options.checkpoint, options.output, threshold=options.threshold, device=options.device
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -238,5 +238,3 @@ def test_grey_and_four_channel_images(in_chans):
     assert sum(model([image], [target]).values()).isfinite()
     model.eval()
     assert model([image])[0]["boxes"].shape[1] == 4
-
-

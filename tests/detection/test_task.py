@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+from pathlib import Path
 
 import pytest
 import shapes
@@ -188,8 +189,8 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     for words, error in (
         ([str(path), "--checkpoint", str(tmp_path)], "there is no file .*model.safetensors"),
         ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
-        ([str(path), str(path), "--checkpoint", str(trained)], "several images have one name"),
-        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by its pict"),
+        ([str(path), str(path), "--checkpoint", str(trained)], "is given twice"),
+        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by a picture"),
         ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
     ):
         with pytest.raises(SystemExit):
@@ -199,6 +200,28 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     assert predict([__file__, str(path), "--checkpoint", str(trained), "--output", str(tmp_path)]) == 1
     assert "left out: " in (told := capsys.readouterr().err) and "test_task.py: not an image of a known" in told
     assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
+
+
+def test_predict_takes_folders(trained, tmp_path, capsys):
+    """Pictures keep the paths of their images; those of an earlier run and other files are not taken for images."""
+    folder = tmp_path / "photos"
+    (folder / "trip").mkdir(parents=True)
+    for name in ("1.png", "1.jpg", "2.png", "trip/1.png"):
+        shapes.draw([(shapes.SQUARE, 5, 6, 20)]).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    words = [str(folder), "--checkpoint", str(trained), "--output", str(folder / "found")]
+    for _ in range(2):
+        assert predict(words) == 0
+        records = json.loads((folder / "found" / "predictions.json").read_text())
+        assert {Path(record["image"]).relative_to(folder).as_posix() for record in records} == {
+            "1.jpg", "1.png", "2.png", "trip/1.png",
+        }  # fmt: skip
+        pictures = {path.relative_to(folder / "found").as_posix() for path in (folder / "found").rglob("*.png")}
+        assert pictures == {"1.jpg.png", "1.png.png", "2.png", "trip/1.png"}
+    (folder / "trip" / "1.png").unlink()
+    with pytest.raises(SystemExit):
+        predict([str(folder / "trip"), "--checkpoint", str(trained)])
+    assert f"there is no image in {folder / 'trip'}; expected files such as .png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])

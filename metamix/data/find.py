@@ -1,0 +1,34 @@
+"""Find the images that a user's files and folders stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .files import list_files
+from .formats.base import is_image, natural_order
+
+
+def find_images(places: Sequence[Path], without: Path | None = None) -> list[Path]:
+    """List the images that files and folders stand for, each once.
+
+    Args:
+        places: files, taken whatever their name is, and folders, searched at any depth.
+        without: a resolved folder whose content is left out of folders.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a folder has no image.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            if not place.exists():
+                raise FileNotFoundError(f"there is no image {place}")
+            found[place] = None
+            continue
+        paths = [place / path for path in sorted(filter(is_image, list_files(place)), key=natural_order)]
+        inside = [path for path in paths if without is None or not path.resolve().is_relative_to(without)]
+        if not inside:
+            raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")
+        found |= dict.fromkeys(inside)
+    return list(found)
