@@ -140,7 +140,7 @@ def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
     grey = torch.rand(1, 1, 32, 32)
     a = model.stem(grey)
     torch.testing.assert_close(backbone.body.model.stem(grey.expand(1, 3, 32, 32)), a)
-    assert backbone.mean == (0.3,)
+    assert backbone.mean == (0.3, 0.3, 0.3)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
