@@ -1,11 +1,11 @@
-"""Scores a trained model, on the data it was trained on or on others.
+"""Score a trained model, on the data it was trained on or on other data.
 
-    python eval.py --model metaformer_pooling_nano --checkpoint runs/digits-metaformer_pooling_nano-seed0 --data digits
-    python eval.py --model metaformer_pooling_nano --checkpoint model.safetensors --data cifar10 --img-size 48
-    python eval.py --model resnet18 --pretrained --data folder --data-dir imagenet
+    metamix eval --checkpoint runs/digits-metaformer_pooling_nano-seed0 --data digits
+    metamix eval --checkpoint model.safetensors --data cifar10 --img-size 48
+    metamix eval --model resnet18 --pretrained --data folder --data-dir imagenet
 
-Class count, image size, mean and std come from the checkpoint, and on the data of training the held-out slice too.
---img-size feeds images of another size to the model, which is built at the size that it was trained at.
+Class names, image size, mean and std come from the checkpoint; so does the held-out split, on the data of training.
+--img-size changes the size of the images, not the size that the model is made for.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from .tasks import TASKS, find_task
 
 @dataclass
 class EvalOptions:
-    """Evaluation"""
+    """Options of `metamix eval` that hold for every task."""
 
-    output: str = option("", "folder for result.json and pictures; empty: runs/eval-<data>-<model>")
+    output: str = option("", "folder for result.json and pictures; if not given, runs/eval-<data>-<model>")
     split: Literal["test", "holdout"] = option(
-        "test", "what to score; holdout is the slice of train that --holdout keeps out"
+        "test", "split to score; holdout is the share of train that --holdout keeps out"
     )
     batch_size: int = option(256, "samples per forward pass, over all processes together")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
-    amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in train.py")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
+    amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in metamix train")
     channels_last: bool = option(True, "memory format of images and weights")
 
     def __post_init__(self) -> None:
@@ -51,6 +51,7 @@ class EvalOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Score what the command line names. Exits with a message where something does not fit."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
         {name: lambda name=name: find_task(name).EvalOptions for name in TASKS},
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> None:
-    """Scores, prints the result line, and writes result.json and pictures."""
+    """Score a model, print the result, and write result.json and pictures."""
     with group.local_main_first():
         task, model, about = find_task(task_name).trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
@@ -75,7 +76,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         raise ValueError(
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
             + (
-                "; give --holdout SHARE, of data that the model was not trained on"
+                "; give --holdout SHARE, for data that the model was not trained on"
                 if hasattr(options, "holdout")
                 else ""
             )
@@ -87,7 +88,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             print(readable(f"note: {note}"))
     folder = Path(settings.output or f"runs/eval-{task.title}")
     if group.is_main:
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
+        folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made must not cost the scores
     start = time.monotonic()
     scores, states = evaluate(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout

@@ -1,21 +1,13 @@
-"""Trains a model.
+"""Train a model, or several and compare them.
 
-    python train.py --config configs/digits/demo.yaml                 one process, on a GPU where there is one
-    python train.py --config configs/digits/demo.yaml --lr 2e-3       any option can be changed
-    python train.py --config configs/digits/demo.yaml --model metaformer_pooling_nano,metaformer_raft_nano
-                                                                      several models, and how they compare
+    metamix train --config digits/demo                      one process, on a GPU if there is one
+    metamix train --config digits/demo --lr 2e-3            flags override the config
+    metamix train --config digits/demo --model metaformer_pooling_nano,metaformer_raft_nano
 
-Four processes train on the same batches; when one is lost, all go on from the last checkpoint:
+    torchrun --nproc_per_node=4 --max_restarts=3 train.py --config digits/demo
 
-    torchrun --nproc_per_node=4 --max_restarts=3 train.py --config ...
-
-The same on each of two nodes, which share the run folder's file system:
-
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes=2 --nproc_per_node=8 --max_restarts=3 \\
-        --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --config ...
-
-A run lives in its folder, runs/<data>-<model>-seed<seed>: the same command again goes on where it stopped, however it
-stopped, or says that it is finished. The loop itself is metamix/training/engine.py.
+A run has a folder, runs/<data>-<model>-seed<seed>. The same command again resumes the run from its last checkpoint, or
+says that it is finished. The training loop is metamix/training/engine.py.
 """
 
 from __future__ import annotations
@@ -47,6 +39,7 @@ from .tasks import TASKS, find_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train what the command line asks for. Exits with a message where something does not fit."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
         {name: lambda name=name: find_task(name).Options for name in TASKS},
@@ -62,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train_all(recipe: Recipe, group: ProcessGroup) -> None:
-    """Trains every model that the recipe names, one after the other, and compares them where there are several."""
+    """Train every model that the recipe names, one after the other, and compare them if there are several."""
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
-    for model in models:  # the last one too is looked at before the first is trained
+    for model in models:  # a mistake in the last name shows before the first model is trained
         check_model(model)
         if recipe.options.pretrained:
             check_published(model)
@@ -76,14 +69,14 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             folders.append(train(own, group))
         except Stopped:
             if group.is_main and models[i + 1 :]:
-                print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command goes on with them")
+                print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command continues with them")
             return
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(readable(compare_runs(folders)))
 
 
 def train(recipe: Recipe, group: ProcessGroup) -> Path:
-    """Trains one model to the end of its recipe, from wherever its run folder stands; returns the folder."""
+    """Train one model to the end of its recipe, from its last checkpoint if there is one. Returns the run folder."""
     options = recipe.engine
     with group.local_main_first():
         task = find_task(recipe.task)(recipe.options, seed=options.seed)
@@ -105,14 +98,14 @@ def train(recipe: Recipe, group: ProcessGroup) -> Path:
             run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
         describe(engine, run)
         if group.is_main:
-            (folder / "summary.json").unlink(missing_ok=True)  # of a schedule that is now longer
+            (folder / "summary.json").unlink(missing_ok=True)  # the result of a shorter schedule
             write_text(folder / "recipe.yaml", recipe.to_yaml())
         with engine.stoppable():
             engine.fit()
             finish(engine, run)
             engine.raise_if_stopped()
     except (NotFinite, OSError) as error:
-        with suppress(OSError):  # the disk may be what is at fault
+        with suppress(OSError):  # the disk may be full
             run.log(f"error: {error}")
         raise
     finally:
@@ -121,7 +114,11 @@ def train(recipe: Recipe, group: ProcessGroup) -> Path:
 
 
 def is_finished(folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> bool:
-    """Whether the folder holds the result of this very recipe; ValueError where it holds another run."""
+    """Return whether the folder holds the result of this recipe.
+
+    Raises:
+        ValueError: the folder holds another run, which cannot be continued.
+    """
     if not (folder / "summary.json").exists():
         return False
     changes = resume_changes(read_yaml(folder / "recipe.yaml"), recipe)
@@ -129,13 +126,13 @@ def is_finished(folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> bool:
     if changes and not (folder / CHECKPOINT).exists():
         raise ValueError(
             f"{folder} holds a finished run of another recipe ({'; '.join(changes.values())}), and no {CHECKPOINT} to "
-            f"go on from: take another --output, with --checkpoint {folder} to begin from its weights"
+            f"continue from: give another --output, and --checkpoint {folder} to start from its weights"
         )
     return not changes
 
 
 def describe(engine: Engine, run: Run) -> None:
-    """What is about to be trained, on what and how long."""
+    """Print the data, the model, the number of steps and the machine."""
     about, options, group = engine.about, engine.options, engine.group
     share = options.batch_size // group.world_size
     run.say(
@@ -155,7 +152,7 @@ def describe(engine: Engine, run: Run) -> None:
 
 
 def time_step(engine: Engine, run: Run) -> None:
-    """What one step takes, measured."""
+    """Time one training step, and print its time and memory."""
     seconds, peak = engine.time_step()
     parts = {
         "weights": engine.model.parameters(),
@@ -169,15 +166,15 @@ def time_step(engine: Engine, run: Run) -> None:
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
     run.say(
         f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
-        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, where images are read "
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if images are read "
         f"as fast. Nothing was trained or written"
     )
 
 
 def finish(engine: Engine, run: Run) -> None:
-    """Scores the test split, once, with the weights that the recipe names; writes weights, summary and pictures.
+    """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
 
-    Pictures come last: one that cannot be drawn must not cost the result.
+    Pictures come last, so that a picture that cannot be drawn does not cost the result.
     """
     options, which = engine.options, engine.options.score
     scores, states = engine.evaluate("test", which)
@@ -208,10 +205,12 @@ def finish(engine: Engine, run: Run) -> None:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write the result of a run to its summary.json."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def result_line(folder: Path) -> str:
+    """Return the result of a finished run in two lines: the scores, and where the pictures are."""
     summary = json.loads((folder / "summary.json").read_text())
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
     return (
