@@ -1,47 +1,47 @@
-"""From the name of any timm model to a backbone with a pyramid, as torchvision's detectors want it.
+"""A timm model with a feature pyramid, as a backbone for detection and segmentation.
 
     build_backbone("metaformer_raft_s12")(images)     (B, 3, H, W) -> maps of 256 channels at strides 4, 8, 16, 32
 
-A model of several stages gets a feature pyramid, an isotropic one ViTDet's simple pyramid. Levels are counted from
-stride 4 on: 0, 1, 2, 3 stand for strides 4, 8, 16, 32 whatever the model; the patches of some models make them 3.5, 7,
-14, 28.
+A model of several stages gets a feature pyramid, an isotropic one ViTDet's simple pyramid. Levels 0, 1, 2, 3 stand for
+strides 4, 8, 16, 32. Models with patches of 7 pixels have 3.5, 7, 14, 28 instead.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import timm
 import torch
 from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
+from timm.models import get_model_input_config
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.layers import GroupNorm1
-from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import nearest
 
 from .pyramids import FeaturePyramid, SimplePyramid
 from .registry import check_model, check_published
-from .weights import adapt_checkpoint, check_all_but_head
+from .weights import adapt_checkpoint, check_all_but_head, read_weights
 
-EXTRA = {  # levels past the coarsest one asked for: how many, and what makes them
+EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # levels after the coarsest: number, builder
     "none": (0, lambda dim: None),
-    "pool": (1, lambda dim: LastLevelMaxPool()),  # of Faster and Mask R-CNN
-    "p6p7": (2, lambda dim: LastLevelP6P7(dim, dim)),  # of RetinaNet and FCOS
+    "pool": (1, lambda dim: LastLevelMaxPool()),  # Faster and Mask R-CNN
+    "p6p7": (2, lambda dim: LastLevelP6P7(dim, dim)),  # RetinaNet and FCOS
 }
 
 
 class Backbone(nn.Module):
-    """(B, C, H, W) -> an OrderedDict of (B, out_channels, H / s, W / s) for each s of `strides`, the finest first.
+    """A model with a pyramid: (B, C, H, W) -> an OrderedDict of (B, out_channels, H / s, W / s), the finest first.
 
     Attributes:
         out_channels: channels of every level.
-        levels: names of the levels that were asked for; extra ones have other names.
-        strides: of all levels, extra ones included.
-        size_divisible: images whose sides it divides have maps of exactly these strides.
-        mean, std: of the images that the model was made for, per channel, on a scale from 0 to 1.
+        levels: names of the levels that were asked for; the extra ones have other names.
+        strides: s of all levels, the extra ones included.
+        size_divisible: a number that divides the sides of images whose maps have exactly these strides.
+        mean, std: per image channel, for images on a scale from 0 to 1.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Backbone(nn.Module):
         strides: Sequence[float],
         out_channels: int,
         size_divisible: int,
-        in_chans: int = 3,
     ):
         super().__init__()
         self.body = body
@@ -62,6 +61,7 @@ class Backbone(nn.Module):
         self.strides = tuple(strides)
         self.out_channels = out_channels
         self.size_divisible = size_divisible
+        in_chans = get_model_input_config(body)["input_size"][0]
         self.mean, self.std = (per_channel(body.pretrained_cfg[key], in_chans) for key in ("mean", "std"))
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
@@ -79,30 +79,32 @@ def build_backbone(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     frozen_norms: bool | None = None,
-    **model_args,
+    **model_args: Any,
 ) -> Backbone:
-    """The model of that name with a pyramid on top.
+    """Build a model with a feature pyramid.
 
-    Detectors train on batches of few images, or of one, so no batch norm stays: those of a model with loaded weights
-    are frozen, those of a new one become group norms of one group (the zoo's WaveMix has them as `norm="group"`).
+    Detectors train on batches of few images, too few for batch statistics. So batch norms are frozen where weights are
+    loaded, and otherwise replaced by group norms of one group (the same as `norm="group"` of WaveMix).
 
     Args:
-        name: any timm name, the zoo's included, that has features.
+        name: any name in timm, the zoo's included, that has features.
         out_indices: levels, ascending: 0 to 3 for strides 4 to 32. A stride that a multi-stage model does not have is
-            pooled from the next finer one; an isotropic model has all.
-        out_channels: width of the levels.
-        extra: further levels: "none", "pool" (one, subsampled, as Faster R-CNN has it) or "p6p7" (two, by convolutions,
-            as RetinaNet and FCOS have them).
+            pooled from the next finer one; an isotropic model has all strides.
+        out_channels: channels of the levels.
+        extra: coarser levels: "none", "pool" (one, subsampled, as in Faster R-CNN) or "p6p7" (two, by convolutions, as
+            in RetinaNet and FCOS).
         pretrained: load the model's published weights.
-        checkpoint: load the weights of a classifier from this file or run folder instead.
-        frozen_norms: freeze batch norms, or replace them; None: freeze them where weights are loaded.
-        model_args: further arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. A model made
-            for grey images takes colour ones here, unless `in_chans=1` is among them.
+        checkpoint: load the weights of a classifier from this file or run folder.
+        frozen_norms: True to freeze batch norms, False to replace them, None to freeze those with loaded weights.
+        model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
+            unless it is given, also for models that were made for grey images.
+
+    Returns:
+        The backbone.
 
     Raises:
-        ValueError: an unknown name or option; a stride finer than the model has; an isotropic model whose maps are as
-            fine as a stride below 4; pretrained where no weights are published; a checkpoint of another model, or one
-            that lacks any weight but the head's.
+        ValueError: A name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
+            finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_model(name)
     if extra not in EXTRA:
@@ -117,7 +119,7 @@ def build_backbone(
     if pretrained:
         check_published(name)
 
-    # What maps there are is asked of a model without memory; the one that is kept has nothing that they do not need.
+    # A model without memory tells which maps there are; the one that is kept has only the layers that they need.
     model_args = dict(in_chans=3) | model_args
     try:
         with torch.device("meta"):
@@ -126,12 +128,12 @@ def build_backbone(
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
-    maps = {reduction: (i, dim) for i, reduction, dim in rows}  # of several of one stride the last
+    maps = {reduction: (i, dim) for i, reduction, dim in rows}  # the last one of each stride
     unit = min(maps) * 2.0 ** -round(math.log2(min(maps) / 4))  # stride of level 0, next to 4
     strides = [unit * 2**i for i in out_indices]
     isotropic = len(maps) == 1
     if isotropic and min(maps) < 4:
-        refuse_fine(name, probe, min(maps))
+        refuse_fine_maps(name, probe, model_args["in_chans"], min(maps))
     if not isotropic and strides[0] < min(maps):
         accepted = [i for i in range(4) if unit * 2**i >= min(maps)]
         raise ValueError(
@@ -145,7 +147,7 @@ def build_backbone(
     if frozen_norms or (frozen_norms is None and (pretrained or checkpoint)):
         body = freeze_batch_norm_2d(body)
     else:
-        body = group_norms(body)
+        body = replace_batch_norms(body)
 
     count, make_extra = EXTRA[extra]
     pyramid = (SimplePyramid if isotropic else FeaturePyramid)(
@@ -161,15 +163,7 @@ def build_backbone(
         strides=[*strides, *(strides[-1] * 2 ** (i + 1) for i in range(count))],
         out_channels=out_channels,
         size_divisible=math.ceil(max(strides[-1], used[-1])),
-        in_chans=model_args["in_chans"],
     )
-
-
-def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Fit a mean or std to the number of channels as timm fits the weights: averaged for one channel, else repeated."""
-    if in_chans == 1:
-        return (sum(values) / len(values),)
-    return tuple(values[i % len(values)] for i in range(in_chans))
 
 
 def load_body(
@@ -178,36 +172,52 @@ def load_body(
     pretrained: bool,
     checkpoint: str | Path | None,
     size: tuple[int, int],
-    model_args: dict,
-):
-    """timm's feature extractor for these maps, with its weights; `size`, (H, W), is what the name stands for."""
-    overlay = {}
+    model_args: dict[str, Any],
+) -> nn.Module:
+    """Build timm's feature extractor with its weights.
+
+    Args:
+        name: the model.
+        indices: the maps, as `out_indices` of timm.
+        pretrained, checkpoint, model_args: as in `build_backbone`.
+        size: (H, W) of the images that the name stands for.
+    """
+    weights: dict[str, Any] = {"pretrained": pretrained}
     if checkpoint:
-        tensors, about = load_weights(checkpoint)
-        theirs, ours = (model.partition(".")[0] for model in (about.get("model", name), name))
-        if theirs != ours:
+        tensors, metadata = read_weights(checkpoint)
+        theirs, ours = metadata.architecture or name, name.partition(".")[0]
+        if theirs.partition(".")[0] != ours:
             raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
-        given = adapt_checkpoint(model, tensors, checkpoint)
+        given = adapt_checkpoint(model, tensors, checkpoint, metadata)
         try:
-            check_all_but_head(given, model)  # timm would leave random what is not there
+            check_all_but_head(given, model)  # timm would leave missing weights random
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {error}") from None
-        cfg = {key: tuple(about[key]) for key in ("mean", "std") if key in about}
-        if "in_chans" in about:  # timm makes a stem for grey images one for colour, and the other way round
-            cfg["input_size"] = (about["in_chans"], *size)
-        overlay = dict(pretrained=True, pretrained_cfg_overlay=cfg | dict(state_dict=tensors))
-    body = timm.create_model(
-        name, **dict(pretrained=pretrained, features_only=True, out_indices=indices) | model_args | overlay
-    )
-    for module in body.modules():  # timm keeps copies of what it loaded
+        known = metadata.pretrained_cfg()
+        cfg: dict[str, Any] = {key: known[key] for key in ("mean", "std") if key in known}
+        if metadata.in_chans is not None:  # timm adapts the stem to another number of channels
+            cfg["input_size"] = (metadata.in_chans, *size)
+        weights = {"pretrained": True, "pretrained_cfg_overlay": cfg | {"state_dict": tensors}}
+    body = timm.create_model(name, **{"features_only": True, "out_indices": indices} | model_args | weights)
+    for module in body.modules():  # timm keeps a copy of the tensors that it loaded
         getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return body
 
 
-def group_norms(module: nn.Module) -> nn.Module:
-    """Replaces all batch norms inside by group norms of one group, with the weights that they started from."""
+def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Return statistics for another number of channels, as timm adapts the first convolution to it.
+
+    One channel gets the mean of all, since timm sums the weights of all channels. More channels repeat the given ones.
+    """
+    if in_chans == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(in_chans))
+
+
+def replace_batch_norms(module: nn.Module) -> nn.Module:
+    """Replace all batch norms inside a module by group norms of one group, with the same initial weights."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1
@@ -217,22 +227,29 @@ def group_norms(module: nn.Module) -> nn.Module:
                 new.act, new.drop = child.act, child.drop
             setattr(module, name, new)
         else:
-            group_norms(child)
+            replace_batch_norms(child)
     return module
 
 
-def refuse_fine(name: str, model: nn.Module, stride: int) -> None:
-    size = (3, 800, 1216)
+def refuse_fine_maps(name: str, model: nn.Module, in_chans: int, stride: int) -> NoReturn:
+    """Raise ValueError that says how much memory one image of a usual size would take in training."""
+    height, width = 800, 1216
+    gib = bytes_for_backward(model, (in_chans, height, width)) / 2**30
     raise ValueError(
-        f"{name} keeps all its maps at stride {stride}: to train on a single image of {size[1]} x {size[2]} would take "
-        f"{kept_bytes(model, size) / 2**30:.0f} GiB for what its forward pass keeps. Take a model whose stride is 4 or "
-        f"more, such as wavemix_192_16, or give this one a coarser stem."
+        f"{name} keeps all its maps at stride {stride}: to train on a single image of {height} x {width} would take "
+        f"{gib:.0f} GiB for what its forward pass keeps. Take a model whose stride is 4 or more, such as "
+        f"wavemix_192_16, or give this one a coarser stem."
     )
 
 
-def kept_bytes(model: nn.Module, size: tuple[int, int, int]) -> int:
-    """Bytes that a forward pass on one image of `size` keeps for the backward pass, of a model on the meta device."""
-    kept = {}  # storages, so that a tensor that is kept twice counts once
+def bytes_for_backward(model: nn.Module, size: tuple[int, int, int]) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass.
+
+    Args:
+        model: a model on the meta device.
+        size: (C, H, W) of the one image.
+    """
+    kept = {}  # by storage: a tensor that is kept twice counts once
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

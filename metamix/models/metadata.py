@@ -92,6 +92,15 @@ class ModelMetadata:
         """The model's name without its tag."""
         return self.model and self.model.partition(".")[0]
 
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Return what is known of images and classes, as entries of timm's `PretrainedCfg`."""
+        known: dict[str, Any] = {key: getattr(self, key) for key in ("num_classes", "mean", "std", "interpolation")}
+        known |= {"crop_pct": self.crop_pct, "label_names": self.classes}
+        if self.in_chans is not None and self.img_size is not None:
+            size = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+            known["input_size"] = (self.in_chans, *size)
+        return {key: value for key, value in known.items() if value is not None}
+
     @property
     def shape(self) -> dict[str, Any]:
         """Those of `num_classes`, `in_chans` and `img_size` that are known, as arguments of the constructor."""

@@ -17,7 +17,7 @@ from metamix.utils.text import nearest
 
 from .arguments import mixers_per_stage
 from .metaformer import MetaFormer
-from .weights import checkpoint_filter, local_weights
+from .weights import cfg_of_file, checkpoint_filter, local_weights
 
 # The images that a model is made for, as entries of timm's PretrainedCfg. A family adds its own.
 IMAGENET = dict(
@@ -62,7 +62,10 @@ def build(
     """
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
-    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if overlay.get("file"):
+        overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
+    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
     if default_mixer_args:

@@ -4,7 +4,8 @@
 a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
 
 timm calls `checkpoint_filter` on every pretrained checkpoint. timm ignores missing tensors as soon as the number of
-classes differs, so the filter itself refuses a checkpoint that is not whole.
+classes differs, so the filter itself refuses a checkpoint that is not whole. For `checkpoint_path` timm calls
+`load_checkpoint_path`, which also sets the model's `pretrained_cfg` from the file's metadata.
 """
 
 import json
@@ -12,16 +13,44 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, load_state_dict
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
+from metamix.utils.tensor_files import CHECKPOINT, load_weights
+from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
 from .formats import format_of
+from .metadata import ModelMetadata
 from .metaformer import Block, MetaFormer
+from .same_function import check_same_function
 
-# Cards
+# Files and cards
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
+    """Read the tensors of a weight file or run folder, and its metadata.
+
+    Raises:
+        ValueError: The file holds no weights, or its metadata are refused.
+        FileNotFoundError: There is no such file.
+    """
+    tensors, metadata = load_weights(path)
+    return tensors, ModelMetadata.from_dict(metadata, path)
+
+
+def cfg_of_file(path: str | Path) -> dict[str, Any]:
+    """Return entries of timm's `PretrainedCfg` for a weight file: those of its card, or else of its metadata."""
+    path = Path(path)
+    for tags in local_weights().values():
+        for entries in tags.values():
+            if Path(entries["file"]) == path.resolve():
+                return entries
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    return read_weights(path)[1].pretrained_cfg()
 
 
 def weights_dir() -> Path:
@@ -71,6 +100,13 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     Raises:
         ValueError: Another tensor is missing, unknown or of a wrong shape.
     """
+    given = adapt_tensors(state, model)
+    check_pretrained_source(model)
+    return given
+
+
+def adapt_tensors(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
+    """Adapt a checkpoint as `checkpoint_filter` does, without a look at where it comes from."""
     state = unwrap(state)
     layout = format_of(state)
     given, unknown = layout.translate(state, model)
@@ -80,25 +116,79 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     return given
 
 
-def adapt_checkpoint(model: nn.Module, state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Adapt the tensors of a file to `model`, one of the zoo or of timm.
+def check_pretrained_source(model: MetaFormer) -> None:
+    """Compare a model with the one whose weights timm loads into it, as `model.pretrained_cfg` names them.
+
+    Raises:
+        ValueError: A file that the user named holds weights of another function. Weights that are registered for the
+            model's name are only warned about: the user asked for another mixer.
+    """
+    cfg = model.pretrained_cfg
+    name, file = cfg["architecture"], cfg.get("file")
+    if cfg.get("state_dict") is not None:  # whoever gave tensors has read the file and compares its metadata
+        return
+    own_files = [Path(tag["file"]) for tag in local_weights().get(name, {}).values()]
+    registered = not file or cfg.get("source") or Path(file) in own_files
+    metadata = read_weights(file)[1] if str(file).endswith(".safetensors") else ModelMetadata()
+    if registered and metadata.model is None:
+        metadata = ModelMetadata(model=name, model_args=model.pretrained_model_args)
+    check_same_function(model, metadata, file or f"The checkpoint of {name}", refuse=not registered)
+
+
+def adapt_checkpoint(
+    model: nn.Module, state: Mapping[str, Tensor], source: object, metadata: ModelMetadata | None = None
+) -> dict[str, Tensor]:
+    """Adapt the tensors of a file to a model of the zoo or of timm.
 
     Args:
         model: the model; timm's own models use the filter of their family.
         state: tensors by the file's names.
         source: the file's name, for messages.
+        metadata: the file's metadata; a model of the zoo must compute what they describe.
 
     Raises:
-        ValueError: The filter refuses the tensors.
+        ValueError: The filter refuses the tensors, or the metadata describe another function.
     """
-    if isinstance(model, MetaFormer):
-        adapt = checkpoint_filter
-    else:
-        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
     try:
-        return adapt(state, model)
+        if not isinstance(model, MetaFormer):
+            adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
+            return adapt(state, model)
+        given = adapt_tensors(state, model)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    check_same_function(model, metadata or ModelMetadata(), source)
+    return given
+
+
+def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
+    """Load a file into a model, for timm's `checkpoint_path`: the whole state, head included.
+
+    Spatial weights are resampled to the model's image size. A file of ours also sets the model's `pretrained_cfg`,
+    which says how images are prepared.
+
+    Raises:
+        ValueError: A tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
+    """
+    if Path(path).suffix == ".safetensors" or Path(path).is_dir() or Path(path).name == CHECKPOINT:
+        state, metadata = read_weights(path)
+    else:
+        state, metadata = load_state_dict(str(path)), ModelMetadata()
+    layout = format_of(state)
+    given, unknown = layout.translate(state, model)
+    try:
+        given = resample_spatial_weights(given, model)
+        check_state(given, model.state_dict(), unknown, model.pretrained_cfg["architecture"], layout.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    check_same_function(model, metadata, path)
+    if metadata.model is not None:
+        for key in ("tag", "hf_hub_id"):  # of the weights that the name stands for
+            model.pretrained_cfg.pop(key, None)
+        model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(path) | {"file": str(path)}
+    return model.load_state_dict(given)
+
+
+load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
 
 
 def unwrap(state: Mapping) -> Mapping:

@@ -7,7 +7,7 @@ from torch import nn
 
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone
-from metamix.models.backbone import kept_bytes
+from metamix.models.backbone import bytes_for_backward
 from metamix.utils.tensor_files import save_weights
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model in milliseconds
@@ -140,7 +140,50 @@ def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
     grey = torch.rand(1, 1, 32, 32)
     a = model.stem(grey)
     torch.testing.assert_close(backbone.body.model.stem(grey.expand(1, 3, 32, 32)), a)
-    assert backbone.mean == (0.3, 0.3, 0.3)
+    assert (backbone.mean, backbone.std) == ((0.3,) * 3, (0.2,) * 3)
+
+
+@pytest.mark.parametrize(
+    "name, in_chans, mean",
+    [
+        ("metaformer_pooling_nano", 1, ((0.4914 + 0.4822 + 0.4465) / 3,)),
+        ("metaformer_pooling_nano", 4, (0.4914, 0.4822, 0.4465, 0.4914)),
+        ("resnet18", 1, ((0.485 + 0.456 + 0.406) / 3,)),
+        ("wavemixlite_8_5", 3, (0.1307,) * 3),
+    ],
+)
+def test_mean_and_std_follow_the_channels(name, in_chans, mean):
+    args = TINY if name.startswith("metaformer") else {}
+    if name.startswith("wavemix"):
+        args = dict(stride=2, depth=1)
+    backbone = build_backbone(name, in_chans=in_chans, out_channels=8, **args)
+    assert backbone.mean == pytest.approx(mean, abs=1e-3) and len(backbone.std) == in_chans
+    assert backbone(torch.rand(1, in_chans, 64, 64))["0"].shape == (1, 8, 16, 16)
+
+
+def test_pretrained_weights_for_grey_images():
+    """One channel gives what three equal ones give, but for the rounding of weights that are stored with 16 bits."""
+    colour, grey = (build_backbone("metaformer_pooling_nano", pretrained=True, in_chans=n) for n in (3, 1))
+    x = torch.rand(1, 1, 32, 32)
+    stems = (backbone.body.model.stem for backbone in (grey, colour))
+    a, b = (stem(image) for stem, image in zip(stems, (x, x.expand(-1, 3, -1, -1))))
+    torch.testing.assert_close(a, b, atol=0.01, rtol=0.01)
+
+
+def test_a_fine_model_of_grey_images_is_refused_in_words_too():
+    with pytest.raises(ValueError, match="at stride 1: to train on a single image"):
+        build_backbone("wavemixlite_8_5", in_chans=1)
+
+
+def test_weights_of_another_mixer_are_refused(tmp_path):
+    model = timm.create_model("metaformer_pooling_nano", mixer="identity", **TINY)
+    args = dict(mixer="identity", depths=[1, 1, 1], dims=[24, 24, 48])
+    save_weights(
+        tmp_path / "w.safetensors", model.state_dict(), {"model": "metaformer_pooling_nano", "model_args": args}
+    )
+    with pytest.raises(ValueError, match=r"w.safetensors holds weights of .*identity\(\), but this model .*pooling\("):
+        build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "w.safetensors", **TINY)
+    build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "w.safetensors", mixer="identity", **TINY)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
@@ -206,9 +249,9 @@ def test_a_fine_model_works_with_a_coarser_stem():
     assert sizes(backbone(torch.rand(1, 3, 64, 64)))["0"] == (8, 16, 16)
 
 
-def test_kept_bytes_counts_what_backward_needs():
+def test_bytes_for_backward_counts_what_backward_needs():
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.GELU())
     h, w = 10, 12
     image, maps, weight = 3 * h * w, 4 * h * w, 4 * 3 * 9  # a convolution keeps its input and weight, GELU its input
-    assert kept_bytes(model, (3, h, w)) == 4 * (image + maps + weight)
+    assert bytes_for_backward(model, (3, h, w)) == 4 * (image + maps + weight)

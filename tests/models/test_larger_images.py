@@ -21,7 +21,7 @@ from torch import nn
 
 import metamix  # noqa: F401  registers the models
 from metamix.mixers import create_mixer
-from metamix.models.backbone import group_norms
+from metamix.models.backbone import replace_batch_norms
 from metamix.models.metaformer_family import default_mixer_args
 
 MIXERS = ("pooling", "raft", "maxim", "wavemix", "nin", "minattn")
@@ -70,7 +70,7 @@ def test_a_mixer_alone(photo, mixer, dim, side):
 def test_a_backbone(photo, mixer):
     torch.manual_seed(0)
     arguments = dict(img_size=224, layer_scale=1.0, features_only=True, out_indices=(0,))
-    model = group_norms(timm.create_model(f"metaformer_{mixer}_s12", **arguments)).eval()
+    model = replace_batch_norms(timm.create_model(f"metaformer_{mixer}_s12", **arguments)).eval()
     (features,) = model(photo)
     cells = 2 if mixer == "wavemix" else 1
     assert agreement(features, model(resized(photo, 448))[0], cells) > 0.9

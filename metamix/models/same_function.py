@@ -1,0 +1,107 @@
+"""Tell models apart whose tensors have the same names and shapes.
+
+Pooling and identity have no parameters, and three heads have as many as one: such weights fit a model that computes
+something else. `check_same_function` compares a model with the one that a weight file's metadata describe.
+"""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from .metadata import ModelMetadata
+from .metaformer import MetaFormer
+
+TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weights do not depend on them
+
+
+def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: object, *, refuse: bool = True) -> None:
+    """Compare a model with the one whose weights a file holds.
+
+    Args:
+        model: the model that the weights are for.
+        metadata: of the file; without a model's name nothing is checked.
+        source: the file's name, for messages.
+        refuse: raise where the models differ; else warn, for a user who asked for another mixer by name.
+
+    Raises:
+        ValueError: The models compute different functions, or the file's model cannot be built.
+    """
+    if metadata.model is None:
+        return
+    theirs, ours = describe(build_described(metadata, model.in_chans, source)), describe(model)
+    parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
+    if not parts:
+        return
+    part = min(parts)
+    message = (
+        f"{source} holds weights of {metadata.architecture} with {part} {theirs.get(part, 'missing')}, but this model "
+        f"has {part} {ours.get(part, 'missing')}"
+    )
+    if refuse:
+        args = f", **{metadata.model_args}" if metadata.model_args else ""
+        raise ValueError(
+            f"{message}: the tensors fit, the function differs. Build the model of the weights: "
+            f"timm.create_model({metadata.architecture!r}{args})."
+        )
+    warnings.warn(f"{message}. The weights are loaded as a start for training.", UserWarning, stacklevel=2)
+
+
+def build_described(metadata: ModelMetadata, in_chans: int, source: object) -> nn.Module:
+    """Build the model that metadata describe, without memory.
+
+    Raises:
+        ValueError: The model is not registered, or does not take the arguments.
+    """
+    if not timm.is_model(metadata.architecture):
+        raise ValueError(
+            f"{source} holds weights of {metadata.architecture}, which is not registered: import the module that "
+            f"registers it."
+        )
+    arguments = metadata.shape | metadata.model_args | {"in_chans": in_chans}
+    try:
+        with torch.device("meta"):
+            return timm.create_model(metadata.architecture, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{source}: {metadata.architecture} cannot be built with the arguments in its metadata: {error}"
+        ) from None
+
+
+def describe(model: nn.Module) -> dict[str, str]:
+    """Return what each layer before the head computes, beyond its tensors: by its name, with its options."""
+    found = {}
+    for name, layer in model.named_modules():
+        if ".mixer" in name or name.startswith(("head", "global_pool")) or type(layer) is nn.Identity:
+            continue
+        if not isinstance(layer, TRAINING_ONLY) and not any(layer.children()):
+            found[name] = repr(layer)
+    for i, stage in enumerate(getattr(model, "stages", ())):
+        make_mixer = getattr(stage, "make_mixer", None)
+        if make_mixer is not None:
+            found[f"the mixer of stage {i}"] = describe_mixer(
+                stage.blocks[0].mixer, make_mixer.args[0], make_mixer.keywords
+            )
+    return found
+
+
+def describe_mixer(mixer: nn.Module, name: str, given: Mapping[str, Any]) -> str:
+    """Return a mixer's name with its options, defaults included and dropout left out."""
+    parameters = inspect.signature(type(mixer)).parameters.values()
+    options = {p.name: p.default for p in parameters if p.name not in ("dim", "size")}
+    options |= {option: value for option, value in given.items() if option in options}
+    shown = [f"{option}={plain(value)!r}" for option, value in options.items() if "drop" not in option]
+    return f"{name}({', '.join(shown)})"
+
+
+def plain(value: Any) -> Any:
+    """Return a value in one spelling: lists as tuples, and two equal sides as one."""
+    if isinstance(value, (list, tuple)):
+        value = tuple(map(plain, value))
+        return value[0] if len(value) == 2 and value[0] == value[1] else value
+    return value

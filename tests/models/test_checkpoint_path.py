@@ -1,0 +1,122 @@
+"""`timm.create_model(checkpoint_path=...)`: metadata, another image size, formats of others."""
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+import metamix  # noqa: F401  registers the models
+from metamix.models.weights import cfg_of_file, weights_dir
+from metamix.utils import timm_checkpoint_path
+from metamix.utils.tensor_files import save_weights
+
+TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
+ABOUT = {
+    "model": "metaformer_raft_nano",
+    "model_args": {"depths": [1, 1, 1], "dims": [16, 16, 32]},
+    "num_classes": 3,
+    "in_chans": 1,
+    "img_size": 32,
+    "mean": [0.3],
+    "std": [0.2],
+    "interpolation": "bilinear",
+    "crop_pct": 0.9,
+    "classes": ["a", "b", "c"],
+}
+
+
+def create(**kwargs):
+    return timm.create_model("metaformer_raft_nano", **{"in_chans": 1, "num_classes": 3} | TINY | kwargs).eval()
+
+
+@pytest.fixture
+def trained(tmp_path):
+    torch.manual_seed(0)
+    model = create()
+    save_weights(tmp_path / "weights.safetensors", model.state_dict(), ABOUT)
+    return model, tmp_path / "weights.safetensors"
+
+
+def check_prepares_as_trained(model):
+    config = resolve_model_data_config(model)
+    assert config["input_size"] == (1, 32, 32)
+    assert (config["mean"], config["std"]) == ((0.3,), (0.2,))
+    assert (config["interpolation"], config["crop_pct"]) == ("bilinear", 0.9)
+    assert model.pretrained_cfg["label_names"] == ("a", "b", "c") and "tag" not in model.pretrained_cfg
+    assert model.pretrained_cfg is model.default_cfg
+
+
+def test_images_are_prepared_as_in_training(trained):
+    model, file = trained
+    loaded = create(checkpoint_path=file)
+    check_prepares_as_trained(loaded)
+    assert loaded.pretrained_cfg["file"] == str(file)
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+    assert create().pretrained_cfg["mean"] != (0.3,)  # no other model has changed
+
+
+def test_a_run_folder_is_a_checkpoint_too(trained, tmp_path):
+    _, file = trained
+    file.rename(tmp_path / "model.safetensors")
+    check_prepares_as_trained(create(checkpoint_path=tmp_path))
+
+
+def test_an_overlay_with_a_file_makes_the_model_for_the_images_of_the_file(trained):
+    model, file = trained
+    overlay = {"file": str(file)}
+    loaded = timm.create_model("metaformer_raft_nano", pretrained=True, pretrained_cfg_overlay=overlay, **TINY).eval()
+    check_prepares_as_trained(loaded)
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+    colour = create(in_chans=3, pretrained=True, pretrained_cfg_overlay=overlay)
+    torch.testing.assert_close(colour(x.expand(-1, 3, -1, -1)), model(x))
+    own = create(pretrained=True, pretrained_cfg_overlay=overlay | {"mean": (0.7,)})
+    assert own.pretrained_cfg["mean"] == (0.7,) and own.pretrained_cfg["std"] == (0.2,)
+
+
+def test_shipped_weights_are_prepared_as_their_card_says():
+    """The metadata of the first files say crop_pct 0.875, which training on small images does not use."""
+    file = weights_dir() / "metaformer_pooling_nano.digits.safetensors"
+    model = timm.create_model("metaformer_pooling_nano", checkpoint_path=str(file), in_chans=1, num_classes=10)
+    config = resolve_model_data_config(model)
+    assert config["input_size"] == (1, 32, 32) and config["crop_pct"] == 1.0
+    assert config["mean"] == pytest.approx((0.3094,), abs=1e-4)
+    assert cfg_of_file(file)["label_names"] == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
+def test_another_image_size_is_loading_and_then_asking_for_that_size(name, tmp_path):
+    args = {"depth": 1} if name.startswith("minattn") else TINY
+    model = timm.create_model(name, **args)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = timm.create_model(name, checkpoint_path=tmp_path / "weights.pt", img_size=64, **args)
+    model.set_input_size(64)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+
+
+def test_what_does_not_fit_is_named(trained):
+    _, file = trained
+    words = r"weights.safetensors: The checkpoint does not fit metaformer_raft_nano: it has head.bias of shape \(3,\)"
+    with pytest.raises(ValueError, match=words):
+        create(checkpoint_path=file, num_classes=7)
+    with pytest.raises(ValueError, match=r"it has stem.0.weight of shape \(8, 1, 3, 3\) where the model has \(8, 3,"):
+        create(checkpoint_path=file, in_chans=3)
+
+
+def test_timm_s_own_models_are_left_to_timm(tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pt")
+    timm.create_model("test_resnet", checkpoint_path=tmp_path / "weights.pt")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        timm.create_model("test_resnet", num_classes=3, checkpoint_path=tmp_path / "weights.pt")
+
+
+def test_timm_hands_over_tensors_alone(trained, monkeypatch):
+    """The reproducer of `metamix.utils.timm_checkpoint_path`: with timm's own loader the metadata are lost."""
+    _, file = trained
+    factory = timm_checkpoint_path.factory
+    monkeypatch.setattr(factory, "load_checkpoint", factory.load_checkpoint.timms)
+    assert create(checkpoint_path=file).pretrained_cfg["mean"] != (0.3,)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        create(checkpoint_path=file, img_size=64)

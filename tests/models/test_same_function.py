@@ -1,0 +1,123 @@
+"""Weights whose tensors fit a model that computes something else: refused, or a warning where a user asked for it."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+
+import metamix  # noqa: F401  registers the models
+from metamix.models import weights as metamix_weights
+from metamix.models.metadata import ModelMetadata
+from metamix.models.same_function import build_described, check_same_function, describe
+from metamix.models.weights import adapt_checkpoint, read_weights
+from metamix.utils.tensor_files import save_weights
+
+TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
+
+
+def create(name, **kwargs):
+    return timm.create_model(name, **TINY | kwargs)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(name, model_args) -> a file of that model with its metadata."""
+
+    def save(name, **model_args):
+        file = tmp_path / f"{name}.safetensors"
+        arguments = {key: list(value) for key, value in TINY.items()} | model_args
+        metadata = {"model": name, "model_args": arguments, "num_classes": 10, "in_chans": 3, "img_size": 32}
+        save_weights(file, create(name, **model_args).state_dict(), metadata)
+        return file
+
+    return save
+
+
+OTHERS = [
+    ("metaformer_pooling_nano", {}, "metaformer_identity_nano", {}, r"pooling\(.*identity\(\)"),
+    ("metaformer_identity_nano", {}, "metaformer_pooling_nano", {}, r"identity\(\), but .*pooling\(pool_size=3"),
+    ("metaformer_pooling_nano", {"mixer_args": {"pool_size": 7}}, "metaformer_pooling_nano", {}, "pool_size=7.*size=3"),
+    ("metaformer_pooling_nano", {}, "metaformer_pooling_nano", {"mixer": "identity"}, r"pooling\(.*identity\(\)"),
+    ("metaformer_minattn_nano", {}, "metaformer_minattn_nano", {"mixer_args": {"num_heads": 4}}, "heads=1.*heads=4"),
+    ("metaformer_pooling_nano", {"act_layer": "relu"}, "metaformer_pooling_nano", {}, r"mlp.act ReLU\(.*GELU\("),
+    ("metaformer_pooling_nano", {"norm2": "layernorm2d"}, "metaformer_pooling_nano", {}, "norm2 LayerN.*GroupNorm1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, args, other, other_args, words", OTHERS)
+def test_weights_of_another_function_are_refused(name, args, other, other_args, words, saved):
+    file = saved(name, **args)
+    words = rf"{file.name} holds weights of {name} with .*{words}.*Build the model of the weights: timm.create_model\("
+    for way in (
+        {"checkpoint_path": file},
+        {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}},
+    ):
+        with pytest.raises(ValueError, match=words):
+            create(other, num_classes=10, **way, **other_args)
+    tensors, metadata = read_weights(file)
+    with pytest.raises(ValueError, match=words):
+        adapt_checkpoint(create(other, num_classes=10, **other_args), tensors, file, metadata)
+
+
+@pytest.mark.parametrize("name, args, other, other_args", [
+    ("metaformer_pooling_nano", {}, "metaformer_pooling_nano", {}),
+    ("metaformer_pooling_nano", {"mixer": "raft"}, "metaformer_raft_nano", {}),  # the same by another name
+    ("metaformer_pooling_nano", {"proj_drop_rate": 0.5}, "metaformer_pooling_nano", {"drop_path_rate": 0.3}),
+    ("metaformer_minattn_nano", {"mixer_args": {"context": [8, 8]}}, "metaformer_minattn_nano", {}),
+    ("metaformer_nin_nano", {"mixer_args": {"grid": 8}}, "metaformer_nin_nano", {"img_size": 32, "in_chans": 3}),
+])  # fmt: skip
+def test_weights_of_the_same_function_load_without_a_warning(name, args, other, other_args, saved):
+    file = saved(name, **args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for way in ({"checkpoint_path": file}, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}):
+            create(other, num_classes=10, **way, **other_args)
+
+
+def test_another_mixer_with_published_weights_is_warned_about():
+    with pytest.warns(UserWarning, match=r"pooling\(pool_size=3.*identity\(\).*loaded as a start for training"):
+        timm.create_model("metaformer_pooling_nano", pretrained=True, mixer="identity")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        timm.create_model("metaformer_pooling_nano", pretrained=True, num_classes=3, in_chans=1, drop_path_rate=0.1)
+
+
+def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeypatch):
+    file = tmp_path / "model.safetensors"
+    save_weights(file, timm.create_model("metaformer_pooling_s12").state_dict(), {})
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(file))
+    with pytest.warns(UserWarning, match="The checkpoint of metaformer_pooling_s12 holds .*pool_size=3.*pool_size=5"):
+        timm.create_model("metaformer_pooling_s12", pretrained=True, mixer_args={"pool_size": 5})
+
+
+def test_a_model_that_is_not_registered_here():
+    model = create("metaformer_pooling_nano")
+    with pytest.raises(ValueError, match=r"a.pt holds weights of mine, which is not registered: import the module"):
+        check_same_function(model, ModelMetadata(model="mine.v1"), "a.pt")
+    with pytest.raises(ValueError, match="a.pt: resnet18 cannot be built with the arguments in its metadata"):
+        check_same_function(model, ModelMetadata(model="resnet18", model_args={"mixer": "raft"}), "a.pt")
+
+
+def test_files_without_a_model_s_name_are_not_compared(tmp_path):
+    save_weights(tmp_path / "plain.safetensors", create("metaformer_identity_nano").state_dict(), {})
+    create("metaformer_pooling_nano", num_classes=10, checkpoint_path=tmp_path / "plain.safetensors")
+
+
+def test_the_description_takes_no_memory_and_leaves_out_what_weights_do_not_depend_on():
+    model = build_described(ModelMetadata(model="metaformer_raft_s12"), in_chans=3, source="x")
+    assert all(p.is_meta for p in model.parameters())
+    assert describe(model) == describe(
+        timm.create_model("metaformer_raft_s12", device="meta", num_classes=0, global_pool="", drop_path_rate=0.2)
+    )
+    assert not any("drop" in part or "head" in part for part in describe(model))
+
+
+def test_every_shipped_weight_is_of_the_model_that_its_metadata_name():
+    """Also that loading the zoo's own weights says nothing."""
+    for name, tags in metamix_weights.local_weights().items():
+        for tag in tags:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model = timm.create_model(f"{name}.{tag}", pretrained=True)
+            assert isinstance(model, torch.nn.Module)
