@@ -27,7 +27,8 @@ from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.report.cards import standard_error
-from metamix.classification.task import Classification, ClassificationOptions, create_model
+from metamix.classification.load import create_model
+from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
 from metamix.training.evaluation import evaluate

@@ -52,7 +52,9 @@ from benchmarks.report.views import (
     save,
 )
 from benchmarks.ship_weights import differences
-from metamix.classification.task import Classification, ModelOptions, draw_confusion
+from metamix.classification.options import ModelOptions
+from metamix.classification.pictures import draw_confusion
+from metamix.classification.task import Classification
 from metamix.models.weights import weights_dir
 from metamix.training.evaluation import evaluate
 from metamix.training.processes import ProcessGroup

@@ -4,13 +4,14 @@ from .augment import Augment, Normalize
 from .files import CorruptImage, read_image_file
 from .loader import eval_loader, train_loader
 from .memory import channel_statistics, image_size
-from .options import DataOptions, SourceOptions
+from .options import DataOptions, LocationOptions, SourceOptions
 from .sources import Source, Splits, open_data
 
 __all__ = [
     "Augment",
     "CorruptImage",
     "DataOptions",
+    "LocationOptions",
     "Normalize",
     "Source",
     "SourceOptions",

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
+from metamix.utils.options import option
 
-def option(default: Any, help: str, *, group: str, on_resume: str = "refuse") -> Any:
-    return field(default=default, metadata={"help": help, "group": group, "on_resume": on_resume})
-
-
-def _source(default: Any, help: str, on_resume: str = "refuse") -> Any:
-    return option(default, help, group="data", on_resume=on_resume)
-
-
-def _augment(default: Any, help: str) -> Any:
-    return option(default, help, group="augmentation")
+_source = partial(option, group="data")
+_augment = partial(option, group="augmentation")
 
 
 @dataclass
-class SourceOptions:
-    """Data."""
+class LocationOptions:
+    """Which data set, and how it is read."""
 
     data: str = _source("digits", "digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
     data_dir: str | None = _source(
-        None, "folder of the data set; for --data folder, the one with train/ and val/", "free"
+        None, "folder of the data set; for --data folder, the one with train/ and val/", on_resume="free"
     )
-    download: bool = _source(False, "fetch a data set of torchvision that is missing", "free")
+    download: bool = _source(False, "fetch a data set of torchvision that is missing", on_resume="free")
     test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
+    workers: int = _source(2, "processes that decode streamed images; 0: the main process does it", on_resume="free")
+    corrupt_limit: float = _source(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
+
+
+@dataclass
+class SourceOptions(LocationOptions):
+    """Which images a data set gives."""
+
     holdout: float = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
     memory: Literal["auto", "yes", "no"] = _source(
         "auto", "decode all images at the start; auto: if they are small and of one size"
     )
-    workers: int = _source(2, "processes that decode streamed images; 0: the main process decodes them", "free")
-    corrupt_limit: float = _source(0.01, "stop if more than this share of the images cannot be read", "free")
     img_size: int | None = _source(None, "side of the images in pixels; none: the data set's own, 224 if sizes differ")
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(None, "per channel, of values 0 to 1; none: the data set's or ImageNet's")
@@ -47,7 +47,7 @@ class SourceOptions:
 
 @dataclass
 class DataOptions(SourceOptions):
-    """Data and augmentation.
+    """Which images a data set gives, and how they are augmented.
 
     Images in memory are padded by `padding` and cropped at random. Streamed images are cropped by area (`crop_scale`)
     by timm's transforms. All other options mean the same for both.

@@ -18,7 +18,7 @@ import yaml
 
 import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.report.cards import command, page, stale
-from metamix.classification.task import load_pretrained
+from metamix.classification.load import load_pretrained
 from metamix.cli.tasks import find_task
 from metamix.data import DataOptions, Normalize, eval_loader, open_data
 from metamix.models import count_macs

@@ -253,7 +253,7 @@ def test_names_of_every_kind(tmp_path, capsys):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
-    monkeypatch.setattr("metamix.classification.task.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
+    monkeypatch.setattr("metamix.classification.pictures.draw_confusion", Mock(side_effect=RuntimeError("no colour")))
     with pytest.raises(RuntimeError, match="no colour"):
         train(*QUICK, "--output", tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["top1"] == load_weights(tmp_path)[1]["top1"]

@@ -1,0 +1,113 @@
+"""Data of classification: splits, loaders and augmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metamix.data import (
+    Augment,
+    DataOptions,
+    Normalize,
+    Source,
+    channel_statistics,
+    eval_loader,
+    image_size,
+    open_data,
+    train_loader,
+)
+from metamix.data.loader import Batch, MemoryLoader, StreamLoader
+from metamix.data.memory import in_memory
+from metamix.models.metadata import ModelMetadata
+
+from .options import ModelOptions, data_name
+
+
+class ClassificationData:
+    """A data set of labelled images.
+
+    Args:
+        options: of training, or of evaluation with the statistics and image size of training filled in.
+        seed: of the augmentation.
+        trained: metadata of the weights to evaluate. The classes are numbered as theirs.
+
+    Raises:
+        ValueError: the data do not fit the options or the weights.
+    """
+
+    def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
+        self.options, self.name = options, data_name(options)
+        self.notes: list[str] = []
+        self.splits = open_data(
+            options.data,
+            root=options.data_dir,
+            holdout=options.holdout,
+            download=options.download,
+            memory=options.memory,
+            test_on=options.test_on,
+            classes=(trained and trained.classes) or (),
+        )
+        self.classes = self._classes_of(trained) if trained else self.splits.classes
+        images: Source = self.splits.train or self.splits.test
+        self.in_chans = self.splits.in_chans
+        self.size = image_size(images, options)
+        self.mean, self.std = channel_statistics(images, options)
+        self.normalize = Normalize(mean=self.mean, std=self.std)
+        self.identity: dict[str, Any] = {
+            "samples": {split: len(source) for split, source in self.splits.sources().items()},
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        if isinstance(options, DataOptions):
+            self.transform = Augment(
+                options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
+            )
+
+    @property
+    def held_in_memory(self) -> bool:
+        """Whether images are decoded at the start. They are not cropped in evaluation then."""
+        return in_memory(self.splits.test, self.options)
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
+        """Make the training loader.
+
+        Raises:
+            ValueError: mixup or cutmix leave a process an odd number of samples.
+        """
+        share, options = batch_size // world_size, self.options
+        assert isinstance(options, DataOptions) and self.splits.train is not None
+        if share % 2 and (options.mixup or options.cutmix):
+            raise ValueError(
+                f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world_size} processes "
+                f"an odd number of samples, {share}: take a multiple of {2 * world_size}"
+            )
+        return train_loader(self.splits.train, options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
+        """Make the loaders of "test" and, where there is one, "holdout"."""
+        return {
+            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world_size)
+            for split, source in self.splits.sources().items()
+            if split != "train"
+        }
+
+    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+        """Augment and normalise a training batch."""
+        return self.transform(batch, epoch, step, rank, world_size)
+
+    def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
+        """The classes of the weights, after checking that the data fit them."""
+        found, classes = self.splits.classes, trained.classes
+        for what, has, wanted in (
+            ("channels", self.splits.in_chans, trained.in_chans),
+            ("classes", len(found), trained.num_classes),
+        ):
+            fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
+            if has != wanted and not fewer:
+                raise ValueError(
+                    f"{self.options.model} was trained for {wanted} {what} and {self.options.data} has {has}; give "
+                    f"other --data, or fine-tune first: metamix train --checkpoint {self.options.checkpoint or 'FILE'}"
+                )
+        if classes and found != classes:
+            self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
+        return classes or found

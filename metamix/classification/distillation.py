@@ -1,0 +1,87 @@
+"""The teacher of knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metamix.utils.tensor_files import load_into
+
+from .data import ClassificationData
+from .load import create_model, read_weights, timm_config
+from .options import ClassificationOptions
+
+
+class Teacher(nn.Module):
+    """A classifier whose images are normalised by other statistics than the student's.
+
+    Args:
+        mean, std: of the images that it is given.
+        own_mean, own_std: of the images that it was trained on.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        own_mean: Sequence[float],
+        own_std: Sequence[float],
+    ):
+        super().__init__()
+        given, own = (torch.tensor([m, s]).view(2, -1, 1, 1) for m, s in ((mean, std), (own_mean, own_std)))
+        self.model = model
+        self.register_buffer("scale", given[1] / own[1])
+        self.register_buffer("shift", (given[0] - own[0]) / own[1])
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:  # (n, C, H, W) -> (n, classes)
+        return self.model(image * self.scale + self.shift).float()
+
+
+def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Teacher:
+    """Build the teacher and load its weights.
+
+    Raises:
+        ValueError: it was trained for other classes or channels, or does not take the student's images.
+    """
+    assert options.teacher
+    shape = {"num_classes": len(data.classes), "in_chans": data.in_chans, "img_size": data.size}
+    if options.teacher_checkpoint:
+        tensors, metadata = read_weights(options.teacher_checkpoint)
+        model = create_model(options.teacher, **shape | metadata.shape | metadata.model_args)
+        load_into(model, tensors, options.teacher_checkpoint)
+        mean, std = metadata.mean or data.mean, metadata.std or data.std
+        classes = metadata.classes or data.classes
+    else:
+        model = create_model(options.teacher, pretrained=True, in_chans=data.in_chans)
+        config = timm_config(model)
+        mean, std = config["mean"], config["std"]
+        classes = data.classes
+    if (model.num_classes, len(mean)) != (len(data.classes), data.in_chans):
+        raise ValueError(
+            f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
+            f"and {options.data} has {len(data.classes)} of {data.in_chans}; give --teacher-checkpoint "
+            f"of one that was trained on such data"
+        )
+    for theirs, ours in zip(classes, data.classes):
+        if theirs != ours:
+            raise ValueError(
+                f"the teacher {options.teacher_checkpoint} has the class {theirs!r} where {options.data} has "
+                f"{ours!r}; give --teacher-checkpoint of one that was trained on such data"
+            )
+    teacher = Teacher(model, data.mean, data.std, mean, std)
+    try:
+        with torch.no_grad():
+            teacher.eval()(torch.zeros(1, data.in_chans, data.size, data.size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"the teacher {options.teacher} does not take the images of {data.size} pixels that the student sees: "
+            f"{error}. Give another --teacher, or --img-size"
+        ) from None
+    return teacher

@@ -1,0 +1,271 @@
+"""Trained classifiers: from a file, a run folder or a published name to a model with its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from metamix.data import Normalize
+from metamix.data.memory import SMALL_SIDE
+from metamix.data.sources import decode
+from metamix.models.metadata import ModelMetadata
+from metamix.models.registry import check_model, check_published
+from metamix.models.weights import adapt_checkpoint, layer_names, local_weights
+from metamix.utils.tensor_files import load_into, load_weights
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier and its preprocessing.
+
+    Attributes:
+        model: in evaluation mode; takes (n, C, H, W) float32 and returns logits (n, classes).
+        transform: makes of a PIL image of any size and mode the (C, H, W) float32 tensor that the model takes.
+        classes: names of the classes, in the order of the logits.
+        metadata: what the weight file says; what it does not say is filled in from timm's configuration.
+    """
+
+    model: nn.Module
+    transform: Callable[[Image.Image], Tensor]
+    classes: tuple[str, ...]
+    metadata: ModelMetadata
+
+
+def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Classifier:
+    """Load a trained classifier with its preprocessing and class names.
+
+        classifier = metamix.load_classifier("runs/digits-metaformer_pooling_nano-seed0")
+        image = classifier.transform(PIL.Image.open("digit.png"))
+        probabilities = classifier.model(image[None]).softmax(1)[0]
+        print(classifier.classes[probabilities.argmax()])
+
+    This is the way to use trained weights: `timm.create_model(..., checkpoint_path=...)` does not know their image
+    size, channels, mean and standard deviation.
+
+    Args:
+        checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
+            "metaformer_pooling_nano.digits".
+        model: name of the model, for a file that does not say it.
+
+    Raises:
+        ValueError: the file holds no classifier, or does not say which.
+        FileNotFoundError: there is no such file.
+    """
+    trained = load_trained(checkpoint, model=model)
+    metadata = trained.metadata
+    classes = metadata.classes or tuple(map(str, range(metadata.num_classes or 0)))
+    return Classifier(trained.model.eval(), EvalTransform(metadata), classes, metadata)
+
+
+class EvalTransform:
+    """The preprocessing of evaluation for single images: resize, crop to the middle, normalise.
+
+    Args:
+        metadata: `img_size`, `in_chans`, `mean`, `std`, `interpolation` and `crop_pct` must be known.
+    """
+
+    def __init__(self, metadata: ModelMetadata):
+        assert metadata.mean and metadata.std and metadata.img_size
+        if metadata.in_chans not in (1, 3):
+            raise ValueError(f"the model takes images of {metadata.in_chans} channels; image files have 1 or 3")
+        self.mode = "L" if metadata.in_chans == 1 else "RGB"
+        self.resize = transforms_imagenet_eval(
+            metadata.img_size,
+            crop_pct=metadata.crop_pct,
+            interpolation=metadata.interpolation or "bicubic",
+            normalize=False,
+        )
+        self.normalize = Normalize(mean=metadata.mean, std=metadata.std)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Make a (C, H, W) float32 tensor of an image."""
+        pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
+        return self.normalize.normalize(pixels.permute(1, 2, 0)[None])[0].permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its weights, and its metadata with nothing left unknown but the classes' names."""
+
+    name: str
+    model: nn.Module
+    metadata: ModelMetadata
+
+
+def load_trained(
+    checkpoint: str | Path | None,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> TrainedModel:
+    """Build a trained model as it was trained, and load its weights.
+
+    Args:
+        checkpoint: see `load_classifier`.
+        model: name of the model; needed where the file does not say it, or with `pretrained`.
+        model_args: arguments of the model that replace those of the file.
+        pretrained: take the model's published weights instead of a checkpoint.
+
+    Raises:
+        ValueError: there are no weights, or they do not fit.
+    """
+    arguments = dict(model_args or {})
+    if model:
+        check_model(model)
+    if checkpoint:
+        name, net, metadata = _load_file(find_weights(checkpoint), model, arguments)
+    elif pretrained and model:
+        name, net, metadata = model, create_model(model, **{"pretrained": True} | arguments), ModelMetadata()
+        names = timm_config(net).get("label_names") or ()
+        if len(names) == net.num_classes:
+            metadata = replace(metadata, classes=tuple(names))
+    elif pretrained:
+        raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
+    else:
+        raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
+    return TrainedModel(name, net, _complete(metadata, net, metadata.model_args | arguments))
+
+
+def _load_file(path: Path, model: str | None, model_args: Mapping[str, Any]) -> tuple[str, nn.Module, ModelMetadata]:
+    tensors, metadata = read_weights(path)
+    if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
+        raise ValueError(
+            f"{path} holds the weights of {metadata.model}, not of {model}; give --model {metadata.model}, or none"
+        )
+    name = model or metadata.model
+    if not name:
+        raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
+    arguments = metadata.shape | metadata.model_args | dict(model_args)
+    net = create_model(name, **arguments)
+    if not metadata.shape:  # tensors alone, perhaps under their authors' names
+        sizes = {tensor.numel() for tensor in tensors.values()}
+        tensors = adapt_checkpoint(net, tensors, path)
+        if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):
+            raise ValueError(
+                f"{path} was made for images of another size than {name} ({other} has another shape); give that "
+                f"size, --model-args '{{img_size: N}}'"
+            )
+        net = create_model(name, **{"num_classes": _count_classes(tensors, name, path)} | arguments)
+    load_into(net, tensors, str(path))
+    return name, net, metadata
+
+
+def _complete(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str, Any]) -> ModelMetadata:
+    """Fill in what metadata do not say, from timm's configuration of the model."""
+    config = timm.data.resolve_model_data_config(model)
+    num_classes: Any = model.num_classes
+    size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
+    crop_pct = metadata.crop_pct or config["crop_pct"]
+    if metadata.crop_pct and metadata.memory is None and isinstance(size, int) and size <= SMALL_SIDE:
+        crop_pct = 1.0  # older files say 0.875 of small images, which were held in memory and never cropped
+    return replace(
+        metadata,
+        model_args=dict(model_args),
+        num_classes=num_classes,
+        img_size=size,
+        in_chans=metadata.in_chans or model_args.get("in_chans", config["input_size"][0]),
+        mean=metadata.mean or tuple(config["mean"]),
+        std=metadata.std or tuple(config["std"]),
+        interpolation=metadata.interpolation or config["interpolation"],
+        crop_pct=crop_pct,
+    )
+
+
+def find_weights(checkpoint: str | Path) -> Path:
+    """Return the path of a run folder or a weight file; a published name, such as NAME.digits, is looked up."""
+    path = Path(checkpoint)
+    name, _, tag = str(checkpoint).partition(".")
+    published = local_weights().get(name, {}).get(tag)
+    return Path(published["file"]) if published and not path.exists() else path
+
+
+def read_weights(source: str | Path) -> tuple[Tensors, ModelMetadata]:
+    """Read the weights of a classifier and what is known of them.
+
+    Raises:
+        ValueError: the file holds a detector, or metadata that are not accepted.
+    """
+    tensors, raw = load_weights(source)
+    metadata = ModelMetadata.from_dict(raw, source)
+    if metadata.task == "detection":
+        raise ValueError(f"{source} holds a detector: add --task detection")
+    return tensors, metadata
+
+
+def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> list[str]:
+    """Load weights to start fine-tuning from. All must fit but those of the head and the first convolution.
+
+    The head stays as it is where the weights are of other classes. The first convolution is adapted to the number of
+    channels, as timm does for published weights.
+
+    Returns:
+        Notes on what was not loaded as it is; empty if all was.
+    """
+    tensors, metadata = read_weights(source)
+    tensors = adapt_checkpoint(model, tensors, source)
+    head = layer_names(timm_config(model), "classifier")
+    if metadata.classes and metadata.classes != tuple(classes):  # as many, perhaps, but others
+        tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
+    tensors, adapted = adapt_channels(model, tensors)
+    new = load_into(model, tensors, source, head=head)
+    return [f"{what}: {', '.join(names)}" for what, names in (("new", new), ("adapted", adapted)) if names]
+
+
+def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """Adapt the weights of the first convolutions to a model's image channels.
+
+    Returns:
+        The tensors, and the names of those that were adapted with their numbers of channels.
+    """
+    own, adapted, notes = model.state_dict(), dict(tensors), []
+    for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
+        if key not in own or key not in tensors:
+            continue
+        mine, theirs = own[key].shape, tensors[key].shape
+        if len(mine) == len(theirs) == 4 and mine[1] != theirs[1] and mine[2:] == theirs[2:]:
+            adapted[key] = adapt_input_conv(mine[1], tensors[key], base_chans=theirs[1])
+            notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")
+    return adapted, notes
+
+
+def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """Create timm's model of that name, which may have a tag. Models for any image size need no `img_size`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
+    """
+    check_model(name)
+    if pretrained:
+        check_published(name)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        if "img_size" in str(error) and "img_size" in arguments:  # a model for any size, such as timm's resnet18
+            del arguments["img_size"]
+            return create_model(name, pretrained, **arguments)
+        raise ValueError(f"model {name} does not take {arguments}: {error}") from None
+
+
+def timm_config(model: nn.Module) -> Mapping[str, Any]:
+    """timm's configuration of a model: its weights, their images, the names of its layers."""
+    config: Any = model.pretrained_cfg
+    return config
+
+
+def _count_classes(tensors: Mapping[str, Tensor], model: str, source: Path) -> int:
+    """Count the outputs of the head in a file that does not say what it holds."""
+    head = timm.models.get_pretrained_cfg_value(model, "classifier")
+    if f"{head}.weight" not in tensors:
+        raise ValueError(f"{source} has no weights of the head of {model} ({head}); is it another model?")
+    return len(tensors[f"{head}.weight"])

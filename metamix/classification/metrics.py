@@ -1,0 +1,62 @@
+"""Scores of classification: top-1 and top-5 accuracy and cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamix.data import Normalize
+from metamix.data.loader import Batch
+
+State = dict[str, Any]
+
+
+class ClassificationMetric:
+    """Scores a classifier from its confusion matrix.
+
+    Args:
+        classes: names of the classes.
+        normalize: makes of a batch what the model takes.
+    """
+
+    def __init__(self, classes: tuple[str, ...], normalize: Normalize):
+        self.classes, self.normalize = classes, normalize
+
+    def start(self) -> State:
+        """Return an empty state, on the CPU."""
+        classes = len(self.classes)
+        return {
+            "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
+            "in_top5": torch.zeros((), dtype=torch.int64),
+            "loss": torch.zeros(()),
+            "unreadable": torch.zeros((), dtype=torch.int64),  # images, which are left out of the scores
+        }
+
+    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
+        """Add the model's predictions on a batch to the state."""
+        was_read = batch["index"] >= 0
+        logits = model(self.normalize(batch)["image"]).float()[was_read]
+        label, classes = batch["label"][was_read], len(self.classes)
+        best = logits.topk(min(5, classes)).indices  # (n, 5)
+        state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)
+        state["in_top5"] += (best == label[:, None]).sum()
+        state["loss"] += F.cross_entropy(logits, label, reduction="sum")
+        state["unreadable"] += (~was_read).sum()
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        """Compute the scores, top-1 first."""
+        confusion = total_confusion(states)
+        count = int(confusion.sum())
+        return {
+            "top1": 100 * int(confusion.trace()) / count,
+            "top5": 100 * sum(int(state["in_top5"]) for state in states) / count,
+            "loss": sum(float(state["loss"]) for state in states) / count,
+        }
+
+
+def total_confusion(states: list[State]) -> Tensor:
+    """The confusion matrix (classes, classes) int64 of all states: rows are labels, columns predictions."""
+    return torch.stack([state["confusion"] for state in states]).sum(0)

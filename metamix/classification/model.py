@@ -1,0 +1,84 @@
+"""The model of classification: built from options, described for files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from metamix.models import count_macs
+
+from .data import ClassificationData
+from .distillation import load_teacher
+from .load import create_model, load_pretrained, timm_config
+from .options import ClassificationOptions, ModelOptions
+
+
+class ClassificationModel:
+    """Builds the classifier and, for distillation, its teacher."""
+
+    def __init__(self, options: ModelOptions, data: ClassificationData):
+        self.options, self.data = options, data
+        self.frozen_helpers: tuple[nn.Module, ...] = ()
+        self.notes: list[str] = []
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build the model and load the weights to start from.
+
+        Args:
+            metadata: what `describe` returned for a checkpoint that is about to be loaded; no other weights are loaded.
+        """
+        options, data = self.options, self.data
+        assert isinstance(options, ClassificationOptions)
+        rates = {"drop_rate": options.drop_rate, "drop_path_rate": options.drop_path}
+        pretrained = options.pretrained and metadata is None
+        model = create_model(
+            options.model,
+            pretrained=pretrained,
+            num_classes=len(data.classes),
+            in_chans=data.in_chans,
+            img_size=data.size,
+            **options.model_args,
+            **{name: rate for name, rate in rates.items() if rate},
+        )
+        if pretrained:
+            self.notes.append(f"published weights {published_name(model)}")
+        if options.checkpoint and metadata is None:
+            differences = load_pretrained(model, options.checkpoint, data.classes)
+            self.notes.append("; ".join([f"weights from {options.checkpoint}", *differences]))
+        if options.linear_probe:
+            model.requires_grad_(False)
+            heads = cast(Any, model).get_classifier()  # a distilled model has two
+            for head in heads if isinstance(heads, tuple) else (heads,):
+                head.requires_grad_(True)
+        if options.teacher:
+            self.frozen_helpers = (load_teacher(options, data),)
+        return model
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Describe the model for the summary and for the metadata of its weights."""
+        options, data = self.options, self.data
+        return {
+            "task": "classification",
+            "model": options.model,
+            "model_args": options.model_args,
+            "num_classes": len(data.classes),
+            "in_chans": data.in_chans,
+            "img_size": data.size,
+            "interpolation": options.interpolation,
+            "crop_pct": 1.0 if data.held_in_memory else options.crop_pct,
+            "memory": "auto" if data.held_in_memory else "no",
+            "holdout": options.holdout,
+            "data": data.name,
+            **({"test_on": options.test_on} if options.test_on else {}),
+            **data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (data.in_chans, data.size, data.size)),
+        }
+
+
+def published_name(model: nn.Module) -> str:
+    """Name and tag of the published weights that timm loaded into a model."""
+    config = timm_config(model)
+    return ".".join(filter(None, (config["architecture"], config.get("tag"))))

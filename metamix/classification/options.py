@@ -1,0 +1,101 @@
+"""Options of classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from metamix.data import DataOptions, LocationOptions, SourceOptions
+from metamix.utils.options import option
+
+_model = partial(option, group="model")
+_data = partial(option, group="data")
+_loss = partial(option, group="loss", on_resume="say")
+
+
+def data_name(options: LocationOptions) -> str:
+    """Name of the data set in titles and metadata; for a folder of images, the folder's name."""
+    return Path(options.data_dir or "").resolve().name if options.data == "folder" else options.data
+
+
+@dataclass
+class ModelOptions(SourceOptions):
+    """Model and data."""
+
+    model: str = _model(
+        "metaformer_pooling_nano", "a model of metamix or timm; train takes several, a,b,c, and compares them"
+    )
+    model_args: dict = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
+    pretrained: bool = _model(False, "start from the model's published weights")
+    checkpoint: str | None = _model(
+        None, "start from the weights in this file; the head is new where the classes differ"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrained and self.checkpoint:
+            raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
+
+
+@dataclass
+class ClassificationEvalOptions(LocationOptions):
+    """Options of `metamix eval`. Those without a value are as in training."""
+
+    model: str | None = _model(None, "a model of metamix or timm; none: the one that the checkpoint names")
+    model_args: dict = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
+    pretrained: bool = _model(False, "evaluate the model's published weights")
+    checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
+
+    holdout: float | None = _data(None, "share of train that is held out; none: as in training")
+    memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; none: as in training")
+    img_size: int | None = _data(None, "side of the images in pixels; none: as in training")
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
+        None, "how images are resized; none: as in training"
+    )
+    mean: tuple[float, ...] | None = _data(None, "per channel, of values 0 to 1; none: as in training")
+    std: tuple[float, ...] | None = _data(None, "per channel, of values 0 to 1; none: as in training")
+    crop_pct: float | None = _data(
+        None, "streamed images: share of the shorter side that the centre crop keeps; none: as in training"
+    )
+
+    def __post_init__(self) -> None:
+        ModelOptions(**self.given())  # checks the ranges
+
+    def given(self) -> dict[str, Any]:
+        """The options that have a value."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
+class ClassificationOptions(ModelOptions, DataOptions):
+    """Options of `metamix train` for classification."""
+
+    linear_probe: bool = _model(False, "train the head alone, on frozen features")
+    drop_rate: float = _model(0.0, "dropout before the head")
+    drop_path: float = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
+
+    loss: Literal["ce", "bce"] = _loss("ce", "cross-entropy, or binary cross-entropy for each class")
+    smoothing: float = _loss(0.0, "label smoothing")
+    teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
+    teacher_checkpoint: str | None = _loss(None, "the teacher's weights; none: its published ones", on_resume="refuse")
+    distill: float = _loss(0.5, "share of the teacher in the loss, 0 to 1")
+    temperature: float = _loss(1.0, "softens the outputs of teacher and student before they are compared")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("smoothing", "distill", "drop_rate", "drop_path"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        if self.teacher_checkpoint and not self.teacher:
+            raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher says of which model")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
+        sources = {"num_classes": "the data", "in_chans": "the data"}
+        sources |= {"img_size": "--img-size", "pretrained": "--pretrained"}
+        sources |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}
+        sources |= {"drop_path_rate": "--drop-path"} if self.drop_path else {}
+        for name in self.model_args:
+            if name in sources:
+                raise ValueError(f"model_args has {name}, which comes from {sources[name]}; leave it out of model_args")

@@ -1,0 +1,180 @@
+"""Label images with a trained classifier.
+
+    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE
+
+A folder stands for all images in it, at any depth. The labels of each image are printed with their probabilities, as a
+table, CSV or JSON. Images that cannot be read are named and left out; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from metamix.data import CorruptImage, read_image_file
+from metamix.data.files import list_files
+from metamix.data.formats.base import is_image, natural_order
+from metamix.data.sources import decode
+from metamix.training.processes import ProcessGroup
+from metamix.utils.files import write_text
+from metamix.utils.text import exit_with_message, readable
+
+from .load import Classifier, load_classifier
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable labels of an image, the most probable first."""
+
+    image: Path
+    labels: list[tuple[str, float]]  # name and probability
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `metamix predict` for classification.
+
+    Returns:
+        1 if an image cannot be read, else 0.
+    """
+    options = make_parser().parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        images = find_images(options.images)
+        device = ProcessGroup.start(options.device).device
+        classifier = load_classifier(options.checkpoint, model=options.model)
+        classifier.model.to(device)
+        broken: list[str] = []
+        predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
+        found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
+        text = FORMATS[options.format](found)
+        if options.output:
+            write_text(options.output, text)
+            print(readable(f"written: {options.output}, {len(found):,} images"))
+        else:
+            sys.stdout.write(readable(text))
+    for reason in broken:
+        print(readable(f"left out: {reason}"), file=sys.stderr)
+    return 1 if broken else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="metamix predict", description="Label images with a trained classifier.", allow_abbrev=False
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or name of published weights")
+    parser.add_argument("--model", help="model of a weight file that does not name it")
+    parser.add_argument("--top", type=_positive, default=5, help="labels for each image (default: 5)")
+    parser.add_argument("--format", choices=list(FORMATS), default="table", help="table, csv or json (default: table)")
+    parser.add_argument("--output", type=Path, help="file to write to (default: print)")
+    parser.add_argument("--batch-size", type=_positive, default=64, help="images per forward pass (default: 64)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    return parser
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """List the images that files and folders stand for, each once.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a folder has no image.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            if not place.exists():
+                raise FileNotFoundError(f"there is no image {place}")
+            found[place] = None
+            continue
+        inside = sorted(filter(is_image, list_files(place)), key=natural_order)
+        if not inside:
+            raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")
+        found |= dict.fromkeys(place / path for path in inside)
+    return list(found)
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier,
+    images: Sequence[Path],
+    *,
+    top: int = 5,
+    batch_size: int = 64,
+    broken: list[str] | None = None,
+) -> Iterator[Prediction]:
+    """Yield the labels of images, in order. Images that cannot be read are left out.
+
+    Args:
+        top: number of labels for each image.
+        batch_size: images per forward pass.
+        broken: takes the reasons why images cannot be read.
+    """
+    device = next(classifier.model.parameters()).device
+    readable_images = _read(classifier, images, [] if broken is None else broken)
+    while batch := list(islice(readable_images, batch_size)):
+        paths, tensors = zip(*batch)
+        probabilities = classifier.model(torch.stack(tensors).to(device)).float().softmax(1).cpu()  # (n, classes)
+        best = probabilities.topk(min(top, len(classifier.classes)))
+        for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist()):
+            yield Prediction(path, [(classifier.classes[i], value) for i, value in zip(indices, values)])
+
+
+def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, torch.Tensor]]:
+    for path in images:
+        try:
+            image = decode(lambda path=path: read_image_file(path), path, classifier.transform.mode)  # type: ignore[misc]
+        except CorruptImage as error:
+            broken.append(str(error))
+            continue
+        yield path, classifier.transform(image)
+
+
+def as_table(predictions: Sequence[Prediction]) -> str:
+    """One line for each image: its path, then labels with their probabilities in percent."""
+    width = max((len(str(prediction.image)) for prediction in predictions), default=0)
+    lines = []
+    for prediction in predictions:
+        labels = "   ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.labels)
+        lines.append(f"{str(prediction.image):<{width}}   {labels}\n")
+    return "".join(lines)
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """One row for each image and label: image, rank, label, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "rank", "label", "probability"])
+    for prediction in predictions:
+        for rank, (label, probability) in enumerate(prediction.labels, 1):
+            writer.writerow([prediction.image, rank, label, f"{probability:.6f}"])
+    return text.getvalue()
+
+
+def as_json(predictions: Sequence[Prediction]) -> str:
+    """A list of images with their labels and probabilities."""
+    records = [
+        {
+            "image": str(prediction.image),
+            "labels": [{"label": label, "probability": round(value, 6)} for label, value in prediction.labels],
+        }
+        for prediction in predictions
+    ]
+    return json.dumps(records, indent=2) + "\n"
+
+
+FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
