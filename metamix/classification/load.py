@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from metamix.data.memory import SMALL_SIDE
 from metamix.data.sources import decode
 from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model, check_published
-from metamix.models.weights import adapt_checkpoint, layer_names, local_weights
+from metamix.models.weights import adapt_checkpoint, find_weights, layer_names
 from metamix.utils.tensor_files import load_into, load_weights
 
 Tensors = dict[str, Tensor]
@@ -36,7 +36,7 @@ class Classifier:
     """
 
     model: nn.Module
-    transform: Callable[[Image.Image], Tensor]
+    transform: EvalTransform
     classes: tuple[str, ...]
     metadata: ModelMetadata
 
@@ -180,14 +180,6 @@ def _complete(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str
         interpolation=metadata.interpolation or config["interpolation"],
         crop_pct=crop_pct,
     )
-
-
-def find_weights(checkpoint: str | Path) -> Path:
-    """Return the path of a run folder or a weight file; a published name, such as NAME.digits, is looked up."""
-    path = Path(checkpoint)
-    name, _, tag = str(checkpoint).partition(".")
-    published = local_weights().get(name, {}).get(tag)
-    return Path(published["file"]) if published and not path.exists() else path
 
 
 def read_weights(source: str | Path) -> tuple[Tensors, ModelMetadata]:

@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def predict(
 def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, torch.Tensor]]:
     for path in images:
         try:
-            image = decode(lambda path=path: read_image_file(path), path, classifier.transform.mode)  # type: ignore[misc]
+            image = decode(partial(read_image_file, path), path, classifier.transform.mode)
         except CorruptImage as error:
             broken.append(str(error))
             continue
@@ -144,7 +145,7 @@ def as_table(predictions: Sequence[Prediction]) -> str:
     lines = []
     for prediction in predictions:
         labels = "   ".join(f"{label} {100 * probability:.1f} %" for label, probability in prediction.labels)
-        lines.append(f"{str(prediction.image):<{width}}   {labels}\n")
+        lines.append(f"{prediction.image!s:<{width}}   {labels}\n")
     return "".join(lines)
 
 

@@ -64,6 +64,8 @@ class Classification:
         metadata = trained.metadata
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
+        if task.data.size != _side(metadata.img_size):
+            task.title += f"-{task.data.size}px"  # the result at another size goes to another folder
         if options.pretrained:
             task.model.notes.append(f"published weights {published_name(trained.model)}")
         return task, trained.model, metadata.to_dict()

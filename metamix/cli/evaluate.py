@@ -86,7 +86,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     if group.is_main:
         for note in task.notes:
             print(readable(f"note: {note}"))
-    folder = Path(settings.output or f"runs/eval-{task.title}")
+    title = task.title if settings.split == "test" else f"{task.title}-{settings.split}"
+    folder = Path(settings.output or f"runs/eval-{title}")
     if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made must not cost the scores
     start = time.monotonic()

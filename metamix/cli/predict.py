@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from metamix.cli.tasks import split_task, task_module
 from metamix.models.metadata import ModelMetadata
+from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
             print(DESCRIPTION)
             raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
         with exit_with_message(ValueError, OSError):
-            _, raw = load_weights(checkpoint)
+            _, raw = load_weights(find_weights(checkpoint))
             task = ModelMetadata.from_dict(raw, checkpoint).task or "classification"
     with exit_with_message(ValueError):
         module = task_module(task, "predict")

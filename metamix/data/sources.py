@@ -108,7 +108,10 @@ def open_data(
     train, test = _open_splits(name, root, download, test_on, train_required=not classes)
     images = train or test
     if classes and not _are_numbers(images.classes):
-        problem = f"{name} has classes that the model does not know (rename them as in its training data)"
+        problem = (
+            f"{name} has the classes {{unknown}}, which the model does not know; it knows {{known}}. Name the classes "
+            f"as in training, or fine-tune first: metamix train --checkpoint FILE"
+        )
         for split in filter(None, (train, test)):
             match_classes(split, classes, problem)
 

@@ -88,6 +88,14 @@ def local_weights() -> dict[str, dict[str, dict]]:
     return found
 
 
+def find_weights(checkpoint: str | Path) -> Path:
+    """Return the path of a run folder or a weight file. A name such as NAME.digits stands for weights of the zoo."""
+    path = Path(checkpoint)
+    name, _, tag = str(checkpoint).partition(".")
+    published = local_weights().get(name, {}).get(tag)
+    return Path(published["file"]) if published and not path.exists() else path
+
+
 # Adapting
 
 

@@ -174,7 +174,7 @@ def test_fine_tuning_keeps_a_head_for_the_same_classes(weights):
 
 
 def test_fine_tuning_makes_a_new_head_for_other_classes(weights, folder):
-    path, model = weights()
+    path, _ = weights()
     data = {"data": "folder", "data_dir": str(folder), "img_size": 32}
     colour = Classification(ClassificationOptions(**SMALL, **data))
     net = colour.model.build()
@@ -197,7 +197,7 @@ def test_fine_tuning_begins_from_weights_that_ship():
 
 
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
-    path, model = weights(classes=list("abcdefghij"))
+    path, _ = weights(classes=list("abcdefghij"))
     assert load_pretrained(task().model.build(), path, list("0123456789")) == ["new: head.weight, head.bias"]
     assert load_pretrained(task().model.build(), path, list("abcdefghij")) == []
 

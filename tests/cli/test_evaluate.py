@@ -51,6 +51,14 @@ def test_another_size_is_fed_to_the_model_as_it_was_trained(run, tmp_path, capsy
     assert (result["img_size"], result["trained_img_size"]) == (48, 32)
 
 
+def test_each_size_and_split_has_its_own_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["--img-size", 32], ["--img-size", 48]):
+        evaluate("--checkpoint", run, *words)
+    sizes = {path.parent.name: json.loads(path.read_text())["img_size"] for path in tmp_path.glob("runs/*/result.json")}
+    assert sizes == {f"eval-digits-{MODEL}": 32, f"eval-digits-{MODEL}-48px": 48}
+
+
 def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     name = "metaformer_identity_nano.digits"
     card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
@@ -62,31 +70,67 @@ def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     assert f"(360 images of 48 pixels): top1 {at_48:.4g}, " in capsys.readouterr().out
 
 
-def test_classes_of_other_names_are_said(run, tmp_path, capsys):
-    for label in range(10):
-        (tmp_path / "set" / "val" / f"no {label}").mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / "set" / "val" / f"no {label}" / "0.png")
-    (tmp_path / "set" / "train").symlink_to(tmp_path / "set" / "val")
-    words = ["--data", "folder", "--data-dir", tmp_path / "set", "--output", tmp_path / "out"]
-    model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
-    about = json.loads((run / "summary.json").read_text()) | {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
-    save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
-    evaluate("--model", MODEL, "--checkpoint", tmp_path / "w.safetensors", *words)
+@pytest.fixture
+def folder_of_digits(run, tmp_path):
+    """A maker of folders with an image for each class, and of weights for ten classes of colour images."""
+
+    def make(splits, classes, trained_for="0123456789"):
+        for split in splits:
+            for label in classes:
+                (tmp_path / "set" / split / label).mkdir(parents=True)
+                Image.new("L", (32, 32)).save(tmp_path / "set" / split / label / "0.png")
+        model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
+        about = {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "classes": list(trained_for)}
+        about = json.loads((run / "summary.json").read_text()) | about
+        save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
+        words = ["--checkpoint", tmp_path / "w.safetensors", "--output", tmp_path / "out", "--workers", 0]
+        return [*words, "--data", "folder", "--data-dir", tmp_path / "set"]
+
+    return make
+
+
+def test_renamed_classes_are_an_error(folder_of_digits):
+    """As many classes of other names cannot be scored."""
+    words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
+    with pytest.raises(SystemExit) as error:
+        evaluate(*words)
+    assert str(error.value) == (
+        "error: folder has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not know; it knows 0, "
+        "1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
+    )
+
+
+def test_numbers_are_matched_to_names_by_their_order(folder_of_digits, capsys):
+    evaluate(*folder_of_digits(["train", "val"], "0123456789", trained_for="abcdefghij"))
     said = capsys.readouterr().out.splitlines()[0]
-    assert said == "note: class '0' of the model is 'no 0' here: classes are matched by their order"
+    assert said == "note: the classes of the data are numbers: they are matched to the model's by their order"
 
 
-def test_the_number_of_images_that_were_scored(run, tmp_path, capsys):
-    for label in range(10):
-        (tmp_path / "set" / "val" / str(label)).mkdir(parents=True)
-        Image.new("L", (32, 32)).save(tmp_path / "set" / "val" / str(label) / "0.png")
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
+    """Nor all classes of the model: they are matched by name."""
+    evaluate(*folder_of_digits([split], ["a", "c"], trained_for="abcdefghij"))
+    assert "on set, test (2 images of 32 pixels)" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["classes"] == list("abcdefghij") and result["samples"] == {"test": 2}
+
+
+def test_the_split_to_score_can_be_chosen(folder_of_digits, tmp_path, capsys):
+    words = folder_of_digits(["train", "val"], "abcdefghij", trained_for="abcdefghij")
+    for i in range(3):
+        (tmp_path / "set" / "test" / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32)).save(tmp_path / "set" / "test" / "a" / f"{i}.png")
+    for given, count in (([], 10), (["--test-on", "test"], 3), (["--test-on", "val"], 10)):
+        evaluate(*words, *given)
+        assert f"on set, test ({count} images" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="test_on is 'tset', but .*set has no such split; did you mean 'test'"):
+        evaluate(*words, "--test-on", "tset")
+
+
+def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsys):
+    words = folder_of_digits(["train", "val"], "0123456789")
     (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
-    (tmp_path / "set" / "train").symlink_to(tmp_path / "set" / "val")
-    words = ["--data", "folder", "--data-dir", tmp_path / "set", "--corrupt-limit", 0.5, "--workers", 0]
-    model = timm.create_model(MODEL, in_chans=3, num_classes=10, depths=(1, 1, 1), dims=(8, 8, 16))
-    about = json.loads((run / "summary.json").read_text()) | {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
-    save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
-    evaluate("--model", MODEL, "--checkpoint", tmp_path / "w.safetensors", *words, "--output", tmp_path / "out")
+    evaluate(*words, "--corrupt-limit", 0.5)
     assert "9 images were scored; 1 could not be read\n" in capsys.readouterr().out
 
 

@@ -105,11 +105,19 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
 def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> None:
     """Number the classes of a split as in `classes`, by name.
 
+    Args:
+        problem: sentence for the error, with {unknown} and {known} for the names.
+
     Raises:
-        ValueError: the split has a class that is not in `classes`; the message begins with `problem`.
+        ValueError: the split has a class that is not in `classes`.
     """
     unknown = [name for name in split.classes if name not in classes]
     if unknown:
-        raise ValueError(f"{problem}: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}")
+        raise ValueError(problem.format(unknown=list_names(unknown), known=list_names(classes)))
     numbers = torch.tensor([classes.index(name) for name in split.classes])
     split.labels, split.classes = numbers[split.labels], classes
+
+
+def list_names(names: Sequence[str], most: int = 5) -> str:
+    """Name the first few of many."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])

@@ -66,7 +66,7 @@ def open_folder(
             f"{found['train'].absolute()} must hold one folder of images per class, two at least; found "
             f"{train.classes[0]}"
         )
-    match_classes(test, train.classes, "the test split has classes that train does not have")
+    match_classes(test, train.classes, "the test split has classes that train does not have: {unknown}")
     return train, test
 
 

@@ -1,0 +1,126 @@
+"""Trained classifiers from files, run folders and published names, with their preprocessing."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from running import ROOT, train
+from sklearn.datasets import load_digits
+
+import metamix
+from metamix.classification.load import adapt_channels, create_model, load_pretrained
+from metamix.data import open_data
+from metamix.data.formats.folder import FolderImages
+from metamix.utils.tensor_files import save_weights
+
+NAME = "metaformer_pooling_nano.digits"
+FILE = ROOT / "weights" / f"{NAME}.safetensors"
+
+
+@torch.no_grad()
+def accuracy(classifier, images, labels):
+    logits = classifier.model(torch.stack([classifier.transform(image) for image in images]))
+    return 100 * (logits.argmax(1) == torch.as_tensor(labels)).double().mean().item()
+
+
+@pytest.mark.parametrize("source", [FILE, str(FILE), NAME])
+def test_shipped_weights_come_with_their_preprocessing(source):
+    classifier = metamix.load_classifier(source)
+    assert not classifier.model.training
+    assert classifier.classes == tuple("0123456789")
+    test = open_data("digits").test
+    score = accuracy(classifier, [test.read(i)[0] for i in range(len(test))], test.labels)
+    assert score == pytest.approx(json.loads(FILE.with_suffix(".json").read_text())["top1"], abs=0.01)
+
+
+def test_images_of_another_size_and_mode_are_made_to_fit():
+    """scikit-learn's digits, in colour and as small as they are."""
+    digits = load_digits()
+    pixels = (digits.images[:300] * (255 / 16)).round().astype(np.uint8)
+    images = [Image.fromarray(image).convert("RGB") for image in pixels]
+    assert accuracy(metamix.load_classifier(NAME), images, digits.target[:300]) > 99
+
+
+def test_loading_the_same_file_through_timm_needs_more_than_the_file():
+    """The reason for `load_classifier`: timm's configuration is that of other weights of the model."""
+    classifier = metamix.load_classifier(FILE)
+    model = timm.create_model("metaformer_pooling_nano", checkpoint_path=str(FILE), in_chans=1, num_classes=10)
+    assert timm.data.resolve_model_data_config(model)["mean"] != classifier.metadata.mean
+    assert classifier.metadata.mean == pytest.approx((0.3094,), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train("--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2", "--output", folder)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors", "checkpoint.pt"])
+def test_a_run_is_loaded(run, file):
+    classifier = metamix.load_classifier(run / file)
+    test = open_data("digits").test
+    score = accuracy(classifier, [test.read(i)[0] for i in range(len(test))], test.labels)
+    assert score == pytest.approx(json.loads((run / "summary.json").read_text())["top1"], abs=1e-3)
+
+
+def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_path):
+    root = folder(size=(40, 30))
+    words = ["--data", "folder", "--data-dir", root, "--img-size", 24, "--memory", "no", "--crop-pct", 0.75]
+    train(*words, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--output", tmp_path / "run")
+    classifier = metamix.load_classifier(tmp_path / "run")
+    assert (classifier.classes, classifier.metadata.img_size) == (("cat", "dog", "eel"), 24)
+    image = FolderImages(root / "val").open(0)
+    resized = image.resize((42, 32), Image.Resampling.BICUBIC).crop((9, 4, 33, 28))  # 32 is 24 / 0.75
+    pixels = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.metadata.mean, classifier.metadata.std))
+    assert torch.allclose(classifier.transform(image), (pixels - mean) / std, atol=1e-5)
+
+
+def test_a_file_that_does_not_say_what_it_holds_needs_a_name(tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "r.pth")
+    with pytest.raises(ValueError, match=r"r.pth does not say which model it holds the weights of; give --model NAME"):
+        metamix.load_classifier(tmp_path / "r.pth")
+    classifier = metamix.load_classifier(tmp_path / "r.pth", model="test_resnet")
+    assert classifier.classes == ("0", "1", "2")
+    size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
+    assert classifier.transform(Image.new("L", (50, 70))).shape == (3, size, size)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
+    save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": "test_resnet"})
+    with pytest.raises(ValueError, match="d.safetensors holds a detector"):
+        metamix.load_classifier(tmp_path / "d.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
+        metamix.load_classifier(tmp_path / "nowhere")
+
+
+def test_metadata_cannot_fetch_other_weights(tmp_path):
+    about = {"model": "test_resnet", "model_args": {"pretrained": True, "pretrained_cfg": {"url": "http://localhost"}}}
+    save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(1)}, about)
+    with pytest.raises(ValueError, match=r"w.safetensors: model_args\['pretrained'\] in the metadata is True"):
+        metamix.load_classifier(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("there, here", [(3, 1), (1, 3)])
+def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
+    """Where all channels are alike, the model answers as before."""
+    options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
+    old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (there, here))
+    save_weights(tmp_path / "w.safetensors", old.state_dict(), {})
+    notes = load_pretrained(new, str(tmp_path / "w.safetensors"), list("0123456789"))
+    assert notes == [f"adapted: stem.0.weight from {there} to {here} channels"]
+    grey = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            new.eval()(grey.expand(-1, here, -1, -1)), old.eval()(grey.expand(-1, there, -1, -1)), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_weights_of_the_same_channels_are_left_alone():
+    model = create_model("metaformer_identity_nano", in_chans=3)
+    tensors, notes = adapt_channels(model, model.state_dict())
+    assert notes == [] and torch.equal(tensors["stem.0.weight"], model.stem[0].weight)

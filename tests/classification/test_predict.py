@@ -1,0 +1,75 @@
+"""metamix predict for classification."""
+
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from metamix.classification.predict import find_images, main
+from metamix.data import open_data
+
+WEIGHTS = ["--checkpoint", "metaformer_identity_nano.digits", "--device", "cpu"]
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """Four digits in a folder, one of them in a folder in it, beside a broken image and a text."""
+    test = open_data("digits").test
+    (tmp_path / "digits" / "deep").mkdir(parents=True)
+    for i, name in enumerate(("0.png", "1.png", "10.png", "deep/2.png")):
+        test.read(i)[0].save(tmp_path / "digits" / name)
+    (tmp_path / "digits" / "3.png").write_bytes(b"no image")
+    (tmp_path / "digits" / "notes.txt").write_text("no image either")
+    return tmp_path / "digits", [str(int(test.labels[i])) for i in range(4)]
+
+
+def test_a_folder_as_a_table(digits, capsys):
+    folder, labels = digits
+    assert main([str(folder), *WEIGHTS, "--top", "2"]) == 1
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [str(folder / name), label] for name, label in zip(("0.png", "1.png", "10.png", "deep/2.png"), labels)
+    ]
+    assert all(line.count("%") == 2 for line in lines)
+    assert f"left out: {folder}/3.png: not an image of a known format\n" in said.err
+
+
+def test_csv_and_json_say_the_same(digits, capsys, tmp_path):
+    folder, labels = digits
+    (folder / "3.png").unlink()
+    assert main([str(folder), *WEIGHTS, "--format", "json", "--batch-size", "3"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["labels"][0]["label"] for record in records] == labels
+    assert all(len(record["labels"]) == 5 and record["labels"][0]["probability"] > 0.5 for record in records)
+    assert main([str(folder), *WEIGHTS, "--format", "csv", "--output", str(tmp_path / "p.csv")]) == 0
+    assert capsys.readouterr().out == f"written: {tmp_path / 'p.csv'}, 4 images\n"
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
+    assert [(row["image"], row["label"]) for row in rows] == [
+        (record["image"], entry["label"]) for record in records for entry in record["labels"]
+    ]
+    assert [row["rank"] for row in rows[:5]] == ["1", "2", "3", "4", "5"]
+    flat = [entry["probability"] for record in records for entry in record["labels"]]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(flat, abs=1e-4)
+
+
+def test_each_image_comes_once(digits):
+    folder, _ = digits
+    assert len(find_images([folder, folder / "0.png", folder])) == 5
+
+
+def test_mistakes_end_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    for words, said in (
+        ([tmp_path / "none.png", *WEIGHTS], "there is no image .*none.png"),
+        ([tmp_path / "empty", *WEIGHTS], "there is no image in .*empty; expected files such as .png and .jpg"),
+        ([tmp_path / "0.png", "--checkpoint", tmp_path / "no"], "there is no file .*no"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {said}"):
+            main([*map(str, words)])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "0.png"), *WEIGHTS, "--top", "0"])
+    assert "'0' is not a whole number of at least 1" in capsys.readouterr().err
