@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
+from metamix.models.options import BackboneOptions
 from metamix.utils.options import option
 
 _model = partial(option, group="model")
@@ -21,22 +22,12 @@ def data_name(options: LocationOptions) -> str:
 
 
 @dataclass
-class ModelOptions(SourceOptions):
+class ModelOptions(BackboneOptions, SourceOptions):
     """Model and data."""
-
-    model: str = _model(
-        "metaformer_pooling_nano", "a model of metamix or timm; train takes several, a,b,c, and compares them"
-    )
-    model_args: dict = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
-    pretrained: bool = _model(False, "start from the model's published weights")
-    checkpoint: str | None = _model(
-        None, "start from the weights in this file; the head is new where the classes differ"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrained and self.checkpoint:
-            raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
+        self.check_backbone({})
 
 
 @dataclass
@@ -44,7 +35,7 @@ class ClassificationEvalOptions(LocationOptions):
     """Options of `metamix eval`. Those without a value are as in training."""
 
     model: str | None = _model(None, "a model of metamix or timm; none: the one that the checkpoint names")
-    model_args: dict = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
+    model_args: dict[str, Any] = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
     pretrained: bool = _model(False, "evaluate the model's published weights")
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
 
@@ -92,10 +83,8 @@ class ClassificationOptions(ModelOptions, DataOptions):
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher says of which model")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
-        sources = {"num_classes": "the data", "in_chans": "the data"}
-        sources |= {"img_size": "--img-size", "pretrained": "--pretrained"}
-        sources |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}
-        sources |= {"drop_path_rate": "--drop-path"} if self.drop_path else {}
-        for name in self.model_args:
-            if name in sources:
-                raise ValueError(f"model_args has {name}, which comes from {sources[name]}; leave it out of model_args")
+        set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}
+        set_elsewhere |= {"img_size": "--img-size", "pretrained": "--pretrained"}
+        set_elsewhere |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}
+        set_elsewhere |= {"drop_path_rate": "--drop-path"} if self.drop_path else {}
+        self.check_backbone(set_elsewhere)

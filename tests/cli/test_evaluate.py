@@ -66,7 +66,7 @@ def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     assert f"top1 {card['top1']}, " in capsys.readouterr().out
     words = ["--model", MODEL, "--checkpoint", ROOT / "weights" / f"{name}.safetensors", "--data", "digits"]
     evaluate(*words, "--img-size", 48, "--output", tmp_path)
-    at_48 = json.loads((ROOT / "docs" / "results.json").read_text())["digits"]["sizes"][name]["top1"]["48"]
+    at_48 = json.loads((ROOT / "results" / "image_sizes.json").read_text())["digits"]["sizes"][name]["top1"]["48"]
     assert f"(360 images of 48 pixels): top1 {at_48:.4g}, " in capsys.readouterr().out
 
 
