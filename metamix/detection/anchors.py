@@ -9,6 +9,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 ANCHOR_SCALE = 4.0  # of the RetinaNet paper, in strides
+MAX_ANCHOR_SCALE = 1000
 OCTAVE = tuple(2 ** (i / 3) for i in range(3))  # the three sizes at each level
 QUANTILES = (0.05, 0.95)  # of the box sizes that the anchors should cover
 
@@ -61,3 +62,16 @@ def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
     most, least = small / strides[0], large / (strides[-1] * OCTAVE[-1])
     scale = max(1.0, min(most, max(least, ANCHOR_SCALE)))
     return math.floor(100 * scale) / 100
+
+
+def describe_sizes(sizes: Tensor, anchors: tuple[float, float] | None) -> str:
+    """Say how large boxes are, beside the smallest and the largest anchor.
+
+    Args:
+        sizes: (n,) square roots of box areas, in pixels of the resized images; n is at least 1.
+        anchors: smallest and largest anchor size, in pixels; None for a detector without anchors.
+    """
+    quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    low, median, high = torch.quantile(sizes.double(), quantiles).tolist()
+    text = f"boxes are {low:.0f} to {high:.0f} pixels large (5 % to 95 %, median {median:.0f})"
+    return text + (f", anchors {anchors[0]:.0f} to {anchors[1]:.0f}" if anchors else "")

@@ -6,7 +6,7 @@ Training refuses a file at the first violation. `metamix.detection.verify` lists
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,29 @@ def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bo
     x, y, w, h = annotation["bbox"]
     width, height = (image.get(side) or math.inf for side in ("width", "height"))
     return not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)  # also true for NaN
+
+
+def box_sizes(annotations: Iterable[Entry], images: Mapping[int, Entry], min_size: int, max_size: int) -> list[float]:
+    """Return the square root of each box's area, in pixels of the image resized as for training.
+
+    Crowds, unusable boxes and those of images without width and height are left out.
+
+    Args:
+        images: entries of `images` by id.
+        min_size, max_size: shorter side of the resized image, and its largest longer side.
+    """
+    sizes = []
+    for annotation in annotations:
+        image = images.get(annotation["image_id"])
+        width, height = (image.get("width"), image.get("height")) if image else (None, None)
+        if not (width and height and is_box(annotation.get("bbox"))) or annotation.get("iscrowd"):
+            continue
+        x, y, w, h = annotation["bbox"]
+        inside = (min(x + w, width) - max(x, 0)), (min(y + h, height) - max(y, 0))
+        if min(inside) > 0 and math.isfinite(math.prod(inside)):
+            scale = min(min_size / min(width, height), max_size / max(width, height))
+            sizes.append(scale * math.sqrt(math.prod(inside)))
+    return sizes
 
 
 def drop_degenerate_polygons(segmentation: list | dict | None) -> list | dict | None:

@@ -20,6 +20,7 @@ from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
 from metamix.data.sources import first_readable
 from metamix.training.task import Batch, State
 
+from .annotations import box_sizes
 from .coco import CocoSplit, Splits, find_splits, open_split
 from .options import DetectionOptions
 
@@ -98,6 +99,17 @@ class DetectionData:
                     f"python -m metamix.detection.verify {options.data_dir} names all"
                 )
         return first.classes
+
+    def box_sizes(self) -> Tensor:
+        """Return the square roots of the areas of the boxes to train on, in pixels of the resized images: (n,)."""
+        options = self.options
+        return torch.tensor(
+            [
+                size
+                for split in self.train
+                for size in box_sizes(split.coco.anns.values(), split.coco.imgs, options.min_size, options.max_size)
+            ]
+        )
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> "BoxLoader":
         return train_loader(self.train, self.options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)

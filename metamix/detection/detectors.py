@@ -269,6 +269,15 @@ def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
     return tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
 
 
+def anchor_range(model: Detector) -> tuple[float, float] | None:
+    """Return the smallest and the largest anchor size in pixels; None for FCOS, which has no anchors."""
+    if isinstance(model, FCOS):
+        return None
+    owner: Any = model.rpn if hasattr(model, "rpn") else model
+    sizes = [size for level in owner.anchor_generator.sizes for size in level]
+    return min(sizes), max(sizes)
+
+
 class BackboneAndHead(nn.Module):
     """Run a detector's backbone and dense head, without what follows for each proposal or box."""
 

@@ -11,6 +11,7 @@ from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
 from metamix.utils.tensor_files import load_into, load_weights
 
+from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS
 
@@ -27,6 +28,7 @@ class DetectorSpec:
         classes: names of the classes, without the background.
         out_indices, extra, out_channels, frozen_norms: arguments of `build_backbone`.
         min_size, max_size: in pixels, arguments of `build_detector`.
+        anchor_scale: smallest anchor of RetinaNet in strides; None for the other detectors.
         train_on: splits that it was trained on.
     """
 
@@ -41,6 +43,7 @@ class DetectorSpec:
     frozen_norms: bool
     min_size: int
     max_size: int
+    anchor_scale: float | None = None
     train_on: tuple[str, ...] = ()
 
     @classmethod
@@ -56,7 +59,9 @@ class DetectorSpec:
             raise ValueError(
                 f"{source} holds no detector of metamix, but {found}; give a run of train.py --task detection"
             )
-        values = {"train_on": ()} | {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
+            field.name: raw[field.name] for field in fields(cls) if field.name in raw
+        }
         for name, (accepted, check) in RULES.items():
             if name not in values:
                 raise ValueError(f"{source}: the metadata lack {name}. Give a file that train.py wrote")
@@ -72,6 +77,10 @@ class DetectorSpec:
                 f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
                 f"{values['detector']}. Give a file that train.py wrote"
             )
+        if values["detector"] != "retinanet":
+            values["anchor_scale"] = None
+        elif values["anchor_scale"] is None:  # older files
+            values["anchor_scale"] = values["detector_args"].get("anchor_scale", ANCHOR_SCALE)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +110,7 @@ class DetectorSpec:
             min_size=self.min_size,
             max_size=self.max_size,
             resize_in_training=False,
-            **self.detector_args,
+            **self.detector_args | ({} if self.anchor_scale is None else {"anchor_scale": self.anchor_scale}),
         )
 
 
@@ -135,7 +144,7 @@ RULES: dict[str, Rule] = {
     "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
     "model_args": (
         f"a mapping of arguments without {', '.join(sorted(NOT_MODEL_ARGS))}",
-        lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS & value.keys(),
+        lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS.keys() & value.keys(),
     ),
     "classes": ("a list of at least one name", lambda value: isinstance(value, (list, tuple)) and len(value) > 0),
     "out_indices": (
@@ -152,6 +161,10 @@ RULES: dict[str, Rule] = {
     "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
     "min_size": ("a whole number from 1 to 8192", lambda value: _is_whole(value, 1, 8192)),
     "max_size": ("a whole number from 1 to 8192", lambda value: _is_whole(value, 1, 8192)),
+    "anchor_scale": (
+        f"a number above 0 and at most {MAX_ANCHOR_SCALE}",
+        lambda value: value is None or (type(value) in (int, float) and 0 < value <= MAX_ANCHOR_SCALE),
+    ),
     "train_on": (
         "a list of splits",
         lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),

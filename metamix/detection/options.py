@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from metamix.models.options import BackboneOptions
 from metamix.utils.options import option
 
-# Arguments of build_backbone and of models that have an option of their own, or that come from the data.
-NOT_MODEL_ARGS = {"name", "pretrained", "checkpoint", "frozen_norms", "num_classes", "in_chans"} | {
-    "out_channels",
-    "out_indices",
-    "extra",
+from .anchors import MAX_ANCHOR_SCALE
+
+# Arguments of build_backbone and of models that do not belong into model_args, and what sets them.
+NOT_MODEL_ARGS = {
+    "name": "--model",
+    "pretrained": "--pretrained",
+    "checkpoint": "--checkpoint",
+    "frozen_norms": "the choice of weights to start from",
+    "out_channels": "--out-channels",
+    "out_indices": "--out-indices",
+    "extra": "--extra",
+    "num_classes": "the data set",
+    "in_chans": "the images, which are read in colour",
 }
-# Arguments of build_detector that have an option of their own.
+# Arguments of build_detector that do not belong into detector_args.
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 
@@ -45,28 +54,31 @@ class DetectionEvalOptions(DataOptions):
 
 
 @dataclass
-class DetectionOptions(DataOptions):
+class DetectionOptions(BackboneOptions, DataOptions):
     """Options of detection for train.py."""
 
+    model: str = option(
+        "metaformer_pooling_s12",
+        "backbone: a model of metamix or timm; several names, a,b,c, are trained one after the other and compared",
+        group="model",
+    )
     train_on: tuple[str, ...] = option(
         ("train",), "splits to train on; val is held out unless it is one of them", group="data"
     )
     min_size: int = option(800, "shorter side of the images, in pixels", group="data")
     max_size: int = option(1333, "largest longer side of the images, in pixels", group="data")
 
-    model: str = option(
-        "metaformer_pooling_s12", "backbone: a model of metamix or timm; train.py takes several: a,b,c", group="model"
-    )
-    model_args: dict = option({}, "further arguments of the backbone, as YAML: '{drop_path_rate: 0.1}'", group="model")
-    pretrained: bool = option(False, "start from the published weights of the backbone", group="model")
-    checkpoint: str | None = option(
-        None, "start from the weights in this file, of a classifier or a detector", group="model"
-    )
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = option(
         "retinanet", "detector on top of the backbone", group="model"
     )
     detector_args: dict = option(
         {}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'", group="model"
+    )
+    anchor_scale: float | Literal["auto"] = option(
+        "auto",
+        "RetinaNet's smallest anchors, in strides; auto: 4, or what the boxes to train on need",
+        group="model",
+        on_resume="free",  # a continued run keeps its own
     )
     out_channels: int = option(256, "channels of the pyramid and the head", group="model")
     out_indices: tuple[int, ...] = option(
@@ -87,8 +99,7 @@ class DetectionOptions(DataOptions):
     iou_crop: float = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
 
     def __post_init__(self) -> None:
-        if self.pretrained and self.checkpoint:
-            raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
+        self.check_backbone(NOT_MODEL_ARGS)
         for name in ("flip", "flip_vertical", "photometric", "iou_crop", "corrupt_limit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
@@ -99,16 +110,29 @@ class DetectionOptions(DataOptions):
                 f"detector_args has {', '.join(sorted(taken))}: --min-size and --max-size are the size of the images, "
                 f"--model and --model-args the backbone, and --detector is the detector"
             )
-        if taken := NOT_MODEL_ARGS & self.model_args.keys():
-            raise ValueError(
-                f"model_args has {', '.join(sorted(taken))}: --pretrained and --checkpoint are where to begin, "
-                f"--out-channels, --out-indices and --extra are the pyramid; images are read in colour, and the data "
-                f"set has the classes"
-            )
+        self.check_anchor_scale()
         if not self.train_on:
             raise ValueError("train_on is empty; name the splits to train on, such as train or train,val")
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(
                 f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
                 f"min_size the smaller"
+            )
+
+    def check_anchor_scale(self) -> None:
+        """Check anchor_scale, which older recipes give in detector_args."""
+        old = self.detector_args.get("anchor_scale")
+        if old is not None:
+            if self.anchor_scale not in ("auto", old):
+                raise ValueError(
+                    f"anchor_scale is {self.anchor_scale}, and detector_args has anchor_scale {old}; give one of them"
+                )
+            self.anchor_scale = old
+        if self.anchor_scale == "auto":
+            return
+        if self.detector != "retinanet":
+            raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
+        if not 0 < self.anchor_scale <= MAX_ANCHOR_SCALE:
+            raise ValueError(
+                f"anchor_scale is {self.anchor_scale}, but it must be auto, or above 0 and at most {MAX_ANCHOR_SCALE}"
             )

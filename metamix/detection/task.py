@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metamix.models.backbone import EXTRA
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
 
+from .anchors import choose_anchor_scale, describe_sizes
 from .data import DetectionData
-from .detectors import LEVELS, Detector, count_dense_macs
+from .detectors import LEVELS, Detector, anchor_range, count_dense_macs
 from .load import DetectorSpec, load_detector, load_pretrained, set_statistics
 from .metrics import DetectionMetric
 from .options import DetectionEvalOptions, DetectionOptions
@@ -27,8 +29,11 @@ class Detection:
     def __init__(self, options: DetectionOptions, seed: int = 0):
         self.options = options
         self.data = DetectionData(options)
+        is_auto = options.anchor_scale == "auto"
+        if is_auto and options.detector == "retinanet":  # kept in the recipe as a number
+            options.anchor_scale = choose_anchor_scale(self.data.box_sizes(), pyramid_strides(options))
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data)
+        self.model = DetectionModel(options, self.data, keep_anchor_scale=is_auto)
         self.loss = detection_loss
         self.metric = DetectionMetric(options, self.data)
         self.pictures = DetectionPictures(self.metric, self.data)
@@ -45,6 +50,7 @@ class Detection:
         model, metadata = load_detector(options.checkpoint)
         spec = DetectorSpec.from_dict(metadata, options.checkpoint)
         built = {name: value for name, value in vars(spec).items() if name not in ("classes", "frozen_norms")}
+        built["anchor_scale"] = spec.anchor_scale or "auto"
         given = {name: value for name, value in vars(options).items() if name != "checkpoint"}
         as_trained = DetectionOptions(**built | given)
         as_trained.train_on = ()  # the training images may be gone
@@ -71,8 +77,8 @@ class DetectionModel:
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
-    def __init__(self, options: DetectionOptions, data: DetectionData):
-        self.options, self.data = options, data
+    def __init__(self, options: DetectionOptions, data: DetectionData, keep_anchor_scale: bool = True):
+        self.options, self.data, self.keep_anchor_scale = options, data, keep_anchor_scale
         self.frozen_norms = False
         self.notes: list[str] = []
 
@@ -81,6 +87,8 @@ class DetectionModel:
         options = self.options
         start = metadata or (load_weights(options.checkpoint)[1] if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
+        if metadata is not None:
+            self.continue_anchor_scale(metadata)
         if of_detector:
             self.frozen_norms = DetectorSpec.from_dict(start, options.checkpoint or "the checkpoint").frozen_norms
             model = self.spec().build()
@@ -97,7 +105,21 @@ class DetectionModel:
             else:
                 note = f"weights of the backbone from {options.checkpoint}"
             self.notes.append(note)
+        if len(sizes := self.data.box_sizes()):
+            self.notes.append(describe_sizes(sizes, anchor_range(model)))
         return model
+
+    def continue_anchor_scale(self, metadata: Mapping[str, Any]) -> None:
+        """Take the anchor scale of the run that is continued; ValueError if another one was asked for."""
+        saved = DetectorSpec.from_dict(metadata, "the checkpoint").anchor_scale
+        if saved is None:
+            return
+        if not self.keep_anchor_scale and saved != self.options.anchor_scale:
+            raise ValueError(
+                f"this run cannot be continued with another recipe: anchor_scale was {saved} and is now "
+                f"{self.options.anchor_scale}. Take the old value, or start a new run with --output"
+            )
+        self.options.anchor_scale = saved
 
     def describe(self, model: Detector) -> dict[str, Any]:
         size = self.options.min_size
@@ -113,21 +135,37 @@ class DetectionModel:
 
     def spec(self) -> DetectorSpec:
         """Return what is needed to build the detector again."""
-        options, published = self.options, LEVELS[self.options.detector]
+        options = self.options
+        out_indices, extra = pyramid_levels(options)
         return DetectorSpec(
             detector=options.detector,
             detector_args=options.detector_args,
             model=options.model,
             model_args=options.model_args,
             classes=self.data.classes,
-            out_indices=tuple(options.out_indices or published["out_indices"]),
-            extra=published["extra"] if options.extra == "auto" else options.extra,
+            out_indices=out_indices,
+            extra=extra,
             out_channels=options.out_channels,
             frozen_norms=self.frozen_norms,
             min_size=options.min_size,
             max_size=options.max_size,
+            anchor_scale=None if options.anchor_scale == "auto" else options.anchor_scale,
             train_on=options.train_on,
         )
+
+
+def pyramid_levels(options: DetectionOptions) -> tuple[tuple[int, ...], str]:
+    """Return out_indices and extra, those of the published detector where the options do not say."""
+    published = LEVELS[options.detector]
+    extra = published["extra"] if options.extra == "auto" else options.extra
+    return tuple(options.out_indices or published["out_indices"]), extra
+
+
+def pyramid_strides(options: DetectionOptions) -> list[float]:
+    """Return the nominal strides of all levels; a few backbones have other ones, such as 3.5 instead of 4."""
+    out_indices, extra = pyramid_levels(options)
+    levels = [*out_indices, *(out_indices[-1] + 1 + i for i in range(EXTRA[extra][0]))]
+    return [4.0 * 2**level for level in levels]
 
 
 def detection_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

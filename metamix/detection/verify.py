@@ -6,6 +6,8 @@
 Each problem is one line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there is any.
 Training and scores leave out what they cannot use. Training cuts boxes at the edges of their image, and images without
 boxes train as background.
+
+How large the boxes are follows, at the size that training resizes images to, beside the anchors of RetinaNet.
 """
 
 import argparse
@@ -15,11 +17,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metamix.data import CorruptImage
 from metamix.utils.text import readable
 
+from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
     Entry,
+    box_sizes,
     duplicates,
     field_problems,
     is_box,
@@ -28,6 +34,8 @@ from .annotations import (
     segmentation_problem,
 )
 from .coco import find_splits, no_images_message, read_annotated_image
+
+RETINANET_STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
@@ -105,12 +113,36 @@ def file_problem(image: Entry, folder: Path) -> str | None:
     return None
 
 
-def verify(data: Path, images: Path | None = None) -> int:
-    """Print each problem of a data set's folder or of one annotation file, and how many there are.
+def describe_boxes(annotations: Path, min_size: int, max_size: int) -> str:
+    """Say how large the boxes of an annotation file are, and which anchors RetinaNet has for them.
+
+    Returns nothing where the file cannot be read or gives no size of a box or image.
+    """
+    try:
+        entries = read_annotations(annotations)
+    except (OSError, ValueError):
+        return ""
+    if any(field_problems(entries)):
+        return ""
+    images = {image["id"]: image for image in entries["images"]}
+    sizes = torch.tensor(box_sizes(entries["annotations"], images, min_size, max_size))
+    if not len(sizes):
+        return ""
+    scale = choose_anchor_scale(sizes, RETINANET_STRIDES)
+    anchors = retinanet_sizes(RETINANET_STRIDES, scale)
+    return (
+        f"{annotations}: at {min_size} x {max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
+        f"(retinanet with anchor_scale {scale:g})"
+    )
+
+
+def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_size: int = 1333) -> int:
+    """Print each problem of a data set's folder or of one annotation file, how many there are, and sizes of boxes.
 
     Args:
         data: folder of a data set, or an annotation file.
         images: image folder of an annotation file; its own folder if None.
+        min_size, max_size: shorter side of the images in training and their largest longer side, in pixels.
 
     Returns:
         The number of problems.
@@ -126,6 +158,9 @@ def verify(data: Path, images: Path | None = None) -> int:
             count += 1
     files = ", ".join(str(path) for path, _ in splits)
     print(f"{count} problem{'s' * (count > 1)}" if count else readable(f"{files}: nothing is wrong"))
+    for annotations, _ in splits:
+        if text := describe_boxes(annotations, min_size, max_size):
+            print(readable(text))
     return count
 
 
@@ -133,9 +168,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metamix.detection.verify", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
     parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
+    parser.add_argument("--min-size", type=int, default=800, help="of training, in pixels (default: 800)")
+    parser.add_argument("--max-size", type=int, default=1333, help="of training, in pixels (default: 1333)")
     options = parser.parse_args(argv)
+    if not 0 < options.min_size <= options.max_size:
+        parser.error(f"--min-size is {options.min_size} and --max-size {options.max_size}; give 0 < min <= max")
     try:
-        return 1 if verify(options.data, options.images) else 0
+        found = verify(options.data, options.images, min_size=options.min_size, max_size=options.max_size)
+        return 1 if found else 0
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
 

@@ -10,3 +10,8 @@ def coco(tmp_path):
         return shapes.write(tmp_path / "shapes", train=train, val=val, test=test, change=change)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return shapes.write(tmp_path_factory.mktemp("few") / "shapes", train=4, val=2, test=2)

@@ -10,6 +10,7 @@ import pytest
 import shapes
 import timm
 import torch
+from detectors import DETECTION, SMALL
 from PIL import Image
 from running import Process, assert_same_run, metrics, train
 from torch import nn
@@ -23,46 +24,10 @@ from metamix.training.engine import Engine
 from metamix.training.signals import Stopped
 from metamix.utils.tensor_files import load_weights, save_weights
 
-DETECTION = [
-    "--task",
-    "detection",
-    "--model",
-    "metaformer_pooling_nano",
-    "--min-size",
-    64,
-    "--max-size",
-    120,
-    "--out-channels",
-    64,
-    "--out-indices",
-    "1,2",
-    "--extra",
-    "none",
-    "--workers",
-    0,
-    "--amp",
-    "none",
-]
-SMALL = dict(
-    model="metaformer_pooling_nano",
-    model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
-    out_channels=64,
-    out_indices=(1, 2),
-    extra="none",
-    min_size=64,
-    max_size=120,
-    workers=0,
-)
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return shapes.write(tmp_path_factory.mktemp("data") / "shapes", train=48, val=8, test=12)
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    return shapes.write(tmp_path_factory.mktemp("few") / "shapes", train=4, val=2, test=2)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +281,7 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     described = task.model.describe(model)
     assert described["mean"] == [0.1, 0.2, 0.3] and described["frozen_norms"] is True
-    assert task.notes == [f"weights of the backbone from {tmp_path / 'c.safetensors'}"]
+    assert f"weights of the backbone from {tmp_path / 'c.safetensors'}" in task.notes
 
     # A resumed run does not need the classifier any more.
     (tmp_path / "c.safetensors").unlink()
@@ -358,7 +323,7 @@ def test_unusable_annotations_are_noted(tmp_path):
 
     folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=spoil)
     task, _ = build(folder)
-    assert task.notes == [
+    assert task.data.notes == [
         f"2 annotations of {folder / 'annotations' / f'instances_{split}.json'} are left out; "
         f"python -m metamix.detection.verify {folder} names them"
         for split in ("train", "test")
@@ -434,8 +399,11 @@ def test_options_choose_the_splits(few):
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
         (dict(pretrained=True, checkpoint="x"), "both say where to begin"),
         (dict(detector_args={"min_size": 300}), "detector_args has min_size: --min-size and --max-size are the size"),
-        (dict(model_args={"pretrained": True}), "model_args has pretrained: --pretrained and --checkpoint are where"),
-        (dict(model_args={"out_channels": 32, "num_classes": 3}), "has num_classes, out_channels: .* the data set has"),
+        (dict(model_args={"pretrained": True}), "model_args has pretrained, which comes from --pretrained"),
+        (
+            dict(model_args={"num_classes": 3}),
+            "has num_classes, which comes from the data set; leave it out",
+        ),
         (dict(train_on=()), "train_on is empty; name the splits to train on, such as train or train,val"),
         (dict(train_on=("trian",)), "no split 'trian'; did you mean 'train'"),
         (dict(data_dir="nowhere"), "nowhere holds no data set"),

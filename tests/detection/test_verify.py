@@ -1,6 +1,7 @@
 """The verify command names the file, image and annotation of each problem."""
 
 import json
+import re
 
 import pytest
 
@@ -16,6 +17,12 @@ def test_good_data_set_passes(coco, capsys):
     folder = coco(train=3, val=3, test=3)  # no image of these is empty
     code, out = verify(capsys, folder)
     assert code == 0 and "nothing is wrong" in out
+    sizes = (
+        r"instances_train.json: at 800 x 1333, boxes are \d+ to \d+ pixels large .5 % to 95 %, median \d+., anchors 32"
+    )
+    assert re.search(sizes + r" to 813 .retinanet with anchor_scale 4.$", out, re.M)
+    _, out = verify(capsys, folder, "--min-size", 64, "--max-size", 120)
+    assert "train.json: at 64 x 120, boxes are 17" in out and "anchors 17 to" in out
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,7 @@ def test_bad_images_are_named(coco, capsys):
     truncated.write_bytes(truncated.read_bytes()[:-40])
     code, out = verify(capsys, folder)
     file = folder / "annotations" / "instances_train.json"
-    *lines, last = out.splitlines()
+    *lines, last, _, _, _ = out.splitlines()
     assert code == 1 and last == "5 problems" and len(lines) == 5
     assert "appears twice in annotations" in lines[0]
     assert (

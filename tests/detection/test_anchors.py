@@ -1,0 +1,135 @@
+"""The choice of RetinaNet's anchor scale, and how it is kept."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from detectors import DETECTION, SMALL
+from running import train
+
+from metamix.detection import build_detector
+from metamix.detection.anchors import choose_anchor_scale, describe_sizes
+from metamix.detection.annotations import box_sizes
+from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
+from metamix.utils.tensor_files import load_weights, save_weights
+
+STRIDES = (8, 16, 32, 64, 128)  # at the paper's scale, anchors from 32 to 813 pixels
+
+
+@pytest.mark.parametrize(
+    "sizes, strides, scale",
+    [
+        ((32, 813), STRIDES, 4.0),
+        ((100, 300), STRIDES, 4.0),
+        ((20, 300), STRIDES, 2.5),  # the smallest anchor has 20 pixels
+        ((200, 1000), STRIDES, 4.92),  # the largest anchor has 1000 pixels
+        ((16, 160), (8, 16), 2.0),  # no scale covers both: the small boxes decide
+        ((3, 40), STRIDES, 1.0),
+        ((), STRIDES, 4.0),
+    ],
+)
+def test_anchor_scale_covers_the_boxes(sizes, strides, scale):
+    many = torch.linspace(*sizes, 1001) if sizes else torch.zeros(0)
+    if sizes:  # the quantiles of 5 % and 95 % at the ends
+        margin = (sizes[1] - sizes[0]) / 18
+        many = torch.linspace(sizes[0] - margin, sizes[1] + margin, 1001)
+    assert choose_anchor_scale(many, strides) == pytest.approx(scale, abs=0.011)
+
+
+def test_sizes_of_boxes_are_those_of_the_resized_image():
+    images = {1: {"width": 400, "height": 200}, 2: {"width": 100, "height": 100}, 3: {}}
+
+    def annotation(image, *box, iscrowd=0):
+        return {"image_id": image, "bbox": list(box), "iscrowd": iscrowd}
+
+    annotations = [
+        annotation(1, 10, 10, 40, 90),  # 60 pixels, and the image is doubled
+        annotation(2, 50, -30, 90, 80),  # cut to 50 x 50, and the image enlarged by 4
+        annotation(2, 0, 0, 10, 10, iscrowd=1),
+        annotation(2, 0, 0, 0, 10),
+        annotation(2, 0, 0, float("nan"), 10),
+        annotation(3, 0, 0, 10, 10),
+        annotation(9, 0, 0, 10, 10),
+    ]
+    assert box_sizes(annotations, images, 400, 800) == pytest.approx([120, 200])
+    assert box_sizes(annotations, images, 400, 600) == pytest.approx([90, 200])  # the longer side is the limit
+    assert describe_sizes(torch.tensor([120.0, 200]), (32, 813)) == (
+        "boxes are 124 to 196 pixels large (5 % to 95 %, median 160), anchors 32 to 813"
+    )
+
+
+def anchors(model):
+    return [round(level[0], 2) for level in model.anchor_generator.sizes]
+
+
+def test_anchor_scale_is_kept_in_recipe_and_weights(few, tmp_path, capsys):
+    words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2]
+    train(*words, "--dry-run")
+    assert re.search(
+        r"boxes are 17 to 2\d pixels large .5 % to 95 %, median \d+., anchors 17 to", capsys.readouterr().out
+    )
+    train(*words, "--output", tmp_path)
+    _, metadata = load_weights(tmp_path)
+    scale = metadata["anchor_scale"]
+    assert (
+        yaml.safe_load((tmp_path / "recipe.yaml").read_text())["anchor_scale"] == scale == pytest.approx(2.15, abs=0.02)
+    )
+    train(*words, "--output", tmp_path)  # finished: auto is the same recipe
+    assert "is finished" in capsys.readouterr().out
+
+    task, model, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
+    assert anchors(model) == [8 * scale, 16 * scale]
+    assert task.model.describe(model)["anchor_scale"] == scale
+
+
+def test_older_runs_keep_their_anchors(few, tmp_path):
+    options = dict(SMALL, data_dir=str(few))
+    task = Detection(DetectionOptions(**options, anchor_scale=4.0))
+    model = task.model.build()
+    older = task.model.describe(model)
+    del older["anchor_scale"]
+
+    again = Detection(DetectionOptions(**options))
+    assert anchors(again.model.build()) == pytest.approx([17.2, 34.4], abs=0.1)
+    continued = Detection(DetectionOptions(**options))
+    assert anchors(continued.model.build(older)) == [32, 64]
+    assert continued.options.anchor_scale == 4.0
+    with pytest.raises(ValueError, match="cannot be continued .*anchor_scale was 4.0 and is now 3.0. Take the old"):
+        Detection(DetectionOptions(**options, anchor_scale=3.0)).model.build(older)
+
+    save_weights(tmp_path / "old.safetensors", model.state_dict(), older)
+    checkpoint = str(tmp_path / "old.safetensors")
+    _, loaded, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=checkpoint))
+    assert anchors(loaded) == [32, 64]
+
+    save_weights(tmp_path / "old.safetensors", model.state_dict(), older | {"detector_args": {"anchor_scale": 2}})
+    _, loaded, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=checkpoint))
+    assert anchors(loaded) == [16, 32]
+
+
+def test_build_detector_keeps_the_papers_anchors():
+    model = build_detector("retinanet", backbone="metaformer_pooling_nano", num_classes=1)
+    assert anchors(model)[0] == 32
+
+
+def test_anchor_scale_in_detector_args_still_counts(few):
+    options = dict(SMALL, data_dir=str(few), detector_args={"anchor_scale": 3})
+    task = Detection(DetectionOptions(**options))
+    assert task.options.anchor_scale == 3 and anchors(task.model.build()) == [24, 48]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            dict(anchor_scale=3.0, detector_args={"anchor_scale": 2}),
+            "anchor_scale is 3.0, and detector_args has",
+        ),
+        (dict(anchor_scale=0.0), "anchor_scale is 0.0, but it must be auto, or above 0 and at most 1000"),
+        (dict(anchor_scale=2.0, detector="fcos"), "anchor_scale is 2.0, but only retinanet takes it, not fcos"),
+    ],
+)
+def test_wrong_anchor_scales_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        DetectionOptions(**options)
