@@ -1,22 +1,37 @@
-"""Efficient token-mixing vision backbones: one MetaFormer skeleton, swappable mixers, registered with timm.
+"""A model zoo of efficient token-mixing vision backbones, registered with timm.
 
-Importing this package registers every model of the zoo: `timm.list_models("metaformer_*")` lists the first family.
+    import metamix, timm
+
+    metamix.list_models("*raft*")                                   names, sizes, weights and their accuracy
+    timm.create_model("metaformer_raft_nano", pretrained=True)      a model, as any of timm's
+    timm.create_model("metaformer_raft_s12", features_only=True)    its maps at strides 4, 8, 16 and 32
+    timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
+    metamix.load_classifier("RUN_OR_FILE")                          a trained model, its transform and its classes
+
+    metamix.list_mixers()                                           names of all mixers
+    @metamix.register_mixer("mine")                                 a mixer of your own, see metamix.mixers.registry
+
+    metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors
+    from metamix.detection import build_detector                    torchvision's detectors on any of these models
+
+On the command line, `metamix --help` says how to train, evaluate and predict.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from . import models
 from .mixers import list_mixers, register_mixer
+from .models import list_models
 from .version import __version__
 
 if TYPE_CHECKING:
     from .classification.load import load_classifier
 
-__all__ = ["__version__", "list_mixers", "load_classifier", "models", "register_mixer"]
+__all__ = ["__version__", "list_mixers", "list_models", "load_classifier", "models", "register_mixer"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what belongs to a task on first use, so that `import metamix` imports models alone."""
+    """Import the parts of a task on first use, so that `import metamix` imports models alone."""
     if name == "load_classifier":
         from .classification.load import load_classifier
 

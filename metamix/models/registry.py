@@ -1,16 +1,20 @@
 """Registered names: from a name to a model through timm's builder.
 
 Each family's file calls `register(name, builder, cfg=..., **preset)`. From then on `timm.create_model(name)` builds the
-model, with timm's configurations, weights and `features_only`.
+model, with timm's configurations, weights and `features_only`, and `timm.list_models(module="metamix")` lists its name.
 """
 
+import sys
+import warnings
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import is_scriptable
 from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model, resolve_pretrained_cfg
+from timm.models._registry import _module_to_models
 from torch import nn
 
 from metamix.utils.text import nearest
@@ -88,27 +92,58 @@ def build(
     )
 
 
-def register(name: str, builder=build, *, cfg: dict, tags: dict[str, dict] | None = None, **preset) -> None:
+def register(
+    name: str,
+    builder: Callable[..., nn.Module] = build,
+    *,
+    cfg: dict[str, Any],
+    tags: dict[str, dict] | None = None,
+    **preset: Any,
+) -> None:
     """Register a name with timm: `builder(name, pretrained, **preset)`. The caller's arguments override the preset.
+
+    A module that is imported again, or a notebook's cell that runs again, replaces its own names.
 
     Args:
         name: the model's name.
         builder: `build`, or a family's own, which takes the paper's arguments.
         cfg: entries of timm's `PretrainedCfg` for the model without weights.
         tags: entries for weights that are published elsewhere, by tag.
+        preset: arguments of the builder.
 
     Raises:
-        ValueError: The name is taken. timm alone would replace the other model with no more than a warning.
+        ValueError: Another module has registered the name. timm alone would replace that model with no more than a
+            warning.
     """
-    if timm.is_model(name):
-        raise ValueError(f"timm knows a model named {name!r} already: choose another name.")
+    caller = sys._getframe(1).f_globals["__name__"]
+    known = timm.model_entrypoint(name) if timm.is_model(name) else None
+    if known and getattr(known, "registered_in", None) != caller:
+        raise ValueError(f"timm knows a model named {name!r} already ({known.__module__}): choose another name.")
     default_cfgs[name] = tagged_cfgs(name, cfg, tags or {})
 
-    def entrypoint(pretrained: bool = False, **kwargs) -> nn.Module:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return builder(name, pretrained, **{**preset, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    register_model(entrypoint)
+    entrypoint.__doc__ = document(name, builder, cfg, preset)
+    entrypoint.registered_in = caller
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's, about replacing a name
+        register_model(entrypoint)
+    _module_to_models["metamix"].add(name)  # for timm.list_models(module="metamix")
+
+
+def document(name: str, builder: Callable, cfg: dict[str, Any], preset: dict[str, Any]) -> str:
+    """Return the docstring of a registered name: what it is, its images, its preset and its arguments."""
+    what = (builder.__doc__ or f"Build {name}.").partition("\n")[0].rstrip(".")
+    channels, height, width = cfg.get("input_size", (3, 224, 224))
+    options = ", ".join(f"{option}={value!r}" for option, value in preset.items()) or "none"
+    return (
+        f"{what}: `{name}`.\n\n"
+        f"By default for images ({channels}, {height}, {width}) and {cfg.get('num_classes', 1000)} classes.\n"
+        f"Preset arguments: {options}.\n"
+        f"Further arguments: those of `{builder.__module__}.{builder.__name__}` and of `metamix.models.MetaFormer`."
+    )
 
 
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:

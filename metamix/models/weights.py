@@ -60,11 +60,12 @@ def weights_dir() -> Path:
 
 
 @cache
-def local_weights() -> dict[str, dict[str, dict]]:
-    """Read the cards in `weights_dir()`.
+def local_cards() -> dict[str, dict[str, dict]]:
+    """Read the cards in `weights_dir()` that have weights beside them.
 
     Returns:
-        Entries of timm's `PretrainedCfg` by model name and tag; "file" is the path of the weights.
+        Cards by model name and tag. Their `pretrained_cfg` has entries of timm's `PretrainedCfg`; "file" is the path
+        of the weights.
 
     Raises:
         ValueError: A card cannot be read, or has entries that `PretrainedCfg` does not know.
@@ -76,16 +77,22 @@ def local_weights() -> dict[str, dict[str, dict]]:
         if not weights.is_file():
             continue  # a clone without large files has cards alone
         try:
-            entries = json.loads(card.read_text())["pretrained_cfg"]
-            entries = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()} | {"file": str(weights)}
+            content = json.loads(card.read_text())
+            entries = {k: tuple(v) if isinstance(v, list) else v for k, v in content["pretrained_cfg"].items()}
+            entries["file"] = str(weights)
             PretrainedCfg(**entries)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{card} is not a card of weights: {error!r}. It needs pretrained_cfg with entries of timm's "
                 f"PretrainedCfg."
             ) from error
-        found.setdefault(name, {})[tag] = entries
+        found.setdefault(name, {})[tag] = content | {"pretrained_cfg": entries}
     return found
+
+
+def local_weights() -> dict[str, dict[str, dict]]:
+    """Return the entries of timm's `PretrainedCfg` for each weight in `weights_dir()`, by model name and tag."""
+    return {name: {tag: card["pretrained_cfg"] for tag, card in tags.items()} for name, tags in local_cards().items()}
 
 
 def find_weights(checkpoint: str | Path) -> Path:

@@ -197,3 +197,17 @@ def test_options_that_are_none():
     ):
         timm.create_model("wavemix_144_7", patch_size=4)
     assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4
+
+
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        (dict(mixer={}), "mixer is {}: give the name of a registered mixer"),
+        (dict(mixer_args="num_heads=2"), "mixer_args is 'num_heads=2': give a dict of the mixer's options"),
+        (dict(num_classes="10"), "num_classes is '10': give a whole number of at least 0"),
+        (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
+    ],
+)
+def test_values_that_are_none_are_refused_through_timm_too(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        timm.create_model("metaformer_minattn_nano", **kwargs)

@@ -194,10 +194,15 @@ def test_start():
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05) and not layer.bias.any()
 
 
-@pytest.mark.parametrize("ratio, hidden", [(4, [32, 64]), (1.5, [12, 24]), (0.25, [2, 4])])
+@pytest.mark.parametrize("ratio, hidden", [(4, [32, 64]), (1.5, [12, 24]), (0.25, [2, 4]), ((4, 2), [32, 32])])
 def test_mlp_ratio(ratio, hidden):
     model = small(mlp_ratio=ratio)
     assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == hidden
+
+
+def test_a_stage_without_an_mlp():
+    model = small(mlp_ratio=(0, 2))
+    assert model.stages[0].blocks[0].mlp is None and model.stages[1].blocks[0].mlp is not None
 
 
 def test_rates():
@@ -210,7 +215,7 @@ def test_rates():
         assert isinstance(paths[0], nn.Identity)
         assert [p.drop_prob for p in paths[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     for module in small(mixer="nin").modules():
-        assert not (isinstance(module, nn.Dropout) and module.p or "DropPath" in type(module).__name__)
+        assert not ((isinstance(module, nn.Dropout) and module.p) or "DropPath" in type(module).__name__)
 
 
 def test_rates_act_in_training_alone():
@@ -484,6 +489,18 @@ def test_device_and_dtype():
         (dict(img_size=(32, 2)), r"img_size \(32, 2\) is too small"),
         (dict(img_size=(32, 32, 3)), r"img_size is \(32, 32, 3\): give the side of a square, or \(height, width\)"),
         (dict(global_pool="mean"), "global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"),
+        (dict(num_classes=-1), "num_classes is -1: give a whole number of at least 0"),
+        (dict(num_classes="10"), "num_classes is '10': give a whole number of at least 0"),
+        (dict(num_classes=True), "num_classes is True: give a whole number"),
+        (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
+        (dict(drop_path_rate=1.5), "drop_path_rate is 1.5: give a number from 0 to 1"),
+        (dict(drop_rate=-0.1), "drop_rate is -0.1: give a number from 0 to 1"),
+        (dict(proj_drop_rate="0.1"), "proj_drop_rate is '0.1': give a number from 0 to 1"),
+        (dict(mixer={}), "mixer is {}: give the name of a registered mixer, or one for each stage"),
+        (dict(mixer=None), "mixer is None: give the name of a registered mixer"),
+        (dict(mixer_args="pool_size=7"), "mixer_args is 'pool_size=7': give a dict of the mixer's options, or one for"),
+        (dict(mixer_args=[{}, 3]), r"mixer_args is \[{}, 3\]: give a dict"),
+        (dict(mlp_ratio=(4, 4, 4)), "mlp_ratio has 3 entries where there are 2"),
         (dict(act_layer="gelux"), "act_layer is 'gelux'; did you mean 'gelu'"),
         (dict(norm2="grupnorm"), "norm2 is 'grupnorm'; did you mean 'groupnorm"),
         (dict(norm1="layernorm"), "norm1 is 'layernorm'; did you mean 'layernorm2d'"),

@@ -23,6 +23,8 @@ from timm.models import (
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
+from metamix.models import count_macs
+from metamix.models.listing import model_info
 from metamix.models.registry import default_cfgs, register
 from metamix.models.weights import layer_names
 
@@ -104,6 +106,14 @@ def test_default_cfg(name, native):
     assert get_model_input_config(native)["input_size"] == cfg["input_size"]
     for entry, value in resolve_data_config(model=native).items():
         assert entry == "crop_mode" or value == cfg[entry]
+
+
+def test_listed_size(name, native):
+    """`sizes.json` is up to date. Multiply-adds of the large sizes take long to count and are left out."""
+    listed = model_info(name)
+    assert listed.parameters == sum(p.numel() for p in native.parameters())
+    if not name.endswith(("_s24", "_s36", "_m36", "_m48")):
+        assert listed.macs == count_macs(native, native.default_cfg["input_size"])
 
 
 def test_shapes_at_the_trained_size(native):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, save_for_hf
 
-import metamix  # noqa: F401  registers the models
+import metamix
 from metamix.models import registry
 from metamix.models import weights as metamix_weights
 
@@ -347,9 +347,9 @@ def put(folder, name, tag, state, **entries):
 def weights(tmp_path, monkeypatch):
     """An empty weights folder, for cards that `register` is to find."""
     monkeypatch.setattr(metamix_weights, "weights_dir", lambda: tmp_path)
-    metamix_weights.local_weights.cache_clear()
+    metamix_weights.local_cards.cache_clear()
     yield tmp_path
-    metamix_weights.local_weights.cache_clear()
+    metamix_weights.local_cards.cache_clear()
 
 
 HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other", input_size=(3, 224, 224))}
@@ -357,7 +357,7 @@ HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other
 
 def test_tags_and_their_default(weights):
     def order(tags):
-        metamix_weights.local_weights.cache_clear()
+        metamix_weights.local_cards.cache_clear()
         return list(registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, tags).tags)
 
     state = {"stem.weight": torch.ones(1)}

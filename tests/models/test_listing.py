@@ -1,0 +1,107 @@
+"""`metamix.list_models`, timm's own listing of the zoo, and the docstrings of registered names."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import timm
+
+import metamix
+from metamix.models import listing
+from metamix.models.registry import CIFAR10, build, default_cfgs, document, register
+
+
+def test_all_models_are_listed_in_the_order_of_registration():
+    assert [model.name for model in metamix.list_models()] == list(default_cfgs)
+    assert {model.name for model in metamix.list_models()} >= {"raftmlp_s", "wavemix_144_7", "ninformer_cifar"}
+
+
+def test_patterns():
+    names = [model.name for model in metamix.list_models("*raft*")]
+    assert names == [f"metaformer_raft_{size}" for size in ("nano", "s12", "s24", "s36", "m36", "m48")] + [
+        "raftmlp_s", "raftmlp_m", "raftmlp_l",
+    ]  # fmt: skip
+    several = metamix.list_models(["raftmlp_[sm]", "ninformer_*"])
+    assert {model.name for model in several} == {"raftmlp_s", "raftmlp_m", "ninformer_cifar"}
+    with pytest.raises(ValueError, match=r"matches 'metaformer_rat_s12'; did you mean 'metaformer_raft_s12'\?"):
+        metamix.list_models("metaformer_rat_s12")
+
+
+def test_one_model_with_its_weights():
+    (model,) = metamix.list_models("wavemixlite_8_10")
+    assert (model.parameters, model.input_size, model.num_classes) == (3_566, (1, 28, 28), 10)
+    assert model.macs == 881_296
+    (weights,) = model.weights
+    assert (weights.tag, weights.top1, weights.input_size, weights.num_classes) == ("mnist", 99.06, (1, 28, 28), 10)
+    assert weights.source.endswith("wavemixlite_8_10.mnist.safetensors")
+    assert timm.create_model(f"{model.name}.{weights.tag}", pretrained=True).num_classes == 10
+
+
+def test_weights_that_are_published_elsewhere():
+    (model,) = metamix.list_models("metaformer_pooling_s12")
+    (weights,) = model.weights
+    assert (weights.tag, weights.top1, weights.source) == ("sail_in1k", None, "timm/poolformer_s12.sail_in1k")
+
+
+def test_only_models_with_weights():
+    assert {model.name for model in metamix.list_models("*_nano", pretrained=True)} == {
+        f"metaformer_{mixer}_nano" for mixer in metamix.list_mixers()
+    }
+    assert metamix.list_models("raftmlp_*", pretrained=True) == []
+
+
+def test_a_name_of_one_s_own_is_counted(monkeypatch):
+    monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
+    register("listed_here", cfg=CIFAR10, depths=(1,), dims=(8,), mixer="identity")
+    listing.default_cfgs["listed_here"] = default_cfgs.pop("listed_here")
+    (model,) = metamix.list_models("listed_here")
+    with_names = timm.create_model("listed_here")
+    assert model.parameters == sum(p.numel() for p in with_names.parameters())
+    assert model.weights == ()
+
+
+def test_timm_lists_the_zoo_by_its_module():
+    assert set(timm.list_models(module="metamix")) >= set(default_cfgs)
+    assert timm.models.is_model_in_modules("raftmlp_s", ["metamix"])
+
+
+def test_registered_names_have_docstrings():
+    for name in default_cfgs:
+        text = inspect.getdoc(timm.model_entrypoint(name))
+        assert f"`{name}`" in text.partition("\n")[0] and "By default for images" in text
+    text = inspect.getdoc(timm.model_entrypoint("raftmlp_s"))
+    assert "Build a RaftMLP, with the paper's names of its arguments: `raftmlp_s`." in text
+    assert "dims=(64, 128, 256, 512)" in text and "metamix.models.raftmlp.raftmlp" in text
+    assert document("x", build, {}, {}).startswith("Build `MetaFormer(**kwargs)` through timm")
+
+
+def test_a_name_of_another_module_is_not_replaced():
+    words = r"timm knows a model named 'raftmlp_s' already \(metamix.models.registry\): choose another name"
+    with pytest.raises(ValueError, match=words):
+        register("raftmlp_s", cfg=CIFAR10)
+
+
+def test_importing_again_is_no_conflict():
+    code = """
+import sys, warnings
+warnings.simplefilter("error")
+import metamix, timm
+first = timm.model_entrypoint("raftmlp_s")
+for name in [n for n in sys.modules if n.partition(".")[0] == "metamix"]:
+    del sys.modules[name]
+import metamix
+assert timm.model_entrypoint("raftmlp_s") is not first
+model = timm.create_model("metaformer_raft_nano", pretrained=True)
+assert isinstance(model, metamix.models.MetaFormer)
+timm.create_model("metaformer_raft_nano", checkpoint_path=model.pretrained_cfg["file"])
+assert len(metamix.list_models()) == len(set(timm.list_models(module="metamix")))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_help_is_a_short_guide():
+    assert "list_models" in metamix.__doc__ and len(metamix.__doc__.splitlines()) < 25
+    assert all(hasattr(metamix, name) for name in metamix.__all__)
+    assert not set(metamix.__all__) & set(default_cfgs)
