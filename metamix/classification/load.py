@@ -205,7 +205,7 @@ def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> li
         Notes on what was not loaded as it is; empty if all was.
     """
     tensors, metadata = read_weights(source)
-    tensors = adapt_checkpoint(model, tensors, source)
+    tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
     if metadata.classes and metadata.classes != tuple(classes):  # as many, perhaps, but others
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}

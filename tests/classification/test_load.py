@@ -124,3 +124,14 @@ def test_weights_of_the_same_channels_are_left_alone():
     model = create_model("metaformer_identity_nano", in_chans=3)
     tensors, notes = adapt_channels(model, model.state_dict())
     assert notes == [] and torch.equal(tensors["stem.0.weight"], model.stem[0].weight)
+
+
+def test_fine_tuning_does_not_start_from_another_mixer(tmp_path):
+    """Pooling and identity have no parameters, so the tensors alone would fit."""
+    options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
+    model = create_model("metaformer_pooling_nano", **options)
+    metadata = {"model": "metaformer_pooling_nano", "model_args": options}
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), metadata)
+    words = r"w.safetensors holds weights of metaformer_pooling_nano with .*pooling\(.*this model has .*identity\(\)"
+    with pytest.raises(ValueError, match=words):
+        load_pretrained(create_model("metaformer_identity_nano", **options), str(tmp_path / "w.safetensors"), [])
