@@ -274,6 +274,7 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
     torch.manual_seed(1)
     classifier = timm.create_model("metaformer_wavemix_nano", depths=[1, 1, 1], dims=[8, 8, 16], num_classes=5)
     about = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], model="metaformer_wavemix_nano")
+    about["model_args"] = SMALL["model_args"]
     save_weights(tmp_path / "c.safetensors", classifier.state_dict(), about)
     task, model = build(few, model="metaformer_wavemix_nano", checkpoint=str(tmp_path / "c.safetensors"))
     own = model.backbone.body.model.state_dict()
