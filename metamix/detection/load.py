@@ -9,6 +9,7 @@ from typing import Any
 
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
+from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
@@ -185,7 +186,7 @@ def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    tensors, metadata = load_weights(path)
+    tensors, metadata = load_weights(find_weights(path))
     model = DetectorSpec.from_dict(metadata, path).build()
     load_into(model, tensors, str(path))
     set_statistics(model, metadata, path)
@@ -214,7 +215,7 @@ def load_pretrained(model: Detector, path: str | Path, classes: list[str]) -> li
     Returns:
         The names of the weights that were not loaded.
     """
-    tensors, metadata = load_weights(path)
+    tensors, metadata = load_weights(find_weights(path))
     if metadata.get("classes", classes) != classes:  # perhaps as many
         tensors = {name: value for name, value in tensors.items() if not name.startswith(model.classifier)}
     return load_into(model, tensors, str(path), head=model.classifier)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metamix.models.backbone import EXTRA
+from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
 
@@ -85,7 +86,7 @@ class DetectionModel:
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
         """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
         options = self.options
-        start = metadata or (load_weights(options.checkpoint)[1] if options.checkpoint else {})
+        start = metadata or (load_weights(find_weights(options.checkpoint))[1] if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
         if metadata is not None:
             self.continue_anchor_scale(metadata)

@@ -1,0 +1,96 @@
+"""Metadata of detector files: what is built from them, and what is refused. A file may come from a stranger."""
+
+import pytest
+from detectors import SMALL
+
+from metamix.detection import load_detector
+from metamix.detection.load import DetectorSpec
+from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
+from metamix.utils.tensor_files import save_weights
+
+GOOD = dict(
+    task="detection",
+    detector="retinanet",
+    detector_args={},
+    model="metaformer_pooling_nano",
+    model_args=SMALL["model_args"],
+    classes=["disc", "square"],
+    out_indices=[1, 2],
+    extra="none",
+    out_channels=64,
+    frozen_norms=False,
+    min_size=64,
+    max_size=120,
+    anchor_scale=2.5,
+    train_on=["train"],
+    mean=[0.5, 0.5, 0.5],
+    std=[0.2, 0.2, 0.2],
+)
+
+
+def test_metadata_are_kept():
+    spec = DetectorSpec.from_dict(GOOD, "x.safetensors")
+    assert spec.to_dict() == {key: value for key, value in GOOD.items() if key not in ("mean", "std")}
+    assert [level[0] for level in spec.build().anchor_generator.sizes] == [20, 40]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(model_args={"pretrained": True}), "'pretrained'"),
+        (dict(model_args={"pretrained_cfg": {"url": "http://127.0.0.1:9/x"}}), "'pretrained_cfg'"),
+        (dict(model_args={"checkpoint_path": "/etc/passwd"}), "'checkpoint_path'"),
+        (dict(model_args={"checkpoint": "/etc/passwd"}), "model_args .* without checkpoint"),
+        (dict(model_args={"frozen_norms": True}), "model_args .* accepted is a mapping of arguments without"),
+        (dict(model_args={"img_size": 10**9}), "img_size"),
+        (dict(model_args=[1, 2]), r"model_args in the metadata is \[1, 2\]"),
+        (dict(model="hf-hub:someone/model"), "model in the metadata is 'hf-hub:someone/model'"),
+        (dict(model=None), "model in the metadata is None; accepted is the name of a registered model"),
+        (dict(detector="retinanet2"), "detector in the metadata is 'retinanet2'; accepted is one of retinanet, fcos"),
+        (dict(detector=["retinanet"]), "detector in the metadata is"),
+        (dict(detector_args=7), "detector_args in the metadata is 7; accepted is a mapping"),
+        (dict(detector_args={"min_size": 9}), "detector_args in the metadata is"),
+        (dict(detector_args={"nms_thresh": "x"}), "detector_args in the metadata is"),
+        (dict(detector_args={"detections_per_img": 10**9}), "detector_args in the metadata is"),
+        (dict(detector_args={"backbone_args": {}}), "detector_args in the metadata is"),
+        (dict(detector_args={"nms_tresh": 0.5}), "detector_args in the metadata has nms_tresh, no option of retinanet"),
+        (dict(classes=5), "classes in the metadata is 5"),
+        (dict(classes=[]), r"classes in the metadata is \[\]; accepted is a list of at least one name"),
+        (dict(classes=[1, 2]), "classes in the metadata is"),
+        (dict(out_indices=7), "out_indices in the metadata is 7; accepted is an ascending list of 0 to 3"),
+        (dict(out_indices=[2, 1]), "out_indices in the metadata is"),
+        (dict(out_indices=[1, 9]), "out_indices in the metadata is"),
+        (dict(extra="p9"), "extra in the metadata is 'p9'; accepted is one of none, pool, p6p7"),
+        (dict(out_channels=10**7), "out_channels in the metadata is 10000000; accepted is a whole number from 1 to"),
+        (dict(frozen_norms="no"), "frozen_norms in the metadata is 'no'; accepted is true or false"),
+        (dict(min_size=0), "min_size in the metadata is 0"),
+        (dict(max_size=10**9), "max_size in the metadata is 1000000000; accepted is a whole number from 1 to 8192"),
+        (dict(anchor_scale=-1), "anchor_scale in the metadata is -1; accepted is a number above 0 and at most 1000"),
+        (dict(train_on=5), "train_on in the metadata is 5; accepted is a list of splits"),
+        (dict(mean=[0.5, 0.5]), r"mean in the metadata is \[0.5, 0.5\]; accepted is a list of 3 numbers"),
+        (dict(mean=None), "mean in the metadata is .* accepted is a list of 3 numbers"),
+        (dict(std=[0, 0, 0]), "std"),
+    ],
+)
+def test_metadata_that_cannot_be_trusted_are_refused(tmp_path, change, words):
+    good = DetectorSpec.from_dict(GOOD, "x").build()
+    file = tmp_path / "x.safetensors"
+    save_weights(file, good.state_dict(), GOOD | change)
+    with pytest.raises(ValueError, match=f"x.safetensors: .*{words}") as error:
+        load_detector(file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["detector", "model", "classes", "out_indices", "extra", "min_size", "frozen_norms"])
+def test_missing_metadata_are_named(key):
+    with pytest.raises(ValueError, match=f"x: the metadata lack {key}. Give a file that train.py wrote"):
+        DetectorSpec.from_dict({name: value for name, value in GOOD.items() if name != key}, "x")
+
+
+def test_eval_and_fine_tuning_check_metadata_too(few, tmp_path):
+    file = tmp_path / "x.safetensors"
+    save_weights(file, DetectorSpec.from_dict(GOOD, "x").build().state_dict(), GOOD | {"out_indices": "all"})
+    with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):
+        Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(file)))
+    with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):
+        Detection(DetectionOptions(**SMALL, data_dir=str(few), checkpoint=str(file))).model.build()
