@@ -19,5 +19,5 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] == 1 and not torch.compiler.is_exporting():
             h, w = self.padding
-            return F.conv2d(F.pad(x, (w, w, h, h)), self.weight, self.bias, self.stride)
+            return F.conv2d(F.pad(x, (w, w, h, h)), self.weight, self.bias, self.stride, 0, self.dilation)
         return super().forward(x)

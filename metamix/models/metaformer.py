@@ -12,6 +12,7 @@ papers do differently is an option with an ordinary value; no code here asks whi
 timm needs beside `forward` are in `timm_interface.py`.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -35,23 +36,59 @@ POOLS = ("avg", "max", "avgmax", "")
 
 @register_notrace_module
 class ConvEmbed(Conv2d):
-    """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W'), H' = floor((H + 2 p - k) / s) + 1.
+    """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
+
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d.
 
     A stem or downsampling of your own is any module built as `embed(in_chans, dim)` that has the attribute `reduction`,
     its stride as an int, and the method `out_size((H, W)) -> (H', W')`.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0):
-        super().__init__(in_chans, dim, kernel_size, stride, padding)
+    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1):
+        super().__init__(in_chans, dim, kernel_size, stride, padding, dilation)
         self.reduction = stride
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        k, s, p = self.kernel_size[0], self.stride[0], self.padding[0]
-        return tuple((n + 2 * p - k) // s + 1 for n in size)
+        k, s, p, d = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n in size)
 
 
 STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)
 DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
+
+
+def limit_stride(embeds: Sequence[Embed], strides: Sequence[int], output_stride: int) -> list[Embed]:
+    """Take the stride from the last downsamplings, so that the last maps have `output_stride`.
+
+    A convolution that sees a finer map than it was trained on is dilated to reach equally far.
+
+    Args:
+        embeds: the downsamplings between the stages.
+        strides: strides of the stem and of these downsamplings.
+        output_stride: stride of the last stage's maps.
+
+    Raises:
+        ValueError: The model has another number of stages, or downsamplings that are not convolutions.
+    """
+    total = math.prod(strides)
+    if output_stride == total:
+        return list(embeds)
+    convolutions = all(isinstance(embed, partial) and embed.func is ConvEmbed for embed in embeds)
+    if output_stride not in (8, 16) or len(strides) != 4 or total != 32 or not convolutions:
+        raise ValueError(
+            f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Models of four "
+            f"stages with convolutions between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave it out here."
+        )
+    limited, dilation, reached = [], 1, strides[0]
+    for embed, stride in zip(embeds, strides[1:]):
+        if reached < output_stride:
+            limited.append(embed)
+            reached *= stride
+        else:
+            padding = dilation * (embed.keywords["kernel_size"] // 2)
+            limited.append(partial(embed, stride=1, padding=padding, dilation=dilation))
+            dilation *= stride
+    return limited
 
 
 class Block(nn.Module):
@@ -149,6 +186,8 @@ class MetaFormer(TimmInterface):
         tie_norms: apply norm1 before the MLP too; norm2 is then not built.
         layer_scale: initial value of the learned scale of each branch; 0 for no scale.
         pos_embed: add a learned position embedding after the stem; it is resampled for other map sizes.
+        output_stride: stride of the last stage's maps, for segmentation. A model of four stages with convolutions
+            between them takes 8 or 16 instead of 32.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in MLPs and mixers.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
@@ -180,6 +219,7 @@ class MetaFormer(TimmInterface):
         tie_norms: bool = False,
         layer_scale: float = 1e-5,
         pos_embed: bool = False,
+        output_stride: int | None = None,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -216,12 +256,17 @@ class MetaFormer(TimmInterface):
             proj_drop=proj_drop_rate,
         )
         self.in_chans = in_chans
+        self.output_stride = output_stride
         self.num_features = self.head_hidden_size = dims[-1]
 
         # A mixer, yours too, is built under the device and cast afterwards: it needs no factory arguments.
         with torch.device(device) if device is not None else nullcontext():
             self.stem = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
+            if output_stride is not None:
+                with torch.device("meta"):
+                    trained = [embed(a, b).reduction for embed, (a, b) in zip(embeds, pairwise(dims))]
+                embeds = limit_stride(embeds, [self.stem.reduction, *trained], output_stride)
             downsamples = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
             sizes = self.map_sizes(img_size, downsamples)
             self.pos_embed = None

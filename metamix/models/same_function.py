@@ -34,7 +34,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
     """
     if metadata.model is None:
         return
-    theirs, ours = describe(build_described(metadata, model.in_chans, source)), describe(model)
+    theirs, ours = describe(build_described(metadata, model, source)), describe(model)
     parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
     if not parts:
         return
@@ -52,8 +52,13 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
     warnings.warn(f"{message}. The weights are loaded as a start for training.", UserWarning, stacklevel=2)
 
 
-def build_described(metadata: ModelMetadata, in_chans: int, source: object) -> nn.Module:
+def build_described(metadata: ModelMetadata, like: MetaFormer, source: object) -> nn.Module:
     """Build the model that metadata describe, without memory.
+
+    Args:
+        metadata: names the model and its arguments.
+        like: the model to compare with: its channels and its output stride are taken.
+        source: the file's name, for messages.
 
     Raises:
         ValueError: The model is not registered, or does not take the arguments.
@@ -63,7 +68,9 @@ def build_described(metadata: ModelMetadata, in_chans: int, source: object) -> n
             f"{source} holds weights of {metadata.architecture}, which is not registered: import the module that "
             f"registers it."
         )
-    arguments = metadata.shape | metadata.model_args | {"in_chans": in_chans}
+    arguments = metadata.shape | metadata.model_args | {"in_chans": like.in_chans}
+    if like.output_stride is not None:
+        arguments["output_stride"] = like.output_stride
     try:
         with torch.device("meta"):
             return timm.create_model(metadata.architecture, **arguments)

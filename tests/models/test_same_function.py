@@ -105,7 +105,10 @@ def test_files_without_a_model_s_name_are_not_compared(tmp_path):
 
 
 def test_the_description_takes_no_memory_and_leaves_out_what_weights_do_not_depend_on():
-    model = build_described(ModelMetadata(model="metaformer_raft_s12"), in_chans=3, source="x")
+    like = timm.create_model("metaformer_raft_s12", device="meta", in_chans=1, output_stride=16)
+    assert describe(build_described(ModelMetadata(model="metaformer_raft_s12"), like, "x")) == describe(like)
+    like = timm.create_model("metaformer_raft_s12", device="meta")
+    model = build_described(ModelMetadata(model="metaformer_raft_s12"), like, "x")
     assert all(p.is_meta for p in model.parameters())
     assert describe(model) == describe(
         timm.create_model("metaformer_raft_s12", device="meta", num_classes=0, global_pool="", drop_path_rate=0.2)

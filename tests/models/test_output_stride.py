@@ -1,0 +1,87 @@
+"""`output_stride`: finer last maps for segmentation, with the same weights."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import metamix
+
+SHALLOW = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+MIXERS = metamix.list_mixers()
+
+
+def create(name="metaformer_pooling_s12", **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **SHALLOW | {"img_size": 64} | kwargs).eval()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("output_stride, strides", [(8, [4, 8, 8, 8]), (16, [4, 8, 16, 16]), (32, [4, 8, 16, 32])])
+@torch.no_grad()
+def test_strides_of_the_maps(mixer, output_stride, strides):
+    model = create(f"metaformer_{mixer}_s12", features_only=True, output_stride=output_stride)
+    assert model.feature_info.reduction() == strides
+    for h, w in ((64, 64), (96, 32)):
+        features = model(torch.randn(1, 3, h, w))
+        assert [tuple(f.shape[2:]) for f in features] == [(h // s, w // s) for s in strides]
+        assert all(f.isfinite().all() for f in features)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_same_weights_load(mixer, tmp_path):
+    model = create(f"metaformer_{mixer}_s12")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    finer = create(f"metaformer_{mixer}_s12", output_stride=8, checkpoint_path=tmp_path / "w.pt")
+    assert finer.state_dict().keys() == model.state_dict().keys()
+    assert [stage.downsample.stride[0] for stage in list(finer.stages)[1:]] == [2, 1, 1]
+
+
+@torch.no_grad()
+def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
+    """With identity mixers, norms aside, every second place of a dilated map is the strided one."""
+    options = {"mixer": "identity", "norm1": "none", "norm2": "none", "features_only": True}
+    coarse = create(**options)
+    x = torch.randn(1, 3, 64, 96)
+    expected = coarse(x)
+    for output_stride, steps in ((16, (1, 1, 1, 2)), (8, (1, 1, 2, 4))):
+        finer = create(**options, output_stride=output_stride)
+        finer.load_state_dict(coarse.state_dict())
+        for feature, e, step in zip(finer(x), expected, steps):
+            torch.testing.assert_close(feature[:, :, ::step, ::step], e, atol=1e-5, rtol=1e-5)
+
+
+def test_a_file_loads_without_a_warning(tmp_path):
+    torch.save(timm.create_model("metaformer_pooling_s12", **SHALLOW).state_dict(), tmp_path / "w.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pt")}, output_stride=16)
+
+
+@torch.no_grad()
+def test_a_map_one_pixel_wide():
+    model = create(output_stride=8, img_size=32)
+    down = model.stages[3].downsample
+    assert (down.dilation, down.padding) == ((2, 2), (2, 2))
+    x = torch.randn(1, 24, 5, 1)
+    torch.testing.assert_close(down(x), F.conv2d(x, down.weight, down.bias, 1, 2, 2))
+
+
+@pytest.mark.parametrize("name, output_stride, own", [
+    ("metaformer_pooling_nano", 4, 8),
+    ("raftmlp_s", 16, 32),
+    ("wavemix_192_16", 8, 4),
+    ("ninformer_cifar", 8, 4),
+    ("metaformer_pooling_s12", 64, 32),
+    ("metaformer_pooling_s12", "16", 32),
+])  # fmt: skip
+def test_other_models_refuse_it(name, output_stride, own):
+    words = f"output_stride is {output_stride!r}, but the last maps of this model have stride {own}. Models of four"
+    with pytest.raises(ValueError, match=words):
+        timm.create_model(name, output_stride=output_stride, device="meta")
+
+
+def test_a_model_s_own_stride_is_accepted():
+    assert timm.create_model("raftmlp_s", output_stride=32, device="meta").feature_info[-1]["reduction"] == 32
