@@ -59,6 +59,7 @@ class ClassificationData:
             "std": list(self.std),
         }
         if isinstance(options, DataOptions):
+            self.identity["digest"] = self.splits.digest
             self.transform = Augment(
                 options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
             )

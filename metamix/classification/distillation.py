@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metamix.utils.tensor_files import load_into
 
 from .data import ClassificationData
-from .load import create_model, read_weights, timm_config
+from .load import create_model, read_classifier, timm_config
 from .options import ClassificationOptions
 
 
@@ -53,7 +53,7 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     assert options.teacher
     shape = {"num_classes": len(data.classes), "in_chans": data.in_chans, "img_size": data.size}
     if options.teacher_checkpoint:
-        tensors, metadata = read_weights(options.teacher_checkpoint)
+        tensors, metadata = read_classifier(options.teacher_checkpoint)
         model = create_model(options.teacher, **shape | metadata.shape | metadata.model_args)
         load_into(model, tensors, options.teacher_checkpoint)
         mean, std = metadata.mean or data.mean, metadata.std or data.std

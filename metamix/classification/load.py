@@ -17,9 +17,11 @@ from metamix.data import Normalize
 from metamix.data.memory import SMALL_SIDE
 from metamix.data.sources import decode
 from metamix.models.metadata import ModelMetadata
+from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, check_published
-from metamix.models.weights import adapt_checkpoint, find_weights, layer_names
-from metamix.utils.tensor_files import load_into, load_weights
+from metamix.models.same_function import check_same_function
+from metamix.models.weights import adapt_checkpoint, find_weights, layer_names, read_weights
+from metamix.utils.tensor_files import load_into
 
 Tensors = dict[str, Tensor]
 
@@ -49,8 +51,8 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Clas
         probabilities = classifier.model(image[None]).softmax(1)[0]
         print(classifier.classes[probabilities.argmax()])
 
-    This is the way to use trained weights: `timm.create_model(..., checkpoint_path=...)` does not know their image
-    size, channels, mean and standard deviation.
+    This is the way to use trained weights. With `timm.create_model(..., checkpoint_path=...)` the arguments of the
+    model must be given, and images must be prepared by hand.
 
     Args:
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
@@ -124,7 +126,7 @@ def load_trained(
     if model:
         check_model(model)
     if checkpoint:
-        name, net, metadata = _load_file(find_weights(checkpoint), model, arguments)
+        name, net, metadata = _load_file(checkpoint, model, arguments)
     elif pretrained and model:
         name, net, metadata = model, create_model(model, **{"pretrained": True} | arguments), ModelMetadata()
         names = timm_config(net).get("label_names") or ()
@@ -137,8 +139,8 @@ def load_trained(
     return TrainedModel(name, net, _complete(metadata, net, metadata.model_args | arguments))
 
 
-def _load_file(path: Path, model: str | None, model_args: Mapping[str, Any]) -> tuple[str, nn.Module, ModelMetadata]:
-    tensors, metadata = read_weights(path)
+def _load_file(path: str | Path, model: str | None, model_args: Mapping[str, Any]) -> tuple[str, nn.Module, ModelMetadata]:
+    tensors, metadata = read_classifier(path)
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
         raise ValueError(
             f"{path} holds the weights of {metadata.model}, not of {model}; give --model {metadata.model}, or none"
@@ -157,6 +159,8 @@ def _load_file(path: Path, model: str | None, model_args: Mapping[str, Any]) -> 
                 f"size, --model-args '{{img_size: N}}'"
             )
         net = create_model(name, **{"num_classes": _count_classes(tensors, name, path)} | arguments)
+    elif isinstance(net, MetaFormer):
+        check_same_function(net, metadata, path)
     load_into(net, tensors, str(path))
     return name, net, metadata
 
@@ -182,14 +186,13 @@ def _complete(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str
     )
 
 
-def read_weights(source: str | Path) -> tuple[Tensors, ModelMetadata]:
+def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """Read the weights of a classifier and what is known of them.
 
     Raises:
         ValueError: the file holds a detector, or metadata that are not accepted.
     """
-    tensors, raw = load_weights(source)
-    metadata = ModelMetadata.from_dict(raw, source)
+    tensors, metadata = read_weights(find_weights(source))
     if metadata.task == "detection":
         raise ValueError(f"{source} holds a detector: add --task detection")
     return tensors, metadata
@@ -204,7 +207,7 @@ def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> li
     Returns:
         Notes on what was not loaded as it is; empty if all was.
     """
-    tensors, metadata = read_weights(source)
+    tensors, metadata = read_classifier(source)
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
     if metadata.classes and metadata.classes != tuple(classes):  # as many, perhaps, but others
@@ -255,7 +258,7 @@ def timm_config(model: nn.Module) -> Mapping[str, Any]:
     return config
 
 
-def _count_classes(tensors: Mapping[str, Tensor], model: str, source: Path) -> int:
+def _count_classes(tensors: Mapping[str, Tensor], model: str, source: str | Path) -> int:
     """Count the outputs of the head in a file that does not say what it holds."""
     head = timm.models.get_pretrained_cfg_value(model, "classifier")
     if f"{head}.weight" not in tensors:

@@ -12,10 +12,18 @@ from .options import ClassificationOptions
 
 
 class ClassificationLoss:
-    """Called with a model and an augmented batch, returns the loss and the values to log."""
+    """Called with a model and an augmented batch, returns the loss and the values to log.
 
-    def __init__(self, options: ClassificationOptions, model: ClassificationModel):
+    Args:
+        options: of training.
+        model: its helper is the teacher of distillation.
+        labels: (N,) int64 of the training split, for class weights.
+        classes: number of classes.
+    """
+
+    def __init__(self, options: ClassificationOptions, model: ClassificationModel, labels: Tensor, classes: int):
         self.options, self.model = options, model
+        self.class_weights = balanced_weights(labels, classes) if options.class_weights == "balanced" else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits, target = model(batch["image"]), batch["target"]  # (n, classes); (n,) labels or (n, classes) shares
@@ -28,12 +36,25 @@ class ClassificationLoss:
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare (n, classes) logits with labels (n,) or shares (n, classes)."""
-        smoothing = self.options.smoothing
+        if self.class_weights is not None:
+            weights = self.class_weights.to(logits.device)
+            weights = weights[target] if target.ndim == 1 else target @ weights  # (n,)
+            return (weights * self.by_sample(logits, target)).mean()
         if self.options.loss == "ce":
-            return F.cross_entropy(logits, target, label_smoothing=smoothing)
-        shares = F.one_hot(target, logits.shape[1]).to(logits) if target.ndim == 1 else target
-        shares = shares * (1 - smoothing) + smoothing / logits.shape[1]
-        return F.binary_cross_entropy_with_logits(logits, shares)
+            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing)
+        return F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target))
+
+    def by_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample, (n,)."""
+        if self.options.loss == "ce":
+            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing, reduction="none")
+        return F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target), reduction="none").mean(1)
+
+    def smooth(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Smooth labels (n,) or shares (n, classes) to shares."""
+        smoothing, classes = self.options.smoothing, logits.shape[1]
+        shares = F.one_hot(target, classes).to(logits) if target.ndim == 1 else target
+        return shares * (1 - smoothing) + smoothing / classes
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL divergence of (n, classes) logits at temperature T, times T^2 (Hinton et al., arXiv:1503.02531)."""
@@ -41,3 +62,9 @@ class ClassificationLoss:
         return t**2 * F.kl_div(
             (student / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="batchmean", log_target=True
         )
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights of the classes (classes,), inverse to their numbers of images; their mean over all images is 1."""
+    counts = labels.bincount(minlength=classes)
+    return len(labels) / ((counts > 0).sum() * counts.clamp(min=1)).float()

@@ -50,11 +50,33 @@ class ClassificationMetric:
         """Compute the scores, top-1 first."""
         confusion = total_confusion(states)
         count = int(confusion.sum())
+        scores = {"top1": 100 * int(confusion.trace()) / count}
+        if len(self.classes) > 5:  # of five classes or fewer, all are among the best five
+            scores["top5"] = 100 * sum(int(state["in_top5"]) for state in states) / count
+        return scores | {"loss": sum(float(state["loss"]) for state in states) / count}
+
+    def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
+        """Compute recall, precision and number of images of each class, by name."""
         return {
-            "top1": 100 * int(confusion.trace()) / count,
-            "top5": 100 * sum(int(state["in_top5"]) for state in states) / count,
-            "loss": sum(float(state["loss"]) for state in states) / count,
+            name: {"recall": recall, "precision": precision, "images": images}
+            for name, recall, precision, images in zip(self.classes, *class_scores(total_confusion(states)))
         }
+
+
+def class_scores(confusion: Tensor) -> tuple[list[float | None], list[float | None], list[int]]:
+    """Compute the scores of each class from a confusion matrix.
+
+    Returns:
+        Recall and precision in percent, and the number of images. Recall is None for a class without images, precision
+        for a class that was never predicted.
+    """
+    right = confusion.diagonal()
+    images, predicted = confusion.sum(1), confusion.sum(0)
+
+    def percent(total: Tensor) -> list[float | None]:
+        return [round(100 * r / n, 2) if n else None for r, n in zip(right.tolist(), total.tolist())]
+
+    return percent(images), percent(predicted), images.tolist()
 
 
 def total_confusion(states: list[State]) -> Tensor:

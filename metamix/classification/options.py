@@ -56,7 +56,7 @@ class ClassificationEvalOptions(LocationOptions):
 
     def given(self) -> dict[str, Any]:
         """The options that have a value."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value not in (None, "")}
 
 
 @dataclass
@@ -68,6 +68,9 @@ class ClassificationOptions(ModelOptions, DataOptions):
     drop_path: float = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
 
     loss: Literal["ce", "bce"] = _loss("ce", "cross-entropy, or binary cross-entropy for each class")
+    class_weights: Literal["none", "balanced"] = _loss(
+        "none", "weights of the classes in the loss; balanced: in inverse proportion to their numbers of images"
+    )
     smoothing: float = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
     teacher_checkpoint: str | None = _loss(None, "the teacher's weights; none: its published ones", on_resume="refuse")

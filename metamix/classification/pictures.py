@@ -1,4 +1,4 @@
-"""Pictures of classification: the confusion matrix."""
+"""Pictures of classification: the confusion matrix, and recall and precision of each class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metamix.utils.figures import plain, save_figure
 
-from .metrics import State, total_confusion
+from .metrics import State, class_scores, total_confusion
 
 
 class ClassificationPictures:
@@ -21,9 +21,11 @@ class ClassificationPictures:
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the pictures into the folder and return their files."""
-        path = Path(folder) / "test_confusion.png"
-        draw_confusion(path, total_confusion(states), self.classes)
-        return [path]
+        confusion = total_confusion(states)
+        matrix, bars = (Path(folder) / f"test_{name}.png" for name in ("confusion", "classes"))
+        draw_confusion(matrix, confusion, self.classes)
+        draw_classes(bars, confusion, self.classes)
+        return [matrix, bars]
 
     def report(self, states: list[State]) -> str:
         """Say how many images were scored, if some could not be read."""
@@ -58,4 +60,28 @@ def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> N
             color = "white" if shares[label, prediction] > 50 else "black"
             number = str(int(confusion[label, prediction]))
             axes.text(prediction, label, number, ha="center", va="center", fontsize="small", color=color)
+    save_figure(path, figure)
+
+
+def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:
+    """Draw recall and precision of each class as bars, the lowest recall at the top.
+
+    Args:
+        confusion: (classes, classes) int64, rows are labels.
+        most: of more classes than this, those with the lowest recall are drawn.
+    """
+    recall, precision, images = class_scores(confusion)
+    tested = [i for i in range(len(classes)) if recall[i] is not None]
+    shown = sorted(tested, key=lambda i: recall[i] or 0.0)[:most]
+    figure = Figure(figsize=(6.0, 1.6 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(shown))
+    for shift, name, values in ((-0.2, "recall", recall), (0.2, "precision", precision)):
+        axes.barh([row + shift for row in rows], [values[i] or 0.0 for i in shown], height=0.38, label=name)
+    axes.set_yticks(rows, [f"{plain(classes[i])} ({images[i]:,})" for i in shown])
+    axes.invert_yaxis()
+    title = "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes of lowest recall"
+    axes.set(xlim=(0, 100), xlabel="%", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     save_figure(path, figure)

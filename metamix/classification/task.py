@@ -41,7 +41,9 @@ class Classification:
         self.metric = ClassificationMetric(self.data.classes, self.data.normalize)
         self.pictures = ClassificationPictures(self.data.classes)
         if isinstance(options, ClassificationOptions):
-            self.loss = ClassificationLoss(options, self.model)
+            assert self.data.splits.train is not None
+            labels = self.data.splits.train.labels
+            self.loss = ClassificationLoss(options, self.model, labels, len(self.data.classes))
 
     @property
     def notes(self) -> list[str]:

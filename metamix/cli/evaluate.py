@@ -107,6 +107,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
                 "checkpoint": options.checkpoint,
                 "weights": about.get("weights"),
                 "trained_img_size": about.get("img_size"),
+                "by_class": task.metric.by_class(states),
                 "img_per_s": round(count / seconds, 1),
                 "versions": versions(),
             }

@@ -74,6 +74,8 @@ def train_loader(
             f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}"
         )
     order = TrainOrder(len(source), batch_size, rank, world, seed)
+    if options.sampling == "balanced":
+        order = BalancedOrder(source.labels, batch_size, rank, world, seed)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
     return StreamLoader(source, options, order, train_transform(source, options), seed)
@@ -103,10 +105,40 @@ class TrainOrder:
     def __len__(self) -> int:
         return max(1, self.total // self.batch_size)
 
+    def permutation(self, rng: torch.Generator) -> Tensor:
+        """The samples of an epoch in random order, (total,) int64."""
+        return torch.randperm(self.total, generator=rng)
+
     def epoch(self, epoch: int, start: int) -> list[Tensor]:
-        order = torch.randperm(self.total, generator=generator(self.seed, ORDER, epoch))
+        order = self.permutation(generator(self.seed, ORDER, epoch))
         order = order.repeat(-(-self.batch_size // self.total))
         return [order[step * self.batch_size :][: self.batch_size][self.part] for step in range(start, len(self))]
+
+
+class BalancedOrder(TrainOrder):
+    """An order in which all classes come equally often, for data sets with rare classes.
+
+    An epoch has as many samples as the source. Those of rare classes are repeated, those of frequent ones left out.
+
+    Args:
+        labels: (total,) int64.
+    """
+
+    def __init__(self, labels: Tensor, batch_size: int, rank: int, world: int, seed: int):
+        super().__init__(len(labels), batch_size, rank, world, seed)
+        self.members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+
+    def permutation(self, rng: torch.Generator) -> Tensor:
+        """The samples of an epoch in random order, (total,) int64."""
+        share, rest = divmod(self.total, len(self.members))
+        favoured = set(torch.randperm(len(self.members), generator=rng)[:rest].tolist())
+        chosen = []
+        for number, members in enumerate(self.members):
+            count = share + (number in favoured)
+            rounds = -(-count // len(members))
+            orders = [members[torch.randperm(len(members), generator=rng)] for _ in range(rounds)]
+            chosen.append(torch.cat([*orders, members[:0]])[:count])
+        return torch.cat(chosen)[torch.randperm(self.total, generator=rng)]
 
 
 class EvalOrder:

@@ -53,6 +53,9 @@ class DataOptions(SourceOptions):
     by timm's transforms. All other options mean the same for both.
     """
 
+    sampling: Literal["shuffled", "balanced"] = _source(
+        "shuffled", "shuffled: each image once per epoch; balanced: as many of each class, those of rare ones repeated"
+    )
     padding: int = _augment(4, "images in memory: pixels of black around an image before it is cropped at random")
     crop_scale: float = _augment(0.08, "streamed images: least share of the area that the random crop keeps")
     flip: float = _augment(0.5, "probability of a horizontal flip")

@@ -78,6 +78,10 @@ class DetectionMetric:
             if name.startswith("AP")
         }
 
+    def by_class(self, states: list[State]) -> dict[str, dict[str, float]]:
+        """Return AP and AP50 of the boxes of each class."""
+        return self.scores(states).classes
+
     def scores(self, states: list[State], kind: str = "bbox") -> Scores:
         """Return all scores of "bbox" or "segm"; computed once for the same states: it takes minutes on large sets."""
         if self._scored[0] is not states:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.optim import Optimizer
 from metamix.utils.text import nearest
 
 from .recipe import EngineOptions
+
+log = logging.getLogger(__name__)
 
 FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all weights, on CPUs and GPUs
 
@@ -128,6 +131,8 @@ class Ema(ModelEmaV3):
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """Return the dtype of autocast, None for float32. "auto" is bf16 if the device has instructions for it."""
+    if amp == "fp16" and device.type == "cpu":
+        log.warning("fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16")
     if amp != "auto":
         return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     if device.type == "cuda":

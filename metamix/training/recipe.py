@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import math
 import os
 import sys
@@ -20,6 +21,8 @@ from metamix.utils.options import Parser, convert, option, options_of, parse_con
 from metamix.utils.text import exit_with_message, nearest
 
 __all__ = ["EngineOptions", "Recipe", "check_data", "option", "parse", "read_yaml", "resume_changes"]
+
+log = logging.getLogger(__name__)
 
 _run = partial(option, group="the run", on_resume="free")
 _schedule = partial(option, group="schedule", on_resume="say")
@@ -266,7 +269,7 @@ def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], folder: Path) 
 
     Args:
         saved: What the run in `folder` says of its data. What it lacks is not compared.
-        data: What is known of the data that are given now.
+        data: What is known of the data that are given now. A "digest" stands for paths, file sizes and labels.
         folder: Run folder, for the message.
 
     Raises:
@@ -277,6 +280,10 @@ def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], folder: Path) 
         raise ValueError(
             f"{folder} was made with other data; these differ: {', '.join(changed)}. Give the data of the run, or "
             f"start a new run with --output"
+        )
+    if "digest" in data and "digest" not in saved:
+        log.warning(
+            "%s has no digest of its data, so it is not known whether files or labels have changed since", folder
         )
 
 

@@ -90,6 +90,9 @@ class Metric(Protocol):
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores from the states of all ranks, on the CPU; the most important score comes first."""
 
+    def by_class(self, states: list[State]) -> Mapping[str, Mapping[str, float | None]]:
+        """Compute the scores of each class, by its name, for result.json."""
+
 
 class Pictures(Protocol):
     """Shows what the metric's states hold."""

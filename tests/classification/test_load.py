@@ -44,14 +44,6 @@ def test_images_of_another_size_and_mode_are_made_to_fit():
     assert accuracy(metamix.load_classifier(NAME), images, digits.target[:300]) > 99
 
 
-def test_loading_the_same_file_through_timm_needs_more_than_the_file():
-    """The reason for `load_classifier`: timm's configuration is that of other weights of the model."""
-    classifier = metamix.load_classifier(FILE)
-    model = timm.create_model("metaformer_pooling_nano", checkpoint_path=str(FILE), in_chans=1, num_classes=10)
-    assert timm.data.resolve_model_data_config(model)["mean"] != classifier.metadata.mean
-    assert classifier.metadata.mean == pytest.approx((0.3094,), abs=1e-4)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

@@ -1,13 +1,11 @@
 """What model, loss and score mean for classification, and fine-tuning from files of every kind."""
 
 import dataclasses
-import os
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
 import metamix  # noqa: F401
@@ -15,7 +13,6 @@ from metamix.classification.distillation import Teacher
 from metamix.classification.load import create_model, load_pretrained
 from metamix.classification.options import ClassificationEvalOptions as EvalOptions
 from metamix.classification.options import ClassificationOptions
-from metamix.classification.pictures import draw_confusion
 from metamix.classification.task import Classification
 from metamix.models.formats import TIMM_POOLFORMER
 from metamix.utils.tensor_files import save_weights
@@ -57,85 +54,6 @@ def weights(tmp_path):
 def fixed(logits):
     """A model that answers with these logits."""
     return lambda image: logits
-
-
-def batch(labels, start=0, unreadable=()):
-    """What an eval loader gives, of black images."""
-    index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
-    return {"image": torch.zeros(len(labels), 1, 32, 32, dtype=torch.uint8), "label": labels, "index": index}
-
-
-def test_the_loss_is_cross_entropy_on_labels_and_on_shares():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(6, 10), torch.arange(6)
-    for smoothing in (0.0, 0.1):
-        loss = task(smoothing=smoothing).loss
-        by_label, seen = loss(fixed(logits), {"image": None, "target": labels})
-        by_share, _ = loss(fixed(logits), {"image": None, "target": F.one_hot(labels, 10).float()})
-        target = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
-        assert torch.allclose(by_label, -(target * logits.log_softmax(1)).sum(1).mean()) and torch.allclose(
-            by_share, by_label
-        )
-        assert seen["top1"] == 100 * (logits.argmax(1) == labels).float().mean()
-
-
-def test_binary_cross_entropy_is_timms():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(6, 10), torch.arange(6)
-    loss, _ = task(loss="bce", smoothing=0.1).loss(fixed(logits), {"image": None, "target": labels})
-    assert torch.allclose(loss, BinaryCrossEntropy(smoothing=0.1)(logits, labels))
-
-
-def test_scores_are_those_of_all_samples():
-    digits = task()
-    torch.manual_seed(0)
-    logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
-    states = []
-    for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
-        if part.start != 47:
-            states.append(digits.metric.start())
-        digits.metric.update(states[-1], fixed(logits[part]), batch(labels[part]))
-    order = logits.argsort(1, descending=True)
-    assert digits.metric.result(states) == pytest.approx(
-        {
-            "top1": 100 * (order[:, 0] == labels).double().mean().item(),
-            "top5": 100 * (order[:, :5] == labels[:, None]).any(1).double().mean().item(),
-            "loss": F.cross_entropy(logits, labels).item(),
-        }
-    )
-    assert next(iter(digits.metric.result(states))) == "top1"
-    confusion = sum(state["confusion"] for state in states)
-    assert confusion.sum() == 50 and confusion[labels[0], order[0, 0]] >= 1
-    assert digits.pictures.report(states) == ""
-
-
-@pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
-def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
-    """The loader puts its neighbour in its place, and says so by the index."""
-    digits, alone = task(), task()
-    torch.manual_seed(0)
-    logits, labels = torch.randn(8, 10), torch.arange(8)
-    states, expected = [digits.metric.start()], [alone.metric.start()]
-    for part in (slice(0, 4), slice(4, 8)):
-        digits.metric.update(states[0], fixed(logits[part]), batch(labels[part], part.start, unreadable))
-    kept = [i for i in range(8) if i not in unreadable]
-    alone.metric.update(expected[0], fixed(logits[kept]), batch(labels[kept]))
-    assert digits.metric.result(states) == pytest.approx(alone.metric.result(expected))
-    assert digits.pictures.report(states) == f"{len(kept)} images were scored; {len(unreadable)} could not be read"
-
-
-def test_the_picture_of_a_confusion(tmp_path):
-    """A picture, wide enough for numbers; and one of many classes, without them."""
-    for classes in (10, 100):
-        draw_confusion(tmp_path / "c.png", torch.eye(classes, dtype=torch.int64) * 7, tuple(map(str, range(classes))))
-        assert min(Image.open(tmp_path / "c.png").size) > 500
-
-
-@pytest.mark.parametrize("name", ["a$x_$b", os.fsdecode(b"\xe9")])
-def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
-    """No formula begins at a $, and bytes that are no text are written out."""
-    draw_confusion(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name))
-    assert min(Image.open(tmp_path / "c.png").size) > 300
 
 
 def test_distillation_draws_towards_the_teacher(weights):
@@ -194,6 +112,16 @@ def test_fine_tuning_begins_from_weights_that_ship():
     net = task(model="metaformer_identity_nano.digits", model_args={}, pretrained=True).model.build()
     shipped = timm.create_model("metaformer_identity_nano.digits", pretrained=True)
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), shipped.parameters()))
+
+
+@pytest.mark.parametrize(
+    "name, taken", [("metaformer_identity_nano", "cifar10"), ("metaformer_identity_nano.digits", "digits")]
+)
+def test_the_note_says_which_published_weights_were_taken(name, taken):
+    """A name without a tag stands for the weights of some data set."""
+    digits = task(model=name, model_args={}, pretrained=True)
+    digits.model.build()
+    assert digits.notes == [f"published weights metaformer_identity_nano.{taken}"]
 
 
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
@@ -255,6 +183,22 @@ def test_a_file_in_its_authors_names_is_evaluated(folder):
     )
     _, loaded, _ = Classification.trained(options)
     assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), ours.parameters(), strict=True))
+
+
+def test_a_file_of_another_function_is_refused(weights):
+    """Pooling and identity have no parameters, so the tensors of one fit the other."""
+    path, _ = weights()
+    for start in (
+        lambda: task(checkpoint=path, model_args=SMALL["model_args"] | {"mixer": "pooling"}).model.build(),
+        lambda: Classification.trained(EvalOptions(checkpoint=path, model_args={"mixer": "pooling"})),
+    ):
+        with pytest.raises(ValueError, match="w.safetensors holds weights of metaformer_identity_nano with .*mixer"):
+            start()
+
+
+def test_the_data_of_detection_point_to_its_task():
+    with pytest.raises(ValueError, match="data is 'coco', a data set of boxes: add --task detection"):
+        task(data="coco")
 
 
 def test_a_detector_needs_its_task(tmp_path):

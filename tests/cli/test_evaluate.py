@@ -40,7 +40,9 @@ def test_the_score_is_that_of_the_run(file, run, tmp_path, capsys):
         rf"{summary['top5']:.4g}, loss [\d.]+; \d+ img/s",
         line,
     )
-    assert written == f"written: {tmp_path / 'result.json'} {tmp_path / 'test_confusion.png'}"
+    files = ("result.json", "test_confusion.png", "test_classes.png")
+    assert written == f"written: {' '.join(str(tmp_path / file) for file in files)}"
+    assert {scores["images"] for scores in result["by_class"].values()} == {35, 36, 37}
     assert result["weights"] == "ema" and min(Image.open(tmp_path / "test_confusion.png").size) > 300
 
 

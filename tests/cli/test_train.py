@@ -73,7 +73,8 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     assert summary["versions"].keys() >= {"metamix", "torch", "timm", "python"}
     assert all(summary[name] > 0 for name in ("top5", "parameters", "macs", "seconds", "img_per_s"))
     line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 6 epochs in "
-    pictures = f"pictures: {tmp_path / 'curves.png'} {tmp_path / 'test_confusion.png'}"
+    names = ("curves.png", "test_confusion.png", "test_classes.png")
+    pictures = f"pictures: {' '.join(str(tmp_path / name) for name in names)}"
     assert re.search(line, text.splitlines()[-2]) and text.splitlines()[-1] == pictures
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == pictures
 
@@ -83,7 +84,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     )
     assert {"train_loss", "holdout_top1", "holdout_ema_top1", "holdout_loss", "lr"} <= rows[0].keys()
     assert not any("test" in column for column in rows[0])  # tuning never sees the test split
-    for name in ("curves.png", "test_confusion.png"):
+    for name in names:
         assert min(Image.open(tmp_path / name).size) > 300
 
     tensors, about = load_weights(tmp_path / "model.safetensors")

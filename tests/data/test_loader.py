@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metamix.data import CorruptImage, DataOptions, eval_loader, open_data, train_loader
-from metamix.data.loader import EvalOrder, TrainOrder
+from metamix.data.loader import BalancedOrder, EvalOrder, TrainOrder
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
 
@@ -50,6 +50,36 @@ def test_a_set_smaller_than_a_batch_is_repeated():
     order = TrainOrder(5, 12, 0, 1, seed=0)
     (batch,) = order.epoch(0, 0)
     assert len(order) == 1 and sorted(batch.bincount().tolist()) == [2, 2, 2, 3, 3]
+
+
+def test_balanced_epochs_have_as_many_of_each_class():
+    labels = torch.tensor([0] * 70 + [1] * 25 + [2] * 5)
+    order = BalancedOrder(labels, 10, 0, 1, seed=0)
+    epochs = [torch.cat(order.epoch(epoch, 0)) for epoch in (0, 1, 0)]
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+    for epoch in epochs:
+        assert sorted(labels[epoch].bincount().tolist()) == [33, 33, 34]
+        counts = epoch.bincount(minlength=100)
+        assert counts[:70].max() == 1, "a frequent class is not repeated"
+        assert set(counts[70:95].tolist()) <= {1, 2} and set(counts[95:].tolist()) <= {6, 7}
+    parts = [BalancedOrder(labels, 10, rank, 2, seed=0).epoch(1, 3) for rank in range(2)]
+    assert all(torch.equal(a, torch.cat(b)) for a, b in zip(order.epoch(1, 3), zip(*parts), strict=True))
+
+
+def test_more_classes_than_a_share():
+    """Each class comes once in as many epochs as it must."""
+    order = BalancedOrder(torch.tensor([0, 0, 0, 0, 1, 2]), 6, 0, 1, seed=0)
+    assert all(len(batch) == 6 for epoch in range(3) for batch in order.epoch(epoch, 0))
+
+
+def test_balanced_sampling_is_an_option(folder):
+    root = folder(train=4)
+    for i in range(1, 4):
+        (root / "train" / "eel" / f"{i}.png").unlink()
+    source = open_data("folder", root=root).train
+    loader = train_loader(source, DataOptions(sampling="balanced"), batch_size=9)
+    (batch,) = loader.epoch(0)
+    assert batch["label"].bincount().tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize("total, world", [(12, 1), (13, 4), (7, 3), (2, 4)])

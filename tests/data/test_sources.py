@@ -462,3 +462,49 @@ def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
     monkeypatch.setitem(TORCHVISION_SETS, "cifar10", (unreachable, [{}], [{}]))
     with pytest.raises(FileNotFoundError, match=f"cifar10 was not found in {tmp_path}: no route to host. Give its fo"):
         open_data("cifar10", root=tmp_path, download=True)
+
+
+def test_the_digest_is_that_of_names_sizes_and_labels(folder, tmp_path):
+    root = folder()
+    before = open_data("folder", root=root).digest
+    assert before.keys() == {"train", "test"} and before["train"] != before["test"]
+    assert open_data("folder", root=root, holdout=0.25).digest == before, "the holdout is part of train"
+
+    moved = root.rename(tmp_path / "elsewhere")
+    assert open_data("folder", root=moved).digest == before, "a data set that moved as a whole is the same"
+
+    (moved / "train" / "cat").rename(moved / "train" / "tmp")
+    (moved / "train" / "dog").rename(moved / "train" / "cat")
+    (moved / "train" / "tmp").rename(moved / "train" / "dog")
+    swapped = open_data("folder", root=moved).digest
+    assert swapped["train"] != before["train"] and swapped["test"] == before["test"]
+
+
+@pytest.mark.parametrize("change", ["size", "name", "class"])
+def test_the_digest_notices(folder, change):
+    root = folder()
+    before = open_data("folder", root=root).digest["train"]
+    path = root / "train" / "cat" / "0.png"
+    if change == "size":
+        path.write_bytes(path.read_bytes() + b"0")
+    elif change == "name":
+        path.rename(path.with_name("00.png"))
+    else:
+        path.rename(root / "train" / "dog" / "9.png")
+    assert open_data("folder", root=root).digest["train"] != before
+
+
+def test_folders_and_their_tar_files_have_one_digest(tars):
+    root = tars("{}")
+    before = open_data("folder", root=root).digest
+    for split in "train", "val":
+        shutil.rmtree(root / split)
+    assert open_data("folder", root=root).digest == before
+
+
+def test_a_split_that_is_not_there_cannot_be_scored(folder):
+    root = folder()
+    with pytest.raises(ValueError, match="test_on is 'test', but .*set has no such split. The splits to score are val"):
+        open_data("folder", root=root, test_on="test")
+    with pytest.raises(ValueError, match="test_on is 'val', but digits has no such split"):
+        open_data("digits", test_on="val")

@@ -483,6 +483,13 @@ def test_moments_follow_the_memory_format_of_their_weights(formats):
     torch.testing.assert_close(*ends)
 
 
+def test_fp16_on_a_cpu_warns(caplog):
+    autocast_dtype("bf16", torch.device("cpu"))
+    assert not caplog.messages
+    autocast_dtype("fp16", torch.device("cpu"))
+    assert caplog.messages == ["fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16"]
+
+
 def test_autocast_follows_the_device(monkeypatch):
     cpu = torch.device("cpu")
     assert autocast_dtype("none", cpu) is None and autocast_dtype("fp16", cpu) is torch.float16

@@ -1,0 +1,60 @@
+"""Runs that are continued on data that have changed."""
+
+import json
+import shutil
+
+import pytest
+from running import train
+
+WORDS = ["--batch-size", 4, "--amp", "none", "--warmup-epochs", 0, "--data", "folder"]
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """A finished run of one epoch, and its data."""
+    root = folder()
+    train(*WORDS, "--data-dir", root, "--epochs", 1, "--output", tmp_path / "run")
+    return tmp_path / "run", root
+
+
+def test_swapped_folders_are_noticed(run):
+    output, root = run
+    (root / "train" / "cat").rename(root / "train" / "tmp")
+    (root / "train" / "dog").rename(root / "train" / "cat")
+    (root / "train" / "tmp").rename(root / "train" / "dog")
+    for epochs in (1, 2):  # finished, resumed
+        with pytest.raises(SystemExit, match="was made with other data; these differ: .*digest"):
+            train(*WORDS, "--data-dir", root, "--epochs", epochs, "--output", output)
+
+
+def test_data_that_moved_are_the_same(run, tmp_path, capsys):
+    output, root = run
+    shutil.move(root, tmp_path / "moved")
+    train(*WORDS, "--data-dir", tmp_path / "moved", "--epochs", 2, "--output", output)
+    assert "resumed" in capsys.readouterr().out
+
+
+def test_a_run_without_a_digest_goes_on_with_a_warning(run, caplog):
+    """A finished run of an older version."""
+    output, root = run
+    summary = json.loads((output / "summary.json").read_text())
+    del summary["digest"]
+    (output / "summary.json").write_text(json.dumps(summary))
+    train(*WORDS, "--data-dir", root, "--epochs", 1, "--output", output)
+    assert f"{output} has no digest of its data" in caplog.text
+
+
+def test_the_split_that_was_scored_is_scored_again(folder, image, tmp_path, capsys):
+    import metamix.cli.evaluate
+
+    root = folder()
+    for label in "cat", "dog", "eel":
+        (root / "test" / label).mkdir(parents=True)
+        image().save(root / "test" / label / "0.png")
+    train(*WORDS, "--data-dir", root, "--epochs", 1, "--test-on", "test", "--output", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["samples"] == {"train": 12, "test": 3}
+    words = ["--checkpoint", tmp_path / "run", "--data", "folder", "--data-dir", root, "--output", tmp_path / "out"]
+    metamix.cli.evaluate.main(list(map(str, [*words, "--device", "cpu"])))
+    assert "on set, test (3 images" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["by_class"].keys() == {"cat", "dog", "eel"} and result["by_class"]["cat"]["images"] == 1
