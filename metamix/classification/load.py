@@ -139,7 +139,9 @@ def load_trained(
     return TrainedModel(name, net, _complete(metadata, net, metadata.model_args | arguments))
 
 
-def _load_file(path: str | Path, model: str | None, model_args: Mapping[str, Any]) -> tuple[str, nn.Module, ModelMetadata]:
+def _load_file(
+    path: str | Path, model: str | None, model_args: Mapping[str, Any]
+) -> tuple[str, nn.Module, ModelMetadata]:
     tensors, metadata = read_classifier(path)
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
         raise ValueError(
