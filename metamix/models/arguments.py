@@ -65,7 +65,7 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 def check_rate(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a number from 0 to 1."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
 
 

@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        body: nn.Module,
+        body: Any,
         pyramid: nn.Module,
         *,
         levels: Iterable[str],
@@ -123,7 +123,7 @@ def build_backbone(
     model_args = dict(in_chans=3) | model_args
     try:
         with torch.device("meta"):
-            probe = timm.create_model(name, features_only=True, **model_args)
+            probe: Any = timm.create_model(name, features_only=True, **model_args)
     except TypeError as error:
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
     info = probe.feature_info
@@ -200,7 +200,8 @@ def load_body(
         if metadata.in_chans is not None:  # timm adapts the stem to another number of channels
             cfg["input_size"] = (metadata.in_chans, *size)
         weights = {"pretrained": True, "pretrained_cfg_overlay": cfg | {"state_dict": tensors}}
-    body = timm.create_model(name, **{"features_only": True, "out_indices": indices} | model_args | weights)
+    arguments: dict[str, Any] = {"features_only": True, "out_indices": indices} | model_args | weights
+    body = timm.create_model(name, **arguments)
     for module in body.modules():  # timm keeps a copy of the tensors that it loaded
         getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return body

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -112,7 +113,7 @@ def raftmlp_format(*, last_head: int, cross: bool) -> Format:
 
 def raftmlp_layout(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
     *path, name, kind = key.split(".")
-    parent = model.get_submodule(".".join(path))
+    parent: Any = model.get_submodule(".".join(path))
     if isinstance(parent, RaftMlp) and name == "norm":  # their norm sees the channels in another order than the stream
         return rearrange(tensor, "(c r) -> (r c)", r=parent.raft_size)
     if path[-1:] == ["convs"] and kind == "weight":  # one Linear has the patches of all kernels, side by side
@@ -137,7 +138,7 @@ WAVEMIX_NAMES = (
 )
 
 
-def wavemix_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
+def wavemix_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
     if not key.endswith(".fc1.weight"):
         return tensor
     c = model.num_features // 4

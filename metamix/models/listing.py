@@ -114,7 +114,7 @@ def weights_info(name: str, tag: str) -> WeightsInfo:
         top1=card.get("top1"),
         input_size=cfg.input_size,
         num_classes=cfg.num_classes,
-        source=cfg.file or cfg.hf_hub_id or cfg.url,
+        source=str(cfg.file or cfg.hf_hub_id or cfg.url),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
@@ -142,7 +142,7 @@ class _Reader:
         )
         if found.std and min(found.std) <= 0:
             self.refuse("std", found.std, "numbers above 0")
-        if None not in (found.classes, found.num_classes) and len(found.classes) != found.num_classes:
+        if found.classes is not None and found.num_classes not in (None, len(found.classes)):
             self.refuse("classes", found.classes, f"{found.num_classes} names, as many as num_classes")
         for key in ("mean", "std"):
             values = getattr(found, key)
@@ -184,7 +184,7 @@ class _Reader:
             self.refuse(key, value, f"a side in pixels from {low} to {high:,}, or (height, width)")
         return side
 
-    def number(self, key: str, value: object, accepted: str, within) -> float | None:
+    def number(self, key: str, value: Any, accepted: str, within: Callable[[float], bool]) -> float | None:
         if value is not None and not (_is_number(value) and within(value)):
             self.refuse(key, value, f"a number {accepted}")
         return value
@@ -197,7 +197,7 @@ class _Reader:
             self.refuse(key, value, f"a list of 1 to {most} numbers, one per channel")
         return tuple(value)
 
-    def class_names(self, value: object) -> tuple[str, ...] | None:
+    def class_names(self, value: Any) -> tuple[str, ...] | None:
         if value is None:
             return None
         most = RANGES["num_classes"][1]

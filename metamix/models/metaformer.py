@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate, chain, pairwise
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
@@ -49,15 +50,15 @@ class ConvEmbed(Conv2d):
         self.reduction = stride
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        k, s, p, d = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
-        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n in size)
+        k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]
+        return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
 
 
 STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)
 DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 
 
-def limit_stride(embeds: Sequence[Embed], strides: Sequence[int], output_stride: int) -> list[Embed]:
+def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: int) -> list[Embed]:
     """Take the stride from the last downsamplings, so that the last maps have `output_stride`.
 
     A convolution that sees a finer map than it was trained on is dilated to reach equally far.
@@ -85,8 +86,9 @@ def limit_stride(embeds: Sequence[Embed], strides: Sequence[int], output_stride:
             limited.append(embed)
             reached *= stride
         else:
-            padding = dilation * (embed.keywords["kernel_size"] // 2)
-            limited.append(partial(embed, stride=1, padding=padding, dilation=dilation))
+            kernel_size = embed.keywords["kernel_size"]
+            padding = dilation * (kernel_size // 2)
+            limited.append(partial(ConvEmbed, kernel_size=kernel_size, stride=1, padding=padding, dilation=dilation))
             dilation *= stride
     return limited
 
@@ -118,7 +120,7 @@ class Block(nn.Module):
 
         self.grad_checkpointing = False
         self.norm1 = norm1(dim)
-        self.mixer = mixer
+        self.mixer: Any = mixer
         self.layer_scale1 = make_scale()
         self.drop_path1 = make_drop_path()
         self.mlp = None
@@ -127,9 +129,8 @@ class Block(nn.Module):
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
             hidden = int(dim * mlp_ratio + 1e-6)  # a ratio of two widths must give the first of them
             self.mlp = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop)
-            for fc in (self.mlp.fc1, self.mlp.fc2):
-                trunc_normal_(fc.weight, std=0.02)
-                nn.init.zeros_(fc.bias)
+            reset_linear(self.mlp.fc1)
+            reset_linear(self.mlp.fc2)
             self.layer_scale2 = make_scale()
             self.drop_path2 = make_drop_path()
 
@@ -265,9 +266,9 @@ class MetaFormer(TimmInterface):
             embeds = per_stage("downsample", downsample, stages - 1)
             if output_stride is not None:
                 with torch.device("meta"):
-                    trained = [embed(a, b).reduction for embed, (a, b) in zip(embeds, pairwise(dims))]
-                embeds = limit_stride(embeds, [self.stem.reduction, *trained], output_stride)
-            downsamples = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
+                    strides = [embed(a, b).reduction for embed, (a, b) in zip(embeds, pairwise(dims))]
+                embeds = limit_stride(embeds, [self.stem.reduction, *strides], output_stride)
+            downsamples: list[Any] = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
             sizes = self.map_sizes(img_size, downsamples)
             self.pos_embed = None
             if pos_embed:
@@ -295,7 +296,7 @@ class MetaFormer(TimmInterface):
         if self.isotropic:
             self.feature_info = [dict(self.feature_info[0], module=f"stages.0.blocks.{j}") for j in range(depths[0])]
 
-    def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[nn.Module]) -> list[tuple[int, int]]:
+    def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
         """Return (H, W) of the maps in each stage.
 
         Raises:
@@ -345,9 +346,14 @@ class MetaFormer(TimmInterface):
                 raise ValueError(f"global_pool is {global_pool!r}; accepted are {', '.join(map(repr, POOLS))}.")
             self.global_pool = GlobalPool(global_pool)
         self.num_classes = num_classes
-        self.head = nn.Identity()
+        self.head: nn.Module = nn.Identity()
         if num_classes > 0:
             like = next(self.parameters())
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            reset_linear(self.head)
+
+
+def reset_linear(layer: Any) -> None:
+    """Initialize a linear map with small random weights and no bias."""
+    trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)

@@ -38,7 +38,7 @@ class ConvStem(nn.Sequential):
         )
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return self[3].out_size(size)
+        return -(-size[0] // 2), -(-size[1] // 2)
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -176,7 +176,7 @@ def raft_mlp(
             )
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
-    model = raftmlp(
+    model: Any = raftmlp(
         "raftmlp_s",
         in_chans=in_channels,
         img_size=pretrained_image_size,
@@ -222,7 +222,8 @@ def wave_mix(
         mult=mult,
         ff_channel=ff_channel,
         proj_drop_rate=dropout,
-        **(dict(patch_size=patch_size) if initial_conv == "pachify" else dict(stride=stride)),
+        patch_size=patch_size if initial_conv == "pachify" else 0,
+        stride=0 if initial_conv == "pachify" else stride,
     )
     return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX
 
@@ -296,9 +297,7 @@ def maxim_mab(
         dim,
         mixer,
         norm1=partial(LayerNorm2d, eps=1e-6),
-        norm2=None,
         mlp_ratio=0,
-        act_layer=None,
         tie_norms=False,
         layer_scale=0,
         proj_drop=0,
@@ -307,7 +306,7 @@ def maxim_mab(
     return model, MAXIM_MAB
 
 
-SOURCES = {
+SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "poolformer": poolformer,
     "timm_poolformer": timm_poolformer,
     "raftmlp": raft_mlp,
@@ -392,7 +391,7 @@ def refuse(argument: str, given: Any, words: str) -> NoReturn:
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
     """Return the leaves of a tree of arrays or tensors by name, levels joined by "/"."""
-    flat = {}
+    flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}/")

@@ -48,14 +48,15 @@ class MultiScaleEmbed(nn.Module):
         )
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return tuple(-(-n // self.reduction) for n in size)
+        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.reduction
-        x = resize_to(x, tuple((n + s - 1) // s * s for n in x.shape[-2:]))
-        padding = max(conv.padding[0] for conv in self.convs)
-        kernel = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in self.convs)
-        return F.conv2d(x, kernel, self.convs[0].bias, s, padding)
+        s, (h, w) = self.reduction, x.shape[-2:]
+        x = resize_to(x, ((h + s - 1) // s * s, (w + s - 1) // s * s))
+        convs: list[Any] = list(self.convs)
+        padding = max(conv.padding[0] for conv in convs)
+        kernel: Any = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in convs)
+        return F.conv2d(x, kernel, convs[0].bias, s, padding)
 
 
 class ShortcutClassifier(nn.Module):

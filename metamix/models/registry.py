@@ -126,7 +126,7 @@ def register(
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = document(name, builder, cfg, preset)
-    entrypoint.registered_in = caller
+    entrypoint.registered_in = caller  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's, about replacing a name
         register_model(entrypoint)

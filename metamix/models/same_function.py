@@ -63,21 +63,19 @@ def build_described(metadata: ModelMetadata, like: MetaFormer, source: object) -
     Raises:
         ValueError: The model is not registered, or does not take the arguments.
     """
-    if not timm.is_model(metadata.architecture):
+    name = metadata.architecture or ""
+    if not timm.is_model(name):
         raise ValueError(
-            f"{source} holds weights of {metadata.architecture}, which is not registered: import the module that "
-            f"registers it."
+            f"{source} holds weights of {name}, which is not registered: import the module that registers it."
         )
     arguments = metadata.shape | metadata.model_args | {"in_chans": like.in_chans}
     if like.output_stride is not None:
         arguments["output_stride"] = like.output_stride
     try:
         with torch.device("meta"):
-            return timm.create_model(metadata.architecture, **arguments)
+            return timm.create_model(name, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{source}: {metadata.architecture} cannot be built with the arguments in its metadata: {error}"
-        ) from None
+        raise ValueError(f"{source}: {name} cannot be built with the arguments in its metadata: {error}") from None
 
 
 def describe(model: nn.Module) -> dict[str, str]:

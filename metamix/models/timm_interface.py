@@ -1,6 +1,7 @@
 """What timm asks of a model beside `forward`: features, pruning, another input size, groups of parameters."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models._features import feature_take_indices
@@ -14,14 +15,18 @@ from metamix.mixers.registry import depends_on_size
 class TimmInterface(nn.Module):
     """The methods of `MetaFormer` that timm's feature extractors, optimizers and scripts call."""
 
-    stem: nn.Module
+    stem: Any
     pos_embed: nn.Parameter | None
-    stages: nn.Sequential
+    stages: Any
     norm: nn.Module
     isotropic: bool
     num_features: int
     head_hidden_size: int
     feature_info: list[dict]
+
+    if TYPE_CHECKING:  # torch types every attribute of a module as Tensor | Module
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def forward_intermediates(
         self,
@@ -47,8 +52,8 @@ class TimmInterface(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        units = self.feature_units()
+        take, last = feature_take_indices(len(self.feature_info), as_list(indices))
+        units: Any = self.feature_units()
         features = []
         x = self.embed(x)
         for i, unit in enumerate(units[: last + 1] if stop_early else units):
@@ -70,7 +75,7 @@ class TimmInterface(nn.Module):
 
         The norm and the head are dropped too where the last feature that stays has other channels.
         """
-        take, last = feature_take_indices(len(self.feature_info), indices)
+        take, last = feature_take_indices(len(self.feature_info), as_list(indices))
         if self.isotropic:
             self.stages[0].blocks = self.stages[0].blocks[: last + 1]
         else:
@@ -146,6 +151,10 @@ class TimmInterface(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters beside vectors that get no weight decay."""
         return {"pos_embed"}
+
+
+def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+    return list(indices) if isinstance(indices, Sequence) else indices
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:

@@ -28,7 +28,7 @@ class StridedStem(nn.Sequential):
         self.reduction = stride**2
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return self[1].out_size(self[0].out_size(size))
+        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
 
 class PatchStem(nn.Sequential):
@@ -46,7 +46,7 @@ class PatchStem(nn.Sequential):
         self.reduction = patch_size
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return self[2].out_size(size)
+        return size[0] // self.reduction, size[1] // self.reduction
 
 
 def wavemix(

@@ -10,7 +10,7 @@ classes differs, so the filter itself refuses a checkpoint that is not whole. Fo
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,9 @@ def local_cards() -> dict[str, dict[str, dict]]:
             continue  # a clone without large files has cards alone
         try:
             content = json.loads(card.read_text())
-            entries = {k: tuple(v) if isinstance(v, list) else v for k, v in content["pretrained_cfg"].items()}
+            entries: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in content["pretrained_cfg"].items()
+            }
             entries["file"] = str(weights)
             PretrainedCfg(**entries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -244,8 +246,8 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer) -> 
 
 def check_all_but_head(
     given: Mapping[str, Tensor],
-    model: nn.Module,
-    unknown: set[str] = frozenset(),
+    model: Any,
+    unknown: Collection[str] = (),
     file_name: Callable[[str], str] = str,
 ) -> None:
     """Check a checkpoint, except for what timm adapts itself: the head, and the channels of the first convolutions.
@@ -273,7 +275,7 @@ def check_all_but_head(
 def check_state(
     given: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
-    unknown: set[str],
+    unknown: Collection[str],
     model: str,
     file_name: Callable[[str], str] = str,
 ) -> None:

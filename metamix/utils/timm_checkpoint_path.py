@@ -15,7 +15,7 @@ import timm.models._factory as factory
 from torch import nn
 
 
-def load_checkpoint_path_with(load: Callable[[nn.Module, str | Path], Any], cls: type[nn.Module]) -> None:
+def load_checkpoint_path_with(load: Callable[[Any, str | Path], Any], cls: type[nn.Module]) -> None:
     """Have timm call `load(model, path)` for `checkpoint_path` of models of class `cls`; other models are timm's."""
     timms = getattr(factory.load_checkpoint, "timms", factory.load_checkpoint)
 
@@ -23,7 +23,7 @@ def load_checkpoint_path_with(load: Callable[[nn.Module, str | Path], Any], cls:
     def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         if isinstance(model, cls):
             return load(model, checkpoint_path)
-        return timms(model, checkpoint_path, *args, **kwargs)
+        return timms(model, str(checkpoint_path), *args, **kwargs)
 
-    load_checkpoint.timms = timms
+    load_checkpoint.timms = timms  # type: ignore[attr-defined]
     factory.load_checkpoint = load_checkpoint
