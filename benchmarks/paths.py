@@ -1,9 +1,8 @@
-"""Where the benchmarks read and write."""
+"""Define where the benchmarks read and write."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "results"
 DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"

@@ -1,11 +1,10 @@
-"""Memory of RetinaNet on each mixer's s12: writes docs/detection_memory.json.
+"""Measure the memory of RetinaNet on each mixer's s12 model: results/detection_memory.json.
 
-    python benchmarks/detection_memory.py
+    python -m benchmarks.measure.detection_memory
 
-As published, 256 channels at strides 8 to 128, float32, every measurement in a process of its own: one image of
-800x1216 in evaluation, and a training step on two of 640x480, AdamW included. Peaks are those of the whole process;
-"without" is what it holds before: torch, timm, torchvision and the weights. benchmarks/detection_results.py makes the
-README's table.
+RetinaNet has 256 channels at strides 8 to 128, in float32. Evaluation takes one image of 800x1216 pixels, a training
+step with AdamW takes two of 640x480. Each measurement is the peak of a new process; `without_gib` is what it holds
+before: torch, timm, torchvision and the weights.
 """
 
 import time
@@ -19,7 +18,7 @@ from metamix.detection import build_detector
 
 
 def measure(mixer: str, what: str) -> dict:
-    """Peak of this process in GiB, and seconds, for "eval" or "train"."""
+    """Measure the peak of this process in GiB, and the seconds, of "eval" or "train"."""
     torch.manual_seed(0)
     model = build_detector("retinanet", backbone=f"metaformer_{mixer}_s12", num_classes=80, resize_in_training=False)
     model.to(memory_format=torch.channels_last)

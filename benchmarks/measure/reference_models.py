@@ -1,7 +1,7 @@
-"""Models by name: any of timm, ours among them; those of `PEERS`, from packages; those of `AUTHORS`, from checkouts.
+"""Build models by name: any timm model, including ours, models of packages (`PEERS`) and the authors' own code (`AUTHORS`).
 
-Checkouts are folders under the path given as --authors, by the names of their repositories. What is imported, and the
-arguments of each constructor, are those that the golden tensors of tests/goldens were made with.
+The authors' code is read from clones: folders under the path given as --authors, named like their repositories. The
+constructor arguments are those that the golden tensors in tests/goldens were made with.
 """
 
 import ast
@@ -23,15 +23,14 @@ from metamix.utils.text import nearest
 
 
 def wavemix(**options) -> nn.Module:
-    """The authors' classifier of the package `wavemix`, which imports what numpy 2 lacks: hence a stand-in."""
+    """Build the authors' classifier from the package `wavemix`. It imports a module that numpy 2 lacks, so add it."""
     sys.modules.setdefault("numpy.lib.function_base", SimpleNamespace(hamming=numpy.hamming))
     from wavemix.classification import WaveMix
 
     return WaveMix(**options)
 
 
-# timm has no ConvMixer near PoolFormer-S12's 1.81 G multiply-adds: this one has 1.79 G. `vit_xsmall_patch16_clip_224`
-# is the ViT of timm that has about as many.
+# timm has no ConvMixer near the 1.81 G multiply-adds of PoolFormer-S12; this one has 1.79 G.
 PEERS: dict[str, Callable[[], nn.Module]] = {
     "convmixer_768_10": lambda: ConvMixer(dim=768, depth=10, kernel_size=9, patch_size=14),
     "authors_wavemix_192_16": lambda: wavemix(depth=16, final_dim=192, ff_channel=192, level=1, patch_size=4),
@@ -43,9 +42,15 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Checkout:
-    """A class in a file of an authors' repository, the arguments of the model, and its parameters in their code.
+    """A model class in a clone of an authors' repository.
 
-    `script` is a file that trains when it is imported: then only its imports, functions and classes are run.
+    Attributes:
+        repository: owner and name on GitHub.
+        file: path of the Python file in the repository.
+        name: name of the class.
+        parameters: what the model must have; checked.
+        options: arguments of the constructor.
+        script: whether the file trains when it is imported; then only its imports, functions and classes are run.
     """
 
     repository: str
@@ -95,16 +100,16 @@ AUTHORS = {
 
 
 def check_names(names: list[str], authors: Path | None) -> None:
-    """Refuse, before any work, what cannot be built.
+    """Check before any work that all models can be built.
 
     Raises:
-        SystemExit: a name that nobody knows, or one whose package or checkout is not there.
+        SystemExit: a name is unknown, or its package or clone is missing.
     """
     for name in names:
         if name not in PEERS and name not in AUTHORS and not timm.is_model(name):
             known = [*timm.list_models(), *PEERS, *AUTHORS]
             raise SystemExit(
-                f"Unknown model {name!r}{nearest(name, known)} Accepted: any model of timm, ours among them, "
+                f"Unknown model {name!r}{nearest(name, known)} Accepted: any timm model, including ours, "
                 f"and {', '.join([*PEERS, *AUTHORS])}."
             )
         if need := lacks(name, authors):
@@ -112,7 +117,7 @@ def check_names(names: list[str], authors: Path | None) -> None:
 
 
 def lacks(name: str, authors: Path | None) -> str | None:
-    """What is missing to build `name`, and what to do, as the rest of a sentence; None where nothing is."""
+    """Return what is missing to build `name` and what to do, as the rest of a sentence, or None."""
     if name.startswith("authors_wavemix") and importlib.util.find_spec("wavemix") is None:
         return "needs the package wavemix: pip install wavemix"
     if name not in AUTHORS:
@@ -126,11 +131,12 @@ def lacks(name: str, authors: Path | None) -> str | None:
 
 
 def ours(name: str) -> bool:
+    """Return whether metamix registers the name."""
     return timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("metamix.")
 
 
 def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
-    """The model of that name without weights, made for images of `size` x `size` where it has to be made for a size."""
+    """Build a model without trained weights, for images of `size` x `size` pixels where its parameters depend on it."""
     if name in PEERS:
         return PEERS[name]()
     if name in AUTHORS:
@@ -142,11 +148,16 @@ def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
 
 def from_checkout(name: str, authors: Path | None) -> nn.Module:
     checkout = AUTHORS[name]
+    """Build a model from the authors' clone.
+
+    Raises:
+        SystemExit: a package is missing, or the clone is at another commit.
+    """
     path = checkout.path(authors)
     for folder in (path.parents[checkout.file.count("/")], path.parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    # PoolFormer's file registers its models with timm, under the names of timm's own.
+    # PoolFormer's file registers its models under the names of timm's.
     try:
         with patch.dict(timm.models._registry._model_entrypoints):
             module = load(name, path, checkout.script)
@@ -163,7 +174,7 @@ def from_checkout(name: str, authors: Path | None) -> nn.Module:
 
 
 def load(name: str, path: Path, script: bool) -> ModuleType:
-    """The module in `path`; of a script only what it imports and defines."""
+    """Import the file; of a script run only imports and definitions."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -1,15 +1,15 @@
-"""How near each model comes to what this machine can do, and which op keeps it from it: docs/roofline.json.
+"""Compare each model's speed with the limits of this machine, and find the ops that hold it back: results/roofline.json.
 
-    python benchmarks/roofline.py                                       the seven s12, both modes and precisions
-    python benchmarks/roofline.py --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
+    python -m benchmarks.measure.roofline                                the s12 of each mixer, both modes and precisions
+    python -m benchmarks.measure.roofline --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
-The roof is measured in the same turns as the model: a matrix product, the same product as a 1x1 convolution, a 3x3
-convolution (both in channels_last) and a copy of a map that the processor's cache holds. A model's GFLOP/s are
-2 * MACs * images (3 times that in training) over the median of its steps; its share is of the faster convolution.
+The limits are measured in turns with the model: a matrix product, the same product as a 1x1 convolution, a 3x3
+convolution (both in channels_last) and a copy of a map that fits in the cache. A model's GFLOP/s are 2 * MACs * images
+(3 times that in training) over its median step time; its share is relative to the faster convolution.
 
-Then each op that computes is timed alone, below autograd, with its floating-point operations and the bytes of the
-tensors that it takes and returns. Its roof is the larger of the two times that these need at the convolution's and the
-copy's speed; what it takes longer is `lost`, and ops are listed by that. An op whose maps the cache holds may pass it.
+Then each op is timed alone, below autograd, with its floating-point operations and the bytes of its inputs and outputs.
+Its limit is the larger of the times that these need at the speed of the convolution and of the copy. `lost` is the time
+above that limit, and ops are sorted by it. An op whose maps are in the cache may be faster than its limit.
 """
 
 import argparse
@@ -25,15 +25,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.measure import reference_models as peers
-from benchmarks.measure import timing
-from benchmarks.measure.speed import MODELS, choices
-from benchmarks.measure.timing import MODES, PRECISIONS, Subject, table
+from benchmarks.markdown import table
+from benchmarks.measure import reference_models, timing
+from benchmarks.measure.arguments import add_images, add_modes
+from benchmarks.measure.speed import MODELS
+from benchmarks.measure.timing import Subject
 from benchmarks.paths import RESULTS
 from metamix.models import count_macs
 from metamix.utils.system import keep_freed_memory
 
-# torch counts the floating-point operations of its ops, but not those of its fused attention for CPUs.
+# torch counts the floating-point operations of its ops, except fused attention on CPUs.
 FLOP = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
         q.shape, k.shape, v.shape
@@ -42,20 +43,20 @@ FLOP = flop_registry | {
         sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)
     ),
 }
-PASSES = 3  # over which the ops' times are averaged
-# The modules that a part of a model consists of, ours and timm's; whatever else computes is "rest".
+PASSES = 3  # that the ops' times are averaged over
+# Names of the modules, ours and timm's, that make up each part of a model. Everything else is "rest".
 PARTS = {
     "mixer": ("mixer", "token_mixer", "attn", "mlp_tokens"),
     "channel MLP": ("mlp", "mlp_channels"),
     "norms": ("norm", "norm1", "norm2"),
     "embeddings": ("stem", "downsample", "patch_embed"),
 }
-# Images have no gradient that would tell the end of a backward pass: it is the step's own.
+# No hook runs at the end of their backward pass, because images have no gradient; it ends with the step.
 FIRST = ("stem", "patch_embed")
 
 
 def roofs(precision: str, device: str) -> dict[str, tuple]:
-    """{name: (step, amount)}: what the machine is good at, with FLOP, or bytes for the copy, of one step."""
+    """Return {name: (step, amount)}; the amount is the FLOP of one step, or the bytes of the copy."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     place = dict(dtype=dtype, device=device)
     batch, side, dim = 8, 28, 512
@@ -85,7 +86,7 @@ def roofs(precision: str, device: str) -> dict[str, tuple]:
 
 
 class OpTimer(TorchDispatchMode):
-    """Seconds, FLOP and bytes of each op that computes, summed by (part of the model, op, shapes of its inputs)."""
+    """Sums seconds, FLOP and bytes of each op by (part of the model, op, shapes of its inputs)."""
 
     def __init__(self, subject: Subject):
         super().__init__()
@@ -98,7 +99,7 @@ class OpTimer(TorchDispatchMode):
         self.hooks.append(subject.optimizer.register_step_post_hook(self.enter("rest")))
 
     def follow(self, module: torch.nn.Module) -> None:
-        """Have the outermost modules named in PARTS say when their forward and backward passes begin and end."""
+        """Hook the outermost modules named in PARTS, to know which part is running."""
         for name, child in module.named_children():
             part = next((part for part, names in PARTS.items() if name in names), None)
             if part is None:
@@ -144,7 +145,7 @@ def tensors(values) -> list[torch.Tensor]:
 
 
 def label(op, args) -> str:
-    """The op's name, of a convolution with its kernel."""
+    """Return the op's name, and for a convolution its kernel."""
     name = op.overloadpacket.__name__
     if name not in ("convolution", "convolution_backward"):
         return name
@@ -154,9 +155,9 @@ def label(op, args) -> str:
 
 
 def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
-    """One row for each part, op and shapes: calls, milliseconds, FLOP and bytes of one step."""
-    warnings.filterwarnings("ignore", "Full backward hook is firing")  # for the images, which need no gradient
-    step = subject.step(mode, precision, no_grad=torch.no_grad)  # inference_mode would hide what some ops consist of
+    """Return a row for each part, op and shapes: calls, milliseconds, FLOP and bytes of one step."""
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # because images need no gradient
+    step = subject.step(mode, precision, no_grad=torch.no_grad)  # inference_mode would not split composite ops
     with OpTimer(subject) as timer:
         for _ in range(PASSES):
             step()
@@ -168,9 +169,15 @@ def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
 
 
 def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
-    """`ops` summed over shapes, sorted by what each loses: milliseconds above what FLOP and bytes need at these rates.
+    """Sum `ops` over their shapes and sort them by the time lost: milliseconds above their limit.
 
-    `slowest` are the shapes, of those summed, that lose most.
+    Args:
+        ops: rows of `time_ops`.
+        flops: FLOP per second of the machine.
+        bandwidth: bytes per second of the machine.
+
+    Returns:
+        Rows; `slowest` are the shapes that lose most.
     """
     sums = {}
     for op in ops:
@@ -201,7 +208,9 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
 
 def measure(name: str, mode: str, precision: str, options: argparse.Namespace) -> dict:
     torch.manual_seed(0)
-    subject = Subject(peers.create(name, options.size), options.batch, options.size, "channels_last", options.device)
+    subject = Subject(
+        reference_models.create(name, options.size), options.batch, options.size, "channels_last", options.device
+    )
     roof = roofs(precision, options.device)
     steps = {"model": subject.step(mode, precision)} | {what: step for what, (step, _) in roof.items()}
     seconds = timing.interleaved(steps, options.seconds)
@@ -243,10 +252,10 @@ def print_row(row: dict, ops: int) -> None:
         f"{row['gflops']:.0f} GFLOP/s: {row['of_convolution']:.0%} of convolution, "
         f"{row['of_matrix_product']:.0%} of the matrix product; "
         f"{row['gbytes']:.0f} GB/s: {row['of_copy']:.0%} of the copy\n"
-        f"roofs, GFLOP/s and GB/s: {roofs}\n"
+        f"limits, GFLOP/s and GB/s: {roofs}\n"
         f"time: {parts}\n"
     )
-    header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of roof", "lost, ms", "shapes that lose most"]
+    header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of limit", "lost, ms", "shapes that lose most"]
     lines = [
         [op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}", f"{op['gflops']:.0f}"]
         + [f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]]
@@ -260,16 +269,14 @@ def main() -> None:
     parser.add_argument(
         "--models", type=lambda s: s.split(","), default=list(MODELS), help="names, separated by commas"
     )
-    parser.add_argument("--mode", type=choices(MODES), default=list(MODES))
-    parser.add_argument("--precision", type=choices(PRECISIONS), default=list(PRECISIONS))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for the turns of each row, 5 turns at least")
-    parser.add_argument("--ops", type=int, default=6, help="ops to print of each row; the file has all")
+    add_modes(parser)
+    add_images(parser)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row; 5 turns at least")
+    parser.add_argument("--ops", type=int, default=6, help="ops to print for each row; the file has all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", type=Path, default=RESULTS / "roofline.json")
     options = parser.parse_args()
-    peers.check_names(options.models, None)
+    reference_models.check_names(options.models, None)
     keep_freed_memory()
     for name, mode, precision in product(options.models, options.mode, options.precision):
         row = measure(name, mode, precision, options)

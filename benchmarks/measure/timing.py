@@ -1,12 +1,11 @@
-"""What the benchmarks share: models ready to be timed, interleaved medians, peak memory of a process, result files.
+"""Time models in turns, measure the memory of a process, and save result files.
 
-Times of one machine wander by a tenth and more from one minute to the next. So what is compared is timed in turns
-within one process, and a comparison is a ratio of two medians of the same turns.
+The speed of one machine drifts by 10 % and more from one minute to the next. So models that are compared take turns in
+one process, and a comparison is the ratio of two medians over the same turns.
 
-glibc gives freed memory of large tensors back to the system, or does not, as what ran before in the process decides.
-Where it does, the pages of each new tensor are cleared anew: a third of the time of fp32 inference of poolformer_s12.
-What is timed here keeps freed memory, as train.py does: `metamix.training.processes.keep_freed_memory`. Peak memory is
-that of other processes, which do not.
+Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may return
+large freed blocks to the system, which clears their pages again: a third of the time of fp32 inference of
+poolformer_s12. Peak memory is measured in other processes, which do not keep it.
 """
 
 import json
@@ -25,18 +24,20 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from metamix.utils.system import commit
+
 PRECISIONS = ("fp32", "bf16")
 MODES = ("infer", "train")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TURN = 0.02  # seconds; a faster call is repeated within its turn, so that the caches it left warm are its own
+TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it runs on caches that it filled itself
 
 
 class Subject:
-    """A model and its images in one memory format. Images and labels are random, the same for all.
+    """A model and random images in one memory format.
 
-    A step of inference is the forward pass under `torch.inference_mode`. A training step is the forward pass, the cross
-    entropy, the backward pass, SGD's update of every parameter (without momentum) and the clearing of gradients. bf16
-    is autocast; weights and their gradients stay fp32.
+    A step of inference is the forward pass under `torch.inference_mode`. A training step is forward, cross entropy,
+    backward, an SGD update of every parameter (without momentum) and clearing the gradients. bf16 means autocast;
+    weights and gradients stay fp32.
     """
 
     def __init__(self, model: torch.nn.Module, batch: int, size: int, memory_format: str, device: str = "cpu"):
@@ -53,10 +54,17 @@ class Subject:
     def step(
         self, mode: str, precision: str, compiled: bool = False, no_grad=torch.inference_mode
     ) -> Callable[[], None]:
-        """A function without arguments that makes one step, to its end on a GPU too; `no_grad` is for inference."""
+        """Return a function that runs one step and waits for its end.
+
+        Args:
+            mode: "infer" or "train".
+            precision: "fp32" or "bf16".
+            compiled: whether to use torch.compile.
+            no_grad: context of inference.
+        """
         if compiled and self.compiled is None:
-            # Our models share one forward function, whose compiled forms torch counts: past 8 it would run it eagerly,
-            # and of a second size it would make one for all sizes.
+            # Our models share one forward function. Past 8 compiled versions of it torch would run it eagerly, and
+            # for a second image size it would compile one version for all sizes.
             torch._dynamo.config.recompile_limit = 64
             self.compiled = torch.compile(self.model, dynamic=False)
         model = self.compiled if compiled else self.model
@@ -87,9 +95,14 @@ class Subject:
 
 
 def interleaved(steps: dict[str, Callable[[], None]], seconds: float, least: int = 5) -> dict[str, float]:
-    """Median seconds of each of `steps`, called in turns for about `seconds` in all and at least `least` turns each.
+    """Run `steps` in turns and return the median seconds of each.
 
-    Each is called once before, untimed. Says so where other programs were at work meanwhile.
+    Each step runs once before, untimed. Warns if other programs were busy meanwhile.
+
+    Args:
+        steps: functions by name.
+        seconds: time for all of them together.
+        least: turns of each, at least.
     """
     times = {name: [] for name in steps}
     for step in steps.values():
@@ -113,7 +126,7 @@ def interleaved(steps: dict[str, Callable[[], None]], seconds: float, least: int
 
 
 def others_seconds() -> float:
-    """Processor time since the start of the machine that was not idle and not this process's, as Linux tells it."""
+    """Return the processor seconds that other processes used since the machine started (Linux; else 0)."""
     path = Path("/proc/stat")
     if not path.exists():
         return 0.0
@@ -122,29 +135,27 @@ def others_seconds() -> float:
 
 
 def in_fresh_process(function: Callable, *args):
-    """`function(*args)` in a new interpreter, which imports what this program imports and has measured nothing yet."""
+    """Call `function(*args)` in a new interpreter and return the result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def memory_mib(peak: bool = True, device: str = "cpu") -> float:
-    """MiB of this process, or of its tensors on a GPU: the most there were so far, or those now.
-
-    Linux keeps the peak by address space; `getrusage` would also count what the parent held when this one started.
-    """
+    """Return the memory of this process, or of its tensors on a GPU, in MiB: the peak so far, or the present value."""
     if device == "cuda":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    # Not getrusage: it also counts what the parent held when this process started.
     key = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def machine(device: str = "cpu") -> dict:
-    """What times depend on, as far as can be asked: only results of equal machines are comparable."""
+    """Describe what times depend on. Only results of equal machines are comparable."""
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     info = dict(re.findall(r"^(.+?)\s*: (.*)$", told, re.MULTILINE))
     words = {"cpu": info.get("model name", platform.processor())}
-    # Hosts may give several generations one name, and one may be twice as fast as another.
+    # Hosts may give several processor generations one name, and one may be twice as fast as another.
     words |= {"cpu_" + key.split()[-1]: info[key] for key in ("cpu family", "model", "stepping") if key in info}
     words |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":
@@ -152,26 +163,18 @@ def machine(device: str = "cpu") -> dict:
     return words | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
 
 
-def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...], **more) -> list[dict]:
-    """Write `rows` to `path` beside those of earlier runs on the same machine, which they replace where `key` is equal.
+def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> list[dict]:
+    """Merge `rows` into a result file and return all rows.
 
-    So a long run may be made in parts; each row names the commit that it was measured at. Rows of another machine or
-    other versions are dropped. Returns all rows.
+    Rows of earlier runs on the same machine are kept unless their `key` fields equal those of a new row, so a long
+    measurement can be made in parts. Rows of another machine or other versions are dropped. Each row gets the commit.
     """
     old = json.loads(path.read_text()) if path.exists() else {}
-    from metamix.utils.system import commit  # it brings matplotlib, which no process that is measured should hold
-
     at = commit()
     fresh = {tuple(row[k] for k in key): row | {"commit": at} for row in rows}
     kept = old["rows"] if old.get("machine") == machine else []
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, **more, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     return rows
-
-
-def table(header: list[str], rows: list[list]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,21 +1,20 @@
-"""Our training loop beside timm's, in images a second and in memory: writes docs/train_loop.json and the README's words
-on it, and prints the table.
+"""Compare our training loop with timm's in images per second and memory: results/train_loop.json.
 
-    python benchmarks/train_loop.py --data-dir cifar10
-    python benchmarks/train_loop.py --data-dir cifar10 --timm-script pytorch-image-models/train.py
+    python -m benchmarks.measure.train_loop --data-dir cifar10
+    python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
-`--data-dir` holds CIFAR-10 as class folders, train/ and val/. Two cases on the CPU, in bf16 autocast: those images,
-cropped and flipped as each library does by default (ours pads and crops, timm crops by area), and JPEG files of 256
-pixels made of them, cropped to 224 by the same transforms.
+`--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast: these
+images, and 256-pixel JPEG files made of them. Each library augments by its defaults: ours pads and crops, timm crops by
+area, both flip.
 
-    ours     the loop of train.py, data, augmentation, schedule and checks included: Engine.steps
-    bare     the same step (model, optimizer, autocast, memory kept) on one random batch, without data or augmentation
-    timm     the loop that timm's own pieces make, in the order of its training script
-    script   that script itself, by the speeds that it prints; alone, when the others are done
+    ours     the loop of train.py with data, augmentation, schedule and checks: Engine.steps
+    bare     the same step (model, optimizer, autocast, memory kept) on one random batch
+    timm     a loop of timm's parts, in the order of its training script
+    script   timm's training script, by the speeds that it prints; it runs alone, after the others
 
-Every side is a process, as in use: part of a loop's speed is what it sets for its process. They take turns of a few
-steps, and the others wait. Speeds are medians over the turns, ratios are ratios of medians. Memory is what the process
-holds at its peak above its imports, and what its loader's workers share with no other process.
+Each loop is a process of its own, because a part of its speed is what it sets for its process. The loops take turns of a
+few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its imports,
+and what its loader's workers hold for themselves.
 """
 
 import argparse
@@ -29,7 +28,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -43,38 +41,41 @@ from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
-from benchmarks.measure.timing import machine, table
+from benchmarks.measure.timing import machine
 from benchmarks.paths import RESULTS, ROOT
-from benchmarks.report.markers import README, fill
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_optimizer
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import Run
+from metamix.utils.files import write_text
 
 WORKERS = 2
 LR, WEIGHT_DECAY, INTERPOLATION = 1e-3, 0.05, "bilinear"
-GOALS = {("CIFAR-10", "bare"): 0.95, ("CIFAR-10", "timm"): 1.5, ("224 pixels", "timm"): 1.0}  # of ours, over each
+FILE = RESULTS / "train_loop.json"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A turn is `settle` steps, untimed, while workers of the side before fill their queue, and `steps` timed ones."""
+    """A model, its images and the loops to compare.
+
+    A turn has `settle` untimed steps, in which the workers of the loop before fill their queue, and `steps` timed ones.
+    """
 
     name: str
     folder: Path
     model: str
     size: int
     batch_size: int
-    sides: tuple[str, ...]
+    loops: tuple[str, ...]
     settle: int
     steps: int
     turns: int
 
     @property
     def images(self) -> int:
-        """How many a run takes, with the first step and what workers read ahead."""
+        """Number of images that a run reads, with the first step and what workers read ahead."""
         return self.batch_size * (1 + self.turns * (self.settle + self.steps) + 2 * WORKERS)
 
     def build(self) -> torch.nn.Module:
@@ -98,7 +99,7 @@ def ours(case: Case) -> Iterator:
         lr=LR,
         weight_decay=WEIGHT_DECAY,
         epochs=1,
-        checkpoint_minutes=math.inf,  # a run writes one every ten minutes, which is no part of a step
+        checkpoint_minutes=math.inf,  # writing a checkpoint is not part of a step
     )
     recipe = Recipe("classification", settings, options)
     return Engine(Classification(options), recipe, ProcessGroup.start("cpu"), Run(None, main=False)).steps(0)
@@ -120,7 +121,7 @@ def bare(case: Case) -> Iterator:
 
 
 def timm_pieces(case: Case) -> Iterator:
-    """Its defaults, but for what ours does not do by default either: no colour jitter, no label smoothing."""
+    """Train with timm's defaults, except colour jitter and label smoothing, which are off in ours by default."""
     model = case.build()
     optimizer = create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
     task = ClassificationTask(model, criterion_kwargs={"smoothing": 0.0})
@@ -141,18 +142,18 @@ def timm_pieces(case: Case) -> Iterator:
             loss = task(image, target)["loss"]
         loss.backward()
         optimizer.step()
-        loss.item()  # for its meters, at every step
+        loss.item()  # as its meters do at every step
         yield
 
 
-SIDES = {"ours": ours, "bare": bare, "timm": timm_pieces}
+LOOPS = {"ours": ours, "bare": bare, "timm": timm_pieces}
 
 
-def serve(side: str, case: Case, pipe: Connection) -> None:
-    """A side's process: takes numbers of steps, 0 at the end, and answers with the seconds that they took."""
-    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as where the loop is the program
+def serve(loop: str, case: Case, pipe: Connection) -> None:
+    """Run one loop in this process: receive numbers of steps, 0 at the end, and send the seconds that they took."""
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a program of its own
     pipe.send(memory(os.getpid())["process_mib"])
-    steps = SIDES[side](case)
+    steps = LOOPS[loop](case)
     next(steps)
     while count := pipe.recv():
         start = time.perf_counter()
@@ -163,24 +164,24 @@ def serve(side: str, case: Case, pipe: Connection) -> None:
 
 
 def measure(case: Case) -> dict[str, dict]:
-    """Speed and memory of every side of the case but the script."""
+    """Measure speed and memory of every loop of the case except the script."""
     spawn = multiprocessing.get_context("spawn")
-    pipes, processes, seconds, result = {}, [], {side: [] for side in case.sides}, {}
-    for side in case.sides:
-        pipes[side], theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=serve, args=(side, case, theirs)))
+    pipes, processes, seconds, result = {}, [], {loop: [] for loop in case.loops}, {}
+    for loop in case.loops:
+        pipes[loop], theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=serve, args=(loop, case, theirs)))
         processes[-1].start()
-        theirs.close()  # so that a side that fails is an EOFError here, below its own message
-        result[side] = {"imports_mib": pipes[side].recv()}
+        theirs.close()  # so that a loop that fails raises EOFError here
+        result[loop] = {"imports_mib": pipes[loop].recv()}
     for _ in range(case.turns):
-        for side, pipe in pipes.items():
+        for loop, pipe in pipes.items():
             pipe.send(case.settle)
             pipe.recv()
             pipe.send(case.steps)
-            seconds[side].append(pipe.recv())
-    for side, pipe in pipes.items():
+            seconds[loop].append(pipe.recv())
+    for loop, pipe in pipes.items():
         pipe.send(0)
-        result[side] |= speed([case.batch_size * case.steps / s for s in seconds[side]]) | pipe.recv()
+        result[loop] |= speed([case.batch_size * case.steps / s for s in seconds[loop]]) | pipe.recv()
     for process in processes:
         process.join()
     return result
@@ -191,7 +192,7 @@ def speed(speeds: list[float]) -> dict:
 
 
 def run_script(path: Path, case: Case) -> dict:
-    """The training script of timm as a process of its own, ended once it has printed the speeds of enough updates."""
+    """Run timm's training script and end it once it has printed the speeds of enough updates."""
     start = "import runpy, sys, metamix; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     with tempfile.TemporaryDirectory() as output:
         options = {
@@ -232,11 +233,13 @@ def run_script(path: Path, case: Case) -> dict:
 
 
 def updates(lines: Iterable[str], count: int) -> list[float]:
-    """Images a second of the first `count` updates that timm's training script reports with --log-interval 1, such as
+    """Return the images per second of the first `count` updates that timm's training script prints.
 
-    Train: 0 [   4/390 (  1%)]  Loss: 2.31 (2.33)  Time: 0.131s,  977.10/s  (0.160s,  800.00/s)  LR: 1.000e-05  ...
+    A line of --log-interval 1 is
+        Train: 0 [   4/390 (  1%)]  Loss: 2.31 (2.33)  Time: 0.131s,  977.10/s  (0.160s,  800.00/s)  LR: 1.000e-05  ...
 
-    ValueError where the text ends before.
+    Raises:
+        ValueError: the output ends before.
     """
     found, last = [], []
     for line in lines:
@@ -251,7 +254,7 @@ def updates(lines: Iterable[str], count: int) -> list[float]:
 
 
 def memory(process: int) -> dict[str, int]:
-    """MiB that the process held at its peak, and that its children, the loader's workers, share with no other."""
+    """Return the peak of a process in MiB, and the private memory of its children, the loader's workers."""
     proc = Path("/proc")
     workers = (proc / f"{process}/task/{process}/children").read_text().split()
     return {
@@ -265,7 +268,7 @@ def kib(path: Path, key: str) -> int:
 
 
 def enlarge(cifar: Path, folder: Path, count: int) -> None:
-    """`count` images of the train split, and ten to score, as JPEG files of 256 pixels in folders of classes."""
+    """Write `count` images of the train split, and ten of val, as JPEG files of 256 pixels in class folders."""
     for split, number in (("train", count), ("val", 10)):
         files = sorted((cifar / split).glob("*/*"))
         for path in (files[i * len(files) // number] for i in range(number)):
@@ -275,37 +278,10 @@ def enlarge(cifar: Path, folder: Path, count: int) -> None:
                 image.convert("RGB").resize((256, 256), Image.Resampling.BICUBIC).save(place, quality=95)
 
 
-def report(results: dict) -> str:
-    rows = []
-    for case in results["cases"]:
-        for side, row in case["sides"].items():
-            ratio = case["sides"]["ours"]["img_per_s"] / row["img_per_s"]
-            goal = GOALS.get((case["name"], side), "")
-            held = row["process_mib"] - case["sides"]["ours"]["imports_mib"]
-            rows.append(
-                [case["name"], side, row["img_per_s"], f"{ratio:.2f}", goal, f"{held} MiB", f"{row['workers_mib']} MiB"]
-            )
-    return table(["case", "loop", "img/s", "ours / it", "goal", "peak above imports", "workers"], rows)
-
-
-def with_words(readme: str, results: dict) -> str:
-    """The README with what it says of them between its markers."""
-    small, large = ({side: row["img_per_s"] for side, row in case["sides"].items()} for case in results["cases"])
-    cpu = f"{results['machine']['cores']} {results['machine']['cpu']} cores"
-    words = (
-        f"On {cpu}, `{results['cases'][0]['model']}` trains on CIFAR-10, JPEG copy, in bf16 at {small['ours']} img/s, "
-        f"{small['ours'] / small['bare']:.2f} times the speed of the bare step on one random batch and "
-        f"{small['ours'] / small['timm']:.2f} times that of a loop made of timm's own pieces; "
-        f"`{results['cases'][1]['model']}` on a folder of larger images at {large['ours']} img/s, "
-        f"{large['ours'] / large['timm']:.2f} times as fast as that loop."
-    )
-    return fill(readme, "loop", "train_loop.py", textwrap.fill(words, 118))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 as class folders: train/ and val/")
-    parser.add_argument("--timm-script", type=Path, help="train.py of a clone of timm, to be measured as well")
+    parser.add_argument("--timm-script", type=Path, help="train.py of a clone of timm, to measure it too")
     arguments = parser.parse_args()
     for split in ("train", "val"):
         if not (arguments.data_dir / split).is_dir():
@@ -321,19 +297,17 @@ def main() -> None:
     results = {"machine": machine(), "cases": []}
     with tempfile.TemporaryDirectory() as temporary:
         cifar, folder = arguments.data_dir.resolve(), Path(temporary)
-        small = Case("CIFAR-10", cifar, "metaformer_pooling_nano", 32, 128, tuple(SIDES), settle=4, steps=8, turns=9)
+        small = Case("CIFAR-10", cifar, "metaformer_pooling_nano", 32, 128, tuple(LOOPS), settle=4, steps=8, turns=9)
         large = Case("224 pixels", folder, "metaformer_pooling_s12", 224, 32, ("ours", "timm"), 2, 4, 5)
         enlarge(cifar, folder, large.images)
         for case in (small, large):
-            sides = measure(case)
+            loops = measure(case)
             if arguments.timm_script:
-                sides["script"] = run_script(arguments.timm_script.resolve(), case)
+                loops["script"] = run_script(arguments.timm_script.resolve(), case)
             results["cases"].append(
-                {"name": case.name, "model": case.model, "batch_size": case.batch_size, "sides": sides}
+                {"name": case.name, "model": case.model, "batch_size": case.batch_size, "loops": loops}
             )
-    (RESULTS / "train_loop.json").write_text(json.dumps(results, indent=1) + "\n")
-    README.write_text(with_words(README.read_text(), results))
-    print(report(results))
+    write_text(FILE, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,78 +1,70 @@
-"""Writes the model tables of the README, between its markers: parameters and MACs of every registered name, and the
-weights that ship, from their cards.
-
-    python benchmarks/model_table.py            rewrite README.md
-    python benchmarks/model_table.py --check    exit 1 where README.md is stale, and write nothing
-"""
+"""Make the list of registered models, from results/model_sizes.json and the cards in weights/."""
 
 import json
-import sys
+import re
 
 import timm
 
-import metamix
-from benchmarks.measure.timing import table
-from benchmarks.report.markers import refresh
-from metamix.models import count_macs
-from metamix.models.weights import weights_dir
+from benchmarks.markdown import short, table
+from benchmarks.measure.model_sizes import FILE
+from benchmarks.weight_cards import load_cards, model_of
+from metamix import list_mixers
 
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
-# Where a family comes from, whether its spatial weights belong to one size, and what the suite holds it against.
+# Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
 FAMILIES = (
-    ("raftmlp_*", "2108.04384", "resized", "authors' tensors, counts"),
-    ("wavemix_*", "2205.14375", "any", "authors' tensors, counts"),
+    ("raftmlp_*", "2108.04384", "resized", "authors' tensors and counts"),
+    ("wavemix_*", "2205.14375", "any", "authors' tensors and counts"),
     ("wavemixlite_*", "2205.14375", "any", "published counts"),
-    ("ninformer_*", "2403.02411", "resized", "author's tensors, count"),
-    ("minattn_*", "2410.13732", "any", "a third party's tensors, counts"),
+    ("ninformer_*", "2403.02411", "resized", "author's tensors and count"),
+    ("minattn_*", "2410.13732", "any", "a third party's tensors and counts"),
 )
 
 
-def cost(name: str) -> tuple[str, str, str]:
-    """(parameters, MACs at the native size, native size) in words."""
-    model = timm.create_model(name, device="meta")
-    size = model.default_cfg["input_size"]
-    parameters, macs = sum(p.numel() for p in model.parameters()), count_macs(model, size)
-    return short(parameters), short(macs), f"{size[1]}"
-
-
-def short(number: float) -> str:
-    """Three digits: 1.37 M."""
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}"
-    return str(number)
-
-
-def tables() -> str:
-    family = []
-    for mixer in metamix.list_mixers():
-        costs = [cost(f"metaformer_{mixer}_{size}") for size in SIZES]
-        family.append([mixer, *(f"{parameters}, {macs}" for parameters, macs, _ in costs)])
-    papers = [
-        [f"`{name}`", *cost(name), sizes, source, against]
-        for pattern, source, sizes, against in FAMILIES
-        for name in timm.list_models(pattern)
-    ]
-    cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob("*.json"))]
-    weights = [
-        [f"[`{card['name']}`](weights/{card['name']}.md)", f"{card['top1']:.2f}", card["recipe"]["epochs"]]
-        for card in cards
-    ]
-    return "\n\n".join(
-        [
-            "Parameters and multiply-adds of `metaformer_<mixer>_<size>`, at 32 pixels for nano and at 224 for the "
-            "others:",
-            table(["mixer", *SIZES], family),
-            "`metaformer_pooling_s12` to `_m48` are PoolFormer's (2111.11418), held against its authors' tensors and "
-            "counts, and `pretrained=True` downloads its weights (tag `sail_in1k`); the others are this zoo's, their "
-            "mixers held against the papers' formulas. Other sizes: see the mixers above.",
-            "The papers' own models:",
-            table(["name", "parameters", "MACs", "pixels", "other sizes", "arXiv", "held against"], papers),
-            "Weights that ship, loaded by `timm.create_model(name, pretrained=True)` without a network:",
-            table(["name", "test accuracy, %", "epochs"], weights),
-        ]
+def family() -> str:
+    """Make the table of `metaformer_<mixer>_<size>`."""
+    names = [f"metaformer_{mixer}_{size}" for mixer in list_mixers() for size in SIZES]
+    return table(
+        ["name", "parameters", "MACs", "input", "weights"], [[*size_cells(name), tags(name)] for name in names]
     )
 
 
-if __name__ == "__main__":
-    refresh("models", "model_table.py", tables(), check="--check" in sys.argv[1:])
+def papers() -> str:
+    """Make the table of the papers' own models."""
+    rows = [
+        [*size_cells(name), other_sizes, arxiv_link(arxiv), tested, tags(name)]
+        for pattern, arxiv, other_sizes, tested in FAMILIES
+        for name in timm.list_models(pattern)
+    ]
+    header = ["name", "parameters", "MACs", "input", "other sizes", "paper", "tested against", "weights"]
+    return table(header, rows)
+
+
+def weights() -> str:
+    """Make the table of the weights in weights/."""
+    rows = [
+        [f"`{card['name']}`", card["data"], f"{card['top1']:.2f}", card["recipe"]["epochs"], short(card["parameters"])]
+        for card in load_cards()
+    ]
+    return table(["name", "data", "test accuracy, %", "epochs", "parameters"], rows)
+
+
+def size_cells(name: str) -> list[str]:
+    size = json.loads(FILE.read_text())[name]
+    return [f"`{name}`", short(size["parameters"]), short(size["macs"]), "x".join(map(str, size["input_size"]))]
+
+
+def tags(name: str) -> str:
+    """List the tags of a model's weights, with the accuracy of those in weights/."""
+    accuracy = {card["name"]: f" {card['top1']:.1f} %" for card in load_cards() if model_of(card) == name}
+    found = [tag for tag in timm.list_pretrained(f"{name}.*")]
+    return ", ".join(f"`{tag.partition('.')[2]}`{accuracy.get(tag, '')}" for tag in found)
+
+
+def arxiv_link(arxiv: str) -> str:
+    return f"[{arxiv}](https://arxiv.org/abs/{arxiv})"
+
+
+def arxiv_of(model: str) -> str:
+    """Return the arXiv number of the paper of a model that is not of the comparison family."""
+    return next(arxiv for pattern, arxiv, *_ in FAMILIES if re.match(pattern.replace("*", r"\w+"), model))

@@ -1,43 +1,183 @@
-"""Writes the speed tables of the README from docs/cases.json, docs/speed.json and docs/roofline.json.
-
-    python benchmarks/speed_table.py            rewrite README.md
-    python benchmarks/speed_table.py --check    exit 1 where README.md is stale, and write nothing
-
-The three come from benchmarks/speed.py and benchmarks/roofline.py.
-"""
+"""Make the tables of speed and memory, from the files in results/."""
 
 import json
-import sys
+from collections.abc import Callable
+from itertools import groupby
+from math import log
+from statistics import linear_regression
 
-from benchmarks.measure.speed import CASES, REFERENCE
-from benchmarks.measure.timing import table
+from benchmarks.markdown import table, wrap
+from benchmarks.measure.authors_speed import MODELS
+from benchmarks.measure.inference_memory import SIZES
+from benchmarks.measure.speed import REFERENCE
 from benchmarks.paths import RESULTS
-from benchmarks.report.markers import refresh
+from metamix.mixers import list_mixers
 
-BATCH, SIZE = 8, 224  # of the family's tables
+BATCH, SIZE = 8, 224  # of the rows that the tables show
 CELLS = {
     ("infer", "fp32"): "fp32 inference",
     ("train", "fp32"): "fp32 training",
     ("infer", "bf16"): "bf16 inference",
     ("train", "bf16"): "bf16 training",
 }
+FIT_FROM = 224  # pixels; below, costs that do not depend on the image size dominate
+Cells = dict[tuple[str, str], dict]
 
 
-def load(name: str, key: str, **only) -> tuple[dict, dict[str, dict[tuple[str, str], dict]]]:
-    """(machine, {model: {(mode, precision): row}}) of a result file, of the rows in which the entries of `only` are."""
+def mixers_table() -> str:
+    """Make the table of the s12 models and models of about the same cost."""
+    machine, models = load("speed.json", batch=BATCH, size=SIZE, reference=REFERENCE)
+
+    def cell(row: dict) -> str:
+        return f"{milliseconds(row['ms'])}, {row['ratio']:.2f}{compiled(row)}"
+
+    def memory(cells: Cells) -> str:
+        return " / ".join(
+            f"{cells['train', p]['peak_mib']}" if ("train", p) in cells else "-" for p in ("fp32", "bf16")
+        )
+
+    note = (
+        f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {where(machine)}: milliseconds, and the speed relative to "
+        f"timm's `{REFERENCE}`. Memory: what training adds to the imports, in fp32 / bf16."
+    )
+    return f"{wrap(note)}\n\n{by_precision(models, cell, ('training memory, MiB', memory))}"
+
+
+def authors_table() -> str:
+    """Make the table of the papers' models beside their authors' code."""
+    machine, models = load("authors_speed.json")
+
+    def cell(row: dict) -> str:
+        ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}{'' if row['authors_ms'] else '*'}"
+        return milliseconds(row["ms"]) + ratio + compiled(row)
+
+    def memory(cells: Cells) -> str:
+        row = cells["train", "fp32"]
+        theirs = f"{row['authors_mib']}" if "authors_mib" in row else f"{MODELS[row['model']].mib}*"
+        return f"{row['mib']} / {theirs}"
+
+    note = (
+        f"Milliseconds of one step {where(machine)}, the speed relative to the authors' code, and the time with "
+        f"`torch.compile`. Values marked * compare with times of the authors' code on another machine (two AMD EPYC "
+        f"cores), rescaled by timm's `{REFERENCE}`; they are less certain, most of all in bf16. Memory: what fp32 "
+        f"training adds to the imports, ours / the authors'; * on the other machine."
+    )
+    return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
+
+
+def roofline_table() -> str:
+    """Make the table of speed relative to the machine's convolutions."""
+    machine, models = load("roofline.json", batch=BATCH, size=SIZE)
+
+    def cell(row: dict) -> str:
+        return f"{row['of_convolution']:.0%}, `{row['ops'][0]['op']}` in {row['ops'][0]['part']}"
+
+    note = (
+        f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {where(machine)}, and the op "
+        f"that loses most time."
+    )
+    return f"{wrap(note)}\n\n{by_precision(models, cell)}"
+
+
+def memory_table() -> str:
+    """Make the table of inference memory by mixer."""
+    rows = json.loads((RESULTS / "inference_memory.json").read_text())
+    lines = []
+    for name, group in groupby(rows, key=lambda row: row["model"]):
+        own = list(group)
+        cells = [f"{row['adds_mib']} MiB" for row in own] + [f"{own[-1]['peak_mib']} MiB"]
+        lines.append([f"`{name.split('_')[1]}`", *cells])
+    sizes = [f"{height}x{width} adds" for height, width in SIZES]
+    return table(["s12 with", *sizes, "whole process"], lines)
+
+
+def scaling_table() -> str:
+    """Make the table of how time and memory grow with the number of pixels."""
+    rows = [
+        [f"`{mixer}`", f"{curve['ms'][0]:.0f} ms", f"{curve['ms'][-1]:.0f} ms", f"{curve['mib'][-1]:.0f} MiB"]
+        + [f"{curve['time']:.2f}", f"{curve['memory']:.2f}"]
+        for mixer, curve in scaling_curves().items()
+    ]
+    sizes = next(iter(scaling_curves().values()))["sizes"]
+    header = ["s12 with", f"{sizes[0]} px", f"{sizes[-1]} px", f"memory at {sizes[-1]} px"]
+    return table([*header, "exponent of time", "exponent of memory"], rows)
+
+
+def scaling_curves() -> dict[str, dict]:
+    """Return {mixer: {"sizes", "ms", "mib", "time", "memory"}}; the last two are exponents over pixels."""
+    rows, curves = json.loads((RESULTS / "scaling.json").read_text())["rows"], {}
+    for mixer in list_mixers():
+        own = sorted((row for row in rows if row["mixer"] == mixer), key=lambda row: row["size"])
+        if own:
+            sizes, ms, mib = ([row[key] for row in own] for key in ("size", "ms", "mib"))
+            curves[mixer] = dict(sizes=sizes, ms=ms, mib=mib, time=exponent(sizes, ms), memory=exponent(sizes, mib))
+    return curves
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """Fit p in values ~ pixels^p by least squares of the logarithms, from FIT_FROM on: 1 is linear, 2 is quadratic."""
+    points = [(log(size**2), log(value)) for size, value in zip(sizes, values) if size >= FIT_FROM]
+    return linear_regression(*zip(*points)).slope
+
+
+def train_loop_table() -> str:
+    """Make the table of our training loop beside timm's."""
+    results = json.loads((RESULTS / "train_loop.json").read_text())
+    names = {"ours": "metamix", "bare": "the step alone", "timm": "timm's parts", "script": "timm's script"}
+    rows = []
+    for case in results["cases"]:
+        ours = case["loops"]["ours"]
+        for loop, row in case["loops"].items():
+            rows.append(
+                [
+                    f"{case['name']}, `{case['model']}`",
+                    names[loop],
+                    row["img_per_s"],
+                    f"{ours['img_per_s'] / row['img_per_s']:.2f}",
+                    f"{row['process_mib'] - ours['imports_mib']} MiB",
+                    f"{row['workers_mib']} MiB",
+                ]
+            )
+    header = [
+        "images and model",
+        "loop",
+        "img/s",
+        "metamix relative to it",
+        "memory above the imports",
+        "workers' memory",
+    ]
+    note = (
+        f"Training in bf16 {where(results['machine'])}. The step alone trains on one random batch, without data or "
+        f"augmentation."
+    )
+    return f"{wrap(note)}\n\n{table(header, rows)}"
+
+
+def load(name: str, **only) -> tuple[dict, dict[str, Cells]]:
+    """Read a result file: (machine, {model: {(mode, precision): row}}) of the rows that have the values of `only`."""
     found = json.loads((RESULTS / name).read_text())
-    models: dict[str, dict] = {}
+    models: dict[str, Cells] = {}
     for row in found["rows"]:
-        if not only.items() <= row.items():
-            continue
-        models.setdefault(row[key], {})[row["mode"], row["precision"]] = row
+        if only.items() <= row.items():
+            models.setdefault(row["model"], {})[row["mode"], row["precision"]] = row
     return found["machine"], models
 
 
+def by_precision(
+    models: dict[str, Cells], describe: Callable[[dict], str], *more: tuple[str, Callable[[Cells], str]]
+) -> str:
+    """Make a table with a row for each model and a column for each mode and precision that was measured."""
+    measured = [cell for cell in CELLS if any(cell in cells for cells in models.values())]
+    rows = []
+    for name, cells in models.items():
+        texts = [describe(cells[cell]) if cell in cells else "" for cell in measured]
+        rows.append([f"`{name}`", *texts, *(function(cells) for _, function in more)])
+    return table(["model", *(CELLS[cell] for cell in measured), *(title for title, _ in more)], rows)
+
+
 def where(machine: dict) -> str:
-    """The three files may come from different machines."""
-    cpu = machine["cpu"].replace("(R)", "")
-    return f"on {machine['cores']} {cpu} cores, torch {machine['torch'].partition('+')[0]}"
+    cpu = machine["cpu"].replace("(R)", "").removesuffix(" Processor")
+    return f"on {machine['cores']} {cpu} cores with torch {machine['torch'].partition('+')[0]}"
 
 
 def milliseconds(ms: float) -> str:
@@ -46,80 +186,3 @@ def milliseconds(ms: float) -> str:
 
 def compiled(row: dict) -> str:
     return f"; compiled {milliseconds(row['compiled_ms'])}" if "compiled_ms" in row else ""
-
-
-def rows(models: dict, describe, *more) -> list[str]:
-    """A table of the cells that were measured; `more` are (column, function of a model's cells)."""
-    measured = [cell for cell in CELLS if any(cell in cells for cells in models.values())]
-    header = ["model", *(CELLS[cell] for cell in measured), *(name for name, _ in more)]
-    lines = []
-    for name, cells in models.items():
-        texts = [describe(cells[cell]) if cell in cells else "" for cell in measured]
-        lines.append([f"`{name}`", *texts, *(function(cells) for _, function in more)])
-    return table(header, lines).splitlines()
-
-
-def case(row: dict) -> str:
-    ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}" + (f" ({row['asked']})" if row["asked"] else "")
-    return milliseconds(row["ms"]) + ratio + compiled(row)
-
-
-def case_memory(cells: dict) -> str:
-    row = cells["train", "fp32"]
-    here = f"theirs {row['authors_mib']}, " if "authors_mib" in row else ""
-    return f"{row['mib']} MiB, {here}listed {CASES[row['case']].mib}"
-
-
-def model_memory(cells: dict) -> str:
-    return " / ".join(f"{cells['train', p]['peak_mib']}" if ("train", p) in cells else "-" for p in ("fp32", "bf16"))
-
-
-def model(row: dict) -> str:
-    return f"{milliseconds(row['ms'])}, {row['ratio']:.2f}{compiled(row)}"
-
-
-def share_of_peak(row: dict) -> str:
-    return f"{row['of_convolution']:.0%}, {row['ops'][0]['op']} in {row['ops'][0]['part']}"
-
-
-def tables() -> str:
-    cases_machine, cases = load("authors_speed.json", "case")
-    models_machine, models = load("speed.json", "model", batch=BATCH, size=SIZE, reference=REFERENCE)
-    roofline_machine, roofline = load("roofline.json", "model", batch=BATCH, size=SIZE)
-    lines = [
-        "Models in turns, freed memory kept, medians of milliseconds.",
-        "",
-        f"The papers' models, at the batch and size of `benchmarks/speed.py --cases`, {where(cases_machine)}: after "
-        "the time, how many times as fast as the authors' code, in brackets the goal that was set, and then the time "
-        "of what `torch.compile` makes of it. timm's PoolFormer and the `wavemix` package ran beside ours; the other "
-        "authors' times were taken on two AMD EPYC cores and are rescaled by timm's `poolformer_s12`, which is least "
-        "sure for bf16 inference.",
-        "",
-    ]
-    lines += rows(cases, case, ("fp32 training, above the imports", case_memory))
-    asked = [row for cells in cases.values() for row in cells.values() if row["asked"]]
-    reached = sum(row["ratio"] >= row["asked"] for row in asked)
-    lines += [
-        "",
-        f"Goals reached: {reached} of {len(asked)}. The memory listed is that of the authors' code elsewhere.",
-    ]
-    lines += [
-        "",
-        f"The family at {SIZE} pixels, batch {BATCH}, {where(models_machine)}, beside timm's models, each of those in "
-        "the faster memory format: after the time, how many times as fast as timm's `poolformer_s12`.",
-        "",
-    ]
-    lines += rows(models, model, ("training, above the imports, MiB, fp32 / bf16", model_memory))
-    lines += [
-        "",
-        "Each model's GFLOP/s as a share of those of the faster of a 1x1 and a 3x3 convolution in the same run, "
-        f"{where(roofline_machine)}, and the op that takes the most time above its roof (`benchmarks/roofline.py`). "
-        "60 % was the aim:",
-        "",
-    ]
-    lines += rows(roofline, share_of_peak)
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    refresh("speed", "speed_table.py", tables(), check="--check" in sys.argv[1:])

@@ -1,8 +1,7 @@
-"""What the cards in weights/ say holds: the shipped tensors reproduce their accuracy to the printed digit, the recipe's
-command is the recipe, and the pages are those of the cards.
+"""Test the cards in weights/: the weights reproduce the accuracy, the command is the recipe, the pages are fresh.
 
-Weights of data that do not come with the tests are scored where METAMIX_DATA names a folder that has them: MNIST/ as
-torchvision lays it out, and a folder of images by the name of each other tag, such as cifar10/.
+Weights of data that do not come with scikit-learn are scored if METAMIX_DATA names a folder with the data: MNIST/ as
+torchvision lays it out, and a folder of images for each other tag, such as cifar10/.
 """
 
 import json
@@ -114,7 +113,7 @@ def test_the_command_on_the_page_is_the_recipe(name):
 
 
 def test_pages_are_those_of_the_cards():
-    assert stale() == [], "run: python benchmarks/model_cards.py"
+    assert stale() == [], "run: python -m benchmarks.report.cards"
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -142,11 +141,11 @@ def test_the_page_says_what_a_card_lacks_or_has():
         "changed": {"epochs": 5},
     }
     text = page(card)
-    assert "| speed | not measured yet |" in text and "0123456789ab with uncommitted changes" in text
-    assert "91.00 ± 1.00 %, mean and standard deviation of seeds 0, 1, 2, in runs of their own with epochs 5" in text
+    assert "| speed | not measured |" in text and "0123456789ab with uncommitted changes" in text
+    assert "91.00 ± 1.00 %, mean and standard deviation of seeds 0, 1, 2, of runs with epochs 5" in text
     assert "trained on CIFAR-10, JPEG copy" in text and "One seed was trained" not in text
     card["spread"] = {"seeds": [0], "top1": [90.0], "epochs": 5, "changed": {}}
-    assert "| over seeds | not known, one seed was trained |" in page(card)
+    assert "| over seeds | unknown; one seed was trained |" in page(card)
 
 
 def test_the_snippet_on_a_page_classifies():

@@ -1,4 +1,4 @@
-"""What the benchmarks compute besides times, and what they refuse."""
+"""Test what the speed benchmarks compute besides times, and what they refuse."""
 
 import argparse
 import sys
@@ -8,8 +8,9 @@ import pytest
 import timm
 import torch
 
-from benchmarks.measure import reference_models as peers
-from benchmarks.measure import roofline, scaling, speed, timing
+from benchmarks.measure import authors_speed, reference_models, roofline, timing
+from benchmarks.measure.arguments import list_of
+from benchmarks.report import speed
 from metamix.models import count_macs
 
 MACHINE = {"cpu": "one"}
@@ -37,7 +38,7 @@ def test_disturbed_turns_are_told(monkeypatch, capsys):
 
 def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
-    monkeypatch.setattr("metamix.utils.system.commit", lambda: "now")
+    monkeypatch.setattr("benchmarks.measure.timing.commit", lambda: "now")
     timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
     assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
@@ -58,27 +59,27 @@ def test_peak_memory_of_a_fresh_process_is_its_own():
     assert timing.in_fresh_process(timing.memory_mib) < timing.memory_mib() - 400
 
 
-def test_ratio_of_a_case():
+def test_ratio_to_the_authors():
     """The authors' 238 ms were taken where the reference took 127 ms; here that takes 100 ms."""
     found = {"raftmlp_s": {"ms": 50.0}, "poolformer_s12": {"ms": 100.0}}
-    row = speed.case_row("raftmlp_s", "infer", "fp32", found)
+    row = authors_speed.make_row("raftmlp_s", "infer", "fp32", found)
     assert row["rescaled_ms"] == round(23800 / 127, 3) and row["ratio"] == round(23800 / 127 / 50, 3)
-    row = speed.case_row("raftmlp_s", "infer", "fp32", found | {"authors_raftmlp_s": {"ms": 75.0}})
+    row = authors_speed.make_row("raftmlp_s", "infer", "fp32", found | {"authors_raftmlp_s": {"ms": 75.0}})
     assert row["ratio"] == 1.5
     found = {"wavemix_144_7": {"ms": 50.0}, "poolformer_s12": {"ms": 100.0}}
-    assert speed.case_row("wavemix_144_7", "train", "bf16", found)["ratio"] is None
+    assert authors_speed.make_row("wavemix_144_7", "train", "bf16", found)["ratio"] is None
 
 
 @pytest.mark.parametrize("name", ["convmixer_768_10", "vit_xsmall_patch16_clip_224"])
 def test_peers_are_of_equal_cost(name):
-    macs = [count_macs(peers.create(n, 224), (3, 224, 224)) for n in (name, "poolformer_s12")]
+    macs = [count_macs(reference_models.create(n, 224), (3, 224, 224)) for n in (name, "poolformer_s12")]
     assert macs[0] == pytest.approx(macs[1], rel=0.03)
 
 
 def test_the_exponent_is_over_pixels():
     sizes = [32, 224, 512, 1024]
-    assert scaling.exponent(sizes, [9e9, *(n**2 for n in sizes[1:])]) == pytest.approx(1)
-    assert scaling.exponent(sizes, [9e9, *(n**4 for n in sizes[1:])]) == pytest.approx(2)
+    assert speed.exponent(sizes, [9e9, *(n**2 for n in sizes[1:])]) == pytest.approx(1)
+    assert speed.exponent(sizes, [9e9, *(n**4 for n in sizes[1:])]) == pytest.approx(2)
 
 
 def test_ops_are_listed_by_what_they_lose():
@@ -110,19 +111,19 @@ def test_ops_are_those_of_a_step(mode):
 
 def test_unknown_names_are_refused():
     with pytest.raises(SystemExit, match="Unknown model 'poolformer_s13'; did you mean 'poolformer_s"):
-        peers.check_names(["poolformer_s13"], None)
+        reference_models.check_names(["poolformer_s13"], None)
     with pytest.raises(argparse.ArgumentTypeError, match="'fp16'; did you mean 'bf16'. Accepted: fp32, bf16."):
-        speed.choices(timing.PRECISIONS)("fp32,fp16")
+        list_of(timing.PRECISIONS)("fp32,fp16")
 
 
 def test_what_is_missing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(reference_models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="authors_wavemix_144_7 needs the package wavemix: pip install wavemix."):
-        peers.check_names(["authors_wavemix_144_7"], None)
+        reference_models.check_names(["authors_wavemix_144_7"], None)
     with pytest.raises(SystemExit, match="clone okojoalg/raft-mlp and give its parent folder as --authors"):
-        peers.check_names(["authors_raftmlp_s"], None)
+        reference_models.check_names(["authors_raftmlp_s"], None)
     with pytest.raises(SystemExit, match="raft-mlp/libs/models.py, which is not there: clone okojoalg/raft-mlp into"):
-        peers.check_names(["authors_raftmlp_s"], tmp_path)
+        reference_models.check_names(["authors_raftmlp_s"], tmp_path)
 
 
 SCRIPT = """
@@ -149,11 +150,11 @@ def test_a_checkout_is_imported_without_its_training_and_leaves_timm_alone(tmp_p
     path.parent.mkdir()
     path.write_text(SCRIPT.format(inputs=2_652_170))
     ours = timm.model_entrypoint("poolformer_s12")
-    assert peers.create(name, 32, tmp_path).in_features == 2_652_170
+    assert reference_models.create(name, 32, tmp_path).in_features == 2_652_170
     assert timm.model_entrypoint("poolformer_s12") is ours
     path.write_text(SCRIPT.format(inputs=3))
     with pytest.raises(SystemExit, match="builds a model of 3 parameters where authors_ninformer_cifar has 2652170"):
-        peers.create(name, 32, tmp_path)
+        reference_models.create(name, 32, tmp_path)
     path.write_text("import nowhere")
     with pytest.raises(SystemExit, match="needs a package that is not installed: No module named 'nowhere'"):
-        peers.create(name, 32, tmp_path)
+        reference_models.create(name, 32, tmp_path)

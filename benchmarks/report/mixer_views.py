@@ -1,11 +1,16 @@
-"""What each mixer looks at: the pictures of `benchmarks/compare.py` that need a model and images.
+"""Draw what each mixer looks at, into docs/images/. Needs the data.
 
-All take models in eval mode that are the comparison family's, and images (N, C, H, W) normalised for them. Quantities
-are shares of, or relative to, something that is said beside the colour bar, as none of them has a unit.
+    python -m benchmarks.report.mixer_views --tag cifar10 --data-dir cifar10
+
+The pictures are the confusion matrix of the best mixer, the effective receptive field of each, and a picture of each
+mixer's own weights or activations. The functions take models of the comparison family in evaluation mode and normalised
+images (N, C, H, W). Colours are relative values without a unit; the colour bar says relative to what.
 """
 
+import argparse
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,25 +20,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from benchmarks.paths import IMAGES
+from benchmarks.report.style import WIDTH, save
+from benchmarks.scoring import load, score, task_of
+from benchmarks.weight_cards import by_mixer, load_tag
+from metamix.classification.pictures import draw_confusion
 from metamix.layers import resize_to
-from metamix.mixers import MinAttn, Nin, WaveMix, list_mixers
+from metamix.mixers import MinAttn, Nin, WaveMix
 from metamix.mixers.wavemix import dwt2
-from metamix.utils.files import atomic_write
+from metamix.utils.text import exit_with_message
 
-# Okabe and Ito's colours, grey for the floor.
-COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
-WIDTH = 8.8  # inches: what the README shows, 880 pixels, at 100 an inch, so that a font of 9 is read at 12 pixels
-
-
-def save(path: Path, figure: Figure) -> None:
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=200)
+FIELD_IMAGES = 256  # that a receptive field is averaged over
 
 
 def receptive_field(model: nn.Module, images: Tensor) -> Tensor:
-    """The effective receptive field (Luo et al., arXiv 1701.04128): (H, W), the largest value 1.
+    """Compute the effective receptive field (Luo et al., arXiv 1701.04128), (H, W), scaled to a maximum of 1.
 
-    The gradient of the last stage's map at its centre, summed over channels, with respect to the input: absolute
+    It is the gradient of the middle token of the last stage, summed over channels, with respect to the input: absolute
     values, summed over colours, averaged over images.
     """
     images = images.clone().requires_grad_()
@@ -45,7 +48,7 @@ def receptive_field(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def half_side(field: Tensor, centre: tuple[int, int]) -> int:
-    """Side of the smallest square around `centre` that holds half of the field, cut where it leaves the image."""
+    """Return the side of the smallest square around `centre` that holds half of the field."""
     y, x = centre
     for r in range(max(field.shape)):
         if field[max(0, y - r) : y + r + 1, max(0, x - r) : x + r + 1].sum() >= field.sum() / 2:
@@ -54,7 +57,7 @@ def half_side(field: Tensor, centre: tuple[int, int]) -> int:
 
 
 def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict[str, Tensor]) -> None:
-    """One field for each mixer, `images` being those that its model takes."""
+    """Draw the receptive field of each mixer, averaged over the images that are given for it."""
     columns = 4
     rows = -(-len(models) // columns)
     figure = Figure(figsize=(WIDTH, 2.2 * rows), layout="compressed")
@@ -62,7 +65,7 @@ def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict
     for axes, (mixer, model) in zip(grid, models.items()):
         field = receptive_field(model, images[mixer])
         stride = model.feature_info[-1]["reduction"]
-        centre = tuple(n // stride // 2 * stride for n in field.shape)  # the pixel that the middle token is centred on
+        centre = tuple(n // stride // 2 * stride for n in field.shape)  # pixel under the middle token
         h, w = field.shape
         shown = axes.imshow(field.numpy(), norm=LogNorm(1e-2, 1), cmap="magma", extent=(0, w, h, 0))
         side = half_side(field, centre)
@@ -74,13 +77,13 @@ def draw_receptive_fields(path: Path, models: dict[str, nn.Module], images: dict
         axes.set_xlabel("pixels", fontsize=9)
     for axes in grid[len(models) :]:
         axes.set_axis_off()
-    bar = figure.colorbar(shown, ax=grid, label="gradient, share of the largest", shrink=0.8, extend="min")
+    bar = figure.colorbar(shown, ax=grid, label="gradient, relative to the largest", shrink=0.8, extend="min")
     bar.set_ticks((0.01, 0.1, 1), labels=("0.01", "0.1", "1"))
     save(path, figure)
 
 
 def captured(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """What the mixer of each block is given, (N, C, h, w) each."""
+    """Return the input of the mixer of each block, (N, C, h, w)."""
     inputs: list[Tensor] = []
     hooks = [
         block.mixer.register_forward_pre_hook(lambda mixer, args: inputs.append(args[0]))
@@ -95,17 +98,17 @@ def captured(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """("stage.block", mixer) of every block, counted from 1."""
+    """Return ("stage.block", mixer) of every block, counted from 1."""
     return [(f"{i}.{j}", b.mixer) for i, stage in enumerate(model.stages, 1) for j, b in enumerate(stage.blocks, 1)]
 
 
 def gate(mixer: Nin, x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, h, w): root mean square over channels of NiN's gate, on the grid where it is made."""
+    """Return the RMS over channels of the gate of a NiN mixer on its grid: (N, C, H, W) -> (N, h, w)."""
     return mixer.gate(resize_to(x, mixer.grid, "area")).square().mean(1).sqrt()
 
 
 def attention(mixer: MinAttn, x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, heads, H * W, h * w): how much each token takes from each place of the context."""
+    """Return the attention of each token over the context: (N, C, H, W) -> (N, heads, H * W, h * w)."""
     context = x if mixer.context is None else resize_to(x, mixer.context, "area")
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
     q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))
@@ -113,14 +116,14 @@ def attention(mixer: MinAttn, x: Tensor) -> Tensor:
 
 
 def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, h, w): what the middle token attends to, mean over heads."""
+    """Return the attention of the middle token, averaged over heads: (N, C, H, W) -> (N, h, w)."""
     h, w = mixer.context or x.shape[-2:]
     middle = x.shape[-2] // 2 * x.shape[-1] + x.shape[-1] // 2
     return rearrange(attention(mixer, x)[:, :, middle].mean(1), "b (h w) -> b h w", h=h, w=w)
 
 
 def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
-    """(N, C, H, W) -> LL, LH, HL, HH of the first level, (N, h, w) each: root mean square over channels."""
+    """Return the RMS over channels of the bands LL, LH, HL, HH of the first level: (N, C, H, W) -> (N, h, w)."""
     four = dwt2(mixer.reduce(x), mixer.filters).chunk(4, dim=1)
     return {name: band.square().mean(1).sqrt() for name, band in zip(("LL", "LH", "HL", "HH"), four)}
 
@@ -128,9 +131,16 @@ def bands(mixer: WaveMix, x: Tensor) -> dict[str, Tensor]:
 def draw_maps(
     path: Path, model: nn.Module, images: Tensor, shown: Tensor, *, what: Callable, label: str, most: int
 ) -> None:
-    """A row for each image: the image, and `what(mixer, its input)` for every block, relative to the mean of that map.
+    """Draw a row for each image: the image, and a map of every block relative to the map's mean.
 
-    The colours end at `most` times the mean, and at its inverse.
+    Args:
+        path: PNG file.
+        model: model of the comparison family.
+        images: normalised images, (N, C, H, W).
+        shown: the same images with values from 0 to 1.
+        what: function (mixer, its input) -> maps (N, h, w).
+        label: what the maps show.
+        most: the colours end at `most` times the mean and at its inverse.
     """
     with torch.no_grad():
         maps = [what(mixer, x) for (_, mixer), x in zip(blocks_of(model), captured(model, images))]
@@ -150,7 +160,7 @@ def draw_maps(
 
 
 def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> None:
-    """A row for each image: the image, and the four bands in the first block of the first two stages."""
+    """Draw a row for each image: the image, and the four bands in the first block of stages 1 and 2."""
     inputs, columns = captured(model, images), []
     with torch.no_grad():
         for i, (name, mixer) in enumerate(blocks_of(model)):
@@ -160,14 +170,17 @@ def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> N
                 columns += [(f"{name} {band}", values / largest) for band, values in found.items()]
     save(
         path,
-        draw_rows(shown, columns, "RMS over channels, share of the image's largest", Normalize(0, 1), "viridis")[0],
+        draw_rows(
+            shown, columns, "RMS over channels, relative to the largest of the image", Normalize(0, 1), "viridis"
+        )[0],
     )
 
 
 def draw_rows(shown: Tensor, columns: Sequence[tuple[str, Tensor]], label: str, norm, cmap: str):
-    """Images (N, C, H, W) of values 0 to 1 in the first column, maps (N, h, w) with their titles in the others.
+    """Draw images (N, C, H, W) with values from 0 to 1 in the first column and maps (N, h, w) in the others.
 
-    Returns figure, axes and colour bar.
+    Returns:
+        Figure, axes and colour bar.
     """
     rows, count = len(shown), 1 + len(columns)
     figure = Figure(figsize=(WIDTH, 0.93 * rows + 0.9), layout="compressed")
@@ -188,7 +201,7 @@ def draw_rows(shown: Tensor, columns: Sequence[tuple[str, Tensor]], label: str, 
 
 
 def raft_matrices(mixer: nn.Module) -> dict[str, Tensor]:
-    """Of the vertical and the horizontal MLP: its two matrices multiplied, so without the GELU between, (r l, r l)."""
+    """Return the product of the two matrices of the vertical and the horizontal MLP, without the GELU between them."""
     return {
         name: (mlp.fc2.weight.flatten(1) @ mlp.fc1.weight.flatten(1)).detach()
         for name, mlp in (("vertical", mixer.vertical), ("horizontal", mixer.horizontal))
@@ -196,14 +209,14 @@ def raft_matrices(mixer: nn.Module) -> dict[str, Tensor]:
 
 
 def gating_matrices(mixer: nn.Module) -> dict[str, Tensor]:
-    """Of the grid and the block branch: the map S over the tokens of a set, (tokens, tokens)."""
+    """Return the spatial gating matrices of the grid and the block branch, (tokens, tokens)."""
     return {name: getattr(mixer, name).spatial.weight.flatten(1).detach() for name in ("grid", "block")}
 
 
 def draw_matrices(
     path: Path, model: nn.Module, *, matrices: Callable[[nn.Module], dict[str, Tensor]], axis: str
 ) -> None:
-    """A column for each block, a row for each of its `matrices(mixer)`; `axis` says what their rows and columns are."""
+    """Draw a column for each block and a row for each of its `matrices(mixer)`; `axis` names their rows and columns."""
     found = [(name, matrices(mixer)) for name, mixer in blocks_of(model)]
     rows = list(found[0][1])
     figure = Figure(figsize=(WIDTH, 1.06 * len(rows) + 1.0), layout="compressed")
@@ -220,5 +233,54 @@ def draw_matrices(
             if column == 0:
                 axes.set_ylabel(row, fontsize=9)
     bar = figure.colorbar(last, ax=grid, location="bottom", aspect=50, shrink=0.8, pad=0.03)
-    bar.set_label(f"share of the matrix's largest entry (outputs down, inputs across: {axis})", fontsize=9)
+    bar.set_label(f"relative to the largest entry of the matrix (outputs down, inputs across: {axis})", fontsize=9)
     save(path, figure)
+
+
+def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
+    """Draw all pictures of one tag from the cards of its family."""
+    best = max(family.values(), key=lambda card: card["top1"])
+    _, confusion = score(task_of(best, data_dir), load(best))
+    draw_confusion(IMAGES / f"{tag}-confusion.png", confusion, tuple(best["pretrained_cfg"]["label_names"]))
+
+    models = {mixer: load(card) for mixer, card in family.items()}
+    spread, samples = {}, {}
+    for mixer, card in family.items():
+        task = task_of(card, data_dir)
+        batches = list(task.data.eval_loaders(256, 0, 1)["test"])
+        pixels, labels = (torch.cat([batch[key] for batch in batches]) for key in ("image", "label"))
+
+        def normalized(chosen, task=task, pixels=pixels, labels=labels):
+            return task.data.normalize({"image": pixels[chosen], "label": labels[chosen]})["image"]
+
+        spread[mixer] = normalized(torch.linspace(0, len(labels) - 1, FIELD_IMAGES).long())
+        classes = [i * len(task.data.classes) // 3 for i in range(3)]
+        first = [int((labels == label).nonzero()[0]) for label in classes]
+        samples[mixer] = normalized(first), pixels[first] / 255
+    draw_receptive_fields(IMAGES / f"{tag}-fields.png", models, spread)
+    raft_axis = "rows or columns of the map, for each channel group"
+    attention_label = "attention of the middle token, mean over heads"
+    draw = {
+        "raft": partial(draw_matrices, matrices=raft_matrices, axis=raft_axis),
+        "maxim": partial(draw_matrices, matrices=gating_matrices, axis="tokens of a set"),
+        "wavemix": draw_bands,
+        "nin": partial(draw_maps, what=gate, label="RMS of the gate over channels", most=4),
+        "minattn": partial(draw_maps, what=middle_attention, label=attention_label, most=16),
+    }
+    for mixer in draw.keys() & models.keys():
+        images = () if mixer in ("raft", "maxim") else samples[mixer]  # their matrices do not depend on an image
+        draw[mixer](IMAGES / f"{tag}-{mixer}.png", models[mixer], *images)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
+    parser.add_argument("--data-dir", help="folder of the data, as for train.py; the digits need none")
+    args = parser.parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        IMAGES.mkdir(exist_ok=True)
+        draw_all(args.tag, by_mixer(load_tag(args.tag)), args.data_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The tables of detectors in the README: fresh, and made of the run folders that are given."""
+"""Test how detection runs are collected and shown."""
 
 import json
 
@@ -6,18 +6,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.measure import detection as detection_results
+from benchmarks.measure import detection
+from benchmarks.report import detection as report
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A maker of finished run folders; pictures go beside them."""
-    monkeypatch.setattr(detection_results, "PICTURE", tmp_path / "best.jpg")
+    """Return a function that makes finished run folders."""
+    monkeypatch.setattr(detection, "PICTURE", tmp_path / "best.jpg")
 
     def make(mixer, ap50, **recipe):
         folder = tmp_path / mixer
         folder.mkdir()
-        summary = dict.fromkeys(detection_results.KEPT, 0) | dict(
+        summary = dict.fromkeys(detection.KEPT, 0) | dict(
             model=f"metaformer_{mixer}_nano",
             data="bccd",
             AP=ap50 / 2,
@@ -39,38 +40,38 @@ def run(tmp_path, monkeypatch):
 
 
 def picture_height():
-    return Image.open(detection_results.PICTURE).height
+    return Image.open(detection.PICTURE).height
 
 
 def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):
     results = {}
-    detection_results.add(results, run("raft", 60))
-    detection_results.add(results, run("nin", 80))
+    detection.add(results, run("raft", 60))
+    detection.add(results, run("nin", 80))
     assert picture_height() == 80
-    detection_results.add(results, run("pooling", 70))
+    detection.add(results, run("pooling", 70))
     assert picture_height() == 80
-    lines = "\n".join(detection_results.results_table(results)).split("\n")
-    assert lines[0] == "6 images of blood cells (BCCD), trained from scratch:"
-    assert lines[4] == "| nin | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 10 |"
-    assert [line.split(" | ")[0] for line in lines[4:7]] == ["| nin", "| pooling", "| raft"]
-    assert "3 images to train on and 1 to test on, 9 epochs, one seed; images of 64x48" in lines[-1]
+    lines = report.render(results).split("\n")
+    assert lines[2] == "| `nin` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 10 |"
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| `nin`", "| `pooling`", "| `raft`"]
+    note = " ".join(lines[6:])
+    assert "from scratch on 3 images and tested on 1: 9 epochs, one seed, images of 64x48 pixels." in note
 
 
 def test_a_run_made_again_replaces_its_row(run, tmp_path):
     results = {}
     folder = run("raft", 60)
-    detection_results.add(results, folder)
+    detection.add(results, folder)
     folder.rename(tmp_path / "old")
-    detection_results.add(results, run("raft", 50))
+    detection.add(results, run("raft", 50))
     assert [row["AP50"] for row in results["rows"]] == [50]
 
 
 def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
     results = {}
-    detection_results.add(results, run("raft", 60))
+    detection.add(results, run("raft", 60))
     with pytest.raises(
         ValueError, match="nin followed another recipe than the runs in detection.json: lr 0.2 and not 0.1"
     ):
-        detection_results.add(results, run("nin", 90, lr=0.2))
-    with pytest.raises(ValueError, match="has no summary.json: give a finished run"):
-        detection_results.add(results, tmp_path)
+        detection.add(results, run("nin", 90, lr=0.2))
+    with pytest.raises(ValueError, match="has no summary.json: give the folder of a finished run"):
+        detection.add(results, tmp_path)

@@ -1,4 +1,4 @@
-"""benchmarks/ship.py: from run folders to a weight and a card, and what it refuses."""
+"""Test how a run becomes a weight file and a card, and what is refused."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import yaml
 from running import train
 from safetensors import safe_open
 
-from benchmarks import ship_weights as ship
+from benchmarks import ship_weights
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
 RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2"]
@@ -29,12 +29,12 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(ship, "weights_dir", lambda: tmp_path)
+    monkeypatch.setattr(ship_weights, "weights_dir", lambda: tmp_path)
     return tmp_path
 
 
 def run(*words):
-    ship.main([str(word) for word in words])
+    ship_weights.main([str(word) for word in words])
 
 
 def changed(source: Path, target: Path, summary={}, **recipe) -> Path:
@@ -104,8 +104,8 @@ def test_a_card_gets_its_spread_later(runs, weights, capsys):
     run(page, "--spread", *shorts)
     assert page.read_text() == whole and "few.json: top1 " in capsys.readouterr().out
     for words, said in (
-        ([page], "is a card, which has its tag and data: give --spread"),
-        ([runs / "long"], "give --tag, what the weight was trained on"),
+        ([page], "is a card, which already has a tag and data: give only --spread"),
+        ([runs / "long"], "give --tag, the short name of the data"),
     ):
         with pytest.raises(SystemExit):
             run(*words)
@@ -115,38 +115,38 @@ def test_a_card_gets_its_spread_later(runs, weights, capsys):
 @pytest.mark.parametrize(
     "make, said",
     [
-        (lambda runs, new: [runs / "none"], "none has no summary.json: give the folder of a run of train.py"),
+        (lambda runs, new: [runs / "none"], "none has no summary.json: give the folder of a finished run"),
         (
             lambda runs, new: [changed(runs / "long", new, data="folder")],
-            "was trained on a folder, 'digits': give --data-name with the name that the card is to print",
+            "was trained on a folder, 'digits': give --data-name with the name of the data",
         ),
         (
             lambda runs, new: [changed(runs / "long", new, model_args={"depth": 1})],
-            "a weight must load by its model's name alone",
+            "weights must load by the model's name alone",
         ),
         (
             lambda runs, new: [changed(runs / "long", new, model_args={"norm1": "none"})],
-            "a weight must load by its model's name alone",
+            "weights must load by the model's name alone",
         ),
         (
             lambda runs, new: [changed(runs / "long", new, model_args={"global_pool": "max"})],
-            "a weight must load by its model's name alone",
+            "weights must load by the model's name alone",
         ),
         (
             lambda runs, new: [runs / "long", "--spread", runs / "short1", changed(runs / "short2", new, lr=0.5)],
-            "differ in more than their seed (lr): the spread is that of one recipe",
+            "differ in more than their seed (lr): the spread needs runs of one recipe",
         ),
         (
             lambda runs, new: [runs / "long", "--spread", runs / "short1", changed(runs / "short1", new)],
-            "the runs of the spread have the seeds [1, 1]: each must have its own",
+            "the runs of the spread have the seeds [1, 1]: each needs another seed",
         ),
         (
             lambda runs, new: [runs / "long", "--spread", changed(runs / "short1", new, model="metaformer_raft_nano")],
-            "in model: the spread is that of one model and data",
+            "in model: the spread needs the same model and data",
         ),
         (
             lambda runs, new: [changed(runs / "long", new, task="detection")],
-            "is a run of --task detection: give one of --task classification, which can ship",
+            "is a run of --task detection: only runs of --task classification can be shipped",
         ),
     ],
 )

@@ -1,0 +1,23 @@
+"""Format tables, paragraphs and numbers as Markdown."""
+
+import textwrap
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Format a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def wrap(text: str) -> str:
+    """Break a paragraph into lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def short(number: float) -> str:
+    """Format a count with three digits and a unit, such as "1.37 M"."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return str(number)

@@ -1,0 +1,62 @@
+"""Score the shipped weights on images of other sizes than they were trained on: results/image_sizes.json.
+
+    python -m benchmarks.measure.image_sizes --tag digits
+    python -m benchmarks.measure.image_sizes --tag cifar10 --data-dir cifar10
+
+Only weights that changed since the last measurement are scored.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+
+from benchmarks.paths import RESULTS
+from benchmarks.scoring import load, score, task_of
+from benchmarks.weight_cards import by_mixer, load_tag
+from metamix.models.weights import weights_dir
+from metamix.utils.files import write_text
+from metamix.utils.text import exit_with_message
+
+FILE = RESULTS / "image_sizes.json"
+SIZES = (24, 32, 40, 48)  # sides in pixels, for models that were trained at 32
+
+
+def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
+    """Return `known` with the accuracy at each of `SIZES` of the weights that it lacks: {name: {"weights", "top1"}}.
+
+    Raises:
+        ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.
+    """
+    known = dict(known)
+    for card in cards:
+        name, trained_at = card["name"], card["pretrained_cfg"]["input_size"][1]
+        digest = hashlib.sha256((weights_dir() / f"{name}.safetensors").read_bytes()).hexdigest()[:16]
+        if known.get(name, {}).get("weights") == digest or trained_at not in SIZES:
+            continue
+        model = load(card)
+        top1 = {str(size): round(score(task_of(card, data_dir, size), model)[0], 2) for size in SIZES}
+        if top1[str(trained_at)] != card["top1"]:
+            raise ValueError(
+                f"{name} scores {top1[str(trained_at)]} % on these data, but its card says {card['top1']} %: give "
+                f"--data-dir with the data that it was trained on, or ship the weights again"
+            )
+        known[name] = {"weights": digest, "top1": top1}
+        print(f"{name}: {top1}")
+    return known
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
+    parser.add_argument("--data-dir", help="folder of the data, as for train.py; the digits need none")
+    args = parser.parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        cards = by_mixer(load_tag(args.tag)).values()
+        results = json.loads(FILE.read_text()) if FILE.exists() else {}
+        results[args.tag] = {"sizes": score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)}
+        write_text(FILE, json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

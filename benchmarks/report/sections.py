@@ -1,0 +1,29 @@
+"""Replace marked sections of Markdown pages.
+
+A section stands between `<!-- name -->` and `<!-- /name -->`. Only the text between the markers is written.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from metamix.utils.text import nearest
+
+SECTION = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+
+
+def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
+    """Return the page with every marked section made anew.
+
+    Args:
+        page: Markdown text.
+        sections: functions that make the text of a section, by name.
+
+    Raises:
+        ValueError: a marker names no section, or is not closed.
+    """
+    for name in re.findall(r"<!-- ([\w-]+) -->", page):
+        if name not in sections:
+            raise ValueError(f"<!-- {name} --> names no section{nearest(name, sections)}")
+        if page.count(f"<!-- {name} -->") != 1 or page.count(f"<!-- /{name} -->") != 1:
+            raise ValueError(f"<!-- {name} --> must stand once, and <!-- /{name} --> once after it")
+    return SECTION.sub(lambda match: f"<!-- {match[1]} -->\n\n{sections[match[1]]()}\n\n<!-- /{match[1]} -->", page)

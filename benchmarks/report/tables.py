@@ -1,0 +1,76 @@
+"""Write the tables of README.md and docs/ from results/ and the cards in weights/.
+
+    python -m benchmarks.report.tables            write the pages
+    python -m benchmarks.report.tables --check    write nothing; exit 1 if a page is stale
+
+A table goes between the markers `<!-- name -->` and `<!-- /name -->` of a page, where `name` is one of `SECTIONS`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.paths import DOCS, ROOT
+from benchmarks.report import comparison, detection, minattn, models, speed
+from benchmarks.report.sections import fill
+from metamix.utils.files import write_text
+from metamix.utils.text import exit_with_message
+
+SECTIONS = {
+    "mixers": comparison.mixers,
+    "family": models.family,
+    "papers": models.papers,
+    "weights": models.weights,
+    "cifar10": lambda: comparison.family_table("cifar10"),
+    "cifar10-recipes": comparison.recipe_table,
+    "cifar10-sizes": lambda: comparison.size_table("cifar10"),
+    "digits": lambda: comparison.family_table("digits"),
+    "published": comparison.published_table,
+    "minattn": minattn.variants_table,
+    "detection": detection.scores_table,
+    "detection-memory": detection.memory_table,
+    "speed-mixers": speed.mixers_table,
+    "speed-authors": speed.authors_table,
+    "roofline": speed.roofline_table,
+    "scaling": speed.scaling_table,
+    "memory": speed.memory_table,
+    "train-loop": speed.train_loop_table,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Return every page that has markers, with its sections made anew.
+
+    Raises:
+        ValueError: a page has wrong markers.
+    """
+    fresh = {}
+    for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
+        try:
+            fresh[path] = fill(path.read_text(), SECTIONS)
+        except ValueError as error:
+            raise ValueError(f"{path.relative_to(ROOT)}: {error}") from error
+    return fresh
+
+
+def stale() -> list[str]:
+    """List the pages whose tables are not what results/ and the cards say."""
+    return [str(path.relative_to(ROOT)) for path, text in pages().items() if path.read_text() != text]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
+    args = parser.parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        names = stale()
+        if args.check and names:
+            raise ValueError(f"stale, run `python -m benchmarks.report.tables`: {', '.join(names)}")
+        for path, text in pages().items():
+            if str(path.relative_to(ROOT)) in names:
+                write_text(path, text)
+                print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

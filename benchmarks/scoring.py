@@ -1,0 +1,46 @@
+"""Score models on the test split of the data that they were trained on."""
+
+from functools import cache
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import metamix  # noqa: F401 - registers the models with timm
+from metamix.classification.options import ModelOptions
+from metamix.classification.task import Classification
+from metamix.training.evaluation import evaluate
+from metamix.training.processes import ProcessGroup
+
+
+def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
+    """Return the top-1 accuracy on the test split in percent, in float32, and the confusion matrix."""
+    model.eval().to(memory_format=torch.channels_last)
+    loader = task.data.eval_loaders(256, 0, 1)["test"]
+    scores, states = evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
+    return scores["top1"], states[0]["confusion"]
+
+
+def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classification:
+    """Open the data that a card's model was trained on, with its normalisation.
+
+    Args:
+        card: a card of weights/.
+        data_dir: folder of the data; not needed for the digits.
+        size: side of the images in pixels, that of the card by default.
+    """
+    cfg = card["pretrained_cfg"]
+    size = size or cfg["input_size"][1]
+    return _open(card["recipe"]["data"], data_dir, size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"])
+
+
+@cache
+def _open(data: str, data_dir: str | None, size: int, mean: tuple, std: tuple, interpolation: str) -> Classification:
+    return Classification(
+        ModelOptions(data=data, data_dir=data_dir, img_size=size, mean=mean, std=std, interpolation=interpolation)
+    )
+
+
+def load(card: dict) -> nn.Module:
+    """Load the shipped weights of a card in evaluation mode."""
+    return timm.create_model(card["name"], pretrained=True).eval().to(memory_format=torch.channels_last)

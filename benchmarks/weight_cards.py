@@ -1,0 +1,57 @@
+"""Read and write the cards in weights/: the JSON file beside each weight file, with its recipe and its results."""
+
+import json
+import math
+from collections.abc import Sequence
+
+import metamix
+from metamix.models.weights import weights_dir
+from metamix.utils.files import write_text
+
+
+def load_cards(tag: str = "*") -> list[dict]:
+    """Load all cards, or the cards of one tag."""
+    return [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
+
+
+def load_tag(tag: str | None) -> list[dict]:
+    """Load the cards of one tag.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not (cards := load_cards(tag or "")):
+        raise ValueError(f"--tag is {tag!r}, and weights/ has cards of {', '.join(tags())}: give one of them")
+    return cards
+
+
+def write_card(card: dict) -> None:
+    write_text(weights_dir() / f"{card['name']}.json", json.dumps(card, indent=1) + "\n")
+
+
+def tags() -> list[str]:
+    """List the tags that have cards, such as "cifar10"."""
+    return sorted({card["name"].partition(".")[2] for card in load_cards()})
+
+
+def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
+    """Return the cards of the comparison family by mixer, in the order of the mixers."""
+    models = {model_of(card): card for card in cards}
+    names = {mixer: f"metaformer_{mixer}_nano" for mixer in metamix.list_mixers()}
+    return {mixer: models[name] for mixer, name in names.items() if name in models}
+
+
+def model_of(card: dict) -> str:
+    """Return the model's registered name, without the tag."""
+    return card["name"].partition(".")[0]
+
+
+def image_size(card: dict) -> str:
+    """Return height and width of the images, such as "32x32"."""
+    return "x".join(map(str, card["pretrained_cfg"]["input_size"][1:]))
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Return the binomial standard error of an accuracy on `images` test images, both in percent."""
+    p = top1 / 100
+    return 100 * math.sqrt(p * (1 - p) / images)
