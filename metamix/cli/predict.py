@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from metamix.cli.tasks import split_task, task_module
+from metamix.cli.tasks import take_task, task_module
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_weights
@@ -13,24 +13,29 @@ from metamix.utils.text import exit_with_message
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
 
-What is predicted follows from the checkpoint: labels with probabilities (classification) or boxes (detection).
-For the options of a task: metamix predict --task classification --help, metamix predict --task detection --help"""
+The checkpoint decides what is predicted: labels with probabilities (classification) or boxes (detection).
+For all options: metamix predict --task classification --help, or metamix predict --task detection --help
+--import MODULE makes mixers and models of your own known first."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Hand the command line to the task that trained the checkpoint. Exits with 1 where an image cannot be read."""
-    task, words = split_task(argv)
-    if task is None:
-        checkpoint = _checkpoint(words)
-        if checkpoint is None:
-            print(DESCRIPTION)
-            raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
-        with exit_with_message(ValueError, OSError):
-            _, raw = load_weights(find_weights(checkpoint))
-            task = ModelMetadata.from_dict(raw, checkpoint).task or "classification"
-    with exit_with_message(ValueError):
+    with exit_with_message(ValueError, OSError):
+        task, words = take_task(argv)
+        if task is None:
+            checkpoint = _checkpoint(words)
+            if checkpoint is None:
+                print(DESCRIPTION)
+                raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
+            task = _task_of(checkpoint)
         module = task_module(task, "predict")
     raise SystemExit(module.main(words))
+
+
+def _task_of(checkpoint: str) -> str:
+    """Return the task that trained the weights. Weights that do not say are those of a classifier."""
+    _, raw = load_weights(find_weights(checkpoint))
+    return ModelMetadata.from_dict(raw, checkpoint).task or "classification"
 
 
 def _checkpoint(words: Sequence[str]) -> str | None:

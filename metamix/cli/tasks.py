@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
+from metamix.training.recipe import import_modules
 from metamix.training.task import TaskClass
 from metamix.utils.text import nearest
 
@@ -32,9 +33,15 @@ def task_module(name: str, part: str) -> ModuleType:
     return import_module(f"metamix.{name}.{part}")
 
 
-def split_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--task NAME` out of a command line. Returns the name, None where it is not given, and the other words."""
+def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take `--task NAME` and `--import MODULE` out of a command line, and import the modules.
+
+    Returns:
+        The task's name, None where it is not given, and the other words.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
+    parser.add_argument("--import", dest="imports", action="append", default=[])
     known, rest = parser.parse_known_args(argv)
+    import_modules(known.imports)
     return known.task, rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metamix.cli.tasks import split_task, task_module
+from metamix.cli.tasks import take_task, task_module
 from metamix.utils.text import exit_with_message
 
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> None:
     metamix verify folder --data-dir images            labelled images (the task classification)
     metamix verify bccd --task detection               annotations in COCO's format
     """
-    task, words = split_task(argv)
     with exit_with_message(ValueError):
+        task, words = take_task(argv)
         module = task_module(task or "classification", "verify")
     raise SystemExit(module.main(words))

@@ -1,15 +1,53 @@
-"""Test the command `metamix`, which hands over to its subcommands."""
+"""The command `metamix`: finding a subcommand, and saying so where there is none."""
 
+import subprocess
 import sys
 
 import pytest
 
-from metamix.cli.main import main
+import metamix
+from metamix.cli.main import COMMANDS, main
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
-def test_help_names_the_subcommand(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/metamix"])
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    assert capsys.readouterr().out.startswith(f"usage: metamix {command} [--config FILE]")
+def test_usage_lists_every_command(capsys):
+    main([])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: metamix COMMAND")
+    assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"metamix {metamix.__version__}\n"
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["trian"])
+    assert ended.value.code == 2
+    assert "there is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert not ended.value.code
+    assert f"usage: metamix {name}" in capsys.readouterr().out
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "metamix", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"metamix {metamix.__version__}\n"
+
+
+def test_predict_without_a_checkpoint_says_how(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "photo.jpg"])
+    assert ended.value.code == 2
+    assert "--checkpoint RUN_OR_FILE" in capsys.readouterr().out
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(SystemExit, match="there is no task 'detecton'; did you mean 'detection'\\?"):
+        main(["verify", "folder", "--task", "detecton"])
