@@ -47,7 +47,11 @@ def away_from_the_clone(code, *folders, cwd):
 def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
     assert {name.split("/")[0] for name in names} == {"metamix", "metamix-0.1.0.dist-info"}
-    sources = {str(path.relative_to(CLONE)) for path in (CLONE / "metamix").rglob("*.py")} | {"metamix/py.typed"}
+    sources = {
+        str(path.relative_to(CLONE))
+        for path in (CLONE / "metamix").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     data = {
         str("metamix" / path.relative_to(CLONE))
         for folder in ("configs", "weights")
@@ -56,6 +60,7 @@ def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     }
     assert {name for name in names if name.startswith("metamix/")} == sources | data
     assert {"metamix/weights/README.md", "metamix/configs/digits/demo.yaml"} <= data
+    assert "metamix/py.typed" in sources
 
 
 def test_editable_install_exposes_the_package_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""Test `metamix.list_models`, timm's listing of the zoo, docstrings of registered names, and `help(metamix)`."""
+"""`metamix.list_models`, timm's own listing of the zoo, and the docstrings of registered names."""
 
 import inspect
 import subprocess

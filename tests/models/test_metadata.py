@@ -1,4 +1,4 @@
-"""Test the metadata of weight files: a round trip, and every error's words."""
+"""Metadata of weight files: what is kept, what is refused, and in which words."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Test the options about the model: defaults, types, contradictions."""
+"""Options about the model: defaults, types, and what contradicts itself."""
 
 from dataclasses import dataclass
 from typing import get_type_hints
