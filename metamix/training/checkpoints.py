@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -14,7 +15,12 @@ from torch import nn
 from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, save_checkpoint
 
 from .processes import ProcessGroup
-from .recipe import Recipe, check_data, resume_changes
+from .recipe import Recipe, resume_changes
+
+_logger = logging.getLogger(__name__)
+
+DIGEST = "digest"  # key of the data's digest in `TaskData.identity`
+WORDS = {DIGEST: "files, labels or boxes"}
 
 
 class Checkpoints:
@@ -82,7 +88,7 @@ def check_resumable(
     """Check that a recipe continues a checkpoint.
 
     Returns:
-        A sentence for each option that has changed and may change.
+        A sentence on each option that has changed and may change.
 
     Raises:
         ValueError: it is another run, on other data, or has no step left for the changed recipe.
@@ -99,8 +105,36 @@ def check_resumable(
             f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now {steps_per_epoch}: "
             f"the data have changed. Start a new run with --output"
         )
-    check_data(state["about"], identity, path)
+    check_identity(state["about"], identity, path)
     return list(changes.values())
+
+
+def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
+    """Check that a run was made with the data that are given now; warn if the run has no digest of its data.
+
+    Args:
+        saved: what the run says about its data. Entries that it lacks are newer than the run and not compared.
+        identity: what the task says about its data.
+        source: the run, named in messages.
+
+    Raises:
+        ValueError: the data differ.
+    """
+    differing = [
+        WORDS.get(key, key) for key, value in identity.items() if key in saved and _round(saved[key]) != _round(value)
+    ]
+    if differing:
+        raise ValueError(
+            f"{source} was made with other data; these differ: {', '.join(differing)}. Give the data of the run, or "
+            f"start a new run with --output"
+        )
+    if DIGEST in identity and DIGEST not in saved:
+        _logger.warning(f"{source} has no digest of its data, so changed files or labels would go unnoticed")
+
+
+def _round(value: Any) -> Any:
+    """Round floats in a list: means of the same images differ between processors in their last digits."""
+    return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def all_finite(model: nn.Module) -> bool:

@@ -189,7 +189,7 @@ class Engine:
     def raise_if_stopped(self) -> None:
         """Raise Stopped if a signal reached any rank after the last step: nothing is left to save."""
         if any(self.group.all_gather(self.stop_signal.received)):
-            raise Stopped
+            raise Stopped(self.stop_signal.number)
 
     def time_step(self) -> tuple[float, float]:
         """Time one training step after a first one to warm up. The weights are of no use afterwards.
@@ -215,7 +215,7 @@ class Engine:
         epoch_seconds = self.stopwatch.lap()
         step_in_epoch = self.step - len(self.history) * self.steps_per_epoch
         pace = epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step: rank 0 decides for all
-        steps, (stop, save, pace) = self.losses.reduce(group, [self.stop_signal.received, save_due, pace])
+        steps, (stop, save, pace) = self.losses.reduce(group, [self._stop_requested(), save_due, pace])
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
         for i, losses in enumerate(steps):
             if not math.isfinite(losses["loss"]):
@@ -266,11 +266,14 @@ class Engine:
             f"stopped at step {self.step} of {self.total_steps}; everything is in {self.checkpoints.path}. "
             f"The same command goes on from there"
         )
-        raise Stopped
+        raise Stopped(self.stop_signal.number)
 
     def _stop_at_once(self) -> bool:
         """Whether to stop without waiting for other ranks: only if there are none."""
-        return self.group.world_size == 1 and self.stop_signal.received
+        return self.group.world_size == 1 and self._stop_requested()
+
+    def _stop_requested(self) -> bool:
+        return self.stop_signal.received or self.group.orphaned
 
     def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:

@@ -29,6 +29,17 @@ class ProcessGroup:
     rank: int
     world_size: int
     device: torch.device
+    agent: int | None = None  # process id of the torchrun agent that started this process
+
+    @property
+    def restarts_on_failure(self) -> bool:
+        """Whether a launcher restarts the processes unless all of them exit with 0."""
+        return self.agent is not None or self.world_size > 1
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the torchrun agent is gone, so that nobody stops or restarts this process."""
+        return self.agent is not None and os.getppid() != self.agent
 
     @property
     def is_main(self) -> bool:
@@ -58,7 +69,7 @@ class ProcessGroup:
                 world_size=world_size,
                 timeout=timedelta(hours=2),  # ranks wait while one of them downloads
             )
-        return cls(rank, world_size, chosen)
+        return cls(rank, world_size, chosen, agent=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
 
     def __enter__(self) -> ProcessGroup:
         return self

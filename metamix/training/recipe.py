@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import math
 import os
 import sys
@@ -20,9 +19,7 @@ import yaml
 from metamix.utils.options import Parser, convert, option, options_of, parse_config, parse_flags, read_yaml
 from metamix.utils.text import exit_with_message, nearest
 
-__all__ = ["EngineOptions", "Recipe", "check_data", "option", "parse", "read_yaml", "resume_changes"]
-
-log = logging.getLogger(__name__)
+__all__ = ["EngineOptions", "Recipe", "option", "parse", "read_yaml", "resume_changes"]
 
 _run = partial(option, group="the run", on_resume="free")
 _schedule = partial(option, group="schedule", on_resume="say")
@@ -262,34 +259,6 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
     return changes["say"]
-
-
-def check_data(saved: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
-    """Check that a run was made with the same data.
-
-    Args:
-        saved: What the run in `folder` says of its data. What it lacks is not compared.
-        data: What is known of the data that are given now. A "digest" stands for paths, file sizes and labels.
-        folder: Run folder, for the message.
-
-    Raises:
-        ValueError: if the data differ.
-    """
-    changed = [key for key, value in data.items() if key in saved and _rounded(saved[key]) != _rounded(value)]
-    if changed:
-        raise ValueError(
-            f"{folder} was made with other data; these differ: {', '.join(changed)}. Give the data of the run, or "
-            f"start a new run with --output"
-        )
-    if "digest" in data and "digest" not in saved:
-        log.warning(
-            "%s has no digest of its data, so it is not known whether files or labels have changed since", folder
-        )
-
-
-def _rounded(value: Any) -> Any:
-    """Round floats in a list, since means of the same images differ between processors in their last digits."""
-    return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _first_parser(tasks: str, description: str) -> Parser:

@@ -7,6 +7,7 @@
     checkpoint.pt       everything that is needed to resume
     model.safetensors   the trained weights, described by their metadata
     summary.json        the result
+    state.txt           one word: running, stopped, failed, scored (pictures are missing) or finished
     test_*.png          the task's pictures of the test split
 
 Only rank 0 writes.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,11 +28,16 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from metamix.utils.files import reason, write_text
 from metamix.utils.text import readable
 
+from .recipe import read_yaml
 from .reports import Row, draw_curves, split_column, write_metrics
 
 PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal
+
+RECIPE = "recipe.yaml"
+STATE = "state.txt"
 
 PACKAGE = logging.getLogger("metamix")
 
@@ -50,6 +57,7 @@ class Run:
             ValueError: another process trains in the folder, or tensorboard is not installed.
         """
         self.folder, self.main = folder, main
+        self.state: str | None = None  # the last that was set
         self.bar: tqdm | None = None
         self.events: Any = None
         self.terminal = sys.stderr.isatty()
@@ -82,8 +90,18 @@ class Run:
     def log(self, text: str) -> None:
         """Write one line to log.txt alone."""
         if self.main and self.folder is not None:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-                file.write(readable(text) + "\n")
+            path = self.folder / "log.txt"
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(readable(text) + "\n")
+            except OSError as error:
+                raise OSError(f"{path} could not be written ({reason(error)})") from error
+
+    def set_state(self, state: str) -> None:
+        """Write one word to state.txt, for scripts that wait for the run."""
+        self.state = state
+        if self.main and self.folder is not None:
+            write_text(self.folder / STATE, state + "\n")
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Show the progress of an epoch, of which `done` steps are done."""
@@ -187,6 +205,41 @@ class Run:
             self.events.close()
         if self._lock is not None:
             self._lock.close()
+
+
+def read_state(folder: Path) -> str | None:
+    """Return the word in a run's state.txt; None for runs of versions that wrote none."""
+    path = folder / STATE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+
+def check_output(folder: Path) -> None:
+    """Check that a run may write into a folder: it is new, empty, or holds a run.
+
+    Raises:
+        ValueError: the folder holds anything else.
+    """
+    if not folder.is_dir():
+        return
+    # What a run leaves that failed before it wrote its recipe.
+    left = {".lock", "log.txt"}
+    foreign = sorted(
+        name
+        for name in os.listdir(folder)
+        if name not in left and not name.startswith("events.out.tfevents") and not name.endswith(".tmp")
+    )
+    if foreign and not _is_recipe(folder / RECIPE):
+        raise ValueError(
+            f"{folder} is not empty and holds no run of metamix: there is {foreign[0]!r}, but no {RECIPE} that "
+            f"metamix wrote. Give --output a new or empty folder"
+        )
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        return {"task", "seed", "epochs", "batch_size", "lr"} <= read_yaml(path).keys()
+    except (ValueError, OSError):
+        return False
 
 
 class _WarningHandler(logging.Handler):

@@ -10,6 +10,10 @@ from typing import Any
 class Stopped(Exception):
     """A signal asked the run to stop and its checkpoint has been written."""
 
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number  # as a shell reports a program that the signal ended
+
 
 class StopSignal:
     """Remember the first SIGTERM or Ctrl-C inside a `with` block; a second one has its usual effect.
@@ -19,6 +23,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
+        self.number = signal.SIGTERM  # of the signal that was received
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -33,5 +38,5 @@ class StopSignal:
             signal.signal(number, self._handlers.pop(number))
 
     def _receive(self, number: int, _frame: Any) -> None:
-        self.received = True
+        self.received, self.number = True, signal.Signals(number)
         signal.signal(number, self._handlers[signal.Signals(number)])

@@ -32,7 +32,10 @@ class TaskData(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Plain values that must stay the same when a run is resumed, such as class names and sample counts."""
+        """Plain values that must stay the same when a run is resumed, such as class names and sample counts.
+
+        The entry "digest" is `metamix.utils.checksums.digest` of the samples: relative paths, labels, file sizes.
+        """
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:
         """Make the training loader; `batch_size` counts the samples of all ranks together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,11 @@ from .text import readable
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk."""
+    """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -23,6 +28,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({reason(error)})") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -32,6 +40,18 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:
         file.write(readable(text).encode())
+
+
+def reason(error: BaseException) -> str:
+    """Say in words why a file could not be written, from the error or from one that caused it."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return " ".join(str(error).split())
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return cause.strerror or str(cause)
 
 
 def _sync_folder(folder: Path) -> None:

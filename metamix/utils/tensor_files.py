@@ -1,15 +1,17 @@
-"""Files that hold a run: written whole or not at all, and read without trusting them.
+"""Write and read checkpoints and weights.
 
-A file is written under a temporary name, flushed to the disk, and renamed over the old one, so that at any moment the
-name leads to a whole file: the old or the new. Checkpoints (`checkpoint.pt`) hold tensors and plain types and are read
-with `weights_only=True`, so nothing in them can run. Weights are safetensors whose metadata say what they are.
+Files are replaced atomically: a name always leads to a complete file, the old one or the new one. Checkpoints
+(`checkpoint.pt`) hold tensors and plain values and are read with `weights_only=True`, so no code in them can run.
+Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +20,38 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from .files import atomic_write
+from .checksums import VALUES, checksums, damaged
+from .files import atomic_write, reason
 from .text import readable
 
 FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
+SUMMARY = "summary.json"
+
+_logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes tensors and plain types; the file that had the name is kept until this one is on the disk.
+    """Write tensors and plain values atomically, with their checksums.
 
-    OSError where it cannot be written, a full disk for one; the old file is then still there, whole.
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
     """
+    content = {"format": FORMAT, **state}
     try:
         with atomic_write(path) as file:
-            torch.save({"format": FORMAT, **state}, file)
-    except (OSError, RuntimeError) as error:  # torch's archive writer raises a RuntimeError where it cannot write
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise OSError(f"{path} could not be written ({reason})") from error
+            torch.save(content | {"checksums": checksums(content)}, file)
+    except RuntimeError as error:  # torch's archive writer hides the OSError of a failed write
+        raise OSError(f"{path} could not be written ({reason(error)})") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of `save_checkpoint`, on the CPU. ValueError with one sentence for anything else."""
+    """Read a checkpoint of `save_checkpoint` to the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or something else than a checkpoint.
+    """
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(
@@ -51,31 +62,37 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes safetensors; metadata are plain values, each kept as JSON, or as it is where it is text and no JSON."""
-    texts = {key: _text(value) for key, value in metadata.items()}
+    """Write a safetensors file atomically, with checksums.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: plain values. Each is kept as JSON; text is kept as it is unless it could be read as JSON.
+    """
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    texts = {key: _text(value) for key, value in metadata.items()}
+    texts["checksums"] = json.dumps(checksums(whole | {"metadata": texts}))
     with atomic_write(path) as file:
         file.write(safetensors_bytes(whole, metadata=texts))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and what is known of them, from any file that a user may have.
+    """Read weights and their metadata from any file that a user may have.
 
-    Takes `model.safetensors` and other safetensors, a run's `checkpoint.pt` (the weights that its recipe scores) and
-    PyTorch files of tensors alone (a state dict, also under "state_dict" or "model").
+    Args:
+        path: a run folder, which stands for its newest weights; a safetensors file; a run's `checkpoint.pt`, which
+            stands for the weights that its recipe scores; or a PyTorch file of tensors alone, possibly under the key
+            "state_dict" or "model".
 
-    Returns the tensors by name and the metadata: empty where the file has none.
+    Returns:
+        The tensors by name, and the metadata, which are empty if the file has none.
+
+    Raises:
+        ValueError: the file is damaged or holds no weights.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS
+    path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(_existing(path), framework="pt") as file:
-                about = {key: _value(text) for key, text in (file.metadata() or {}).items()}
-                return {name: file.get_tensor(name) for name in file.keys()}, about
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+        return _load_safetensors(path)
     state, metadata = _load_torch(path), {}
     if isinstance(state, dict) and state.get("format") == FORMAT:
         which = state["recipe"]["score"]
@@ -88,10 +105,37 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dict(state), metadata
 
 
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, head: tuple[str, ...] = ()) -> list[str]:
-    """Loads weights by name. All must be there and fit, but those of the parts `head`, which stay as they are made.
+def newest_weights(folder: Path) -> Path:
+    """Choose the file of a run folder that holds its newest weights, and warn if it is not the final one.
 
-    Returns the names of the head's weights that were not loaded. ValueError with one sentence for anything else.
+    A finished run has a summary and its final weights. A run that was continued afterwards and stopped has newer
+    weights in its checkpoint.
+    """
+    weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
+    if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
+        return weights
+    step = load_checkpoint(checkpoint)["step"]
+    if weights.exists() and (final := _load_safetensors(weights)[1].get("steps", 0)) >= step:
+        return weights
+    older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
+    _logger.warning(f"the run in {folder} is not finished: its weights are those of {CHECKPOINT}, step {step}{older}")
+    return checkpoint
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, head: tuple[str, ...] = ()) -> list[str]:
+    """Load weights by name; all must exist and have the model's shapes, except those of the head.
+
+    Args:
+        model: its weights are overwritten.
+        tensors: by name.
+        source: names the file in errors.
+        head: parts of the model that keep their weights if the file has none that fit.
+
+    Returns:
+        Names of the head's weights that were kept.
+
+    Raises:
+        ValueError: the weights do not fit, or one of them is infinite or NaN.
     """
     own = model.state_dict()
     differing = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
@@ -121,6 +165,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
             f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
             f"another size of it?"
         )
+    _check_finite(model, {name: tensors[name] for name in own if name not in left}, source)
     with torch.no_grad():
         for name, tensor in own.items():
             if name not in left:
@@ -128,21 +173,68 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
     return left
 
 
-def _load_torch(path: str | Path) -> Any:
+def _check_finite(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError for NaN anywhere, and for infinity in a parameter; a buffer may hold an infinite mask."""
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in tensors.items():
+        spoilt = tensor.isnan().any() or (name in parameters and not tensor.isfinite().all())
+        if tensor.is_floating_point() and spoilt:
+            raise ValueError(
+                f"{source} cannot be used: its tensor {name} holds NaN or infinity, as after a training "
+                f"that diverged. Take other weights, or train again with a lower --lr"
+            )
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        return torch.load(_existing(path), map_location="cpu", weights_only=True)
+        with safe_open(_existing(path), framework="pt") as file:
+            texts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    expected = texts.pop("checksums", None)
+    _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
+    return tensors, {key: _value(text) for key, text in texts.items()}
+
+
+def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
+    """Compare checksums; a file that has none is only warned about."""
+    if expected is None:
+        _warn_of_missing_checksums(str(path))
+        return
+    names = damaged(content, expected if isinstance(expected, dict) else {})
+    if names:
+        tensors = [name for name in names if name != VALUES]
+        what = f"the checksum of its tensor {tensors[0]}" if tensors else "the checksum of its metadata"
+        more = f", and of {len(tensors) - 1} others," if len(tensors) > 1 else ""
+        raise ValueError(f"{path} is damaged: {what}{more} is wrong. Use another copy of the file")
+
+
+@cache
+def _warn_of_missing_checksums(path: str) -> None:
+    _logger.warning(f"{path} has no checksums, so damage to it would go unnoticed")
+
+
+def _load_torch(path: str | Path) -> Any:
+    """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
+    try:
+        state = torch.load(_existing(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch.load raises whatever the bytes happen to break: zip, pickle, key, type errors
-        reason = " ".join(str(error).split())
-        if "Unsupported global" in reason or "Unsupported class" in reason:
+    except Exception as error:  # damaged bytes raise errors of any type
+        text = " ".join(str(error).split())
+        if "Unsupported global" in text or "Unsupported class" in text:
             raise ValueError(
                 f"{path} holds Python objects beside tensors, and metamix never unpickles them from a file; "
                 f"save its tensors alone (a state dict) and give that file"
             ) from None
         raise ValueError(
-            f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes; {reason[:120]})"
+            f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes; {text[:120]})"
         ) from None
+    if isinstance(state, dict) and state.get("format") == FORMAT:
+        expected = state.pop("checksums", None)
+        _check_damage(path, state, expected)
+    return state
 
 
 def _existing(path: str | Path) -> str:
@@ -152,7 +244,7 @@ def _existing(path: str | Path) -> str:
 
 
 def _text(value: Any) -> str:
-    """A plain value so that `_value` gives it back."""
+    """Encode a plain value so that `_value` restores it."""
     text = readable(value) if isinstance(value, str) else json.dumps(value)
     return json.dumps(text) if isinstance(value, str) and _value(text) != text else text
 

@@ -1,9 +1,10 @@
-"""Runs of train.py for tests, in this process and in others, on a model that takes milliseconds a step."""
+"""Run train.py in tests, in this process and in others, with a model that takes milliseconds per step."""
 
 import csv
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 import metamix.cli.train
 from metamix.utils.tensor_files import load_checkpoint
 
-torch.set_num_threads(1)  # tests share the machine, and threads that wait for each other starve
+torch.set_num_threads(1)  # tests share the machine
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "metaformer_identity_nano"
@@ -29,9 +30,9 @@ _forkserver.set_forkserver_preload(["running", "sklearn.datasets"])
 
 
 class Process:
-    """train.py in a process of its own, the leader of its process group, as a shell would start it.
+    """Run train.py in a process of its own, the leader of its process group, as a shell would start it.
 
-    It is forked from a server that has imported torch and timm, which saves seconds, and computes nothing itself.
+    It is forked from a server that has imported torch and timm, which saves seconds.
     """
 
     def __init__(self, *words, log, env={}):
@@ -41,17 +42,19 @@ class Process:
         self.pid = self.process.pid
 
     def text(self):
+        """Return what was printed so far."""
         return self.log.read_text() if self.log.exists() else ""
 
     def running(self):
+        """Whether the process has not ended."""
         return self.process.is_alive()
 
     def kill(self, number=signal.SIGKILL):
-        """Sends the signal to the whole group, the loader's workers too."""
+        """Send a signal to the whole group, including the loader's workers."""
         os.killpg(self.pid, number)
 
     def wait(self, timeout=100):
-        """The exit code."""
+        """Wait for the end and return the exit code."""
         self.process.join(timeout)
         if self.process.is_alive():
             self.kill()
@@ -59,9 +62,35 @@ class Process:
         return self.process.exitcode
 
     def output(self):
-        """What it said, once it ended well."""
+        """Wait for a successful end and return what was printed."""
         assert self.wait() == 0, self.text()
         return self.text()
+
+
+def start_all(world_size, *words, logs):
+    """Start the processes of a run as torchrun would; rank R prints to the file rankR in the folder `logs`."""
+    port = free_port()
+    return [
+        Process(
+            *words,
+            log=logs / f"rank{rank}",
+            env={
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(world_size)
+    ]
+
+
+def free_port():
+    """Find a free TCP port on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _main(words, log, env):
@@ -70,13 +99,13 @@ def _main(words, log, env):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)
-    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as where train.py is the program
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as if train.py were the program
     torch.set_num_threads(1)
     metamix.cli.train.main(words)
 
 
 def metrics(folder):
-    """Rows of metrics.csv, without the columns that depend on the machine."""
+    """Read the rows of metrics.csv without the columns that depend on the machine."""
     with open(folder / "metrics.csv", newline="") as file:
         return [
             {key: value for key, value in row.items() if key not in MACHINE_COLUMNS} for row in csv.DictReader(file)
@@ -84,7 +113,7 @@ def metrics(folder):
 
 
 def assert_same_run(folder, other):
-    """Checkpoints equal to the bit, in weights, average, moments and history, and metrics files equal."""
+    """Assert that checkpoints are equal bit for bit in weights, average, moments and history, and metrics files too."""
     assert metrics(folder) == metrics(other)
     a, b = load_checkpoint(folder / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
     for key in ("step", "sums", "model", "ema", "optimizer", "scaler"):

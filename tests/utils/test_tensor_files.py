@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files that are not what they should be."""
+"""Write files atomically, and read checkpoints and weights of every kind."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
 
 
 def test_names_that_are_no_text_are_written_out(net, tmp_path):
-    """A file's name in Latin-1 reaches Python as a surrogate, which no encoding has."""
+    """Python reads a file name in Latin-1 as a surrogate, which UTF-8 cannot encode."""
     write_text(tmp_path / "a", os.fsdecode(b"\xe9.png \xc3\xa9"))
     assert (tmp_path / "a").read_text(encoding="utf-8") == r"\udce9.png é"
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": "\udce9", "classes": ["\udce9"]})
@@ -52,14 +52,6 @@ def test_names_that_are_no_text_are_written_out(net, tmp_path):
 def test_text_stays_text(data, net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": data, "epochs": 3}
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
-    path = tmp_path / "c.pt"
-    save_checkpoint(path, {"model": net.state_dict()})
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refused(load_checkpoint, path, said=r"c\.pt is truncated or no PyTorch file \([\d,]+ bytes; ")
 
 
 def test_a_foreign_file_is_refused(net, tmp_path):
@@ -77,22 +69,13 @@ def test_a_foreign_file_is_refused(net, tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
 
 
-def test_nothing_is_unpickled(net, tmp_path):
-    """A whole module pickled, the old way, would run code of whoever made the file."""
-    torch.save(net, tmp_path / "module.pt")
-    for load in (load_checkpoint, load_weights):
-        refused(
-            load, tmp_path / "module.pt", said="holds Python objects beside tensors, and metamix never unpickles them"
-        )
-
-
 def test_weights_carry_what_they_are(net, tmp_path):
     about = {"model": "net", "classes": ["a", "b"], "mean": [0.5], "img_size": 32, "top1": 97.25, "commit": None}
     save_weights(tmp_path / "model.safetensors", net.state_dict(), about)
     tensors, known = load_weights(tmp_path / "model.safetensors")
     assert known == about and all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
     assert load_file(tmp_path / "model.safetensors").keys() == net.state_dict().keys()
-    assert load_weights(tmp_path)[1] == about  # a run folder stands for its weights
+    assert load_weights(tmp_path)[1] == about  # a run folder
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-20])
     refused(load_weights, tmp_path, said="is not a whole safetensors file")
@@ -113,6 +96,33 @@ def test_weights_from_every_kind_of_file(net, tmp_path):
         assert load_weights(tmp_path / "w.pth")[0].keys() == net.state_dict().keys()
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     refused(load_weights, tmp_path / "w.pth", said=r"holds no weights by name, but a dictionary of 1 entries \(epoch\)")
+
+
+def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
+    """A finished run that was continued and then stopped must not be scored by its old weights."""
+
+    def checkpoint(step):
+        state = {"recipe": {"score": "last"}, "about": {"model": "net"}, "step": step}
+        save_checkpoint(tmp_path / "checkpoint.pt", state | {"model": {"w": torch.full((2,), float(step))}})
+
+    def weights():
+        return load_weights(tmp_path)[0]["w"][0].item()
+
+    checkpoint(step=5)  # stopped before it was finished
+    assert weights() == 5
+    save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 10.0)}, {"steps": 10})
+    write_text(tmp_path / "summary.json", "{}")
+    checkpoint(step=10)
+    assert weights() == 10
+    (tmp_path / "summary.json").unlink()  # continued
+    assert weights() == 10
+    caplog.clear()
+    checkpoint(step=12)
+    assert weights() == 12
+    assert [record.message for record in caplog.records] == [
+        f"the run in {tmp_path} is not finished: its weights are those of checkpoint.pt, step 12, which is newer than "
+        f"model.safetensors of step 10"
+    ]
 
 
 def test_weights_that_do_not_fit_are_refused(net):

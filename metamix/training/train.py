@@ -1,0 +1,200 @@
+"""Train one model from wherever its run folder stands to its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metamix.utils.files import write_text
+from metamix.utils.system import commit, versions
+from metamix.utils.tensor_files import CHECKPOINT, SUMMARY, WEIGHTS, save_weights
+from metamix.utils.text import readable
+
+from .checkpoints import check_identity
+from .engine import Engine
+from .processes import ProcessGroup
+from .recipe import Recipe, read_yaml, resume_changes
+from .run_folder import RECIPE, Run, check_output, read_state
+from .signals import Stopped
+from .task import Task
+
+
+def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
+    """Train a model to the end of its recipe, from its last checkpoint if there is one.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        Stopped: at a signal, after the state was saved.
+        ValueError: the folder holds something else, or the recipe does not fit the run in it.
+        NotFinite, OSError: see `Engine.fit`.
+    """
+    options = recipe.engine
+    folder = Path(options.output or f"runs/{task.title}-seed{options.seed}")
+    if not options.dry_run:
+        check_output(folder)
+    finished = not options.dry_run and is_finished(folder, recipe, task.data.identity)
+    if group.exists_for_all(finished, folder / SUMMARY):
+        if group.is_main:
+            text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
+            print(readable(text))
+        return folder
+    run = Run(None if options.dry_run else folder, main=group.is_main, tensorboard=options.tensorboard)
+    try:
+        engine = Engine(task, recipe, group, run)
+        if options.dry_run:
+            _describe(engine, run)
+            _time_step(engine, run)
+            return folder
+        if not engine.resume():
+            run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
+        _describe(engine, run)
+        run.set_state("running")
+        if group.is_main:
+            (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
+            write_text(folder / RECIPE, recipe.to_yaml())
+        with engine.stoppable():
+            engine.fit()
+            _finish(engine, run)
+            engine.raise_if_stopped()
+    except Stopped:
+        if run.state == "running":
+            run.set_state("stopped")
+        raise
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
+            if run.state is not None:
+                run.log(f"error: {error}")
+            if run.state == "running":
+                run.set_state("failed")
+        raise
+    finally:
+        run.close()
+    return folder
+
+
+def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bool:
+    """Return whether the folder holds the complete result of this recipe.
+
+    A run that was killed while it drew its pictures is not finished as long as it can be scored again.
+
+    Raises:
+        ValueError: the folder holds another run, which cannot be continued.
+    """
+    if not (folder / SUMMARY).exists():
+        return False
+    changes = resume_changes(read_yaml(folder / RECIPE), recipe)
+    check_identity(_read_summary(folder), identity, folder)
+    has_checkpoint = (folder / CHECKPOINT).exists()
+    if changes and not has_checkpoint:
+        raise ValueError(
+            f"{folder} holds a finished run of another recipe ({'; '.join(changes.values())}), and no {CHECKPOINT} to "
+            f"continue from: give another --output, and --checkpoint {folder} to start from its weights"
+        )
+    return not changes and not (read_state(folder) == "scored" and has_checkpoint)
+
+
+def result_line(folder: Path) -> str:
+    """Return the result of a finished run in two lines: the scores, and where the pictures are."""
+    summary = _read_summary(folder)
+    scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
+    return (
+        f"{summary['model']} on {summary['data']}, test: {scores} ({summary['weights']} weights); "
+        f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
+        f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
+    )
+
+
+def _describe(engine: Engine, run: Run) -> None:
+    """Print the data, the model, the number of steps and the machine."""
+    about, options, group = engine.about, engine.options, engine.group
+    share = options.batch_size // group.world_size
+    samples = ", ".join(f"{count:,} {split}" for split, count in about["samples"].items())
+    run.say(f"data     {about['data']}: {samples}")
+    run.say(
+        f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds"
+    )
+    for note in engine.task.notes:
+        run.say(f"         {note}")
+    run.say(f"steps    {options.epochs} epochs of {engine.steps_per_epoch} steps of {options.batch_size} samples")
+    run.say(
+        f"machine  {group.world_size} x {group.device}, {share} samples each"
+        f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
+        f"{str(engine.stepper.dtype or 'float32').removeprefix('torch.')}"
+    )
+
+
+def _time_step(engine: Engine, run: Run) -> None:
+    """Time one training step, and print its time and memory."""
+    seconds, peak = engine.time_step()
+    parts = {
+        "weights": engine.model.parameters(),
+        "optimizer": engine.stepper.optimizer_tensors(),
+        "average": engine.stepper.weights("ema").parameters() if engine.options.ema else (),
+    }
+    sizes = ", ".join(
+        f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
+        for name, tensors in parts.items()
+    )
+    run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
+    run.say(
+        f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if images are read "
+        f"as fast. Nothing was trained or written"
+    )
+
+
+def _finish(engine: Engine, run: Run) -> None:
+    """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
+
+    Pictures come last, so that a picture that cannot be drawn does not cost the result.
+    """
+    options, which = engine.options, engine.options.score
+    scores, states = engine.evaluate("test", which)
+    if not run.main:
+        return
+    speed = engine.total_steps * options.batch_size / engine.seconds
+    result = (
+        engine.about
+        | {name: round(value, 4) for name, value in scores.items()}
+        | {
+            "weights": which,
+            "epochs": options.epochs,
+            "steps": engine.step,
+            "seconds": round(engine.seconds, 1),
+            "img_per_s": round(speed, 1),
+            "seed": options.seed,
+            "versions": versions(),
+            "commit": commit(),
+        }
+    )
+    save_weights(run.folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
+    summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
+    _write_summary(run.folder, summary)
+    run.set_state("scored")
+    summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, run.folder)]
+    _write_summary(run.folder, summary)
+    run.set_state("finished")
+    run.say(result_line(run.folder))
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it to score the run again") from None
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path} holds no result; delete it to score the run again")
+    return summary
+
+
+def _write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

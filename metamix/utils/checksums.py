@@ -1,0 +1,72 @@
+"""Detect damaged files and changed data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VALUES = "everything but tensors"  # name of the checksum over the plain values of a file
+
+
+def checksums(content: Mapping[str, Any]) -> dict[str, str]:
+    """Compute a CRC-32 of each tensor in nested dicts and lists, and one of all plain values together.
+
+    Returns:
+        Eight hexadecimal digits by name, such as "optimizer.state.0.exp_avg".
+    """
+    tensors = dict(_tensors(content))
+    plain = json.dumps(_plain(content), sort_keys=True, default=str)
+    return {name: _crc(tensor) for name, tensor in tensors.items()} | {VALUES: f"{zlib.crc32(plain.encode()):08x}"}
+
+
+def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
+    """Return the names of the tensors whose checksum differs from the expected one, is missing, or is not expected."""
+    found = checksums(content)
+    return [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+
+
+def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
+    """Hash rows of plain values in their order, such as (relative path, label, file size) of each sample.
+
+    Args:
+        rows: of text and numbers. Use paths relative to the data set, so that it may be moved, with forward slashes.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    hash = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        hash.update(json.dumps(list(row)).encode() + b"\n")
+    return hash.hexdigest()
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{i}" if name else str(i))
+
+
+def _plain(value: Any) -> Any:
+    """Replace tensors by None."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _crc(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    crc = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    return f"{zlib.crc32(values.view(torch.uint8).numpy(), crc):08x}"

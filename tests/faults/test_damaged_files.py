@@ -1,0 +1,190 @@
+"""Flip bits in files, cut them short and fill them with NaN or code: what is damaged is refused by name."""
+
+import logging
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from running import train
+from safetensors.torch import save_file
+from torch import nn
+
+from metamix.utils import tensor_files
+from metamix.utils.options import read_yaml
+from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 2))
+
+
+def checkpoint(net):
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.randn(4, 64)).sum().backward()
+    optimizer.step()
+    return {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": 3, "history": [{"loss": 0.5}]}
+
+
+def flip(path, position, bit=0):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def find(path, tensor):
+    """Position of a tensor's bytes in a file that is not compressed."""
+    return path.read_bytes().index(tensor.numpy().tobytes())
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused_and_the_tensor_named(net, tmp_path):
+    state = checkpoint(net)
+    save_checkpoint(tmp_path / "c.pt", state)
+    load_checkpoint(tmp_path / "c.pt")
+    flip(tmp_path / "c.pt", find(tmp_path / "c.pt", state["model"]["2.weight"]) + 5)
+    with pytest.raises(ValueError, match=r"c.pt is damaged: the checksum of its tensor model.2.weight is wrong"):
+        load_checkpoint(tmp_path / "c.pt")
+    save_checkpoint(tmp_path / "c.pt", state)
+    moment = state["optimizer"]["state"][0]["exp_avg"]
+    flip(tmp_path / "c.pt", find(tmp_path / "c.pt", moment) + 7, bit=4)
+    with pytest.raises(ValueError, match="the checksum of its tensor optimizer.state.0.exp_avg is wrong"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_no_flipped_bit_changes_what_is_resumed(net, tmp_path):
+    """A bit may also lie where it matters to nobody, such as in padding."""
+    state = checkpoint(net)
+    save_checkpoint(tmp_path / "whole.pt", state)
+    whole, chance = load_checkpoint(tmp_path / "whole.pt"), random.Random(0)
+    size, refused = (tmp_path / "whole.pt").stat().st_size, 0
+    for _ in range(60):
+        (tmp_path / "c.pt").write_bytes((tmp_path / "whole.pt").read_bytes())
+        flip(tmp_path / "c.pt", chance.randrange(size), chance.randrange(8))
+        try:
+            found = load_checkpoint(tmp_path / "c.pt")
+        except ValueError:
+            refused += 1
+            continue
+        assert found["step"] == 3 and found["history"] == whole["history"]
+        assert all(torch.equal(found["model"][name], tensor) for name, tensor in whole["model"].items())
+    assert refused > 30
+
+
+def test_a_flipped_bit_in_weights_is_refused(net, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, net.state_dict(), {"model": "net", "mean": [0.25]})
+    flip(path, find(path, net[0].bias.detach()))
+    with pytest.raises(ValueError, match=r"w.safetensors is damaged: the checksum of its tensor 0.bias is wrong"):
+        load_weights(path)
+    save_weights(path, net.state_dict(), {"model": "net", "mean": [0.25]})
+    flip(path, path.read_bytes().index(b"0.25") + 2)
+    with pytest.raises(ValueError, match=r"w.safetensors is damaged: the checksum of its metadata is wrong"):
+        load_weights(path)
+
+
+def test_files_without_checksums_are_read_with_one_warning(net, tmp_path, caplog):
+    torch.save({"format": tensor_files.FORMAT, **checkpoint(net)}, tmp_path / "old.pt")
+    save_file(net.state_dict(), tmp_path / "old.safetensors", {"model": "net"})
+    with caplog.at_level(logging.WARNING, "metamix"):
+        for _ in range(2):
+            load_checkpoint(tmp_path / "old.pt")
+            load_weights(tmp_path / "old.safetensors")
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / name} has no checksums, so damage to it would go unnoticed"
+        for name in ("old.pt", "old.safetensors")
+    ]
+
+
+def test_a_run_does_not_resume_from_a_damaged_checkpoint(tmp_path):
+    words = ["--batch-size", 512, "--warmup-epochs", 0, "--output", tmp_path]
+    train(*words, "--epochs", 1)
+    path = tmp_path / "checkpoint.pt"
+    flip(path, find(path, load_checkpoint(path)["model"]["head.weight"]) + 2, bit=3)
+    with pytest.raises(
+        SystemExit, match=r"checkpoint.pt is damaged: the checksum of its tensor model.head.weight is wrong"
+    ):
+        train(*words, "--epochs", 2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"model": net.state_dict()})
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"c\.pt is truncated or no PyTorch file \([\d,]+ bytes; "):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, net):
+    spoilt = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    spoilt["2.weight"][1, 3] = value
+    with pytest.raises(ValueError, match=r"f cannot be used: its tensor 2.weight holds NaN or infinity, as after a tr"):
+        load_into(net, spoilt, "f")
+    assert net[2].weight.isfinite().all()
+
+
+def test_an_infinite_mask_is_no_damage(net):
+    net.register_buffer("mask", torch.full((2,), -torch.inf))
+    load_into(net, net.state_dict(), "f")
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def attacks(net, evil):
+    """PyTorch files of several formats that run code in a plain unpickler."""
+    yield lambda path: torch.save(Attack(evil), path)
+    yield lambda path: torch.save({"format": tensor_files.FORMAT, "model": Attack(evil)}, path)
+    yield lambda path: torch.save({"state_dict": net.state_dict() | {"x": Attack(evil)}}, path)
+    yield lambda path: torch.save(Attack(evil), path, _use_new_zipfile_serialization=False)
+    yield lambda path: path.write_bytes(pickle.dumps(Attack(evil)))
+    yield lambda path: torch.save(net, path)
+
+    def in_a_zip(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", pickle.dumps(Attack(evil), protocol=2))
+            archive.writestr("x/version", "3")
+
+    yield in_a_zip
+
+
+@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("load", [load_checkpoint, load_weights])
+def test_no_code_in_a_file_runs(number, load, net, tmp_path):
+    evil, path = tmp_path / "evil", tmp_path / "attack.pt"
+    list(attacks(net, evil))[number](path)
+    with pytest.raises(ValueError, match=r"attack.pt (holds Python objects beside tensors|is truncated or no PyTorch)"):
+        load(path)
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch evil']",
+        "seed: !!python/name:os.system",
+        "seed: !!python/object/new:os.system [x]",
+        "a: &a [*a]\nb: c: d",
+        "seed: 0\nseed: 1",
+        "{",
+        "\x00",
+        "- 1",
+        "text",
+    ],
+)
+def test_hostile_yaml_is_refused(text, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match="recipe.yaml"):
+        read_yaml(tmp_path / "recipe.yaml")

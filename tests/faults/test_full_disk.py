@@ -1,0 +1,69 @@
+"""Fill the disk, or let the training diverge: the last good checkpoint stays and the message says what to do."""
+
+import errno
+import resource
+
+import pytest
+import torch
+from running import metrics, train
+
+from metamix.utils import files
+from metamix.utils.files import write_text
+from metamix.utils.tensor_files import load_checkpoint, save_checkpoint, save_weights
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    """A limit on file sizes acts like a full disk: writing fails in the middle of the file."""
+    words = ["--epochs", 1, "--batch-size", 256, "--output", tmp_path]
+    train(*words)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
+        with pytest.raises(
+            SystemExit,
+            match=r"could not be written \(File too large\); stopped at step 10, and the last good checkpoint is "
+            r".*checkpoint.pt, step 5\. Make room, and give the same command again",
+        ):
+            train(*words, "--epochs", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == whole
+    assert not list(tmp_path.glob("*.tmp")) and (tmp_path / "state.txt").read_text() == "failed\n"
+    train(*words, "--epochs", 2)
+    assert [row["epoch"] for row in metrics(tmp_path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: save_checkpoint(path, {"model": {"w": torch.zeros(10**6)}}),
+        lambda path: save_weights(path, {"w": torch.zeros(10**6)}, {}),
+        lambda path: write_text(path, "text"),
+    ],
+    ids=["checkpoint", "weights", "text"],
+)
+def test_a_full_disk_is_called_a_full_disk(write, tmp_path, monkeypatch):
+    """/dev/full refuses every byte as a full disk does."""
+    monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+    with pytest.raises(OSError, match=r"file could not be written \(the disk is full\)$"):
+        write(tmp_path / "file")
+
+
+def test_a_used_up_quota_is_called_a_full_disk():
+    assert files.reason(OSError(errno.EDQUOT, "Disk quota exceeded")) == "the disk is full"
+    assert files.reason(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    """The bad weights are never saved."""
+    words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant", "--epochs", 1]
+    train(*words)
+    with pytest.raises(
+        SystemExit,
+        match=r"(loss is (nan|inf) at step \d+|a weight is not finite after step \d+), learning "
+        r"rate 1e\+30; the last good checkpoint is .*checkpoint.pt, step 5\. Try a lower --lr",
+    ):
+        train(*words, "--epochs", 2, "--lr", 1e30, "--log-every", 3)
+    saved = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert saved["step"] == 5 and all(torch.isfinite(weight).all() for weight in saved["model"].values())

@@ -1,0 +1,138 @@
+"""Kill or stop runs at any moment; they continue to the same result, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from running import Process, assert_same_run, train
+
+from metamix.training.run_folder import Run
+from metamix.utils.tensor_files import load_checkpoint
+
+# Everything that a checkpoint could forget: dropout, stochastic depth, average, clipping, held-out scores.
+RECIPE = ["--epochs", 3, "--batch-size", 128, "--holdout", 0.1, "--ema", "--clip-grad", 1, "--lr", 3e-3]
+RECIPE += ["--drop-rate", 0.1, "--drop-path", 0.2, "--mixup", 0.2]
+EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Run folders of undisturbed runs, by the way the data are read."""
+    done = {}
+
+    def run(memory):
+        if memory not in done:
+            done[memory] = tmp_path_factory.mktemp("reference") / memory
+            train(*RECIPE, "--memory", memory, "--workers", 0, "--output", done[memory])
+        return done[memory]
+
+    return run
+
+
+def wait_for_checkpoints(process, folder, count):
+    """Wait until the process has replaced the checkpoint `count` times."""
+
+    def written():
+        path = folder / "checkpoint.pt"
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    last, end = written(), time.monotonic() + 120
+    while count:
+        assert process.running() and time.monotonic() < end, process.text()
+        if written() != last:
+            count, last = count - 1, written()
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("memory, workers, kills", [("yes", 0, 2), ("no", 0, 1), ("no", 2, 2)])
+def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
+    chance = random.Random(os.getpid())
+    print(f"random.Random({os.getpid()})")  # pytest shows it if the test fails
+    run = tmp_path / "run"
+    words = [*RECIPE, *EVERY_STEP, "--memory", memory, "--workers", workers, "--output", run]
+    steps = []
+    for _ in range(kills):
+        process = Process(*words, log=tmp_path / "log")
+        wait_for_checkpoints(process, run, chance.randint(1, 8))
+        time.sleep(chance.uniform(0, 0.03))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        steps.append(load_checkpoint(run / "checkpoint.pt")["step"])
+    text = Process(*words, log=tmp_path / "log").output()
+    assert f"resumed {run / 'checkpoint.pt'} at step {steps[-1]} of 30" in text
+    assert_same_run(run, reference(memory))
+
+
+def test_another_seed_is_another_run(reference, tmp_path):
+    """The control: runs do differ in what the test above compares."""
+    train(*RECIPE, "--memory", "yes", "--seed", 1, "--output", tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path, reference("yes"))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_run_with_an_exit_code_and_no_other_model_starts(number, code, tmp_path):
+    """`train.py ... && deploy` must not deploy a stopped run."""
+    models = ["--model", "metaformer_identity_nano,metaformer_pooling_nano"]
+    process = Process(*models, "--epochs", 50, *EVERY_STEP, "--output", tmp_path / "runs", log=tmp_path / "log")
+    run = tmp_path / "runs" / "metaformer_identity_nano"
+    wait_for_checkpoints(process, run, 2)
+    assert (run / "state.txt").read_text() == "running\n"
+    process.kill(number)
+    assert process.wait() == code
+    assert "not trained yet: metaformer_pooling_nano; the same command" in process.text()
+    assert (run / "state.txt").read_text() == "stopped\n" and not (tmp_path / "runs/metaformer_pooling_nano").exists()
+
+
+def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
+    run = tmp_path / "run"
+    words = [*RECIPE, "--memory", "no", "--workers", 2, "--output", run]
+    process = Process(*words, *EVERY_STEP, log=tmp_path / "log")
+    wait_for_checkpoints(process, run, 4)
+    process.kill(signal.SIGTERM)  # to the whole group, as a cluster does: the loader's workers get it too
+    assert process.wait() == 143
+    step = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert f"stopped at step {step} of 30" in process.text()
+    assert "The same command goes on from there" in process.text()
+    Process(*words, log=tmp_path / "log").output()
+    assert_same_run(run, reference("no"))
+    assert (run / "state.txt").read_text() == "finished\n"
+
+
+def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypatch, capsys):
+    words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path]
+    set_state = Run.set_state
+
+    def die_once_scored(self, state):
+        set_state(self, state)
+        if state == "scored":
+            raise KeyboardInterrupt  # like a kill, it is not handled
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "set_state", die_once_scored)
+        train(*words)
+    before = json.loads((tmp_path / "summary.json").read_text())
+    assert before["pictures"] == ["curves.png"] and not (tmp_path / "test_confusion.png").exists()
+    train(*words)
+    after = json.loads((tmp_path / "summary.json").read_text())
+    assert "test_confusion.png" in after["pictures"] and (tmp_path / "test_confusion.png").exists()
+    same = ("top1", "loss", "steps")
+    assert [after[name] for name in same] == [before[name] for name in same]
+    capsys.readouterr()
+    train(*words)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    run = tmp_path / "run"
+    process = Process("--epochs", 100, "--output", run, *EVERY_STEP, log=tmp_path / "log")
+    wait_for_checkpoints(process, run, 1)
+    try:
+        with pytest.raises(SystemExit, match=f"another process is training in {run}"):
+            train("--epochs", 100, "--output", run)
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,113 @@
+"""Lose a rank, a signal's other ranks, or torchrun itself."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from running import ROOT, TINY, metrics, start_all
+
+from metamix.utils.tensor_files import load_checkpoint
+
+EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
+
+
+@pytest.fixture
+def torchrun():
+    """Start train.py under torchrun with two processes; what is left of it in the end is killed."""
+    started = []
+
+    def start(*words, **pipes):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command += ["--max_restarts=1", "--monitor_interval=0.1", str(ROOT / "train.py"), *TINY, *map(str, words)]
+        process = subprocess.Popen(
+            command, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **pipes
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def wait_for(path, process):
+    while not path.exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    return path
+
+
+def child_of(launcher, rank):
+    """Find the process of a rank among the children of torchrun."""
+    with open(f"/proc/{launcher}/task/{launcher}/children") as file:
+        children = file.read().split()
+    for child in children:
+        with open(f"/proc/{child}/environ", "rb") as file:
+            if f"RANK={rank}".encode() in file.read().split(b"\0"):
+                return int(child)
+    raise AssertionError(f"no child of {launcher} is rank {rank}")
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(torchrun, tmp_path):
+    """One rank is killed; torchrun starts all again, and they resume."""
+    run = tmp_path / "run"
+    words = ["--epochs", 10, "--batch-size", 256, "--output", run, *EVERY_STEP]
+    process = torchrun(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(run / "checkpoint.pt", process)
+    os.kill(child_of(process.pid, rank=1), signal.SIGKILL)
+    text = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, text
+    assert re.search(r"resumed .*checkpoint.pt at step \d+ of 50", text)
+    assert len(metrics(run)) == 10
+
+
+def test_workers_stop_when_torchrun_is_killed(torchrun, tmp_path):
+    run = tmp_path / "run"
+    with open(tmp_path / "log", "w") as log:
+        process = torchrun("--epochs", 1000, "--output", run, *EVERY_STEP, stdout=log, stderr=log)
+        wait_for(run / "checkpoint.pt", process)
+        workers = [child_of(process.pid, rank) for rank in (0, 1)]
+        process.kill()
+        end = time.monotonic() + 60
+        while any(map(alive, workers)):
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+    step = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert f"stopped at step {step} of " in (tmp_path / "log").read_text()
+    assert (run / "state.txt").read_text() == "stopped\n"
+
+
+def test_a_signal_to_one_rank_stops_all_and_they_exit_with_0(tmp_path):
+    """Any other code would make torchrun restart them; state.txt tells a stopped run from a finished one."""
+    run = tmp_path / "run"
+    ranks = start_all(2, "--epochs", 100, "--batch-size", 150, *EVERY_STEP, "--output", run, logs=tmp_path)
+    while not (run / "checkpoint.pt").exists():
+        time.sleep(0.01)
+        assert ranks[0].running(), ranks[0].text()
+    ranks[1].kill(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    step = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert f"stopped at step {step} of" in ranks[0].text() and not ranks[1].text()
+    assert (run / "state.txt").read_text() == "stopped\n"
+
+
+def test_an_error_ends_every_rank_with_its_message(tmp_path):
+    """Even right after a collective operation, when a gloo group cannot be destroyed."""
+    words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e30, "--warmup-epochs", 0, "--log-every", 1]
+    for number, rank in enumerate(start_all(2, *words, "--output", tmp_path / "run", logs=tmp_path)):
+        assert rank.wait() == 1
+        problem = rf"\[rank {number}\] error: (the loss is (nan|inf) at step|a weight is not finite)"
+        assert re.search(problem, rank.text())
+    assert (tmp_path / "run" / "state.txt").read_text() == "failed\n"

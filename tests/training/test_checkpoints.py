@@ -1,0 +1,34 @@
+"""What a run says about its data when it is continued."""
+
+from pathlib import Path
+
+import pytest
+
+from metamix.training.checkpoints import check_identity
+
+IDENTITY = {"classes": ["ant", "bee"], "mean": [0.25, 0.5], "digest": "0123"}
+
+
+@pytest.mark.parametrize(
+    "saved, words",
+    [
+        ({"classes": ["bee", "ant"]}, "classes"),
+        ({"digest": "4567"}, "files, labels or boxes"),
+        ({"mean": [0.25, 0.51], "digest": "4567"}, "mean, files, labels or boxes"),
+    ],
+)
+def test_other_data_are_refused(saved, words):
+    with pytest.raises(ValueError, match=f"^run was made with other data; these differ: {words}. Give the data of"):
+        check_identity(IDENTITY | saved, IDENTITY, Path("run"))
+
+
+def test_the_same_data_on_another_processor_are_accepted():
+    """Means of the same images differ in their last digits."""
+    check_identity(IDENTITY | {"mean": [0.250001, 0.5]}, IDENTITY, Path("run"))
+
+
+def test_a_run_without_a_digest_continues_with_a_warning(caplog):
+    saved = {key: value for key, value in IDENTITY.items() if key != "digest"}
+    check_identity(saved, IDENTITY, Path("run"))
+    (record,) = caplog.records
+    assert record.message == "run has no digest of its data, so changed files or labels would go unnoticed"

@@ -1,0 +1,106 @@
+"""Continue runs with the same command, a longer schedule, another recipe or other data."""
+
+import pytest
+from PIL import Image
+from running import assert_same_run, train
+
+
+def test_a_longer_schedule_goes_on_and_says_so(tmp_path, capsys):
+    words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant"]
+    train(*words, "--epochs", 1)
+    capsys.readouterr()
+    train(*words, "--epochs", 3)
+    assert "changed on resume: epochs was 1 and is now 3" in capsys.readouterr().out
+    train(*words, "--epochs", 3)
+    assert "is finished" in capsys.readouterr().out
+    straight = tmp_path / "straight"
+    train(*words[:2], "--output", straight, *words[4:], "--epochs", 3)
+    assert_same_run(tmp_path, straight)  # the rate being constant, the longer schedule is the same run
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["--lr", 2e-3], "lr was 0.001 and is now 0.002"),
+        (["--epochs", 1], "epochs was 2 and is now 1"),
+        (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
+    ],
+)
+def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, capsys):
+    """Its summary would then say what it was not trained with. Other weights of it may be scored."""
+    words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
+    train(*words)
+    before = (tmp_path / "summary.json").read_text()
+    with pytest.raises(SystemExit, match=f"has trained 2 epochs already, and none is left .*: {said}. Take the"):
+        train(*words, *change)
+    assert (tmp_path / "summary.json").read_text() == before
+    train(*words, "--score", "last")
+    assert "(last weights)" in capsys.readouterr().out
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_trained_over(tmp_path, capsys):
+    words = ["--batch-size", 256, "--warmup-epochs", 0, "--output", tmp_path]
+    train(*words, "--epochs", 1)
+    (tmp_path / "checkpoint.pt").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    words_of_it = r"holds a finished run of another recipe \(epochs was 1 and is now 2\), and no checkpoint.pt to go on"
+    with pytest.raises(SystemExit, match=words_of_it):
+        train(*words, "--epochs", 2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    capsys.readouterr()
+    train(*words, "--epochs", 1)
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            ["--model", "metaformer_pooling_nano"],
+            "model was 'metaformer_identity_nano' and is now 'metaformer_pooling_nano'",
+        ),
+        (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
+        (["--batch-size", 128], "batch_size was 256 and is now 128"),
+        (["--seed", 3], "seed was 0 and is now 3"),
+        (["--opt-args", "{eps: 0.1}"], r"opt_args was \{\} and is now \{'eps': 0.1\}"),
+    ],
+)
+def test_another_model_or_other_data_are_refused(change, said, tmp_path):
+    words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path]
+    train(*words)
+    with pytest.raises(
+        SystemExit,
+        match=f"cannot be continued with another recipe: {said}. Use the old values, or start a new run with --output",
+    ):
+        train(*words, "--epochs", 2, *change)
+
+
+def test_another_set_of_the_same_name_is_refused(tmp_path):
+    """The options are the same: what lies in the folder is not."""
+    for place, shade in (("a", 50), ("b", 90)):
+        for split in ("train", "val"):
+            for label in ("ant", "bee"):
+                path = tmp_path / place / "images" / split / label
+                path.mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (16, 16), (shade, 20 * i, 9)).save(path / f"{i}.png")
+    words = ["--data", "folder", "--batch-size", 4, "--output", tmp_path / "run", "--warmup-epochs", 0]
+    train(*words, "--epochs", 1, "--data-dir", tmp_path / "a" / "images")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    train(*words, "--epochs", 2, "--data-dir", tmp_path / "moved" / "images")
+    other = ["--data-dir", tmp_path / "b" / "images"]
+    for epochs in (2, 3):  # the run is finished, and could go on
+        with pytest.raises(
+            SystemExit, match=r"run.* was made with other data; these differ: mean. Give the data of the run"
+        ):
+            train(*words, "--epochs", epochs, *other)
+
+
+def test_resume_from_another_folder(tmp_path, capsys):
+    """--resume begins from a file; once the folder has a checkpoint of its own, that one is newer."""
+    words = ["--batch-size", 256, "--warmup-epochs", 0]
+    train(*words, "--epochs", 1, "--output", tmp_path / "a")
+    train(*words, "--epochs", 2, "--output", tmp_path / "b", "--resume", tmp_path / "a")
+    assert f"resumed {tmp_path / 'a' / 'checkpoint.pt'} at step 5 of 10" in capsys.readouterr().out
+    train(*words, "--epochs", 3, "--output", tmp_path / "b", "--resume", tmp_path / "a")
+    assert f"resumed {tmp_path / 'b' / 'checkpoint.pt'} at step 10 of 15" in capsys.readouterr().out
