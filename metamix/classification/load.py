@@ -19,7 +19,7 @@ from metamix.data.sources import decode
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, check_published
-from metamix.models.same_function import check_same_function
+from metamix.models.same_function import check_described_size, check_same_function
 from metamix.models.weights import adapt_checkpoint, find_weights, layer_names, read_weights
 from metamix.utils.tensor_files import load_into
 
@@ -151,6 +151,7 @@ def _load_file(
     if not name:
         raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
     arguments = metadata.shape | metadata.model_args | dict(model_args)
+    check_described_size(metadata, tensors, path)
     net = create_model(name, **arguments)
     if not metadata.shape:  # tensors alone, perhaps under their authors' names
         sizes = {tensor.numel() for tensor in tensors.values()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
+from metamix.models.same_function import check_described_size
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_into, load_weights
 
@@ -187,7 +188,10 @@ def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
         ValueError: the file holds something else.
     """
     tensors, metadata = load_weights(find_weights(path))
-    model = DetectorSpec.from_dict(metadata, path).build()
+    spec = DetectorSpec.from_dict(metadata, path)
+    known = ModelMetadata.from_dict(metadata, path)
+    check_described_size(replace(known, img_size=None), tensors, path)  # img_size is that of the detector
+    model = spec.build()
     load_into(model, tensors, str(path))
     set_statistics(model, metadata, path)
     return model.eval(), metadata

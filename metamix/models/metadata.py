@@ -25,6 +25,8 @@ TIMM_ARGS = (
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 MEMORY = ("auto", "yes", "no")
 RANGES = {"num_classes": (0, 100_000), "in_chans": (1, 64), "img_size": (1, 8192)}
+DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
+DEEPEST_MODEL = 256  # blocks
 LARGEST = 65_536  # of any number in model_args: widths, depths, rates
 LONGEST = 1_000  # entries of a list and letters of a text in model_args
 DEEPEST = 4  # lists and dicts inside each other in model_args
@@ -228,6 +230,8 @@ class _Reader:
                 self.whole(key, given, name)
             elif key == "img_size":
                 self.img_size(name, given)
+            elif key in DEPTHS and not _is_depth(given):
+                self.refuse(name, given, f"a number of blocks up to {DEEPEST_MODEL}, or a list of 1 to 16 such numbers")
             elif not _is_plain(given):
                 self.refuse(
                     name,
@@ -239,6 +243,13 @@ class _Reader:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_depth(value: object) -> bool:
+    """Whether a value is a possible number of blocks, or one for each stage."""
+    if isinstance(value, (list, tuple)):
+        return 1 <= len(value) <= 16 and all(type(item) is int and 0 <= item <= DEEPEST_MODEL for item in value)
+    return type(value) is int and 0 <= value <= DEEPEST_MODEL
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:

@@ -1,7 +1,8 @@
-"""Tell models apart whose tensors have the same names and shapes.
+"""Compare a model with the one that a weight file's metadata describe.
 
-Pooling and identity have no parameters, and three heads have as many as one: such weights fit a model that computes
-something else. `check_same_function` compares a model with the one that a weight file's metadata describe.
+Pooling and identity have no parameters, and three heads have as many as one. Such weights fit a model that computes
+something else, which `check_same_function` finds. `check_described_size` refuses metadata that describe a much larger
+model than the file can hold, before that model takes memory.
 """
 
 import inspect
@@ -12,7 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from .metadata import ModelMetadata
 from .metaformer import MetaFormer
@@ -34,7 +35,8 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
     """
     if metadata.model is None:
         return
-    theirs, ours = describe(build_described(metadata, model, source)), describe(model)
+    alike = {"in_chans": model.in_chans} | ({"output_stride": model.output_stride} if model.output_stride else {})
+    theirs, ours = describe(build_described(metadata, source, **alike)), describe(model)
     parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
     if not parts:
         return
@@ -52,13 +54,36 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
     warnings.warn(f"{message}. The weights are loaded as a start for training.", UserWarning, stacklevel=2)
 
 
-def build_described(metadata: ModelMetadata, like: MetaFormer, source: object) -> nn.Module:
+def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Refuse metadata that describe a model of the zoo much larger than the file.
+
+    Args:
+        metadata: of the file.
+        tensors: the file's tensors.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: The model would have more than twice as many values as the file holds.
+    """
+    name = metadata.architecture
+    if name is None or not timm.is_model(name) or not hasattr(timm.model_entrypoint(name), "registered_in"):
+        return
+    described = sum(tensor.numel() for tensor in build_described(metadata, source).state_dict().values())
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if described > 2 * held + 1_000_000:
+        raise ValueError(
+            f"{source}: its metadata describe a {name} of {described:,} values, but the file holds {held:,}. Use a "
+            f"file that metamix wrote."
+        )
+
+
+def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
     """Build the model that metadata describe, without memory.
 
     Args:
         metadata: names the model and its arguments.
-        like: the model to compare with: its channels and its output stride are taken.
         source: the file's name, for messages.
+        arguments: arguments that replace those of the metadata.
 
     Raises:
         ValueError: The model is not registered, or does not take the arguments.
@@ -68,9 +93,7 @@ def build_described(metadata: ModelMetadata, like: MetaFormer, source: object) -
         raise ValueError(
             f"{source} holds weights of {name}, which is not registered: import the module that registers it."
         )
-    arguments = metadata.shape | metadata.model_args | {"in_chans": like.in_chans}
-    if like.output_stride is not None:
-        arguments["output_stride"] = like.output_stride
+    arguments = metadata.shape | metadata.model_args | arguments
     try:
         with torch.device("meta"):
             return timm.create_model(name, **arguments)

@@ -9,7 +9,12 @@ import torch
 import metamix  # noqa: F401  registers the models
 from metamix.models import weights as metamix_weights
 from metamix.models.metadata import ModelMetadata
-from metamix.models.same_function import build_described, check_same_function, describe
+from metamix.models.same_function import (
+    build_described,
+    check_described_size,
+    check_same_function,
+    describe,
+)
 from metamix.models.weights import adapt_checkpoint, read_weights
 from metamix.utils.tensor_files import save_weights
 
@@ -106,9 +111,9 @@ def test_files_without_a_model_s_name_are_not_compared(tmp_path):
 
 def test_the_description_takes_no_memory_and_leaves_out_what_weights_do_not_depend_on():
     like = timm.create_model("metaformer_raft_s12", device="meta", in_chans=1, output_stride=16)
-    assert describe(build_described(ModelMetadata(model="metaformer_raft_s12"), like, "x")) == describe(like)
-    like = timm.create_model("metaformer_raft_s12", device="meta")
-    model = build_described(ModelMetadata(model="metaformer_raft_s12"), like, "x")
+    same = build_described(ModelMetadata(model="metaformer_raft_s12"), "x", in_chans=1, output_stride=16)
+    assert describe(same) == describe(like)
+    model = build_described(ModelMetadata(model="metaformer_raft_s12"), "x")
     assert all(p.is_meta for p in model.parameters())
     assert describe(model) == describe(
         timm.create_model("metaformer_raft_s12", device="meta", num_classes=0, global_pool="", drop_path_rate=0.2)
@@ -124,3 +129,15 @@ def test_every_shipped_weight_is_of_the_model_that_its_metadata_name():
                 warnings.simplefilter("error")
                 model = timm.create_model(f"{name}.{tag}", pretrained=True)
             assert isinstance(model, torch.nn.Module)
+
+
+def test_metadata_of_a_much_larger_model_are_refused_before_it_is_built():
+    tensors = create("metaformer_raft_nano").state_dict()
+    args = {key: list(value) for key, value in TINY.items()}
+    check_described_size(ModelMetadata(model="metaformer_raft_nano", model_args=args), tensors, "a.safetensors")
+    check_described_size(ModelMetadata(model="vit_huge_patch14_224"), tensors, "a.safetensors")  # left to timm
+    large = ModelMetadata(model="metaformer_raft_nano", model_args=args, img_size=8192)
+    with pytest.raises(
+        ValueError, match=r"a.safetensors: its metadata describe a metaformer_raft_nano of [0-9,]{9,} val"
+    ):
+        check_described_size(large, tensors, "a.safetensors")
