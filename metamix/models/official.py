@@ -68,6 +68,7 @@ def poolformer(
     init_cfg: None = None,
     pretrained: None = None,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of the authors' `PoolFormer`."""
     if len(mlp_ratios) < len(layers):
         refuse("mlp_ratios", mlp_ratios, f"one ratio for each of the {len(layers)} stages")
     if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
@@ -118,6 +119,7 @@ def timm_poolformer(
     output_norm: type[nn.Module] = LayerNorm2d,
     use_mlp_head: bool = False,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of timm's `MetaFormer` with pooling."""
     # The defaults are those of timm's poolformer_*: timm's MetaFormer class has other models too.
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("mlp_bias", mlp_bias, [True], "True")
@@ -160,6 +162,7 @@ def raft_mlp(
     embedding_type: str = "emb_cross_mlp",
     shortcut: bool = True,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of the authors' `RaftMLP`."""
     accept("token_mixing_type", token_mixing_type, ["ser_pm"], "'ser_pm', vertical then horizontal")
     accept("embedding_type", embedding_type, ["emb_cross_mlp", "emb_mixer"], "'emb_cross_mlp' or 'emb_mixer'")
     cross = embedding_type == "emb_cross_mlp"
@@ -212,6 +215,7 @@ def wave_mix(
     patch_size: int = 4,
     stride: int = 2,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of the authors' `WaveMix` classifier."""
     accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
     model = wavemix(
         "wavemix_192_16",
@@ -244,6 +248,7 @@ def nin_former(
     num_layers: int = 4,
     dropout: float = 0.5,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of the author's `NiNformer`."""
     tokens = (image_size // patch_size) ** 2
     accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
     model = ninformer(
@@ -274,6 +279,7 @@ def maxim_mab(
     use_bias: bool = True,
     dropout_rate: float = 0.0,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     accept("use_bias", use_bias, [True], "True")
     accept(
         "dropout_rate", dropout_rate, [0], "0, as in all published models: its gated MLPs have dropouts of their own"

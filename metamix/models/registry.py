@@ -52,8 +52,8 @@ def build(
 ) -> nn.Module:
     """Build `MetaFormer(**kwargs)` through timm, which adds configurations, weights and `features_only`.
 
-    Without `img_size` the model is made for the images that its weights were trained on. The features of a pyramid are
-    those of all stages, those of an isotropic model the last three blocks'.
+    Without `img_size` the model is made for the images that its weights were trained on. Features are taken after all
+    stages of a pyramid, and after the last three blocks of an isotropic model.
 
     Args:
         name: registered name, with which timm finds configurations and weights.
@@ -67,7 +67,7 @@ def build(
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if overlay.get("file"):
+    if overlay.get("file"):  # a file of ours says which images and classes it was trained on
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     kwargs.setdefault("img_size", cfg.input_size[-2:])
@@ -86,7 +86,7 @@ def build(
         feature_cfg=dict(
             out_indices=len(depths) if len(depths) > 1 else min(3, depths[0]),
             feature_cls="getter",
-            flatten_sequential=len(depths) > 1,  # for "list" and "dict", which find no blocks and miss positions
+            flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
         ),
         **kwargs,
     )
