@@ -93,14 +93,15 @@ def memory_table() -> str:
 
 def scaling_table() -> str:
     """Make the table of how time and memory grow with the number of pixels."""
+    machine, curves = json.loads((RESULTS / "scaling.json").read_text())["machine"], scaling_curves()
     rows = [
         [f"`{mixer}`", f"{curve['ms'][0]:.0f} ms", f"{curve['ms'][-1]:.0f} ms", f"{curve['mib'][-1]:.0f} MiB"]
         + [f"{curve['time']:.2f}", f"{curve['memory']:.2f}"]
-        for mixer, curve in scaling_curves().items()
+        for mixer, curve in curves.items()
     ]
-    sizes = next(iter(scaling_curves().values()))["sizes"]
+    sizes = next(iter(curves.values()))["sizes"]
     header = ["s12 with", f"{sizes[0]} px", f"{sizes[-1]} px", f"memory at {sizes[-1]} px"]
-    return table([*header, "exponent of time", "exponent of memory"], rows)
+    return f"Measured {where(machine)}.\n\n{table([*header, 'exponent of time', 'exponent of memory'], rows)}"
 
 
 def scaling_curves() -> dict[str, dict]:
