@@ -4,9 +4,9 @@
     python -m benchmarks.ship_weights RUN --tag cifar10 --data-name "CIFAR-10, JPEG copy" --spread SHORT SHORT SHORT
     python -m benchmarks.ship_weights weights/NAME.TAG.json --spread SHORT SHORT SHORT
 
-RUN is the folder of the run whose weights are shipped. `--spread` names runs of one recipe with different seeds; they may
-be shorter than RUN, and the card says how they differ. The third form replaces the spread of weights that are shipped
-already.
+RUN is the folder of the run whose weights are shipped. `--spread` names runs of one recipe with different seeds; they
+may be shorter than RUN, and the card says how they differ. The third form replaces the spread of weights that are
+shipped already.
 
 Tensors are stored in float16 if that changes the test accuracy by less than a tenth of its standard error, else in
 float32. The accuracy on the card is that of the stored tensors, computed in float32. `benchmarks.measure.weights_speed`

@@ -61,8 +61,8 @@ MODELS = {
 def make_row(name: str, mode: str, precision: str, found: dict[str, dict]) -> dict:
     """Make the result row of a model.
 
-    `ratio` is the authors' time over ours: of their code in this run if it ran, else of their time on the other machine,
-    rescaled by the speed of the reference here.
+    `ratio` is the authors' time over ours. Their time is that of their code in this run if it ran, else that on the
+    other machine, rescaled by the speed of the reference here.
     """
     model, ours, here = MODELS[name], found[name], found[REFERENCE]["ms"]
     elsewhere = model.milliseconds[mode, precision]

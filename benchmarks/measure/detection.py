@@ -18,7 +18,8 @@ from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
 FILE, PICTURE = RESULTS / "detection.json", IMAGES / "detection.jpg"
-KEPT = "model data AP AP50 AP75 parameters samples epochs steps seconds weights seed commit versions".split()
+KEPT = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds")
+KEPT += ("weights", "seed", "commit", "versions")
 
 
 def add(results: dict, run: Path) -> None:

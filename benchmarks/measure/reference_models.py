@@ -1,4 +1,4 @@
-"""Build models by name: any timm model, including ours, models of packages (`PEERS`) and the authors' own code (`AUTHORS`).
+"""Build models by name: timm's, ours, those of packages (`PEERS`) and the authors' own code (`AUTHORS`).
 
 The authors' code is read from clones: folders under the path given as --authors, named like their repositories. The
 constructor arguments are those that the golden tensors in tests/goldens were made with.

@@ -1,6 +1,6 @@
-"""Compare each model's speed with the limits of this machine, and find the ops that hold it back: results/roofline.json.
+"""Compare models with the limits of this machine and find the ops that hold them back: results/roofline.json.
 
-    python -m benchmarks.measure.roofline                                the s12 of each mixer, both modes and precisions
+    python -m benchmarks.measure.roofline          the s12 of each mixer, both modes and precisions
     python -m benchmarks.measure.roofline --models ninformer_cifar --batch 128 --size 32 --ops 20 --output nin.json
 
 The limits are measured in turns with the model: a matrix product, the same product as a 1x1 convolution, a 3x3
@@ -257,8 +257,10 @@ def print_row(row: dict, ops: int) -> None:
     )
     header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of limit", "lost, ms", "shapes that lose most"]
     lines = [
-        [op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}", f"{op['gflops']:.0f}"]
-        + [f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]]
+        [
+            *(op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}", f"{op['gflops']:.0f}"),
+            *(f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]),
+        ]
         for op in row["ops"][:ops]
     ]
     print(table(header, lines), flush=True)

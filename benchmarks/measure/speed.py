@@ -3,8 +3,8 @@
     python -m benchmarks.measure.speed
     python -m benchmarks.measure.speed --models metaformer_raft_s12,poolformer_s12,mixer_b16_224,convmixer_768_10
 
-`--models` takes any timm model, including ours, and the models of benchmarks/measure/reference_models.py. The default is
-the s12 model of each mixer and models of about the same cost. Results are merged into results/speed.json.
+`--models` takes any timm model, including ours, and the models of benchmarks/measure/reference_models.py. The default
+is the s12 model of each mixer and models of about the same cost. Results are merged into results/speed.json.
 
 Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is that of
 three training steps in a new process, above what it held after its imports.

@@ -3,8 +3,8 @@
 The speed of one machine drifts by 10 % and more from one minute to the next. So models that are compared take turns in
 one process, and a comparison is the ratio of two medians over the same turns.
 
-Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may return
-large freed blocks to the system, which clears their pages again: a third of the time of fp32 inference of
+Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
+return large freed blocks to the system, which clears their pages again: a third of the time of fp32 inference of
 poolformer_s12. Peak memory is measured in other processes, which do not keep it.
 """
 

@@ -3,18 +3,18 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
-`--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast: these
-images, and 256-pixel JPEG files made of them. Each library augments by its defaults: ours pads and crops, timm crops by
-area, both flip.
+`--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
+these images, and 256-pixel JPEG files made of them. Each library augments by its defaults:
+ours pads and crops, timm crops by area, both flip.
 
     ours     the loop of train.py with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, memory kept) on one random batch
     timm     a loop of timm's parts, in the order of its training script
     script   timm's training script, by the speeds that it prints; it runs alone, after the others
 
-Each loop is a process of its own, because a part of its speed is what it sets for its process. The loops take turns of a
-few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its imports,
-and what its loader's workers hold for themselves.
+Each loop is a process of its own, because a part of its speed is what it sets for its process. The loops take turns
+of a few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its
+imports, and what its loader's workers hold for themselves.
 """
 
 import argparse

@@ -84,9 +84,9 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
     card, samples = cards[0], cards[0]["samples"]
     error = max(standard_error(card["top1"], card["samples"]["test"]) for card in cards)
     said = [
-        f"Data: {card['data']}, {samples['train']:,} training and {samples['test']:,} test images of {image_size(card)} "
-        f"pixels in {card['pretrained_cfg']['num_classes']} classes. The test split was scored once, after training. Two "
-        f"standard errors of an accuracy are {2 * error:.2f} points."
+        f"Data: {card['data']}, {samples['train']:,} training and {samples['test']:,} test images of "
+        f"{image_size(card)} pixels in {card['pretrained_cfg']['num_classes']} classes. The test split was scored "
+        f"once, after training. Two standard errors of an accuracy are {2 * error:.2f} points."
     ]
     if differing := varying([c["recipe"] for c in cards]):
         said.append(f"The recipes differ in {', '.join(f'`{key}`' for key in differing)}; see the cards.")
@@ -105,9 +105,9 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
     if cost := card.get("cost"):
         said.append(
             f"Speed: median of interleaved steps{', in brackets relative to identity' if relative else ''}, on "
-            f"{cost['cpu']} with {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']} random "
-            f"images; a training step is forward, backward and an SGD update. Memory: what training / inference adds to "
-            f"a process that holds torch and the model."
+            f"{cost['cpu']} with {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']} "
+            f"random images; a training step is forward, backward and an SGD update. Memory: what training / inference "
+            f"adds to a process that holds torch and the model."
         )
     return wrap(" ".join(said))
 

@@ -22,9 +22,9 @@ def render(results: dict) -> str:
         size, minutes = f"{row['parameters'] / 1e6:.2f} M", f"{row['seconds'] / 60:.0f}"
         cells.append([f"`{mixer_of(row['model'])}`", *(f"{score:.1f}" for score in scores), size, minutes])
     note = (
-        f"RetinaNet on `metaformer_<mixer>_{rows[0]['model'].split('_')[-1]}`, trained from scratch on {samples['train']} "
-        f"images and tested on {samples['test']}: {recipe['epochs']} epochs, one seed, images of {recipe['max_size']}x"
-        f"{recipe['min_size']} pixels. COCO scores in percent; minutes of training."
+        f"RetinaNet on `metaformer_<mixer>_{rows[0]['model'].split('_')[-1]}`, trained from scratch on "
+        f"{samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, one seed, "
+        f"images of {recipe['max_size']}x{recipe['min_size']} pixels. COCO scores in percent; minutes of training."
     )
     return f"{table(header, cells)}\n\n{wrap(note)}"
 

@@ -38,10 +38,10 @@ def render(results: dict) -> str:
         rows.append(cells)
     columns = [f"{title}, {what}" for title in DATA.values() for what in ("parameters", "ours, %", "reproduction, %")]
     said = [
-        "Test accuracy after the last epoch, one seed. Full: query, key, value and projection. Collapsed: query and key "
-        "are one matrix. Minimal: collapsed, without value and projection. Symmetric: query and key are one Cholesky "
-        "factor. The reproduction is a third party's: post-norm, a class token, 100 epochs of Adam at 1e-3, batches of "
-        "64, no augmentation. Ours has a norm before each half and averages over tokens."
+        "Test accuracy after the last epoch, one seed. Full: query, key, value and projection. Collapsed: query and "
+        "key are one matrix. Minimal: collapsed, without value and projection. Symmetric: query and key are one "
+        "Cholesky factor. The reproduction is a third party's: post-norm, a class token, 100 epochs of Adam at 1e-3, "
+        "batches of 64, no augmentation. Ours has a norm before each half and averages over tokens."
     ]
     for data, found in results.items():
         recipe = found["recipe"]

@@ -95,8 +95,10 @@ def scaling_table() -> str:
     """Make the table of how time and memory grow with the number of pixels."""
     machine, curves = json.loads((RESULTS / "scaling.json").read_text())["machine"], scaling_curves()
     rows = [
-        [f"`{mixer}`", f"{curve['ms'][0]:.0f} ms", f"{curve['ms'][-1]:.0f} ms", f"{curve['mib'][-1]:.0f} MiB"]
-        + [f"{curve['time']:.2f}", f"{curve['memory']:.2f}"]
+        [
+            *(f"`{mixer}`", f"{curve['ms'][0]:.0f} ms", f"{curve['ms'][-1]:.0f} ms", f"{curve['mib'][-1]:.0f} MiB"),
+            *(f"{curve['time']:.2f}", f"{curve['memory']:.2f}"),
+        ]
         for mixer, curve in curves.items()
     ]
     sizes = next(iter(curves.values()))["sizes"]
