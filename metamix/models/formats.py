@@ -125,16 +125,19 @@ def raftmlp_layout(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Te
 
 # WaveMix, Jeevan et al. 2022: github.com/pranavphoenix/WaveMix, its classifier
 
-WAVEMIX_NAMES = (
-    (r"^head\.", "pool.2."),
-    (r"^stem\.", "conv."),
-    (r"^stages\.0\.blocks\.(\d+)\.mixer\.", r"layers.\1."),
+WAVEMIX_BLOCK_NAMES = (
     (r"\.reduce\.", ".reduction."),
     (r"\.levels\.(\d+)\.", lambda m: f".feedforward{int(m[1]) + 1}."),
     (r"\.fc1\.", ".0."),
     (r"\.fc2\.", ".3."),
     (r"\.up\.", ".4."),
     (r"\.norm\.", ".5."),
+)
+WAVEMIX_NAMES = (
+    (r"^head\.", "pool.2."),
+    (r"^stem\.", "conv."),
+    (r"^stages\.0\.blocks\.(\d+)\.mixer\.", r"layers.\1."),
+    *WAVEMIX_BLOCK_NAMES,
 )
 
 
@@ -150,6 +153,28 @@ def wavemix_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
 
 WAVEMIX = Format(WAVEMIX_NAMES, wavemix_layout)
 WAVEMIX_ONE_LEVEL = Format(((r"\.levels\.0\.", ".feedforward."), *WAVEMIX_NAMES), wavemix_layout)
+
+# WaveMix for super-resolution: their wavemix/sisr.py, and WaveMixSR of github.com/pranavphoenix/WaveMixSR
+
+SISR_NAMES = (
+    (r"^head\.", "expand."),
+    (r"^stem\.", "conv."),
+    (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+    *WAVEMIX_BLOCK_NAMES,
+)
+SISR = Format(SISR_NAMES, wavemix_layout)
+SISR_ONE_LEVEL = Format(((r"\.levels\.0\.", ".feedforward."), *SISR_NAMES), wavemix_layout)
+WAVEMIXSR = Format(
+    (
+        (r"\.levels\.0\.", ".feedforward."),
+        (r"^head\.", "final."),
+        (r"^stem\.0\.", "path1.1."),
+        (r"^stem\.1\.", "path1.2."),
+        (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+        *WAVEMIX_BLOCK_NAMES,
+    ),
+    wavemix_layout,
+)
 
 # NiNformer, Abdullah 2024: github.com/Abdullah-88/NiNformer
 

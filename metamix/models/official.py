@@ -25,17 +25,23 @@ from .formats import (
     MAXIM_MAB,
     NINFORMER,
     POOLFORMER,
+    SISR,
+    SISR_ONE_LEVEL,
     TIMM_POOLFORMER,
     WAVEMIX,
     WAVEMIX_ONE_LEVEL,
+    WAVEMIXSR,
     Format,
     raftmlp_format,
 )
+from .maxim import MaximUNet
+from .maxim_format import maxim_format
 from .metaformer import Block, ConvEmbed
 from .metaformer_family import metaformer
 from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp
 from .wavemix import wavemix
+from .wavemix_dense import WaveMixSisr, WaveMixSR
 from .weights import check_state, unwrap
 
 ModelAndFormat = tuple[nn.Module, Format]
@@ -232,6 +238,41 @@ def wave_mix(
     return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX
 
 
+# WaveMix for super-resolution: their wavemix/sisr.py, and WaveMixSR of github.com/pranavphoenix/WaveMixSR
+
+
+def wavemix_superresolution(
+    state: Mapping[str, Tensor],
+    *,
+    depth: int = 4,
+    mult: int = 2,
+    ff_channel: int = 144,
+    final_dim: int = 144,
+    dropout: float = 0.0,
+    level: int = 1,
+) -> ModelAndFormat:
+    model = WaveMixSisr(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=dropout)
+    return model, SISR_ONE_LEVEL if level == 1 else SISR
+
+
+def wavemixsr(
+    state: Mapping[str, Tensor],
+    *,
+    depth: int = 4,
+    mult: int = 1,
+    ff_channel: int = 144,
+    final_dim: int = 144,
+    dropout: float = 0.3,
+    scale_factor: int = 2,
+    mode: str = "bilinear",
+) -> ModelAndFormat:
+    # The last two are those of nn.Upsample, for which their constructor has no arguments.
+    model = WaveMixSR(
+        scale_factor, dim=final_dim, depth=depth, mult=mult, ff_channel=ff_channel, proj_drop=dropout, mode=mode
+    )
+    return model, WAVEMIXSR
+
+
 # NiNformer, Abdullah 2024: github.com/Abdullah-88/NiNformer
 
 
@@ -312,6 +353,75 @@ def maxim_mab(
     return model, MAXIM_MAB
 
 
+# MAXIM, the whole network
+
+
+def maxim(
+    state: Mapping[str, Tensor],
+    *,
+    variant: str | None = None,
+    features: int | None = None,
+    depth: int | None = None,
+    num_stages: int | None = None,
+    num_groups: int | None = None,
+    use_bias: bool = True,
+    num_supervision_scales: int = 1,
+    lrelu_slope: float = 0.2,
+    use_global_mlp: bool = True,
+    use_cross_gating: bool = True,
+    high_res_stages: int = 2,
+    block_size_hr: tuple[int, int] = (16, 16),
+    block_size_lr: tuple[int, int] = (8, 8),
+    grid_size_hr: tuple[int, int] = (16, 16),
+    grid_size_lr: tuple[int, int] = (8, 8),
+    num_bottleneck_blocks: int | None = None,
+    block_gmlp_factor: int = 2,
+    grid_gmlp_factor: int = 2,
+    input_proj_factor: int = 2,
+    channels_reduction: int = 4,
+    num_outputs: int = 3,
+    dropout_rate: float = 0.0,
+) -> ModelAndFormat:
+    accept("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
+    accept("use_bias", use_bias, [True], "True")
+    accept("dropout_rate", dropout_rate, [0], "0, as in all published models")
+    accept("num_outputs", num_outputs, [3], "3, as in all published models, whose output is the image plus a residual")
+    accept("lrelu_slope", lrelu_slope, [0.2], "0.2, the slope in their layers, to which theirs does not pass it on")
+    same = [block_size_lr, tuple(block_size_lr), list(block_size_lr)]
+    accept("grid_size_lr", grid_size_lr, same, f"{tuple(block_size_lr)}, block_size_lr, which theirs uses in its place")
+    given = dict(
+        features=features,
+        depth=depth,
+        num_stages=num_stages,
+        num_groups=num_groups,
+        num_bottleneck_blocks=num_bottleneck_blocks,
+    )
+    # What the caller leaves out has the variant's value, or without a variant that of their class.
+    default = MAXIM_VARIANTS[variant] if variant else MAXIM_CLASS
+    model = MaximUNet(
+        **{name: default[name] if value is None else value for name, value in given.items()},
+        num_supervision_scales=num_supervision_scales,
+        high_res_stages=high_res_stages,
+        block_size_hr=tuple(block_size_hr),
+        grid_size_hr=tuple(grid_size_hr),
+        block_size_lr=tuple(block_size_lr),
+        block_gmlp_factor=block_gmlp_factor,
+        grid_gmlp_factor=grid_gmlp_factor,
+        input_proj_factor=input_proj_factor,
+        channels_reduction=channels_reduction,
+        use_global_mlp=use_global_mlp,
+        use_cross_gating=use_cross_gating,
+    )
+    return model, maxim_format(model, state)
+
+
+MAXIM_CLASS = dict(features=64, depth=3, num_stages=2, num_groups=1, num_bottleneck_blocks=1)
+MAXIM_VARIANTS = {
+    f"{size}-{stages}": dict(features=features, depth=3, num_stages=stages, num_groups=2, num_bottleneck_blocks=2)
+    for size, features in (("S", 32), ("M", 64))
+    for stages in (1, 2, 3)
+}
+
 SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "poolformer": poolformer,
     "timm_poolformer": timm_poolformer,
@@ -319,6 +429,9 @@ SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "wavemix": wave_mix,
     "ninformer": nin_former,
     "maxim_mab": maxim_mab,
+    "maxim": maxim,
+    "wavemix_superresolution": wavemix_superresolution,
+    "wavemixsr": wavemixsr,
 }
 
 
@@ -359,6 +472,12 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     One multi-axis layer of MAXIM with its norm and its residual. Its width follows from the arrays::
 
         load_official("maxim_mab", params, block_size=(16, 16), grid_size=(16, 16))
+
+    Networks that return images: MAXIM from its flax tree or its .npz file, and WaveMix for super-resolution::
+
+        load_official("maxim", np.load("checkpoint.npz"), variant="S-3", num_supervision_scales=3)
+        load_official("wavemix_superresolution", state, depth=4, final_dim=144, ff_channel=144)
+        load_official("wavemixsr", state, scale_factor=2)
     """
     if source not in SOURCES:
         raise ValueError(f"Unknown source {source!r}{nearest(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
@@ -377,7 +496,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         raise ValueError(
             f"state_dict is a {type(state_dict).__name__}; give tensors by name, what torch.load of the file returns."
         )
-    state = flatten(unwrap(state_dict))
+    state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = build(state, **constructor)
     given, unknown = layout.translate(state, model)
     check_state(given, model.state_dict(), unknown, f"the {source} of these arguments", layout.name)
@@ -393,6 +512,18 @@ def accept(argument: str, given: Any, accepted: Sequence, words: str) -> None:
 
 def refuse(argument: str, given: Any, words: str) -> NoReturn:
     raise ValueError(f"{argument} is {given!r}, which our model cannot honour. Accepted: {words}.")
+
+
+def flax_parameters(state: Mapping) -> Mapping:
+    """Return the parameters of a flax checkpoint, without the optimizer's state; other mappings as they are.
+
+    MAXIM's files have names such as "opt/target/stage_0_input_conv_0/kernel"; a nested tree has opt, then target.
+    """
+    prefix = "opt/target/"
+    names = [key for key in state if key.startswith(prefix)]
+    if names:
+        return {key.removeprefix(prefix): state[key] for key in names}  # an .npz file reads these arrays alone
+    return state["opt"]["target"] if "opt" in state else state
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:

@@ -1,0 +1,582 @@
+"""The restoration network of MAXIM: "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), figure 2.
+
+A stage is a UNet. Level i of its `depth` levels has maps of 2^i f channels at 1 / 2^i of the image's height and width;
+the image itself, shrunk, enters and leaves at each of the finest `num_supervision_scales` levels.
+
+    inputs      x_i   = Conv3x3(image_i)
+    encoder     e_i   = Blocks(concat(d_(i-1), x_i)),     d_i = Conv4x4, stride 2 (e_i)          fine to coarse
+    bottleneck  z     = Blocks(... Blocks(d_last))
+    skips       s_i, z = CrossGating(concat_j(Rescale(e_j)), z)                                  coarse to fine
+    decoder     y_i   = Blocks(concat(Up(y_(i+1)), concat_j(Rescale(s_j)))),  y_depth = z        coarse to fine
+    outputs     image_i + Conv3x3(y_i)
+
+    Blocks(x)   = c + G(... G(c)),  c = Conv1x1(x),  G(x) = Rcab(x + MultiAxisGmlp(norm(x)))     Rdcab in the bottleneck
+
+A stage but the last has a supervised attention module (SAM) for an output. The next stage gates its inputs with the
+SAM's features, and its encoder's maps with the sum e_i + y_i of the stage before.
+
+Departures from the authors' code, none of which changes a number: a map that is to be enlarged goes through its 1x1
+convolution first, which is up to 16 times less work; levels below `high_res_stages` have grids of `block_size_lr`,
+since that is what the code does with `grid_size_lr`. Their arguments use_bias and dropout_rate are left out: all
+published models have biases and no dropout.
+
+Cost: linear in the number of pixels.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from metamix.layers import Conv2d, Mlp, parse_size
+from metamix.mixers import Maxim
+
+from .image_inference import crop, local_mean, pad_by_reflection
+
+# Where the kh x kw tokens of a set lie on the map: side by side, or one in each of kh x kw cells.
+BLOCK = "(nh kh) (nw kw)"
+GRID = "(kh nh) (kw nw)"
+Norm = partial(LayerNorm2d, eps=1e-6)
+Gelu = partial(nn.GELU, approximate="tanh")
+Conv1x1 = partial(nn.Conv2d, kernel_size=1)
+Conv3x3 = partial(Conv2d, kernel_size=3, padding=1)
+Down = partial(Conv2d, kernel_size=4, stride=2, padding=1)
+Up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Channels of the maps at one resolution, and the token sets that its spatial linear maps mix."""
+
+    dim: int
+    block_size: tuple[int, int]
+    grid_size: tuple[int, int]
+
+
+class Carried(NamedTuple):
+    """What a stage hands to the next."""
+
+    sams: list[Tensor]  # features of the supervised attention modules, by level
+    encoded: list[Tensor]  # maps of the encoder, by level
+    decoded: list[Tensor]  # maps of the decoder, by level
+
+
+class MaximUNet(nn.Module):
+    """Restore images: (B, in_chans, H, W) -> the same shape.
+
+    In evaluation any H and W of at least 1 will do: images are padded by reflection to multiples of `multiple`, then
+    cropped. In training and in an exported graph H and W are such multiples. In training the result is a list of
+    images: those of the first stage from the coarsest scale to the finest, then those of the next stage. The last of
+    the list is the restored image.
+
+    Args:
+        in_chans: image channels.
+        features: f, channels of the finest level.
+        depth: levels of each UNet.
+        num_stages: UNets.
+        num_groups: pairs of multi-axis gMLP and channel attention in each block.
+        num_bottleneck_blocks: blocks of the bottleneck.
+        num_supervision_scales: finest levels at which images enter and leave, 1 to `depth`.
+        high_res_stages: finest levels with the block and grid sizes `_hr`.
+        block_size_hr, grid_size_hr: of those levels, (height, width) or one number.
+        block_size_lr: block and grid size of the other levels and the bottleneck.
+        input_proj_factor, block_gmlp_factor, grid_gmlp_factor: of the mixer, see `metamix.mixers.Maxim`.
+        channels_reduction: channels over hidden channels of channel attention.
+        use_global_mlp: put multi-axis gMLPs into encoder and decoder; the bottleneck always has them.
+        use_cross_gating: gate inputs and skips; else convolve them. Later stages' encoders are always gated.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        *,
+        features: int = 32,
+        depth: int = 3,
+        num_stages: int = 1,
+        num_groups: int = 2,
+        num_bottleneck_blocks: int = 2,
+        num_supervision_scales: int = 3,
+        high_res_stages: int = 2,
+        block_size_hr: int | tuple[int, int] = 16,
+        grid_size_hr: int | tuple[int, int] = 16,
+        block_size_lr: int | tuple[int, int] = 8,
+        input_proj_factor: int = 2,
+        block_gmlp_factor: int = 2,
+        grid_gmlp_factor: int = 2,
+        channels_reduction: int = 4,
+        use_global_mlp: bool = True,
+        use_cross_gating: bool = True,
+    ):
+        super().__init__()
+        counts = dict(
+            in_chans=in_chans, features=features, depth=depth, num_stages=num_stages, num_groups=num_groups,
+            num_bottleneck_blocks=num_bottleneck_blocks, channels_reduction=channels_reduction,
+        )  # fmt: skip
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}: give 1 or more.")
+        if not 1 <= num_supervision_scales <= depth:
+            raise ValueError(f"num_supervision_scales is {num_supervision_scales}: give 1 to {depth}, the depth.")
+        if channels_reduction > features:
+            raise ValueError(f"channels_reduction is {channels_reduction}: give at most {features}, the features.")
+        high = parse_size("block_size_hr", block_size_hr), parse_size("grid_size_hr", grid_size_hr)
+        low = (parse_size("block_size_lr", block_size_lr),) * 2
+        levels = [Level(2**i * features, *(high if i < high_res_stages else low)) for i in range(depth)]
+        bottleneck = Level(2 ** (depth - 1) * features, *low)
+        blocks = partial(
+            Blocks,
+            num_groups=num_groups,
+            reduction=channels_reduction,
+            block_gmlp_factor=block_gmlp_factor,
+            grid_gmlp_factor=grid_gmlp_factor,
+        )
+        self.in_chans = in_chans
+        self.scale = 1
+        self.num_scales = num_supervision_scales
+        self.multiple = tuple(
+            math.lcm(*(2**i * math.lcm(b, g) for i, (b, g) in enumerate(sizes)))
+            for sizes in zip(*(zip(level.block_size, level.grid_size) for level in (*levels, bottleneck)))
+        )
+        self.stages = nn.ModuleList(
+            Stage(
+                levels,
+                in_chans=in_chans,
+                scales=num_supervision_scales,
+                first=i == 0,
+                last=i == num_stages - 1,
+                cross_gating=use_cross_gating,
+                encoder=partial(blocks, global_mlp=use_global_mlp, input_proj_factor=input_proj_factor),
+                decoder=partial(blocks, global_mlp=use_global_mlp),  # the authors give it no input_proj_factor
+                bottleneck=nn.Sequential(
+                    *(
+                        blocks(down, bottleneck, attention=Rdcab, input_proj_factor=input_proj_factor)
+                        for down in [levels[-1].dim] + [bottleneck.dim] * (num_bottleneck_blocks - 1)
+                    )
+                ),
+            )
+            for i in range(num_stages)
+        )
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        if self.training:
+            return [restored for stage in self.forward_stages(images) for restored in stage]
+        if torch.compiler.is_exporting():  # which cannot prove what the levels need of a padded size
+            return self.forward_stages(images)[-1][-1]
+        x, start = pad_by_reflection(images, self.multiple)
+        return crop(self.forward_stages(x)[-1][-1], start, images.shape[-2:])
+
+    def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
+        """Return the restored images of each stage, from the coarsest scale to the finest.
+
+        Args:
+            images: (B, in_chans, H, W) with H and W multiples of `multiple`.
+        """
+        (h, w), (mh, mw) = images.shape[-2:], self.multiple
+        if h % mh or w % mw:
+            raise ValueError(
+                f"Images of {h} x {w}: {type(self).__name__} trains on multiples of {mh} x {mw}: crop or pad them."
+            )
+        scales = [shrink_image(images, 2**i) for i in range(self.num_scales)]  # (B, in_chans, H / 2^i, W / 2^i)
+        outputs, carried = [], None
+        for stage in self.stages:
+            restored, carried = stage(scales, carried)
+            outputs.append(restored[::-1])
+        return outputs
+
+    def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
+        """Average over windows in channel attention, as wide as the training crops, in place of the whole image.
+
+        Channel attention that learned the means of crops meets other means in a whole image (arXiv 2112.04491).
+
+        Args:
+            size: (height, width) of the training crops in pixels, or one number; None for the whole image.
+        """
+        window = parse_size("size", size) if size is not None else None
+        for stage in self.stages:
+            parts = [*enumerate(stage.encoder.blocks), *enumerate(stage.decoder.blocks)]
+            for i, part in [*parts, (len(stage.encoder.blocks), stage.bottleneck)]:
+                for module in part.modules():
+                    if isinstance(module, ChannelAttention):
+                        module.window = window and tuple(max(n >> i, 1) for n in window)
+
+
+class Stage(nn.Module):
+    """One UNet. `encoder` and `decoder` build `Blocks`; images and maps go by level, the finest first."""
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        *,
+        in_chans: int,
+        scales: int,
+        first: bool,
+        last: bool,
+        cross_gating: bool,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        bottleneck: nn.Module,
+    ):
+        super().__init__()
+        self.inputs = Inputs(levels[:scales], in_chans, fuse=not first, cross_gating=cross_gating)
+        self.encoder = Encoder(levels, scales, encoder, gate=not first)
+        self.bottleneck = bottleneck
+        self.skips = Skips(levels, cross_gating)
+        self.decoder = Decoder(levels, decoder)
+        output = OutputConv if last else Sam
+        self.outputs = nn.ModuleList(output(level.dim, in_chans) for level in levels[:scales])
+
+    def forward(self, images: list[Tensor], carried: Carried | None) -> tuple[list[Tensor], Carried]:
+        inputs = self.inputs(images, carried)
+        encoded, x = self.encoder(inputs, carried)
+        x = self.bottleneck(x)  # (B, 2^(depth-1) f, H / 2^depth, W / 2^depth)
+        decoded = self.decoder(x, self.skips(encoded, x))
+        sams, restored = zip(*(out(y, image) for out, y, image in zip(self.outputs, decoded, images)))
+        return list(restored), Carried(list(sams), encoded, decoded)
+
+
+class Inputs(nn.Module):
+    """Convolve the image of each scale; fuse it with the features from the stage before, if there is one."""
+
+    def __init__(self, levels: Sequence[Level], in_chans: int, *, fuse: bool, cross_gating: bool):
+        super().__init__()
+        self.convs = nn.ModuleList(Conv3x3(in_chans, level.dim) for level in levels)
+        self.fuse = nn.ModuleList()
+        if fuse:
+            make = CrossGating if cross_gating else ConcatConv
+            self.fuse.extend(make(level.dim, level.dim, level) for level in levels)
+
+    def forward(self, images: list[Tensor], carried: Carried | None) -> list[Tensor]:
+        inputs = [conv(image) for conv, image in zip(self.convs, images)]  # (B, 2^i f, H / 2^i, W / 2^i)
+        if carried is None:
+            return inputs
+        return [fuse(x, sam)[0] for fuse, x, sam in zip(self.fuse, inputs, carried.sams)]
+
+
+class Encoder(nn.Module):
+    """From the finest level down: the map of each level, and the coarsest one shrunk once more."""
+
+    def __init__(self, levels: Sequence[Level], scales: int, blocks: Callable[..., nn.Module], *, gate: bool):
+        super().__init__()
+        dims = [level.dim for level in levels]
+        before = [dims[0], *dims[:-1]]  # channels that come from the level above
+        self.blocks = nn.ModuleList(
+            blocks(before[i] + (dims[i] if i < scales else 0), level) for i, level in enumerate(levels)
+        )
+        self.gates = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels) if gate else None
+        self.downs = nn.ModuleList(Down(dim, dim) for dim in dims)
+
+    def forward(self, inputs: list[Tensor], carried: Carried | None) -> tuple[list[Tensor], Tensor]:
+        x, encoded = inputs[0], []
+        for i, (blocks, down) in enumerate(zip(self.blocks, self.downs)):
+            e = blocks(x, *inputs[i : i + 1])  # (B, 2^i f, H / 2^i, W / 2^i)
+            if carried is not None:
+                e, _ = self.gates[i](e, carried.encoded[i] + carried.decoded[i])
+            encoded.append(e)
+            x = down(e)  # (B, 2^i f, H / 2^(i+1), W / 2^(i+1))
+        return encoded, x
+
+
+class Skips(nn.Module):
+    """Fuse the encoder's maps of all levels at each level; gate them with the bottleneck's map, which grows upwards."""
+
+    def __init__(self, levels: Sequence[Level], cross_gating: bool):
+        super().__init__()
+        dims = [level.dim for level in levels]
+        below = [*dims[1:], dims[-1]]
+        self.rescales = rescales(dims)
+        self.gates = nn.ModuleList(
+            CrossGating(len(dims) * level.dim, below[i], level, upsample_y=True)
+            if cross_gating
+            else ConvSkip(len(dims) * level.dim, level.dim)
+            for i, level in enumerate(levels)
+        )
+
+    def forward(self, encoded: list[Tensor], x: Tensor) -> list[Tensor]:
+        skips = []
+        for rescale, gate in zip(reversed(self.rescales), reversed(self.gates)):
+            maps = torch.cat([r(e) for r, e in zip(rescale, encoded)], dim=1)  # (B, depth 2^i f, H / 2^i, W / 2^i)
+            skip, x = gate(maps, x)
+            skips.append(skip)
+        return skips[::-1]
+
+
+class Decoder(nn.Module):
+    """From the bottleneck up: the map of each level from the one below and the skips of all levels."""
+
+    def __init__(self, levels: Sequence[Level], blocks: Callable[..., nn.Module]):
+        super().__init__()
+        dims = [level.dim for level in levels]
+        below = [*dims[1:], dims[-1]]
+        self.ups = nn.ModuleList(Up(a, b) for a, b in zip(below, dims))
+        self.rescales = rescales(dims)
+        self.blocks = nn.ModuleList(blocks((1 + len(dims)) * level.dim, level) for level in levels)
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
+        decoded = []
+        for up, rescale, blocks in zip(*map(reversed, (self.ups, self.rescales, self.blocks))):
+            x = blocks(up(x), *(r(skip) for r, skip in zip(reversed(rescale), reversed(skips))))
+            decoded.append(x)  # (B, 2^i f, H / 2^i, W / 2^i)
+        return decoded[::-1]
+
+
+class Blocks(nn.Module):
+    """Groups of multi-axis gMLP and channel attention with a residual around all: (B, C, H, W) -> (B, dim, H, W).
+
+    The input is one map or several, concatenated to `in_dim` channels.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        level: Level,
+        *,
+        num_groups: int,
+        reduction: int,
+        attention: Callable[[int, int], nn.Module] | None = None,
+        global_mlp: bool = True,
+        **factors: int,
+    ):
+        super().__init__()
+        attention = attention or Rcab
+        self.proj = Conv1x1(in_dim, level.dim)
+        self.groups = nn.Sequential()
+        for _ in range(num_groups):
+            gmlp = [("gmlp", MultiAxisGmlp(level, **factors))] if global_mlp else []
+            self.groups.append(nn.Sequential(OrderedDict([*gmlp, ("attention", attention(level.dim, reduction))])))
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        x = self.proj(torch.cat(maps, dim=1))
+        return x + self.groups(x)
+
+
+class MultiAxisGmlp(nn.Module):
+    """x + mixer(norm(x)), (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, level: Level, **factors: int):
+        super().__init__()
+        self.norm = Norm(level.dim)
+        sets = dict(block_size=level.block_size, grid_size=level.grid_size)
+        self.mixer = Maxim(level.dim, size=level.block_size, **sets, **factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixer(self.norm(x))
+
+
+class Rcab(nn.Module):
+    """Residual channel attention block, (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, dim: int, reduction: int):
+        super().__init__()
+        self.norm = Norm(dim)
+        self.conv1 = Conv3x3(dim, dim)
+        self.act = nn.LeakyReLU(0.2)
+        self.conv2 = Conv3x3(dim, dim)
+        self.attention = ChannelAttention(dim, reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.conv2(self.act(self.conv1(self.norm(x)))))
+
+
+class Rdcab(nn.Module):
+    """Residual dense channel attention block, (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, dim: int, reduction: int):
+        super().__init__()
+        self.norm = Norm(dim)
+        self.mlp = Mlp(dim, dim, act_layer=Gelu)
+        self.attention = ChannelAttention(dim, reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.mlp(self.norm(x)))
+
+
+class ChannelAttention(nn.Module):
+    """x * sigmoid(MLP(mean(x))), (B, C, H, W) -> (B, C, H, W).
+
+    The mean is over the map, or over `window` = (height, width) around each pixel.
+    """
+
+    def __init__(self, dim: int, reduction: int):
+        super().__init__()
+        self.window: tuple[int, int] | None = None
+        self.fc1 = Conv1x1(dim, dim // reduction)
+        self.act = nn.ReLU()
+        self.fc2 = Conv1x1(dim // reduction, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = local_mean(x, self.window) if self.window else x.mean((2, 3), keepdim=True)
+        return x * self.fc2(self.act(self.fc1(mean))).sigmoid()
+
+
+class CrossGating(nn.Module):
+    """Let x gate y and y gate x: (B, x_dim, H, W), (B, y_dim, H, W) -> two maps (B, level.dim, H, W).
+
+    With `upsample_y`, y comes at half the height and width.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, level: Level, *, upsample_y: bool = False):
+        super().__init__()
+        dim = level.dim
+        self.up_y = Up(y_dim, dim) if upsample_y else nn.Identity()
+        self.proj_x, self.proj_y = Conv1x1(x_dim, dim), Conv1x1(dim if upsample_y else y_dim, dim)
+        self.norm_x, self.norm_y = Norm(dim), Norm(dim)
+        self.fc1_x, self.fc1_y = Conv1x1(dim, dim), Conv1x1(dim, dim)
+        self.act = Gelu()
+        self.gate_x, self.gate_y = SpatialGate(level), SpatialGate(level)
+        self.fc2_x, self.fc2_y = Conv1x1(dim, dim), Conv1x1(dim, dim)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.proj_x(x), self.proj_y(self.up_y(y))  # (B, dim, H, W)
+        u = self.act(self.fc1_x(self.norm_x(x)))
+        v = self.act(self.fc1_y(self.norm_y(y)))
+        y = y + self.fc2_y(v * self.gate_x(u))
+        x = x + y + self.fc2_x(u * self.gate_y(v))
+        return x, y
+
+
+class SpatialGate(nn.Module):
+    """Weights of a cross gate, fc2(concat(S_grid(u), S_block(v))) with u, v = split(gelu(fc1(norm(x)))).
+
+    S is a linear map over the tokens of a set, as in the mixer. (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, level: Level):
+        super().__init__()
+        self.level = level
+        self.norm = Norm(level.dim)
+        self.fc1 = Conv1x1(level.dim, 2 * level.dim)
+        self.act = Gelu()
+        self.grid, self.block = (
+            Conv1x1(math.prod(size), math.prod(size)) for size in (level.grid_size, level.block_size)
+        )
+        self.fc2 = Conv1x1(2 * level.dim, level.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)
+        u = mix_sets(u, self.grid, self.level.grid_size, GRID)
+        v = mix_sets(v, self.block, self.level.block_size, BLOCK)
+        return self.fc2(torch.cat([u, v], dim=1))
+
+
+def mix_sets(x: Tensor, linear: nn.Module, set_size: tuple[int, int], layout: str) -> Tensor:
+    """Apply `linear` to the tokens of each set, (B, C, H, W) -> (B, C, H, W)."""
+    (kh, kw), (h, w) = set_size, x.shape[-2:]
+    sizes = dict(kh=kh, kw=kw, nh=h // kh, nw=w // kw)
+    sets = linear(rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", **sizes))  # (B, tokens of a set, sets, C)
+    return rearrange(sets, f"b (kh kw) (nh nw) c -> b c {layout}", **sizes)
+
+
+class Sam(nn.Module):
+    """Supervised attention module: (B, C, H, W) and images -> features for the next stage, restored images."""
+
+    def __init__(self, dim: int, in_chans: int):
+        super().__init__()
+        self.features = Conv3x3(dim, dim)
+        self.residual = Conv3x3(dim, in_chans)
+        self.attention = Conv3x3(in_chans, dim)
+
+    def forward(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        restored = images + self.residual(x)
+        return x + self.features(x) * self.attention(restored).sigmoid(), restored
+
+
+class OutputConv(Conv2d):
+    """The last stage's output: (B, C, H, W) and images -> the features as they are, restored images."""
+
+    def __init__(self, dim: int, in_chans: int):
+        super().__init__(dim, in_chans, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        return x, images + super().forward(x)
+
+
+class ConcatConv(nn.Conv2d):
+    """Stands for `CrossGating` at the inputs where `use_cross_gating` is off: a 1x1 convolution of both maps."""
+
+    def __init__(self, x_dim: int, y_dim: int, level: Level):
+        super().__init__(x_dim + y_dim, level.dim, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(torch.cat([x, y], dim=1)), y
+
+
+class ConvSkip(nn.Module):
+    """Stands for `CrossGating` in the skips where `use_cross_gating` is off: convolutions of x alone."""
+
+    def __init__(self, x_dim: int, dim: int):
+        super().__init__()
+        self.conv1, self.conv2 = Conv1x1(x_dim, dim), Conv3x3(dim, dim)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv2(self.conv1(x)), y
+
+
+class Rescale(nn.Module):
+    """Resize a map bilinearly, then convolve 1x1: (B, in_dim, H, W) -> (B, dim, ratio H, ratio W)."""
+
+    def __init__(self, in_dim: int, dim: int, ratio: float):
+        super().__init__()
+        self.ratio = ratio
+        self.conv = Conv1x1(in_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The weights of a bilinear interpolation sum to 1, so it commutes with the convolution and its bias.
+        return resize_map(self.conv(x), self.ratio) if self.ratio > 1 else self.conv(resize_map(x, self.ratio))
+
+
+def rescales(dims: Sequence[int]) -> nn.ModuleList:
+    """Build `Rescale`s by target level i, then source level j."""
+    return nn.ModuleList(
+        nn.ModuleList(Rescale(source, target, 2.0 ** (j - i)) for j, source in enumerate(dims))
+        for i, target in enumerate(dims)
+    )
+
+
+def resize_map(x: Tensor, ratio: float) -> Tensor:
+    """Resize bilinearly, with antialiasing where the map shrinks: (B, C, H, W) -> (B, C, ratio H, ratio W)."""
+    (h, w), times = x.shape[-2:], round(max(ratio, 1 / ratio))
+    if ratio == 1:
+        return x
+    if ratio > 1:
+        return F.interpolate(x, size=(h * times, w * times), mode="bilinear", align_corners=False)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch 2.13 has no antialiasing in 16 bits on a CPU
+    small = F.interpolate(wide, size=(h // times, w // times), mode="bilinear", align_corners=False, antialias=True)
+    return small.to(x.dtype)
+
+
+def shrink_image(images: Tensor, factor: int) -> Tensor:
+    """Take one pixel of each cell of `factor` x `factor` pixels, the one right below the cell's centre.
+
+    The authors make the images of the coarser scales like this, with jax's nearest-neighbour resizing.
+    """
+    return images[..., factor // 2 :: factor, factor // 2 :: factor]
+
+
+def init_weights(model: nn.Module) -> None:
+    """Initialize as the authors: LeCun's normal; a normal of 0.02 in gMLPs, MLPs and spatial maps; biases 0 or 1."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            std = (module.in_channels * math.prod(module.kernel_size)) ** -0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)  # cut, so divided above
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, (Maxim, Mlp)):
+            for linear in module.modules():
+                if isinstance(linear, nn.Conv2d):
+                    nn.init.normal_(linear.weight, std=0.02)
+        elif isinstance(module, SpatialGate):
+            for spatial in (module.grid, module.block):
+                nn.init.normal_(spatial.weight, std=0.02)
+                nn.init.ones_(spatial.bias)

@@ -1,0 +1,175 @@
+"""The authors' checkpoints of MAXIM: flax names and layouts of the tensors in `MaximUNet`.
+
+Their module tree differs from ours in its upper part, so `unet_names` walks both. Further down each class of ours is
+one of theirs, and `CHILDREN` has the names of its children.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from metamix.layers import Mlp
+from metamix.mixers import Maxim
+from metamix.mixers.maxim import GatedMlp
+
+from .formats import Format
+from .maxim import (
+    Blocks,
+    ChannelAttention,
+    ConvSkip,
+    CrossGating,
+    MaximUNet,
+    MultiAxisGmlp,
+    Rcab,
+    Rdcab,
+    Rescale,
+    Sam,
+    SpatialGate,
+)
+
+CHILDREN: dict[type[nn.Module], dict[str, str]] = {
+    MultiAxisGmlp: {"norm": "LayerNorm_in", "mixer": ""},
+    Maxim: {"fc1": "in_project", "grid": "GridGmlpLayer", "block": "BlockGmlpLayer", "fc2": "out_project"},
+    GatedMlp: {
+        "norm": "LayerNorm",
+        "fc1": "in_project",
+        "gate_norm": "*GatingUnit/intermediate_layernorm",  # * is Grid or Block, as in the parent's name
+        "spatial": "*GatingUnit/Dense_0",
+        "fc2": "out_project",
+    },
+    Rcab: {"norm": "LayerNorm", "conv1": "conv1", "conv2": "conv2", "attention": "channel_attention"},
+    Rdcab: {"norm": "LayerNorm", "mlp": "channel_mixing", "attention": "channel_attention"},
+    ChannelAttention: {"fc1": "Conv_0", "fc2": "Conv_1"},
+    Mlp: {"fc1": "Dense_0", "fc2": "Dense_1"},
+    CrossGating: {
+        "up_y": "ConvTranspose_0",
+        "proj_x": "Conv_0",
+        "proj_y": "Conv_1",
+        "norm_x": "LayerNorm_x",
+        "norm_y": "LayerNorm_y",
+        "fc1_x": "in_project_x",
+        "fc1_y": "in_project_y",
+        "gate_x": "SplitHeadMultiAxisGating_x",
+        "gate_y": "SplitHeadMultiAxisGating_y",
+        "fc2_x": "out_project_x",
+        "fc2_y": "out_project_y",
+    },
+    SpatialGate: {
+        "norm": "LayerNorm_in",
+        "fc1": "in_project",
+        "grid": "Dense_0",
+        "block": "Dense_1",
+        "fc2": "out_project",
+    },
+    Sam: {"features": "Conv_0", "residual": "Conv_1", "attention": "Conv_2"},
+    Rescale: {"conv": "Conv_0"},
+}
+
+Named = Iterator[tuple[nn.Module, str]]  # a module with parameters of its own, and its path in their tree
+
+
+def maxim_format(model: MaximUNet, state: Mapping[str, Any]) -> Format:
+    """Return the format of a checkpoint of the whole network.
+
+    Args:
+        model: the network that the checkpoint is for.
+        state: its tensors by name. Flax numbers modules without a name by their creation, over the whole network. The
+            numbers of UpSampleRatio may have gaps in a checkpoint, but their order is that of creation.
+    """
+    numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
+    wanted = sum(isinstance(module, Rescale) for module in model.modules())
+    if len(numbers) != wanted:  # some are missing: name those by the numbers that they should have
+        numbers = list(range(wanted))
+    return flax_format(model, unet_names(model, numbers))
+
+
+def flax_format(model: nn.Module, names: Named) -> Format:
+    """Return the format of a flax tree whose modules have these names."""
+    paths = dict(names)
+    table = {}
+    for prefix, module in model.named_modules():
+        for kind, _ in module.named_parameters(recurse=False):
+            leaf = "bias" if kind == "bias" else "kernel" if isinstance(module, CONVOLUTIONS) else "scale"
+            table[f"{prefix}.{kind}".lstrip(".")] = f"{paths[module]}/{leaf}".lstrip("/")
+    return Format(((r".+", lambda match: table[match[0]]),), flax_layout)
+
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+def flax_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
+    """Bring a flax kernel into torch's layout.
+
+    Flax has (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution is a
+    correlation of the spread-out map, where torch's is a convolution, so its kernel is flipped.
+    """
+    name, _, kind = key.rpartition(".")
+    if kind == "bias" or tensor.ndim < 2:
+        return tensor
+    if tensor.ndim == 2:
+        return tensor.T
+    if isinstance(model.get_submodule(name), nn.ConvTranspose2d):
+        return tensor.permute(2, 3, 0, 1).flip(2, 3)
+    return tensor.permute(3, 2, 0, 1)
+
+
+def unet_names(model: MaximUNet, numbers: list[int]) -> Named:
+    """Pair the modules with their paths; `numbers` are those of the UpSampleRatio modules, in order of creation."""
+    rescales = (f"UpSampleRatio_{n}" for n in numbers)
+    convs = (f"Conv_{n}" for n in range(2 * sum(len(stage.skips.gates) for stage in model.stages)))
+    for s, stage in enumerate(model.stages):
+        path, last = f"stage_{s}", s == len(model.stages) - 1
+        levels = range(len(stage.encoder.blocks))
+        for i, conv in enumerate(stage.inputs.convs):
+            yield conv, f"{path}_input_conv_{i}"
+        for i, fuse in enumerate(stage.inputs.fuse):
+            gated = isinstance(fuse, CrossGating)
+            yield from block_names(fuse, f"{path}_input_{'fuse_sam' if gated else 'catconv'}_{i}")
+        for i in levels:
+            block = f"{path}_encoder_block_{i}"
+            yield from blocks_names(stage.encoder.blocks[i], block)
+            yield stage.encoder.downs[i], f"{block}/Conv_1"
+            if stage.encoder.gates is not None:
+                yield from block_names(stage.encoder.gates[i], f"{block}/cross_gating_block")
+        for i, blocks in enumerate(stage.bottleneck):
+            block = f"{path}_global_block_{i}"
+            yield from blocks_names(blocks, block, proj="input_proj", attention="channel_attention_block_1_")
+        for i in reversed(levels):
+            for rescale in stage.skips.rescales[i]:
+                yield from block_names(rescale, next(rescales))
+            gate = stage.skips.gates[i]
+            if isinstance(gate, ConvSkip):
+                yield gate.conv1, next(convs)
+                yield gate.conv2, next(convs)
+            else:
+                yield from block_names(gate, f"{path}_cross_gating_block_{i}")
+        for i in reversed(levels):
+            for rescale in reversed(stage.decoder.rescales[i]):
+                yield from block_names(rescale, next(rescales))
+            yield stage.decoder.ups[i], f"{path}_decoder_block_{i}/ConvTranspose_0"
+            yield from blocks_names(stage.decoder.blocks[i], f"{path}_decoder_block_{i}/UNetEncoderBlock_0")
+        for i, output in enumerate(stage.outputs):
+            yield from block_names(output, f"{path}_{'output_conv' if last else 'supervised_attention_module'}_{i}")
+
+
+def blocks_names(
+    blocks: Blocks, path: str, *, proj: str = "Conv_0", attention: str = "channel_attention_block_1"
+) -> Named:
+    """Pair the modules of `Blocks` with their paths: `proj` and `attention` have two names with the authors."""
+    yield blocks.proj, f"{path}/{proj}"
+    for i, group in enumerate(blocks.groups):
+        if hasattr(group, "gmlp"):
+            yield from block_names(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
+        yield from block_names(group.attention, f"{path}/{attention}{i}")
+
+
+def block_names(module: nn.Module, path: str) -> Named:
+    """Pair the modules inside `module` with their paths under `path`."""
+    if type(module) not in CHILDREN:
+        yield module, path.strip("/")
+        return
+    for child, name in CHILDREN[type(module)].items():
+        kind = path.rpartition("/")[2].removesuffix("GmlpLayer")
+        yield from block_names(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))

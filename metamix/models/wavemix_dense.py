@@ -1,0 +1,133 @@
+"""Super-resolution with WaveMix (arXiv 2205.14375, 2307.00430): image in, enlarged image out.
+
+    wavemixsr       y <- Conv1x1(Conv3x3(Blocks(Conv3x3(Conv3x3(upsampled y)))))      luminance; Cb and Cr are upsampled
+    wavemix_sisr    Conv1x1(TransposedConv4x4(Blocks(Conv3x3(Conv3x3(x)))))           RGB, twice the height and width
+
+A block is x + WaveMix(x), with no norm before the mixer. There is no activation outside the blocks and no skip from the
+input. Any H and W of at least 1.
+
+Departures: the authors' WaveMixSR takes three channels of YCbCr; ours takes the luminance alone too. Two versions of
+their code upsample by bilinear and by bicubic interpolation; it is an option, and bilinear is that of their training
+script.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamix.layers import Conv2d
+from metamix.mixers import WaveMix
+from metamix.utils.text import nearest
+
+MODES = ("bilinear", "bicubic")
+
+
+class WaveBlock(nn.Module):
+    """x + mixer(x), (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, mixer: nn.Module):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixer(x)
+
+
+def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
+    """Build `depth` blocks; `options` are those of the mixer."""
+    return nn.Sequential(*(WaveBlock(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
+
+
+def stem(in_chans: int, dim: int) -> nn.Sequential:
+    """Build the two 3x3 convolutions at the entrance: (B, in_chans, H, W) -> (B, dim, H, W)."""
+    return nn.Sequential(Conv2d(in_chans, dim // 2, 3, padding=1), Conv2d(dim // 2, dim, 3, padding=1))
+
+
+class WaveMixSR(nn.Module):
+    """Enlarge images: (B, 1, H, W) luminance or (B, 3, H, W) YCbCr -> (B, 1 or 3, scale H, scale W).
+
+    In training the result is a list with the luminance alone.
+
+    Args:
+        scale: how many times larger, a whole number.
+        dim: channels.
+        depth: blocks.
+        mult: hidden width of a block's MLP over `dim`.
+        ff_channel: width after it, 0 for `dim`.
+        proj_drop: dropout in the blocks.
+        mode: interpolation, "bilinear" or "bicubic".
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    in_chans = 1
+    multiple = (1, 1)
+
+    def __init__(
+        self,
+        scale: int = 2,
+        *,
+        dim: int = 144,
+        depth: int = 4,
+        mult: int = 1,
+        ff_channel: int = 0,
+        proj_drop: float = 0.3,
+        mode: str = "bilinear",
+    ):
+        super().__init__()
+        if not (isinstance(scale, int) and scale >= 1):
+            raise ValueError(f"scale is {scale!r}: give a whole number of at least 1.")
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}{nearest(mode, MODES)} Accepted: {', '.join(MODES)}.")
+        self.scale, self.mode, self.num_features = scale, mode, dim
+        self.stem = stem(1, dim)
+        self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
+        self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        x = F.interpolate(images, scale_factor=self.scale, mode=self.mode, align_corners=False)
+        y = self.head(self.blocks(self.stem(x[:, :1])))  # (B, 1, scale H, scale W)
+        if self.training:
+            return [y]
+        return torch.cat([y, x[:, 1:]], dim=1)
+
+
+class WaveMixSisr(nn.Module):
+    """Enlarge images twice: (B, in_chans, H, W) -> (B, in_chans, 2 H, 2 W), in training a list of that one.
+
+    Args:
+        in_chans: image channels.
+        dim: channels.
+        depth: blocks.
+        level: levels of the wavelet transform, 1 to 4.
+        mult: hidden width of a block's MLP over `dim`.
+        ff_channel: width after it, 0 for `dim`.
+        proj_drop: dropout in the blocks.
+    """
+
+    scale = 2
+    multiple = (1, 1)
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        *,
+        dim: int = 144,
+        depth: int = 4,
+        level: int = 1,
+        mult: int = 2,
+        ff_channel: int = 0,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.in_chans, self.num_features = in_chans, dim
+        self.stem = stem(in_chans, dim)
+        self.blocks = wave_blocks(dim, depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
+        self.head = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim // 2, 4, stride=2, padding=1), nn.Conv2d(dim // 2, in_chans, 1)
+        )
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        y = self.head(self.blocks(self.stem(images)))  # (B, in_chans, 2 H, 2 W)
+        return [y] if self.training else y

@@ -1,0 +1,373 @@
+"""The restoration network of MAXIM: every block and the whole against what the authors' code gives."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from metamix.models import load_official, maxim, maxim_format, official
+from metamix.models.maxim import CrossGating, Down, Level, MaximUNet, Norm, Rcab, Rdcab, Rescale, Sam, Up
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
+
+
+class Golden:
+    """One file: the authors' arguments and weights, inputs and outputs in float64, made (B, C, H, W)."""
+
+    def __init__(self, name):
+        tensors = load_file(GOLDENS / f"{name}.safetensors")
+        self.constructor = json.loads((GOLDENS / f"{name}.json").read_text())["constructor"]
+        self.state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
+        self.inputs = {k: v.movedim(-1, 1).double() for k, v in tensors.items() if k.startswith("input")}
+        exact = load_file(GOLDENS / "f64" / f"{name}.safetensors")
+        self.outputs = {k: v.movedim(-1, 1) for k, v in exact.items()}
+
+    def load(self, module, part=""):
+        """Load the tensors of `part`, all for "", into a module of the same kind."""
+        state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
+        layout = maxim_format.flax_format(module, maxim_format.block_names(module, ""))
+        given, unknown = layout.translate(state, module)
+        assert not unknown
+        module.load_state_dict(given)
+        return module.double()
+
+    def deviation(self, output, name="output"):
+        assert output.shape == self.outputs[name].shape
+        return float((output - self.outputs[name]).abs().max() / self.outputs[name].std())
+
+
+FULL = "maxim_full_f4_s2_24x8"
+BLOCK = Level(8, (4, 4), (4, 4))
+
+
+def restored(golden):
+    model = load_official("maxim", golden.state, **golden.constructor).double()
+    stages = model.forward_stages(golden.inputs["input"])
+    return {f"output/{i}/{j}": image for i, images in enumerate(stages) for j, image in enumerate(images)}
+
+
+@torch.no_grad()
+def test_network():
+    golden = Golden(FULL)
+    images = restored(golden)
+    assert images.keys() == golden.outputs.keys()
+    assert max(golden.deviation(image, name) for name, image in images.items()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "name, module",
+    [
+        ("maxim_rcab_12x10", lambda: Rcab(8, 4)),
+        ("maxim_rdcab_12x10", lambda: Rdcab(16, 4)),
+        ("maxim_sam_12x10", lambda: Sam(8, 3)),
+        ("maxim_crossgating_noup_16x16", lambda: CrossGating(8, 8, BLOCK)),
+        ("maxim_crossgating_up_16x16", lambda: CrossGating(12, 16, BLOCK, upsample_y=True)),
+    ],
+)
+@torch.no_grad()
+def test_block(name, module):
+    golden = Golden(name)
+    outputs = golden.load(module())(*golden.inputs.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert len(outputs) == len(golden.outputs)
+    for key, output in zip(golden.outputs, outputs):  # "output", then "output_y" or "output_image"
+        assert golden.deviation(output, key) < 1e-9
+
+
+@torch.no_grad()
+def test_operations():
+    golden = Golden("maxim_ops_16x24")
+    x = golden.inputs["input"]
+    ours = {
+        "gelu": maxim.Gelu()(2 * x),
+        "layernorm": golden.load(Norm(3), "layernorm/")(0.02 * x),
+        "conv_up": golden.load(Up(3, 5), "conv_up/")(x),
+        "conv_down": golden.load(Down(3, 5), "conv_down/")(x),
+        "upsample_ratio_x2": golden.load(Rescale(3, 4, 2.0), "up/")(x),
+        "upsample_ratio_div2": golden.load(Rescale(3, 4, 0.5), "down/")(x),
+        "bilinear_x2": maxim.resize_map(x, 2),
+        "bilinear_x4": maxim.resize_map(x, 4),
+        "bilinear_div2": maxim.resize_map(x, 0.5),
+        "bilinear_div4": maxim.resize_map(x, 0.25),
+        "nearest_div2": maxim.shrink_image(x, 2),
+        "nearest_div4": maxim.shrink_image(x, 4),
+    }
+    assert {f"output/{name}" for name in ours} == golden.outputs.keys()
+    for name, output in ours.items():
+        assert golden.deviation(output, f"output/{name}") < 1e-9, name
+
+
+def erf_gelu(monkeypatch):
+    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: nn.functional.gelu(x))
+
+
+def other_eps(monkeypatch):
+    monkeypatch.setattr(maxim, "Norm", lambda dim: maxim.LayerNorm2d(dim, eps=1e-5))
+
+
+def aliasing(monkeypatch):
+    resize = nn.functional.interpolate
+    monkeypatch.setattr(maxim.F, "interpolate", lambda x, **options: resize(x, **options | dict(antialias=False)))
+
+
+def first_pixel(monkeypatch):
+    monkeypatch.setattr(maxim, "shrink_image", lambda images, factor: images[..., ::factor, ::factor])
+
+
+def kernels_as_they_are(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "flip", lambda x, *dims: x)
+
+
+@pytest.mark.parametrize("mistake", [erf_gelu, other_eps, aliasing, first_pixel, kernels_as_they_are])
+@torch.no_grad()
+def test_the_bound_sees_mistakes(mistake, monkeypatch):
+    golden = Golden(FULL)
+    mistake(monkeypatch)
+    assert max(golden.deviation(image, name) for name, image in restored(golden).items()) > 1e-6
+
+
+@pytest.mark.parametrize("features, stages, count", [(32, 1, 6_139_561), (32, 2, 14_176_178), (32, 3, 22_212_795)])
+def test_parameters(features, stages, count):
+    with torch.device("meta"):
+        model = MaximUNet(features=features, num_stages=stages)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model.multiple == (64, 64)
+
+
+# The authors' checkpoints
+
+
+def test_checkpoint_with_optimizer_state(tmp_path):
+    """The published .npz files: parameters below opt/target, and three times their bytes of optimizer state."""
+    golden = Golden(FULL)
+    arrays = {f"opt/target/{key}": value.numpy() for key, value in golden.state.items()}
+    arrays |= {"opt/state/step": np.int32(3), "opt/state/param_states/a/kernel": np.zeros(4)}
+    np.savez(tmp_path / "checkpoint.npz", **arrays)
+    with np.load(tmp_path / "checkpoint.npz", allow_pickle=False) as file:
+        model = load_official("maxim", file, **golden.constructor)
+    nested = {"opt": {"target": nest(golden.state), "state": {"step": 3}}}
+    for other in (nested, nested["opt"]["target"], {"params": golden.state}):
+        same = load_official("maxim", other, **golden.constructor)
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
+
+
+def nest(state):
+    tree = {}
+    for key, value in state.items():
+        *path, leaf = key.split("/")
+        level = tree
+        for name in path:
+            level = level.setdefault(name, {})
+        level[leaf] = value.numpy()
+    return tree
+
+
+def test_gaps_in_the_numbers_of_rescales():
+    """UpSampleRatio_9 comes before UpSampleRatio_10, whatever numbers are left out between them."""
+    golden = Golden(FULL)
+    model = load_official("maxim", golden.state, **golden.constructor)
+    spread = {
+        re.sub(r"UpSampleRatio_(\d+)", lambda m: f"UpSampleRatio_{3 * int(m[1])}", k): v
+        for k, v in golden.state.items()
+    }
+    same = load_official("maxim", spread, **golden.constructor)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values()))
+
+
+def test_tensors_that_do_not_fit_are_named():
+    golden = Golden(FULL)
+    for key in [*list(golden.state)[::401], "UpSampleRatio_7/Conv_0/kernel"]:
+        lacking = {k: v for k, v in golden.state.items() if k != key}
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            load_official("maxim", lacking, **golden.constructor)
+        with pytest.raises(ValueError, match=f"has {key} of shape"):
+            misshapen = {**golden.state, key: torch.ones(*golden.state[key].shape, 3)}
+            load_official("maxim", misshapen, **golden.constructor)
+        with pytest.raises(ValueError, match=f"unknown to the model, {key}.old"):
+            load_official("maxim", {**golden.state, f"{key}.old": golden.state[key]}, **golden.constructor)
+
+
+def stage(model):
+    return model.stages[-1]
+
+
+HONOURED = [
+    (dict(variant="S-1"), lambda m: (len(m.stages), m.stages[0].inputs.convs[0].out_channels), (1, 32)),
+    (dict(variant="S-1", features=8), lambda m: m.stages[0].inputs.convs[0].out_channels, 8),
+    (dict(), lambda m: (len(m.stages), m.num_scales, m.stages[0].inputs.convs[0].out_channels), (2, 1, 64)),
+    (dict(depth=2), lambda m: len(stage(m).encoder.blocks), 2),
+    (dict(num_stages=3), lambda m: len(m.stages), 3),
+    (dict(num_groups=2), lambda m: len(stage(m).encoder.blocks[0].groups), 2),
+    (dict(num_bottleneck_blocks=3), lambda m: len(stage(m).bottleneck), 3),
+    (dict(num_supervision_scales=2), lambda m: len(stage(m).outputs), 2),
+    (dict(use_global_mlp=False), lambda m: hasattr(stage(m).encoder.blocks[0].groups[0], "gmlp"), False),
+    (dict(use_global_mlp=False), lambda m: hasattr(stage(m).bottleneck[0].groups[0], "gmlp"), True),
+    (dict(use_cross_gating=False), lambda m: type(stage(m).skips.gates[0]).__name__, "ConvSkip"),
+    (dict(use_cross_gating=False), lambda m: type(stage(m).inputs.fuse[0]).__name__, "ConcatConv"),
+    (dict(use_cross_gating=False), lambda m: type(stage(m).encoder.gates[0]).__name__, "CrossGating"),
+    (dict(high_res_stages=1), lambda m: stage(m).skips.gates[1].gate_x.level.block_size, (8, 8)),
+    (dict(block_size_hr=(4, 2)), lambda m: gmlp(m).block.set_size, (4, 2)),
+    (dict(grid_size_hr=(4, 2)), lambda m: gmlp(m).grid.set_size, (4, 2)),
+    (dict(block_size_lr=(4, 2), grid_size_lr=(4, 2)), lambda m: bottleneck(m).grid.set_size, (4, 2)),
+    (dict(block_gmlp_factor=4), lambda m: gmlp(m).block.fc1.out_channels, 32),
+    (dict(grid_gmlp_factor=4), lambda m: gmlp(m).grid.fc1.out_channels, 32),
+    (dict(input_proj_factor=4), lambda m: (gmlp(m).fc1.out_channels, bottleneck(m).fc1.out_channels), (32, 64)),
+    (dict(input_proj_factor=4), lambda m: stage(m).decoder.blocks[0].groups[0].gmlp.mixer.fc1.out_channels, 16),
+    (dict(channels_reduction=2), lambda m: stage(m).bottleneck[0].groups[0].attention.attention.fc1.out_channels, 8),
+]
+
+
+def gmlp(model):
+    return stage(model).encoder.blocks[0].groups[0].gmlp.mixer
+
+
+def bottleneck(model):
+    return stage(model).bottleneck[0].groups[0].gmlp.mixer
+
+
+SMALL = dict(features=8, depth=2)
+
+
+@pytest.mark.parametrize("constructor, observe, expected", HONOURED)
+def test_arguments_are_honoured(constructor, observe, expected):
+    small = SMALL if constructor and "variant" not in constructor else {}
+    with torch.device("meta"):
+        model, _ = official.SOURCES["maxim"]({}, **small | constructor)
+    assert observe(model) == expected
+
+
+@pytest.mark.parametrize("constructor", [dict(use_cross_gating=False), dict(use_global_mlp=False)])
+def test_names_are_unique_without_gates_or_mlps(constructor):
+    options = SMALL | dict(num_stages=2, num_supervision_scales=2)
+    model, layout = official.SOURCES["maxim"]({}, **options, **constructor)
+    names = [layout.name(key) for key in model.state_dict()]
+    assert len(set(names)) == len(names)
+    if "use_cross_gating" in constructor:
+        assert {"Conv_0/kernel", "Conv_7/bias", "stage_1_input_catconv_0/kernel"} <= set(names)
+
+
+REFUSED = [
+    (dict(variant="L-1"), "variant is 'L-1'.*S-1, S-2"),
+    (dict(use_bias=False), "use_bias is False"),
+    (dict(dropout_rate=0.1), "dropout_rate is 0.1"),
+    (dict(num_outputs=1), "num_outputs is 1.*Accepted: 3"),
+    (dict(lrelu_slope=0.1), "lrelu_slope is 0.1.*0.2"),
+    (dict(grid_size_lr=(4, 4)), r"grid_size_lr is \(4, 4\).*\(8, 8\), block_size_lr"),
+    (dict(num_supervision_scales=4), "num_supervision_scales is 4: give 1 to 3"),
+    (dict(num_stages=0), "num_stages is 0: give 1 or more"),
+    (dict(channels_reduction=128), "channels_reduction is 128: give at most 64"),
+    (dict(block_size_hr=(0, 2)), r"block_size_hr is \(0, 2\)"),
+    (dict(feature=8), "'feature' is no argument of maxim; did you mean 'features'"),
+]
+
+
+@pytest.mark.parametrize("constructor, words", REFUSED)
+def test_arguments_are_refused_by_name(constructor, words):
+    with torch.device("meta"), pytest.raises(ValueError, match=words):
+        load_official("maxim", {}, **constructor)
+
+
+# The network itself
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    sizes = dict(block_size_hr=2, grid_size_hr=2, block_size_lr=2)
+    small = dict(features=8, depth=2, num_groups=1, num_bottleneck_blocks=1, num_supervision_scales=2, num_stages=2)
+    return MaximUNet(**sizes | small | options).double()
+
+
+def random_images(*shape):
+    torch.manual_seed(1)
+    return torch.rand(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 30), (16, 8)])
+@torch.no_grad()
+def test_any_size_in_any_memory_format(size):
+    model, x = tiny().eval(), random_images(2, 3, *size)
+    y = model(x)
+    assert y.shape == x.shape and y.isfinite().all()
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), y)
+    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(x), y)
+    torch.testing.assert_close(model(x[:1]), y[:1])
+
+
+def test_training_returns_the_images_of_all_stages_and_scales():
+    model, x = tiny(in_chans=1).train(), random_images(2, 1, 16, 8)
+    images = model(x)
+    assert [tuple(i.shape) for i in images] == [(2, 1, 8, 4), (2, 1, 16, 8)] * 2
+    torch.testing.assert_close(model.eval()(x), images[-1])
+    with pytest.raises(ValueError, match="9 x 8: MaximUNet trains on multiples of 8 x 8"):
+        model.train()(x[:, :, :9])
+
+
+@pytest.mark.parametrize("options", [{}, dict(num_stages=1), dict(use_cross_gating=False), dict(use_global_mlp=False)])
+def test_every_parameter_gets_a_gradient(options):
+    model = tiny(**options)
+    for module in model.modules():
+        if isinstance(module, maxim.ChannelAttention):
+            nn.init.ones_(module.fc1.bias)  # else its few ReLUs may all be off
+    sum(image.sin().mean() for image in model(random_images(2, 3, 16, 16))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_autocast():
+    model, x = tiny(features=16, num_stages=1).float(), random_images(2, 3, 16, 16).float()
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model(x)
+    for image, expected in zip(images, exact):
+        assert (image - expected).std() < 0.05 * expected.std()
+    sum(image.float().mean() for image in images).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+ONE_STAGE = dict(num_stages=1, num_supervision_scales=1)
+DEPTHS = [1, pytest.param(2, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_compiles_as_one_graph(depth):
+    model, x = tiny(depth=depth, **ONE_STAGE), random_images(2, 3, 16, 16)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for image, expected in zip(compiled(x), model(x)):
+        torch.testing.assert_close(image, expected)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@torch.no_grad()
+def test_exports_for_any_multiple(depth):
+    model = tiny(depth=depth, **ONE_STAGE).eval()
+    step = model.multiple[0]
+    h, w = step * torch.export.Dim("h", min=1), step * torch.export.Dim("w", min=1)
+    program = torch.export.export(model, (random_images(1, 3, 3 * step, 2 * step),), dynamic_shapes=({2: h, 3: w},))
+    for size in [(3, 2), (4, 3), (6, 1), (1, 1)]:
+        x = random_images(1, 3, size[0] * step, size[1] * step)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+@torch.no_grad()
+def test_local_pooling():
+    """A window as large as the map changes nothing; a smaller one makes far pixels independent of each other."""
+    model = tiny(use_global_mlp=False, use_cross_gating=False, num_stages=1).eval()
+    for module in model.stages[0].bottleneck.modules():  # the bottleneck's gMLP reaches across the map
+        if isinstance(module, maxim.MultiAxisGmlp):
+            nn.init.zeros_(module.mixer.fc2.weight)
+    x = random_images(1, 3, 64, 128)
+    whole = model(x)
+    model.set_local_pooling((64, 128))
+    torch.testing.assert_close(model(x), whole)
+    other = x.clone()
+    other[..., 100:] = 0
+    model.set_local_pooling(None)
+    assert not torch.allclose(model(other)[..., :8], whole[..., :8])
+    model.set_local_pooling(16)
+    assert torch.equal(model(other)[..., :8], model(x)[..., :8])
+    with pytest.raises(ValueError, match="size is 0"):
+        model.set_local_pooling(0)

@@ -1,0 +1,115 @@
+"""WaveMix's super-resolution nets: weights of the authors' code, sizes, dtypes and gradients."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from metamix.models import load_official
+from metamix.models.wavemix_dense import WaveMixSisr, WaveMixSR
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
+SISR = "wavemix_sisr_level1_24x32"
+
+
+def golden_state():
+    tensors = load_file(GOLDENS / f"{SISR}.safetensors")
+    state = {k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}
+    return state, json.loads((GOLDENS / f"{SISR}.json").read_text())["constructor"], tensors["input"].double()
+
+
+@torch.no_grad()
+def test_super_resolution_of_the_authors():
+    state, constructor, x = golden_state()
+    model = load_official("wavemix_superresolution", state, **constructor).double()
+    theirs = load_file(GOLDENS / "f64" / f"{SISR}.safetensors")["output"]
+    assert (model(x) - theirs).abs().max() < 1e-9 * theirs.std()
+    for block in model.blocks:
+        weight = block.mixer.levels[0].fc1.weight
+        weight.copy_(weight.flip(1))
+    assert (model(x) - theirs).abs().max() > 1e-3 * theirs.std()
+
+
+def wavemixsr_state(model):
+    """The state dict that the authors' class has: their names, and their order of the detail channels."""
+    state = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("head.", "final.").replace("stem.1.", "path1.2.").replace("stem.0.", "path1.1.")
+        key = key.replace("blocks.", "layers.").replace(".mixer.reduce.", ".reduction.")
+        for ours, theirs in dict(fc1=0, fc2=3, up=4, norm=5).items():
+            key = key.replace(f".mixer.levels.0.{ours}.", f".feedforward.{theirs}.")
+        if key.endswith("feedforward.0.weight"):
+            low, *high = value.chunk(4, dim=1)
+            value = torch.cat([low, torch.stack(high, dim=2).flatten(1, 2)], dim=1)  # c0-LH, c0-HL, c0-HH, c1-LH ...
+        state[key] = value
+    return state
+
+
+@torch.no_grad()
+def test_luminance_net_from_the_authors_names():
+    torch.manual_seed(0)
+    model = WaveMixSR(3, dim=16, depth=2).eval()
+    state = wavemixsr_state(model)
+    assert {"path1.1.weight", "path1.2.bias", "final.1.bias", "layers.1.feedforward.5.running_mean"} <= state.keys()
+    loaded = load_official("wavemixsr", state, final_dim=16, ff_channel=16, depth=2, scale_factor=3)
+    x = torch.rand(2, 3, 8, 6)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.blocks[0].mixer.levels[0].drop.p == 0.3
+    with pytest.raises(ValueError, match="lacks path1.2.bias"):
+        load_official(
+            "wavemixsr", {k: v for k, v in state.items() if k != "path1.2.bias"}, final_dim=16, ff_channel=16, depth=2
+        )
+
+
+def test_parameters():
+    assert sum(p.numel() for p in WaveMixSR().parameters()) == 1_704_385
+    assert sum(p.numel() for p in WaveMixSisr().parameters()) == 1_944_867
+
+
+@torch.no_grad()
+def test_colour_is_only_upsampled():
+    torch.manual_seed(0)
+    for mode in ("bilinear", "bicubic"):
+        model, x = WaveMixSR(2, dim=8, depth=1, mode=mode).eval(), torch.rand(1, 3, 7, 5)
+        y = model(x)
+        assert y.shape == (1, 3, 14, 10)
+        assert torch.equal(y[:, 1:], F.interpolate(x[:, 1:], scale_factor=2, mode=mode))
+        torch.testing.assert_close(y[:, :1], model(x[:, :1]))
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: WaveMixSR(2, dim=8, depth=1), lambda: WaveMixSisr(1, dim=8, depth=1, level=2)]
+)
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 9), (8, 8)])
+def test_any_size_memory_format_and_dtype(model, size):
+    torch.manual_seed(0)
+    model, x = model().eval(), torch.rand(2, 1, *size)
+    y = model(x)
+    assert y.shape == (2, 1, 2 * size[0], 2 * size[1])
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), y, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(x).float(), y, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: WaveMixSR(2, dim=8, depth=1), lambda: WaveMixSisr(1, dim=8, depth=1, level=2)]
+)
+def test_every_parameter_gets_a_gradient(model):
+    torch.manual_seed(0)
+    model = model().double().train()
+    (image,) = model(torch.rand(2, 1, 8, 8, dtype=torch.float64))
+    image.sin().sum().backward()
+    zero = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12}
+    assert all(name.endswith("up.bias") for name in zero)  # batch statistics take it away again
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [(dict(scale=1.5), "scale is 1.5"), (dict(mode="cubic"), "mode is 'cubic'; did you mean 'bicubic'")],
+)
+def test_refusals(options, words):
+    with pytest.raises(ValueError, match=words):
+        WaveMixSR(**options)
