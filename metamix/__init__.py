@@ -8,6 +8,9 @@
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
     metamix.load_classifier("RUN_OR_FILE")                          a trained model, its transform and its classes
 
+    metamix.list_image_models()                                     models that return images
+    metamix.create_image_model("maxim_s3.sidd", pretrained=True)    one of them
+
     metamix.list_mixers()                                           names of all mixers
     @metamix.register_mixer("mine")                                 a mixer of your own, see metamix.mixers.registry
 
@@ -21,13 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 from . import models
 from .mixers import list_mixers, register_mixer
-from .models import list_models
+from .models import create_image_model, list_image_models, list_models
 from .version import __version__
 
 if TYPE_CHECKING:
     from .classification.load import load_classifier
 
-__all__ = ["__version__", "list_mixers", "list_models", "load_classifier", "models", "register_mixer"]
+__all__ = [
+    "__version__", "create_image_model", "list_image_models", "list_mixers", "list_models", "load_classifier", "models",
+    "register_mixer",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

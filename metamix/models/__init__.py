@@ -1,6 +1,7 @@
 """Models: the skeleton, one file for each family of registered names, weights, and backbones with pyramids."""
 
 from . import metaformer_family, minattn, ninformer, raftmlp, wavemix
+from .image_models import create_image_model, list_image_models
 from .listing import ModelInfo, WeightsInfo, list_models
 from .macs import count_macs
 from .metaformer import MetaFormer
@@ -8,6 +9,7 @@ from .official import load_official
 from .raftmlp import ShortcutClassifier
 
 __all__ = [
-    "MetaFormer", "ModelInfo", "ShortcutClassifier", "WeightsInfo", "count_macs", "list_models", "load_official",
+    "MetaFormer", "ModelInfo", "ShortcutClassifier", "WeightsInfo", "count_macs", "create_image_model",
+    "list_image_models", "list_models", "load_official",
     "metaformer_family", "minattn", "ninformer", "raftmlp", "wavemix",
 ]  # fmt: skip

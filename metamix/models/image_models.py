@@ -1,0 +1,273 @@
+"""Models that return images: `metamix.create_image_model(name)`, `metamix.list_image_models()`.
+
+They have a registry of their own because timm's expects classifiers: a head of `num_classes` outputs, a global pooling
+and weights that fit ImageNet's mean and std. timm's tools and this package's tests go through all registered names and
+use those.
+
+    maxim_s1 ... maxim_s3, maxim_m1 ... maxim_m3     MAXIM as published: size S or M, one to three stages
+    maxim_nano                                       a small MAXIM that trains on two cores
+    wavemixsr_144_4                                  WaveMix super-resolution of the luminance, x2 or another scale
+    wavemix_sisr_144_4                               WaveMix super-resolution of RGB, x2
+
+An image model has the attributes `in_chans`, `scale` (size of the output over that of the input) and `multiple`: in
+training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
+values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.
+
+Why maxim_nano is as it is: with one group per block, one bottleneck block and 16 features it needs a seventh of
+maxim_s1's multiply-adds, and a training step on four crops of 64 x 64 takes 0.4 seconds of one core. All its token sets
+are 8 x 8: with so few channels, linear maps over 16 x 16 tokens would cost more than the convolutions. One scale is
+supervised, since the images of coarser scales help later stages most.
+"""
+
+import inspect
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metamix.utils.text import nearest
+
+from .formats import OURS, SISR, SISR_ONE_LEVEL, WAVEMIXSR, Format
+from .maxim import MaximUNet
+from .maxim_format import maxim_format
+from .metadata import ModelMetadata
+from .official import flatten, flax_parameters
+from .wavemix_dense import WaveMixSisr, WaveMixSR
+from .weights import check_state, local_weights, read_weights, unwrap
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights on the network: their address, and the size of the file in bytes where it is known."""
+
+    url: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered image model: its class, the arguments that the name stands for, and published weights by tag."""
+
+    build: Callable[..., nn.Module]
+    preset: dict[str, Any]
+    tags: dict[str, Published] = field(default_factory=dict)
+
+
+_MODELS: dict[str, Entry] = {}
+
+
+def register_image_model(
+    name: str, build: Callable[..., nn.Module], *, tags: Mapping[str, Published] | None = None, **preset: Any
+) -> None:
+    """Register a name: `create_image_model(name)` builds `build(**preset)`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _MODELS:
+        raise ValueError(f"An image model named {name!r} is registered already: choose another name.")
+    _MODELS[name] = Entry(build, preset, dict(tags or {}))
+
+
+def list_image_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """List the registered image models.
+
+    Args:
+        pattern: a name with wildcards, such as "maxim_s*".
+        pretrained: list NAME.TAG of every weight file instead.
+
+    Returns:
+        Names in the order of registration.
+    """
+    names = [name for name in _MODELS if fnmatchcase(name, pattern)]
+    return [f"{name}.{tag}" for name in names for tag in tags_of(name)] if pretrained else names
+
+
+def create_image_model(
+    name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **kwargs: Any
+) -> nn.Module:
+    """Build an image model, in training mode as every new module of torch.
+
+    Args:
+        name: a registered name, or NAME.TAG for certain weights.
+        pretrained: load published or shipped weights: those of the tag, or the first.
+        checkpoint: load this file: safetensors or a PyTorch file of tensors, of ours or of the authors, or the authors'
+            .npz of MAXIM. If it says with which arguments its model was built, those are the defaults.
+        kwargs: arguments of the model's class; they override those that the name stands for.
+
+    Raises:
+        ValueError: the name, the tag or an argument is unknown, no weights are published, or the file does not fit.
+        OSError: the weights cannot be downloaded or read.
+    """
+    base, _, tag = name.partition(".")
+    if base not in _MODELS:
+        raise ValueError(
+            f"There is no image model {base!r}{nearest(base, _MODELS)} `metamix.list_image_models()` lists all."
+        )
+    entry = _MODELS[base]
+    if tag and tag not in tags_of(base):
+        raise ValueError(f"{base} has no tag {tag!r}{nearest(tag, tags_of(base))} It has {listed(tags_of(base))}.")
+    parameters = inspect.signature(entry.build).parameters
+    for argument in kwargs:
+        if argument not in parameters:
+            raise ValueError(
+                f"{argument!r} is no argument of {base}{nearest(argument, parameters)} "
+                f"Its arguments: {', '.join(parameters)}."
+            )
+    if pretrained and checkpoint is None:
+        checkpoint = weight_file(base, tag)
+    if checkpoint is None:
+        return entry.build(**entry.preset | kwargs)
+    tensors, metadata = read_image_weights(checkpoint)
+    if metadata.architecture not in (None, base):
+        raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: create that model.")
+    saved = metadata.model_args | ({} if metadata.in_chans is None else {"in_chans": metadata.in_chans})
+    model = entry.build(**entry.preset | {k: v for k, v in saved.items() if k in parameters} | kwargs)
+    load_image_weights(model, tensors, f"the {base} of these arguments", checkpoint)
+    return model
+
+
+# Weights
+
+
+def tags_of(name: str) -> list[str]:
+    """Return the tags of a model's weights: those shipped with the package first."""
+    return list(dict.fromkeys([*local_weights().get(name, {}), *_MODELS[name].tags]))
+
+
+def listed(words: list[str]) -> str:
+    return ", ".join(words) or "none"
+
+
+def weight_file(name: str, tag: str) -> Path:
+    """Return the file of published weights, downloaded if need be."""
+    tags = tags_of(name)
+    if not tags:
+        raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+    tag = tag or tags[0]
+    card = local_weights().get(name, {}).get(tag)
+    return Path(card["file"]) if card else download(_MODELS[name].tags[tag], f"{name}.{tag}")
+
+
+def download(published: Published, name: str) -> Path:
+    """Download published weights into torch's cache of checkpoints, and check their size where it is known.
+
+    Raises:
+        ValueError: the file has another size than it should.
+        OSError: the download fails.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / f"{name}{Path(published.url).suffix}"
+    if not path.is_file() or published.size not in (None, path.stat().st_size):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            torch.hub.download_url_to_file(published.url, str(part), progress=False)
+        except OSError as error:
+            raise OSError(
+                f"{published.url} could not be downloaded ({error}): fetch it yourself and give it as checkpoint=FILE."
+            ) from error
+        if published.size not in (None, part.stat().st_size):
+            size = part.stat().st_size
+            part.unlink()
+            raise ValueError(f"{published.url} has {size:,} bytes where {published.size:,} were published: it changed.")
+        part.replace(path)
+    return path
+
+
+def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
+    """Read a weight file: the tensors by name, and what the file says of its model. Nothing in it is unpickled.
+
+    Raises:
+        ValueError: the file holds no weights.
+        FileNotFoundError: there is no such file.
+    """
+    if Path(path).suffix != ".npz":
+        return read_weights(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return flatten(flax_parameters(arrays)), ModelMetadata()
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no whole .npz file of arrays ({error}): download it again.") from None
+
+
+def load_image_weights(model: nn.Module, state: Mapping[str, Tensor], name: str, source: object) -> None:
+    """Load weights of ours or of the authors; every tensor must be there and fit.
+
+    Args:
+        model: an image model.
+        state: tensors by name.
+        name: what to call the model in messages.
+        source: the file, for messages.
+    """
+    layout = image_format(model, state)
+    given, unknown = layout.translate(unwrap(state), model)
+    try:
+        check_state(given, model.state_dict(), unknown, name, layout.name)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    model.load_state_dict(given)
+
+
+def image_format(model: nn.Module, state: Mapping[str, Tensor]) -> Format:
+    """Return the format of a file by a tensor that no other format has: one of the authors', or else ours."""
+    if isinstance(model, MaximUNet) and "stage_0_input_conv_0/kernel" in state:
+        return maxim_format(model, state)
+    if isinstance(model, WaveMixSR) and "path1.1.weight" in state:
+        return WAVEMIXSR
+    if isinstance(model, WaveMixSisr) and "expand.0.weight" in state:
+        return SISR_ONE_LEVEL if len(model.blocks[0].mixer.levels) == 1 else SISR
+    return OURS
+
+
+# The names
+
+MAXIM_URL = "https://storage.googleapis.com/gresearch/maxim/ckpt/{}/checkpoint.npz"
+MAXIM_FOLDERS = {
+    "maxim_s3": {
+        "sidd": "Denoising/SIDD",
+        "gopro": "Deblurring/GoPro",
+        "reds": "Deblurring/REDS",
+        "realblur_r": "Deblurring/RealBlur_R",
+        "realblur_j": "Deblurring/RealBlur_J",
+    },
+    "maxim_s2": {
+        "rain13k": "Deraining/Rain13k",
+        "raindrop": "Deraining/Raindrop",
+        "sots_indoor": "Dehazing/SOTS-Indoor",
+        "sots_outdoor": "Dehazing/SOTS-Outdoor",
+        "lol": "Enhancement/LOL",
+        "fivek": "Enhancement/FiveK",
+    },
+}
+
+for size, features in (("s", 32), ("m", 64)):
+    for stages in (1, 2, 3):
+        name = f"maxim_{size}{stages}"
+        register_image_model(
+            name,
+            MaximUNet,
+            features=features,
+            num_stages=stages,
+            tags={tag: Published(MAXIM_URL.format(folder)) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
+        )
+
+register_image_model(
+    "maxim_nano",
+    MaximUNet,
+    features=16,
+    num_groups=1,
+    num_bottleneck_blocks=1,
+    num_supervision_scales=1,
+    block_size_hr=8,
+    grid_size_hr=8,
+)
+register_image_model("wavemixsr_144_4", WaveMixSR)
+register_image_model("wavemix_sisr_144_4", WaveMixSisr)

@@ -1,0 +1,216 @@
+"""Names, tags and files of image models: local files in exactly the published formats, key by key."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import metamix
+from metamix.models import image_models, maxim_format
+from metamix.models.image_models import MAXIM_URL, Published, create_image_model, list_image_models
+from metamix.utils.tensor_files import save_weights
+
+TINY = dict(
+    features=8, depth=2, num_stages=2, num_supervision_scales=2, num_groups=1, num_bottleneck_blocks=1,
+    block_size_hr=2, grid_size_hr=2, block_size_lr=2,
+)  # fmt: skip
+PARAMETERS = {
+    "maxim_s1": 6_139_561,
+    "maxim_s2": 14_176_178,
+    "maxim_s3": 22_212_795,
+    "maxim_m1": 19_464_265,
+    "maxim_m2": 43_227_986,
+    "maxim_m3": 66_991_707,
+    "maxim_nano": 756_235,
+    "wavemixsr_144_4": 1_704_385,
+    "wavemix_sisr_144_4": 1_944_867,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(name):
+    with torch.device("meta"):
+        model = create_image_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert model.scale == (2 if "wavemix" in name else 1) and len(model.multiple) == 2 and model.in_chans in (1, 3)
+
+
+def test_lists():
+    assert metamix.list_image_models() == list(PARAMETERS)
+    assert list_image_models("maxim_s*") == ["maxim_s1", "maxim_s2", "maxim_s3"]
+    assert [name for name in list_image_models(pretrained=True) if name.startswith("maxim_s")] == [
+        *(f"maxim_s2.{tag}" for tag in ("rain13k", "raindrop", "sots_indoor", "sots_outdoor", "lol", "fivek")),
+        *(f"maxim_s3.{tag}" for tag in ("sidd", "gopro", "reds", "realblur_r", "realblur_j")),
+    ]
+    folder = "https://storage.googleapis.com/gresearch/maxim/ckpt/Dehazing/SOTS-Indoor/checkpoint.npz"
+    assert image_models._MODELS["maxim_s2"].tags["sots_indoor"].url == folder
+    assert MAXIM_URL.format("Denoising/SIDD") == folder.replace("Dehazing/SOTS-Indoor", "Denoising/SIDD")
+
+
+def test_a_name_of_your_own(monkeypatch):
+    monkeypatch.setattr(image_models, "_MODELS", dict(image_models._MODELS))
+    image_models.register_image_model("mine", torch.nn.Conv2d, in_channels=3, out_channels=3, kernel_size=1)
+    assert create_image_model("mine", kernel_size=3).kernel_size == (3, 3)
+    with pytest.raises(ValueError, match="'mine' is registered already"):
+        image_models.register_image_model("mine", torch.nn.Conv2d)
+
+
+REFUSED = [
+    (("maxim_s4",), {}, "no image model 'maxim_s4'; did you mean 'maxim_s"),
+    (("maxim_s3.gopr",), {}, "maxim_s3 has no tag 'gopr'; did you mean 'gopro'"),
+    (("maxim_m1.sidd",), {}, "maxim_m1 has no tag 'sidd'. It has none."),
+    (("maxim_m1", True), {}, "No weights are published for maxim_m1: leave pretrained out"),
+    (("maxim_nano",), dict(feature=8), "'feature' is no argument of maxim_nano; did you mean 'features'"),
+]
+
+
+@pytest.mark.parametrize("arguments, options, words", REFUSED)
+def test_refusals(arguments, options, words):
+    with pytest.raises(ValueError, match=words):
+        create_image_model(*arguments, **options)
+
+
+# Files
+
+
+def flax_arrays(model):
+    """The arrays of the authors' .npz file for a model: their names and layouts, and some of the optimizer's state."""
+    layout = maxim_format.maxim_format(model, {})
+    arrays = {}
+    for key, value in model.state_dict().items():
+        name, parent = layout.name(key), model.get_submodule(key.rpartition(".")[0])
+        if value.ndim == 4 and re.search(r"Dense|project", name):
+            value = value[..., 0, 0].T
+        elif isinstance(parent, torch.nn.ConvTranspose2d) and value.ndim == 4:
+            value = value.flip(2, 3).permute(2, 3, 0, 1)
+        elif value.ndim == 4:
+            value = value.permute(2, 3, 1, 0)
+        arrays[f"opt/target/{name}"] = value.numpy()
+        arrays[f"opt/state/param_states/{name}/grad_ema"] = value.numpy()
+    return arrays | {"opt/state/step": np.int32(1)}
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Publishes a file at a file:// address, as maxim_s3.sidd for a tiny MAXIM, with torch's cache in tmp_path."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+
+    def publish(content, size=None):
+        path = tmp_path / "checkpoint.npz"
+        path.write_bytes(content)
+        tags = {"sidd": Published(path.as_uri(), size)}
+        entry = image_models.Entry(image_models.MaximUNet, TINY, tags)
+        monkeypatch.setitem(image_models._MODELS, "maxim_s3", entry)
+        return path
+
+    return publish
+
+
+def npz(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def test_download_of_the_authors_weights(published):
+    model = create_image_model("maxim_s3", **TINY)
+    content = npz(flax_arrays(model))
+    path = published(content, len(content))
+    assert same_weights(create_image_model("maxim_s3.sidd", pretrained=True), model)
+    path.unlink()  # from the cache
+    assert same_weights(create_image_model("maxim_s3", pretrained=True), model)
+    assert same_weights(create_image_model("maxim_s3", pretrained=True, num_groups=1), model)
+    with pytest.raises(ValueError, match=r"maxim_s3.sidd.npz: The checkpoint does not fit the maxim_s3 of these"):
+        create_image_model("maxim_s3", pretrained=True, num_groups=2)
+
+
+def test_download_of_another_size(published, tmp_path):
+    path = published(npz({"a": np.zeros(3)}), 100)
+    with pytest.raises(ValueError, match="bytes where 100 were published: it changed"):
+        create_image_model("maxim_s3", pretrained=True)
+    assert list((tmp_path / "cache/hub/checkpoints").iterdir()) == []
+    path.unlink()
+    with pytest.raises(OSError, match="could not be downloaded .*checkpoint=FILE"):
+        create_image_model("maxim_s3", pretrained=True)
+
+
+def test_arrays_are_never_unpickled(tmp_path):
+    for name, content in {
+        "objects": npz({"opt/target/stage_0_input_conv_0/kernel": np.array([{}], dtype=object)}),
+        "cut": npz({"a": np.zeros(99)})[:200],
+    }.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.npz is no whole .npz file of arrays"):
+            create_image_model("maxim_nano", checkpoint=tmp_path / f"{name}.npz")
+    torch.save({"model": torch.nn.Identity()}, tmp_path / "module.pth")
+    with pytest.raises(ValueError, match="never unpickles"):
+        create_image_model("maxim_nano", checkpoint=tmp_path / "module.pth")
+
+
+def test_file_of_ours_carries_its_arguments(tmp_path):
+    """The metadata of a run: the model's name, its arguments and channels."""
+    model = create_image_model("maxim_nano", in_chans=1, features=8, depth=2)
+    about = dict(model="maxim_nano", model_args=dict(features=8, depth=2), in_chans=1)
+    save_weights(tmp_path / "grey.safetensors", model.state_dict(), about)
+    loaded = create_image_model("maxim_nano", checkpoint=tmp_path / "grey.safetensors")
+    assert loaded.in_chans == 1 and same_weights(loaded, model)
+    with pytest.raises(ValueError, match="has weights of maxim_nano, not of maxim_s1"):
+        create_image_model("maxim_s1", checkpoint=tmp_path / "grey.safetensors")
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    assert same_weights(
+        create_image_model("maxim_nano", checkpoint=tmp_path / "plain.safetensors", in_chans=1, features=8, depth=2),
+        model,
+    )
+    with pytest.raises(ValueError, match=r"plain.safetensors: The checkpoint does not fit the maxim_nano"):
+        create_image_model("maxim_nano", checkpoint=tmp_path / "plain.safetensors")
+
+
+def test_shipped_weights_come_first(tmp_path, monkeypatch):
+    model = create_image_model("maxim_nano", in_chans=1, features=8, depth=2)
+    about = dict(model="maxim_nano", model_args=dict(features=8, depth=2), in_chans=1)
+    save_weights(tmp_path / "maxim_nano.noise25.safetensors", model.state_dict(), about)
+    cards = {"maxim_nano": {"noise25": {"file": str(tmp_path / "maxim_nano.noise25.safetensors")}}}
+    monkeypatch.setattr(image_models, "local_weights", lambda: cards)
+    assert "maxim_nano.noise25" in list_image_models(pretrained=True)
+    for name in ("maxim_nano", "maxim_nano.noise25"):
+        assert same_weights(create_image_model(name, pretrained=True), model)
+
+
+@pytest.mark.parametrize(
+    "name, options, renames",
+    [
+        ("wavemixsr_144_4", {}, {"stem.0": "path1.1", "stem.1": "path1.2", "head": "final"}),
+        ("wavemix_sisr_144_4", {}, {"stem": "conv", "head": "expand"}),
+        ("wavemix_sisr_144_4", dict(level=2), {"stem": "conv", "head": "expand"}),
+    ],
+)
+def test_state_dicts_of_wavemix(tmp_path, name, options, renames):
+    small = dict(dim=8, depth=2) | options
+    model = create_image_model(name, **small)
+    state = {}
+    for key, value in model.state_dict().items():
+        for ours, theirs in renames.items():
+            key = re.sub(rf"^{ours}\.", f"{theirs}.", key)
+        key = key.replace("blocks.", "layers.").replace(".mixer.reduce.", ".reduction.")
+        number = (lambda m: f".feedforward{int(m[1]) + 1}.") if "level" in options else ".feedforward."
+        key = re.sub(r"\.mixer\.levels\.(\d)\.", number, key)
+        for ours, theirs in dict(fc1=0, fc2=3, up=4, norm=5).items():
+            key = key.replace(f".{ours}.", f".{theirs}.")
+        if re.search(r"feedforward\d?\.0\.weight", key):
+            high = value[:, 2:8].unflatten(1, (3, 2)).transpose(1, 2).flatten(1, 2)
+            value = torch.cat([value[:, :2], high, value[:, 8:]], dim=1)
+        state[key] = value
+    torch.save(state, tmp_path / "weights.pth")
+    assert same_weights(create_image_model(name, checkpoint=tmp_path / "weights.pth", **small), model)
+    key = next(key for key in state if key.endswith("reduction.bias"))
+    torch.save({k: v for k, v in state.items() if k != key}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=f"weights.pth: .* lacks {key}"):
+        create_image_model(name, checkpoint=tmp_path / "weights.pth", **small)
