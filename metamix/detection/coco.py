@@ -8,8 +8,9 @@ COCO as it is published has this layout. `python -m metamix.detection.voc` conve
 
 import contextlib
 import io
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torchvision.transforms.v2.functional import to_image
 from metamix.data import CorruptImage
 from metamix.data.files import read_image_file
 from metamix.data.sources import decode
+from metamix.utils.checksums import digest
 from metamix.utils.text import nearest
 
 from .annotations import (
@@ -205,6 +207,26 @@ class CocoSplit:
             except CorruptImage as error:
                 problems.append(str(error))
         return problems
+
+    def digest(self) -> str:
+        """Hash the names and sizes of the image files and their objects, with nothing decoded.
+
+        It stays the same where the data set is moved as a whole.
+        """
+        return digest(row for i in self.ids for row in self.describe_sample(i))
+
+    def describe_sample(self, image_id: int) -> Iterator[tuple[str | int | float, ...]]:
+        """Yield name and size of an image file, then class, box and crowd flag of each of its annotations."""
+        name = self.coco.imgs[image_id]["file_name"]
+        try:
+            size = (self.images / name).stat().st_size
+        except OSError:  # a missing image, of which there may be a few
+            size = -1
+        yield Path(name).as_posix(), size
+        for annotation in self.coco.imgToAnns[image_id]:
+            shape = (json.dumps(annotation["segmentation"]),) if self.masks else ()
+            category = self.coco.cats[annotation["category_id"]]["name"]
+            yield category, *annotation["bbox"], annotation["iscrowd"], *shape
 
     def path(self, index: int) -> str:
         """Return the path of an image."""

@@ -60,6 +60,7 @@ class DetectionData:
                 **{name: len(split) for name, split in self.scored.items()},
             },
             "classes": list(self.classes),
+            "digest": self.digest(),
         }
         self.notes = [
             f"{split.unusable} annotations of {split.annotations} are left out; "
@@ -99,6 +100,11 @@ class DetectionData:
                     f"python -m metamix.detection.verify {options.data_dir} names all"
                 )
         return first.classes
+
+    def digest(self) -> dict[str, str]:
+        """Return a hash of each split's image files and objects, by which a changed data set is noticed."""
+        train = {"train": "-".join(split.digest() for split in self.train)} if self.train else {}
+        return train | {name: split.digest() for name, split in self.scored.items()}
 
     def box_sizes(self) -> Tensor:
         """Return the square roots of the areas of the boxes to train on, in pixels of the resized images: (n,)."""

@@ -1,5 +1,6 @@
 """Data sets in COCO's format, torchvision's transforms, and batches that depend on (seed, epoch, index) alone."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ from shapes import DISC, SQUARE
 
 from metamix.data import CorruptImage
 from metamix.detection.coco import find_splits, open_split
-from metamix.detection.data import eval_loader, train_loader
+from metamix.detection.data import DetectionData, eval_loader, train_loader
 from metamix.detection.task import DetectionOptions
 from metamix.detection.verify import find_problems
 
@@ -372,3 +373,55 @@ def test_annotations_with_a_byte_order_mark_are_read(coco, encoding):
     file.write_text(file.read_text(), encoding=encoding)
     assert len(open_split(find_splits(folder), "train")) == 2
     assert not any("COCO's format" in what for what in find_problems(file, folder / "images"))
+
+
+def digest(folder, **options):
+    return DetectionData(DetectionOptions(data_dir=str(folder), **options)).identity["digest"]
+
+
+def test_a_moved_data_set_keeps_its_digest(coco, tmp_path):
+    folder = coco(train=2, val=1, test=1)
+    before = digest(folder)
+    assert before.keys() == {"train", "test", "holdout"} and len(set(before.values())) == 3
+    folder.rename(tmp_path / "moved")
+    assert digest(tmp_path / "moved") == before
+
+
+def edit(folder, key, change):
+    file = folder / "annotations" / "instances_train.json"
+    data = json.loads(file.read_text())
+    change(data[key])
+    file.write_text(json.dumps(data))
+
+
+def swap_class(annotations):
+    annotations[0]["category_id"] = {SQUARE: DISC, DISC: SQUARE}[annotations[0]["category_id"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: edit(folder, "annotations", lambda boxes: boxes[0]["bbox"].__setitem__(0, 1)),
+        lambda folder: edit(
+            folder, "annotations", lambda boxes: boxes[0].update(category_id=10 - boxes[0]["category_id"])
+        ),
+        lambda folder: edit(folder, "annotations", lambda boxes: boxes[0].update(iscrowd=1)),
+        lambda folder: edit(folder, "annotations", list.pop),
+        lambda folder: edit(folder, "images", lambda images: images[0].update(file_name="train_1.png")),
+        lambda folder: Image.new("RGB", (96, 64)).save(folder / "images" / "train_0.png"),
+    ],
+    ids=["box", "class", "crowd", "annotation", "name", "file"],
+)
+def test_changed_data_change_the_digest(coco, change):
+    folder = coco(train=2, val=1, test=1)
+    before = digest(folder)
+    change(folder)
+    after = digest(folder)
+    assert after["train"] != before["train"] and after["test"] == before["test"]
+
+
+def test_changed_masks_change_the_digest(coco):
+    folder = coco(train=2, val=1, test=1)
+    boxes, masks = digest(folder), digest(folder, detector="mask_rcnn")
+    edit(folder, "annotations", lambda shapes: shapes[0]["segmentation"][0].__setitem__(0, 1))
+    assert digest(folder) == boxes and digest(folder, detector="mask_rcnn")["train"] != masks["train"]
