@@ -1,0 +1,36 @@
+"""The examples run: the two scripts with fewer epochs, and the notebook cell by cell."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+def test_own_mixer(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "own_mixer.py"))["main"](str(tmp_path / "run"), epochs="1")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("predicted: ") and len(lines[-2].split()) == 11
+    assert lines[-1].split()[1:] == list("0123456789")
+
+
+def test_finetune_detector(tmp_path, capsys):
+    pytest.importorskip("pycocotools", reason="COCO scores need the extra `detection`")
+    runpy.run_path(str(EXAMPLES / "finetune_detector.py"))["main"](str(tmp_path), epochs="1", images=8)
+    assert "test: AP" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_notebook(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert capsys.readouterr().out.splitlines()[-1] == "predicted 7 true 7"
