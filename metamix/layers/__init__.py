@@ -1,16 +1,23 @@
-"""Building blocks that mixers, models and heads share."""
+"""Building blocks that mixers, models and heads share.
+
+A workaround for a library's bug or slowness lives here. Its docstring says why it is there, which test reproduces the
+bug, and when it can go.
+"""
 
 from .activation import GELU
 from .attention import attention
 from .conv import Conv2d
-from .dropout import Dropout
-from .memory_format import is_channels_last
+from .dropout import Dropout, dropout
+from .graph import fx_leaf, may_vary, rearrange
+from .memory_format import is_channels_last, to_channels_last
 from .mlp import Mlp
-from .norm import GroupNorm1
+from .norm import Float32LayerNorm2d, GroupNorm1
+from .partition import BLOCK, GRID, from_sets, to_sets
 from .pool import GlobalPool
-from .spatial import crop_to, pad_to, parse_size, resize_to
+from .spatial import average_to, crop_to, pad_to, parse_size, resize_to
 
 __all__ = [
-    "GELU", "Conv2d", "Dropout", "GlobalPool", "GroupNorm1", "Mlp",
-    "attention", "crop_to", "is_channels_last", "pad_to", "parse_size", "resize_to",
+    "BLOCK", "GELU", "GRID", "Conv2d", "Dropout", "Float32LayerNorm2d", "GlobalPool", "GroupNorm1", "Mlp",
+    "attention", "average_to", "crop_to", "dropout", "from_sets", "fx_leaf", "is_channels_last", "may_vary", "pad_to",
+    "parse_size", "rearrange", "resize_to", "to_channels_last", "to_sets",
 ]  # fmt: skip

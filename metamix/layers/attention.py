@@ -2,29 +2,32 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from .dropout import dropout
+from .graph import fx_leaf
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout) -> Tensor:
-    """Compute drop(softmax(q k^T / sqrt(d))) v.
+@fx_leaf
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """Compute dropout(softmax(q k^T / sqrt(d))) v.
 
-    Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13's kernel for 16-bit types is several times
-    slower than two matrix products, and none is fused with dropout.
+    Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13 takes several times longer than two matrix
+    products for the backward pass in 16 bits, and for dropout in any type.
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
     Remove when: that test skips on the oldest supported torch.
 
     Args:
         q: queries, (B, n, N, d).
         k, v: keys and values, (B, n, M, d).
-        drop: dropout of the attention weights.
+        dropout_p: share of the attention weights to drop.
 
     Returns:
         (B, n, N, d).
     """
-    dropping = drop.training and drop.p > 0
-    if q.device.type != "cpu" or (q.dtype.itemsize > 2 and not dropping):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=drop.p if dropping else 0.0)
+    if q.device.type != "cpu" or (q.dtype.itemsize > 2 and not dropout_p):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
     weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
     if weights.dtype.itemsize == 2 and weights.shape[-1] < 32:
-        weights = weights.float()  # faster: torch 2.13's 16-bit softmax is slow on short rows
-    return torch.matmul(drop(weights.softmax(-1).to(v.dtype)), v)
+        weights = weights.float()  # torch's softmax of short rows is slow in 16 bits, even against two casts
+    return torch.matmul(dropout(weights.softmax(-1).to(v.dtype), dropout_p), v)

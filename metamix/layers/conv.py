@@ -1,14 +1,17 @@
 """Convolution that is right on maps one pixel wide."""
 
-import torch
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from .graph import fx_leaf, may_vary
+
 
 @register_notrace_module
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` that pads maps one pixel wide itself.
+    """`nn.Conv2d` of one group that pads maps one pixel wide itself.
 
     Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient unwritten (it holds what was in memory) where
     the input is one pixel wide and the convolution pads it.
@@ -17,7 +20,20 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] == 1 and not torch.compiler.is_exporting():
-            h, w = self.padding
-            return F.conv2d(F.pad(x, (w, w, h, h)), self.weight, self.bias, self.stride, 0, self.dilation)
-        return super().forward(x)
+        assert not isinstance(self.padding, str)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+@fx_leaf
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    if not may_vary(x.shape[-1]) and x.shape[-1] == 1:
+        h, w = padding
+        x, padding = F.pad(x, (w, w, h, h)), (0, 0)
+    return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))

@@ -2,26 +2,50 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from .graph import fx_leaf
 
 
 @register_notrace_module
 class Dropout(nn.Dropout):
-    """`nn.Dropout`; on a CPU at a fraction of the time, with the rate rounded to 1 / 65536.
-
-    torch draws a double for every value there, which took most of a training step. Here one draw of 64 bits, numpy's,
-    serves four values. The seed is torch's: maps of one memory format get the same masks from the same seed.
-    """
+    """`nn.Dropout`, on a CPU with `dropout` below."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * 2**16)
-        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor  # but a mask is not
-        if not self.training or recorded or not 0 < dropped < 2**16 or x.device.type != "cpu":
-            return super().forward(x)
-        mask, count = torch.empty_like(x), x.numel()
-        seed = torch.empty((), dtype=torch.int64).random_().item()
-        bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16))
-        # In the order of memory: torch compares maps in channels_last several times slower.
-        torch.ge(bits[:count], dropped - 2**15, out=mask.as_strided((count,), (1,)))
-        return x * mask.mul_(2**16 / (2**16 - dropped))
+        return dropout(x, self.p, self.training)
+
+
+@fx_leaf
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """Set values to zero with probability `p`, and scale the others by 1 / (1 - p).
+
+    On a CPU `p` is rounded to 1 / 65536, and numpy draws the mask. Its seed comes from torch, so the same torch seed
+    gives the same mask for maps of the same memory format.
+
+    Why: torch 2.13 draws one double for each value on a CPU, which takes most of a training step. Here one draw of 64
+    bits serves four values.
+    Reproducer: tests/layers/test_workarounds.py::test_dropout_on_a_cpu
+    Remove when: that test skips on the oldest supported torch.
+    """
+    dropped = round(p * 2**16)
+    if not training or not 0 < dropped < 2**16 or x.device.type != "cpu" or is_recorded(x):
+        return F.dropout(x, p, training)
+    mask, count = torch.empty_like(x), x.numel()
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16))
+    # The mask is filled in the order of memory: torch is several times slower at comparing channels_last maps.
+    torch.ge(bits[:count], dropped - 2**15, out=mask.as_strided((count,), (1,)))
+    return x * mask.mul_(2**16 / (2**16 - dropped))
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Return whether a graph or transform records operations on x: it would take numpy's mask for a constant."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(x) is not Tensor  # such as a fake tensor
+        or is_functorch_wrapped_tensor(x)
+    )

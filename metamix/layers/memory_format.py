@@ -1,9 +1,21 @@
 """Memory formats of maps."""
 
-import torch
 from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x is a map whose channels lie side by side in memory."""
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Return whether x is a map (B, C, H, W) whose channels lie side by side in memory.
+
+    Why not `x.is_contiguous(memory_format=torch.channels_last)`: torch 2.13 raises in `torch.func.vmap`.
+    Reproducer: tests/layers/test_workarounds.py::test_memory_format_inside_vmap
+    Remove when: that test skips on the oldest supported torch.
+    """
+    return x.ndim == 4 and x.movedim(1, -1).is_contiguous()
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return the map (B, C, H, W) with its channels side by side in memory, copied if they are not.
+
+    Why not `x.contiguous(memory_format=torch.channels_last)`: as for `is_channels_last`.
+    """
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -1,20 +1,50 @@
-"""Group norm of one group."""
+"""Norms with the bugs and slow paths of torch's avoided."""
 
 import timm.layers
 import torch
+import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor
+
+from .graph import fx_leaf
 
 
 @register_notrace_module
 class GroupNorm1(timm.layers.GroupNorm1):
-    """timm's group norm of one group, over (B, C, H, W), that can stand on frozen layers.
+    """timm's group norm of one group, for (B, C, H, W), that also works on frozen layers.
 
-    There torch 2.13 dies on a CPU: in the backward pass of a channels_last input that needs no gradient itself.
+    Why: on a CPU, the backward pass of torch 2.13 crashes the process where a channels_last input needs no gradient
+    and the norm's parameters do. Such an input is made contiguous.
+    Reproducer: tests/layers/test_workarounds.py::test_group_norm_on_a_frozen_input
+    Remove when: that test skips on the oldest supported torch; use `timm.layers.GroupNorm1`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        trains = any(p.requires_grad for p in self.parameters(recurse=False))
-        if torch.is_grad_enabled() and trains and not x.requires_grad:
-            x = x.contiguous()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters(recurse=False)):
+            x = contiguous_if_frozen(x)
         return super().forward(x)
+
+
+@fx_leaf
+def contiguous_if_frozen(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.contiguous()
+
+
+class Float32LayerNorm2d(timm.layers.LayerNorm2d):
+    """timm's layer norm over the channels of (B, C, H, W), computed in float32 at least.
+
+    Why: on a CPU, the backward pass of torch 2.13's layer norm takes up to five times as long in 16 bits.
+    Reproducer: tests/layers/test_workarounds.py::test_layer_norm_at_16_bits
+    Remove when: that test skips on the oldest supported torch; use `timm.layers.LayerNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm_2d(x, self.weight, self.bias, self.eps)
+
+
+@fx_leaf
+def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = x.permute(0, 2, 3, 1).to(wide)
+    y = F.layer_norm(rows, weight.shape, weight.to(wide), bias.to(wide), eps)
+    return y.to(x.dtype).permute(0, 3, 1, 2)

@@ -4,6 +4,7 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import register_notrace_module
 from torch import Tensor
 
+from .graph import fx_leaf
 from .memory_format import is_channels_last
 
 
@@ -13,14 +14,18 @@ class GlobalPool(SelectAdaptivePool2d):
 
     Why: the gradient of torch 2.13's `mean((2, 3))` is contiguous. Without a norm after the blocks (WaveMix,
     NiNformer), that gradient runs along the residuals through all blocks and slows down each of them.
-    Reproducer: tests/layers/test_workarounds.py::test_gradient_of_a_global_mean
-    Remove when: that test skips on the oldest supported torch; use `SelectAdaptivePool2d`.
+    Reproducer: tests/layers/test_workarounds.py::test_gradient_of_timms_global_mean_is_contiguous
+    Remove when: that test skips on the oldest supported torch; use `timm.layers.SelectAdaptivePool2d`.
     """
 
     def __init__(self, pool_type: str):
         super().__init__(pool_type=pool_type, flatten=bool(pool_type))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pool_type == "avg" and is_channels_last(x):
-            return x.movedim(1, -1).mean((1, 2))
-        return super().forward(x)
+        return global_mean(x) if self.pool_type == "avg" else super().forward(x)
+
+
+@fx_leaf
+def global_mean(x: Tensor) -> Tensor:
+    """Average (B, C, H, W) over H and W -> (B, C)."""
+    return x.movedim(1, -1).mean((1, 2)) if is_channels_last(x) else x.mean((2, 3))

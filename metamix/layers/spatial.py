@@ -1,45 +1,79 @@
-"""Maps of any size: the three ways in which a mixer with fixed spatial weights meets another height and width.
+"""Fit maps to another height and width: pad, crop, average, resize.
 
-Each returns its input unchanged where there is nothing to do, except under `torch.export`: a graph made for every size
-may not branch on the example's, so there they always run. What is left is torch's own: a graph exported where no map
-has a side of 1 may refuse sizes where one has, and the reverse.
+Each function returns its input where there is nothing to do. In a graph exported for any size it always does its work,
+since a condition on the size would hold for the example's size alone. torch itself still guards on sides of 1: a graph
+exported from a map without such a side may refuse maps with one, and the reverse.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
-from timm.models import register_notrace_function
 from torch import Tensor
 
+from .graph import fx_leaf, may_vary, warn_if_traced
 
-def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """Zeros below and to the right of (..., H, W), up to the next multiples of `multiple` = (h, w)."""
+
+@fx_leaf
+def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
+    """Pad (..., H, W) with zeros, below and to the right, to the next multiples of `multiple` = (h, w)."""
+    warn_if_traced()
     (h, w), (mh, mw) = x.shape[-2:], multiple
-    # Counted in whole cells, so that an exported graph can see that the padded size divides.
+    # Counted in whole cells, so that torch.export sees that the padded size divides.
     size = (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw
-    if not torch.compiler.is_exporting() and size == (h, w):
+    if not may_vary(h, w) and size == (h, w):
         return x
     return F.pad(x, (0, size[1] - w, 0, size[0] - h))
 
 
-def crop_to(x: Tensor, size: tuple[int, int], centre: bool = False) -> Tensor:
-    """The first, or with `centre` the middle, H x W of (..., H', W'), `size` = (H, W); the spare row goes below."""
+@fx_leaf
+def crop_to(x: Tensor, size: Sequence[int], centre: bool = False) -> Tensor:
+    """Crop (..., H', W') to `size` = (H, W): the top left corner, or the centre with a spare row cut off below."""
+    warn_if_traced()
     dh, dw = x.shape[-2] - size[0], x.shape[-1] - size[1]
-    if torch.compiler.is_exporting():
-        top, left = (dh // 2, dw // 2) if centre else (0, 0)
+    top, left = (dh // 2, dw // 2) if centre else (0, 0)
+    if may_vary(dh, dw):
         return F.pad(x, (-left, left - dw, -top, top - dh))  # a slice with symbolic ends would guard on the example
     if dh == 0 and dw == 0:
         return x
-    top, left = (dh // 2, dw // 2) if centre else (0, 0)
     return x[..., top : top + size[0], left : left + size[1]]
 
 
-@register_notrace_function
-def resize_to(x: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """(B, C, H', W') resampled to `size` = (H, W). `mode` as in `F.interpolate`; "area" averages, for smaller maps."""
-    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
+@fx_leaf
+def resize_to(x: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
+    """Resample (B, C, H', W') to `size` = (H, W); `mode` is "bicubic" or "bilinear"."""
+    warn_if_traced()
+    size = tuple(size)
+    if not may_vary(*x.shape[-2:], *size) and tuple(x.shape[-2:]) == size:
         return x
-    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=None if mode == "area" else False)
+    return F.interpolate(x, size=size, mode=mode, align_corners=False)
+
+
+@fx_leaf
+def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Average (B, C, H', W') over a grid of `size` = (H, W); values repeat where the map is smaller than the grid.
+
+    Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only. There the
+    averages are two matrix products.
+    Reproducer: tests/layers/test_workarounds.py::test_adaptive_pooling_in_onnx
+    Remove when: that test skips on the oldest supported torch.
+    """
+    warn_if_traced()
+    h, w = x.shape[-2:]
+    if not may_vary(h, w) and (h, w) == tuple(size):
+        return x
+    if may_vary(h, w) and torch.onnx.is_in_onnx_export():
+        return averages(h, size[0], x) @ x @ averages(w, size[1], x).mT
+    return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+
+
+def averages(length: int, cells: int, like: Tensor) -> Tensor:
+    """Return the matrix (cells, length) of adaptive average pooling along one side, in the dtype of `like`."""
+    cell, place = torch.arange(cells, device=like.device), torch.arange(length, device=like.device)
+    first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+    inside = (place >= first[:, None]) & (place < end[:, None])
+    return inside.to(like.dtype) / (end - first)[:, None].to(like.dtype)
 
 
 def parse_size(option: str, given: int | tuple[int, int]) -> tuple[int, int]:

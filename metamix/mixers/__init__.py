@@ -1,6 +1,6 @@
 """Token mixers: one mixer, one file, one class, one paper. `registry.py` states the contract."""
 
-from .registry import create_mixer, list_mixers, register_mixer
+from .registry import MixerOption, create_mixer, list_mixers, mixer_options, register_mixer
 
 # Importing a mixer's file registers it; the order here is the order of `list_mixers`.
 from .identity import Identity  # isort: skip
@@ -12,6 +12,6 @@ from .nin import Nin  # isort: skip
 from .minattn import MinAttn  # isort: skip
 
 __all__ = [
-    "create_mixer", "list_mixers", "register_mixer",
-    "Identity", "Pooling", "Raft", "Maxim", "WaveMix", "Nin", "MinAttn",
+    "Identity", "Maxim", "MinAttn", "MixerOption", "Nin", "Pooling", "Raft", "WaveMix",
+    "create_mixer", "list_mixers", "mixer_options", "register_mixer",
 ]  # fmt: skip

@@ -1,9 +1,9 @@
-"""No token mixing: the floor that every mixer has to beat.
+"""No token mixing: the baseline that every mixer has to beat.
 
-A MetaFormer (arXiv 2111.11418) whose mixer is the identity still reaches 74.6 % on ImageNet (12 blocks, as published
-with arXiv 2210.13452), since its stem and its downsampling see neighbours.
+A MetaFormer (arXiv 2111.11418) with the identity as its mixer reaches 74.6 % on ImageNet (12 blocks, published with
+arXiv 2210.13452), since its stem and its downsampling mix neighbours.
 
-Any size; costs nothing.
+Any size; no cost.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .registry import register_mixer
 
 @register_mixer("identity")
 class Identity(nn.Module):
-    """y = x, for (B, C, H, W)."""
+    """y = x: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, dim: int, *, size: tuple[int, int]):
         super().__init__()

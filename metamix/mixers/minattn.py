@@ -1,28 +1,27 @@
 """Attention with the reductions of "Reducing the Transformer Architecture to a Minimum" (arXiv 2410.13732).
 
-    y = softmax(s(x_i, x_j) / sqrt(d)) V(x_j), then a projection        per head of d = C / heads channels
+    y_i = proj(sum_j softmax_j(s(x_i, x_j) / sqrt(d)) value(x_j))        in each head of d = C / heads channels
 
-    qk = "separate"     s = (Wq x_i) . (Wk x_j)         the usual
-         "collapsed"    s = (W x_i) . x_j               Wq^T Wk as one matrix, section 3.2; one head only: with more it
-                                                        would cost parameters, not save them
-         "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4: as the paper ran it
-         "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric, T lower-triangular, d (d + 1) / 2 parameters a head
+    qk = "separate"     s = (Wq x_i) . (Wk x_j)         the usual similarity
+         "collapsed"    s = (W x_i) . x_j               W = Wk^T Wq as one matrix, section 3.2; for one head only, with
+                                                        more it costs parameters instead of saving them
+         "shared"       s = (Wq x_i) . (Wq x_j)         symmetric, section 3.4, as in the paper's experiments
+         "cholesky"     s = (T^T x_i) . (T^T x_j)       symmetric; T is lower triangular with d (d + 1) / 2 entries
 
-    value = False       V(x_j) = x_j and no projection: y is a convex combination of tokens, section 3.3
+    value = False       value(x_j) = x_j and no proj: y is a convex combination of tokens, section 3.3
 
-T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2, every
-token attends to itself alone, and the model trains to chance (seen in a third party's tables).
+T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2: then
+every token attends to itself alone, and training stays at chance level.
 
-Any size. Cost is quadratic in the number of tokens; with `context` it is linear: keys and values then come from the map
-averaged to that grid (or repeated, where the map is smaller), while every token keeps its query.
+Any size. Cost is quadratic in the number of tokens. With `context` it is linear: keys and values come from the map
+averaged over that grid (or repeated, where the map is smaller), and every token keeps its query.
 """
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from metamix.layers import Dropout, attention, parse_size, resize_to
+from metamix.layers import Dropout, attention, average_to, fx_leaf, parse_size, rearrange
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -32,14 +31,15 @@ QK = ("separate", "collapsed", "shared", "cholesky")
 
 @register_mixer("minattn")
 class MinAttn(nn.Module):
-    """(B, C, H, W) -> (B, C, H, W).
+    """Attention with fewer matrices: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        num_heads: heads; divides `dim`.
-        qk: what similarity is made of, see above.
-        value: keep the value map and the output projection.
-        context: side or (h, w) of the grid that keys and values are averaged to, cut to `size`; None for all tokens.
-        attn_drop: dropout of attention weights.
+        num_heads: heads; must divide `dim`.
+        qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky", see above.
+        value: whether to use the value map and the output projection.
+        context: side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens.
+        attn_drop: dropout of the attention weights.
+        proj_drop: dropout of the output.
     """
 
     def __init__(
@@ -76,22 +76,22 @@ class MinAttn(nn.Module):
         self.drop = Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = x if self.context is None else resize_to(x, self.context, "area")
+        context = x if self.context is None else average_to(x, self.context)  # (B, C, h, w)
         q = self.query(x)
-        if self.symmetric:
-            k = q if context is x else self.query(context)
-        else:
-            k = self.key(context)
-        qkv = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, self.value(context)))
-        y = attention(*qkv, self.attn_drop)
+        key = self.query if self.symmetric else self.key
+        k = q if self.symmetric and context is x else key(context)
+        v = self.value(context)
+        q, k, v = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, v))
+        y = attention(q, k, v, self.attn_drop.p if self.training else 0.0)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return state  # `context` is what depends on the size
+        """Return `state`: the map size changes `context`, and no parameter."""
+        return state
 
 
 class Cholesky(nn.Module):
-    """T^T x for each head's own channels, (B, heads * d, H, W) -> the same shape; T T^T is the symmetric matrix."""
+    """T^T x in each head, (B, heads * d, H, W) -> the same shape; T T^T is the symmetric matrix of the similarity."""
 
     def __init__(self, heads: int, d: int):
         super().__init__()
@@ -100,8 +100,14 @@ class Cholesky(nn.Module):
         self.d = d
 
     def forward(self, x: Tensor) -> Tensor:
-        row, column = torch.tril_indices(self.d, self.d, device=x.device)
-        factor = self.entries.new_zeros(len(self.entries), self.d, self.d)
-        factor[:, row, column] = self.entries
-        kernel = rearrange(factor, "n i o -> (n o) i 1 1")
+        kernel = rearrange(triangular(self.entries, self.d), "n i o -> (n o) i 1 1")
         return F.conv2d(x, kernel, groups=len(self.entries))
+
+
+@fx_leaf
+def triangular(entries: Tensor, d: int) -> Tensor:
+    """Fill lower triangular matrices row by row: (n, d * (d + 1) / 2) -> (n, d, d)."""
+    row, column = torch.tril_indices(d, d, device=entries.device)
+    matrices = entries.new_zeros(len(entries), d, d)
+    matrices[:, row, column] = entries
+    return matrices

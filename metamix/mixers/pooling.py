@@ -1,9 +1,9 @@
-"""Average pooling, from PoolFormer: "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
+"""Average pooling of PoolFormer: "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418).
 
     y = mean of the K x K neighbours inside the map - x
 
-The subtraction is there because the block adds x back. The mean counts no padding, so a constant map gives exactly
-zero; that also makes the bias of the norm before this mixer a parameter without any effect.
+The block adds x, so the mixer subtracts it. The mean does not count padding, so a constant map gives exactly zero.
+Therefore the bias of the norm before this mixer has no effect.
 
 Any size; K * K additions per value, linear in the number of tokens.
 """
@@ -15,11 +15,11 @@ from .registry import register_mixer
 
 @register_mixer("pooling")
 class Pooling(nn.Module):
-    """(B, C, H, W) -> (B, C, H, W).
+    """Mean of the neighbours minus the token: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        pool_size: K, odd, so that the map keeps its size.
-        subtract: subtract the input, as the paper does.
+        pool_size: K, side of the neighbourhood in tokens; odd, so that the map keeps its size.
+        subtract: whether to subtract the input, as the paper does.
     """
 
     def __init__(self, dim: int, *, size: tuple[int, int], pool_size: int = 3, subtract: bool = True):

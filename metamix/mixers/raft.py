@@ -1,32 +1,34 @@
 """The raft MLPs of RaftMLP: "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?"
-(arXiv 2108.04384), vertical, then horizontal.
+(arXiv 2108.04384): one vertical, then one horizontal.
 
-A raft is r groups of channels and one column of the map: r * H values, which one MLP mixes, the same for all C / r
-positions in the groups and for all W columns. The horizontal one does the same along rows.
+A raft is r groups of channels and one column of the map: r * H values. One MLP mixes them, the same for all C / r
+positions in the groups and for all W columns. The horizontal MLP does the same along rows.
 
-    u = x + V(norm(x))        V: Linear(rH -> e rH), GELU, Linear(e rH -> rH)
-    z = u + H(norm(u))        H: the same along W
-    y = z - x                 the skeleton's residual adds x back
+    v = V(norm(x))                V: Linear(rH -> e rH), GELU, Linear(e rH -> rH)
+    y = v + H(norm(x + v))        H: the same along W
 
-Spatial weights belong to `size`. On any other map, `resample` says what happens:
+In the paper's notation y = z - x with u = x + V(norm(x)) and z = u + H(norm(u)); the skeleton's residual adds x.
 
-    "branch"   y = resize(z - x) where u, z are made on x resized to `size`; the residual stream stays untouched
-    "stream"   y = resize(z) - x: as the authors, who resize the stream itself and so low-pass it in every block
-    "weights"  the matrices are resized instead; the map keeps its resolution
+Spatial weights are made for `size`. `resample` says how the mixer meets a map of another size:
 
-Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all; "branch" and "stream" do not grow beyond `size`.
+    "branch"   y is computed on x resized to `size`, and resized back; the residual stream stays as it is
+    "stream"   y = resize(z) - x with z computed on x resized to `size`: as the authors, who resize the residual stream
+               itself and so blur it in every block
+    "weights"  the matrices are resized, and the map keeps its resolution
 
-Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's (r c); a
-checkpoint of theirs has its norm weights permuted on loading.
+Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream" it does not grow
+beyond `size`.
+
+Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's order (r c). The
+norm's weights in a checkpoint of theirs are permuted on loading.
 """
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import GELU, resize_to
+from metamix.layers import GELU, fx_leaf, may_vary, rearrange, resize_to
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -36,12 +38,12 @@ RESAMPLE = ("branch", "stream", "weights")
 
 @register_mixer("raft")
 class Raft(nn.Module):
-    """(B, C, H, W) -> (B, C, H, W).
+    """Vertical and horizontal raft MLP: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        raft_size: r, the groups of channels in a raft; divides `dim`.
-        expansion: e, hidden over outer width.
-        resample: "branch", "stream" or "weights", see above.
+        raft_size: r, the groups of channels in a raft; must divide `dim`.
+        expansion: e, hidden width over outer width.
+        resample: "branch", "stream" or "weights": what to do on maps of another size, see above.
     """
 
     def __init__(
@@ -66,10 +68,10 @@ class Raft(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.resample == "weights":
             return self.branch(x)
-        z = resize_to(x, self.size)
-        y = resize_to(self.branch(z), x.shape[-2:])
-        if self.resample == "stream" and z is not x:
-            y = y + (resize_to(z, x.shape[-2:]) - x)
+        resized = resize_to(x, self.size)  # (B, C, *size)
+        y = resize_to(self.branch(resized), x.shape[-2:])  # (B, C, H, W)
+        if self.resample == "stream" and resized is not x:
+            y = y + (resize_to(resized, x.shape[-2:]) - x)
         return y
 
     def branch(self, x: Tensor) -> Tensor:
@@ -77,6 +79,7 @@ class Raft(nn.Module):
         return v + self.horizontal(x + v)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resample both MLPs of a state saved for another map size."""
         for name, mlp in (("vertical", self.vertical), ("horizontal", self.horizontal)):
             own = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
             state = {**state, **{f"{name}.{k}": v for k, v in mlp.adapt_state(own).items()}}
@@ -84,10 +87,12 @@ class Raft(nn.Module):
 
 
 class RaftMlp(nn.Module):
-    """norm -> rafts of r * length values -> Linear, GELU, Linear -> map, for (B, C, H, W); without the residual.
+    """Norm, then Linear, GELU, Linear over each raft: (B, C, H, W) -> (B, C, H, W).
 
-    `rafts` is the einops pattern that lays the map out as rafts. The linears run as 1x1 convolutions over them, which
-    is where a CPU is fastest.
+    Args:
+        length: number of tokens along the mixed side of the map.
+        rafts: einops pattern from the map to rafts, (B, C, H, W) -> (B, r * length, other side, C / r). The linear maps
+            then run as 1x1 convolutions, which are fastest on a CPU.
     """
 
     def __init__(self, dim: int, length: int, raft_size: int, expansion: float, rafts: str):
@@ -99,55 +104,59 @@ class RaftMlp(nn.Module):
         self.rafts = rafts
         self.back = " -> ".join(reversed(rafts.split(" -> ")))
         self.norm = LayerNorm2d(dim, eps=1e-5)
-        # A kernel as large as the raft, so that a checkpoint tells its shape.
+        # A kernel as large as the raft, so that a checkpoint shows its shape.
         self.fc1 = nn.Conv2d(1, hidden, (raft_size, length))
         self.act = GELU()
         self.fc2 = nn.Conv2d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(self.norm(x), self.rafts, r=self.raft_size)  # one raft = r channel groups x one column
+        x = rearrange(self.norm(x), self.rafts, r=self.raft_size)  # (B, r * length, other side, C / r)
         length = x.shape[1] // self.raft_size
-        # Its strides are those of channels_last, which the convolution then keeps to.
-        weight = resize_inputs(self.fc1.weight, length).flatten(1)[:, None, None].movedim(-1, 1)
-        x = F.conv2d(x, weight, self.fc1.bias)
-        x = self.act(x)
-        weight, bias = (resize_outputs(p, self.raft_size, length) for p in (self.fc2.weight, self.fc2.bias))
-        x = F.conv2d(x, weight, bias)
+        w1, b1 = resize_inputs(self.fc1.weight, length), self.fc1.bias
+        w2 = resize_outputs(self.fc2.weight, self.raft_size, length)
+        b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
+        # Weights with the strides of channels_last: the convolution keeps the format of its weights.
+        w1 = w1.flatten(1)[:, None, None].movedim(-1, 1)
+        x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)
         return rearrange(x, self.back, r=self.raft_size)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters saved for another length; of another raft or expansion they stay as they are, and do not fit.
+        """Resample parameters saved for another length; return them unchanged if raft size or expansion differ.
 
-        Hidden units have no place on the map: they are repeated or thinned out. Copies share what one of them gave, so
-        that repeating changes nothing, and those left by thinning stand in for the others.
+        Hidden units have no place on the map, so they are repeated or thinned out. Copies share the output weight of
+        the unit they repeat, so repeating changes nothing. After thinning, the rest stands in for what was left out.
         """
         hidden, (old, _, raft_size, length) = self.fc1.out_channels, state["fc1.weight"].shape
         if raft_size != self.raft_size or old != int(self.expansion * raft_size * length):
             return state
-        unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden
+        unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden  # which old unit each one copies
         copies = (unit[:, None] == unit).sum(1) * min(1, hidden / old)
+        w2, b2 = (resize_outputs(state[f"fc2.{p}"], self.raft_size, self.length) for p in ("weight", "bias"))
         return {
             **state,
             "fc1.weight": resize_inputs(state["fc1.weight"], self.length)[unit],
             "fc1.bias": state["fc1.bias"][unit],
-            "fc2.weight": resize_outputs(state["fc2.weight"], self.raft_size, self.length)[:, unit]
-            / copies[:, None, None],
-            "fc2.bias": resize_outputs(state["fc2.bias"], self.raft_size, self.length),
+            "fc2.weight": w2[:, unit] / copies[:, None, None],
+            "fc2.bias": b2,
         }
 
 
+@fx_leaf
 def resize_inputs(weight: Tensor, length: int) -> Tensor:
-    """(o, 1, r, old) -> (o, 1, r, length); scaled, so that the response to a constant raft stays: exactly at a multiple
-    of the old length, closely at any other above it."""
+    """Resize the weights that read a raft: (o, 1, r, old) -> (o, 1, r, length).
+
+    They are scaled to keep the response to a constant raft: exact at multiples of `old`, close at other larger lengths.
+    """
     old = weight.shape[3]
-    if type(length) is int and old == length:  # a symbolic length must not be asked
+    if not may_vary(length) and length == old:
         return weight
     return F.interpolate(weight[:, 0], size=length, mode="linear")[:, None] * (old / length)
 
 
+@fx_leaf
 def resize_outputs(weight: Tensor, raft_size: int, length: int) -> Tensor:
-    """(r * old, ...) -> (r * length, ...): each new place between its neighbours' values."""
-    if type(length) is int and weight.shape[0] == raft_size * length:
+    """Resize the weights that write a raft, between neighbours: (r * old, ...) -> (r * length, ...)."""
+    if not may_vary(length) and weight.shape[0] == raft_size * length:
         return weight
     columns = rearrange(weight.reshape(weight.shape[0], -1), "(r l) i -> i r l", r=raft_size)
     columns = F.interpolate(columns, size=length, mode="linear")

@@ -1,20 +1,30 @@
-"""The registry of token mixers, and the contract that makes any of them fit any model.
+"""The registry of token mixers, and the contract of a mixer.
 
-    Mixer(dim, *, size=(H, W), ...)            its options follow, each by its name, keyword-only
+    Mixer(dim, *, size=(H, W), **options)      options are keyword-only, each by its name
     forward: (B, C, H, W) -> (B, C, H, W)      same shape and dtype, any memory format, any H and W of at least 1
 
-`size` is the map size that spatial weights are made for. A mixer brings neither the residual nor the norm around it:
-the skeleton owns both. Two things are optional. A mixer with dropout inside takes `proj_drop`; one that makes anything
-of `size` has `adapt_state(state)`, which brings its own parameters, saved at another size, to the size that it was
-built for. One without it is the same at every size.
+`size` is the map size that spatial weights are made for. The residual and the norm around a mixer belong to the
+skeleton. Two parts of the contract are optional:
+
+- A mixer with dropout takes `proj_drop`.
+- A mixer whose parameters depend on `size` has `adapt_state(state)`. It returns the mixer's own parameters, saved at
+  another size, resampled to the size that the mixer was built for.
 """
 
 import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from metamix.layers import fx_leaf
 from metamix.utils.text import nearest
+
+MixerClass = TypeVar("MixerClass", bound=type[nn.Module])
 
 _MIXERS: dict[str, type[nn.Module]] = {}
 
@@ -26,21 +36,26 @@ def keep_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def depends_on_size(mixer: nn.Module) -> bool:
     """Return whether the mixer has an `adapt_state` of its own."""
-    return type(mixer).adapt_state is not keep_state
+    return type(mixer).adapt_state is not keep_state  # type: ignore[attr-defined]
 
 
-def register_mixer(name: str):
-    """Class decorator: make a mixer known under `name` to every model of the zoo: `timm.create_model(mixer=name)`.
+def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
+    """Make the decorated class known as mixer `name`: `timm.create_model(..., mixer=name)`.
 
-    A class defined anew, as when a notebook's cell runs again, replaces itself. It also becomes a leaf for FX, so that
-    timm's feature extractor sees one node and not the shape logic inside.
+    A class that is defined again, as when a notebook cell runs again, replaces itself. For timm's feature extractor the
+    mixer becomes one node of the graph.
 
     Raises:
         ValueError: the name is taken, or the constructor is not `(dim, *, size, ...)`.
-        TypeError: what is decorated is no `nn.Module` class.
+        TypeError: the name is missing, or what is decorated is not an `nn.Module` class.
     """
+    if not isinstance(name, str):
+        given = getattr(name, "__name__", repr(name))
+        raise TypeError(
+            f'register_mixer takes the mixer\'s name, got {given}: write @register_mixer("my_mixer") above the class.'
+        )
 
-    def register(cls: type[nn.Module]) -> type[nn.Module]:
+    def register(cls: MixerClass) -> MixerClass:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise TypeError(f"register_mixer({name!r}) takes a torch.nn.Module class, got {cls!r}.")
         known = _MIXERS.get(name, cls)
@@ -49,14 +64,14 @@ def register_mixer(name: str):
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        if others != ["dim"] or "size" not in keywords:  # **options would leave no names to check a user's words by
+        if others != ["dim"] or "size" not in keywords:  # **options would leave no names to check options against
             raise ValueError(
                 f"Mixer {name!r} has the constructor {cls.__name__}{inspect.signature(cls)}; "
                 f"a mixer is built as Mixer(dim, *, size=(H, W), ...): write "
                 f"`def __init__(self, dim, *, size, ...)`, each option by its name."
             )
         if not hasattr(cls, "adapt_state"):
-            cls.adapt_state = keep_state
+            cls.adapt_state = keep_state  # type: ignore[attr-defined]
         _MIXERS[name] = cls
         return register_notrace_module(cls)
 
@@ -64,21 +79,34 @@ def register_mixer(name: str):
 
 
 def list_mixers() -> list[str]:
-    """Names of all registered mixers, the zoo's own first, in the order of their registration."""
+    """Return the names of all registered mixers in the order of registration, metamix's own first."""
     return list(_MIXERS)
 
 
-def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float = 0.0, **options) -> nn.Module:
-    """Build the mixer registered as `name` for maps of `dim` channels and `size` = (H, W).
-
-    `proj_drop` reaches a mixer that has dropout inside and is meaningless to the others; `options` are the mixer's own.
+def get_mixer(name: str) -> type[nn.Module]:
+    """Return the mixer class registered as `name`.
 
     Raises:
-        ValueError: unknown name or unknown option; the message gives the nearest valid one.
+        ValueError: unknown name; the message gives the nearest valid one.
     """
     if name not in _MIXERS:
         raise ValueError(f"Unknown mixer {name!r}{nearest(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}.")
-    cls = _MIXERS[name]
+    return _MIXERS[name]
+
+
+def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float = 0.0, **options) -> nn.Module:
+    """Build the mixer registered as `name`.
+
+    Args:
+        dim: channels of the maps.
+        size: (H, W) of the maps that spatial weights are made for.
+        proj_drop: dropout in the mixer; ignored by mixers that have none.
+        options: the mixer's own options, see `mixer_options(name)`.
+
+    Raises:
+        ValueError: unknown name or option; the message gives the nearest valid one.
+    """
+    cls = get_mixer(name)
     accepted = set(inspect.signature(cls).parameters) - {"dim", "size"}
     for option in options:
         if option not in accepted:
@@ -89,3 +117,52 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float
     if "proj_drop" in accepted:
         options.setdefault("proj_drop", proj_drop)
     return cls(dim, size=size, **options)
+
+
+@fx_leaf
+def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
+    """Return `y`, the output of the class `mixer` for the map `x`.
+
+    Raises:
+        ValueError: `y` is not a tensor of the same shape; broadcasting would hide that in the residual.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
+        return y
+    given = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+    raise ValueError(
+        f"{mixer} returned {given} for a map of shape {tuple(x.shape)}: a mixer must keep the shape (B, C, H, W)."
+    )
+
+
+@dataclass(frozen=True)
+class MixerOption:
+    """An option of a mixer.
+
+    Args:
+        name: what to write in `mixer_args`.
+        default: value where it is not given; `inspect.Parameter.empty` where it must be given.
+        doc: meaning, from the docstring of the mixer's class; empty where that says nothing.
+    """
+
+    name: str
+    default: Any
+    doc: str
+
+
+def mixer_options(name: str) -> list[MixerOption]:
+    """Return the options of the mixer registered as `name`, in the order of its constructor.
+
+    Raises:
+        ValueError: unknown name; the message gives the nearest valid one.
+    """
+    cls = get_mixer(name)
+    docs = documented_arguments(inspect.getdoc(cls) or "")
+    parameters = inspect.signature(cls).parameters.values()
+    return [MixerOption(p.name, p.default, docs.get(p.name, "")) for p in parameters if p.name not in ("dim", "size")]
+
+
+def documented_arguments(docstring: str) -> dict[str, str]:
+    """Return name -> text of the entries in the "Args:" section of a docstring."""
+    _, _, section = docstring.partition("Args:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -1,24 +1,24 @@
 """The wavelet mixer of WaveMix: "WaveMix: A Resource-efficient Neural Network for Image Analysis" (arXiv 2205.14375;
 first version 2203.03689).
 
-    a_0 = Conv1x1(x)                                            C -> C / 4
+    a_0 = reduce(x)                                             Conv1x1, C -> C / 4
     a_l, d_l = DWT(a_(l-1))              l = 1 ... level        half the size: approximation, three detail bands
-    y_L = Up(MLP(concat(a_L, d_L)))                             from the deepest level
-    y_l = Up(MLP(concat(a_l, d_l, y_(l+1))))                    to the finest
+    y_L = norm(up(MLP(concat(a_L, d_L))))                       the deepest level, L = level
+    y_l = norm(up(MLP(concat(a_l, d_l, y_(l+1)))))              down to the finest level
     y   = y_1
 
-    MLP = Conv1x1, GELU, dropout, Conv1x1
-    Up  = transposed convolution k4 s2 p1, or bilinear upsampling; then a norm
+    MLP = fc1, GELU, dropout, fc2                               1x1 convolutions
+    up  = transposed convolution k4 s2 p1, or bilinear upsampling
 
-The block of the paper is this mixer and its residual, with no norm before it and no channel MLP after it.
+The paper's block is this mixer and its residual, with no norm before it and no channel MLP after it.
 
-Any size: an odd map is padded by the transform (mode "zero") and cropped after upsampling; a filter longer than Haar's
-two taps gives bands larger than half, cropped to the centre. Cost is linear in the number of tokens; the transposed
-convolution's 4 C_ff multiply-adds per value are most of it.
+Any size: the transform pads an odd map with zeros (PyWavelets' mode "zero"), and the upsampled map is cropped. A filter
+longer than Haar's two taps gives bands larger than half of the map; then the crop takes the centre. Cost is linear in
+the number of tokens; most of it is the transposed convolution with 4 C_ff multiply-adds per value.
 
-Departure from the authors' code: their detail channels lie channel by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
-band by band; a checkpoint of theirs has the first convolution of each MLP permuted on loading. Their code fails on odd
-maps.
+Departures from the authors' code: their detail channels are ordered by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
+by band. The first convolution of each MLP in a checkpoint of theirs is permuted on loading. Their code does not run on
+odd maps.
 """
 
 import pywt
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, pad_to
+from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, fx_leaf, pad_to
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -37,15 +37,16 @@ NORMS = {"batch": nn.BatchNorm2d, "group": GroupNorm1}
 
 @register_mixer("wavemix")
 class WaveMix(nn.Module):
-    """(B, C, H, W) -> (B, C, H, W).
+    """MLPs on wavelet bands: (B, C, H, W) -> (B, C, H, W).
 
     Args:
         level: levels of the transform, 1 (WaveMix-Lite) to 4.
-        wavelet: any discrete wavelet of PyWavelets.
+        wavelet: name of a discrete wavelet of PyWavelets.
         mult: hidden width of the MLP over C.
-        ff_channel: width after the MLP, 0 for C; a bilinear `upsample` has no use for it.
-        upsample: "transposed", as WaveMix, or "bilinear", as the smallest models of WaveMix-Lite.
-        norm: "batch", as the authors, or "group" (one group), for small batches and detection from scratch.
+        ff_channel: width after the MLP, 0 for C; only with upsample="transposed".
+        upsample: "transposed" as in WaveMix, or "bilinear" as in the smallest WaveMix-Lite models.
+        norm: "batch" as the authors, or "group" (one group) for small batches and detection from scratch.
+        proj_drop: dropout in the MLPs.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class WaveMix(nn.Module):
             )
         self.filters = pywt.Wavelet(wavelet).filter_bank[:2]
         self.reduce = nn.Conv2d(dim, dim // 4, 1)
-        # From the finest level to the deepest; all but that one also see what the next sends up, dim / 2 channels.
+        # From the finest level to the deepest. All but the deepest also get the next level's output, dim / 2 channels.
         self.levels = nn.ModuleList(
             BandMlp(
                 dim if i == level - 1 else dim + dim // 2,
@@ -97,19 +98,21 @@ class WaveMix(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes, bands, low = [], [], self.reduce(x)
+        a = self.reduce(x)  # (B, C / 4, H, W)
+        sizes, bands = [], []
         for _ in self.levels:
-            sizes.append(low.shape[-2:])
-            bands.append(dwt2(low, self.filters))
-            low = bands[-1].chunk(4, dim=1)[0]
-        y = None
-        for size, band, mlp in zip(reversed(sizes), reversed(bands), reversed(self.levels)):
-            y = crop_to(mlp(band if y is None else torch.cat([band, y], dim=1)), size, centre=True)
+            sizes.append(a.shape[-2:])
+            bands.append(dwt2(a, self.filters))  # (B, C, h, w) with h, w half of the last
+            a = bands[-1].chunk(4, dim=1)[0]
+        y = crop_to(self.levels[-1](bands[-1]), sizes[-1], centre=True)
+        for size, band, mlp in list(zip(sizes[:-1], bands, self.levels))[::-1]:
+            y = mlp(torch.cat([band, y], dim=1))  # (B, C / 2, or C from the finest level, 2h, 2w)
+            y = crop_to(y, size, centre=True)
         return y
 
 
 class BandMlp(nn.Module):
-    """The bands of one level, (B, C_in, h, w) -> (B, C_out, 2h, 2w)."""
+    """norm(up(MLP(bands))) of one level: (B, C_in, h, w) -> (B, C_out, 2h, 2w)."""
 
     def __init__(self, dim_in: int, hidden: int, ff: int, dim_out: int, *, upsample: str, norm: str, drop: float):
         super().__init__()
@@ -129,29 +132,34 @@ class BandMlp(nn.Module):
         return self.norm(self.up(self.fc2(self.drop(self.act(self.fc1(x))))))
 
 
+@fx_leaf
 def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
-    """One level of the 2-D discrete wavelet transform, mode "zero", as `pywt.dwt2`; `filters` are the wavelet's low and
-    high pass, `pywt.Wavelet(name).filter_bank[:2]`.
+    """Compute one level of the 2-D discrete wavelet transform, as `pywt.dwt2` in mode "zero".
 
-    (B, C, H, W) -> (B, 4 C, h, w): all channels of the approximation, then of the details LH (low along the width, high
-    along the height; cH of PyWavelets), HL (cV) and HH (cD). h = floor((H + L - 1) / 2) for a filter of L taps.
+    Args:
+        x: (B, C, H, W).
+        filters: low and high pass of the wavelet, `pywt.Wavelet(name).filter_bank[:2]`.
+
+    Returns:
+        (B, 4 C, h, w) with h = floor((H + L - 1) / 2) for L taps: all channels of the approximation, then of the
+        details LH (low along the width, high along the height; PyWavelets' cH), HL (cV) and HH (cD).
     """
     if len(filters[0]) == 2:  # Haar, under any of its names
         return haar2(x)
     low, high = (torch.tensor(f[::-1], dtype=x.dtype, device=x.device) for f in filters)
     bands = torch.stack([torch.outer(a, b) for a, b in ((low, low), (high, low), (low, high), (high, high))])
     channels, (h, w), taps = x.shape[1], x.shape[-2:], len(low)
-    # Every second value is kept, from the second one on; past an odd end there is one zero more.
+    # The stride keeps every second value, starting with the second; past an odd end there is one zero more.
     x = F.pad(x, (taps - 2, taps - 2 + w % 2, taps - 2, taps - 2 + h % 2))
     kernel = bands[:, None].repeat_interleave(channels, dim=0)
     return F.conv2d(x.repeat(1, 4, 1, 1), kernel, stride=2, groups=4 * channels)
 
 
 def haar2(x: Tensor) -> Tensor:
-    """`dwt2` for Haar: sums and differences of the four values of each 2 x 2 cell."""
-    # Channels come last, so that the gradient, which unbind's backward pass lays out anew, is in channels_last.
-    x = pad_to(x, (2, 2)).movedim(1, -1) * 0.5
-    top, bottom = x.unflatten(1, (-1, 2)).unbind(2)
+    """Compute `dwt2` for Haar from sums and differences of the four values in each 2 x 2 cell."""
+    # Channels last, since the backward pass of unbind writes its gradient in the order of the dimensions.
+    x = pad_to(x, (2, 2)).movedim(1, -1) * 0.5  # (B, H, W, C)
+    top, bottom = x.unflatten(1, (-1, 2)).unbind(2)  # (B, H / 2, W, C) each
     s, d = top + bottom, top - bottom  # low and high along the height
     (a, b), (c, e) = (rows.unflatten(2, (-1, 2)).unbind(3) for rows in (s, d))
     return torch.cat([band.movedim(-1, 1) for band in (a + b, c + e, a - b, c - e)], dim=1)

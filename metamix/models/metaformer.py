@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
+from metamix.mixers.registry import check_shape
 
 from .arguments import Activation, Norm, activation, check_count, check_rate, mixers_per_stage, norm_layer, per_stage
 from .timm_interface import TimmInterface
@@ -138,7 +139,8 @@ class Block(nn.Module):
         return checkpoint(self.branches, x) if self.grad_checkpointing else self.branches(x)
 
     def branches(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.layer_scale1(self.mixer(self.norm1(x))))
+        y = check_shape(self.mixer(self.norm1(x)), x, type(self.mixer).__name__)
+        x = x + self.drop_path1(self.layer_scale1(y))
         if self.mlp is not None:
             norm2 = self.norm1 if self.tie_norms else self.norm2
             x = x + self.drop_path2(self.layer_scale2(self.mlp(norm2(x))))

@@ -1,4 +1,4 @@
-"""Slow and literal pieces of the papers' formulas, in loops and sums, for maps (B, C, H, W) in float64."""
+"""The papers' formulas written out in loops and sums, for maps (B, C, H, W) in float64."""
 
 import math
 
@@ -9,7 +9,7 @@ from metamix.mixers import create_mixer
 
 
 def random_mixer(name: str, dim: int, size: tuple[int, int], **options) -> nn.Module:
-    """A mixer in float64 and evaluation whose parameters and statistics are all random, norms included."""
+    """Build a mixer in float64 and evaluation mode, with all parameters and statistics random."""
     torch.manual_seed(0)
     mixer = create_mixer(name, dim, size=size, **options).double().eval()
     for key, value in mixer.state_dict().items():
@@ -24,12 +24,12 @@ def random_map(*shape: int) -> torch.Tensor:
 
 
 def linear(x, layer):
-    """A linear map of the channels, from the weights of a 1x1 convolution."""
+    """Apply a 1x1 convolution as a linear map of the channels."""
     return torch.einsum("oi,bihw->bohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
 
 
 def layer_norm(x, norm, eps):
-    """Mean and variance over the channels of each token."""
+    """Normalise each token over its channels."""
     mean = x.mean(1, keepdim=True)
     variance = ((x - mean) ** 2).mean(1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + eps) * norm.weight[:, None, None] + norm.bias[:, None, None]
@@ -44,7 +44,7 @@ def gelu_tanh(x):
 
 
 def resize(x, size, matrix):
-    """A map resampled along both sides; `matrix(new, old)` gives the weights of the old places in the new."""
+    """Resample a map along both sides; `matrix(new, old)` holds the weights of the old places in each new one."""
     return torch.einsum("yh,xw,bchw->bcyx", matrix(size[0], x.shape[2]), matrix(size[1], x.shape[3]), x)
 
 
@@ -74,7 +74,7 @@ def bicubic(new, old, a=-0.75):
 
 
 def area(new, old):
-    """Means over the old places that a new one touches."""
+    """Return means over the old places that each new one touches."""
     m = torch.zeros(new, old, dtype=torch.float64)
     for i in range(new):
         first, end = math.floor(i * old / new), math.ceil((i + 1) * old / new)

@@ -1,4 +1,4 @@
-"""The layers that mixers and skeleton share."""
+"""The layers that mixers and skeleton share. Their workarounds have reproducers in `test_workarounds.py`."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 @pytest.mark.parametrize("frozen, trained", (("", "weight"), ("weight", "bias"), ("bias", "weight")))
-def test_a_group_norm_stands_on_frozen_layers(frozen, trained):
-    """Without its copy this ends the process with a segmentation fault."""
+def test_group_norm_on_frozen_layers(frozen, trained):
+    """Without GroupNorm1's copy this is a segmentation fault."""
     x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     grads = []
     for image in (x, x.clone().requires_grad_()):
@@ -24,7 +24,7 @@ def test_a_group_norm_stands_on_frozen_layers(frozen, trained):
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
-def test_a_group_norm_without_weights():
+def test_group_norm_without_weights():
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
     torch.testing.assert_close(GroupNorm1(8, affine=False)(x), F.group_norm(x, 1, eps=1e-5))
 
@@ -60,7 +60,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_dropout_keeps_the_layout_and_drops_the_gradient_alike(layout):
+def test_dropout_keeps_the_layout_and_masks_the_gradient(layout):
     x = torch.randn(2, 5, 3, 7).contiguous(memory_format=layout).requires_grad_()
     y = drop(x, 0.5)
     assert y.stride() == x.stride()
@@ -76,7 +76,7 @@ def test_dropout_follows_torchs_seed():
 
 
 def test_neighbours_are_dropped_independently():
-    """Four values share one draw of 64 bits: a bit that two of them shared, or one that never changes, would show."""
+    """Four values share a draw of 64 bits: neither a shared nor a constant bit may show."""
     kept = (drop(torch.ones(400_000), 0.5) != 0).double().unflatten(0, (-1, 4))
     assert (kept.mean(0) - 0.5).abs().max() < 0.01
     correlation = torch.corrcoef(kept.T) - torch.eye(4)
@@ -91,7 +91,7 @@ def test_dropout_at_its_ends_and_in_evaluation(p, mode, share):
     assert y.tolist() == [1.0 - share] * 1000
 
 
-def test_dropout_that_is_recorded_draws_anew_each_time():
+def test_recorded_dropout_draws_anew_each_time():
     traced = torch.jit.trace(Dropout(0.5), torch.ones(100), check_trace=False)
     assert not torch.equal(traced(torch.ones(100)), traced(torch.ones(100)))
     with FakeTensorMode():
@@ -112,7 +112,7 @@ def test_attention_at_16_bits_is_the_fused_one(dtype):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 3, 40, 16), torch.randn(2, 3, 9, 16), torch.randn(2, 3, 9, 16)
     want = F.scaled_dot_product_attention(q, k, v)
-    got = attention(*(t.to(dtype) for t in (q, k, v)), Dropout(0.0))
+    got = attention(*(t.to(dtype) for t in (q, k, v)))
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), want, rtol=0, atol=0.03)
 
@@ -121,6 +121,6 @@ def test_dropout_of_attention_keeps_its_mean():
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 1, 8, 16), torch.randn(1, 1, 9, 16), torch.randn(1, 1, 9, 16)
     want = F.scaled_dot_product_attention(q, k, v)
-    many = attention(*(t.expand(4000, -1, -1, -1) for t in (q, k, v)), Dropout(0.2).train())
+    many = attention(*(t.expand(4000, -1, -1, -1) for t in (q, k, v)), 0.2)
     assert not torch.allclose(many[0], want[0], atol=0.01)
     torch.testing.assert_close(many.mean(0), want[0], rtol=0, atol=0.05)

@@ -1,9 +1,9 @@
-"""Copies and changes of layout in one block of each mixer, counted by op: what a later edit must not bring back.
+"""Copies and changes of layout in one block of each mixer, counted by op, so that a later edit adds none.
 
 Maps are in channels_last, where convolutions, norms and pooling are fast. A copy is a `clone`, `_to_copy` or `copy_` of
-a map; a change of layout is an op that computes and whose maps, given and returned, do not all have the same innermost
-dimension: it reads or writes one of them in strides. Views cost nothing and are not counted. Counts, not times, so the
-machine is free.
+a map. A change of layout is an op whose input and output maps do not all have the same innermost dimension, so it reads
+or writes one of them in strides. Views cost nothing and are not counted. Counts do not depend on the machine, as times
+would.
 """
 
 from collections import Counter
@@ -22,13 +22,13 @@ from metamix.mixers import list_mixers
 BATCH, DIM, SIZE = 3, 64, 28
 COPIES = ("clone", "_to_copy", "copy_")
 
-# (op, times in the forward pass, times in the backward pass, why). An op that is not listed may not occur. Where an
-# edit makes a count smaller the test says so, and the new count belongs here.
+# (op, times in the forward pass, times in the backward pass, why). Ops that are not listed may not occur. When an edit
+# lowers a count the test fails too: enter the new count here.
 ALLOWED = {
     "identity": [],
     "pooling": [],
     "raft": [
-        ("clone", 4, 4, "each of two token MLPs needs its rafts side by side, and the map back"),
+        ("clone", 4, 4, "each of two token MLPs copies the map to rafts and back"),
         ("convolution", 2, 0, "the rafts come with the groups' channels innermost"),
         ("convolution_backward", 0, 4, "so do the gradients of both convolutions of an MLP"),
         ("add", 2, 0, "the map comes back contiguous, and is added to the channels_last stream"),
@@ -36,7 +36,7 @@ ALLOWED = {
         ("native_layer_norm_backward", 0, 2, "the gradient of the rafts comes back contiguous"),
     ],
     "maxim": [
-        ("clone", 4, 4, "each of two gated MLPs gathers its sets of tokens, and lays them back"),
+        ("clone", 4, 4, "each of two gated MLPs copies the map to sets of tokens and back"),
         ("convolution", 2, 0, "the sets come with their channels innermost"),
         ("convolution_backward", 0, 2, "so do their gradients"),
         ("mul", 2, 2, "the mixed map comes back contiguous, and gates a channels_last one"),
@@ -44,8 +44,8 @@ ALLOWED = {
     ],
     "wavemix": [],
     "nin": [
-        ("clone", 2, 0, "the token MLP needs the tokens side by side, and the map back"),
-        ("convolution_backward", 0, 1, "the gradient of the map is not laid back for it"),
+        ("clone", 2, 0, "the token MLP copies the map to rows of tokens and back"),
+        ("convolution_backward", 0, 1, "the gradient of the map is not copied to channels_last for it"),
         ("native_layer_norm_backward", 0, 1, "the gradient of the tokens comes back contiguous"),
     ],
     "minattn": [],
@@ -53,7 +53,7 @@ ALLOWED = {
 
 
 class LayoutCounter(TorchDispatchMode):
-    """Counts, by name, the ops that copy a map or change its layout."""
+    """Count, by name, the ops that copy a map or change its layout."""
 
     def __init__(self):
         super().__init__()
@@ -71,15 +71,17 @@ class LayoutCounter(TorchDispatchMode):
 
 
 def maps(values) -> list[torch.Tensor]:
-    """The tensors among `values` as large as a map: not parameters, statistics, or what is expanded from a number."""
+    """Return the tensors as large as a map: no parameters, statistics, or expanded numbers."""
     tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.ndim >= 4]
     least = BATCH * DIM * SIZE**2 / 32  # a band of a wavelet transform still counts, the means of a norm do not
     return [t for t in tensors if t.shape[0] == BATCH and t.numel() >= least and 0 not in t.stride()]
 
 
 def innermost(t: torch.Tensor) -> int:
-    """The dimension along which neighbours lie side by side in memory, from the end, so that a map cut into rows or
-    cells compares with the whole: -3 in channels_last, -1 in a contiguous map."""
+    """Return the dimension with the smallest stride: -3 in channels_last, -1 in a contiguous map.
+
+    Counted from the end, so that a map cut into rows or cells compares with the whole map.
+    """
     return min((d for d in range(-t.ndim, 0) if t.shape[d] > 1), key=t.stride)
 
 
@@ -90,7 +92,7 @@ def block_of(mixer: str) -> nn.Module:
 
 
 def count(block: nn.Module) -> tuple[Counter, Counter]:
-    """Of a forward and of a backward pass of `block`."""
+    """Return the counts of a forward and of a backward pass."""
     x = torch.randn(BATCH, DIM, SIZE, SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
     with LayoutCounter() as forward:
         y = block(x)
@@ -101,7 +103,7 @@ def count(block: nn.Module) -> tuple[Counter, Counter]:
 
 
 def problems(block: nn.Module, mixer: str) -> list[str]:
-    """Where the counts differ from those of ALLOWED, in words."""
+    """Return a sentence for each count that differs from ALLOWED."""
     allowed = {op: times for op, *times, _ in ALLOWED[mixer]}
     found = dict(zip(("forward", "backward"), count(block)))
     lines = []
@@ -117,17 +119,17 @@ def problems(block: nn.Module, mixer: str) -> list[str]:
     return lines
 
 
-def test_the_list_above_has_every_mixer():
+def test_allowed_has_every_mixer():
     assert list(ALLOWED) == list_mixers()
 
 
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_a_block_copies_no_more_than_it_must(mixer):
+def test_block_copies_no_more_than_allowed(mixer):
     assert not problems(block_of(mixer), mixer)
 
 
 class Contiguous(nn.Module):
-    """A careless edit: the map is made contiguous before the mixer sees it."""
+    """A careless edit: make the map contiguous before the mixer."""
 
     def __init__(self, mixer: nn.Module):
         super().__init__()
@@ -138,7 +140,7 @@ class Contiguous(nn.Module):
 
 
 @pytest.mark.parametrize("mixer", list_mixers())
-def test_a_copy_brought_back_is_named(mixer):
+def test_added_copy_is_named(mixer):
     block = block_of(mixer)
     block.mixer = Contiguous(block.mixer)
     assert any("forward: clone copies a map or changes its layout" in line for line in problems(block, mixer))
@@ -147,19 +149,19 @@ def test_a_copy_brought_back_is_named(mixer):
 @pytest.mark.parametrize(
     "name", ("metaformer_pooling_nano", "raftmlp_s", "wavemixlite_32_7", "ninformer_cifar", "minattn_full_mlp_h1_cifar")
 )
-def test_gradients_reach_every_block_in_the_layout_of_its_map(name):
-    """A contiguous one would pass from block to block along the residuals."""
+def test_gradients_reach_every_block_in_channels_last(name):
+    """A contiguous gradient would pass from block to block along the residuals."""
     assert gradient_layouts(timm.create_model(name, img_size=32)) == {-3}
 
 
-def test_a_contiguous_gradient_is_seen():
+def test_contiguous_gradient_is_detected():
     model = timm.create_model("wavemixlite_32_7", img_size=32)
     model.global_pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
     assert gradient_layouts(model) == {-1}
 
 
 def gradient_layouts(model: nn.Module) -> set[int]:
-    """The innermost dimensions of what arrives at the outputs of the blocks."""
+    """Return the innermost dimensions of the gradients at the outputs of the blocks."""
     seen = set()
     for stage in model.to(memory_format=torch.channels_last).train().stages:
         for block in stage.blocks:
@@ -170,20 +172,20 @@ def gradient_layouts(model: nn.Module) -> set[int]:
 
 
 class Ones(nn.Module):
-    """Copies nothing, and returns a contiguous map."""
+    """Copy nothing and return a contiguous map."""
 
     def forward(self, x):
         return torch.ones(x.shape)
 
 
-def test_a_sum_of_two_layouts_is_named():
+def test_sum_of_two_layouts_is_named():
     block = block_of("identity")
     block.mixer = Ones()
     message = "identity, forward: add copies a map or changes its layout, 1 where 0 are allowed"
     assert message in problems(block, "identity")
 
 
-def test_a_copy_saved_is_asked_for():
-    """So that the table stays as low as the code."""
+def test_removed_copy_is_named():
+    """A count below ALLOWED fails too, so that the table follows the code."""
     message = "raft, forward: clone, 0 where 4 are allowed: lower the number in ALLOWED"
     assert message in problems(block_of("identity"), "raft")

@@ -1,27 +1,47 @@
 """Reproducers of the library bugs that `metamix.layers` works around.
 
-Each test shows the bug in the library and that our layer does not have it. Where the library is fixed the test skips:
-once it skips on the oldest supported version, the workaround can go.
+Each test shows the bug in the library, and that our layer does not have it. Where the library is fixed the test skips.
+Once it skips on the oldest supported version, the workaround can go.
 """
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import LayerNorm2d, SelectAdaptivePool2d
 from torch import nn
+from torch.export import Dim
 
-from metamix.layers import Conv2d, GlobalPool
+from metamix.layers import (
+    GELU,
+    Conv2d,
+    Dropout,
+    Float32LayerNorm2d,
+    GlobalPool,
+    attention,
+    average_to,
+    is_channels_last,
+    to_channels_last,
+)
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-CHANNELS_LAST = torch.channels_last
 
 
 def skip_fixed(layer: str):
     pytest.skip(f"fixed in torch {torch.__version__}: metamix.layers.{layer} can go once older versions do")
+
+
+def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+# Wrong results and crashes
 
 
 FROZEN = """
@@ -33,9 +53,11 @@ norm(torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)).squa
 
 
 def test_group_norm_on_a_frozen_input():
-    """Run in subprocesses: the failure is a segmentation fault."""
+    """Run in subprocesses, since the failure is a segmentation fault."""
     codes = [
-        subprocess.run([sys.executable, "-c", FROZEN.format(norm=norm)], stderr=subprocess.DEVNULL).returncode
+        subprocess.run(
+            [sys.executable, "-c", FROZEN.format(norm=norm)], stderr=subprocess.DEVNULL, check=False
+        ).returncode
         for norm in ("metamix.layers.GroupNorm1", "timm.layers.GroupNorm1")
     ]
     assert codes[0] == 0
@@ -45,10 +67,10 @@ def test_group_norm_on_a_frozen_input():
 
 
 def one_pixel_gradient(conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
-    """The gradient of the weight that meets padding alone, over memory that held NaN."""
+    """Return the gradient of the weights that meet padding only, written where memory held NaN."""
     memory = torch.full((100_000,), float("nan"))
     del memory
-    x = torch.randn(shape).contiguous(memory_format=CHANNELS_LAST)
+    x = channels_last(*shape)
     conv.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(x)
@@ -58,11 +80,108 @@ def one_pixel_gradient(conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def test_convolution_of_a_one_pixel_map():
-    make = partial(dict, kernel_size=3, stride=2, padding=1)
+    options = {"kernel_size": 3, "stride": 2, "padding": 1}
     shapes = [(4, 8, 1, 1), (4, 8, 3, 1)] * 3
-    assert not any(one_pixel_gradient(Conv2d(8, 8, **make()), shape).any() for shape in shapes)
-    if not any(one_pixel_gradient(nn.Conv2d(8, 8, **make()), shape).any() for shape in shapes):
+    assert not any(one_pixel_gradient(Conv2d(8, 8, **options), shape).any() for shape in shapes)
+    if not any(one_pixel_gradient(nn.Conv2d(8, 8, **options), shape).any() for shape in shapes):
         skip_fixed("Conv2d")
+
+
+def test_memory_format_inside_vmap():
+    seen = []
+    torch.vmap(lambda x: seen.append((is_channels_last(x), is_channels_last(to_channels_last(x)))) or x)(
+        torch.randn(2, 3, 4, 5, 6)
+    )
+    assert seen == [(False, True)]
+    try:
+        torch.vmap(lambda x: x.contiguous(memory_format=torch.channels_last))(torch.randn(2, 3, 4, 5, 6))
+    except RuntimeError as error:
+        assert "inside" in str(error) and "vmap" in str(error)
+    else:
+        skip_fixed("is_channels_last")
+
+
+class AdaptivePool(nn.Module):
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, (3, 4))
+
+
+class AverageTo(nn.Module):
+    def forward(self, x):
+        return average_to(x, (3, 4))
+
+
+def onnx_differs(module: nn.Module, file) -> bool:
+    """Return whether the module in ONNX Runtime fails, or gives other values, at a size that was not the example's."""
+    import onnxruntime
+
+    auto = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+    try:
+        torch.onnx.export(module, (torch.randn(2, 2, 9, 8),), file, dynamo=True, dynamic_shapes=(auto,), verbose=False)
+        session = onnxruntime.InferenceSession(file)
+        x = torch.randn(3, 2, 7, 13)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    except Exception:  # any failure, in torch, onnxscript or ONNX Runtime, shows the bug
+        return True
+    return y.shape != (3, 2, 3, 4) or not torch.allclose(torch.from_numpy(y), module(x), atol=1e-5)
+
+
+def test_adaptive_pooling_in_onnx(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
+    assert not onnx_differs(AverageTo(), tmp_path / "ours.onnx")
+    if not onnx_differs(AdaptivePool(), tmp_path / "torch.onnx"):
+        skip_fixed("average_to")
+
+
+# Slow kernels and layouts
+
+
+def cpu_seconds(function: Callable, repeats: int = 5) -> float:
+    """Return the least CPU time of one call."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def skip_unless_slower(theirs: Callable, ours: Callable, layer: str):
+    if cpu_seconds(theirs) < 1.15 * cpu_seconds(ours):
+        skip_fixed(layer)
+
+
+def test_gelu_of_a_channels_last_map():
+    x = channels_last(8, 64, 56, 56, dtype=torch.bfloat16)
+    torch.testing.assert_close(GELU()(x), nn.GELU()(x))
+    skip_unless_slower(lambda: nn.GELU()(x), lambda: GELU()(x), "GELU")
+
+
+def test_dropout_on_a_cpu():
+    x = channels_last(8, 64, 56, 56)
+    assert abs((Dropout(0.3)(x) == 0).float().mean() - 0.3) < 0.01
+    skip_unless_slower(lambda: nn.Dropout(0.3)(x), lambda: Dropout(0.3)(x), "Dropout")
+
+
+def test_attention_at_16_bits():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(8, 6, 64, 16).bfloat16().requires_grad_() for _ in range(3))
+    fused = F.scaled_dot_product_attention
+    torch.testing.assert_close(attention(q, k, v), fused(q, k, v), rtol=0, atol=0.03)
+    skip_unless_slower(
+        lambda: fused(q, k, v).sum().backward(), lambda: attention(q, k, v).sum().backward(), "attention"
+    )
+
+
+def test_layer_norm_at_16_bits():
+    x = channels_last(32, 24, 16, 16, dtype=torch.bfloat16).requires_grad_()
+    ours, theirs = (norm(24, eps=1e-6).bfloat16() for norm in (Float32LayerNorm2d, LayerNorm2d))
+    y = ours(x)
+    torch.testing.assert_close(y, theirs(x), rtol=0.02, atol=0.02)
+    gradient = torch.randn_like(y)
+    passes = [partial(norm(x).backward, gradient, retain_graph=True) for norm in (theirs, ours)]
+    skip_unless_slower(*passes, "Float32LayerNorm2d")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -76,7 +195,7 @@ def test_gradient_of_a_global_mean(layout):
 
 
 def test_gradient_of_timms_global_mean_is_contiguous():
-    x = torch.randn(2, 5, 3, 7).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    x = channels_last(2, 5, 3, 7).requires_grad_()
     (gradient,) = torch.autograd.grad(SelectAdaptivePool2d(pool_type="avg", flatten=True)(x).square().sum(), x)
     if gradient.stride() == x.stride():
         skip_fixed("GlobalPool")

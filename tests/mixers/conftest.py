@@ -5,5 +5,5 @@ from metamix.mixers import registry
 
 @pytest.fixture
 def forget(monkeypatch):
-    """What the test registers is forgotten after it."""
+    """Forget after the test what it registered."""
     monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))

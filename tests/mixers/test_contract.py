@@ -1,6 +1,7 @@
-"""What every mixer promises, the zoo's and a user's own alike; `metamix/mixers/registry.py` states it."""
+"""The contract of every mixer, metamix's own or a user's, as `metamix/mixers/registry.py` states it."""
 
 import copy
+import inspect
 import pickle
 import re
 
@@ -10,15 +11,16 @@ from timm.models._features_fx import create_feature_extractor
 from torch import nn
 from torch.export import Dim
 
-from metamix.mixers import create_mixer, list_mixers, register_mixer, registry
+from metamix.mixers import MixerOption, create_mixer, list_mixers, mixer_options, register_mixer, registry
 from metamix.mixers.raft import Raft
+from metamix.models import MetaFormer
 
 DIM, SIZE = 16, (8, 6)
 SIZES = [(1, 1), (1, 5), (7, 5), SIZE, (31, 33)]
 
 
 class Mine(nn.Module):
-    """A user's mixer, with all that the contract lets it leave out."""
+    """A user's mixer without the optional parts of the contract."""
 
     def __init__(self, dim, *, size, kernel=3):
         super().__init__()
@@ -51,7 +53,7 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def case(request, forget):
-    """Builds one mixer of the list, in evaluation."""
+    """Return a function that builds one mixer of the list, in evaluation mode."""
     register_mixer("mine")(Mine)
     name, options = CASES[request.param]
 
@@ -73,7 +75,7 @@ def assert_close(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_list_above_has_every_mixer():
+def test_cases_have_every_mixer():
     assert {name for name, _ in CASES.values()} == {*list_mixers(), "mine"}
 
 
@@ -84,7 +86,7 @@ def test_any_size_in_any_memory_format(case, size):
     assert y.shape == x.shape and y.isfinite().all()
     assert_close(mixer(x.contiguous(memory_format=torch.channels_last)), y)
     assert_close(mixer.to(memory_format=torch.channels_last)(x), y)
-    assert_close(mixer(x[:1]), y[:1])  # images do not meet
+    assert_close(mixer(x[:1]), y[:1])  # images do not mix
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -108,9 +110,9 @@ def test_autocast(case):
 
 # Parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
-    "minattn": {"key.bias"},  # adds the same to all similarities of a query, and softmax ignores it
-    "wavemix": {"levels.0.up.bias"},  # batch statistics take it away again; not where the model is evaluated
-    "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # likewise: a constant stays one when upsampled
+    "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
+    "wavemix": {"levels.0.up.bias"},  # the batch norm after it subtracts it in training
+    "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # likewise: upsampling keeps a constant
 }
 
 
@@ -154,7 +156,7 @@ def test_compiles_in_one_graph_at_its_size(case):
     assert_compiles(case(), [SIZE])
 
 
-# A graph that torch makes is for maps of a single row or column, or for the others. Half a map is smaller than a map.
+# torch makes a graph either for maps with a side of 1 or for maps without. WaveMix halves its maps.
 SMALLEST = {"wavemix": 3, "wavemix-levels": 5}
 
 
@@ -190,7 +192,7 @@ def test_can_be_copied(case, duplicate):
     assert all(p.abs().max() > 0 for n, p in mixer.named_parameters() if n.endswith("weight"))
 
 
-def test_forward_leaves_no_trace(case):
+def test_forward_writes_no_state(case):
     mixer = case()
 
     def state():
@@ -214,10 +216,51 @@ def test_adapt_state_brings_parameters_to_another_size(case, size):
     assert new(x).isfinite().all()
     if size == SIZE:
         assert_close(new(x), old(x), 0)
-    assert all(torch.equal(v, saved[k]) for k, v in old.state_dict().items())  # the state given is not written to
+    assert all(torch.equal(v, saved[k]) for k, v in old.state_dict().items())  # unchanged
 
 
-def test_is_one_node_for_fx(case):
+ONNX = [id for id in CASES if "-" not in id or id in ("nin-grid", "minattn-shared", "maxim-uneven")]
+
+
+@pytest.mark.parametrize("case", ONNX, indirect=True)
+def test_runs_in_onnx_runtime_at_any_size(case, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
+    import onnxruntime
+
+    mixer, file = case(), tmp_path / "mixer.onnx"
+    auto = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+    torch.onnx.export(mixer, (images(20, 17),), file, dynamo=True, dynamic_shapes=(auto,), verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    for size in (SIZE, (31, 33), (5, 7)):
+        x = images(*size, batch=3)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(torch.from_numpy(y), mixer(x), 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # no batched attention in torch 2.13
+def test_per_sample_gradients(case):
+    """`torch.func` on channels_last maps gives the gradients of one image after the other."""
+    mixer, x = case(), images(7, 5, batch=3).contiguous(memory_format=torch.channels_last)
+    state = {k: v.detach() for k, v in mixer.state_dict().items()}
+
+    def loss(image):
+        return torch.func.functional_call(mixer, state, image[None]).square().sum()
+
+    assert_close(torch.func.vmap(lambda image: mixer(image[None])[0])(x), mixer(x))
+    gradients = torch.func.vmap(torch.func.grad(loss))(x)
+    for image, gradient in zip(x, gradients):
+        assert_close(gradient, torch.func.grad(loss)(image), 1e-4)
+
+
+def test_is_traced_by_fx(case):
+    mixer = case()
+    traced = torch.fx.symbolic_trace(mixer)
+    for size in SIZES:
+        assert_close(traced(images(*size)), mixer(images(*size)), 0)
+
+
+def test_is_one_node_for_timms_extractor(case):
     extractor = create_feature_extractor(nn.Sequential(nn.Conv2d(3, DIM, 1), case()).eval(), ["1"])
     for size in SIZES:
         assert extractor(images(*size, dim=3))["1"].shape == (2, DIM, *size)
@@ -232,13 +275,13 @@ def test_proj_drop_reaches_mixers_that_have_dropout(case):
     assert torch.equal(mixer(x), mixer(x)) != inside
 
 
-def test_a_name_that_is_taken(forget):
+def test_name_that_is_taken(forget):
     with pytest.raises(ValueError, match=r"'raft' is registered already \(metamix.mixers.raft\): choose another name"):
         register_mixer("raft")(Mine)
     assert registry._MIXERS["raft"] is Raft
 
 
-def test_a_class_that_is_defined_again(forget):
+def test_class_that_is_defined_again(forget):
     def define():
         class Again(Mine):
             pass
@@ -253,13 +296,13 @@ def test_a_class_that_is_defined_again(forget):
     "name, option", [("maxim", "block_size"), ("maxim", "grid_size"), ("nin", "grid"), ("minattn", "context")]
 )
 @pytest.mark.parametrize("given", [0, -1, (4,), (4, 0), (4, 4, 4), 2.5])
-def test_sides_that_are_none(name, option, given):
+def test_options_that_are_no_size(name, option, given):
     words = f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width)."
     with pytest.raises(ValueError, match=re.escape(words)):
         create_mixer(name, 8, size=(8, 8), **{option: given})
 
 
-def test_what_is_no_module_class(forget):
+def test_registering_what_is_no_module_class(forget):
     with pytest.raises(TypeError, match=r"register_mixer\('mine'\) takes a torch.nn.Module class, got <function"):
         register_mixer("mine")(lambda dim, *, size: None)
     with pytest.raises(TypeError, match=r"takes a torch.nn.Module class, got Identity\(\)"):
@@ -267,27 +310,33 @@ def test_what_is_no_module_class(forget):
     assert "mine" not in list_mixers()
 
 
+def test_registering_without_a_name():
+    words = 'register_mixer takes the mixer\'s name, got Mine: write @register_mixer("my_mixer") above the class.'
+    with pytest.raises(TypeError, match=re.escape(words)):
+        register_mixer(Mine)
+
+
 def constructors():
     def no_size(self, dim):
-        """Takes no size."""
+        """Take no size."""
 
     def positional(self, dim, size):
-        """Takes size by position."""
+        """Take size by position."""
 
     def other(self, channels, *, size):
-        """Calls dim something else."""
+        """Name dim otherwise."""
 
     def more(self, dim, heads, *, size):
-        """Takes an option by position."""
+        """Take an option by position."""
 
     def any_option(self, dim, *, size, **options):
-        """Does not name its options."""
+        """Leave the options unnamed."""
 
     return [no_size, positional, other, more, any_option]
 
 
 @pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)
-def test_a_constructor_that_is_not_the_contracts(init, forget):
+def test_constructor_that_breaks_the_contract(init, forget):
     cls = type("Wrong", (nn.Module,), {"__init__": init})
     words = r"Mixer 'mine' has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size, ...\)`"
     with pytest.raises(ValueError, match=words):
@@ -295,14 +344,14 @@ def test_a_constructor_that_is_not_the_contracts(init, forget):
     assert "mine" not in list_mixers()
 
 
-def test_an_unknown_mixer_names_the_nearest():
+def test_unknown_mixer():
     with pytest.raises(ValueError, match=r"Unknown mixer 'rafft'; did you mean 'raft'\? Registered mixers: identity,"):
         create_mixer("rafft", DIM, size=SIZE)
     with pytest.raises(ValueError, match=r"Unknown mixer 'xyz'\. Registered mixers: identity"):
         create_mixer("xyz", DIM, size=SIZE)
 
 
-def test_an_unknown_option_names_the_nearest():
+def test_unknown_option():
     words = r"Mixer 'pooling' has no option 'pool'; did you mean 'pool_size'\? Its options: pool_size, subtract\."
     with pytest.raises(ValueError, match=words):
         create_mixer("pooling", DIM, size=SIZE, pool=3)
@@ -310,7 +359,67 @@ def test_an_unknown_option_names_the_nearest():
         create_mixer("identity", DIM, size=SIZE, kernel=3)
 
 
-def test_registered_mixers_come_in_the_order_of_registration(forget):
+def test_mixers_are_listed_in_order_of_registration(forget):
     register_mixer("mine")(Mine)
     assert list_mixers() == ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn", "mine"]
     assert create_mixer("mine", DIM, size=SIZE, kernel=5).conv.kernel_size == (5, 5)
+
+
+@pytest.mark.parametrize("name", list_mixers())
+def test_every_option_has_a_doc(name):
+    assert all(option.doc and option.default is not inspect.Parameter.empty for option in mixer_options(name))
+
+
+def test_options_of_a_mixer(forget):
+    register_mixer("mine")(Mine)
+    assert mixer_options("identity") == []
+    assert mixer_options("mine") == [MixerOption("kernel", 3, "")]
+    assert [(option.name, option.default) for option in mixer_options("raft")] == [
+        ("raft_size", 2), ("expansion", 2.0), ("resample", "branch"),
+    ]  # fmt: skip
+    assert mixer_options("raft")[0].doc == "r, the groups of channels in a raft; must divide `dim`."
+    context = {option.name: option.doc for option in mixer_options("minattn")}["context"]
+    assert context == (
+        "side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens."
+    )
+    with pytest.raises(ValueError, match=r"Unknown mixer 'rafft'; did you mean 'raft'\?"):
+        mixer_options("rafft")
+
+
+class OneChannel(Mine):
+    """Return a map that broadcasts to the right shape."""
+
+    def forward(self, x):
+        return x.mean(1, keepdim=True)
+
+
+class Flat(Mine):
+    """Return no tensor."""
+
+    def forward(self, x):
+        return (x,)
+
+
+@pytest.mark.parametrize("cls, given", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
+def test_mixer_that_changes_the_shape(cls, given, forget):
+    register_mixer("wrong")(cls)
+    model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
+    words = f"{cls.__name__} returned {given} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        model(torch.randn(2, 3, 16, 16))
+
+
+def test_mixer_that_changes_the_shape_in_a_compiled_model(forget):
+    register_mixer("wrong")(OneChannel)
+    model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
+    with pytest.raises(Exception, match="a mixer must keep the shape"):
+        torch.compile(model, backend="eager")(torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("mixer", ["raft", "maxim", "wavemix", "nin-grid"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracing_warns_of_other_sizes(mixer):
+    name, options = CASES[mixer]
+    with pytest.warns(UserWarning, match="holds for the example's image size only"):
+        traced = torch.jit.trace(create_mixer(name, DIM, size=SIZE, **options).eval(), images(16, 12))
+    assert traced(images(16, 12)).shape == (2, DIM, 16, 12)

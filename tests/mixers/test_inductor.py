@@ -1,4 +1,4 @@
-"""Code that inductor makes, once for each mixer: slow to build, so nothing but a single block is."""
+"""Inductor's code for one block of each mixer; more would take long to compile."""
 
 import shutil
 

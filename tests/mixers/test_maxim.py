@@ -7,7 +7,7 @@ from metamix.mixers import create_mixer
 
 
 def sets(size, k, grid):
-    """The tokens (y, x) of each set: those of a block, or one from each cell of the grid at the same place in it."""
+    """Yield the tokens (y, x) of each set: one block, or the same place in each cell of the grid."""
     (h, w), (kh, kw) = size, k
     nh, nw = h // kh, w // kw
     for p in range(nh):
@@ -19,7 +19,7 @@ def sets(size, k, grid):
 
 
 def gmlp(x, mlp, k, grid):
-    """x + Linear(a * (S(norm(b)) + 1)), S over each set."""
+    """Compute x + Linear(a * (S(norm(b)) + 1)) with S over each set."""
     a, b = gelu_tanh(linear(layer_norm(x, mlp.norm, 1e-6), mlp.fc1)).chunk(2, 1)
     b = layer_norm(b, mlp.gate_norm, 1e-6)
     mixed = torch.empty_like(b)
@@ -59,8 +59,8 @@ def test_factors(f, block_factor, grid_factor):
     assert_equal(mixer(x), formula(x, mixer, (2, 2), (2, 2)))
 
 
-def test_branches_reach_where_they_should():
-    """The gradient of one token: its own block, and one token from each cell of the grid."""
+def test_reach_of_both_branches():
+    """The gradient of one token covers its block and one token from each cell of the grid."""
     mixer = random_mixer("maxim", 4, (8, 8), block_size=(2, 2), grid_size=(2, 2))
     x = random_map(1, 4, 8, 8).requires_grad_()
     mixer(x)[0, :, 5, 2].sum().backward()
@@ -68,7 +68,7 @@ def test_branches_reach_where_they_should():
     assert seen == {(4, 2), (4, 3), (5, 2), (5, 3)} | {(1, 2), (1, 6), (5, 6)}
 
 
-def test_spatial_weights_start_as_the_authors():
+def test_initial_spatial_weights_are_the_authors():
     spatial = create_mixer("maxim", 8, size=(8, 8)).grid.spatial
     assert spatial.weight.shape == (64, 64, 1, 1)
     assert spatial.weight.std().item() == pytest.approx(0.02, rel=0.05)

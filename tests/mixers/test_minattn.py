@@ -11,7 +11,7 @@ SIZE = (5, 4)
 
 
 def factor(mixer, head, d):
-    """T of one head, filled row by row."""
+    """Return T of one head, filled row by row."""
     t, entries = torch.zeros(d, d, dtype=torch.float64), iter(mixer.query.entries[head])
     for row in range(d):
         for column in range(row + 1):
@@ -20,7 +20,7 @@ def factor(mixer, head, d):
 
 
 def formula(x, mixer, qk, heads, context):
-    """y_i = sum_j softmax_j(s(x_i, x_j) / sqrt(d)) V(x_j) in each head, then the projection."""
+    """Compute y_i = sum_j softmax_j(s(x_i, x_j) / sqrt(d)) V(x_j) in each head, then the projection."""
     d = x.shape[1] // heads
     seen = x if context is None else resize(x, context, area)
     value = seen if isinstance(mixer.value, torch.nn.Identity) else linear(seen, mixer.value)
@@ -60,14 +60,14 @@ def copy(layer, weight, bias):
 
 
 def pair(qk, other, heads=1):
-    """Two mixers that share all but what similarity is made of."""
+    """Return two mixers that share everything but the matrices of the similarity."""
     first, second = (random_mixer("minattn", 8, SIZE, qk=how, num_heads=heads) for how in (qk, other))
     second.value, second.proj = first.value, first.proj
     return first, second
 
 
-def test_collapsed_is_separate_with_one_matrix_for_two():
-    """(Wq x + bq) . (Wk y + bk) = (Wk^T Wq x + Wk^T bq) . y + what is the same for all y, which softmax ignores."""
+def test_collapsed_is_separate_with_both_matrices_multiplied():
+    """(Wq x + bq) . (Wk y + bk) = (Wk^T Wq x + Wk^T bq) . y + a term without y, which softmax ignores."""
     separate, collapsed = pair("separate", "collapsed")
     wq, wk = separate.query.weight[:, :, 0, 0], separate.key.weight[:, :, 0, 0]
     copy(collapsed.query, wk.T @ wq, wk.T @ separate.query.bias)
@@ -94,7 +94,7 @@ def test_cholesky_is_shared_with_a_triangular_matrix():
 
 
 def test_cholesky_reaches_every_symmetric_similarity():
-    """Any positive S = T T^T: x S y needs d (d + 1) / 2 numbers, not d^2."""
+    """Any positive definite S is some T T^T, with d (d + 1) / 2 parameters instead of d^2."""
     collapsed, cholesky = pair("collapsed", "cholesky")
     root = random_map(1, 1, 8, 8)[0, 0]
     s = root @ root.T
@@ -107,7 +107,7 @@ def test_cholesky_reaches_every_symmetric_similarity():
 
 
 def test_without_value_tokens_are_averaged():
-    """A convex combination stays between the smallest and the largest token, channel by channel; the value map is I."""
+    """Each channel stays between its smallest and largest value, as with the identity for the value map."""
     mixer = random_mixer("minattn", 8, SIZE, value=False, num_heads=2)
     x = random_map(2, 8, *SIZE)
     y = mixer(x)
@@ -132,8 +132,8 @@ def test_parameters():
     assert count(qk="collapsed", value=False) == matrix
 
 
-def test_similarities_of_the_triangular_start_are_of_order_one():
-    """A plain normal start makes similarities of the order of d^2, and every token sees itself alone."""
+def test_initial_triangular_similarities_are_of_order_one():
+    """With a plain normal start, similarities are of the order of d^2 and every token attends to itself alone."""
     torch.manual_seed(0)
     query = create_mixer("minattn", 64, size=SIZE, qk="cholesky").query
     x = torch.randn(1, 64, 8, 8)
@@ -147,7 +147,7 @@ def test_similarities_of_the_triangular_start_are_of_order_one():
     assert weight_of_oneself() > 0.99
 
 
-def test_dropout_is_of_weights_and_only_in_training():
+def test_attention_dropout_acts_in_training_only():
     mixer = random_mixer("minattn", 8, SIZE, attn_drop=0.5)
     x = random_map(2, 8, *SIZE)
     assert_equal(mixer(x), mixer(x), 0)

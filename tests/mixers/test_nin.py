@@ -6,7 +6,7 @@ SIZE = (5, 4)
 
 
 def gate(x, mixer):
-    """v + MLP_channels(norm(v)), v = x + MLP_tokens(norm(x)): an MLP-Mixer block."""
+    """Compute an MLP-Mixer block: v + MLP_channels(norm(v)) with v = x + MLP_tokens(norm(x))."""
     tokens, h = mixer.token_mlp, layer_norm(x, mixer.token_norm, 1e-5)
     v = torch.empty_like(x)
     for image in range(x.shape[0]):
@@ -26,7 +26,7 @@ def formula(x, mixer, grid):
 @pytest.mark.parametrize("grid", [None, (3, 2), (5, 4), (9, 9)])
 @pytest.mark.parametrize("size", [SIZE, (1, 1), (1, 6), (7, 5), (10, 8)])
 def test_formula(size, grid):
-    """A grid smaller than the map, equal to it (also by default), or cut to it."""
+    """The grid is smaller than the map, equal to it (also by default), or limited to it."""
     mixer = random_mixer("nin", 6, SIZE, grid=grid)
     x = random_map(2, 6, *size)
     assert_equal(mixer(x), formula(x, mixer, (3, 2) if grid == (3, 2) else SIZE))
@@ -48,7 +48,7 @@ def test_widths():
     assert default.token_mlp.fc1.out_channels == default.channel_mlp.fc1.out_channels == 12
 
 
-def test_a_grid_that_stays_keeps_its_weights():
+def test_same_grid_keeps_its_weights():
     old, new = (random_mixer("nin", 6, size, grid=(3, 2)) for size in (SIZE, (20, 16)))
     new.load_state_dict(new.adapt_state(old.state_dict()))
     x = random_map(1, 6, 9, 9)
@@ -56,7 +56,7 @@ def test_a_grid_that_stays_keeps_its_weights():
 
 
 @pytest.mark.parametrize("size", [(10, 8), (9, 5), (3, 2)])
-def test_token_weights_that_ignore_the_place_give_the_same_on_a_constant_map_of_any_size(size):
+def test_resampled_uniform_token_weights_act_alike_on_constant_maps(size):
     old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, size, token_dim=7)
     state = old.state_dict()
     for key, over in (("fc1.weight", (2, 3)), ("fc2.weight", 0), ("fc2.bias", 0)):
@@ -68,8 +68,8 @@ def test_token_weights_that_ignore_the_place_give_the_same_on_a_constant_map_of_
     assert_equal(new(constant.expand(-1, -1, *size)), expected.expand(-1, -1, *size))
 
 
-def test_token_weights_keep_their_directions():
-    """What grows along the height before grows along the height after, and is constant along the width."""
+def test_resampled_token_weights_keep_their_directions():
+    """Weights that grow along the height and are constant along the width stay so."""
     old, new = random_mixer("nin", 6, SIZE, token_dim=7), random_mixer("nin", 6, (9, 12), token_dim=7)
     state, ramp = old.state_dict(), torch.arange(5.0, dtype=torch.float64)[:, None].expand(5, 4)
     state["token_mlp.fc1.weight"].copy_(ramp)

@@ -6,7 +6,7 @@ from metamix.mixers import create_mixer
 
 
 def formula(x, k, subtract):
-    """The mean of the K x K neighbours inside the map, minus the value itself."""
+    """Compute the mean of the K x K neighbours inside the map, minus the value itself."""
     y = torch.empty_like(x)
     for i in range(x.shape[2]):
         for j in range(x.shape[3]):

@@ -9,7 +9,7 @@ SIZE = (5, 3)
 
 
 def vertical(x, mlp, r, resized=None):
-    """One MLP for each raft of r channel groups and one column; `resized`: its matrices stretched to that length."""
+    """Apply the MLP to each raft of r channel groups and one column, with matrices stretched to `resized`."""
     h = layer_norm(x, mlp.norm, 1e-5)
     w1, w2 = mlp.fc1.weight.flatten(1), mlp.fc2.weight.flatten(1)
     b1, b2 = mlp.fc1.bias, mlp.fc2.bias
@@ -30,7 +30,7 @@ def vertical(x, mlp, r, resized=None):
 
 
 def formula(x, mixer, r, size=None):
-    """z = u + H(norm(u)), u = x + V(norm(x))."""
+    """Compute z = u + H(norm(u)) with u = x + V(norm(x))."""
     u = x + vertical(x, mixer.vertical, r, size and size[0])
     return u + vertical(u.transpose(2, 3), mixer.horizontal, r, size and size[1]).transpose(2, 3)
 
@@ -80,8 +80,8 @@ def test_branch_is_the_default():
 
 @pytest.mark.parametrize("size", [(10, 6), (7, 4), (15, 3)])
 @pytest.mark.parametrize("r", [1, 2])
-def test_a_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
-    """Hidden units are repeated and their outputs shared, so the only change is that of the matrices' places."""
+def test_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
+    """Repeated hidden units share their output, so only the stretched matrices make a difference."""
     old = random_mixer("raft", 8, SIZE, raft_size=r, resample="weights")
     new = random_mixer("raft", 8, size, raft_size=r)
     new.load_state_dict(new.adapt_state(old.state_dict()))
@@ -90,7 +90,7 @@ def test_a_grown_mixer_is_the_mixer_with_stretched_weights(r, size):
 
 
 @pytest.mark.parametrize("axis", ["vertical", "horizontal"])
-def test_a_mixer_grown_twofold_is_the_same_function_of_a_map_that_is_constant_along_its_axis(axis):
+def test_mixer_of_twice_the_size_acts_alike_on_maps_constant_along_its_axis(axis):
     old = random_mixer("raft", 8, SIZE)
     other = {"vertical": old.horizontal, "horizontal": old.vertical}[axis]
     nn.init.zeros_(other.fc2.weight), nn.init.zeros_(other.fc2.bias)
@@ -101,8 +101,8 @@ def test_a_mixer_grown_twofold_is_the_same_function_of_a_map_that_is_constant_al
     assert_equal(new(constant.expand(-1, -1, *grown)), resize(old(constant.expand(-1, -1, *SIZE)), grown, bilinear))
 
 
-def test_the_units_that_are_left_by_shrinking_stand_in_for_the_others():
-    """A map that is constant along the axis, and units that all do the same: half of them do what all did."""
+def test_shrunk_mixer_scales_the_units_that_are_left():
+    """On a map constant along the axis, with equal hidden units, half of the units give the same result."""
     mlp = random_mixer("raft", 8, (10, 6)).vertical
     nn.init.constant_(mlp.fc1.weight, 0.3), nn.init.constant_(mlp.fc1.bias, 0.2)
     nn.init.constant_(mlp.fc2.weight, 0.1), nn.init.zeros_(mlp.fc2.bias)
@@ -112,9 +112,9 @@ def test_the_units_that_are_left_by_shrinking_stand_in_for_the_others():
     assert_equal(half(x.expand(-1, -1, 5, -1)), mlp(x.expand(-1, -1, 10, -1))[:, :, :5])
 
 
-def test_the_response_to_a_constant_raft_stays_at_multiples():
+def test_response_to_a_constant_raft_at_a_multiple_of_the_length():
     mlp = random_mixer("raft", 8, SIZE, resample="weights").vertical
-    nn.init.zeros_(mlp.norm.weight)  # the norm then gives its bias everywhere: rafts that are constant along the column
+    nn.init.zeros_(mlp.norm.weight)  # the norm then gives its bias everywhere, so rafts are constant along the column
     small, large = mlp(random_map(1, 8, 5, 3)), mlp(random_map(1, 8, 15, 3))
     assert_equal(large, resize(small, (15, 3), bilinear))
 

@@ -40,7 +40,7 @@ def test_transform_keeps_the_energy():
 
 
 def transposed_convolution(x, up):
-    """Every value paints a 4 x 4 patch, two steps from its neighbour's; a frame of one is cut off."""
+    """Add a 4 x 4 patch for each value, two steps apart, and cut off a frame of one."""
     h, w = x.shape[2:]
     y = torch.zeros(x.shape[0], up.out_channels, 2 * h + 2, 2 * w + 2, dtype=x.dtype)
     for i in range(h):
@@ -116,7 +116,7 @@ def test_widths():
 
 
 def test_cropping_keeps_the_centre():
-    """A filter of eight taps makes bands larger than half; what comes back lies where it came from."""
+    """With bands larger than half of the map (eight taps), the output lies where the input was."""
     mixer = random_mixer("wavemix", 8, (16, 16), wavelet="sym4", norm="group")
     x = torch.zeros(1, 8, 16, 16, dtype=torch.float64)
     empty = mixer(x)

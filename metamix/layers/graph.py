@@ -1,0 +1,48 @@
+"""What layers need to know about graph capture: torch.fx, torch.export, torch.jit."""
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar, cast
+
+import einops
+import torch
+from torch.fx import Proxy
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def fx_leaf(function: Function) -> Function:
+    """Make `function`, whose first argument is a tensor, one node of a `torch.fx` graph.
+
+    FX cannot trace through conditions on shapes. `torch.fx.wrap` does the same, but in one module's namespace only.
+    """
+
+    @wraps(function)
+    def call(x, *args, **kwargs):
+        if isinstance(x, Proxy):
+            return x.tracer.create_proxy("call_function", call, (x, *args), kwargs)
+        return function(x, *args, **kwargs)
+
+    return cast(Function, call)
+
+
+rearrange = fx_leaf(einops.rearrange)
+
+
+def may_vary(*sizes: int) -> bool:
+    """Return whether `torch.export` records a graph that must hold for other values of these sizes.
+
+    A condition on such a size would become a guard that fixes the outcome seen on the example.
+    """
+    return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
+
+
+def warn_if_traced() -> None:
+    """Warn in `torch.jit.trace`, which fixes what is done for the example's size, and lets the graph run at others."""
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        warnings.warn(
+            "torch.jit.trace records a graph that holds for the example's image size only. For any size use "
+            "torch.export.export(model, (images,), dynamic_shapes=...).",
+            stacklevel=3,
+        )

@@ -1,0 +1,58 @@
+"""Sets of tokens that a linear map mixes: the blocks of a map, or a grid over it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .graph import fx_leaf, may_vary, rearrange
+from .spatial import crop_to
+
+# How the kh x kw tokens of a set lie on the map: side by side, or one in each of kh x kw cells.
+BLOCK = "(nh kh) (nw kw)"
+GRID = "(kh nh) (kw nw)"
+
+
+@fx_leaf
+def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
+    """Cut a map, whose sides are multiples of `set_size` = (kh, kw), into sets of tokens.
+
+    Args:
+        x: (B, C, H, W).
+        layout: BLOCK or GRID.
+
+    Returns:
+        (B, kh * kw, H / kh * W / kw, C): a 1x1 convolution mixes the tokens of each set.
+    """
+    (kh, kw), (nh, nw) = set_size, set_counts(x.shape[-2:], set_size)
+    if may_vary(nh, nw):
+        # A graph would hold either for one set along a side or for several. One more row and column of sets makes them
+        # several. Blocks allow that, so the grid's rows and columns are sorted into blocks first.
+        if layout == GRID:
+            x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
+        x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
+    return rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", kh=kh, kw=kw, nh=nh, nw=nw)
+
+
+@fx_leaf
+def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: str) -> Tensor:
+    """Put the sets of `to_sets` back on the map of `size` = (H, W): (B, kh * kw, sets, C) -> (B, C, H, W)."""
+    (kh, kw), (nh, nw) = set_size, set_counts(size, set_size)
+    back = "b (kh kw) (nh nw) c -> b c"
+    if not may_vary(nh, nw):
+        return rearrange(x, f"{back} {layout}", kh=kh, kw=kw, nh=nh, nw=nw)
+    x = crop_to(rearrange(x, f"{back} {BLOCK}", kh=kh, kw=kw, nh=nh + 1, nw=nw + 1), size)
+    if layout == GRID:
+        x = x[:, :, grid_order(nh, kh, x).argsort()][..., grid_order(nw, kw, x).argsort()]
+    return x
+
+
+def set_counts(size: Sequence[int], set_size: Sequence[int]) -> tuple[int, int]:
+    return size[0] // set_size[0], size[1] // set_size[1]
+
+
+def grid_order(n: int, k: int, like: Tensor) -> Tensor:
+    """Return the k * n places along a side with the first place of each of k cells first: "(k n) -> (n k)"."""
+    place = torch.arange(k * n, device=like.device)
+    return place % k * n + place // k
