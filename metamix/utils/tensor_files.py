@@ -222,6 +222,11 @@ def _load_torch(path: str | Path) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes raise errors of any type
+        if _is_plain_pickle(path):
+            raise ValueError(
+                f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; "
+                f"save the tensors alone, torch.save(model.state_dict(), FILE), and give that file"
+            ) from None
         text = " ".join(str(error).split())
         if "Unsupported global" in text or "Unsupported class" in text:
             raise ValueError(
@@ -235,6 +240,13 @@ def _load_torch(path: str | Path) -> Any:
         expected = state.pop("checksums", None)
         _check_damage(path, state, expected)
     return state
+
+
+def _is_plain_pickle(path: str | Path) -> bool:
+    """Whether a file begins like a pickle of protocol 2 or later, without the magic number of torch's old format."""
+    with open(path, "rb") as file:
+        start = file.read(32)
+    return start[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start
 
 
 def _existing(path: str | Path) -> str:

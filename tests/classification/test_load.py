@@ -67,7 +67,7 @@ def test_streamed_images_are_resized_and_cropped_as_in_evaluation(folder, tmp_pa
     assert (classifier.classes, classifier.metadata.img_size) == (("cat", "dog", "eel"), 24)
     image = FolderImages(root / "val").open(0)
     resized = image.resize((42, 32), Image.Resampling.BICUBIC).crop((9, 4, 33, 28))  # 32 is 24 / 0.75
-    pixels = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 255
+    pixels = torch.tensor(np.asarray(resized)).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.metadata.mean, classifier.metadata.std))
     assert torch.allclose(classifier.transform(image), (pixels - mean) / std, atol=1e-5)
 

@@ -1,6 +1,7 @@
 """Write files atomically, and read checkpoints and weights of every kind."""
 
 import os
+import pickle
 import re
 
 import pytest
@@ -161,3 +162,21 @@ def test_only_the_head_may_be_missing(net):
     assert torch.equal(net[2].weight, head) and torch.equal(net[0].weight, tensors["0.weight"])
     del tensors["1.running_mean"]
     refused(lambda: load_into(net, tensors, "f", head=("2",)), said="1 weights of the model are not in it")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_foreign_pickle_is_called_one(protocol, tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}, protocol=protocol))
+    for load in load_weights, load_checkpoint:
+        with pytest.raises(ValueError, match="w.pkl is a Python pickle that torch.save did not write"):
+            load(path)
+
+
+def test_torchs_old_format_is_not_called_a_pickle(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"weight": torch.ones(100)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(load_weights(path)[0]["weight"], torch.ones(100))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="w.pth is truncated or no PyTorch file"):
+        load_weights(path)
