@@ -1,14 +1,12 @@
-"""Make the list of registered models, from results/model_sizes.json and the cards in weights/."""
+"""Make the list of registered models, from `metamix.list_models` and the cards in weights/."""
 
-import json
 import re
 
 import timm
 
 from benchmarks.markdown import short, table
-from benchmarks.measure.model_sizes import FILE
 from benchmarks.weight_cards import load_cards, model_of
-from metamix import list_mixers
+from metamix import list_mixers, list_models
 
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
@@ -50,8 +48,8 @@ def weights() -> str:
 
 
 def size_cells(name: str) -> list[str]:
-    size = json.loads(FILE.read_text())[name]
-    return [f"`{name}`", short(size["parameters"]), short(size["macs"]), "x".join(map(str, size["input_size"]))]
+    (model,) = list_models(name)
+    return [f"`{name}`", short(model.parameters), short(model.macs), "x".join(map(str, model.input_size))]
 
 
 def tags(name: str) -> str:

@@ -1,25 +1,14 @@
 """Test the list of registered models."""
 
-import json
-
-import pytest
 import timm
 
-from benchmarks.measure import model_sizes
+import metamix
 from benchmarks.report import models
-
-SIZES = json.loads(model_sizes.FILE.read_text())
 
 
 def test_every_registered_name_is_listed():
-    assert set(SIZES) == set(model_sizes.registered()), "run: python -m benchmarks.measure.model_sizes"
     listed = models.family() + models.papers()
-    assert [name for name in SIZES if f"| `{name}` |" not in listed] == []
-
-
-@pytest.mark.parametrize("name", ["metaformer_raft_nano", "wavemixlite_8_10", "minattn_minimal_nomlp_h1_mnist"])
-def test_sizes_are_those_of_the_models(name):
-    assert model_sizes.measure(name) == SIZES[name]
+    assert [model.name for model in metamix.list_models() if f"| `{model.name}` |" not in listed] == []
 
 
 def test_weights_are_listed_with_their_accuracy():

@@ -28,6 +28,15 @@ def test_patterns():
         metamix.list_models("metaformer_rat_s12")
 
 
+@pytest.mark.parametrize("name", ["metaformer_raft_nano", "wavemixlite_8_10", "minattn_minimal_nomlp_h1_mnist"])
+def test_sizes_are_those_of_the_models(name):
+    assert listing.count_size(name) == tuple(listing.known_sizes()[name]), "run listing.write_sizes()"
+
+
+def test_every_name_has_a_size():
+    assert listing.known_sizes().keys() == default_cfgs.keys()
+
+
 def test_one_model_with_its_weights():
     (model,) = metamix.list_models("wavemixlite_8_10")
     assert (model.parameters, model.input_size, model.num_classes) == (3_566, (1, 28, 28), 10)
