@@ -33,9 +33,18 @@ def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Image.
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise CorruptImage("not a regular file")
-        if status.st_size > max_bytes:
-            raise CorruptImage(f"{status.st_size:,} bytes; images may have {max_bytes:,} at most")
+        check_size(status.st_size, max_bytes)
         return Image.open(BytesIO(file.read()))
+
+
+def check_size(size: int, max_bytes: int = MAX_FILE_BYTES) -> None:
+    """Check the size of an image file.
+
+    Raises:
+        CorruptImage: it has more than `max_bytes`.
+    """
+    if size > max_bytes:
+        raise CorruptImage(f"{size:,} bytes; images may have {max_bytes:,} at most")
 
 
 def list_files(root: Path) -> list[str]:

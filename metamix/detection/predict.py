@@ -133,13 +133,15 @@ def describe_objects(found: Objects, classes: Sequence[str]) -> list[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m metamix.detection.predict", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="metamix predict", description=__doc__.splitlines()[0])
     parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--checkpoint", required=True, help="run folder, or weights in it")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     options = parser.parse_args(argv)
+    if not 0 <= options.threshold <= 1:
+        parser.error(f"--threshold is {options.threshold}, but it must be between 0 and 1")
     try:
         unreadable = predict_all(
             options.places, options.checkpoint, options.output, threshold=options.threshold, device=options.device

@@ -1,7 +1,9 @@
 """Find what is wrong with a data set in COCO's format.
 
-    python -m metamix.detection.verify FOLDER                         all splits, as metamix.detection.coco finds them
-    python -m metamix.detection.verify FILE.json --images FOLDER      one annotation file
+    metamix verify --task detection FOLDER                         all splits, as metamix.detection.coco finds them
+    metamix verify --task detection FILE.json --images FOLDER      one annotation file
+
+`python -m metamix.detection.verify` does the same.
 
 Each problem is one line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there is any.
 Training and scores leave out what they cannot use. Training cuts boxes at the edges of their image, and images without
@@ -165,7 +167,7 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m metamix.detection.verify", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="metamix verify --task detection", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
     parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
     parser.add_argument("--min-size", type=int, default=800, help="of training, in pixels (default: 800)")

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from metamix.classification.verify import main
@@ -16,6 +18,18 @@ def test_a_whole_set(folder, break_image, capsys, workers):
     assert first.startswith(f"{root}/train/dog/1.jpg: OSError: image file is truncated")
     assert second == f"{root}/val/eel/0.jpg: not an image of a known format"
     assert summary == "2 of 18 images of folder cannot be read"
+
+
+def test_files_that_are_not_images_are_named(folder, capsys):
+    root = folder()
+    os.mkfifo(root / "train" / "dog" / "pipe.png")
+    (root / "val" / "eel" / "zero.png").symlink_to("/dev/zero")
+    assert main(["folder", "--data-dir", str(root), "--workers", "0"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{root}/train/dog/pipe.png: not a regular file",
+        f"{root}/val/eel/zero.png: not a regular file",
+        "2 of 20 images of folder cannot be read",
+    ]
 
 
 def test_a_name_that_is_no_text(folder, capsys):

@@ -5,9 +5,12 @@ import signal
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from metamix.data import CorruptImage, DataOptions, open_data, read_image_file, train_loader
-from metamix.data.files import list_files
+from metamix.data.files import MAX_FILE_BYTES, list_files
+from metamix.data.formats.tar import Member, TarImages
+from metamix.data.sources import read_image
 
 
 @contextmanager
@@ -40,6 +43,14 @@ def test_a_file_above_the_limit_is_refused(tmp_path, image):
     assert read_image_file(tmp_path / "0.png", max_bytes=size).size == (32, 32)
     with pytest.raises(CorruptImage, match=f"^{size:,} bytes; images may have {size - 1:,} at most"):
         read_image_file(tmp_path / "0.png", max_bytes=size - 1)
+
+
+def test_a_member_of_a_tar_file_has_the_same_limit():
+    images = TarImages(
+        [Member("set.tar", 0, MAX_FILE_BYTES + 1, "cat/0.png", "cat/0.png")], torch.tensor([0]), ("cat",)
+    )
+    with pytest.raises(CorruptImage, match=f"set.tar: cat/0.png: {MAX_FILE_BYTES + 1:,} bytes; images may have"):
+        read_image(images, 0)
 
 
 @pytest.mark.parametrize("memory", ["yes", "no"])

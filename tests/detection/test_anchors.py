@@ -1,4 +1,4 @@
-"""The choice of RetinaNet's anchor scale, and how it is kept."""
+"""The choice of RetinaNet's anchor scale, and where it is kept."""
 
 import re
 

@@ -111,7 +111,7 @@ def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
         for batch in eval_loader(split, options, batch_size=4, rank=rank, world=2):
             seen += batch["index"].tolist()
             assert {image.shape for image in batch["image"]} == {(3, 64, 96)}
-            assert type(batch["image"][0]) is torch.Tensor  # not one of torchvision's, whose arithmetic warns
+            assert type(batch["image"][0]) is torch.Tensor  # arithmetic on torchvision's subclasses warns
     assert seen == [0, 1, 2, 3, 4]
 
 
@@ -162,10 +162,10 @@ def test_16_bit_grey_becomes_8_bit_colour(coco):
 def test_exif_orientation_is_applied_before_boxes(coco):
     folder = coco()
     path = folder / "images" / "train_0.jpg"
-    pixels = np.zeros((96, 64, 3), dtype=np.uint8)  # on its side, as a camera that is held upright stores it
+    pixels = np.zeros((96, 64, 3), dtype=np.uint8)  # a camera held upright stores the image on its side
     pixels[:48] = 255
     orientation = Image.Exif()
-    orientation[0x0112] = 6  # turn it right
+    orientation[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(pixels).save(path, exif=orientation)
     path.rename(folder / "images" / "train_0.png")
     image, target = open_split(find_splits(folder), "train").read(0)
@@ -197,7 +197,7 @@ def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     words = "instances_more.json is there, but not its images: they belong into .*/more or .*/images"
     with pytest.raises(FileNotFoundError, match=words):
         open_split(find_splits(folder), "more")
-    assert len(open_split(find_splits(folder), "train"))  # what is not asked for may lack them
+    assert len(open_split(find_splits(folder), "train"))  # a split that is not opened may lack images
     (folder / "train").rename(folder / "images")
     with pytest.raises(ValueError, match="no split 'trian'; did you mean 'train'"):
         open_split(find_splits(folder), "trian")
@@ -326,7 +326,7 @@ def make_link_out(path):
 
 def make_large_file(path):
     with open(path, "wb") as file:
-        file.truncate(2**40)  # no block of it is on the disk
+        file.truncate(2**40)  # a sparse file
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_files_that_are_not_images_of_the_folder_are_not_read(coco, options, mak
 
 
 def test_image_folder_and_images_may_be_links(coco, tmp_path):
-    """BCCD's image folder is a link; a link to another image of the folder is fine too."""
+    """Our commands for BCCD make the image folder a link. A link to another image of the folder is read too."""
     folder = coco(train=2, val=1, test=1)
     (folder / "images").rename(tmp_path / "elsewhere")
     (folder / "images").symlink_to(tmp_path / "elsewhere")

@@ -156,6 +156,7 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
         ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
         ([str(path), str(path), "--checkpoint", str(trained)], "is given twice"),
         ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by a picture"),
+        ([str(path), "--checkpoint", str(trained), "--threshold", "1.5"], "--threshold is 1.5, but it must be between"),
         ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
     ):
         with pytest.raises(SystemExit):

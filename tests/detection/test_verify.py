@@ -14,7 +14,7 @@ def verify(capsys, *words):
 
 
 def test_good_data_set_passes(coco, capsys):
-    folder = coco(train=3, val=3, test=3)  # no image of these is empty
+    folder = coco(train=3, val=3, test=3)  # each of these images has an object
     code, out = verify(capsys, folder)
     assert code == 0 and "nothing is wrong" in out
     sizes = (
@@ -90,7 +90,7 @@ def test_images_without_usable_boxes_are_named(coco, capsys):
                 [a for a in data["annotations"] if a["image_id"] == image["id"]] for image in data["images"][:2]
             )
             for annotation in first:
-                annotation["bbox"] = [90, 6, 10, 8]  # cut to the image, and trained
+                annotation["bbox"] = [90, 6, 10, 8]  # cut at the edge of the image in training
             for annotation in second:
                 annotation["iscrowd"] = 1
 

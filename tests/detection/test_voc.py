@@ -46,7 +46,7 @@ def test_boxes_start_at_0_and_include_the_last_pixel(voc, tmp_path, capsys):
 
     (tmp_path / "set" / "images").symlink_to(voc / "JPEGImages")
     source = open_split(find_splits(tmp_path / "set"), "train")
-    assert [source.read(i)[1]["labels"].tolist() for i in range(3)] == [[2], [1], []]  # not what is difficult
+    assert [source.read(i)[1]["labels"].tolist() for i in range(3)] == [[2], [1], []]  # difficult objects are left out
     assert verify([str(tmp_path / "set")]) == 1 and "c.jpg): no box" in capsys.readouterr().out
 
 

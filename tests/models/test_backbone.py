@@ -1,4 +1,4 @@
-"""Backbones with pyramids: levels, gradients, norms, weights, and what is refused."""
+"""Test backbones with pyramids: levels, gradients, norms, weights, errors."""
 
 import pytest
 import timm
@@ -10,7 +10,7 @@ from metamix.detection import build_backbone
 from metamix.models.backbone import bytes_for_backward
 from metamix.utils.tensor_files import save_weights
 
-TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model in milliseconds
+TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model that runs in milliseconds
 MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")
 MINATTN = dict(depth=2)
 
@@ -27,10 +27,10 @@ def without_gradient(module):
     "name, args, strides",
     [
         ("metaformer_pooling_s12", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
-        ("metaformer_raft_nano", TINY, (4, 8, 16, 32)),  # its own are 2, 4, 8
+        ("metaformer_raft_nano", TINY, (4, 8, 16, 32)),  # its own strides are 2, 4, 8
         ("ninformer_cifar", dict(num_layers=1), (4, 8, 16, 32)),
-        ("minattn_minimal_mlp_h1_cifar", MINATTN, (4, 8, 16, 32)),  # its own is 8
-        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # its own is 7
+        ("minattn_minimal_mlp_h1_cifar", MINATTN, (4, 8, 16, 32)),  # its own stride is 8
+        ("minattn_symmetric_nomlp_h4_mnist", MINATTN, (3.5, 7, 14, 28)),  # its own stride is 7
         ("wavemix_192_16", dict(depth=1, dim=32), (4, 8, 16, 32)),
         ("raftmlp_s", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
         ("resnet18", {}, (4, 8, 16, 32)),
@@ -66,10 +66,10 @@ def test_every_parameter_gets_a_gradient(mixer, out_indices):
     assert without_gradient(backbone) == []
 
 
-def test_a_part_that_no_level_needs_would_be_noticed():
+def test_a_part_without_a_gradient_is_noticed():
     backbone = build_backbone("metaformer_identity_nano", out_indices=(0, 1), out_channels=8, **TINY)
     features = backbone(torch.rand(1, 3, 64, 64))
-    features["0"].mean().backward()  # as a detector that looks at one of two levels
+    features["0"].mean().backward()  # a detector that uses one of two levels
     assert without_gradient(backbone) == ["pyramid.fpn.layer_blocks.1.0.weight", "pyramid.fpn.layer_blocks.1.0.bias"]
 
 
@@ -85,7 +85,7 @@ def test_a_new_model_has_no_batch_norm_and_trains_on_one_image():
     assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     x = torch.rand(2, 3, 64, 64)
     alone = backbone(x[:1])["0"]
-    torch.testing.assert_close(alone, backbone(x)["0"][:1])  # no image sees another's statistics
+    torch.testing.assert_close(alone, backbone(x)["0"][:1])  # statistics do not depend on the batch
     torch.testing.assert_close(alone, backbone.eval()(x[:1])["0"])
 
 
@@ -120,7 +120,7 @@ def test_weights_are_loaded_and_their_batch_norms_frozen(tmp_path):
 
 @pytest.mark.parametrize("frozen", ["stem", "stages.0"])
 def test_layers_above_frozen_ones_train_in_channels_last(frozen):
-    """torch 2.13 dies in the backward pass of a group norm whose input, in this memory format, needs no gradient."""
+    """torch 2.13 crashes in the backward pass of its own group norm on a channels_last input without a gradient."""
     backbone = build_backbone("metaformer_pooling_nano", out_channels=8, **TINY).to(memory_format=torch.channels_last)
     backbone.body.model.stem.requires_grad_(False)
     backbone.body.model.get_submodule(frozen).requires_grad_(False)
@@ -162,7 +162,7 @@ def test_mean_and_std_follow_the_channels(name, in_chans, mean):
 
 
 def test_pretrained_weights_for_grey_images():
-    """One channel gives what three equal ones give, but for the rounding of weights that are stored with 16 bits."""
+    """One channel gives the output of three equal ones, up to rounding of the 16-bit weights."""
     colour, grey = (build_backbone("metaformer_pooling_nano", pretrained=True, in_chans=n) for n in (3, 1))
     x = torch.rand(1, 1, 32, 32)
     stems = (backbone.body.model.stem for backbone in (grey, colour))
@@ -202,14 +202,14 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ("resnet34", timm.create_model("resnet18").state_dict(), "lacks layer1.2.bn1.bias"),
     ],
 )
-def test_weights_that_timm_would_leave_out_are_refused(name, tensors, words, tmp_path):
+def test_weights_that_timm_would_ignore_are_refused(name, tensors, words, tmp_path):
     torch.save({"state_dict": tensors}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=f"weights.pt: The checkpoint does not fit {name}: it {words}"):
         build_backbone(name, checkpoint=tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("name", ("resnet18", "vit_tiny_patch16_224", "metaformer_raft_nano"))
-def test_weights_of_a_file_are_those_of_the_backbone_and_are_kept_once(name, tmp_path):
+def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
     arguments = dict(dynamic_img_size=True) if name.startswith("vit") else {}
     model = timm.create_model(name, num_classes=7, **arguments)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -239,7 +239,7 @@ def test_weights_of_a_file_are_those_of_the_backbone_and_are_kept_once(name, tmp
         ("metaformer_raft_nano.digitz", {}, "metaformer_raft_nano has no tag 'digitz'; did you mean 'digits'"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words(name, args, words):
+def test_errors(name, args, words):
     with pytest.raises(ValueError, match=words):
         build_backbone(name, **args)
 
@@ -249,7 +249,7 @@ def test_a_fine_model_works_with_a_coarser_stem():
     assert sizes(backbone(torch.rand(1, 3, 64, 64)))["0"] == (8, 16, 16)
 
 
-def test_bytes_for_backward_counts_what_backward_needs():
+def test_bytes_for_backward():
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.GELU())
     h, w = 10, 12

@@ -1,4 +1,4 @@
-"""`timm.create_model(checkpoint_path=...)`: metadata, another image size, formats of others."""
+"""Test `timm.create_model(checkpoint_path=...)`: metadata, another image size, errors."""
 
 import pytest
 import timm
@@ -53,7 +53,7 @@ def test_images_are_prepared_as_in_training(trained):
     assert loaded.pretrained_cfg["file"] == str(file)
     x = torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), model(x))
-    assert create().pretrained_cfg["mean"] != (0.3,)  # no other model has changed
+    assert create().pretrained_cfg["mean"] != (0.3,)  # other models have not changed
 
 
 def test_a_run_folder_is_a_checkpoint_too(trained, tmp_path):
@@ -76,7 +76,7 @@ def test_an_overlay_with_a_file_makes_the_model_for_the_images_of_the_file(train
 
 
 def test_shipped_weights_are_prepared_as_their_card_says():
-    """The metadata of the first files say crop_pct 0.875, which training on small images does not use."""
+    """The metadata of the first shipped files say crop_pct 0.875, but small images are not cropped."""
     file = weights_dir() / "metaformer_pooling_nano.digits.safetensors"
     model = timm.create_model("metaformer_pooling_nano", checkpoint_path=str(file), in_chans=1, num_classes=10)
     config = resolve_model_data_config(model)
@@ -86,7 +86,7 @@ def test_shipped_weights_are_prepared_as_their_card_says():
 
 
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
-def test_another_image_size_is_loading_and_then_asking_for_that_size(name, tmp_path):
+def test_another_image_size_equals_set_input_size(name, tmp_path):
     args = {"depth": 1} if name.startswith("minattn") else TINY
     model = timm.create_model(name, **args)
     torch.save(model.state_dict(), tmp_path / "weights.pt")

@@ -1,4 +1,4 @@
-"""Sizes of the papers' own models: to the digit the authors', and their multiply-adds where both do the same work."""
+"""Test that the papers' models have the authors' number of parameters, and of multiply-adds for equal work."""
 
 import pytest
 import timm
@@ -15,7 +15,7 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-# name: parameters, multiply-adds of the authors' code at the model's own size (None where nobody counted them)
+# name: parameters, multiply-adds of the authors' code at the model's image size (None where unknown)
 POOLFORMER = {
     "metaformer_pooling_s12": (11_915_176, 1_812_267_008),
     "metaformer_pooling_s24": (21_388_968, 3_392_208_896),
@@ -29,7 +29,7 @@ RAFTMLP = {
     "raftmlp_l": (36_184_672, 6_543_974_400),
 }
 WAVEMIX = {
-    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the transform, additions here and a convolution there
+    "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the transform: additions here, a convolution there
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
     "wavemix_256_16_l4": (62_764_776, 29_450_561_536),
     "wavemix_144_7": (3_042_550, None),
@@ -44,7 +44,8 @@ WAVEMIX = {
     "wavemixlite_64_6": (520_106, None),
 }
 NINFORMER = {"ninformer_cifar": (2_652_170, 218_892_800)}
-# The third party's, less the norm that it never uses. Its class token and that one's position are a final norm here.
+# Those of the third party's code, without a norm that it never uses. It has a class token with a position where
+# these models have a final norm.
 MINATTN = {
     "minattn_full_mlp_h1_mnist": 156_298,
     "minattn_full_mlp_h4_mnist": 156_298,
@@ -58,7 +59,7 @@ MINATTN = {
     "minattn_minimal_nomlp_h1_mnist": 30_730,
     "minattn_full_mlp_h1_cifar": 165_450,
     "minattn_full_mlp_h4_cifar": 165_450,
-    "minattn_collapsed_mlp_h1_cifar": 140_490,  # in nobody's table; 9,152 more than for MNIST, as in every row
+    "minattn_collapsed_mlp_h1_cifar": 140_490,  # in no published table; 9,152 more than for MNIST, as in every row
     "minattn_minimal_mlp_h1_cifar": 90_570,
     "minattn_full_nomlp_h1_cifar": 114_762,
     "minattn_full_nomlp_h4_cifar": 114_762,
@@ -93,7 +94,7 @@ def test_macs(name, macs):
 
 @pytest.mark.parametrize("name, macs", [(name, macs) for name, (_, macs) in RAFTMLP.items()])
 def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
-    """Theirs multiplies a pixel once a kernel, ours once: the smaller kernel of each pair costs nothing."""
+    """The authors convolve with both kernels of a pair; here the smaller one costs nothing."""
     model = create(name)
     saved, side, in_chans = 0, 224, 3
     for stage, (kernels, stride) in zip(model.stages, (((4, 8), 4), ((2, 4), 2), ((2, 4), 2), ((2,), 2))):
@@ -115,13 +116,13 @@ def test_macs_of_raftmlp_less_what_summed_kernels_save(name, macs):
     ],
 )
 def test_macs_of_minimal_attention_less_the_class_token(name, linear_maps, macs):
-    """Six layers of 64 channels on 16 tokens, not 17. The symmetric rows differ in more: theirs multiply T by T^T."""
+    """Six layers of 64 channels have 16 tokens instead of 17. Symmetric rows differ more: theirs multiply T by T^T."""
     class_token = 6 * (linear_maps * 64 * 64 + 2 * (17**2 - 16**2) * 64)
     model = create(name)
     assert count_macs(model, model.default_cfg["input_size"]) == macs - class_token
 
 
-# Through the builders: what the papers have beside their named models
+# The builders: variants that the papers have beside their named models
 
 
 def test_class_counts_follow():
@@ -143,7 +144,7 @@ def test_plain_patch_embedding():
 
 @pytest.mark.parametrize("raft_size", [1, 4])
 def test_raft_size(raft_size):
-    """A raft of r groups on a map of side n has MLPs of r n, 2 r n and r n values, down and across."""
+    """A raft of r groups on a map of side n has MLPs of widths r n, 2 r n and r n, vertically and horizontally."""
 
     def token_mlps(r):
         sides_and_depths = ((56, 2), (28, 2), (14, 6), (7, 2))
@@ -184,12 +185,12 @@ def test_one_option_of_the_mixer_leaves_the_others_as_they_are(name, changed):
 
 
 @pytest.mark.parametrize("name", ["raftmlp_s", "wavemixlite_8_10", "ninformer_cifar", "minattn_full_mlp_h4_cifar"])
-def test_another_mixer_gets_none_of_the_family_s_options(name):
+def test_another_mixer_does_not_get_the_family_s_options(name):
     model = create(name, mixer="pooling", mixer_args=dict(pool_size=5))
     assert {type(block.mixer).__name__ for stage in model.stages for block in stage.blocks} == {"Pooling"}
 
 
-def test_options_that_are_none():
+def test_wrong_options():
     with pytest.raises(ValueError, match="similarity is 'fulll'; did you mean 'full'. Accepted: full, collapsed"):
         timm.create_model("minattn_full_mlp_h1_cifar", similarity="fulll")
     with pytest.raises(
@@ -208,6 +209,6 @@ def test_options_that_are_none():
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
     ],
 )
-def test_values_that_are_none_are_refused_through_timm_too(kwargs, words):
+def test_wrong_values_through_timm(kwargs, words):
     with pytest.raises(ValueError, match=words):
         timm.create_model("metaformer_minattn_nano", **kwargs)

@@ -1,15 +1,17 @@
-"""Mixers on maps larger than those that they were made for: the same image, enlarged, must give the same features.
+"""Test that mixers give the same features of an enlarged image.
 
-A backbone made for 224 pixels gets a photograph of 224 and the same enlarged to 448; its features of the second,
-averaged back, are compared with those of the first place by place, channel by channel, each channel's mean taken off.
+A backbone made for 224 pixels gets a photograph of 224 pixels, and the same one enlarged to 448. Features of the second
+are averaged to the size of the first and compared place by place and channel by channel, without each channel's mean.
 The control is the photograph with its tiles shuffled, enlarged.
 
-Two measures. (1) Each mixer alone, at the sizes of all four stages, on maps that are the photograph through a 1x1
-convolution. (2) The backbone at stride 4. Random weights limit what (2) can show further up: a model without any mixer
-keeps 0.97, 0.94, 0.91 and 0.85 at its four stages, and random weights that belong to places (raft, nin) or phases
-(wavemix: a transposed convolution of stride 2 writes four phases with four kernels) make maps as rough as their grid,
-of which an enlarged one shows the average. So wavemix stands in (1) with its bilinear upsampling, and is compared in
-(2) over cells of four places.
+There are two measures:
+
+1. Each mixer alone, at the sizes of all four stages, on the photograph after a random 1x1 convolution.
+2. The whole backbone, at stride 4 only. Random weights limit what deeper stages can show: without any mixer 0.97, 0.94,
+   0.91 and 0.85 are left at the four stages, and random spatial weights make maps as rough as their grid.
+
+The transposed convolution of wavemix has four kernels for four phases, so its random maps are rough too: measure 1
+takes its bilinear upsampling, measure 2 averages over cells of two by two places.
 """
 
 import pytest
@@ -44,7 +46,7 @@ def shuffled(x, tile):
 
 
 def agreement(a, b, cells=1):
-    """Correlation of a map with one of twice its size, over averages of `cells` x `cells` places."""
+    """Return the correlation of a map with one of twice its size, over averages of `cells` x `cells` places."""
     a, b = F.avg_pool2d(a, cells, ceil_mode=True), F.avg_pool2d(b, 2 * cells, ceil_mode=True)
     a, b = (x - x.mean((-2, -1), keepdim=True) for x in (a, b))
     return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()
@@ -78,8 +80,8 @@ def test_a_backbone(photo, mixer):
 
 
 @torch.no_grad()
-def test_a_mixer_that_counts_in_tokens_would_be_noticed(photo):
-    """It moves a map by seven places, a quarter of one map and an eighth of the other."""
+def test_a_mixer_that_counts_in_tokens_is_noticed(photo):
+    """The control: a shift by seven places is a quarter of one map and an eighth of the other."""
 
     class Shift(nn.Module):
         def forward(self, x):

@@ -1,4 +1,4 @@
-"""`metamix.list_models`, timm's own listing of the zoo, and the docstrings of registered names."""
+"""Test `metamix.list_models`, timm's listing of the zoo, docstrings of registered names, and `help(metamix)`."""
 
 import inspect
 import subprocess

@@ -1,4 +1,4 @@
-"""Metadata of weight files: what is kept, what is refused, and in which words."""
+"""Test the metadata of weight files: a round trip, and every error's words."""
 
 import json
 

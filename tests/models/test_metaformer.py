@@ -1,4 +1,4 @@
-"""The skeleton by itself, small and with every option; what timm expects of registered names is in test_timm.py."""
+"""Test the skeleton alone, small and with every option. What timm expects of registered names is in test_timm.py."""
 
 import copy
 from functools import partial
@@ -18,7 +18,7 @@ from metamix.models.metaformer import Block, ConvEmbed
 
 
 def small(**kwargs) -> MetaFormer:
-    """Three blocks in two stages on maps of 8 and 4, in float64 and evaluation, all parameters random."""
+    """Build three blocks in two stages on maps of sides 8 and 4: float64, eval mode, all parameters random."""
     torch.manual_seed(0)
     shape = dict(img_size=32, num_classes=5, depths=(1, 2), dims=(8, 16), layer_scale=0.1)
     model = MetaFormer(**shape | kwargs).double().eval()
@@ -64,7 +64,7 @@ def linear(x, layer):
 def formula(
     model, x, *, norm1=group_norm, norm2=group_norm, norm=group_norm, tie=False, mlp=True, scale=True, act=F.gelu
 ):
-    """x <- x + s1 * mixer(norm1(x)), x <- x + s2 * mlp(norm2(x)), after a stem, before a norm, a mean, a linear map."""
+    """Compute stem, x <- x + s1 * mixer(norm1(x)), x <- x + s2 * mlp(norm2(x)), norm, mean and head."""
     x = F.conv2d(x, model.stem.weight, model.stem.bias, model.stem.stride, model.stem.padding)
     if model.pos_embed is not None:
         x = x + model.pos_embed
@@ -113,9 +113,9 @@ def test_formula(option, shape):
     assert_equal(model(x), formula(model, x, **words))
 
 
-def test_stems_and_downsamplings_of_ones_own():
+def test_own_stems_and_downsamplings():
     class Halve(nn.Module):
-        """One of one's own: all that the skeleton asks of it."""
+        """A stem with nothing but what the skeleton needs."""
 
         reduction = 2
 
@@ -151,7 +151,7 @@ def keys(model):
     return set(model.state_dict())
 
 
-def test_what_is_not_used_is_not_built():
+def test_unused_parts_are_not_built():
     everything = keys(small(mixer="pooling"))
     assert {k for k in everything if "blocks" in k} == {
         f"stages.{stage}.{part}"
@@ -177,8 +177,8 @@ def test_what_is_not_used_is_not_built():
     assert keys(small(pos_embed=True)) - everything == {"pos_embed"}
 
 
-def test_timm_s_group_norm_gives_way_to_ours():
-    """Ours can stand on frozen layers."""
+def test_timm_s_group_norm_is_replaced_by_ours():
+    """Ours also works on frozen layers."""
     for norm in ("groupnorm1", timm.layers.GroupNorm1):
         model = timm.create_model("metaformer_pooling_nano", norm1=norm)
         assert type(model.stages[0].blocks[0].norm1) is GroupNorm1
@@ -218,7 +218,7 @@ def test_rates():
         assert not ((isinstance(module, nn.Dropout) and module.p) or "DropPath" in type(module).__name__)
 
 
-def test_rates_act_in_training_alone():
+def test_rates_act_in_training_only():
     x = images()
     for rate in ("drop_rate", "proj_drop_rate", "drop_path_rate"):
         model = small(**{rate: 0.5})
@@ -268,7 +268,7 @@ def test_exports_with_positions_for_any_size():
 
 @pytest.mark.parametrize("shape", [{}, ISOTROPIC], ids=["pyramid", "isotropic"])
 def test_set_input_size(shape):
-    """The same as loading the adapted parameters into a model built for that size."""
+    """It equals loading the adapted parameters into a model built for that size."""
     kwargs = dict(mixer="raft", pos_embed=True, **shape)
     model, built = small(**kwargs).train(), small(img_size=(64, 48), **kwargs)
     model.stem.requires_grad_(False)
@@ -293,8 +293,8 @@ def test_set_input_size_at_16_bits(mixer):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-def test_set_input_size_leaves_mixers_alone_that_are_the_same_at_every_size():
-    """And so their hooks, and what a frozen or synchronised BatchNorm is."""
+def test_set_input_size_keeps_mixers_without_a_size():
+    """Their hooks and their frozen or synchronised batch norms stay."""
     model = small(mixer="wavemix")
     timm.utils.freeze(model, ["stages"])
     mixers = [block.mixer for block in blocks(model)]
@@ -303,7 +303,7 @@ def test_set_input_size_leaves_mixers_alone_that_are_the_same_at_every_size():
     assert not any(p.requires_grad for p in model.stages.parameters())
 
 
-def test_set_input_size_cuts_the_context_anew():
+def test_set_input_size_updates_the_context():
     model = small(mixer="minattn", mixer_args=dict(context=(8, 8)))
     model.set_input_size(64)
     built = small(img_size=64, mixer="minattn", mixer_args=dict(context=(8, 8)))
@@ -363,7 +363,7 @@ def test_forward_intermediates(shape):
 
 
 def literal_input(model, x, module):
-    """What enters `module`, seen by a hook."""
+    """Return the input of `module`, seen by a hook."""
     seen = []
     handle = dict(model.named_modules())[module].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model(x)
@@ -448,7 +448,7 @@ def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
 def test_every_parameter_gets_a_gradient():
     model = small(mixer=("pooling", "raft"), pos_embed=True).train()
     (model(images()) * torch.arange(5)).sum().backward()
-    # Pooling minus identity takes a constant away.
+    # Pooling minus the identity removes a constant.
     without = {"stages.0.blocks.0.norm1.bias"}
     for name, p in model.named_parameters():
         assert (p.grad.abs().max() < 1e-12) == (name in without), name
@@ -513,7 +513,7 @@ def test_errors(kwargs, words):
         small(**kwargs)
 
 
-def test_a_size_that_cannot_be_set_leaves_the_model_as_it_was():
+def test_a_refused_size_leaves_the_model_unchanged():
     model, x = small(mixer="raft", pos_embed=True), images()
     y = model(x)
     with pytest.raises(ValueError, match="img_size 2 is too small"):
@@ -521,7 +521,7 @@ def test_a_size_that_cannot_be_set_leaves_the_model_as_it_was():
     assert_equal(model(x), y, 0)
 
 
-def test_a_mixer_of_ones_own(monkeypatch):
+def test_own_mixer(monkeypatch):
     monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
 
     @register_mixer("mine")
@@ -543,7 +543,7 @@ def test_a_mixer_of_ones_own(monkeypatch):
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
 
 
-def test_a_hidden_width_that_is_no_round_multiple():
+def test_a_hidden_width_that_is_not_a_multiple():
     assert Block(
         176, nn.Identity(), mlp_ratio=960 / 176, act_layer=nn.GELU, norm1=nn.Identity, norm2=nn.Identity,
         tie_norms=False, layer_scale=0, proj_drop=0, drop_path=0,
@@ -551,5 +551,5 @@ def test_a_hidden_width_that_is_no_round_multiple():
 
 
 @pytest.mark.parametrize("act_layer", ("gelu", nn.GELU))
-def test_a_gelu_is_the_zoos_own_under_every_name(act_layer):
+def test_a_gelu_is_ours_under_every_name(act_layer):
     assert type(small(act_layer=act_layer).stages[0].blocks[0].mlp.act) is GELU

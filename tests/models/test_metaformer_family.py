@@ -1,4 +1,4 @@
-"""The comparison family: 42 names that differ in their mixer and in nothing else."""
+"""Test the comparison family: 42 names; within a size only the mixer differs."""
 
 import re
 from functools import cache
@@ -15,7 +15,7 @@ from metamix.models.metaformer_family import SIZES
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
 
-# As published (arXiv 2111.11418, table 1), counted in the authors' code; MACs as torch counts them in that code.
+# Of the models in arXiv 2111.11418, table 1: parameters and multiply-adds, counted in the authors' code.
 POOLFORMER = {
     "s12": (11_915_176, 1_812_267_008),
     "s24": (21_388_968, 3_392_208_896),
@@ -32,7 +32,7 @@ def create(name, **kwargs):
 
 @cache
 def shapes(mixer, size):
-    """A model without numbers."""
+    """Build a model without memory."""
     return create(f"metaformer_{mixer}_{size}", device="meta", num_classes=10)
 
 
@@ -101,8 +101,8 @@ def test_s12_runs_on_images_of_224_and_on_those_of_detection(mixer):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_work_grows_with_the_map_and_no_faster(mixer):
-    """Four times the pixels, at most four times the multiply-adds: so a large image is dear in no mixer."""
+def test_work_is_linear_in_the_number_of_tokens(mixer):
+    """Four times the pixels take at most four times the multiply-adds."""
     model = create(f"metaformer_{mixer}_s12", device="meta", depths=(1, 1, 1, 1), num_classes=0)
     at = [count_macs(model, (3, side, side)) for side in (448, 896)]
     assert at[1] < 4.01 * at[0]
@@ -115,7 +115,7 @@ def test_options_of_the_table_can_be_overridden():
     assert (given.heads, given.context, given.symmetric) == (1, None, True)
 
 
-# A mixer of one's own
+# A mixer of your own
 
 
 @pytest.fixture
@@ -152,5 +152,5 @@ def test_own_mixer_in_some_stages_with_options(mine):
     names = [type(stage.blocks[0].mixer).__name__ for stage in model.stages]
     assert names == ["Mine", "Pooling", "MinAttn", "Mine"]
     assert [model.stages[i].blocks[0].mixer.kernel_size for i in (0, 3)] == [(3, 3), (5, 5)]
-    assert model.stages[2].blocks[0].mixer.heads == 10  # the table still says how attention is used
+    assert model.stages[2].blocks[0].mixer.heads == 10  # the family's table still applies
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)

@@ -1,4 +1,4 @@
-"""Models from the authors' arguments and weights against what the authors' code gives, and the words of refusals."""
+"""Test `load_official`: outputs against those of the authors' code, and every error's words."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 class Golden:
-    """One file: the authors' arguments, weights and input, their float64 output; MAXIM's maps made (B, C, H, W)."""
+    """A golden file: the authors' arguments, weights, input and float64 output. MAXIM's maps become (B, C, H, W)."""
 
     def __init__(self, name: str):
         tensors = load_file(GOLDENS / f"{name}.safetensors")
@@ -70,7 +70,7 @@ def test_output(name):
 @pytest.mark.parametrize("name", [n for n in MODELS if Golden(n).features])
 @torch.no_grad()
 def test_features(name):
-    """Inside, the authors' float32 features are all there is to compare with."""
+    """Features inside the model are known in float32 only."""
     golden = Golden(name)
     model = golden.model()
     trunk = model.model if isinstance(model, ShortcutClassifier) else model
@@ -119,7 +119,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("name, mistake", MISTAKES)
 @torch.no_grad()
-def test_the_bound_sees_small_mistakes(name, mistake):
+def test_the_tolerance_catches_small_mistakes(name, mistake):
     golden = Golden(name)
     model = golden.model()
     mistake(model)
@@ -128,7 +128,7 @@ def test_the_bound_sees_small_mistakes(name, mistake):
 
 @pytest.mark.parametrize("name", [n for n in ONE_OF_EACH if n.startswith(("raftmlp", "wavemix"))])
 @torch.no_grad()
-def test_the_bound_sees_the_authors_order_of_channels(name, monkeypatch):
+def test_the_tolerance_catches_another_order_of_channels(name, monkeypatch):
     monkeypatch.setattr(formats, "rearrange", lambda x, to, **axes: x.reshape(einops.rearrange(x, to, **axes).shape))
     golden = Golden(name)
     assert golden.deviation(golden.model().double()(golden.input.double())) > 1e-9
@@ -136,7 +136,7 @@ def test_the_bound_sees_the_authors_order_of_channels(name, monkeypatch):
 
 @torch.no_grad()
 def test_timm_poolformer():
-    """A state dict of timm's gives timm's maps, and the authors' logits."""
+    """timm's state dict gives timm's maps and the authors' logits."""
     golden = Golden("poolformer_tiny_40x72")
     arguments = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=10)
     version_1 = dict(
@@ -159,7 +159,7 @@ def test_timm_poolformer():
     assert golden.deviation(theirs(golden.input.double())) > 0.1  # timm pools before its norm
 
 
-# Minimal attention: a third party's encoder around our mixer
+# Minimal attention: our mixer in a third party's encoder
 
 SIMILARITY = {
     "unchanged": dict(qk="separate"),
@@ -171,7 +171,7 @@ ATTENTION_NAMES = {"qk": "query", "out": "proj", "trainable_params": "query.entr
 
 
 def encoder(image, state, constructor, eps=1e-5):
-    """Class token and patches, layers that norm after each half, and a classifier of the class token."""
+    """Compute an encoder with a class token and norms after each half of a layer; classify the class token."""
     dim = constructor["embed_dim"]
     x = F.conv2d(
         image, state["embedding.patcher.0.weight"], state["embedding.patcher.0.bias"], constructor["patch_size"]
@@ -230,7 +230,7 @@ def test_wavelet_transform(name):
     assert (low - tensors["yl"]).abs().max() < 1e-6
 
 
-# What is given: state dicts and trees
+# State dicts and trees
 
 
 def test_state_may_be_wrapped():
@@ -268,13 +268,13 @@ def test_tensors_that_do_not_fit_are_named(name):
             load_official(golden.source, {**golden.state, f"{key}.old": golden.state[key]}, **golden.constructor)
 
 
-def test_our_own_names_are_not_theirs():
+def test_our_names_are_not_the_authors():
     golden = Golden("poolformer_tiny_32x32")
     with pytest.raises(ValueError, match="lacks network.0.0.layer_scale_1"):
         load_official("poolformer", golden.model().state_dict(), **golden.constructor)
 
 
-def test_no_state_dict():
+def test_wrong_state_dicts():
     with pytest.raises(ValueError, match="state_dict is a str; give tensors by name"):
         load_official("wavemix", "weights.pth")
     with pytest.raises(ValueError, match="lacks LayerNorm_in/scale"):

@@ -1,4 +1,4 @@
-"""Options about the model: defaults, types, and what contradicts itself."""
+"""Test the options about the model: defaults, types, contradictions."""
 
 from dataclasses import dataclass
 from typing import get_type_hints

@@ -1,4 +1,4 @@
-"""`output_stride`: finer last maps for segmentation, with the same weights."""
+"""Test `output_stride`: finer last maps for segmentation, with the same weights."""
 
 import warnings
 
@@ -41,7 +41,7 @@ def test_the_same_weights_load(mixer, tmp_path):
 
 @torch.no_grad()
 def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
-    """With identity mixers, norms aside, every second place of a dilated map is the strided one."""
+    """With identity mixers and no norms, every second place of a dilated map equals the strided map."""
     options = {"mixer": "identity", "norm1": "none", "norm2": "none", "features_only": True}
     coarse = create(**options)
     x = torch.randn(1, 3, 64, 96)

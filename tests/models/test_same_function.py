@@ -1,4 +1,4 @@
-"""Weights whose tensors fit a model that computes something else: refused, or a warning where a user asked for it."""
+"""Test weights that fit a model which computes something else: an error, or a warning if the user asked for it."""
 
 import warnings
 
@@ -67,7 +67,7 @@ def test_weights_of_another_function_are_refused(name, args, other, other_args, 
 
 @pytest.mark.parametrize("name, args, other, other_args", [
     ("metaformer_pooling_nano", {}, "metaformer_pooling_nano", {}),
-    ("metaformer_pooling_nano", {"mixer": "raft"}, "metaformer_raft_nano", {}),  # the same by another name
+    ("metaformer_pooling_nano", {"mixer": "raft"}, "metaformer_raft_nano", {}),  # the same model by another name
     ("metaformer_pooling_nano", {"proj_drop_rate": 0.5}, "metaformer_pooling_nano", {"drop_path_rate": 0.3}),
     ("metaformer_minattn_nano", {"mixer_args": {"context": [8, 8]}}, "metaformer_minattn_nano", {}),
     ("metaformer_nin_nano", {"mixer_args": {"grid": 8}}, "metaformer_nin_nano", {"img_size": 32, "in_chans": 3}),
@@ -109,7 +109,7 @@ def test_files_without_a_model_s_name_are_not_compared(tmp_path):
     create("metaformer_pooling_nano", num_classes=10, checkpoint_path=tmp_path / "plain.safetensors")
 
 
-def test_the_description_takes_no_memory_and_leaves_out_what_weights_do_not_depend_on():
+def test_the_description_takes_no_memory_and_ignores_head_and_dropout():
     like = timm.create_model("metaformer_raft_s12", device="meta", in_chans=1, output_stride=16)
     same = build_described(ModelMetadata(model="metaformer_raft_s12"), "x", in_chans=1, output_stride=16)
     assert describe(same) == describe(like)
@@ -121,8 +121,8 @@ def test_the_description_takes_no_memory_and_leaves_out_what_weights_do_not_depe
     assert not any("drop" in part or "head" in part for part in describe(model))
 
 
-def test_every_shipped_weight_is_of_the_model_that_its_metadata_name():
-    """Also that loading the zoo's own weights says nothing."""
+def test_shipped_weights_load_without_a_warning():
+    """Loading them gives no warning."""
     for name, tags in metamix_weights.local_weights().items():
         for tag in tags:
             with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""Every registered name behaves in timm as timm's own models do.
+"""Test that every registered name behaves in timm as timm's own models do.
 
-The first half asks of every name what timm's published test asks of its models: at the trained size on the meta device,
-which has shapes and no values, and with values on small images. The second half looks closer, at one name for each
-mixer and family. `torch.compile`, `torch.export` and ONNX are in `test_timm_export.py`.
+The first half runs timm's published model tests on every name: at the trained size on the meta device, and with values
+on small images. The second half tests more, on one name for each mixer and family. `torch.compile`, `torch.export` and
+ONNX are in `test_timm_export.py`.
 """
 
 import copy
@@ -44,14 +44,14 @@ ONE_OF_EACH = pytest.mark.parametrize("name", FAMILIES, scope="module")
 
 
 def side(name):
-    """Pixels of the smallest square image that leaves the last stage a map to mix."""
+    """Return the side of the smallest square image whose last map has at least two places a side."""
     cfg = default_cfgs[name].cfgs[""]
     stride = cfg.input_size[-1] // cfg.pool_size[-1]
     return max(2, 16 // stride) * stride
 
 
 def create(name, **kwargs):
-    """A model for small images, narrow where it is but a deeper and wider s12; the same weights at each call."""
+    """Build a model for small images with the same weights at each call; the large sizes are made narrow."""
     if name.endswith(("_s24", "_s36", "_m36", "_m48")):
         kwargs["dims"] = (32, 64, 96, 128)
     torch.manual_seed(0)
@@ -73,7 +73,8 @@ def shapes(tensors):
     return [tuple(t.shape) for t in tensors]
 
 
-# Every name. pytest runs all tests of one before the next, so that one model is held at a time; no test may change it.
+# Every name. pytest runs all tests of one name before the next, so that it holds one model at a time. Tests must not
+# change it.
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -131,7 +132,7 @@ def test_shapes_at_the_trained_size(native):
 
 
 def test_features_by_default(name, native):
-    """Those of all stages, or of the last three blocks of an isotropic model."""
+    """The default features are those of all stages, or of the last three blocks of an isotropic model."""
     info = timm.create_model(name, features_only=True, device="meta").feature_info
     expected = native.feature_info[-3:] if len(native.stages) == 1 else native.feature_info
     assert len(expected) >= 3
@@ -140,7 +141,7 @@ def test_features_by_default(name, native):
 
 @pytest.mark.parametrize("coarse", [False, True])
 def test_groups_by_depth(native, coarse):
-    """The stem, then block after block (or stage after stage), each with the downsampling before it, then the head."""
+    """The groups are the stem, each block (or stage) with the downsampling before it, and the head."""
     group, first = {}, 0  # by prefix; the first block of a stage
     for i, stage in enumerate(native.stages):
         for j in range(len(stage.blocks)):
@@ -174,7 +175,7 @@ def test_backward(model):
 
 @ONE_OF_EACH
 @torch.no_grad()
-def test_classifier_comes_and_goes(name, model):
+def test_reset_classifier(name, model):
     model, x = copy.deepcopy(model), images(model)
     maps = model.forward_features(x)
     pooled = model.forward_head(maps, pre_logits=True)
@@ -238,7 +239,7 @@ def test_indices_of_intermediates(name, model):
 
 
 @ONE_OF_EACH
-def test_stop_early_runs_no_further(name, model):
+def test_stop_early(name, model):
     ran = []
     hooks = [unit.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, unit in enumerate(model.feature_units())]
     model.forward_intermediates(images(model), [1], stop_early=True)
@@ -259,7 +260,7 @@ def test_prune_intermediate_layers(name, model, indices, last):
     assert_close(pruned.forward_intermediates(x, [-1], intermediates_only=True), expected[-1:])
     assert_close(pruned(x), expected[-1])
     sum(feature.square().sum() for feature in features).backward()
-    assert [key for key, p in pruned.named_parameters() if p.grad is None] == []  # no more is left than is needed
+    assert [key for key, p in pruned.named_parameters() if p.grad is None] == []  # only needed parameters are left
     pruned.reset_classifier(3, "avg")
     assert pruned(x).shape == (2, 3)
 
@@ -301,7 +302,7 @@ def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
 
 @ONE_OF_EACH
 def test_fx(name, model):
-    """timm's feature extractor sees a graph in which a mixer is one node."""
+    """A mixer is one node in the graph of timm's feature extractor."""
     model = copy.deepcopy(model)
     _, nodes = get_graph_node_names(model)
     mixer = "stages.0.blocks.0.mixer"
@@ -314,14 +315,14 @@ def test_fx(name, model):
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
-# The end of the name of parameters whose gradient is zero by mathematics.
+# Endings of names of parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
-    "metaformer_pooling_nano": (".norm1.bias",),  # a mean of neighbours less the middle: what all share goes
-    "metaformer_wavemix_nano": (".up.bias",),  # batch statistics take it away again; not when the model is evaluated
+    "metaformer_pooling_nano": (".norm1.bias",),  # a mean of neighbours minus the centre removes a constant
+    "metaformer_wavemix_nano": (".up.bias",),  # batch statistics remove it, in training mode
     "wavemix_144_7": (".up.bias",),
     "wavemix_192_16": (".up.bias",),
-    "wavemixlite_8_10": (".fc2.bias",),  # likewise: a constant stays one when upsampled
-    "minattn_full_mlp_h4_cifar": (".key.bias",),  # the same for all similarities of a query, which softmax ignores
+    "wavemixlite_8_10": (".fc2.bias",),  # the same: a constant map stays constant when upsampled
+    "minattn_full_mlp_h4_cifar": (".key.bias",),  # shifts all similarities of a query alike, which softmax ignores
 }
 
 
@@ -339,7 +340,7 @@ def test_every_parameter_has_an_effect(name):
 
 @ONE_OF_EACH
 def test_grad_checkpointing(name, model):
-    """The same gradients, dropout included; blocks run twice."""
+    """Gradients are the same, with dropout too, and blocks run twice."""
 
     def run(enable):
         m, runs = copy.deepcopy(model).train(), []
@@ -392,7 +393,7 @@ def test_image_size_that_is_not_square(name):
 
 @ONE_OF_EACH
 def test_channels_of_another_number(name, native):
-    """Exactly the tensors that `first_conv` names are made for another number of channels."""
+    """Only the tensors that `first_conv` names change with the number of channels."""
     other = timm.create_model(name, device="meta", in_chans=5)
     a, b = native.state_dict(), other.state_dict()
     first = {f"{conv}.weight" for conv in layer_names(native.default_cfg, "first_conv")}
@@ -441,7 +442,7 @@ def test_the_function_at_another_input_size(name, model):
     model.set_input_size((h, w))
     after = model(x)
     assert after.isfinite().all()
-    if not any(word in name for word in ("raft", "nin", "minattn")):  # nothing that they hold has a size
+    if not any(word in name for word in ("raft", "nin", "minattn")):  # their tensors do not depend on the size
         assert_close(after, before)
     model.set_input_size((h, w))
     assert_close(model(x), after)
@@ -465,7 +466,7 @@ def test_duplicates(name, model, by):
     for p in other.parameters():
         p.zero_()
     assert not other(x).any()
-    assert_close(model(x), y)  # nothing is shared
+    assert_close(model(x), y)  # no tensor is shared
     other.set_input_size(2 * side(name))
     assert get_model_input_config(model)["input_size"][1:] == (side(name),) * 2
 
@@ -527,7 +528,7 @@ def test_mixer_in_place_of_the_names_own():
         (32.0, "img_size is 32.0: give the side"),
     ],
 )
-def test_image_sizes_that_are_none(name, img_size, words):
+def test_wrong_image_sizes(name, img_size, words):
     model = timm.create_model(name, device="meta")
     for resize in (lambda size: timm.create_model(name, img_size=size, device="meta"), model.set_input_size):
         with pytest.raises(ValueError, match=words):
@@ -540,6 +541,6 @@ def test_torchscript_is_not_supported():
         timm.create_model("metaformer_raft_nano", scriptable=True)
 
 
-def test_global_pools_that_are_none():
+def test_wrong_global_pools():
     with pytest.raises(ValueError, match="global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"):
         timm.create_model("metaformer_raft_nano", global_pool="mean")

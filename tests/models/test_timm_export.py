@@ -1,6 +1,6 @@
-"""`torch.compile`, `torch.export` and ONNX: one shallow model for each mixer and family.
+"""Test `torch.compile`, `torch.export` and ONNX on one shallow model for each mixer and family.
 
-An exported program takes any batch and image size, whatever the example was.
+An exported program takes any batch and image size.
 """
 
 import pytest
@@ -56,7 +56,7 @@ def test_compile(model):
 
 @pytest.mark.parametrize("name", ["raftmlp_s", "minattn_full_mlp_h4_cifar"])
 def test_compile_for_another_size(name):
-    """What asks for the size beside the mixers, whose own tests do the same: the patch and the position embedding."""
+    """Patch and position embeddings depend on the size too; mixers have tests of their own."""
     torch.compiler.reset()
     model = create(name, mixer="pooling")
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -76,7 +76,7 @@ def test_export(model):
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
 def test_onnx(name, tmp_path):
-    """Any batch, at the example's image size."""
+    """The program takes any batch at the example's image size."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
     import onnxruntime

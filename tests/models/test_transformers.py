@@ -1,4 +1,4 @@
-"""Hugging Face transformers over the zoo: a backbone and a DETR, built, trained for a step, saved and loaded."""
+"""Test the zoo in Hugging Face transformers: a backbone and a DETR, built, trained for a step, saved and loaded."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights: local files before the hub, files of others, another head, image or size, and no file that is not whole."""
+"""Test weights: local files and the hub, other authors' files, another head or image size, incomplete files."""
 
 import json
 import shutil
@@ -36,14 +36,14 @@ EVERY_FAMILY = pytest.mark.parametrize("name", SMALL)
 
 
 def create(name, file=None, **kwargs):
-    """A small model of the name, its weights from `file`."""
+    """Build a small model of that name, with weights from `file`."""
     overlay = dict(pretrained_cfg_overlay=dict(file=str(file))) if file else {}
     return timm.create_model(name, pretrained=file is not None, **{**SMALL[name], **overlay, **kwargs}).eval()
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """name -> (a model with random weights, norms and statistics included; the file of its weights)."""
+    """Return a function: name -> (model with random weights, norms and statistics; file of its weights)."""
 
     def save(name):
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def image(model, size=None):
     return torch.randn(2, channels, *(size or (min(h, 64), min(w, 64))))
 
 
-# Another head, other images
+# Another head, channels or image size
 
 
 @EVERY_FAMILY
@@ -103,7 +103,7 @@ def test_features_only(name, saved):
 
 @EVERY_FAMILY
 def test_other_channels(name, saved):
-    """One channel gives what three equal ones gave; other numbers go through timm's adapter, in every first conv."""
+    """One channel gives the output of three equal ones; other numbers use timm's adapter in every first convolution."""
     model, file = saved(name)
     first = metamix_weights.layer_names(model.default_cfg, "first_conv")
     if model.in_chans == 3:
@@ -122,7 +122,7 @@ def test_other_channels(name, saved):
 @EVERY_FAMILY
 @pytest.mark.parametrize("scale", [(2, 2), (1.5, 1)])
 def test_another_size(name, scale, saved):
-    """Loading at another size is loading and then asking for that size."""
+    """Loading at another size equals loading and then `set_input_size`."""
     model, file = saved(name)
     size = tuple(int(s * n) for s, n in zip(scale, image(model).shape[-2:]))
     loaded = create(name, file, img_size=size)
@@ -138,7 +138,7 @@ def test_another_size(name, scale, saved):
     ("minattn_full_mlp_h4_cifar", "pos_embed", (1, 16, 4, 4)),
 ])  # fmt: skip
 def test_what_is_spatial_is_interpolated(name, key, grid, saved):
-    """On a map of twice the side, averages of neighbours are what was there."""
+    """On a map of twice the side, averages of neighbours are close to the old values."""
     model, file = saved(name)
     old = model.state_dict()[key].view(grid)
     double = [2 * n if n > 1 else n for n in grid[2:]]
@@ -147,7 +147,7 @@ def test_what_is_spatial_is_interpolated(name, key, grid, saved):
     assert torch.corrcoef(torch.stack([old.flatten(), averages.flatten()]))[0, 1] > 0.9
 
 
-# No file that is not whole
+# Incomplete files
 
 WAYS = (
     dict(),
@@ -170,10 +170,10 @@ def test_a_stage_is_missing(name, saved):
 
 
 @EVERY_FAMILY
-def test_left_over_and_misshapen(name, saved):
+def test_unknown_and_misshapen_tensors(name, saved):
     model, file = saved(name)
     state = model.state_dict()
-    key = [k for k in state if "mixer" not in k][-4]  # mixers have the next test
+    key = [k for k in state if "mixer" not in k][-4]  # mixers are in the next test
     for wrong, words in (
         ({**state, "stages.9.weight": torch.ones(1)}, "it has, unknown to the model, stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
@@ -190,7 +190,7 @@ def test_left_over_and_misshapen(name, saved):
 
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "metaformer_nin_nano", "minattn_full_mlp_h4_cifar"])
 def test_misshapen_spatial_weights(name, saved):
-    """Each tensor in turn: what cannot be brought to another size is named too, and nothing else is raised."""
+    """Each spatial tensor in turn gets a wrong shape: the error names it."""
     model, file = saved(name)
     for key, tensor in model.state_dict().items():
         if ("mixer" in key or key == "pos_embed") and tensor.ndim:
@@ -222,7 +222,9 @@ def test_only_the_head_may_be_missing(saved):
     model, file = saved("metaformer_pooling_s12")
     save_file({k: v for k, v in model.state_dict().items() if not k.startswith("head.")}, file)
     assert same(create("metaformer_pooling_s12", file, num_classes=7), model, without=["head."])
-    with pytest.raises(RuntimeError, match="head.weight"):  # the classes are those of the file, so its head is due
+    with pytest.raises(
+        RuntimeError, match="head.weight"
+    ):  # the model has the classes of the file, so the head must be there
         create("metaformer_pooling_s12", file)
 
 
@@ -240,11 +242,11 @@ def golden(name):
 
 @pytest.fixture(scope="module")
 def timm_s12(tmp_path_factory):
-    """timm's own poolformer_s12 with random weights, and their file."""
+    """Return timm's poolformer_s12 with random weights, and the file of its weights."""
     torch.manual_seed(0)
     model = timm.create_model("poolformer_s12").eval()
     for key, parameter in model.named_parameters():
-        if "scale" in key:  # of 1e-5 a branch would hardly show
+        if "scale" in key:  # a scale of 1e-5 would hide the branch
             torch.nn.init.normal_(parameter, 0.5, 0.1)
     file = tmp_path_factory.mktemp("timm") / "model.safetensors"
     save_file(model.state_dict(), file)
@@ -345,7 +347,7 @@ def put(folder, name, tag, state, **entries):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """An empty weights folder, for cards that `register` is to find."""
+    """Replace the folder of trained weights by an empty one."""
     monkeypatch.setattr(metamix_weights, "weights_dir", lambda: tmp_path)
     metamix_weights.local_cards.cache_clear()
     yield tmp_path
@@ -364,19 +366,19 @@ def test_tags_and_their_default(weights):
     assert order({}) == [""]
     assert order(HUB) == ["hub", "", "hub_224"]
     put(weights, "metaformer_pooling_nano", "a_cifar100", state, num_classes=100)
-    assert order({}) == ["", "a_cifar100"]  # not what the model is made for
+    assert order({}) == ["", "a_cifar100"]  # made for other classes
     assert order(HUB) == ["hub", "", "a_cifar100", "hub_224"]
     put(weights, "metaformer_pooling_nano", "cifar10", state)
-    assert order(HUB) == ["cifar10", "", "a_cifar100", "hub", "hub_224"]  # here before there
+    assert order(HUB) == ["cifar10", "", "a_cifar100", "hub", "hub_224"]  # local files first
     put(weights, "metaformer_pooling_s12", "cifar10_s12", state)
     (weights / "metaformer_pooling_nano.lost.json").write_text(json.dumps({"pretrained_cfg": CARD}))
     assert order(HUB) == ["cifar10", "", "a_cifar100", "hub", "hub_224"]
 
 
-def test_a_local_file_beside_a_tag_of_the_hub(weights):
+def test_a_local_file_for_a_tag_of_the_hub(weights):
     put(weights, "metaformer_pooling_nano", "hub", {"stem.weight": torch.ones(1)}, crop_pct=0.8)
     cfg = registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, HUB).cfgs["hub"]
-    assert cfg.file == str(weights / "metaformer_pooling_nano.hub.safetensors")  # which timm takes first
+    assert cfg.file == str(weights / "metaformer_pooling_nano.hub.safetensors")  # timm prefers the file
     assert (cfg.hf_hub_id, cfg.crop_pct, cfg.mean, cfg.first_conv) == ("timm/some", 0.8, (0.5, 0.5, 0.5), "stem")
 
 
@@ -396,7 +398,7 @@ def test_a_broken_card_is_named(card, words, weights):
 
 
 def test_a_clone_loads_its_weights_without_network(saved, tmp_path):
-    """A copy of the package beside a weights folder, in a process whose sockets are closed."""
+    """A copy of the package beside a weights folder, in a process without network."""
     name = "minattn_minimal_nomlp_h1_mnist"
     torch.manual_seed(0)
     model = timm.create_model(name).eval()

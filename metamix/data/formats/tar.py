@@ -12,6 +12,8 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from ..files import check_size
+
 
 class Member(NamedTuple):
     """Where an image lies."""
@@ -36,6 +38,7 @@ class TarImages:
 
     def open(self, i: int) -> Image.Image:
         member = self.members[i]
+        check_size(member.size)
         with open(member.file, "rb") as tar:
             tar.seek(member.offset)
             return Image.open(BytesIO(tar.read(member.size)))

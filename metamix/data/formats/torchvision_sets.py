@@ -62,7 +62,7 @@ class Torchvision:
             [torch.as_tensor(_first_attribute(part, "targets", "labels", "_labels")).long() for part in parts]
         )
         self.files = [Path(file) for part in parts for file in _first_attribute(part, "_image_files", "_images")]
-        self.name, self.root = f"{name} {'train' if train else 'test'}", Path(root)
+        self.name, self.root = f"{name} {'train' if train else 'test'}", Path(root).expanduser()
         self.classes = tuple(getattr(parts[0], "classes", [str(i) for i in range(int(self.labels.max()) + 1)]))
         self.mode = "L" if self.open(0).mode == "L" else "RGB"
 
@@ -75,7 +75,7 @@ class Torchvision:
     def fingerprint(self, i: int) -> str:
         if not self.files:
             return self.path(i)
-        return f"{self.files[i].relative_to(self.root).as_posix()} {self.files[i].stat().st_size}"
+        return f"{os.path.relpath(self.files[i], self.root)} {self.files[i].stat().st_size}"
 
 
 def _open_parts(name: str, root: str, train: bool, download: bool) -> list[Any]:

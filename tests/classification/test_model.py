@@ -1,0 +1,117 @@
+"""Building a model to train, and fine-tuning from files of every kind."""
+
+import pytest
+import timm
+import torch
+from classifiers import SMALL, small_task
+from PIL import Image
+
+from metamix.classification.load import create_model, load_pretrained
+from metamix.classification.options import ClassificationOptions
+from metamix.classification.task import Classification
+from metamix.utils.tensor_files import save_weights
+
+
+def test_fine_tuning_keeps_a_head_for_the_same_classes(weights):
+    path, model = weights()
+    digits = small_task(checkpoint=path)
+    assert all(torch.equal(*pair) for pair in zip(digits.model.build().parameters(), model.parameters()))
+    assert digits.notes == [f"weights from {path}"]
+
+
+def test_fine_tuning_makes_a_new_head_for_other_classes(weights, three_classes):
+    path, _ = weights()
+    data = {"data": "folder", "data_dir": str(three_classes), "img_size": 32}
+    colour = Classification(ClassificationOptions(**SMALL, **data))
+    net = colour.model.build()
+    save_weights(path, net.state_dict(), colour.model.describe(net))
+    other = three_classes.parent / "other"
+    for split in ("train", "val"):
+        for label in ("dog", "eel"):
+            (other / split / label).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(other / split / label / "0.png")
+    two = small_task(checkpoint=path, **data | {"data_dir": str(other)})
+    tuned = two.model.build()
+    assert two.notes == [f"weights from {path}; new: head.weight, head.bias"]
+    assert tuned.head.weight.shape == (2, 16) and torch.equal(tuned.stem[0].weight, net.stem[0].weight)
+
+
+def test_fine_tuning_begins_from_weights_that_ship():
+    net = small_task(model="metaformer_identity_nano.digits", model_args={}, pretrained=True).model.build()
+    shipped = timm.create_model("metaformer_identity_nano.digits", pretrained=True)
+    assert all(torch.equal(*pair) for pair in zip(net.parameters(), shipped.parameters()))
+
+
+@pytest.mark.parametrize(
+    "name, taken", [("metaformer_identity_nano", "cifar10"), ("metaformer_identity_nano.digits", "digits")]
+)
+def test_the_note_says_which_published_weights_were_taken(name, taken):
+    """A name without a tag stands for the weights of some data set."""
+    digits = small_task(model=name, model_args={}, pretrained=True)
+    digits.model.build()
+    assert digits.notes == [f"published weights metaformer_identity_nano.{taken}"]
+
+
+def test_as_many_classes_of_other_names_get_a_new_head(weights):
+    path, _ = weights(classes=list("abcdefghij"))
+    assert load_pretrained(small_task().model.build(), path, list("0123456789")) == ["new: head.weight, head.bias"]
+    assert load_pretrained(small_task().model.build(), path, list("abcdefghij")) == []
+
+
+def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
+    """timm would load it without a word."""
+    _, model = weights()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("stages.1")}
+    torch.save(tensors, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="w.pth"):
+        small_task(checkpoint=str(tmp_path / "w.pth")).model.build()
+
+
+def test_position_embeddings_are_resampled_for_another_size(tmp_path):
+    vit = timm.create_model("test_vit", img_size=64, num_classes=10, in_chans=1)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    digits = Classification(ClassificationOptions(model="test_vit", checkpoint=str(tmp_path / "vit.pth")))
+    assert digits.model.build().pos_embed.shape[1] < vit.pos_embed.shape[1]
+
+
+def test_a_linear_probe_trains_the_head_alone():
+    model = small_task(linear_probe=True).model.build()
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
+
+
+def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
+    arguments = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    model = small_task(model="deit_tiny_distilled_patch16_224", model_args=arguments, linear_probe=True).model.build()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            {"model": "metaformer_poling_nano"},
+            "There is no model 'metaformer_poling_nano'; did you mean 'metaformer_pooling_nano'? After `import "
+            "metamix`, `timm.list_models()` lists all.",
+        ),
+        ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
+        ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
+        (
+            {"model": "metaformer_identity_s12", "pretrained": True},
+            "No weights are published for metaformer_identity_s12: leave pretrained out, or give a checkpoint.",
+        ),
+        (
+            {"model": "metaformer_identity_nano.digitz"},
+            "metaformer_identity_nano has no tag 'digitz'; did you mean 'digits'? It has ",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused(options, said):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        small_task(**options).model.build()
+    assert said in str(error.value)
+
+
+def test_models_for_any_size_and_of_one_size():
+    assert create_model("test_resnet", img_size=32, num_classes=3).num_classes == 3
+    assert create_model("test_vit", img_size=32, num_classes=3).patch_embed.img_size == (32, 32)

@@ -1,0 +1,34 @@
+"""Ranges and contradictions of the options."""
+
+import pytest
+from classifiers import small_task
+
+from metamix.classification.options import ClassificationOptions
+
+
+def test_weights_of_no_teacher_are_refused():
+    with pytest.raises(ValueError, match="teacher_checkpoint is t.pt, but no --teacher says of which model"):
+        small_task(teacher_checkpoint="t.pt")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"smoothing": 1.5}, "smoothing is 1.5, but it must be between 0 and 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0"),
+        (
+            {"pretrained": True, "checkpoint": "f"},
+            r"pretrained and checkpoint \(f\) both say where to begin; give one of them",
+        ),
+        ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
+        ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out of"),
+        ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out of"),
+        (
+            {"model_args": {"drop_path_rate": 0.3}, "drop_path": 0.1},
+            "model_args has drop_path_rate, which comes from --drop-path; leave it out of model_args",
+        ),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        ClassificationOptions(**options)

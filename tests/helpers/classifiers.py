@@ -1,0 +1,10 @@
+"""A classification task whose model takes milliseconds a step."""
+
+from metamix.classification.options import ClassificationOptions
+from metamix.classification.task import Classification
+
+SMALL = {"model": "metaformer_identity_nano", "model_args": {"depths": [1, 1, 1], "dims": [8, 8, 16]}}
+
+
+def small_task(**options):
+    return Classification(ClassificationOptions(**SMALL | options))
