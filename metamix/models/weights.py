@@ -19,7 +19,7 @@ from timm.models import PretrainedCfg, load_state_dict
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.utils.tensor_files import CHECKPOINT, load_weights
+from metamix.utils.tensor_files import CHECKPOINT, load_metadata, load_weights
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
 from .formats import format_of
@@ -50,7 +50,7 @@ def cfg_of_file(path: str | Path) -> dict[str, Any]:
                 return entries
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
-    return read_weights(path)[1].pretrained_cfg()
+    return ModelMetadata.from_dict(load_metadata(path), path).pretrained_cfg()
 
 
 def weights_dir() -> Path:
@@ -146,7 +146,9 @@ def check_pretrained_source(model: MetaFormer) -> None:
         return
     own_files = [Path(tag["file"]) for tag in local_weights().get(name, {}).values()]
     registered = not file or cfg.get("source") or Path(file) in own_files
-    metadata = read_weights(file)[1] if str(file).endswith(".safetensors") else ModelMetadata()
+    metadata = ModelMetadata()
+    if str(file).endswith(".safetensors"):
+        metadata = ModelMetadata.from_dict(load_metadata(file), file)
     if registered and metadata.model is None:
         metadata = ModelMetadata(model=name, model_args=model.pretrained_model_args)
     check_same_function(model, metadata, file or f"The checkpoint of {name}", refuse=not registered)

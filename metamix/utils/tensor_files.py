@@ -105,6 +105,21 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dict(state), metadata
 
 
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of a safetensors file without its tensors.
+
+    Raises:
+        ValueError: the file is not a safetensors file.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with safe_open(_existing(path), framework="pt") as file:
+            texts = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    return {key: _value(text) for key, text in texts.items() if key != "checksums"}
+
+
 def newest_weights(folder: Path) -> Path:
     """Choose the file of a run folder that holds its newest weights, and warn if it is not the final one.
 

@@ -121,14 +121,14 @@ def test_the_description_takes_no_memory_and_ignores_head_and_dropout():
     assert not any("drop" in part or "head" in part for part in describe(model))
 
 
-def test_shipped_weights_load_without_a_warning():
-    """Loading them gives no warning."""
+def test_shipped_weights_load_without_a_warning(caplog):
     for name, tags in metamix_weights.local_weights().items():
         for tag in tags:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 model = timm.create_model(f"{name}.{tag}", pretrained=True)
             assert isinstance(model, torch.nn.Module)
+    assert caplog.text == ""
 
 
 def test_metadata_of_a_much_larger_model_are_refused_before_it_is_built():

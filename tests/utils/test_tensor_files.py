@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metamix.utils.files import atomic_write, write_text
-from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+from metamix.utils.tensor_files import (
+    load_checkpoint,
+    load_into,
+    load_metadata,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 
 
 @pytest.fixture
@@ -80,6 +87,15 @@ def test_weights_carry_what_they_are(net, tmp_path):
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-20])
     refused(load_weights, tmp_path, said="is not a whole safetensors file")
+
+
+def test_metadata_alone(net, tmp_path):
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"model": "mine", "mean": [0.5], "note": "1"})
+    assert load_metadata(tmp_path / "w.safetensors") == load_weights(tmp_path / "w.safetensors")[1]
+    (tmp_path / "x.safetensors").write_bytes(b"no header")
+    refused(load_metadata, tmp_path / "x.safetensors", said="x.safetensors is not a whole safetensors file")
+    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
+        load_metadata(tmp_path / "nowhere.safetensors")
 
 
 def test_weights_from_every_kind_of_file(net, tmp_path):
