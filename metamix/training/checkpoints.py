@@ -63,6 +63,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; says which checkpoint is still good.
         """
+        assert self.path is not None, "a dry run writes nothing"
         try:
             save_checkpoint(self.path, state)
         except OSError as error:

@@ -290,7 +290,7 @@ class Engine:
         )
 
     def _place(self, module: nn.Module) -> nn.Module:
-        return module.to(self.group.device, memory_format=self.memory_format)
+        return module.to(self.group.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _wait_for_device(self) -> None:
         if self.group.device.type == "cuda":

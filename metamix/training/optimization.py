@@ -95,8 +95,8 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
     return create_scheduler_v2(
         optimizer,
         name,
-        num_epochs=decay_epochs,
-        warmup_epochs=options.warmup_epochs,
+        num_epochs=decay_epochs,  # type: ignore[arg-type] # timm takes fractions
+        warmup_epochs=options.warmup_epochs,  # type: ignore[arg-type]
         warmup_prefix=True,
         warmup_lr=options.warmup_lr,
         min_lr=options.min_lr,
@@ -116,16 +116,17 @@ class Ema(ModelEmaV3):
 
     def __init__(self, model: nn.Module, decay: float):
         super().__init__(model, decay=decay, use_warmup=True)
-        pairs = zip(self.module.state_dict().values(), model.state_dict().values())
-        pairs = {average.data_ptr(): (average, value) for average, value in pairs}.values()  # no duplicates
-        self._floating = tuple(zip(*[pair for pair in pairs if pair[0].is_floating_point()]))
-        self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
+        states = zip(self.module.state_dict().values(), model.state_dict().values())
+        pairs = list({average.data_ptr(): (average, value) for average, value in states}.values())  # no duplicates
+        self._averages = [average for average, _ in pairs if average.is_floating_point()]
+        self._values = [value for average, value in pairs if average.is_floating_point()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self, step: int) -> None:  # type: ignore[override] # the model is known
         """Update the average after a step; `step` counts the steps done."""
-        torch._foreach_lerp_(*self._floating, weight=1.0 - self.get_decay(step))
-        for average, value in self._others:
+        torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
+        for average, value in self._counters:
             average.copy_(value)
 
 

@@ -113,6 +113,7 @@ class TrainStep:
                 self.scaler.scale(loss * weight).backward()
             names = ["loss", *values]
             totals = totals + weight * torch.stack([value.detach().float() for value in (loss, *values.values())])
+        assert isinstance(totals, Tensor), "a batch has at least one sample"
         return names, totals
 
     def _no_gradient_exchange(self) -> Any:
@@ -124,7 +125,7 @@ class TrainStep:
         options, device = self.options, self.group.device
         if options.grad_checkpointing:
             try:
-                model.set_grad_checkpointing(True)
+                model.set_grad_checkpointing(True)  # type: ignore[operator]
             except (AttributeError, AssertionError):
                 raise ValueError(
                     f"{type(model).__name__} has no gradient checkpointing; "

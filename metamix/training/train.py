@@ -62,7 +62,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             write_text(folder / RECIPE, recipe.to_yaml())
         with engine.stoppable():
             engine.fit()
-            _finish(engine, run)
+            _finish(engine, run, folder)
             engine.raise_if_stopped()
     except Stopped:
         if run.state == "running":
@@ -151,7 +151,7 @@ def _time_step(engine: Engine, run: Run) -> None:
     )
 
 
-def _finish(engine: Engine, run: Run) -> None:
+def _finish(engine: Engine, run: Run, folder: Path) -> None:
     """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
 
     Pictures come last, so that a picture that cannot be drawn does not cost the result.
@@ -175,14 +175,14 @@ def _finish(engine: Engine, run: Run) -> None:
             "commit": commit(),
         }
     )
-    save_weights(run.folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
+    save_weights(folder / WEIGHTS, engine.stepper.weights(which).state_dict(), result)
     summary = result | {"scores": list(scores), "pictures": ["curves.png"]}
-    _write_summary(run.folder, summary)
+    _write_summary(folder, summary)
     run.set_state("scored")
-    summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, run.folder)]
-    _write_summary(run.folder, summary)
+    summary["pictures"] += [picture.name for picture in engine.task.pictures.draw(states, folder)]
+    _write_summary(folder, summary)
     run.set_state("finished")
-    run.say(result_line(run.folder))
+    run.say(result_line(folder))
 
 
 def _read_summary(folder: Path) -> dict[str, Any]:

@@ -69,4 +69,4 @@ def _plain(value: Any) -> Any:
 def _crc(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous().reshape(-1)
     crc = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    return f"{zlib.crc32(values.view(torch.uint8).numpy(), crc):08x}"
+    return f"{zlib.crc32(values.view(torch.uint8).numpy().data, crc):08x}"

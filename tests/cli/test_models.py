@@ -26,5 +26,7 @@ def test_json(capsys):
 
 
 def test_pattern_without_a_model_is_refused():
-    with pytest.raises(SystemExit, match="error: No model matches 'metaformer_raff_nano'; did you mean 'metaformer_raft"):
+    with pytest.raises(
+        SystemExit, match="error: No model matches 'metaformer_raff_nano'; did you mean 'metaformer_raft"
+    ):
         main(["models", "metaformer_raff_nano"])

@@ -1,4 +1,4 @@
-"""Lose a rank, a signal's other ranks, or torchrun itself."""
+"""Kill a rank, send a signal to one rank, or kill torchrun itself."""
 
 import os
 import re

@@ -35,9 +35,9 @@ class Process:
     It is forked from a server that has imported torch and timm, which saves seconds.
     """
 
-    def __init__(self, *words, log, env={}):
+    def __init__(self, *words, log, env=None):
         self.log = Path(log)
-        self.process = _forkserver.Process(target=_main, args=([*TINY, *map(str, words)], str(log), env))
+        self.process = _forkserver.Process(target=_main, args=([*TINY, *map(str, words)], str(log), env or {}))
         self.process.start()
         self.pid = self.process.pid
 

@@ -1,4 +1,4 @@
-"""Which mixers `--deterministic` stops on a GPU, by the operations that their backward pass is made of."""
+"""Find the mixers that `--deterministic` stops on a GPU by the operations of their backward pass."""
 
 import re
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import metamix
 from metamix.training.recipe import EngineOptions
 
-# Those of torch.use_deterministic_algorithms' list (of what raises a RuntimeError) that a mixer could use.
+# Operations without a deterministic algorithm, by the documentation of torch.use_deterministic_algorithms.
 LACKING = {"_adaptive_avg_pool2d_backward", "upsample_linear1d_backward", "upsample_bicubic2d_backward"}
 
 
@@ -26,7 +26,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("size, besides", [(32, {"raft"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, besides):
-    """It says of raft that it is one at another size than its own."""
+    """raft is one of them only at another size than its own."""
     said = EngineOptions.__dataclass_fields__["deterministic"].metadata["help"]
     expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", said)} - besides
     found = set()

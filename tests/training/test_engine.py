@@ -1,8 +1,9 @@
-"""The engine on a task of its own, which has nothing to do with images: what the protocol promises, and no more."""
+"""Run the engine on a small task that keeps the task protocol and no more."""
 
 import math
 import os
 import signal
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -29,13 +30,14 @@ from metamix.utils.tensor_files import load_checkpoint
 
 @pytest.fixture(autouse=True)
 def no_run_stays_open():
-    """A run that a test leaves open would say the warnings of later ones."""
+    """A run that a test leaves open would print the warnings of later tests."""
     yield
-    PACKAGE.handlers.clear()
+    for handler in list(PACKAGE.handlers):
+        handler.run.close()
 
 
 class Detect:
-    """Batches as a detector has them: lists of tensors of any size, losses by name, a score made from all at once."""
+    """Has batches like a detector: lists of tensors of any size, named losses, a score of all samples at once."""
 
     notes, title, one_shape = [], "boxes-net", True
     frozen_helpers, identity = (), {}
@@ -103,8 +105,9 @@ def engine(folder=None, **options):
     return Engine(Detect(), Recipe("boxes", EngineOptions(**options), Nothing()), ProcessGroup.start("cpu"), run)
 
 
+@dataclass
 class Nothing:
-    __dataclass_fields__ = {}
+    """A task without options."""
 
 
 def weights(engine):
@@ -123,7 +126,7 @@ def test_a_task_of_lists_and_dicts_trains(tmp_path):
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 12, 99])
 def test_micro_batches_change_nothing(micro_batch):
-    """12 samples in parts of 5, 5 and 2: each is weighted by its samples."""
+    """12 samples in parts of 5, 5 and 2 are weighted by their number."""
     whole, parts = engine(optimizer="sgd"), engine(optimizer="sgd", micro_batch=micro_batch)
     for one in (whole, parts):
         one.model[1].p = 0.0
@@ -138,7 +141,7 @@ def test_random_numbers_follow_from_seed_and_step():
     for one in (second, other):
         one.model.load_state_dict(first.model.state_dict())
     for one in (first, second, other):
-        torch.rand(1 + (one is second))  # whatever was drawn before
+        torch.rand(1 + (one is second))  # the state of the generator must not matter
         one.train_step(make_batch(0, 12))
     assert torch.equal(weights(first), weights(second)) and not torch.equal(weights(first), weights(other))
 
@@ -160,7 +163,7 @@ def rates(**options):
 def test_the_rate_is_a_function_of_the_step():
     rate = rates()
     forward = [rate(step) for step in range(50)]
-    assert forward == [rate(step) for step in reversed(range(50))][::-1]  # asked in another order
+    assert forward == [rate(step) for step in reversed(range(50))][::-1]  # in reverse order
     assert forward[:10] == pytest.approx([step / 10 for step in range(10)]) and forward[10] == pytest.approx(1.0)
     for step in range(10, 50):
         assert forward[step] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step - 10) / 40)))
@@ -170,7 +173,7 @@ def test_linear_and_constant_rates():
     line, constant = rates(schedule="linear"), rates(schedule="constant", warmup_epochs=0.0)
     assert [line(step) for step in (5, 10, 30, 49)] == pytest.approx([0.5, 1.0, 0.55, 0.1 + 0.9 / 40])
     assert {constant(step) for step in (0, 20, 49)} == {1.0}
-    whole = rates(epochs=2)  # nothing but warm-up
+    whole = rates(epochs=2)  # warm-up only
     assert [whole(step) for step in (0, 5, 9)] == pytest.approx([0.0, 0.5, 0.9])
 
 
@@ -215,7 +218,7 @@ def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
 
 @pytest.mark.parametrize("split, steps", [("holdout", 6), ("test", 12)])
 def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, capsys):
-    """What is scored is lost, and scored again by the run that goes on: to the same bit as one left alone."""
+    """The resumed run scores again and equals an undisturbed one bit for bit."""
     straight, before = engine(tmp_path / "a", ema=True), engine(tmp_path / "b", ema=True)
     straight.fit()
     scored = []
@@ -289,7 +292,7 @@ def test_the_average_warms_up_and_counts_shared_weights_once():
     assert ema.module["a"] is ema.module["b"] and ema.module["norm"].num_batches_tracked == 199
 
 
-def test_frozen_parts_stand_still():
+def test_frozen_parts_do_not_change():
     one = engine(freeze=("0",))
     before = one.model[0].weight.clone()
     one.train_step(make_batch(0, 12))
@@ -362,7 +365,7 @@ def test_a_device_that_is_not_there_is_refused(device, said):
 def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
     group = ProcessGroup(1, 2, torch.device("cpu"))
     for found in ([True, True], [False, False], [True, False]):
-        monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value: found)
+        monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value, found=found: found)
         if found[0] == found[1]:
             assert group.exists_for_all(found[1], "run") is found[1]
     with pytest.raises(
@@ -386,7 +389,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 
 def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
-    """A detector's: they stand in the group that they belong to, and losses among the losses."""
+    """A detector's names keep their group, and losses are drawn with the losses."""
     row = {"epoch": 1, "lr": 0.1, "train_loss": 3.0, "train_box_reg_loss": 2.0, "holdout_AP": 4.0}
     row |= {"holdout_AP_small": 5.0, "holdout_ema_AP_small": 6.0, "img_per_s": 7.0, "seconds": 8.0}
     Run(None).say_row(row, 2)
@@ -405,7 +408,7 @@ def test_losses_and_scores_of_several_words(tmp_path, capsys, monkeypatch):
 
 
 def test_a_spoilt_weight_is_never_saved(tmp_path):
-    """A finite loss can still leave a weight that is not: the last gradient was infinite."""
+    """An infinite gradient can spoil a weight although the loss was finite."""
     one = engine(tmp_path, epochs=1)
     one.fit()
     whole = (tmp_path / "checkpoint.pt").read_bytes()
@@ -434,8 +437,8 @@ def test_the_first_bad_step_is_named(tmp_path):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_slow_steps_meet_more_often(tmp_path):
-    """Ranks have 30 s from torchrun's signal to its kill, so a step of 4 s leaves no time for 20 more."""
+def test_ranks_synchronize_more_often_if_steps_are_slow(tmp_path):
+    """torchrun kills ranks 30 s after its signal, which is less than 20 steps of 4 s."""
     for seconds, expected in ((4, 2), (1e-3, 20), (60, 1)):
         one = engine(tmp_path, log_every=20)
         for batch in one.train_loader.epoch(0):
@@ -457,14 +460,14 @@ def test_a_signal_after_the_last_step_is_heeded(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{"foreach": True}, {"differentiable": True}, {}])
-def test_one_kernel_for_all_weights_where_nothing_else_is_asked(arguments):
+def test_the_optimizer_is_fused_unless_its_arguments_say_otherwise(arguments):
     optimizer = make_optimizer(nn.Linear(2, 2), EngineOptions(optimizer="adamw", opt_args=arguments))
     assert bool(optimizer.defaults["fused"]) is not bool(arguments)
 
 
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
 def test_moments_follow_the_memory_format_of_their_weights(formats):
-    """A fused kernel would give each weight the moment of another."""
+    """Otherwise a fused kernel would pair each weight with the moment of another."""
     weights, steps = torch.randn(8, 4, 3, 3), torch.randn(2, 8, 4, 3, 3)
     ends = []
     for layouts in (formats, formats[:1] * 2):
@@ -494,5 +497,5 @@ def test_autocast_follows_the_device(monkeypatch):
     cpu = torch.device("cpu")
     assert autocast_dtype("none", cpu) is None and autocast_dtype("fp16", cpu) is torch.float16
     for has, expected in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr("metamix.training.optimization._cpu_has_bf16", lambda: has)
+        monkeypatch.setattr("metamix.training.optimization._cpu_has_bf16", lambda has=has: has)
         assert autocast_dtype("auto", cpu) is expected

@@ -111,10 +111,10 @@ def test_two_nodes_share_a_run_by_the_command_of_the_readme(alone, tmp_path):
     command = re.search(r"    (\w+)=(\w) torchrun (--nnodes=2[^$]*?) train\.py", (ROOT / "README.md").read_text())
     options = command[3].replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("\\\n", "").split()
     options = ["--nproc_per_node=1" if word.startswith("--nproc_per_node") else word for word in options]
+    launch = [sys.executable, "-m", "torch.distributed.run", *options, "--local_addr=127.0.0.1"]
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *options, "--local_addr=127.0.0.1"]
-            + [str(ROOT / "train.py"), *TINY, *map(str, TWENTY_STEPS), "--output", str(tmp_path)],
+            [*launch, str(ROOT / "train.py"), *TINY, *map(str, TWENTY_STEPS), "--output", str(tmp_path)],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@ from PIL import Image
 from running import assert_same_run, train
 
 
-def test_a_longer_schedule_goes_on_and_says_so(tmp_path, capsys):
+def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
     words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant"]
     train(*words, "--epochs", 1)
     capsys.readouterr()
@@ -15,7 +15,7 @@ def test_a_longer_schedule_goes_on_and_says_so(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     straight = tmp_path / "straight"
     train(*words[:2], "--output", straight, *words[4:], "--epochs", 3)
-    assert_same_run(tmp_path, straight)  # the rate being constant, the longer schedule is the same run
+    assert_same_run(tmp_path, straight)  # with a constant rate a longer schedule changes nothing
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_longer_schedule_goes_on_and_says_so(tmp_path, capsys):
     ],
 )
 def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, capsys):
-    """Its summary would then say what it was not trained with. Other weights of it may be scored."""
+    """Its summary would name a recipe that it was not trained with. Only `score` may change."""
     words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
     train(*words)
     before = (tmp_path / "summary.json").read_text()
@@ -38,13 +38,15 @@ def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, caps
     assert "(last weights)" in capsys.readouterr().out
 
 
-def test_a_finished_run_without_its_checkpoint_is_not_trained_over(tmp_path, capsys):
+def test_a_finished_run_without_its_checkpoint_is_not_replaced(tmp_path, capsys):
     words = ["--batch-size", 256, "--warmup-epochs", 0, "--output", tmp_path]
     train(*words, "--epochs", 1)
     (tmp_path / "checkpoint.pt").unlink()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    words_of_it = r"holds a finished run of another recipe \(epochs was 1 and is now 2\), and no checkpoint.pt to go on"
-    with pytest.raises(SystemExit, match=words_of_it):
+    said = (
+        r"holds a finished run of another recipe \(epochs was 1 and is now 2\), and no checkpoint.pt to continue from"
+    )
+    with pytest.raises(SystemExit, match=said):
         train(*words, "--epochs", 2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     capsys.readouterr()
@@ -76,7 +78,7 @@ def test_another_model_or_other_data_are_refused(change, said, tmp_path):
 
 
 def test_another_set_of_the_same_name_is_refused(tmp_path):
-    """The options are the same: what lies in the folder is not."""
+    """The options are the same, but the images differ."""
     for place, shade in (("a", 50), ("b", 90)):
         for split in ("train", "val"):
             for label in ("ant", "bee"):
@@ -89,7 +91,7 @@ def test_another_set_of_the_same_name_is_refused(tmp_path):
     (tmp_path / "a").rename(tmp_path / "moved")
     train(*words, "--epochs", 2, "--data-dir", tmp_path / "moved" / "images")
     other = ["--data-dir", tmp_path / "b" / "images"]
-    for epochs in (2, 3):  # the run is finished, and could go on
+    for epochs in (2, 3):  # finished, or to be continued
         with pytest.raises(
             SystemExit, match=r"run.* was made with other data; these differ: mean. Give the data of the run"
         ):
@@ -97,7 +99,7 @@ def test_another_set_of_the_same_name_is_refused(tmp_path):
 
 
 def test_resume_from_another_folder(tmp_path, capsys):
-    """--resume begins from a file; once the folder has a checkpoint of its own, that one is newer."""
+    """--resume counts only until the run folder has a checkpoint of its own."""
     words = ["--batch-size", 256, "--warmup-epochs", 0]
     train(*words, "--epochs", 1, "--output", tmp_path / "a")
     train(*words, "--epochs", 2, "--output", tmp_path / "b", "--resume", tmp_path / "a")
