@@ -12,6 +12,7 @@
     metamix.create_image_model("maxim_s3.sidd", pretrained=True)    one of them
 
     metamix.list_mixers()                                           names of all mixers
+    metamix.mixer_options("raft")                                   options of one, for mixer_args
     @metamix.register_mixer("mine")                                 a mixer of your own, see metamix.mixers.registry
 
     metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors
@@ -23,7 +24,7 @@ On the command line, `metamix --help` says how to train, evaluate and predict.
 from typing import TYPE_CHECKING, Any
 
 from . import models
-from .mixers import list_mixers, register_mixer
+from .mixers import list_mixers, mixer_options, register_mixer
 from .models import create_image_model, list_image_models, list_models
 from .version import __version__
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from .classification.load import load_classifier
 
 __all__ = [
-    "__version__", "create_image_model", "list_image_models", "list_mixers", "list_models", "load_classifier", "models",
-    "register_mixer",
+    "__version__", "create_image_model", "list_image_models", "list_mixers", "list_models", "load_classifier",
+    "mixer_options", "models", "register_mixer",
 ]  # fmt: skip
 
 
