@@ -98,7 +98,7 @@ class ClassificationData:
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """The classes of the weights, after checking that the data fit them."""
-        found, classes = self.splits.classes, trained.classes
+        found, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
         for what, has, wanted in (
             ("channels", self.splits.in_chans, trained.in_chans),
             ("classes", len(found), trained.num_classes),
@@ -106,7 +106,7 @@ class ClassificationData:
             fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
             if has != wanted and not fewer:
                 raise ValueError(
-                    f"{self.options.model} was trained for {wanted} {what} and {self.options.data} has {has}; give "
+                    f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give "
                     f"other --data, or fine-tune first: metamix train --checkpoint {self.options.checkpoint or 'FILE'}"
                 )
         if classes and found != classes:

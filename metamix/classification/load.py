@@ -128,10 +128,9 @@ def load_trained(
     if checkpoint:
         name, net, metadata = _load_file(checkpoint, model, arguments)
     elif pretrained and model:
-        name, net, metadata = model, create_model(model, **{"pretrained": True} | arguments), ModelMetadata()
-        names = timm_config(net).get("label_names") or ()
-        if len(names) == net.num_classes:
-            metadata = replace(metadata, classes=tuple(names))
+        name, net = model, create_model(model, **{"pretrained": True} | arguments)
+        names = tuple(timm_config(net).get("label_names") or ())
+        metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
     elif pretrained:
         raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
     else:
@@ -259,6 +258,12 @@ def timm_config(model: nn.Module) -> Mapping[str, Any]:
     """timm's configuration of a model: its weights, their images, the names of its layers."""
     config: Any = model.pretrained_cfg
     return config
+
+
+def published_name(model: nn.Module) -> str:
+    """Name and tag of the published weights that timm loaded into a model."""
+    config = timm_config(model)
+    return ".".join(filter(None, (config["architecture"], config.get("tag"))))
 
 
 def _count_classes(tensors: Mapping[str, Tensor], model: str, source: str | Path) -> int:

@@ -11,7 +11,7 @@ from metamix.models import count_macs
 
 from .data import ClassificationData
 from .distillation import load_teacher
-from .load import create_model, load_pretrained, timm_config
+from .load import create_model, load_pretrained, published_name
 from .options import ClassificationOptions, ModelOptions
 
 
@@ -76,9 +76,3 @@ class ClassificationModel:
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (data.in_chans, data.size, data.size)),
         }
-
-
-def published_name(model: nn.Module) -> str:
-    """Name and tag of the published weights that timm loaded into a model."""
-    config = timm_config(model)
-    return ".".join(filter(None, (config["architecture"], config.get("tag"))))

@@ -12,7 +12,7 @@ from .data import ClassificationData
 from .load import load_trained
 from .loss import ClassificationLoss
 from .metrics import ClassificationMetric
-from .model import ClassificationModel, published_name
+from .model import ClassificationModel
 from .options import ClassificationEvalOptions, ClassificationOptions, ModelOptions, data_name
 from .pictures import ClassificationPictures
 
@@ -69,7 +69,7 @@ class Classification:
         if task.data.size != _side(metadata.img_size):
             task.title += f"-{task.data.size}px"  # the result at another size goes to another folder
         if options.pretrained:
-            task.model.notes.append(f"published weights {published_name(trained.model)}")
+            task.model.notes.append(f"published weights {metadata.model}")
         return task, trained.model, metadata.to_dict()
 
 

@@ -103,6 +103,20 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
     assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.size == (24, 24)
 
 
+def test_published_weights_of_other_images_are_named():
+    """A name without a tag stands for weights that the user may not expect."""
+    options = ClassificationEvalOptions(model="metaformer_identity_nano", pretrained=True)
+    words = r"metaformer_identity_nano.cifar10 was trained for 3 channels and digits has 1"
+    with pytest.raises(ValueError, match=words):
+        Classification.trained(options)
+    with pytest.raises(ValueError, match="--pretrained evaluates published weights of a model: give its name, --model"):
+        Classification.trained(ClassificationEvalOptions(pretrained=True))
+    options.model += ".digits"
+    task, *_ = Classification.trained(options)
+    assert task.notes == ["published weights metaformer_identity_nano.digits"]
+    assert task.data.classes == tuple("0123456789")
+
+
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
     with pytest.raises(
