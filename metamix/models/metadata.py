@@ -122,25 +122,23 @@ class _Reader:
         self.raw = raw
 
     def read(self) -> ModelMetadata:
-        known: dict[str, Any] = {f.name: None for f in fields(ModelMetadata) if f.name != "extra"}
-        extra = {str(key): value for key, value in self.raw.items() if key not in known}
-        known |= {key: value for key, value in self.raw.items() if key in known}
+        get, known = self.raw.get, {f.name for f in fields(ModelMetadata) if f.name != "extra"}
         found = ModelMetadata(
-            task=self.text("task", known["task"]),
-            model=self.model(known["model"]),
-            model_args=self.model_args(known["model_args"]),
-            num_classes=self.whole("num_classes", known["num_classes"]),
-            in_chans=self.whole("in_chans", known["in_chans"]),
-            img_size=self.img_size("img_size", known["img_size"]),
-            mean=self.per_channel("mean", known["mean"]),
-            std=self.per_channel("std", known["std"]),
-            interpolation=self.one_of("interpolation", known["interpolation"], INTERPOLATIONS),
-            crop_pct=self.number("crop_pct", known["crop_pct"], "above 0 and at most 2", lambda n: 0 < n <= 2),
-            classes=self.class_names(known["classes"]),
-            data=self.text("data", known["data"]),
-            holdout=self.number("holdout", known["holdout"], "at least 0 and below 1", lambda n: 0 <= n < 1),
-            memory=self.one_of("memory", known["memory"], MEMORY),
-            extra=extra,
+            task=self.text("task", get("task")),
+            model=self.model(get("model")),
+            model_args=self.model_args(get("model_args")),
+            num_classes=self.whole("num_classes", get("num_classes")),
+            in_chans=self.whole("in_chans", get("in_chans")),
+            img_size=self.img_size("img_size", get("img_size")),
+            mean=self.per_channel("mean", get("mean")),
+            std=self.per_channel("std", get("std")),
+            interpolation=self.one_of("interpolation", get("interpolation"), INTERPOLATIONS),
+            crop_pct=self.number("crop_pct", get("crop_pct"), "above 0 and at most 2", lambda n: 0 < n <= 2),
+            classes=self.class_names(get("classes")),
+            data=self.text("data", get("data")),
+            holdout=self.number("holdout", get("holdout"), "at least 0 and below 1", lambda n: 0 <= n < 1),
+            memory=self.one_of("memory", get("memory"), MEMORY),
+            extra={str(key): value for key, value in self.raw.items() if key not in known},
         )
         if found.std and min(found.std) <= 0:
             self.refuse("std", found.std, "numbers above 0")

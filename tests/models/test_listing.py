@@ -94,7 +94,7 @@ def test_a_name_of_another_module_is_not_replaced():
 def test_importing_again_is_no_conflict():
     code = """
 import sys, warnings
-warnings.simplefilter("error")
+warnings.filterwarnings("error", message="Overwriting")
 import metamix, timm
 first = timm.model_entrypoint("raftmlp_s")
 for name in [n for n in sys.modules if n.partition(".")[0] == "metamix"]:

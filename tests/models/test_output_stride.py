@@ -56,7 +56,7 @@ def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
 def test_a_file_loads_without_a_warning(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_s12", **SHALLOW).state_dict(), tmp_path / "w.pt")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         create(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pt")}, output_stride=16)
 
 

@@ -75,7 +75,7 @@ def test_weights_of_another_function_are_refused(name, args, other, other_args, 
 def test_weights_of_the_same_function_load_without_a_warning(name, args, other, other_args, saved):
     file = saved(name, **args)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         for way in ({"checkpoint_path": file}, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}):
             create(other, num_classes=10, **way, **other_args)
 
@@ -84,7 +84,7 @@ def test_another_mixer_with_published_weights_is_warned_about():
     with pytest.warns(UserWarning, match=r"pooling\(pool_size=3.*identity\(\).*loaded as a start for training"):
         timm.create_model("metaformer_pooling_nano", pretrained=True, mixer="identity")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         timm.create_model("metaformer_pooling_nano", pretrained=True, num_classes=3, in_chans=1, drop_path_rate=0.1)
 
 
@@ -125,7 +125,7 @@ def test_shipped_weights_load_without_a_warning(caplog):
     for name, tags in metamix_weights.local_weights().items():
         for tag in tags:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")
+                warnings.simplefilter("error", UserWarning)
                 model = timm.create_model(f"{name}.{tag}", pretrained=True)
             assert isinstance(model, torch.nn.Module)
     assert caplog.text == ""
