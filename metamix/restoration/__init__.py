@@ -1,0 +1,1 @@
+"""Image restoration: denoising, deblurring, super-resolution and other jobs that turn images into better ones."""

@@ -1,0 +1,308 @@
+"""Degradations of clean images, and chains of them: `parse_degradations("blur:0.5-3,noise:0-50,jpeg:30-90")`.
+
+    noise:SIGMA         Gaussian noise, sigma on the scale of 0 to 255; noise:25:clip also clips to 0 to 255;
+                        noise:25:grey adds the same noise to all channels
+    downscale:S         bicubic shrinking as MATLAB's imresize, rounded to 8 bits; S is a whole number
+    blur:SIGMA          Gaussian blur, sigma in pixels
+    motion:LENGTH       blur along a line of a random direction, length in pixels
+    jpeg:QUALITY        JPEG compression, quality 1 to 100
+    low_light:GAMMA     image ^ gamma, gamma of at least 1; low_light:3:10 then adds noise of sigma 10 and clips
+    haze:BETA           image * t + light * (1 - t) with t = exp(-beta * depth): a smooth random depth from 0 to 1, and
+                        a grey light from 0.7 to 1
+    rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
+
+Every value may be a range, LOW-HIGH, of which each image takes a random value. Steps are applied from left to right.
+Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller seeds.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+
+from metamix.utils.text import nearest
+
+from .resize import resize_bicubic, to_8_bits
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number, or a range that each image draws from uniformly."""
+
+    low: float
+    high: float
+
+    def draw(self, rng: Generator) -> float:
+        """Draw a value. A single number takes no random number."""
+        return self.low if self.low == self.high else self.low + (self.high - self.low) * draw(rng)
+
+
+def value(low: float, high: float = math.inf, *, default: Range | None = None, whole: bool = False) -> Any:
+    """Declare a value of a degradation and what it may be."""
+    metadata = {"low": low, "high": high, "whole": whole}
+    return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add Gaussian noise."""
+
+    sigma: Range = value(0, 255)
+    clip: bool = False
+    grey: bool = False
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        sigma, shape = self.sigma.draw(rng) / 255, (1 if self.grey else image.shape[0], *image.shape[1:])
+        noisy = image + sigma * torch.randn(shape, generator=rng)
+        return noisy.clamp(0, 1) if self.clip else noisy
+
+
+@dataclass(frozen=True)
+class Downscale:
+    """Shrink bicubically, with antialiasing, in 8 bits."""
+
+    factor: Range = value(1, 16, whole=True)
+
+    @property
+    def scale(self) -> int:
+        return int(self.factor.low)
+
+    @property
+    def reach(self) -> int:
+        return 2 * self.scale
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        return resize_bicubic(image, 1 / self.scale, rounding=True)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Blur with a Gaussian, cut at three sigma."""
+
+    sigma: Range = value(0, 50)
+
+    @property
+    def reach(self) -> int:
+        return math.ceil(3 * self.sigma.high)
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        sigma = self.sigma.draw(rng)
+        radius = math.ceil(3 * sigma)
+        if not radius:
+            return image
+        place = torch.arange(-radius, radius + 1, dtype=torch.float32)
+        line = torch.exp(-place.square() / (2 * sigma**2))
+        line = line / line.sum()
+        return convolve(convolve(image, line[:, None]), line[None])
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Blur along a line of a random direction."""
+
+    length: Range = value(1, 200)
+
+    @property
+    def reach(self) -> int:
+        return math.ceil(self.length.high / 2)
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        return convolve(image, line_kernel(self.length.draw(rng), math.pi * draw(rng)))
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """Compress with JPEG, as Pillow does at its default chroma subsampling."""
+
+    quality: Range = value(1, 100)
+
+    @property
+    def reach(self) -> int:
+        return 8
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        pixels = to_8_bits(image).mul(255).round().byte().permute(1, 2, 0).numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+            file, "JPEG", quality=round(self.quality.draw(rng))
+        )
+        decoded = torch.from_numpy(np.array(Image.open(file)))
+        return decoded.view(*pixels.shape).permute(2, 0, 1).float() / 255
+
+
+@dataclass(frozen=True)
+class LowLight:
+    """Darken with a gamma curve, then add clipped noise."""
+
+    gamma: Range = value(1, 10)
+    sigma: Range = value(0, 255, default=Range(0, 0))
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        dark = image.clamp(0, 1) ** self.gamma.draw(rng)
+        return Noise(self.sigma, clip=True)(dark, rng) if self.sigma.high else dark
+
+
+@dataclass(frozen=True)
+class Haze:
+    """Mix with a grey light, the more the farther a pixel is."""
+
+    beta: Range = value(0, 10)
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        beta, light = self.beta.draw(rng), 0.7 + 0.3 * draw(rng)
+        depth = F.interpolate(
+            torch.rand(1, 1, 4, 4, generator=rng), size=image.shape[-2:], mode="bilinear", align_corners=True
+        )
+        transmission = torch.exp(-beta * depth[0])  # (1, H, W)
+        return image * transmission + light * (1 - transmission)
+
+
+@dataclass(frozen=True)
+class Rain:
+    """Add bright streaks: single drops, blurred along a line near the vertical."""
+
+    amount: Range = value(0, 1000)
+
+    @property
+    def reach(self) -> int:
+        return 10
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        share = self.amount.draw(rng) / 1000
+        angle, length = math.pi * (0.4 + 0.2 * draw(rng)), 9 + 10 * draw(rng)
+        drops = (torch.rand(1, *image.shape[1:], generator=rng) < share).float()
+        streaks = convolve(drops, line_kernel(length, angle)) * length * (0.3 + 0.4 * draw(rng))
+        return (image + streaks).clamp(0, 1)
+
+
+DEGRADATIONS: dict[str, Callable[..., Any]] = {
+    "noise": Noise,
+    "downscale": Downscale,
+    "blur": Blur,
+    "motion": Motion,
+    "jpeg": Jpeg,
+    "low_light": LowLight,
+    "haze": Haze,
+    "rain": Rain,
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Degradations that are applied one after the other.
+
+    Attributes:
+        steps: the degradations.
+        scale: how many times smaller the result is.
+        reach: pixels around a crop, a multiple of `scale`, by which it is degraded as the whole image would be.
+    """
+
+    steps: Sequence[Any] = ()
+
+    @property
+    def scale(self) -> int:
+        return math.prod(getattr(step, "scale", 1) for step in self.steps)
+
+    @property
+    def reach(self) -> int:
+        pixels, scale = 0, 1
+        for step in self.steps:
+            pixels += scale * getattr(step, "reach", 0)
+            scale *= getattr(step, "scale", 1)
+        return math.ceil(pixels / scale) * scale
+
+    def __call__(self, image: Tensor, rng: Generator) -> Tensor:
+        """Degrade an image (C, H, W), whose sides are multiples of `scale`."""
+        for step in self.steps:
+            image = step(image, rng)
+        return image
+
+
+def parse_degradations(text: str) -> Chain:
+    """Read a chain such as "blur:0.5-3,noise:25"; an empty text is a chain without steps.
+
+    Raises:
+        ValueError: an unknown name, or a value that is missing, no number, or out of range.
+    """
+    return Chain(tuple(_parse_step(step.strip()) for step in text.split(",") if step.strip()))
+
+
+def _parse_step(text: str) -> Any:
+    name, *words = text.split(":")
+    if name not in DEGRADATIONS:
+        raise ValueError(
+            f"there is no degradation {name!r}{nearest(name, DEGRADATIONS)} Degradations: {', '.join(DEGRADATIONS)}."
+        )
+    cls = DEGRADATIONS[name]
+    options = fields(cls)  # type: ignore[arg-type]
+    flags = [f.name for f in options if "low" not in f.metadata]
+    ranges = [f for f in options if "low" in f.metadata]
+    numbers = [word for word in words if word not in flags]
+    if not 1 <= len(numbers) <= len(ranges):
+        shape = ":".join([name, *(f.name.upper() for f in ranges), *(f"[{flag}]" for flag in flags)])
+        raise ValueError(
+            f"degradation {text!r} has {len(numbers)} values; write it as {shape}, such as {name}:2 or 1-3"
+        )
+    values = {f.name: _parse_range(word, f.metadata, text) for f, word in zip(ranges, numbers)}
+    return cls(**values, **{flag: True for flag in words if flag in flags})
+
+
+def _parse_range(word: str, limits: Any, step: str) -> Range:
+    low, _, high = word.partition("-")
+    least, most = limits["low"], limits["high"]
+    accepted = (
+        f"a whole number from {least} to {most}" if limits["whole"] else f"a number or LOW-HIGH, {least} to {most}"
+    )
+    try:
+        found = Range(float(low), float(high or low))
+    except ValueError:
+        raise ValueError(f"degradation {step!r}: {word!r} is no value; accepted is {accepted}") from None
+    is_whole = found.low == found.high and found.low == int(found.low) if limits["whole"] else True
+    if not (least <= found.low <= found.high <= most and is_whole):
+        raise ValueError(f"degradation {step!r}: {word} is out of range; accepted is {accepted}")
+    return found
+
+
+def draw(rng: Generator) -> float:
+    """Draw a number from 0 to 1."""
+    return float(torch.rand((), generator=rng))
+
+
+def line_kernel(length: float, angle: float) -> Tensor:
+    """Return the kernel (k, k) of a line of `length` pixels through the centre; its values sum to 1.
+
+    Args:
+        length: in pixels, at least 1.
+        angle: in radians from the horizontal.
+    """
+    radius = math.ceil((length - 1) / 2)
+    side = 2 * radius + 1
+    kernel = torch.zeros(side, side)
+    count = 8 * side
+    for i in range(count):  # points along the line, each spread over its four pixels
+        along = (length - 1) * (i / (count - 1) - 0.5)
+        x, y = radius + along * math.cos(angle), radius + along * math.sin(angle)
+        left, top = min(int(x), side - 1), min(int(y), side - 1)
+        for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+            weight = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
+            if row < side and column < side:
+                kernel[row, column] += weight
+    return kernel / kernel.sum()
+
+
+def convolve(image: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve each channel of an image (C, H, W) with a kernel of odd sides, reflecting the image at its borders."""
+    for dim, size in ((-2, kernel.shape[0]), (-1, kernel.shape[1])):
+        length = image.shape[dim]
+        places = torch.arange(-(size // 2), length + size // 2).remainder(2 * length)
+        image = image.index_select(dim, torch.minimum(places, 2 * length - 1 - places))
+    return F.conv2d(image[:, None], kernel.flip(0, 1)[None, None].to(image.dtype))[:, 0]

@@ -1,0 +1,167 @@
+"""PSNR and SSIM, exactly defined, and the metric of the restoration task.
+
+    PSNR = 10 log10(1 / MSE)        for values from 0 to 1; the mean is over all pixels and channels of an image
+    SSIM = mean of (2 m n + c1)(2 s_xy + c2) / ((m^2 + n^2 + c1)(s_x^2 + s_y^2 + c2))
+
+SSIM is that of Wang et al. (2004): a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, windows
+that lie inside the image, no downsampling; with several channels, their mean. A score of a set is the mean over its
+images. Numbers of different channels, borders or rounding must not be compared, so `Measure.describe` is printed beside
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamix.training.task import Batch, State
+
+from .colour import to_grey, to_y
+from .inference import Restorer
+from .resize import to_8_bits
+
+WINDOW, SIGMA = 11, 1.5
+BEST_PSNR = 100.0  # dB; what an image that equals its target counts in a mean
+SHOWN = 4  # images of each process that are kept for the contact sheet
+CHANNELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey", "single": "the single channel"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared: channels, border and rounding.
+
+    Attributes:
+        channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in
+            full range. Images of one channel are compared as they are.
+        border: pixels that are left out at each side.
+        rounding: clip and round the restored image to 8 bits first, as a file would hold it.
+    """
+
+    channel: str = "rgb"
+    border: int = 0
+    rounding: bool = True
+
+    def prepare(self, image: Tensor, round_it: bool | None = None) -> Tensor:
+        """Return what is compared of an image (C, H, W) with values from 0 to 1, in float64.
+
+        Raises:
+            ValueError: nothing is left inside the border.
+        """
+        image = image.double()
+        if self.rounding if round_it is None else round_it:
+            image = to_8_bits(image)
+        if image.shape[0] == 3 and self.channel != "rgb":
+            image = to_y(image) if self.channel == "y" else to_grey(image)
+        height, width = image.shape[-2:]
+        if min(height, width) <= 2 * self.border:
+            raise ValueError(
+                f"an image of {height} x {width} pixels has nothing inside a border of {self.border}: "
+                f"give a smaller --score-border"
+            )
+        return image[:, self.border : height - self.border, self.border : width - self.border]
+
+    def score(self, restored: Tensor, target: Tensor) -> tuple[float, float]:
+        """Return PSNR in dB and SSIM of a restored image and its target, (C, H, W) each.
+
+        SSIM is NaN where the image is smaller than the window.
+        """
+        x, y = self.prepare(restored), self.prepare(target, round_it=False)
+        fits = min(x.shape[-2:]) >= WINDOW
+        return psnr(x, y), float(ssim(x[None], y[None])) if fits else math.nan
+
+    def describe(self, in_chans: int = 3) -> str:
+        """Say what is compared, in a line."""
+        channel = CHANNELS[self.channel if in_chans == 3 else "single"]
+        rounding = "clipped and rounded to 8 bits" if self.rounding else "not clipped, not rounded"
+        return f"PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on {channel}, border {self.border}, {rounding}"
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Compute the PSNR in dB of images with values from 0 to 1; infinite where they are equal."""
+    error = (x.double() - y.double()).square().mean().item()
+    return 10 * math.log10(1 / error) if error else math.inf
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the SSIM of images (B, C, H, W) with values from 0 to 1 and sides of at least 11: (B,)."""
+    place = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
+    line = torch.exp(-place.square() / (2 * SIGMA**2))
+    line = line / line.sum()
+
+    def blur(images: Tensor) -> Tensor:
+        b, c, h, w = images.shape
+        rows = F.conv2d(images.reshape(b * c, 1, h, w), line.view(1, 1, -1, 1))
+        return F.conv2d(rows, line.view(1, 1, 1, -1)).view(b, c, h - WINDOW + 1, w - WINDOW + 1)
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x.square(), blur(y * y) - mean_y.square()
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    likeness = likeness / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))
+    return likeness.mean((1, 2, 3))
+
+
+class RestorationMetric:
+    """Scores restored images, and the inputs before restoration.
+
+    Args:
+        measure: what is compared.
+        restorer: how the model is applied to an image.
+    """
+
+    def __init__(self, measure: Measure, restorer: Restorer):
+        self.measure, self.restorer = measure, restorer
+
+    def start(self) -> State:
+        """Return an empty state: a row for each image, images to show, and unreadable images."""
+        return {"rows": [], "shown": [], "unreadable": 0}
+
+    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
+        """Restore and score the images of a batch, one by one."""
+        for image, target, index, name in zip(batch["image"], batch["target"], batch["index"].tolist(), batch["name"]):
+            if index < 0:
+                state["unreadable"] += 1
+                continue
+            restored = self.restorer(model, image[None])[0].float()
+            if not restored.isfinite().all():
+                raise ValueError(f"the restored image of {name} has values that are not finite; are the weights whole?")
+            before = self.restorer.enlarge_to(image, target)
+            with torch.autocast(image.device.type, enabled=False):
+                row = dict(zip(("psnr", "ssim"), self.measure.score(restored, target)))
+                row |= dict(zip(("input_psnr", "input_ssim"), self.measure.score(before, target)))
+            state["rows"].append({"index": index, "image": name, **row})
+            if len(state["shown"]) < SHOWN:
+                trio = [to_8_bits(picture).mul(255).byte().cpu() for picture in (before, restored, target)]
+                state["shown"].append((index, name, trio))
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        """Compute the means over all images, PSNR first."""
+        rows = all_rows(states)
+        if not rows:
+            raise ValueError("no image could be read, so there is nothing to score")
+        return {
+            name: _mean([min(row[name], BEST_PSNR) for row in rows])
+            for name in ("psnr", "ssim", "input_psnr", "input_ssim")
+        }
+
+    def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
+        """Return nothing: images have no classes."""
+        return {}
+
+
+def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
+    """Return the scores of all images in their order."""
+    return sorted((row for state in states for row in state["rows"]), key=lambda row: row["index"])
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean of the values that are numbers: SSIM is not defined for images smaller than its window."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
