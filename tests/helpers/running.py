@@ -53,7 +53,7 @@ class Process:
         """Send a signal to the whole group, including the loader's workers."""
         os.killpg(self.pid, number)
 
-    def wait(self, timeout=100):
+    def wait(self, timeout=300):
         """Wait for the end and return the exit code."""
         self.process.join(timeout)
         if self.process.is_alive():
