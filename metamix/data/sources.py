@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from metamix.utils import checksums
 
 from .counter_rng import stratified_choice
 from .files import CorruptImage
@@ -167,10 +168,7 @@ def digest(images: ImageSplit) -> str:
 
     A data set that moved as a whole keeps its digest.
     """
-    result = hashlib.sha256()
-    for i, label in enumerate(images.labels.tolist()):
-        result.update(f"{images.fingerprint(i)} {images.classes[label]}\n".encode(errors="backslashreplace"))
-    return result.hexdigest()[:16]
+    return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
 
 
 def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = "RGB") -> Image.Image:
