@@ -121,12 +121,12 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
     """Return the weights (side,) of each tile along one side of the image; at each pixel they sum to 1."""
-    place = torch.arange(side, device=like.device, dtype=torch.float32)
+    place = torch.arange(side, dtype=torch.float64)
     ramp = torch.minimum(place + 1, side - place).clamp(max=overlap + 1)
-    total = torch.zeros(length, device=like.device)
+    total = torch.zeros(length, dtype=torch.float64)
     for start in starts:
         total[start : start + side] += ramp
-    return [(ramp / total[start : start + side]).to(like.dtype) for start in starts]
+    return [(ramp / total[start : start + side]).to(like) for start in starts]
 
 
 # Self-ensemble

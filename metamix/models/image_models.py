@@ -223,7 +223,7 @@ def image_format(model: nn.Module, state: Mapping[str, Tensor]) -> Format:
     if isinstance(model, WaveMixSR) and "path1.1.weight" in state:
         return WAVEMIXSR
     if isinstance(model, WaveMixSisr) and "expand.0.weight" in state:
-        return SISR_ONE_LEVEL if len(model.blocks[0].mixer.levels) == 1 else SISR
+        return SISR_ONE_LEVEL if "layers.0.feedforward.0.weight" in state else SISR
     return OURS
 
 

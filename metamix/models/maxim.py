@@ -3,11 +3,11 @@
 A stage is a UNet. Level i of its `depth` levels has maps of 2^i f channels at 1 / 2^i of the image's height and width;
 the image itself, shrunk, enters and leaves at each of the finest `num_supervision_scales` levels.
 
-    inputs      x_i   = Conv3x3(image_i)
-    encoder     e_i   = Blocks(concat(d_(i-1), x_i)),     d_i = Conv4x4, stride 2 (e_i)          fine to coarse
-    bottleneck  z     = Blocks(... Blocks(d_last))
-    skips       s_i, z = CrossGating(concat_j(Rescale(e_j)), z)                                  coarse to fine
-    decoder     y_i   = Blocks(concat(Up(y_(i+1)), concat_j(Rescale(s_j)))),  y_depth = z        coarse to fine
+    inputs      x_i    = Conv3x3(image_i)
+    encoder     e_i    = Blocks(concat(d_(i-1), x_i)),    d_i = Conv4x4 of stride 2 (e_i)          fine to coarse
+    bottleneck  z      = Blocks(... Blocks(d_last)),      y_depth = z
+    skips       s_i, z = CrossGating(concat_j(Rescale(e_j)), z)                                    coarse to fine
+    decoder     y_i    = Blocks(concat(Up(y_(i+1)), concat_j(Rescale(s_j))))                       coarse to fine
     outputs     image_i + Conv3x3(y_i)
 
     Blocks(x)   = c + G(... G(c)),  c = Conv1x1(x),  G(x) = Rcab(x + MultiAxisGmlp(norm(x)))     Rdcab in the bottleneck
@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +45,17 @@ from .image_inference import crop, local_mean, pad_by_reflection
 BLOCK = "(nh kh) (nw kw)"
 GRID = "(kh nh) (kw nw)"
 Norm = partial(LayerNorm2d, eps=1e-6)
-Gelu = partial(nn.GELU, approximate="tanh")
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
 Conv3x3 = partial(Conv2d, kernel_size=3, padding=1)
 Down = partial(Conv2d, kernel_size=4, stride=2, padding=1)
 Up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
+
+
+class Gelu(nn.GELU):
+    """GELU in its tanh form, as flax computes it."""
+
+    def __init__(self):
+        super().__init__(approximate="tanh")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class Level:
     dim: int
     block_size: tuple[int, int]
     grid_size: tuple[int, int]
+
+
+def multiple_of(levels: Sequence[Level], axis: int) -> int:
+    """Return the number of pixels that an image's side along `axis` must be a multiple of, for sets to fit all maps."""
+    sizes = ((level.block_size[axis], level.grid_size[axis]) for level in levels)
+    return math.lcm(*(2**i * math.lcm(block, grid) for i, (block, grid) in enumerate(sizes)))
 
 
 class Carried(NamedTuple):
@@ -144,10 +156,7 @@ class MaximUNet(nn.Module):
         self.in_chans = in_chans
         self.scale = 1
         self.num_scales = num_supervision_scales
-        self.multiple = tuple(
-            math.lcm(*(2**i * math.lcm(b, g) for i, (b, g) in enumerate(sizes)))
-            for sizes in zip(*(zip(level.block_size, level.grid_size) for level in (*levels, bottleneck)))
-        )
+        self.multiple = multiple_of([*levels, bottleneck], 0), multiple_of([*levels, bottleneck], 1)
         self.stages = nn.ModuleList(
             Stage(
                 levels,
@@ -175,7 +184,8 @@ class MaximUNet(nn.Module):
         if torch.compiler.is_exporting():  # which cannot prove what the levels need of a padded size
             return self.forward_stages(images)[-1][-1]
         x, start = pad_by_reflection(images, self.multiple)
-        return crop(self.forward_stages(x)[-1][-1], start, images.shape[-2:])
+        h, w = images.shape[-2:]
+        return crop(self.forward_stages(x)[-1][-1], start, (h, w))
 
     def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
         """Return the restored images of each stage, from the coarsest scale to the finest.
@@ -204,12 +214,13 @@ class MaximUNet(nn.Module):
             size: (height, width) of the training crops in pixels, or one number; None for the whole image.
         """
         window = parse_size("size", size) if size is not None else None
-        for stage in self.stages:
+        stages: list[Any] = list(self.stages)
+        for stage in stages:
             parts = [*enumerate(stage.encoder.blocks), *enumerate(stage.decoder.blocks)]
             for i, part in [*parts, (len(stage.encoder.blocks), stage.bottleneck)]:
                 for module in part.modules():
                     if isinstance(module, ChannelAttention):
-                        module.window = window and tuple(max(n >> i, 1) for n in window)
+                        module.window = window and (max(window[0] >> i, 1), max(window[1] >> i, 1))
 
 
 class Stage(nn.Module):
@@ -274,7 +285,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             blocks(before[i] + (dims[i] if i < scales else 0), level) for i, level in enumerate(levels)
         )
-        self.gates = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels) if gate else None
+        self.gates = nn.ModuleList(CrossGating(level.dim, level.dim, level) for level in levels if gate)
         self.downs = nn.ModuleList(Down(dim, dim) for dim in dims)
 
     def forward(self, inputs: list[Tensor], carried: Carried | None) -> tuple[list[Tensor], Tensor]:
@@ -295,7 +306,7 @@ class Skips(nn.Module):
         super().__init__()
         dims = [level.dim for level in levels]
         below = [*dims[1:], dims[-1]]
-        self.rescales = rescales(dims)
+        self.fuse = nn.ModuleList(FuseLevels(dims, i) for i in range(len(dims)))
         self.gates = nn.ModuleList(
             CrossGating(len(dims) * level.dim, below[i], level, upsample_y=True)
             if cross_gating
@@ -305,9 +316,8 @@ class Skips(nn.Module):
 
     def forward(self, encoded: list[Tensor], x: Tensor) -> list[Tensor]:
         skips = []
-        for rescale, gate in zip(reversed(self.rescales), reversed(self.gates)):
-            maps = torch.cat([r(e) for r, e in zip(rescale, encoded)], dim=1)  # (B, depth 2^i f, H / 2^i, W / 2^i)
-            skip, x = gate(maps, x)
+        for fuse, gate in zip(reversed(self.fuse), reversed(self.gates)):
+            skip, x = gate(fuse(encoded), x)  # (B, 2^i f, H / 2^i, W / 2^i) both
             skips.append(skip)
         return skips[::-1]
 
@@ -320,14 +330,14 @@ class Decoder(nn.Module):
         dims = [level.dim for level in levels]
         below = [*dims[1:], dims[-1]]
         self.ups = nn.ModuleList(Up(a, b) for a, b in zip(below, dims))
-        self.rescales = rescales(dims)
+        self.fuse = nn.ModuleList(FuseLevels(dims, i, coarsest_first=True) for i in range(len(dims)))
         self.blocks = nn.ModuleList(blocks((1 + len(dims)) * level.dim, level) for level in levels)
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> list[Tensor]:
         decoded = []
-        for up, rescale, blocks in zip(*map(reversed, (self.ups, self.rescales, self.blocks))):
-            x = blocks(up(x), *(r(skip) for r, skip in zip(reversed(rescale), reversed(skips))))
-            decoded.append(x)  # (B, 2^i f, H / 2^i, W / 2^i)
+        for up, fuse, blocks in zip(reversed(self.ups), reversed(self.fuse), reversed(self.blocks)):
+            x = blocks(up(x), fuse(skips))  # (B, 2^i f, H / 2^i, W / 2^i)
+            decoded.append(x)
         return decoded[::-1]
 
 
@@ -367,8 +377,8 @@ class MultiAxisGmlp(nn.Module):
     def __init__(self, level: Level, **factors: int):
         super().__init__()
         self.norm = Norm(level.dim)
-        sets = dict(block_size=level.block_size, grid_size=level.grid_size)
-        self.mixer = Maxim(level.dim, size=level.block_size, **sets, **factors)
+        sizes: dict[str, Any] = dict(block_size=level.block_size, grid_size=level.grid_size)
+        self.mixer = Maxim(level.dim, size=level.block_size, **sizes, **factors)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))
@@ -492,24 +502,26 @@ class Sam(nn.Module):
         return x + self.features(x) * self.attention(restored).sigmoid(), restored
 
 
-class OutputConv(Conv2d):
+class OutputConv(nn.Module):
     """The last stage's output: (B, C, H, W) and images -> the features as they are, restored images."""
 
     def __init__(self, dim: int, in_chans: int):
-        super().__init__(dim, in_chans, kernel_size=3, padding=1)
+        super().__init__()
+        self.conv = Conv3x3(dim, in_chans)
 
     def forward(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        return x, images + super().forward(x)
+        return x, images + self.conv(x)
 
 
-class ConcatConv(nn.Conv2d):
+class ConcatConv(nn.Module):
     """Stands for `CrossGating` at the inputs where `use_cross_gating` is off: a 1x1 convolution of both maps."""
 
     def __init__(self, x_dim: int, y_dim: int, level: Level):
-        super().__init__(x_dim + y_dim, level.dim, 1)
+        super().__init__()
+        self.conv = Conv1x1(x_dim + y_dim, level.dim)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return super().forward(torch.cat([x, y], dim=1)), y
+        return self.conv(torch.cat([x, y], dim=1)), y
 
 
 class ConvSkip(nn.Module):
@@ -523,6 +535,18 @@ class ConvSkip(nn.Module):
         return self.conv2(self.conv1(x)), y
 
 
+class FuseLevels(nn.Module):
+    """Rescale the maps of all levels to level i and concatenate them: -> (B, depth 2^i f, H / 2^i, W / 2^i)."""
+
+    def __init__(self, dims: Sequence[int], i: int, *, coarsest_first: bool = False):
+        super().__init__()
+        self.rescales = nn.ModuleList(Rescale(dim, dims[i], 2.0 ** (j - i)) for j, dim in enumerate(dims))
+        self.order = range(len(dims))[::-1] if coarsest_first else range(len(dims))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat([self.rescales[j](maps[j]) for j in self.order], dim=1)
+
+
 class Rescale(nn.Module):
     """Resize a map bilinearly, then convolve 1x1: (B, in_dim, H, W) -> (B, dim, ratio H, ratio W)."""
 
@@ -534,14 +558,6 @@ class Rescale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The weights of a bilinear interpolation sum to 1, so it commutes with the convolution and its bias.
         return resize_map(self.conv(x), self.ratio) if self.ratio > 1 else self.conv(resize_map(x, self.ratio))
-
-
-def rescales(dims: Sequence[int]) -> nn.ModuleList:
-    """Build `Rescale`s by target level i, then source level j."""
-    return nn.ModuleList(
-        nn.ModuleList(Rescale(source, target, 2.0 ** (j - i)) for j, source in enumerate(dims))
-        for i, target in enumerate(dims)
-    )
 
 
 def resize_map(x: Tensor, ratio: float) -> Tensor:
@@ -570,13 +586,16 @@ def init_weights(model: nn.Module) -> None:
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             std = (module.in_channels * math.prod(module.kernel_size)) ** -0.5 / 0.87962566103423978
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)  # cut, so divided above
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, (Maxim, Mlp)):
             for linear in module.modules():
                 if isinstance(linear, nn.Conv2d):
                     nn.init.normal_(linear.weight, std=0.02)
         elif isinstance(module, SpatialGate):
-            for spatial in (module.grid, module.block):
-                nn.init.normal_(spatial.weight, std=0.02)
-                nn.init.ones_(spatial.bias)
+            for name, parameter in (*module.grid.named_parameters(), *module.block.named_parameters()):
+                if name == "weight":
+                    nn.init.normal_(parameter, std=0.02)
+                else:
+                    nn.init.ones_(parameter)

@@ -18,10 +18,12 @@ from .formats import Format
 from .maxim import (
     Blocks,
     ChannelAttention,
+    ConcatConv,
     ConvSkip,
     CrossGating,
     MaximUNet,
     MultiAxisGmlp,
+    OutputConv,
     Rcab,
     Rdcab,
     Rescale,
@@ -65,6 +67,8 @@ CHILDREN: dict[type[nn.Module], dict[str, str]] = {
     },
     Sam: {"features": "Conv_0", "residual": "Conv_1", "attention": "Conv_2"},
     Rescale: {"conv": "Conv_0"},
+    OutputConv: {"conv": ""},
+    ConcatConv: {"conv": ""},
 }
 
 Named = Iterator[tuple[nn.Module, str]]  # a module with parameters of its own, and its path in their tree
@@ -118,9 +122,10 @@ def flax_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
 def unet_names(model: MaximUNet, numbers: list[int]) -> Named:
     """Pair the modules with their paths; `numbers` are those of the UpSampleRatio modules, in order of creation."""
     rescales = (f"UpSampleRatio_{n}" for n in numbers)
-    convs = (f"Conv_{n}" for n in range(2 * sum(len(stage.skips.gates) for stage in model.stages)))
-    for s, stage in enumerate(model.stages):
-        path, last = f"stage_{s}", s == len(model.stages) - 1
+    stages: list[Any] = list(model.stages)
+    convs = (f"Conv_{n}" for n in range(2 * sum(len(stage.skips.gates) for stage in stages)))
+    for s, stage in enumerate(stages):
+        path, last = f"stage_{s}", s == len(stages) - 1
         levels = range(len(stage.encoder.blocks))
         for i, conv in enumerate(stage.inputs.convs):
             yield conv, f"{path}_input_conv_{i}"
@@ -131,13 +136,13 @@ def unet_names(model: MaximUNet, numbers: list[int]) -> Named:
             block = f"{path}_encoder_block_{i}"
             yield from blocks_names(stage.encoder.blocks[i], block)
             yield stage.encoder.downs[i], f"{block}/Conv_1"
-            if stage.encoder.gates is not None:
+            if stage.encoder.gates:
                 yield from block_names(stage.encoder.gates[i], f"{block}/cross_gating_block")
         for i, blocks in enumerate(stage.bottleneck):
             block = f"{path}_global_block_{i}"
             yield from blocks_names(blocks, block, proj="input_proj", attention="channel_attention_block_1_")
         for i in reversed(levels):
-            for rescale in stage.skips.rescales[i]:
+            for rescale in stage.skips.fuse[i].rescales:
                 yield from block_names(rescale, next(rescales))
             gate = stage.skips.gates[i]
             if isinstance(gate, ConvSkip):
@@ -146,7 +151,7 @@ def unet_names(model: MaximUNet, numbers: list[int]) -> Named:
             else:
                 yield from block_names(gate, f"{path}_cross_gating_block_{i}")
         for i in reversed(levels):
-            for rescale in reversed(stage.decoder.rescales[i]):
+            for rescale in reversed(stage.decoder.fuse[i].rescales):
                 yield from block_names(rescale, next(rescales))
             yield stage.decoder.ups[i], f"{path}_decoder_block_{i}/ConvTranspose_0"
             yield from blocks_names(stage.decoder.blocks[i], f"{path}_decoder_block_{i}/UNetEncoderBlock_0")
@@ -159,7 +164,8 @@ def blocks_names(
 ) -> Named:
     """Pair the modules of `Blocks` with their paths: `proj` and `attention` have two names with the authors."""
     yield blocks.proj, f"{path}/{proj}"
-    for i, group in enumerate(blocks.groups):
+    groups: list[Any] = list(blocks.groups)
+    for i, group in enumerate(groups):
         if hasattr(group, "gmlp"):
             yield from block_names(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
         yield from block_names(group.attention, f"{path}/{attention}{i}")
