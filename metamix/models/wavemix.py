@@ -1,6 +1,6 @@
 """WaveMix and WaveMix-Lite (arXiv 2203.03689 and 2205.14375): isotropic stacks of the wavelet mixer and its residual.
 
-`wavemix_<dim>_<depth>` has a wavelet transform of one level, `..._l3` and `..._l4` of three and four.
+`wavemix_<dim>_<depth>` has a wavelet transform of one level, `..._l2`, `..._l3` and `..._l4` of two to four.
 `wavemixlite_<dim>_<depth>` are the small models with which the papers claim parameter efficiency.
 
 Departure: two of the small models upsample bilinearly, the others by a transposed convolution. Their published
@@ -106,9 +106,35 @@ TINY_IMAGENET = IMAGENET | CONV | dict(input_size=(3, 64, 64), pool_size=(64, 64
 FULL = IMAGENET | CONV | dict(pool_size=(56, 56))
 DIGITS = MNIST | CONV | dict(pool_size=(28, 28))
 
+# Weights of the authors, by name and tag: state dicts, which timm reads with weights_only.
+WEIGHTS = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
+GALAXY10 = dict(input_size=(3, 256, 256), num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
+TINY = dict(num_classes=200, mean=(0.4803, 0.4481, 0.3975), std=(0.2764, 0.2689, 0.2816), crop_pct=1.0)
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "wavemix_192_16": {
+        "in1k": dict(url="ImageNet/wavemixlite_71.18.pth", crop_pct=1.0),
+        "galaxy10": dict(url="galaxy10/galaxy_90.23.pth", **GALAXY10),
+    },
+    "wavemix_192_16_l3": {
+        "in1k": dict(url="ImageNet/wavemix_192_16_75.06.pth", crop_pct=1.0),
+        "tiny_imagenet": dict(url="tinyimagenet/tiny_78.76.pth", input_size=(3, 128, 128), **TINY),
+        "galaxy10": dict(url="galaxy10/galaxy_95.42.pth", **GALAXY10),
+    },
+    "wavemix_256_16_l3": {"in1k": dict(url="ImageNet/ImageNet73.03.pth", crop_pct=1.0)},
+    "wavemix_256_16_l4": {"in1k": dict(url="ImageNet/imagenet4level_70.42.pth", crop_pct=1.0)},
+    "wavemix_256_12_l2": {"places365": dict(url="Places365/places365_54.94.pth")},
+    "wavemix_144_7": {"cifar10": dict(url="cifar10/cifar10_94.58.pth")},
+    "wavemix_320_8": {"cifar10": dict(url="cifar10/cifar10_95.37.pth")},
+    "wavemix_256_8": {"cifar100": dict(url="cifar100/cifar100_77.82.pth")},
+    "wavemix_256_10": {"cifar100": dict(url="cifar100/cifar100_78.81.pth")},
+    "wavemix_256_12": {"tiny_imagenet": dict(url="tinyimagenet/tinyimagenet_62.51.pth", **TINY)},
+}
+
 for name, cfg, preset in (
     ("wavemix_192_16", FULL, dict(patch_size=4)),
     ("wavemix_192_16_l3", FULL, dict(patch_size=4, level=3)),
+    ("wavemix_256_16_l3", FULL, dict(patch_size=4, level=3)),
+    ("wavemix_256_12_l2", FULL | dict(pool_size=(28, 28), num_classes=365), dict(patch_size=8, level=2)),
     (
         "wavemix_256_16_l4",
         FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)),
@@ -126,4 +152,8 @@ for name, cfg, preset in (
     ("wavemixlite_64_6", CIFAR, dict(stride=1)),
 ):
     dim, depth = name.split("_")[1:3]
-    register(name, wavemix, cfg=cfg, dim=int(dim), depth=int(depth), **preset)
+    tags = {
+        tag: entries | dict(url=WEIGHTS + entries["url"], license="mit")
+        for tag, entries in PUBLISHED.get(name, {}).items()
+    }
+    register(name, wavemix, cfg=cfg, tags=tags, dim=int(dim), depth=int(depth), **preset)

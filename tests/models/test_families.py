@@ -31,6 +31,8 @@ RAFTMLP = {
 WAVEMIX = {
     "wavemix_192_16": (12_494_536, 12_781_825_536),  # without the transform: additions here, a convolution there
     "wavemix_192_16_l3": (27_857_608, 15_093_935_616),
+    "wavemix_256_16_l3": (49_416_808, 26_804_676_608),
+    "wavemix_256_12_l2": (28_449_261, None),
     "wavemix_256_16_l4": (62_764_776, 29_450_561_536),
     "wavemix_144_7": (3_042_550, None),
     "wavemix_320_8": (17_073_610, None),

@@ -1,0 +1,57 @@
+"""Tags of the authors' classifiers: addresses, images, and a download of a file as they publish them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import metamix  # noqa: F401  registers the names
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+BASE = "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/"
+TAGS = {
+    "wavemix_192_16.in1k": ("ImageNet/wavemixlite_71.18.pth", (3, 224, 224), 1000),
+    "wavemix_192_16.galaxy10": ("galaxy10/galaxy_90.23.pth", (3, 256, 256), 10),
+    "wavemix_192_16_l3.in1k": ("ImageNet/wavemix_192_16_75.06.pth", (3, 224, 224), 1000),
+    "wavemix_192_16_l3.tiny_imagenet": ("tinyimagenet/tiny_78.76.pth", (3, 128, 128), 200),
+    "wavemix_192_16_l3.galaxy10": ("galaxy10/galaxy_95.42.pth", (3, 256, 256), 10),
+    "wavemix_256_16_l3.in1k": ("ImageNet/ImageNet73.03.pth", (3, 224, 224), 1000),
+    "wavemix_256_16_l4.in1k": ("ImageNet/imagenet4level_70.42.pth", (3, 256, 256), 1000),
+    "wavemix_256_12_l2.places365": ("Places365/places365_54.94.pth", (3, 224, 224), 365),
+    "wavemix_144_7.cifar10": ("cifar10/cifar10_94.58.pth", (3, 32, 32), 10),
+    "wavemix_320_8.cifar10": ("cifar10/cifar10_95.37.pth", (3, 32, 32), 10),
+    "wavemix_256_8.cifar100": ("cifar100/cifar100_77.82.pth", (3, 32, 32), 100),
+    "wavemix_256_10.cifar100": ("cifar100/cifar100_78.81.pth", (3, 32, 32), 100),
+    "wavemix_256_12.tiny_imagenet": ("tinyimagenet/tinyimagenet_62.51.pth", (3, 64, 64), 200),
+}
+
+
+@pytest.mark.parametrize("name", TAGS)
+def test_addresses(name):
+    cfg = timm.get_pretrained_cfg(name)
+    assert (cfg.url.removeprefix(BASE), cfg.input_size, cfg.num_classes) == TAGS[name]
+    assert name in timm.list_pretrained("wavemix_*")
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint of wavemix")  # a tiny model is not what the tag stands for
+@pytest.mark.parametrize("level", [1, 2])
+@torch.no_grad()
+def test_download(level, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    golden = f"wavemix_cls_level{level}_pachify_64x64"
+    tensors = load_file(GOLDENS / f"{golden}.safetensors")
+    theirs = json.loads((GOLDENS / f"{golden}.json").read_text())["constructor"]
+    file = tmp_path / "weights.pth"
+    torch.save({k.removeprefix("param/"): v for k, v in tensors.items() if k.startswith("param/")}, file)
+    arguments = dict(
+        dim=theirs["final_dim"], depth=theirs["depth"], mult=theirs["mult"], ff_channel=theirs["ff_channel"],
+        patch_size=theirs["patch_size"], level=level, num_classes=theirs["num_classes"],
+        pretrained_cfg_overlay=dict(url=file.as_uri(), num_classes=theirs["num_classes"]),
+    )  # fmt: skip
+    model = timm.create_model("wavemix_192_16.in1k", pretrained=True, **arguments).eval()
+    torch.testing.assert_close(model(tensors["input"]), tensors["output"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="does not fit wavemix_192_16"):
+        timm.create_model("wavemix_192_16.in1k", pretrained=True, **arguments | dict(depth=theirs["depth"] + 1))
