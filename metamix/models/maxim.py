@@ -32,19 +32,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import Conv2d, Mlp, parse_size
+from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, parse_size, to_sets
 from metamix.mixers import Maxim
 
 from .image_inference import crop, local_mean, pad_by_reflection
 
-# Where the kh x kw tokens of a set lie on the map: side by side, or one in each of kh x kw cells.
-BLOCK = "(nh kh) (nw kw)"
-GRID = "(kh nh) (kw nw)"
-Norm = partial(LayerNorm2d, eps=1e-6)
+Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
 Conv3x3 = partial(Conv2d, kernel_size=3, padding=1)
 Down = partial(Conv2d, kernel_size=4, stride=2, padding=1)
@@ -482,10 +477,8 @@ class SpatialGate(nn.Module):
 
 def mix_sets(x: Tensor, linear: nn.Module, set_size: tuple[int, int], layout: str) -> Tensor:
     """Apply `linear` to the tokens of each set, (B, C, H, W) -> (B, C, H, W)."""
-    (kh, kw), (h, w) = set_size, x.shape[-2:]
-    sizes = dict(kh=kh, kw=kw, nh=h // kh, nw=w // kw)
-    sets = linear(rearrange(x, f"b c {layout} -> b (kh kw) (nh nw) c", **sizes))  # (B, tokens of a set, sets, C)
-    return rearrange(sets, f"b (kh kw) (nh nw) c -> b c {layout}", **sizes)
+    sets = linear(to_sets(x, set_size, layout))  # (B, tokens of a set, sets, C)
+    return from_sets(sets, x.shape[-2:], set_size, layout)
 
 
 class Sam(nn.Module):

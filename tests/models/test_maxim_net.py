@@ -107,7 +107,7 @@ def erf_gelu(monkeypatch):
 
 
 def other_eps(monkeypatch):
-    monkeypatch.setattr(maxim, "Norm", lambda dim: maxim.LayerNorm2d(dim, eps=1e-5))
+    monkeypatch.setattr(maxim, "Norm", lambda dim: maxim.Float32LayerNorm2d(dim, eps=1e-5))
 
 
 def aliasing(monkeypatch):
