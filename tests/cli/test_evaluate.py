@@ -143,13 +143,16 @@ def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
 
 
-def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys):
+def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys, monkeypatch):
     train(*RUN, "--holdout", 0.1, "--memory", "no", "--workers", 0, "--output", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
+    monkeypatch.chdir(tmp_path)
     for split in ("holdout", "test"):
-        evaluate("--model", MODEL, "--checkpoint", tmp_path, "--split", split, "--workers", 0, "--output", tmp_path)
+        evaluate("--checkpoint", tmp_path, "--split", split, "--workers", 0)
         assert f"{MODEL} on digits, {split} ({summary['samples'][split]} images" in capsys.readouterr().out
-    result = json.loads((tmp_path / "result.json").read_text())
+    results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/*/result.json")}
+    assert results.keys() == {f"eval-digits-{MODEL}", f"eval-digits-{MODEL}-holdout"}
+    result = results[f"eval-digits-{MODEL}"]
     assert all(result[name] == pytest.approx(summary[name], abs=1e-3) for name in ("top1", "loss"))
 
 
