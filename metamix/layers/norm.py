@@ -44,7 +44,18 @@ class Float32LayerNorm2d(timm.layers.LayerNorm2d):
 
 @fx_leaf
 def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise (B, C, H, W) over C.
+
+    Why not `F.layer_norm` in a compiled graph too: between a strided and a 1x1 convolution, inductor of torch 2.13
+    fails to order the strides of the permuted map when the image size changes. It fuses the sums over C anyway.
+    Reproducer: tests/layers/test_workarounds.py::test_layer_norm_compiled_for_any_size
+    Remove when: that test skips on the oldest supported torch.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        var, mean = torch.var_mean(x.to(wide), dim=1, correction=0, keepdim=True)
+        y = (x - mean) * (var + eps).rsqrt() * weight[:, None, None].to(wide) + bias[:, None, None].to(wide)
+        return y.to(x.dtype)
     rows = x.permute(0, 2, 3, 1).to(wide)
     y = F.layer_norm(rows, weight.shape, weight.to(wide), bias.to(wide), eps)
     return y.to(x.dtype).permute(0, 3, 1, 2)

@@ -4,6 +4,7 @@ Each test shows the bug in the library, and that our layer does not have it. Whe
 Once it skips on the oldest supported version, the workaround can go.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._inductor.exc
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, SelectAdaptivePool2d
 from torch import nn
@@ -99,6 +101,28 @@ def test_memory_format_inside_vmap():
         assert "inside" in str(error) and "vmap" in str(error)
     else:
         skip_fixed("is_channels_last")
+
+
+def compiles(norm: type[nn.Module]) -> bool:
+    """Return whether inductor compiles `norm` for any size between a strided convolution and a 1x1 convolution."""
+    torch._dynamo.reset()
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), norm(8), nn.Conv2d(8, 4, 1)),
+        channels_last(2, 3, 8, 8),
+    )
+    try:
+        with torch.no_grad():
+            return torch.allclose(torch.compile(model, dynamic=True)(x), model(x), atol=1e-5)
+    except torch._inductor.exc.InductorError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+def test_layer_norm_compiled_for_any_size():
+    assert compiles(Float32LayerNorm2d)
+    if compiles(LayerNorm2d):
+        skip_fixed("layer_norm_2d's compiled path")
 
 
 class AdaptivePool(nn.Module):

@@ -4,12 +4,16 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
-from metamix.mixers import list_mixers
+from metamix.mixers import create_mixer, list_mixers
 from metamix.models import MetaFormer
 
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
+)
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+
 @pytest.mark.parametrize("mixer", list_mixers())
 def test_compiled_block_is_the_block(mixer):
     torch._dynamo.reset()
@@ -21,3 +25,25 @@ def test_compiled_block_is_the_block(mixer):
         expected = block(x)
         torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
     assert (expected - x).abs().max() > 0.01
+
+
+OPTIONS = {
+    "maxim": {"block_size": 4, "grid_size": 4},
+    "nin": {"grid": 4},
+    "minattn": {"qk": "shared", "num_heads": 2, "context": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", list_mixers())
+@torch.no_grad()
+def test_compiled_mixer_takes_changing_sizes(mixer):
+    """Behind a strided convolution, where a map's side is (n - 1) // 2 + 1 for images of n pixels."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+    model = nn.Sequential(stem, create_mixer(mixer, 16, size=(8, 8), **OPTIONS.get(mixer, {}))).eval()
+    compiled = torch.compile(model, fullgraph=True)
+    for batch, h, w in ((2, 16, 16), (3, 16, 16), (2, 24, 24), (2, 20, 28)):
+        x = torch.randn(batch, 3, h, w)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from torch.export import Dim
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import metamix  # noqa: F401  registers the models
 
@@ -76,15 +77,28 @@ def test_export(model):
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
 def test_onnx(name, tmp_path):
-    """The program takes any batch at the example's image size."""
+    """The program takes any batch and image size."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
     import onnxruntime
 
     model, file = create(name), tmp_path / "model.onnx"
-    torch.onnx.export(model, (images(model),), file, dynamo=True, dynamic_shapes=({0: Dim.AUTO},), verbose=False)
+    torch.onnx.export(model, (images(model),), file, dynamo=True, dynamic_shapes=(ANY_SIZE,), verbose=False)
     session = onnxruntime.InferenceSession(file)
-    for batch in (1, 2, 5):
-        x = images(model, batch)
+    for other in ({}, *OTHERS):
+        x = images(model, **other)
         (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         assert_close(torch.from_numpy(y), model(x))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@torch.no_grad()
+def test_fx(name):
+    """torch.fx, torchvision's feature extractor and per-sample functions, also at another size."""
+    model = create(name)
+    traced, features = torch.fx.symbolic_trace(model), create_feature_extractor(model, ["stages.0"])
+    for other in ({}, OTHERS[1]):
+        x = images(model, **other)
+        assert_close(traced(x), model(x))
+        assert_close(features(x)["stages.0"], model.stages[0](model.stem(x)))
+        assert_close(torch.func.vmap(lambda image: model(image[None])[0])(x), model(x))
