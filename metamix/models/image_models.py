@@ -16,7 +16,7 @@ values from 0 to 1, into images. In training it returns a list of images for the
 Why maxim_nano is as it is: with one group per block, one bottleneck block and 16 features it needs a seventh of
 maxim_s1's multiply-adds, and a training step on four crops of 64 x 64 takes 0.4 seconds of one core. All its token sets
 are 8 x 8: with so few channels, linear maps over 16 x 16 tokens would cost more than the convolutions. One scale is
-supervised, since the images of coarser scales help later stages most.
+supervised, since a single stage hands no coarse images on.
 """
 
 import inspect

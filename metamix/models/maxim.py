@@ -15,10 +15,11 @@ the image itself, shrunk, enters and leaves at each of the finest `num_supervisi
 A stage but the last has a supervised attention module (SAM) for an output. The next stage gates its inputs with the
 SAM's features, and its encoder's maps with the sum e_i + y_i of the stage before.
 
-Departures from the authors' code, none of which changes a number: a map that is to be enlarged goes through its 1x1
-convolution first, which is up to 16 times less work; levels below `high_res_stages` have grids of `block_size_lr`,
-since that is what the code does with `grid_size_lr`. Their arguments use_bias and dropout_rate are left out: all
-published models have biases and no dropout.
+Departures from the authors' code, which change no number of a published model:
+- A map that is to be enlarged goes through its 1x1 convolution first: the same result from up to 16 times less work.
+- The coarser levels have grids of `block_size_lr`. The authors' code uses it in the place of `grid_size_lr`.
+- use_bias and dropout_rate are left out: all published models have biases and no dropout.
+- Input and output have the same number of channels, any; the authors' num_outputs is 3.
 
 Cost: linear in the number of pixels.
 """

@@ -329,10 +329,9 @@ def test_autocast():
 
 
 ONE_STAGE = dict(num_stages=1, num_supervision_scales=1)
-DEPTHS = [1, pytest.param(2, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(depth):
     model, x = tiny(depth=depth, **ONE_STAGE), random_images(2, 3, 16, 16)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -340,7 +339,8 @@ def test_compiles_as_one_graph(depth):
         torch.testing.assert_close(image, expected)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 2])
 @torch.no_grad()
 def test_exports_for_any_multiple(depth):
     model = tiny(depth=depth, **ONE_STAGE).eval()
