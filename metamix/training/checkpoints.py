@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, save_checkpoint
+from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, require, save_checkpoint
 
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
@@ -20,6 +20,10 @@ from .recipe import Recipe, resume_changes
 _logger = logging.getLogger(__name__)
 
 DIGEST = "digest"  # key of the data's digest in `TaskData.identity`
+ENTRIES = (  # of a checkpoint
+    "recipe", "about", "step", "steps_per_epoch", "history", "sums", "seconds", "epoch_seconds",
+    "model", "ema", "optimizer", "scaler",
+)  # fmt: skip
 WORDS = {DIGEST: "files, labels or boxes"}
 
 
@@ -55,7 +59,9 @@ class Checkpoints:
             path = Path(resume) / CHECKPOINT if Path(resume).is_dir() else Path(resume)
         if not group.exists_for_all(path.exists() or bool(resume), path):
             return None
-        return path, load_checkpoint(path)
+        state = load_checkpoint(path)
+        require(state, ENTRIES, path)
+        return path, state
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; the previous one stays until the new one is complete.

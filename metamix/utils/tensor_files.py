@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> None:
+    """Raise ValueError if a checkpoint lacks an entry."""
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it has no {', '.join(missing)}. Use another one")
+
+
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with checksums.
 
@@ -95,8 +102,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _load_safetensors(path)
     state, metadata = _load_torch(path), {}
     if isinstance(state, dict) and state.get("format") == FORMAT:
-        which = state["recipe"]["score"]
-        state, metadata = state[which if which == "ema" else "model"], state["about"] | {"weights": which}
+        require(state, ("recipe", "about", "model"), path)
+        which = "ema" if state["recipe"].get("score") == "ema" else "last"
+        state, metadata = state["ema" if which == "ema" else "model"], state["about"] | {"weights": which}
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -4,6 +4,7 @@ import logging
 import pickle
 import random
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from running import train
 from safetensors.torch import save_file
 from torch import nn
 
+from metamix.training.checkpoints import Checkpoints
+from metamix.training.processes import ProcessGroup
+from metamix.training.recipe import EngineOptions, Recipe
+from metamix.training.train import is_finished
 from metamix.utils import tensor_files
 from metamix.utils.options import read_yaml
 from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
@@ -110,6 +115,26 @@ def test_a_run_does_not_resume_from_a_damaged_checkpoint(tmp_path):
         train(*words, "--epochs", 2)
 
 
+def test_a_checkpoint_without_some_entries_is_refused(net, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint.pt", {"model": net.state_dict(), "recipe": {}})
+    with pytest.raises(ValueError, match=r"checkpoint.pt is not a whole checkpoint: it has no about. Use another one"):
+        load_weights(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is not a whole checkpoint: it has no about, step, steps_per"):
+        Checkpoints(tmp_path, 10).find("", ProcessGroup(0, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_a_summary_that_cannot_be_read_is_named(text, tmp_path):
+    """train.py reads it to see whether the run is finished."""
+    recipe = Recipe("task", EngineOptions(), NoOptions())
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"summary.json (is not valid JSON|holds no result).* delete it to score the r"
+    ):
+        is_finished(tmp_path, recipe, {})
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
     path = tmp_path / "c.pt"
@@ -131,6 +156,11 @@ def test_weights_that_are_not_finite_are_refused(value, net):
 def test_an_infinite_mask_is_no_damage(net):
     net.register_buffer("mask", torch.full((2,), -torch.inf))
     load_into(net, net.state_dict(), "f")
+
+
+@dataclass
+class NoOptions:
+    """A task without options."""
 
 
 class Attack:
