@@ -264,7 +264,7 @@ class Engine:
         self.run.end_epoch()
         self.run.say(
             f"stopped at step {self.step} of {self.total_steps}; everything is in {self.checkpoints.path}. "
-            f"The same command goes on from there"
+            f"The same command continues from there"
         )
         raise Stopped(self.stop_signal.number)
 
@@ -286,7 +286,7 @@ class Engine:
         amp = "bf16" if self.stepper.dtype == torch.float16 else "none"
         return (
             f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. Try a lower --lr, a longer "
-            f"--warmup-epochs, --clip-grad 1, or --amp {amp}; the same command with it goes on from {start}"
+            f"--warmup-epochs, --clip-grad 1, or --amp {amp}; the same command with it continues from {start}"
         )
 
     def _place(self, module: nn.Module) -> nn.Module:

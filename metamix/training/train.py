@@ -1,4 +1,4 @@
-"""Train one model from wherever its run folder stands to its result."""
+"""Train one model to the end of its recipe, and write its result."""
 
 from __future__ import annotations
 

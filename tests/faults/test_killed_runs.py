@@ -96,7 +96,7 @@ def test_sigterm_saves_and_the_same_command_continues(reference, tmp_path):
     assert process.wait() == 143
     step = load_checkpoint(run / "checkpoint.pt")["step"]
     assert f"stopped at step {step} of 30" in process.text()
-    assert "The same command goes on from there" in process.text()
+    assert "The same command continues from there" in process.text()
     Process(*words, log=tmp_path / "log").output()
     assert_same_run(run, reference("no"))
     assert (run / "state.txt").read_text() == "finished\n"
