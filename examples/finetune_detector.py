@@ -53,10 +53,12 @@ def main(folder: str, epochs: str = "4", images: int = 80) -> None:
     data = Path(folder) / "shapes"
     draw_shapes(data, {"train": images, "val": images // 4})
     train(
-        ["--config", "bccd/retinanet", "--data-dir", str(data), "--output", str(Path(folder) / "run")]
-        + ["--train-on", "train", "--test-on", "val", "--min-size", "96", "--max-size", "96"]
-        + ["--pretrained", "--model", "metaformer_pooling_nano", "--epochs", epochs]
-    )
+        [
+            "--config", "bccd/retinanet", "--data-dir", str(data), "--output", str(Path(folder) / "run"),
+            "--train-on", "train", "--test-on", "val", "--min-size", "96", "--max-size", "96",
+            "--model", "metaformer_pooling_nano", "--pretrained", "--epochs", epochs,
+        ]
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

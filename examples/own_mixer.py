@@ -32,10 +32,8 @@ class Depthwise(nn.Module):
 
 def main(folder: str, epochs: str = "15") -> None:
     """Train the mixer in the nano skeleton, load the result and label ten digits."""
-    train(
-        ["--config", "digits/demo", "--output", folder, "--epochs", epochs]
-        + ["--model", "metaformer_pooling_nano", "--model-args", "{mixer: depthwise}"]
-    )
+    options = {"--config": "digits/demo", "--model-args": "{mixer: depthwise}", "--output": folder, "--epochs": epochs}
+    train([word for pair in options.items() for word in pair])
     classifier = metamix.load_classifier(folder)
     digits = load_digits()
     pictures = [Image.fromarray((pixels * 255 / 16).astype("uint8")) for pixels in digits.images[:10]]

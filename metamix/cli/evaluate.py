@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from metamix.utils.files import write_text
 from metamix.utils.system import versions
 from metamix.utils.text import exit_with_message, readable
 
-from .tasks import TASKS, find_task
+from .tasks import TASKS, eval_options, find_task
 
 
 @dataclass
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score what the command line names. Exits with a message where something does not fit."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
-        {name: lambda name=name: find_task(name).EvalOptions for name in TASKS},
+        {name: partial(eval_options, name) for name in TASKS},
         engine=EvalOptions,
         default_task="classification",
         description=__doc__.split("\n\n")[0],
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> None:
     """Score a model, print the result, and write result.json and pictures."""
     with group.local_main_first():
-        task, model, about = find_task(task_name).trained(options)
+        task, model, metadata = find_task(task_name).trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         raise ValueError(
@@ -82,7 +83,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             )
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model.to(group.device, memory_format=layout)
+    model.to(group.device, memory_format=layout)  # type: ignore[call-overload]
     if group.is_main:
         for note in task.notes:
             print(readable(f"note: {note}"))
@@ -105,8 +106,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             | {
                 "split": settings.split,
                 "checkpoint": options.checkpoint,
-                "weights": about.get("weights"),
-                "trained_img_size": about.get("img_size"),
+                "weights": metadata.get("weights"),
+                "trained_img_size": metadata.get("img_size"),
                 "by_class": task.metric.by_class(states),
                 "img_per_s": round(count / seconds, 1),
                 "versions": versions(),

@@ -22,6 +22,16 @@ def find_task(name: str) -> TaskClass:
     return getattr(task_module(name, "task"), TASKS[name])
 
 
+def train_options(name: str) -> type:
+    """Return the dataclass of a task's options in `metamix train`."""
+    return find_task(name).Options
+
+
+def eval_options(name: str) -> type:
+    """Return the dataclass of a task's options in `metamix eval`."""
+    return find_task(name).EvalOptions
+
+
 def task_module(name: str, part: str) -> ModuleType:
     """Import a part of a task, such as "predict".
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
@@ -26,14 +27,14 @@ from metamix.training.signals import Stopped
 from metamix.training.train import train
 from metamix.utils.text import exit_with_message, readable
 
-from .tasks import TASKS, find_task
+from .tasks import TASKS, find_task, train_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what the command line asks for. Exits with a message where something does not fit."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
-        {name: lambda name=name: find_task(name).Options for name in TASKS},
+        {name: partial(train_options, name) for name in TASKS},
         default_task="classification",
         description=__doc__.split("\n\n")[0],
     )
