@@ -423,3 +423,14 @@ def test_tracing_warns_of_other_sizes(mixer):
     with pytest.warns(UserWarning, match="holds for the example's image size only"):
         traced = torch.jit.trace(create_mixer(name, DIM, size=SIZE, **options).eval(), images(16, 12))
     assert traced(images(16, 12)).shape == (2, DIM, 16, 12)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tensorboard_draws_the_graph(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="raft").eval()
+    with SummaryWriter(tmp_path) as writer, pytest.warns(UserWarning, match="holds for the example's image size only"):
+        writer.add_graph(model, torch.randn(1, 3, 16, 16))
+    assert next(tmp_path.iterdir()).stat().st_size > 1000

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from formulas import area, assert_equal, bilinear, gelu, layer_norm, linear, random_map, random_mixer, resize
+from torch.utils.flop_counter import FlopCounterMode
 
 SIZE = (5, 4)
 
@@ -80,3 +81,12 @@ def test_resampled_token_weights_keep_their_directions():
     for grown in (*maps, adapted["token_mlp.fc2.bias"].reshape(9, 12)):
         assert_equal(grown, grown[:, :1].expand(9, 12))
         assert (grown.diff(dim=0) > 0).all()
+
+
+def test_multiply_adds_are_counted():
+    """FlopCounterMode sees functional convolutions too, unlike counters that hook modules."""
+    mixer, (h, w), (gh, gw) = random_mixer("nin", 6, (8, 8), grid=(5, 4), token_dim=7, channel_dim=9), (8, 8), (5, 4)
+    with FlopCounterMode(display=False) as counter:
+        mixer(random_map(1, 6, h, w))
+    value, tokens, channels = 6 * 6 * h * w, 2 * 7 * gh * gw * 6, 2 * 6 * 9 * gh * gw
+    assert counter.get_total_flops() == 2 * (value + tokens + channels)

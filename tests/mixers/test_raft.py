@@ -2,6 +2,7 @@ import pytest
 import torch
 from formulas import assert_equal, bicubic, bilinear, gelu, layer_norm, random_map, random_mixer, resize
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from metamix.mixers import create_mixer
 
@@ -117,6 +118,14 @@ def test_response_to_a_constant_raft_at_a_multiple_of_the_length():
     nn.init.zeros_(mlp.norm.weight)  # the norm then gives its bias everywhere, so rafts are constant along the column
     small, large = mlp(random_map(1, 8, 5, 3)), mlp(random_map(1, 8, 15, 3))
     assert_equal(large, resize(small, (15, 3), bilinear))
+
+
+def test_multiply_adds_are_counted():
+    """FlopCounterMode sees functional convolutions too, unlike counters that hook modules."""
+    mixer, (b, c, h, w), r, e = random_mixer("raft", 8, SIZE, raft_size=4, expansion=2), (3, 8, *SIZE), 4, 2
+    with FlopCounterMode(display=False) as counter:
+        mixer(random_map(b, c, h, w))
+    assert counter.get_total_flops() == 2 * (2 * e * r * (h + w)) * (b * c * h * w)
 
 
 def test_errors():
