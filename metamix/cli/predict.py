@@ -1,4 +1,4 @@
-"""`metamix predict`: label images, or find objects in them, with the model of a run folder or a weight file."""
+"""`metamix predict`: label or restore images, or find objects in them, with the model of a run or a weight file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from metamix.utils.text import exit_with_message
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
 
-The checkpoint decides what is predicted: labels with probabilities (classification) or boxes (detection).
-For all options: metamix predict --task classification --help, or metamix predict --task detection --help
+The checkpoint decides what is predicted: labels with probabilities (classification), boxes (detection) or restored
+images (restoration). For all options: metamix predict --task NAME --help, with the name of one of these tasks.
 --import MODULE makes mixers and models of your own known first."""
 
 

@@ -14,6 +14,7 @@ from metamix.utils.text import nearest
 TASKS = {  # the package under metamix: the class in its task.py
     "classification": "Classification",
     "detection": "Detection",
+    "restoration": "Restoration",
 }
 
 

@@ -48,11 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     """Train every model that the recipe names, one after the other, and compare them if there are several."""
+    check = getattr(find_task(recipe.task), "check_model", check_backbone)
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
     for model in models:  # a mistake in the last name shows before the first model is trained
-        check_model(model)
-        if recipe.options.pretrained:
-            check_published(model)
+        check(model, recipe.options.pretrained)
     for i, model in enumerate(models):
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
@@ -70,6 +69,13 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             raise SystemExit(exit_code)
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(readable(compare_runs(folders)))
+
+
+def check_backbone(name: str, pretrained: bool) -> None:
+    """Check that timm knows a model and, if `pretrained`, weights of it; a task may have its own check."""
+    check_model(name)
+    if pretrained:
+        check_published(name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,410 @@
+"""Images and pairs of images for restoration: files, crops and batches.
+
+    DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
+    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val
+    DIR/input/a.png, DIR/target/a.png              pairs
+    DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
+
+Names of pairs are matched without their endings. A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)},
+float32 with values from 0 to 1 (noise goes beyond), "index": (n,) int64 and "name": a list. A batch to score holds
+lists of images of different sizes. Its degradation depends on the image's number alone, so every run is scored on the
+same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metamix.data import CorruptImage, read_image_file
+from metamix.data.counter_rng import stratified_choice
+from metamix.data.files import list_files
+from metamix.data.formats.base import is_image, natural_order
+from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.sources import decode, first_readable
+from metamix.training.task import Batch
+from metamix.utils.checksums import digest
+from metamix.utils.text import nearest
+
+from .colour import to_y
+from .degradations import Chain, parse_degradations
+from .inference import enlarge
+from .options import ImageOptions, RestorationOptions
+
+TEST_FOLDERS = ("test", "val")
+GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says: size in pixels (height, width) of the upright image, and colour."""
+
+    size: tuple[int, int]
+    grey: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clean image and, of a pair, the degraded one; `name` is the clean one's path inside its folder."""
+
+    name: str
+    target: Path
+    input: Path | None
+    header: Header
+
+
+class RestorationData:
+    """Find the images, check them, and make their loaders.
+
+    Args:
+        options: of training, or of evaluation with the degradation and channels of training filled in.
+        seed: of the run: of crops and training degradations.
+        train: whether there is to be a training split.
+
+    Attributes:
+        name: name of the data set.
+        scale: size of the clean images over that of the degraded ones.
+        enlarge: factor by which degraded crops are enlarged for the model; the task sets it once it knows the model.
+        in_chans: channels of the images, 1 or 3.
+        identity: values that must be the same when a run is resumed.
+        notes: what the user should know.
+
+    Raises:
+        ValueError: images without a partner, of sizes that do not fit, smaller than the crop, or of other channels.
+        FileNotFoundError: a folder is missing or empty.
+    """
+
+    def __init__(self, options: RestorationOptions, *, train: bool = True):
+        self.options, self.notes, self.enlarge = options, list[str](), 1
+        self.chain = parse_degradations(options.degradation)
+        self.paired = not options.degradation
+        parts = self._find(train)
+        everything = [sample for samples in parts.values() for sample in samples]
+        self.name = Path(options.data_dir or options.test_dir).resolve().name
+        self.channels = self._choose_channels(everything)
+        self.in_chans = 3 if self.channels == "rgb" else 1
+        self.scale = self._pair_scale(everything) if self.paired else self.chain.scale
+        if train and options.crop > 1:
+            self._check_crops(parts["train"])
+        self.parts = {split: Samples(samples, self.channels, self.scale) for split, samples in parts.items()}
+        self.identity: dict[str, Any] = {
+            "samples": {split: len(samples) for split, samples in parts.items()},
+            "digest": {
+                split: digest((sample.name, sample.target.stat().st_size) for sample in samples)
+                for split, samples in parts.items()
+            },
+        }
+
+    def _find(self, train: bool) -> dict[str, list[Sample]]:
+        """Find the samples of each split by the layout of the folders."""
+        options, root = self.options, Path(self.options.data_dir)
+        train_root = root / "train" if options.data_dir and (root / "train").is_dir() else root
+        test_root = Path(options.test_dir) if options.test_dir else None
+        if test_root is None:
+            test_root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+        parts: dict[str, list[Sample]] = {}
+        if train and not options.data_dir:
+            raise ValueError("no images to train on are given: --data-dir FOLDER")
+        if train or test_root is None:
+            parts["train"] = self._read_folder(train_root)
+        if test_root is not None:
+            parts["test"] = self._read_folder(test_root)
+            return parts if train else {"test": parts["test"]}
+        samples = parts["train"]
+        if len(samples) < 2:
+            raise ValueError(f"{train_root} has one image, and one more is needed to score: give --test-dir FOLDER")
+        count = min(max(1, round(options.test_share * len(samples))), len(samples) - 1)
+        held = stratified_choice(torch.zeros(len(samples), dtype=torch.int64), count, seed=0).tolist()
+        self.notes.append(
+            f"{count} of {len(samples)} images are scored and not trained on (--test-dir FOLDER for others)"
+        )
+        parts = {
+            "train": [sample for sample, out in zip(samples, held) if not out],
+            "test": [sample for sample, out in zip(samples, held) if out],
+        }
+        return parts if train else {"test": parts["test"]}
+
+    def _read_folder(self, root: Path) -> list[Sample]:
+        if self.paired:
+            return find_pairs(root, self.options)
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {root}")
+        clean = root / self.options.target_folder if (root / self.options.target_folder).is_dir() else root
+        return [Sample(name, path, None, read_header(path)) for name, path in list_images(clean).items()]
+
+    def _choose_channels(self, samples: Sequence[Sample]) -> str:
+        """Return rgb, grey or y; ValueError where grey was asked for and an image has colours."""
+        asked = self.options.channels
+        coloured = next((sample for sample in samples if not sample.header.grey), None)
+        if asked == "grey" and coloured:
+            raise ValueError(
+                f"channels is grey, but {coloured.target} is in colour: give --channels rgb, or y for its luminance"
+            )
+        return asked if asked != "auto" else "rgb" if coloured else "grey"
+
+    def _pair_scale(self, samples: Sequence[Sample]) -> int:
+        """Return how many times larger targets are than inputs: whole, and the same for all pairs.
+
+        Targets may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
+        """
+        first: int | None = None
+        for sample in samples:
+            assert sample.input is not None
+            (h, w), (th, tw) = read_header(sample.input).size, sample.header.size
+            scale = max(th // h, 1)
+            if (h * scale, w * scale) != (th - th % scale, tw - tw % scale):
+                raise ValueError(
+                    f"{sample.input} has {h} x {w} pixels and {sample.target} {th} x {tw}; the target of a pair must "
+                    f"have the input's size, or a whole number of times that size"
+                )
+            if first not in (None, scale):
+                raise ValueError(
+                    f"{sample.target} is {scale} times as large as its input, but other pairs have a scale of {first}; "
+                    f"keep pairs of one scale"
+                )
+            first = scale
+        return first or 1
+
+    def _check_crops(self, samples: Sequence[Sample]) -> None:
+        crop = self.options.crop
+        if crop % self.scale:
+            raise ValueError(
+                f"crop is {crop}, which the scale of {self.scale} does not divide; "
+                f"take {crop - crop % self.scale or self.scale}"
+            )
+        for sample in samples:
+            h, w = (side - side % self.scale for side in sample.header.size)
+            if min(h, w) < crop:
+                raise ValueError(
+                    f"{sample.target} has {h} x {w} pixels, less than the crop of {crop}: give a smaller --crop, or "
+                    f"take the image out"
+                )
+
+    def all_samples(self) -> list[Sample]:
+        """Return the samples of all splits."""
+        return [sample for samples in self.parts.values() for sample in samples.samples]
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
+        """Make the loader of random crops; an epoch has `crops` of each image."""
+        options, samples = self.options, self.parts["train"]
+        order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
+        transform = TrainCrop(options.crop, options.flip, options.rotate, self.chain, self.scale, self.enlarge)
+        return self._loader(samples, order, transform, seed, collate_crops)
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
+        """Make the loader of the test images, whole, one by one."""
+        samples = self.parts["test"]
+        order = EvalOrder(len(samples), 1, rank, world_size)
+        return {"test": self._loader(samples, order, WholeImage(self.chain), 0, collate_images)}
+
+    def _loader(self, samples: Samples, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
+        loader = StreamLoader(samples, self.options, order, transform, seed, mark_replaced=True, collate=collate)
+        loader.corrupt.command = f"metamix verify {self.options.data_dir or self.options.test_dir} --task restoration"
+        return loader
+
+    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+        """Return the batch: the worker processes have done everything."""
+        return batch
+
+
+Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
+
+
+class Samples:
+    """The images of a split, as `StreamLoader` reads them. Numbers beyond the last image begin again with the first."""
+
+    def __init__(self, samples: Sequence[Sample], channels: str, scale: int):
+        self.samples, self.channels, self.scale = samples, channels, scale
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read_or_next(self, index: int) -> tuple[Pair, None, Broken]:
+        """Read an image; see `first_readable` for what replaces one that cannot be read."""
+        pair, broken = first_readable(len(self), index % len(self), self.read, self.path)
+        return pair, None, broken
+
+    def path(self, index: int) -> str:
+        return str(self.samples[index].target)
+
+    def read(self, index: int) -> Pair:
+        """Read the clean image, cut to a multiple of the scale, and the degraded one of a pair: (C, H, W) each."""
+        sample = self.samples[index]
+        target = read_tensor(sample.target, self.channels)
+        h, w = (side - side % self.scale for side in target.shape[-2:])
+        degraded = None if sample.input is None else read_tensor(sample.input, self.channels)
+        return sample.name, target[:, :h, :w], degraded
+
+
+class TrainCrop:
+    """Cut, degrade, flip and turn at random; the loader seeds torch's generator for each sample.
+
+    A crop is degraded with the pixels around it that the degradation reaches for, where the image has them.
+    """
+
+    def __init__(self, crop: int, flip: bool, rotate: bool, chain: Chain, scale: int, enlarge: int):
+        self.crop, self.flip, self.rotate = crop, flip, rotate
+        self.chain, self.scale, self.enlarge = chain, scale, enlarge
+
+    def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
+        name, target, degraded = pair
+        crop, scale, rng = self.crop, self.scale, torch.default_generator
+        top, left = (scale * self.randint((side - crop) // scale + 1) for side in target.shape[-2:])
+        reach = self.chain.reach + (3 * scale if self.enlarge > 1 else 0)
+        rows, columns = (
+            slice(max(0, start - reach), min(side, start + crop + reach))
+            for start, side in zip((top, left), target.shape[-2:])
+        )
+        if degraded is None:
+            degraded = self.chain(target[:, rows, columns], rng)
+        else:
+            degraded = degraded[:, shrink(rows, scale), shrink(columns, scale)]
+        degraded = enlarge(degraded, self.enlarge)
+        ratio = scale // self.enlarge
+        y, x, side = (top - rows.start) // ratio, (left - columns.start) // ratio, crop // ratio
+        images = [degraded[:, y : y + side, x : x + side], target[:, top : top + crop, left : left + crop]]
+        if self.flip:
+            dims = [dim for dim in (-2, -1) if self.randint(2)]
+            images = [image.flip(dims) for image in images]
+        if self.rotate:
+            turns = self.randint(4)
+            images = [image.rot90(turns, (-2, -1)) for image in images]
+        return name, images[0], images[1]
+
+    @staticmethod
+    def randint(high: int) -> int:
+        return int(torch.randint(high, (), generator=torch.default_generator))
+
+
+class WholeImage:
+    """Degrade a whole image to score; the loader seeds torch's generator with the image's number."""
+
+    def __init__(self, chain: Chain):
+        self.chain = chain
+
+    def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
+        name, target, degraded = pair
+        return name, self.chain(target, torch.default_generator) if degraded is None else degraded, target
+
+
+def shrink(part: slice, scale: int) -> slice:
+    return slice(part.start // scale, part.stop // scale)
+
+
+def collate_images(samples: list[Any]) -> Batch:
+    """Make a batch of samples with lists of images; "failure" alone where no image could be read."""
+    for sample in samples:
+        if isinstance(sample, CorruptImage):
+            return {"failure": str(sample)}
+    read, _, indices, broken = zip(*samples)
+    names, images, targets = (list(column) for column in zip(*read))
+    return {
+        "image": images,
+        "target": targets,
+        "index": torch.tensor(indices),
+        "name": names,
+        "broken": [pair for pairs in broken for pair in pairs],
+    }
+
+
+def collate_crops(samples: list[Any]) -> Batch:
+    """Make a batch of samples with tensors of crops."""
+    batch = collate_images(samples)
+    stacked = {key: torch.stack(batch[key]) for key in ("image", "target") if key in batch}
+    return batch | stacked
+
+
+def read_tensor(path: Path, channels: str) -> Tensor:
+    """Read an image file as (C, H, W) float32 with values from 0 to 1.
+
+    Args:
+        channels: "rgb", "grey", or "y" for the luminance in studio range.
+
+    Raises:
+        CorruptImage: the file cannot be read.
+    """
+    image = decode(partial(read_image_file, path), path, "L" if channels == "grey" else "RGB")
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    if channels == "grey":
+        return pixels[None]
+    pixels = pixels.permute(2, 0, 1).contiguous()
+    return to_y(pixels) if channels == "y" else pixels
+
+
+def read_header(path: Path) -> Header:
+    """Read size and colour of an image file without decoding it.
+
+    Raises:
+        ValueError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode the PNG to look for it
+            turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
+            return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)
+    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
+        raise ValueError(f"{path} cannot be read as an image ({error}): repair it or take it out") from None
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """List the images below a folder by their relative paths, in natural order.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    names = sorted(filter(is_image, list_files(folder)), key=natural_order)
+    if not names:
+        raise FileNotFoundError(f"there is no image in {folder}; expected files such as .png and .jpg")
+    return {name: folder / name for name in names}
+
+
+def find_pairs(root: Path, options: ImageOptions) -> list[Sample]:
+    """Match the degraded and the clean images of a folder by their names without endings.
+
+    Raises:
+        ValueError: an image has no partner, or two have one name.
+        FileNotFoundError: there are no pairs.
+    """
+    places = [root / options.input_folder, root / options.target_folder]
+    if missing := [str(place) for place in places if not place.is_dir()]:
+        found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        raise FileNotFoundError(
+            f"there is no folder {missing[0]}{nearest(Path(missing[0]).name, found)} Pairs need {places[0]} and "
+            f"{places[1]}; for clean images that are to be degraded, give --degradation, such as noise:25"
+        )
+    inputs, targets = (_by_stem(list_images(place)) for place in places)
+    samples, partners = [], set()
+    for stem, target in targets.items():
+        folder, _, name = stem.rpartition("/")
+        partner = f"{folder}/" * bool(folder) + options.input_name.format(name=name)
+        if partner not in inputs:
+            raise ValueError(
+                f"{target} has no partner {partner} in {places[0]}{nearest(partner, inputs)} "
+                f"The name is made with --input-name {options.input_name!r}"
+            )
+        partners.add(partner)
+        samples.append(Sample(stem, target, inputs[partner], read_header(target)))
+    if alone := [path for stem, path in inputs.items() if stem not in partners]:
+        raise ValueError(f"{alone[0]} has no partner in {places[1]}; {len(alone)} of {len(inputs)} images have none")
+    return samples
+
+
+def _by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
+    stems: dict[str, Path] = {}
+    for name, path in images.items():
+        stem = name.rpartition(".")[0]
+        if stem in stems:
+            raise ValueError(f"{path} and {stems[stem]} have one name without their endings: rename one of them")
+        stems[stem] = path
+    return stems

@@ -1,0 +1,139 @@
+"""Image models for restoration: built for the data, and trained ones from files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metamix.models.image_models import create_image_model, read_image_weights
+from metamix.models.metadata import ModelMetadata
+from metamix.models.weights import find_weights
+
+from .degradations import parse_degradations
+
+CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
+
+
+@dataclass(frozen=True)
+class RestorationSpec:
+    """What a weight file says beside its model: how images go into it.
+
+    Attributes:
+        channels: rgb, grey or y.
+        enlarge: factor of the bicubic enlargement before the model.
+        degradation: of the training images; empty for pairs, or where it is not known.
+    """
+
+    channels: str
+    enlarge: int
+    degradation: str
+
+    @classmethod
+    def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
+        """Check the entries of a file, which may come from a stranger.
+
+        Raises:
+            ValueError: an entry is missing or out of range.
+        """
+        channels, enlarge, degradation = (metadata.extra.get(key) for key in ("channels", "enlarge", "degradation"))
+        if channels not in CHANNELS:
+            raise ValueError(f"{source}: channels in the metadata is {channels!r}; accepted is {', '.join(CHANNELS)}")
+        if type(enlarge) is not int or not 1 <= enlarge <= 16:
+            raise ValueError(f"{source}: enlarge in the metadata is {enlarge!r}; accepted is a whole number up to 16")
+        if not isinstance(degradation, str) or len(degradation) > 1000:
+            raise ValueError(f"{source}: degradation in the metadata is {degradation!r:.80}; accepted is a text")
+        parse_degradations(degradation)
+        return cls(channels, enlarge, degradation)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A restoration model in evaluation mode, and how images go into it."""
+
+    name: str
+    model: nn.Module
+    spec: RestorationSpec
+    metadata: ModelMetadata
+
+
+def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale: int) -> tuple[dict[str, Any], int]:
+    """Choose the arguments of an image model for images of `in_chans` channels that are to grow by `scale`.
+
+    A model that keeps the size of images gets them enlarged.
+
+    Returns:
+        The arguments, and the factor by which images are enlarged before the model.
+
+    Raises:
+        ValueError: the name or an argument is unknown, or the model takes other channels or has another scale.
+    """
+    with torch.device("meta"):  # no weights: only its attributes are asked for
+        model: Any = create_image_model(name, **model_args)
+        accepted = inspect.signature(type(model).__init__).parameters
+        arguments = dict(model_args)
+        arguments |= {"in_chans": in_chans} if "in_chans" in accepted else {}
+        arguments |= {"scale": scale} if "scale" in accepted and "scale" not in arguments else {}
+        model = create_image_model(name, **arguments)
+    if model.in_chans != in_chans:
+        advice = "--channels y or grey" if model.in_chans == 1 else "--channels rgb"
+        raise ValueError(
+            f"{name} takes images of {model.in_chans} channels, and the data have {in_chans}: give {advice}"
+        )
+    if model.scale not in (1, scale):
+        raise ValueError(
+            f"{name} enlarges images {model.scale} times, and the targets are {scale} times as large as the inputs: "
+            f"give --degradation downscale:{model.scale}, pairs of that scale, or another model"
+        )
+    return arguments, scale // model.scale
+
+
+def load_trained(
+    checkpoint: str | Path | None,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+        checkpoint: a run folder of `metamix train --task restoration`, a weight file, or a file of the authors.
+        model: name of the model, for a file that does not say it, or with `pretrained`.
+        model_args: arguments of the model beyond those of the file.
+        pretrained: take the model's published weights.
+
+    Raises:
+        ValueError: there are no weights, or they are of another model or task.
+        FileNotFoundError: there is no such file.
+    """
+    arguments = dict(model_args or {})
+    if not checkpoint:
+        if not (pretrained and model):
+            raise ValueError(
+                "there are no weights: give --checkpoint FILE, or --model NAME --pretrained for published ones"
+            )
+        net = create_image_model(model, pretrained=True, **arguments)
+        metadata = ModelMetadata(task="restoration", model=model, model_args=arguments)
+    else:
+        path = find_weights(checkpoint)
+        metadata = read_image_weights(path)[1]
+        if metadata.task not in (None, "restoration"):
+            raise ValueError(f"{checkpoint} holds weights of {metadata.task}, not of an image model")
+        name = model or metadata.model
+        if name is None:
+            raise ValueError(f"{checkpoint} does not say which model it holds the weights of; give --model NAME")
+        net = create_image_model(name, checkpoint=path, **arguments)
+        model = name
+    if "channels" in metadata.extra:
+        spec = RestorationSpec.from_metadata(metadata, checkpoint)
+    else:
+        spec = RestorationSpec("rgb" if net.in_chans == 3 else "y", 1, "")
+    if CHANNELS[spec.channels] != net.in_chans:
+        raise ValueError(f"{checkpoint}: the model takes {net.in_chans} channels, but channels is {spec.channels!r}")
+    return TrainedModel(model, net.eval(), spec, metadata)

@@ -1,0 +1,127 @@
+"""Losses of restoration, and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
+
+    charbonnier   mean of sqrt((x - y)^2 + 1e-6)
+    l1            mean of |x - y|
+    mse           mean of (x - y)^2
+    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR, mean over images
+    ssim          1 - SSIM, mean over images
+    fft           mean of |Re(FFT x - FFT y)| and |Im(FFT x - FFT y)|, with the orthonormal FFT of each channel
+
+Where a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
+The target of a smaller scale is the target, shrunk as MAXIM shrinks its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metamix.models.maxim import shrink_image
+from metamix.training.task import Batch
+from metamix.utils.text import nearest
+
+from .metrics import WINDOW, ssim
+
+
+def charbonnier_loss(x: Tensor, y: Tensor) -> Tensor:
+    return ((x - y).square() + 1e-6).sqrt().mean()
+
+
+def l1_loss(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).abs().mean()
+
+
+def mse_loss(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).square().mean()
+
+
+def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
+    return 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean()
+
+
+def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
+    return 1 - ssim(x, y).mean()
+
+
+def fft_loss(x: Tensor, y: Tensor) -> Tensor:
+    return torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "charbonnier": charbonnier_loss,
+    "l1": l1_loss,
+    "mse": mse_loss,
+    "psnr": psnr_loss,
+    "ssim": ssim_loss,
+    "fft": fft_loss,
+}
+
+
+def parse_loss(text: str) -> dict[str, float]:
+    """Read a weighted sum such as "charbonnier+0.1*fft" into weights by name.
+
+    Raises:
+        ValueError: an unknown or repeated name, or a weight that is not a number above 0.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        first, star, second = term.strip().partition("*")
+        name = (second if star else first).strip()
+        if name not in LOSSES:
+            raise ValueError(f"there is no loss {name!r}{nearest(name, LOSSES)} Losses: {', '.join(LOSSES)}.")
+        if name in weights:
+            raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
+        try:
+            weights[name] = float(first) if star else 1.0
+        except ValueError:
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
+            raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
+    return weights
+
+
+class RestorationLoss:
+    """Sum losses with weights, over all images that the model returns.
+
+    Args:
+        text: the weighted sum, see `parse_loss`.
+        crop: side of the target crops in pixels.
+
+    Raises:
+        ValueError: the sum cannot be read, or the crops are too small for SSIM.
+    """
+
+    def __init__(self, text: str, crop: int):
+        self.weights = parse_loss(text)
+        if "ssim" in self.weights and crop < WINDOW:
+            raise ValueError(
+                f"loss has ssim, whose window has {WINDOW} pixels, and crop is {crop}; give a larger --crop"
+            )
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss, and log each term, unweighted, of the last image; all in float32."""
+        outputs, target = model(batch["image"]), batch["target"]
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        with torch.autocast(target.device.type, enabled=False):
+            terms = [self.terms(output.float(), shrink_to(target, output)) for output in outputs]
+        total = sum(self.weights[name] * value for term in terms for name, value in term.items())
+        return total, {f"{name}_loss": value for name, value in terms[-1].items()}  # type: ignore[return-value]
+
+    def terms(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compute each term of one image. SSIM is left out at scales that are smaller than its window."""
+        small = min(output.shape[-2:]) < WINDOW
+        return {name: LOSSES[name](output, target) for name in self.weights if not (small and name == "ssim")}
+
+
+def shrink_to(target: Tensor, output: Tensor) -> Tensor:
+    """Shrink targets to the size of outputs.
+
+    Raises:
+        ValueError: the target is not a whole number of times as large.
+    """
+    (h, w), (th, tw) = output.shape[-2:], target.shape[-2:]
+    if th % h or tw % w or th // h != tw // w:
+        raise ValueError(f"the model returns images of {h} x {w} for targets of {th} x {tw}: its scale does not fit")
+    return shrink_image(target, th // h)

@@ -1,0 +1,111 @@
+"""Options of restoration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from metamix.models.options import BackboneOptions
+from metamix.utils.options import option
+
+from .degradations import parse_degradations
+from .losses import parse_loss
+
+_data = partial(option, group="data")
+_model = partial(option, group="model")
+_crops = partial(option, group="augmentation")
+_score = partial(option, group="scoring", on_resume="say")
+
+
+@dataclass
+class ImageOptions:
+    """Where the images are, and how they are scored. The same for `metamix train` and `metamix eval`."""
+
+    data = "images"  # not an option; the loader's messages name it
+
+    data_dir: str = _data("", "folder of the images, or one with train/ and test/; see --degradation", on_resume="free")
+    test_dir: str = _data(
+        "",
+        "folder of the images to score; empty: test/ or val/ in data_dir, or a share of the images",
+        on_resume="free",
+    )
+    input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
+    target_folder: str = _data("target", "pairs: folder of the clean images")
+    input_name: str = _data("{name}", "pairs: name of the degraded image of the clean image {name}, such as '{name}x2'")
+    workers: int = _data(2, "processes that read and degrade images; 0: the main process does it", on_resume="free")
+    corrupt_limit: float = _data(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
+
+    score_channel: Literal["auto", "rgb", "y", "grey"] = _score(
+        "auto", "channels that PSNR and SSIM compare; auto: y (BT.601, 16 to 235) for super-resolution, else rgb"
+    )
+    score_border: int | Literal["auto"] = _score(
+        "auto", "pixels at each side that are not compared; auto: the scale for super-resolution, else 0"
+    )
+    score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
+    tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
+    overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels")
+
+    def __post_init__(self) -> None:
+        if not self.data_dir and not self.test_dir:
+            raise ValueError("no images are given: --data-dir FOLDER")
+        if "{name}" not in self.input_name:
+            raise ValueError(f"input_name is {self.input_name!r}, but it must hold {{name}}, such as '{{name}}x2'")
+        if not 0 <= self.corrupt_limit <= 1:
+            raise ValueError(f"corrupt_limit is {self.corrupt_limit}, but it must be between 0 and 1")
+        border = 0 if self.score_border == "auto" else self.score_border
+        for name, least, given in (("workers", 0, self.workers), ("score_border", 0, border)):
+            if given < least:
+                raise ValueError(f"{name} is {given}, but it must be at least {least}")
+        if self.tile < 0 or (self.tile and not 0 <= self.overlap < self.tile):
+            raise ValueError(f"tile is {self.tile} and overlap {self.overlap}: give 0 <= overlap < tile, or tile 0")
+
+
+@dataclass
+class RestorationOptions(BackboneOptions, ImageOptions):
+    """Options of `metamix train` for restoration."""
+
+    model: str = _model("maxim_nano", "image model; several names, a,b,c, are trained one after the other and compared")
+    degradation: str = _data(
+        "",
+        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; empty: pairs of images. "
+        "Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
+    )
+    channels: Literal["auto", "rgb", "grey", "y"] = _data(
+        "auto", "rgb, grey, y (luminance of BT.601); auto: grey if all images are, else rgb"
+    )
+    test_share: float = _data(0.1, "share of the images that is scored where there is no test folder")
+    crop: int = _crops(64, "side of the random crops of the clean images, in pixels")
+    crops: int = _crops(1, "crops of each image in an epoch")
+    flip: bool = _crops(True, "flip at random, horizontally and vertically")
+    rotate: bool = _crops(True, "turn by 90 degrees at random")
+    loss: str = option(
+        "charbonnier",
+        "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft",
+        group="loss",
+        on_resume="say",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_backbone({"in_chans": "--channels"})
+        parse_degradations(self.degradation)
+        parse_loss(self.loss)
+        for name in ("crop", "crops"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share is {self.test_share}, but it must be above 0 and below 1")
+
+
+@dataclass
+class RestorationEvalOptions(ImageOptions):
+    """Options of `metamix eval`. Those without a value are as in training."""
+
+    checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
+    model: str | None = _model(None, "image model, for weights that do not name it")
+    model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML", group="model")
+    pretrained: bool = _model(False, "evaluate the model's published weights")
+    degradation: str | None = _data(None, "how clean images are degraded; none: as in training; '': pairs of images")
+    channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
+    test_share: float | None = _data(None, "share of the images that is scored; none: as in training")

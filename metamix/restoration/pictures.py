@@ -1,0 +1,85 @@
+"""Pictures of restoration: a contact sheet of input, output, target and error, and the scores of each image."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from metamix.training.task import State
+from metamix.utils.figures import plain, save_figure
+from metamix.utils.files import write_text
+
+from .metrics import SHOWN, Measure, all_rows
+
+COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
+ZOOM = 64  # pixels of the side of the zoomed crop
+
+
+class RestorationPictures:
+    """Shows the states of `RestorationMetric`."""
+
+    def __init__(self, measure: Measure, in_chans: int):
+        self.measure, self.in_chans = measure, in_chans
+
+    def draw(self, states: list[State], folder: Path) -> list[Path]:
+        """Draw the contact sheet and write a CSV with a row for each image; return the files."""
+        sheet, table = (Path(folder) / f"test_{name}" for name in ("images.png", "scores.csv"))
+        rows = all_rows(states)
+        scores = {row["index"]: row for row in rows}
+        shown = sorted((item for state in states for item in state["shown"]), key=lambda item: item[0])[:SHOWN]
+        draw_sheet(sheet, [(_title(scores[index]), pictures) for index, _, pictures in shown])
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([row["image"], *(f"{row[name]:.4f}" for name in COLUMNS[1:])] for row in rows)
+        write_text(table, text.getvalue())
+        return [sheet, table]
+
+    def report(self, states: list[State]) -> str:
+        """Say what the scores compare, and how many images could not be read."""
+        unreadable = sum(state["unreadable"] for state in states)
+        lines = [f"scores: {self.measure.describe(self.in_chans)}; input_ are those of the images before restoration"]
+        return "\n".join(lines + [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable))
+
+
+def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
+    """Draw input, output, target, the error and zoomed crops of images.
+
+    The error is the mean over channels of |output - target|, on a scale from 0 to 32 of 255. The zoomed crops are the
+    middle of the input and of the output.
+
+    Args:
+        rows: title, and input, output and target as (C, H, W) uint8.
+    """
+    figure = Figure(figsize=(15, 2.9 * max(1, len(rows))), layout="constrained")
+    titles = ("input", "output", "target", "error, 0 to 32", "input, zoomed", "output, zoomed")
+    grid = figure.subplots(max(1, len(rows)), len(titles), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for (title, (before, restored, target)), line in zip(rows, grid):
+        error = (restored.float() - target.float()).abs().mean(0)
+        for axes, picture in zip(line, (before, restored, target, None, zoom(before), zoom(restored))):
+            if picture is None:
+                axes.imshow(error.numpy(), cmap="magma", vmin=0, vmax=32)
+            else:
+                axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+        line[0].set_title(plain(title), fontsize="small", loc="left")
+        for axes, name in zip(line[1:], titles[1:]):
+            axes.set_title(name, fontsize="small")
+    save_figure(path, figure)
+
+
+def zoom(image: Tensor) -> Tensor:
+    """Cut the middle of an image (C, H, W)."""
+    (h, w), side = image.shape[-2:], ZOOM
+    top, left = max(0, (h - side) // 2), max(0, (w - side) // 2)
+    return image[:, top : top + side, left : left + side]
+
+
+def _title(row: dict) -> str:
+    return f"{row['image']}: {row['input_psnr']:.2f} to {row['psnr']:.2f} dB"

@@ -1,0 +1,193 @@
+"""Restore images that have no ground truth.
+
+    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN --output restored
+    metamix predict --task restoration photos --model maxim_s3.sidd --pretrained
+
+A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
+that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. Alpha channels and colour profiles are kept.
+Values are rounded, not truncated. Images of 16 bits are read and written with 8. A model for the luminance restores Y
+of a colour image; Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and left out;
+the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metamix.data import CorruptImage, read_image_file
+from metamix.data.find import find_images
+from metamix.data.sources import decode
+from metamix.training.processes import ProcessGroup
+from metamix.utils.files import atomic_write
+from metamix.utils.text import exit_with_message, readable
+
+from .colour import to_rgb, to_ycbcr
+from .data import GREY_MODES
+from .inference import Restorer, enlarge
+from .load import load_trained
+from .resize import to_8_bits
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}
+
+
+class DoesNotFit(ValueError):
+    """An image that the model, or the format to write, cannot take."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `metamix predict` for restoration.
+
+    Returns:
+        1 if an image was left out, else 0.
+    """
+    options = make_parser().parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        if options.tile < 0 or (options.tile and not 0 <= options.overlap < options.tile):
+            raise ValueError(
+                f"tile is {options.tile} and overlap {options.overlap}: give 0 <= overlap < tile, or tile 0"
+            )
+        suffix = None if options.format == "keep" else f".{options.format}"
+        files = name_outputs(options.places, options.output, suffix)
+        found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
+        device = ProcessGroup.start(options.device).device
+        model = found.model.to(device)
+        restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble)
+        left_out = 0
+        for path, output in tqdm(files.items(), unit="img", leave=False, disable=None):
+            try:
+                restored = restore_file(model, path, found.spec.channels, restorer)
+                save_image(restored, output)
+            except (CorruptImage, DoesNotFit) as error:
+                print(readable(f"left out: {error}"), file=sys.stderr)
+                left_out += 1
+        print(readable(f"written: {len(files) - left_out:,} images to {options.output}"))
+    return 1 if left_out else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="metamix predict", description="Restore images.", allow_abbrev=False)
+    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--checkpoint", help="run folder or weight file")
+    parser.add_argument("--model", help="image model, for weights that do not name it")
+    parser.add_argument("--pretrained", action="store_true", help="the model's published weights")
+    parser.add_argument("--output", type=Path, default=Path("restored"), help="folder (default: restored)")
+    parser.add_argument(
+        "--tile", type=int, default=512, help="side of the tiles in pixels; 0: whole images at once (default: 512)"
+    )
+    parser.add_argument("--overlap", type=int, default=32, help="least overlap of tiles in pixels (default: 32)")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="average over eight orientations; takes eight times as long"
+    )
+    parser.add_argument(
+        "--format", choices=["keep", "png", "jpg", "webp", "tif"], default="keep", help="to write (default: keep)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    return parser
+
+
+def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None) -> dict[Path, Path]:
+    """Return the file that each image is written to.
+
+    Images of an earlier run, where `output` lies in one of the folders, are left out.
+
+    Args:
+        suffix: ending of all files; None for that of the image where it can be written, else .png.
+
+    Raises:
+        FileNotFoundError: an image is missing, or a folder holds none.
+        ValueError: two images would be written to one file, or an image would be overwritten.
+    """
+    files: dict[Path, Path] = {}
+    for place in places:
+        root = place if place.is_dir() else place.parent
+        earlier = output.resolve() if output.resolve() != root.resolve() else None
+        for path in find_images([place], without=earlier):
+            ending = suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
+            files[path] = (output / path.relative_to(root)).with_suffix(ending)
+    sources: dict[Path, Path] = {}
+    for path, file in files.items():
+        if file in sources:
+            raise ValueError(f"{path} and {sources[file]} would both be written to {file}: give each its own --output")
+        sources[file] = path
+    images = {path.resolve() for path in files}
+    if taken := next((file for file in sources if file.resolve() in images), None):
+        raise ValueError(f"{taken} is an image and would be overwritten: give another --output")
+    return files
+
+
+def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer) -> Image.Image:
+    """Read and restore an image file.
+
+    Args:
+        model: an image model in evaluation mode, on any device.
+        channels: that the model takes: rgb, grey or y.
+        restorer: how the model is applied.
+
+    Returns:
+        The image, of mode L, LA, RGB or RGBA as the file is, with the file's colour profile in `info`.
+
+    Raises:
+        CorruptImage: the file cannot be read.
+        DoesNotFit: it is in colour, and the model takes grey images.
+    """
+    opened: list[Image.Image] = []
+
+    def open_image() -> Image.Image:
+        opened.append(read_image_file(path))
+        return opened[0]
+
+    pixels = np.array(decode(open_image, path, "RGBA"))
+    grey = opened[0].mode in GREY_MODES
+    has_alpha = "A" in opened[0].getbands() or "transparency" in opened[0].info
+    values = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    image, alpha = values[:3], values[3:]
+    if channels == "grey":
+        if not grey:
+            raise DoesNotFit(f"{path} is in colour, and the model was trained on grey images")
+        image = image[:1]
+    restored = restore_colours(model, image, channels, restorer)
+    if grey:
+        restored = restored.mean(0, keepdim=True)
+    if has_alpha:
+        restored = torch.cat([restored, enlarge(alpha, restored.shape[-1] // alpha.shape[-1])])
+    array = to_8_bits(restored).mul(255).round().byte().permute(1, 2, 0).numpy()
+    result = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    if profile := opened[0].info.get("icc_profile"):
+        result.info["icc_profile"] = profile
+    return result
+
+
+def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
+    """Restore an image (C, H, W) on the CPU; of an image in colour, the luminance alone where channels is y."""
+    device = next(model.parameters()).device
+    if channels != "y":
+        return restorer(model, image[None].to(device))[0].float().cpu()
+    ycbcr = to_ycbcr(image)
+    y = restorer(model, ycbcr[None, :1].to(device))[0].float().cpu()
+    return to_rgb(torch.cat([y, enlarge(ycbcr[1:], y.shape[-1] // ycbcr.shape[-1])]))
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the format that the path's ending names.
+
+    Raises:
+        DoesNotFit: the image has an alpha channel, which JPEG cannot hold.
+    """
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "JPEG" and "A" in image.getbands():
+        raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = image.info.get("icc_profile")
+    with atomic_write(path) as file:
+        image.save(file, kind, **SAVING[kind], **({"icc_profile": profile} if profile else {}))

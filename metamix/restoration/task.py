@@ -1,0 +1,179 @@
+"""The restoration task: image models on pairs of images, or on clean images that are degraded on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from metamix.models import count_macs
+from metamix.models.image_models import create_image_model, list_image_models
+from metamix.models.metadata import ModelMetadata
+from metamix.models.weights import find_weights
+
+from .data import RestorationData
+from .inference import Restorer
+from .load import RestorationSpec, fit_arguments, load_trained
+from .losses import RestorationLoss
+from .metrics import Measure, RestorationMetric
+from .options import ImageOptions, RestorationEvalOptions, RestorationOptions
+from .pictures import RestorationPictures
+
+
+class Restoration:
+    """Assemble data, model, loss, metric and pictures of restoration; see `metamix.training.task.Task`.
+
+    Args:
+        options: of training.
+        seed: of the run; the loaders take it from the engine.
+        trained: metadata of the weights to evaluate; no training split is opened then.
+
+    Raises:
+        ValueError: the options do not fit together, or the model does not fit the data.
+    """
+
+    Options, EvalOptions = RestorationOptions, RestorationEvalOptions
+    one_shape = False  # images to score differ in size
+
+    def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
+        self.options = options
+        self.data = RestorationData(options, train=trained is None)
+        self.title = f"{self.data.name}-{options.model}"
+        self.model = RestorationModel(options, self.data)
+        self.data.enlarge = self.model.enlarge
+        self.measure = choose_measure(options, self.data)
+        restorer = Restorer(self.model.enlarge, options.tile, options.overlap)
+        self.loss = RestorationLoss(options.loss, options.crop)
+        self.metric = RestorationMetric(self.measure, restorer)
+        self.pictures = RestorationPictures(self.measure, self.data.in_chans)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how data and model were made, and what the scores compare."""
+        return [*self.data.notes, *self.model.notes, self.measure.describe(self.data.in_chans)]
+
+    @staticmethod
+    def check_model(name: str, pretrained: bool) -> None:
+        """Check a model's name before any model is trained.
+
+        Raises:
+            ValueError: there is no image model of that name, or no weights are published for it.
+        """
+        check_image_model(name, pretrained)
+
+    @classmethod
+    def trained(cls, options: RestorationEvalOptions) -> tuple[Restoration, nn.Module, dict[str, Any]]:
+        """Make the task, the model and the metadata of its weights, for evaluation.
+
+        Channels and degradation are those of training where `options` do not give them.
+
+        Raises:
+            ValueError: there are no weights, or they do not fit the options or the data.
+        """
+        found = load_trained(
+            options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
+        )
+        metadata, spec = found.metadata, found.spec
+        values = {f.name: getattr(options, f.name) for f in fields(ImageOptions)}
+        values |= {"model": found.name, "model_args": metadata.model_args | options.model_args}
+        values |= {"channels": spec.channels, "degradation": spec.degradation}
+        share = metadata.extra.get("test_share")
+        values |= {"test_share": share} if isinstance(share, float) else {}
+        given = {name: getattr(options, name) for name in ("channels", "degradation", "test_share")}
+        values |= {name: value for name, value in given.items() if value is not None}
+        task = cls(RestorationOptions(**values), trained=metadata)
+        if options.pretrained:
+            task.model.notes.append(f"published weights {found.name}")
+        return task, found.model, metadata.to_dict()
+
+
+class RestorationModel:
+    """Build and describe the image model.
+
+    Attributes:
+        enlarge: factor by which images are enlarged before the model.
+        notes: where the weights come from, and how images go in.
+
+    Raises:
+        ValueError: the model does not fit the data or the crops.
+    """
+
+    frozen_helpers: tuple[nn.Module, ...] = ()
+
+    def __init__(self, options: RestorationOptions, data: RestorationData):
+        self.options, self.data, self.notes = options, data, list[str]()
+        self.arguments, self.enlarge = fit_arguments(options.model, options.model_args, data.in_chans, data.scale)
+        if self.enlarge > 1:
+            self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
+
+    @property
+    def crop(self) -> int:
+        """Side of the training crops that the model takes, in pixels."""
+        return self.options.crop * self.enlarge // self.data.scale
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build the model, with published weights or those of a checkpoint if they are asked for.
+
+        Raises:
+            ValueError: the weights do not fit, or the crops are no multiples of what the model takes.
+        """
+        options = self.options
+        weights: dict[str, Any] = {}
+        if metadata is None and options.checkpoint:
+            weights = {"checkpoint": find_weights(options.checkpoint)}
+            self.notes.append(f"weights from {options.checkpoint}")
+        elif metadata is None and options.pretrained:
+            weights = {"pretrained": True}
+            self.notes.append(f"published weights of {options.model}")
+        model = create_image_model(options.model, **self.arguments, **weights)
+        if any(self.crop % side for side in model.multiple):
+            h, w = (side * self.data.scale // self.enlarge for side in model.multiple)
+            raise ValueError(
+                f"crop is {options.crop}, but {options.model} trains on multiples of {h} x {w} pixels: "
+                f"give such a --crop"
+            )
+        return model
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Describe the model for the summary and for the metadata of its weights."""
+        options, data = self.options, self.data
+        arguments = {name: value for name, value in self.arguments.items() if name != "in_chans"}
+        spec = RestorationSpec(data.channels, self.enlarge, options.degradation)
+        return {
+            "task": "restoration",
+            "model": options.model,
+            "model_args": arguments,
+            "in_chans": data.in_chans,
+            **vars(spec),
+            "scale": data.scale,
+            "data": data.name,
+            "test_share": options.test_share,
+            "measured": choose_measure(options, data).describe(data.in_chans),
+            **data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (data.in_chans, self.crop, self.crop)),
+        }
+
+
+def choose_measure(options: ImageOptions, data: RestorationData) -> Measure:
+    """Fill in what the scores compare: the field's defaults for super-resolution, and for everything else."""
+    enlarges = data.scale > 1
+    channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
+    border = (data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border
+    return Measure(channel, border, options.score_rounding)
+
+
+def check_image_model(name: str, pretrained: bool) -> None:
+    """Check that an image model is registered and, if `pretrained`, that weights are published for it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    base, _, tag = name.partition(".")
+    with torch.device("meta"):
+        create_image_model(name)
+    if pretrained and not tag and not list_image_models(base, pretrained=True):
+        raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")

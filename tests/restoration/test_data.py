@@ -1,0 +1,132 @@
+"""Pairs, crops and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
+from metamix.restoration.degradations import parse_degradations
+from metamix.restoration.options import RestorationOptions
+from metamix.restoration.verify import main as verify
+
+
+def data(**options):
+    return RestorationData(
+        RestorationOptions(
+            **{"workers": 0, "crop": 16} | {k: str(v) if k.endswith("dir") else v for k, v in options.items()}
+        )
+    )
+
+
+def batches(found, epoch=0, rank=0, world=1, seed=0):
+    return list(found.train_loader(2, rank, world, seed).epoch(epoch))
+
+
+def test_batches_depend_on_seed_and_epoch_alone(clean):
+    options = {"data_dir": clean(), "degradation": "noise:25", "crops": 3}
+    first, again = batches(data(**options)), batches(data(**options))
+    assert len(first) == 5 * 3 // 2
+    for a, b in zip(first, again):
+        assert a["image"].shape == a["target"].shape == (2, 3, 16, 16)
+        assert torch.equal(a["image"], b["image"]) and torch.equal(a["target"], b["target"]) and a["name"] == b["name"]
+    assert not torch.equal(first[0]["image"], batches(data(**options), epoch=1)[0]["image"])
+    assert not torch.equal(first[0]["image"], batches(data(**options), seed=1)[0]["image"])
+    halves = [batches(data(**options), rank=rank, world=2) for rank in (0, 1)]
+    for whole, left, right in zip(first, *halves):
+        assert torch.equal(whole["image"], torch.cat([left["image"], right["image"]]))
+
+
+def test_crops_of_an_image_differ(clean):
+    found = data(data_dir=clean(count=2), degradation="noise:0", crops=8, test_share=0.5)
+    crops = torch.cat([batch["target"] for batch in batches(found)])
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) > 4
+
+
+def test_crops_of_pairs_lie_in_the_same_place():
+    target = torch.rand(3, 24, 32)
+    pair = "a", target, target[:, ::2, ::2]  # the image at half the size
+    for seed in range(8):
+        torch.manual_seed(seed)
+        _, image, crop = TrainCrop(8, False, False, parse_degradations(""), 2, 1)(pair)
+        assert torch.equal(image, crop[:, ::2, ::2])
+        torch.manual_seed(seed)
+        _, turned_image, turned = TrainCrop(8, True, True, parse_degradations(""), 1, 1)(("a", target, 1 - target))
+        assert torch.equal(turned_image, 1 - turned) and turned.shape == (3, 8, 8)
+
+
+def test_pairs_of_a_scale_and_names(tmp_path, image):
+    for i, size in enumerate([(41, 50), (44, 48)]):  # targets have up to scale - 1 pixels more
+        for folder, name, shape in ("hr", f"{i}", size), ("lr", f"{i}x2", (size[0] // 2, size[1] // 2)):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            image(shape).save(tmp_path / "set" / folder / f"{name}.png")
+    found = data(data_dir=tmp_path / "set", target_folder="hr", input_folder="lr", input_name="{name}x2")
+    assert found.scale == 2
+    batch = next(iter(found.eval_loaders(1, 0, 1)["test"]))
+    (image,), (target,) = batch["image"], batch["target"]
+    assert target.shape == (3, 2 * image.shape[1], 2 * image.shape[2])
+
+
+def test_scored_images_do_not_depend_on_the_run(clean):
+    options = {"data_dir": clean(), "degradation": "noise:25", "test_share": 0.5}
+    first, again = ([batch["image"][0] for batch in data(**options).eval_loaders(4, 0, 1)["test"]] for _ in range(2))
+    assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_channels(clean):
+    grey, colour = clean("grey", mode="L"), clean("colour")
+    assert data(data_dir=grey, degradation="noise:1").in_chans == 1
+    assert data(data_dir=colour, degradation="noise:1").channels == "rgb"
+    assert data(data_dir=grey, degradation="noise:1", channels="rgb").in_chans == 3
+    y = read_tensor(colour / "0.png", "y")
+    red, green, blue = np.moveaxis(np.array(Image.open(colour / "0.png")).astype(float), -1, 0)
+    assert y.shape == (1, 48, 40)
+    assert np.allclose(255 * y[0].numpy(), 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255, atol=1e-3)
+
+
+def test_a_changed_data_set_is_another_identity(clean, image):
+    photos = clean()
+    before = data(data_dir=photos, degradation="noise:1").identity
+    image((40, 48)).save(photos / "7.png")
+    after = data(data_dir=photos, degradation="noise:1").identity
+    assert before["samples"] == {"train": 5, "test": 1} and before["digest"] != after["digest"]
+
+
+def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
+    root = pairs()
+    (root / "train" / "input" / "2.png").rename(root / "train" / "input" / "two.png")
+    with pytest.raises(ValueError, match="target/2.png has no partner 2 in .*train/input"):
+        data(data_dir=root)
+    (root / "train" / "input" / "two.png").rename(root / "train" / "input" / "2.png")
+    image((40, 48)).save(root / "test" / "input" / "9.png")
+    with pytest.raises(ValueError, match="input/9.png has no partner in .*test/target; 1 of 3 images have none"):
+        data(data_dir=root)
+    (root / "test" / "input" / "9.png").unlink()
+    image((39, 48)).save(root / "train" / "input" / "0.png")
+    with pytest.raises(
+        ValueError, match="0.png has 48 x 39 pixels and .*0.png 48 x 40; the target of a pair must have"
+    ):
+        data(data_dir=root)
+    image((20, 24)).save(root / "train" / "input" / "0.png")
+    with pytest.raises(ValueError, match="a scale of 2|2 times as large|other pairs have a scale"):
+        data(data_dir=root)
+
+
+def test_broken_images(clean, break_image):
+    photos = clean()
+    (photos / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="1.png cannot be read as an image"):
+        data(data_dir=photos, degradation="noise:1")
+
+
+def test_verify(pairs, clean, break_image, capsys):
+    root = pairs()
+    assert verify([str(root)]) == 0 and "all 6 pairs can be read" in capsys.readouterr().out
+    break_image(root / "train" / "target" / "1.png")
+    assert verify([str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "target/1.png: " in said and "1 images of 6 pairs cannot be read" in said
+    (root / "test" / "input" / "0.png").unlink()
+    assert verify([str(root)]) == 1 and "target/0.png has no partner" in capsys.readouterr().out
+    assert verify([str(clean()), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out

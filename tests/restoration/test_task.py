@@ -1,0 +1,179 @@
+"""Training, resuming, scoring and restoring from the command line, with a model that takes milliseconds."""
+
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import assert_same_run
+
+import metamix.cli.evaluate
+import metamix.cli.main
+import metamix.cli.train
+from metamix.restoration.metrics import Measure
+from metamix.restoration.predict import main as predict
+from metamix.training.engine import Engine
+
+TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
+WORDS = ["--task", "restoration", "--device", "cpu", "--workers", 0, "--batch-size", 2, "--amp", "none"]
+WORDS += ["--warmup-epochs", 0, "--epochs", 1, "--crop", 16]
+MAXIM = ["--model", "maxim_nano", "--model-args", TINY]
+WAVEMIX = ["--model", "wavemixsr_144_4", "--model-args", "{dim: 8, depth: 1}"]
+
+
+def train(*words):
+    metamix.cli.train.main(list(map(str, [*WORDS, *words])))
+
+
+def evaluate(*words):
+    metamix.cli.evaluate.main(
+        list(map(str, ["--task", "restoration", "--device", "cpu", "--workers", 0, "--amp", "none", *words]))
+    )
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_eval_and_predict(clean, tmp_path, capsys):
+    photos, run, out = clean(), tmp_path / "run", tmp_path / "out"
+    train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--loss", "charbonnier+0.1*fft", "--output", run)
+    said = capsys.readouterr().out
+    assert "photos: 5 train, 1 test" in said and "1 of 6 images are scored and not trained on" in said
+    assert "on RGB, border 0, clipped and rounded to 8 bits" in said
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["scores"] == ["psnr", "ssim", "input_psnr", "input_ssim"]
+    assert summary["input_psnr"] == pytest.approx(20.2, abs=0.5)  # sigma 25, some of it clipped
+
+    evaluate("--checkpoint", run, "--data-dir", photos, "--output", out)
+    said = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
+    assert "scores: PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
+    rows = read_csv(out / "test_scores.csv")
+    assert len(rows) == 1 and float(rows[0]["psnr"]) == pytest.approx(result["psnr"], abs=1e-3)
+    assert Image.open(out / "test_images.png").size[0] > 500
+
+    with pytest.raises(SystemExit) as end:
+        words = ["predict", photos, "--checkpoint", run, "--output", tmp_path / "new", "--device", "cpu"]
+        metamix.cli.main.main(list(map(str, words)))
+    assert end.value.code == 0 and sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        f"{i}.png" for i in range(6)
+    ]
+
+
+def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
+    photos, run = clean(size=(70, 60)), tmp_path / "run"
+    train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
+    results = []
+    for tile in (0, 32):
+        evaluate(
+            "--checkpoint", run, "--data-dir", photos, "--output", tmp_path / f"{tile}", "--tile", tile, "--overlap", 8
+        )
+        results.append(json.loads((tmp_path / f"{tile}" / "result.json").read_text()))
+    whole, tiles = results
+    assert tiles["psnr"] != whole["psnr"] and tiles["psnr"] == pytest.approx(whole["psnr"], abs=1)
+
+
+def test_an_interrupted_run_ends_as_one_in_a_piece(clean, tmp_path, monkeypatch):
+    words = [*MAXIM, "--data-dir", clean(), "--degradation", "blur:0-2,noise:0-50", "--crops", 2, "--epochs", 2]
+    train(*words, "--output", tmp_path / "whole")
+    step = Engine.train_step
+
+    def stop_in_the_middle(engine, batch):
+        step(engine, batch)
+        if engine.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Engine, "train_step", stop_in_the_middle)
+        train(*words, "--output", tmp_path / "parts")
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    train(*words, "--output", tmp_path / "parts", "--workers", 1)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_pairs(pairs, tmp_path, capsys):
+    root, run = pairs(), tmp_path / "run"
+    train(*MAXIM, "--data-dir", root, "--output", run)
+    assert "pairs: 4 train, 2 test" in capsys.readouterr().out
+    rows = read_csv(run / "test_scores.csv")
+    clean, dark = (
+        torch.from_numpy(np.array(Image.open(root / "test" / kind / "0.png"))).permute(2, 0, 1) / 255
+        for kind in ("target", "input")
+    )
+    assert rows[0]["image"] == "0"
+    assert float(rows[0]["input_psnr"]) == pytest.approx(Measure().score(dark, clean)[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("model", [MAXIM, WAVEMIX], ids=["enlarged before", "enlarges"])
+def test_super_resolution_of_the_luminance(model, clean, tmp_path, capsys):
+    photos, run = clean(size=(42, 45)), tmp_path / "run"
+    words = ["--degradation", "downscale:2", "--channels", "y", "--output", run]
+    train(*model, "--data-dir", photos, *words)
+    said = capsys.readouterr().out
+    assert ("images are enlarged 2 times (bicubic) before maxim_nano" in said) == (model is MAXIM)
+    assert "border 2" in said
+    small = tmp_path / "small.png"
+    Image.open(photos / "0.png").convert("RGBA").save(small)
+    assert predict(list(map(str, [small, "--checkpoint", run, "--output", tmp_path / "new", "--device", "cpu"]))) == 0
+    restored = Image.open(tmp_path / "new" / "small.png")
+    assert restored.size == (84, 90) and restored.mode == "RGBA" and restored.getextrema()[3] == (255, 255)
+
+
+def test_two_models_are_compared(clean, tmp_path, capsys):
+    words = ["--data-dir", clean(mode="L"), "--degradation", "downscale:2", "--output", tmp_path / "runs"]
+    train(
+        "--model",
+        "maxim_nano,wavemixsr_144_4",
+        "--crop",
+        64,
+        *words,
+        "--dry-run",
+        "--data-dir",
+        clean("big", size=(64, 64)),
+        "--channels",
+        "y",
+    )
+    said = capsys.readouterr().out
+    assert "maxim_nano: " in said and "wavemixsr_144_4: " in said
+
+
+MISTAKES = [
+    (["--model", "maxim_nan"], "no image model 'maxim_nan'; did you mean 'maxim_nano'"),
+    (["--degradation", "nois:25"], "no degradation 'nois'; did you mean 'noise'"),
+    (["--loss", "ssin"], "no loss 'ssin'; did you mean 'ssim'"),
+    (["--loss", "0*l1"], "the weight of l1 must be a number above 0"),
+    (["--crop", 64], "48 x 40 pixels, less than the crop of 64: give a smaller --crop, or take the image out"),
+    (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give such a --crop"),
+    (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
+    (
+        ["--degradation", ""],
+        "Pairs need .*input and .*target; for clean images .* give --degradation, such as noise:25",
+    ),
+    (["--degradation", "downscale:3"], "crop is 16, which the scale of 3 does not divide; take 15"),
+    (["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"], "enlarges images 2 times, and the targets are 1"),
+    (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channels, and the data have 3"),
+    (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "'feature' is no argument of maxim_nano; did you mean"),
+    (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
+    (["--test-dir", "nowhere"], "there is no folder nowhere"),
+    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
+]
+
+
+@pytest.mark.parametrize("words, message", MISTAKES)
+def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
+    given = [*MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--output", tmp_path / "run", *words]
+    with pytest.raises(SystemExit, match=message):
+        train(*given)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_published_weights_are_named_in_words(clean):
+    with pytest.raises(SystemExit, match="No weights are published for maxim_nano"):
+        train("--model", "maxim_nano", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")
