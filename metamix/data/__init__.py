@@ -1,4 +1,4 @@
-"""Data sets of labelled images: opening, decoding, caching, batching and augmenting them."""
+"""Open, decode, cache, batch and augment data sets of labelled images."""
 
 from .augment import Augment, Normalize
 from .files import CorruptImage, read_image_file

@@ -1,9 +1,10 @@
-"""Augmentation of a batch of images, on the device that holds them.
+"""Augment batches of images on the device that holds them.
 
-What happens to a sample depends on (seed, epoch, index), and on neither the batch nor the device. The parameters of
-mixing depend on (seed, epoch, step), the same on every process. Sample i of the global batch is mixed with its
-neighbour: 0 with 1, 2 with 3, and so on. Samples are in random order, so neighbours are as good as any other pairs, and
-with an even number of samples per process no pair is split over two processes.
+The augmentation of a sample depends on (seed, epoch, index) alone, not on the batch or the device. The parameters of
+mixing depend on (seed, epoch, step) and are the same on every process.
+
+Each sample of the global batch is mixed with its neighbour: 0 with 1, 2 with 3, and so on. The order is random, so
+these pairs are random too. An even number of samples per process keeps each pair on one process.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from .options import DataOptions
 
 Batch = dict[str, Any]
 
-# Purposes of a sample's random numbers. Each has its own, so switching one option on changes no other.
+# Purposes of a sample's random numbers. Each has its own stream, so one option does not change the draws of another.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
 
 
 class Normalize:
     """Normalise a batch for evaluation.
 
-    Called with a batch, returns it with "image" as float32, (x / 255 - mean) / std, channels_last, and "target", the
-    labels.
+    `normalize(batch)` returns the batch with "image" as (x / 255 - mean) / std, (n, C, H, W) float32, channels_last,
+    and with "target", the labels.
 
     Args:
-        mean, std: per channel, of values 0 to 1.
+        mean, std: per channel, for pixel values from 0 to 1.
     """
 
     def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -55,15 +56,15 @@ class Normalize:
 class Augment:
     """Augment and normalise a batch of `train_loader`.
 
-    Called with (batch, epoch, step), returns the batch with "image" (n, C, H, W) float32, channels_last, and "target":
-    the labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The rank and the
-    number of processes change nothing.
+    `augment(batch, epoch, step)` returns the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
+    labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result does not depend
+    on the rank or the number of processes.
 
-    Images are cropped, flipped and put through `auto_augment`, unless the batch has "cropped": then they were streamed,
-    and the workers did so. Normalisation, cutout, erasing and mixing follow.
+    Images are cropped, flipped and put through `auto_augment`. Streamed images skip these steps: the batch has
+    "cropped", since the workers have done them. Normalisation, cutout, erasing and mixing follow.
 
     Args:
-        mean, std: per channel, of values 0 to 1.
+        mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
 
     Raises:
@@ -134,45 +135,52 @@ def cutout(image: Tensor, side: int, key: Tensor) -> Tensor:
 def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
     """Fill a rectangle of some images with Gaussian noise.
 
-    It covers 2 % to a third of the area, with sides of at most 10 : 3 (Zhong et al., "Random erasing data
-    augmentation", AAAI 2020, with timm's ranges).
+    The rectangle covers 2 % to a third of the area, and its sides are in a ratio of at most 10 : 3 (Zhong et al.,
+    "Random erasing data augmentation", AAAI 2020, with timm's ranges).
     """
     chosen = (uniform(hash64(key, ERASE)) < probability).nonzero()[:, 0]
     key, part = key[chosen], image[chosen]
     height, width = image.shape[1:3]
     area = (0.02 + (1 / 3 - 0.02) * uniform(hash64(key, ERASE_AREA))) * height * width
     ratio = torch.exp((2 * uniform(hash64(key, ERASE_RATIO)) - 1) * math.log(10 / 3))
-    tall = (area * ratio).sqrt().round().long().clamp(1, height)
-    wide = (area / ratio).sqrt().round().long().clamp(1, width)
-    top = randint(hash64(key, ERASE_TOP), height - tall + 1)
-    left = randint(hash64(key, ERASE_LEFT), width - wide + 1)
+    box_height = (area * ratio).sqrt().round().long().clamp(1, height)
+    box_width = (area / ratio).sqrt().round().long().clamp(1, width)
+    top = randint(hash64(key, ERASE_TOP), height - box_height + 1)
+    left = randint(hash64(key, ERASE_LEFT), width - box_width + 1)
 
     counter = torch.arange(image[0].numel(), device=image.device).view(image.shape[1:])
     noise = normal(hash64(hash64(key, NOISE)[:, None, None, None], counter))
     result = image.clone()
-    result[chosen] = torch.where(box(top, left, tall, wide, part) > 0, noise, part)
+    result[chosen] = torch.where(box(top, left, box_height, box_width, part) > 0, noise, part)
     return result
 
 
-def box(top: Tensor, left: Tensor, tall: int | Tensor, wide: int | Tensor, image: Tensor) -> Tensor:
-    """Make masks in the shape of `image`, (n, H, W, C) float32: 1 in rectangles of (n,) corners and sides, else 0."""
+def box(top: Tensor, left: Tensor, box_height: int | Tensor, box_width: int | Tensor, image: Tensor) -> Tensor:
+    """Make masks in the shape of `image`, (n, H, W, C) float32: 1 inside a rectangle, 0 outside.
+
+    Args:
+        top, left: corners of the rectangles in pixels, (n,) int64.
+        box_height, box_width: their sides in pixels, one number or (n,) int64.
+        image: (n, H, W, C).
+    """
     _, height, width, channels = image.shape
     y = torch.arange(height, device=image.device) - top[:, None]
     x = torch.arange(width, device=image.device).repeat_interleave(channels) - left[:, None]
-    tall, wide = (torch.as_tensor(side, device=image.device).view(-1, 1) for side in (tall, wide))
-    rows, columns = ((y >= 0) & (y < tall)).float(), ((x >= 0) & (x < wide)).float()
+    box_height, box_width = (torch.as_tensor(n, device=image.device).view(-1, 1) for n in (box_height, box_width))
+    rows, columns = ((y >= 0) & (y < box_height)).float(), ((x >= 0) & (x < box_width)).float()
     return (rows[:, :, None] * columns[:, None, :]).view(image.shape)
 
 
 def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability: float) -> tuple[Tensor, Tensor]:
-    """Mix each sample with its neighbour, all by one share: mixup (Zhang et al., ICLR 2018) or cutmix (Yun et al.,
-    ICCV 2019).
+    """Mix each sample with its neighbour, by mixup or cutmix.
+
+    Mixup is by Zhang et al. (ICLR 2018), cutmix by Yun et al. (ICCV 2019). All samples are mixed in the same ratio.
 
     Args:
         image: (n, H, W, C), n even.
         target: (n, classes).
-        mixup, cutmix: alpha of each; 0 for none. With both, a batch takes one of them at random.
-        probability: of mixing the batch at all.
+        mixup, cutmix: alpha of each; 0 turns it off. If both are on, one of them is chosen at random.
+        probability: probability that the batch is mixed.
     """
     if np.random.rand() >= probability:
         return image, target
@@ -189,5 +197,5 @@ def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability:
 
 
 def neighbour(x: Tensor) -> Tensor:
-    """Exchange rows 0 and 1, 2 and 3, ... of (n, ...)."""
+    """Swap rows 0 and 1, 2 and 3, and so on: (n, ...) -> (n, ...)."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

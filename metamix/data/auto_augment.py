@@ -6,8 +6,8 @@
                             Gaussian noise of deviation mstd (Cubuk et al., "RandAugment", 2020, timm's "inc1")
 
 Samples that drew the same operation go through it together. Images are (k, H, W, C) uint8. Geometric operations take
-the nearest pixel, and black beyond the border. Arithmetic is on integers or element by element, so a result does not
-depend on the rest of the batch. Streamed images go through timm's and torchvision's implementations (`pil_transform`).
+the nearest pixel, and black outside the image. Arithmetic is on integers or element-wise, so a result does not depend
+on the rest of the batch. Streamed images go through timm's and torchvision's implementations (`pil_transform`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TRIVIAL: Ranges = {
 
 
 def rand_ranges(size: int) -> Ranges:
-    """Ranges of RandAugment's operations for images of `size` pixels."""
+    """Return the ranges of RandAugment's operations for images of `size` pixels."""
     return {
         "auto_contrast": (0, 0, False),
         "equalize": (0, 0, False),
@@ -72,7 +72,7 @@ def parse(text: str) -> str | tuple[int, int, float] | None:
     """Parse the option `auto_augment`.
 
     Returns:
-        None for "none", "trivial", or RandAugment's (magnitude, number of operations, deviation).
+        None for "none", "trivial" for "trivial", and (magnitude, number of operations, deviation) for RandAugment.
 
     Raises:
         ValueError: the text is none of these.
@@ -90,7 +90,7 @@ def parse(text: str) -> str | tuple[int, int, float] | None:
 
 
 def pil_transform(text: str, size: int, mean: tuple[float, ...]) -> Callable[[Image.Image], Image.Image] | None:
-    """Make the policy for single PIL images, for worker processes; None for "none"."""
+    """Make the policy for single PIL images in worker processes. Return None for "none"."""
     policy = parse(text)
     if policy is None:
         return None
@@ -114,7 +114,7 @@ def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class AutoAugment:
-    """The policy for a batch.
+    """Apply the policy of the option `auto_augment` to batches.
 
     Args:
         text: the option `auto_augment`, other than "none".
@@ -148,7 +148,7 @@ class AutoAugment:
         value = low[which] + (high - low)[which] * strength
         value = value * (1 - 2 * signed[which] * randint(sign, 2))
         if not self.trivial:
-            which = torch.where(uniform(skip) < 0.5, which, len(self.operations))  # sorted last and left as it is
+            which = torch.where(uniform(skip) < 0.5, which, len(self.operations))  # skipped images sort last
 
         order = which.argsort(stable=True)
         counts = which.bincount(minlength=len(self.operations) + 1).tolist()
@@ -181,7 +181,7 @@ def affine(matrix: Callable[[Tensor, int, int], tuple[Any, ...]]) -> Operation:
 
 
 def rotation(degrees: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
-    """The affine map of a rotation around the centre."""
+    """Return the affine map of a rotation around the centre."""
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     x, y = width / 2, height / 2
     return cos, sin, x - x * cos - y * sin, -sin, cos, y + x * sin - y * cos
@@ -198,7 +198,7 @@ def enhance(reference: Callable[[Tensor], Tensor]) -> Operation:
 
 
 def gray(image: Tensor) -> Tensor:
-    """Luma (k, H, W, 1) float32, in whole numbers, rounded as in Pillow."""
+    """Compute luma (k, H, W, 1) float32, in whole numbers, rounded as in Pillow."""
     if image.shape[-1] == 1:
         return image.float()
     red, green, blue = image.int().split(1, dim=-1)
@@ -206,14 +206,14 @@ def gray(image: Tensor) -> Tensor:
 
 
 def mean_gray(image: Tensor) -> Tensor:
-    """Mean luma of each image (k, 1, 1, 1) float32, in whole numbers."""
+    """Compute the mean luma of each image (k, 1, 1, 1) float32, in whole numbers."""
     luma = gray(image).long()
     count = luma[0].numel()
     return ((luma.sum((1, 2, 3), keepdim=True) * 2 + count) // (2 * count)).float()
 
 
 def smooth(image: Tensor) -> Tensor:
-    """Mean of 3x3 pixels, the centre weighted by 5, as in Pillow. The border stays as it is."""
+    """Average 3x3 pixels, the centre with weight 5, as Pillow does. The border stays as it is."""
     wide = image.int()
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
@@ -222,7 +222,7 @@ def smooth(image: Tensor) -> Tensor:
 
 
 def channels_first(function: Callable[[Tensor], Tensor]) -> Operation:
-    """Make an operation of torchvision's function for (..., C, H, W), which has no strength."""
+    """Make an operation without a strength from a torchvision function on (..., C, H, W)."""
     return lambda image, value: function(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

@@ -1,9 +1,8 @@
-"""Counter-based random numbers: functions of where they are used and of nothing else.
+"""Counter-based random numbers: hashes of integers (seed, purpose, epoch, index, ...).
 
-Every number is a hash of integers (seed, purpose, epoch, index, ...). A sample therefore looks the same whichever
-process, worker or device prepares it, and a run can be resumed at any step. The hash chains the finaliser of
-SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). int64 tensors wrap
-modulo 2^64 on every device.
+A sample therefore looks the same on every process, worker and device, and a run can be resumed at any step. The hash
+chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+int64 tensors wrap modulo 2^64 on every device.
 """
 
 from __future__ import annotations
@@ -73,9 +72,10 @@ def seeded(*words: int) -> Iterator[None]:
 
 
 def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose `count` of N samples at random, from each class its share (to within one).
+    """Choose `count` of N samples at random, stratified by class.
 
-    Samples are sorted by class, and by hash within a class. Then every (N / count)-th is taken.
+    Samples are sorted by class, and by hash within a class. Then every (N / count)-th is taken, so each class gets its
+    share to within one sample.
 
     Args:
         labels: (N,) int64.

@@ -1,4 +1,4 @@
-"""Reading image files and listing folders that a user may have filled with anything: links, pipes, devices."""
+"""Read image files and list folders, which may hold anything: links, pipes, devices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 
 log = logging.getLogger(__name__)
 
-MAX_FILE_BYTES = 2**28  # 256 MiB; a larger file is no image that anyone trains on
+MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 
 
 class CorruptImage(OSError):
-    """An image that cannot be decoded, or too many of them. The message names the image and the reason."""
+    """One image, or too many images, cannot be decoded. The message names the image and the reason."""
 
 
 def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Image.Image:
@@ -50,8 +50,8 @@ def check_size(size: int, max_bytes: int = MAX_FILE_BYTES) -> None:
 def list_files(root: Path) -> list[str]:
     """List the files below a folder, as paths relative to it.
 
-    Links are followed, but every folder on the disk is visited once, so links that form a cycle end. A folder that is
-    reached without links is visited that way. Hidden files and folders are left out.
+    Links are followed. Every folder on the disk is visited once, so cycles of links end, and paths without links come
+    first. Hidden files and folders are left out.
 
     Raises:
         OSError: a folder cannot be read.

@@ -1,4 +1,4 @@
-"""Find the images that a user's files and folders stand for."""
+"""Find the images in files and folders that a user names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .formats.base import is_image, natural_order
 
 
 def find_images(places: Sequence[Path], without: Path | None = None) -> list[Path]:
-    """List the images that files and folders stand for, each once.
+    """List the images in files and folders, each once.
 
     Args:
-        places: files, taken whatever their name is, and folders, searched at any depth.
-        without: a resolved folder whose content is left out of folders.
+        places: files, with any name, and folders, which are searched at any depth.
+        without: a resolved folder that is skipped inside of folders.
 
     Raises:
         FileNotFoundError: a file is missing, or a folder has no image.

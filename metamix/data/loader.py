@@ -1,11 +1,11 @@
-"""Batches of a source, from memory for small data sets and through worker processes for the others.
+"""Load batches of a source: from memory for small data sets, through worker processes for others.
 
 The samples of a step are a slice of a permutation that depends on (seed, epoch) alone. Rank r of `world` takes the r-th
-part of the slice. The global batch is therefore the same on any number of processes, and an epoch can be entered at any
+part of the slice. The global batch is therefore the same on any number of processes, and an epoch can start at any
 step.
 
 An image that cannot be read is replaced, with its label, by the next readable image of its source (the first follows
-the last). In evaluation the index of such a sample is -1, so that it is left out of the scores.
+the last). In evaluation the index of such a sample is -1, so that scores leave it out.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Broken = list[tuple[str, str]]  # path and reason of images that could not be re
 
 
 class Order(Protocol):
-    """Which samples this rank takes in each step."""
+    """The samples that this rank takes in each step."""
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Return the number of steps in an epoch."""
 
     def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
-        """Indices of the samples of every step from `start` on."""
+        """Return the indices of the samples in every step from `start` on."""
 
 
 class Samples(Protocol):
@@ -58,11 +58,13 @@ class Samples(Protocol):
 def train_loader(
     source: Source, options: DataOptions, *, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
 ) -> MemoryLoader | StreamLoader:
-    """Make the loader of training batches: `len()` steps an epoch, and `epoch(epoch, start=0)`, an iterator.
+    """Make the loader of training batches.
+
+    `len(loader)` is the number of steps in an epoch, and `loader.epoch(epoch, start=0)` yields their batches.
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
-    batch_size / world. Images from memory are as in the data set. Streamed images were cropped, flipped and put through
-    `auto_augment` by the workers, and the batch has "cropped", (n,) bool, true. `Augment` does the rest.
+    batch_size / world. Images from memory are those of the data set. Streamed images are cropped, flipped and put
+    through `auto_augment` by the workers; their batch also has "cropped", (n,) bool, all true. `Augment` does the rest.
 
     Args:
         batch_size: images in the global batch, a multiple of `world`. Images left over at the end of an epoch are
@@ -84,10 +86,10 @@ def train_loader(
 def eval_loader(
     source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world: int = 1
 ) -> MemoryLoader | StreamLoader:
-    """Make the loader of evaluation batches, an iterable: every sample once over all ranks, in order.
+    """Make the loader of evaluation batches, an iterable. Over all ranks it yields every sample once, in order.
 
-    The last batch may be smaller. Batches are those of `train_loader`, but samples that were replaced have the index
-    -1: leave them out of the scores.
+    Batches are like those of `train_loader`, and the last one may be smaller. Replaced samples have the index -1: leave
+    them out of the scores.
     """
     order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
     if in_memory(source, options):
@@ -106,7 +108,7 @@ class TrainOrder:
         return max(1, self.total // self.batch_size)
 
     def permutation(self, rng: torch.Generator) -> Tensor:
-        """The samples of an epoch in random order, (total,) int64."""
+        """Draw the samples of an epoch in random order, (total,) int64."""
         return torch.randperm(self.total, generator=rng)
 
     def epoch(self, epoch: int, start: int) -> list[Tensor]:
@@ -116,9 +118,10 @@ class TrainOrder:
 
 
 class BalancedOrder(TrainOrder):
-    """An order in which all classes come equally often, for data sets with rare classes.
+    """A random order with equally many samples of each class, for data sets with rare classes.
 
-    An epoch has as many samples as the source. Those of rare classes are repeated, those of frequent ones left out.
+    An epoch has as many samples as the source. Samples of rare classes are repeated, and some of frequent ones left
+    out.
 
     Args:
         labels: (total,) int64.
@@ -129,7 +132,7 @@ class BalancedOrder(TrainOrder):
         self.members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
 
     def permutation(self, rng: torch.Generator) -> Tensor:
-        """The samples of an epoch in random order, (total,) int64."""
+        """Draw equally many samples of each class, in random order, (total,) int64."""
         share, rest = divmod(self.total, len(self.members))
         favoured = set(torch.randperm(len(self.members), generator=rng)[:rest].tolist())
         chosen = []
@@ -263,7 +266,7 @@ def survive_first_signal(worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """The batches of one epoch, each sample as (epoch, index): workers outlive epochs and must be told the number."""
+    """The batches of one epoch. A sample is (epoch, index), since workers outlive epochs and need the number."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
@@ -277,7 +280,7 @@ class EpochSampler(Sampler):
 
 
 class TransformedSamples:
-    """The data set that workers read. Random numbers are seeded for each sample alone."""
+    """The data set that workers read. Random numbers are seeded anew for each sample."""
 
     def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, mark_replaced: bool):
         self.samples, self.transform, self.seed, self.mark_replaced = samples, transform, seed, mark_replaced
@@ -338,7 +341,7 @@ def eval_transform(source: Source, options: SourceOptions) -> Transform:
 
 
 class CorruptImages(dict[str, str]):
-    """Images that could not be read: path -> reason. Each is logged once, and too many end the run.
+    """Images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
 
     Args:
         total: images of the source.
@@ -353,7 +356,7 @@ class CorruptImages(dict[str, str]):
             self.command += f" --data-dir {options.data_dir}"
 
     def add(self, path: str, reason: str) -> None:
-        """Count an image.
+        """Add an image that could not be read.
 
         Raises:
             CorruptImage: too many images cannot be read.

@@ -1,4 +1,4 @@
-"""Splits held in memory as one uint8 tensor, so that training never waits for a decoder; image sizes and statistics."""
+"""Decode splits into memory as one uint8 tensor; tell the size and the statistics of images."""
 
 from __future__ import annotations
 
@@ -36,20 +36,23 @@ _decoded: WeakKeyDictionary[ImageSplit, dict[tuple[int, str], Pixels]] = WeakKey
 
 
 def image_size(source: Source, options: SourceOptions) -> int:
-    """Side in pixels of the images that loaders give: `img_size`, else the source's own, else 224."""
+    """Return the side in pixels of the loaders' images: `img_size`, else the source's own, else 224."""
     return options.img_size or source.size or 224
 
 
 def in_memory(source: Source, options: SourceOptions) -> bool:
-    """Whether loaders hold the split in memory. Small images that `img_size` enlarges to large ones are streamed."""
+    """Return whether loaders hold the split in memory.
+
+    Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed.
+    """
     return source.in_memory and (options.memory == "yes" or image_size(source, options) <= SMALL_SIDE)
 
 
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
-    """Mean and standard deviation per channel, of values 0 to 1.
+    """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
-    They are those of the options, else those of the whole split (holdout included) if it is held in memory, else
-    ImageNet's.
+    They are those of the options if given. Otherwise they are computed from the whole split (holdout included) if it is
+    in memory, and are ImageNet's if it is not.
 
     Args:
         source: the training source.
@@ -117,10 +120,10 @@ def _decode(source: Source, size: int, options: SourceOptions) -> Pixels:
 
 
 def mean_std(images: Tensor) -> Statistics:
-    """Mean and standard deviation of each channel of (N, H, W, C) uint8 images, as shares of 255.
+    """Compute mean and standard deviation of each channel of (N, H, W, C) uint8 images, on a scale from 0 to 1.
 
-    They are computed from exact counts of the values. The deviation of a constant channel is given as 1, so that
-    images can be divided by it.
+    They follow from exact counts of the values. A constant channel gets the deviation 1, so that images can be divided
+    by it.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []

@@ -1,4 +1,4 @@
-"""Data sets of labelled images, opened by name.
+"""Open data sets of labelled images by name.
 
     digits              scikit-learn's handwritten digits, embedded: 1,797 images of 8x8 and one channel, enlarged to
                         32x32 (bicubic). 1,437 are for training, 360 for testing
@@ -8,7 +8,7 @@
     hfds/NAME           a Hugging Face data set, or a local folder of one (extra: datasets)
     wds/NAME            WebDataset shards in DIR/NAME
 
-`formats/` opens the images of a split. A `Source` is a part of a split, and what loaders take.
+The modules in `formats/` open splits. A `Source` is a part of a split; loaders read sources.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ T = TypeVar("T")
 class Splits:
     """An open data set.
 
-    `holdout` is None unless asked for, `train` is None where a data set for evaluation has no training split. `size`
-    is the side of the images in pixels, None where sizes differ.
+    `holdout` is None if no share is held out. `train` is None if a data set for evaluation has no training split.
+    `size` is the side of the images in pixels, or None if sizes differ.
     """
 
     train: Source | None
@@ -63,13 +63,13 @@ class Splits:
     size: int | None
 
     def sources(self) -> dict[str, Source]:
-        """The splits that there are, by name: train, holdout, test."""
+        """Return the splits that are not None, by name: train, holdout, test."""
         found = {"train": self.train, "holdout": self.holdout, "test": self.test}
         return {name: source for name, source in found.items() if source is not None}
 
     @cached_property
     def digest(self) -> dict[str, str]:
-        """Digests of the training split (with its holdout) and the test split; see `digest`."""
+        """Digests of the training split (with its holdout) and the test split, see the function `digest`."""
         return {name: digest(source.images) for name, source in self.sources().items() if name != "holdout"}
 
 
@@ -91,11 +91,11 @@ def open_data(
         holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class and depends on
             `seed` alone, which is not the seed of a run: runs of different seeds are tuned on the same samples.
         download: fetch a data set of torchvision that is missing.
-        memory: "yes", "no", or "auto": hold the images in memory if all are squares of one size, at most 96 pixels,
-            and 2 GiB in all. Each process of a run holds them.
-        test_on: split to score, where there are several; empty for the first of val, valid, validation, test.
-        classes: the classes of a trained model that is to be evaluated. Labels are numbered by them, and a folder needs
-            no training split.
+        memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
+            and 2 GiB in all. Each process of a run holds its own copy.
+        test_on: split to score; empty for the first of val, valid, validation, test that exists.
+        classes: class names of the trained model to evaluate. Labels are numbered in their order, and a folder needs no
+            training split.
 
     Raises:
         ValueError: an unknown name or value, a folder of another layout, or a class that is not in `classes`.
@@ -139,7 +139,7 @@ def open_data(
 
 
 def _choose_holdout(train: ImageSplit, share: float, seed: int) -> Tensor:
-    """(N,) bool, true for the samples that are held out."""
+    """Return (N,) bool, true for the samples that are held out."""
     total = len(train.labels)
     count = round(share * total)
     if share and not 0 < count < total:
@@ -148,12 +148,12 @@ def _choose_holdout(train: ImageSplit, share: float, seed: int) -> Tensor:
 
 
 def _are_numbers(classes: tuple[str, ...]) -> bool:
-    """Whether classes have numbers and no names, as those of WebDataset shards."""
+    """Return whether classes have numbers and no names, as those of WebDataset shards."""
     return classes == tuple(map(str, range(len(classes))))
 
 
 def common_size(images: ImageSplit) -> int | None:
-    """The side in pixels if 16 images spread over the split are squares of one size, else None."""
+    """Return the side in pixels if 16 images spread over the split are squares of one size, else None."""
     sizes: set[int] = set()
     for i in torch.linspace(0, len(images.labels) - 1, 16).long().unique().tolist():
         try:
@@ -188,7 +188,7 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 bits of a grey image of 16, as Pillow does for colour. Pillow clips grey ones to white."""
+    """Keep the upper 8 bits of a 16-bit grey image. Pillow does so for colour, but clips grey images to white."""
     if image.mode == "F":
         raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -252,7 +252,7 @@ class Source:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(n,) int64."""
+        """Labels (n,) int64."""
         return self.images.labels[self.indices]
 
     def path(self, index: int) -> str:
@@ -269,7 +269,11 @@ class Source:
         return read_image(self.images, i), int(self.images.labels[i])
 
     def read_or_next(self, index: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
-        """Decode a sample, or the next that can be: image, label, and (path, reason) of those that cannot be."""
+        """Decode a sample, or the next readable one.
+
+        Returns:
+            The image, its label, and (path, reason) of each sample that could not be read.
+        """
         (image, label), broken = first_readable(len(self), index, self.read, self.path)
         return image, label, broken
 

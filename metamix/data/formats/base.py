@@ -1,4 +1,4 @@
-"""What the storage formats share: the protocol of a split, and the rules for file names, split names and classes."""
+"""Code that the storage formats share: the protocol of a split, and rules for file names, split names and classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ImageSplit(Protocol):
         """Name image `i` for messages."""
 
     def fingerprint(self, i: int) -> str:
-        """Identify image `i` without decoding it: its path in the data set and its size in bytes, where it has them."""
+        """Identify image `i` without decoding it, by its path in the data set and its size in bytes if it has them."""
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
@@ -69,12 +69,12 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
 
 
 def is_image(path: str) -> bool:
-    """Whether a file name is that of an image. Hidden files and files in hidden folders are not."""
+    """Return whether a file name is that of an image. Hidden files and files in hidden folders are not."""
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
-    """Sort key that puts 2.png before 10.png, the same on every machine."""
+    """Return a sort key that puts 2.png before 10.png, the same on every machine."""
     return natural_key(path), path
 
 
@@ -119,5 +119,5 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> 
 
 
 def list_names(names: Sequence[str], most: int = 5) -> str:
-    """Name the first few of many."""
+    """Join names to one text; only the first `most` if there are more."""
     return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])

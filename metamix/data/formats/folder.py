@@ -71,7 +71,7 @@ def open_folder(
 
 
 def find_split(split: str, root: Path) -> Path | None:
-    """Find the folder of a split or, where there is none, its tar file."""
+    """Find the folder of a split, or else its tar file."""
     return next((place for place in (root / split, root / f"{split}.tar") if place.exists()), None)
 
 
@@ -148,7 +148,7 @@ def list_tar_images(tar: tarfile.TarFile, folder: str = "", start: int = 0) -> I
 def strip_common_folders(paths: list[str], split: str) -> list[str]:
     """Remove the folders above the class folders from paths.
 
-    These are the folders up to the one named as the split. Where there is none, they are those that all classes share.
+    These are the folders up to the one named like the split, or else those that all class folders share.
     """
     parts = [PurePosixPath(path).parts for path in paths]
     above = shared_start([folders for *folders, _ in parts])
@@ -157,5 +157,5 @@ def strip_common_folders(paths: list[str], split: str) -> list[str]:
 
 
 def shared_start(paths: Sequence[Sequence[str]]) -> list[str]:
-    """The folders that all paths begin with."""
+    """Return the folders that all paths begin with."""
     return [names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*paths))]

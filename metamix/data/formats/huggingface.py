@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or local folders of one, read by timm."""
+"""Data sets of the Hugging Face hub, or local copies of them, read by timm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[Hugging
     Raises:
         ImportError: the extra `datasets` is missing.
         FileNotFoundError: the data set cannot be opened.
-        ValueError: a split is missing, or images and labels cannot be told.
+        ValueError: a split is missing, or there is not one column each of images and labels.
     """
     try:
         import datasets

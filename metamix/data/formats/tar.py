@@ -16,7 +16,7 @@ from ..files import check_size
 
 
 class Member(NamedTuple):
-    """Where an image lies."""
+    """Place of an image in a tar file."""
 
     file: Path
     offset: int  # bytes

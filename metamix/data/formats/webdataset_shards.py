@@ -45,7 +45,7 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
 
 
 def find_shards(root: Path) -> dict[str, list[str]]:
-    """File names of the shards by split."""
+    """Return the file names of the shards by split."""
     file = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
     info = json.loads(file.read_text(encoding="utf-8-sig")) if file else {}
     if "splits" in info:
@@ -55,7 +55,7 @@ def find_shards(root: Path) -> dict[str, list[str]]:
 
 
 def listed_shards(root: Path, split: str) -> list[str]:
-    """File names of the shards that an info.json lists for a split."""
+    """Return the file names of the shards that an info.json lists for a split."""
     try:
         import webdataset  # noqa: F401 - timm's reader needs it and gives a less clear error
     except ImportError as error:
