@@ -1,4 +1,4 @@
-"""Convolution that is right on maps one pixel wide."""
+"""Convolution with a correct gradient on maps one pixel wide."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from .graph import fx_leaf, may_vary
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` of one group that pads maps one pixel wide itself.
 
-    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient unwritten (it holds what was in memory) where
-    the input is one pixel wide and the convolution pads it.
+    Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel wide
+    and the convolution pads it.
     Reproducer: tests/layers/test_workarounds.py::test_convolution_of_a_one_pixel_map
     Remove when: that test skips on the oldest supported torch; use `nn.Conv2d`.
     """

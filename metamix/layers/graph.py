@@ -1,4 +1,4 @@
-"""What layers need to know about graph capture: torch.fx, torch.export, torch.jit."""
+"""Helpers for graph capture: torch.fx, torch.export, torch.jit."""
 
 import warnings
 from collections.abc import Callable
@@ -31,15 +31,15 @@ rearrange = fx_leaf(einops.rearrange)
 
 
 def may_vary(*sizes: int) -> bool:
-    """Return whether `torch.export` records a graph that must hold for other values of these sizes.
+    """Return whether `torch.export` records a graph in which these sizes can differ from the example's.
 
-    A condition on such a size would become a guard that fixes the outcome seen on the example.
+    A condition on such a size would become a guard: the graph would only accept sizes with the example's outcome.
     """
     return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
 
 
 def warn_if_traced() -> None:
-    """Warn in `torch.jit.trace`, which fixes what is done for the example's size, and lets the graph run at others."""
+    """Warn in `torch.jit.trace`: its graph is right for the example's image size only, but runs at any size."""
     if not torch.compiler.is_compiling() and torch.jit.is_tracing():
         warnings.warn(
             "torch.jit.trace records a graph that holds for the example's image size only. For any size use "

@@ -1,4 +1,4 @@
-"""Memory formats of maps."""
+"""Check and change the memory format of maps."""
 
 from torch import Tensor
 

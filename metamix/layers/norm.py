@@ -1,4 +1,4 @@
-"""Norms with the bugs and slow paths of torch's avoided."""
+"""Norms that avoid bugs and slow paths of torch."""
 
 import timm.layers
 import torch
@@ -13,8 +13,8 @@ from .graph import fx_leaf
 class GroupNorm1(timm.layers.GroupNorm1):
     """timm's group norm of one group, for (B, C, H, W), that also works on frozen layers.
 
-    Why: on a CPU, the backward pass of torch 2.13 crashes the process where a channels_last input needs no gradient
-    and the norm's parameters do. Such an input is made contiguous.
+    Why: on a CPU, the backward pass of torch 2.13 crashes the process if a channels_last input needs no gradient but
+    the norm's parameters do. Such an input is made contiguous.
     Reproducer: tests/layers/test_workarounds.py::test_group_norm_on_a_frozen_input
     Remove when: that test skips on the oldest supported torch; use `timm.layers.GroupNorm1`.
     """

@@ -1,4 +1,4 @@
-"""Sets of tokens that a linear map mixes: the blocks of a map, or a grid over it."""
+"""Cut maps into sets of tokens, blocks or grids, so that a linear map can mix the tokens of each set."""
 
 from collections.abc import Sequence
 
@@ -27,8 +27,8 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
     """
     (kh, kw), (nh, nw) = set_size, set_counts(x.shape[-2:], set_size)
     if may_vary(nh, nw):
-        # A graph would hold either for one set along a side or for several. One more row and column of sets makes them
-        # several. Blocks allow that, so the grid's rows and columns are sorted into blocks first.
+        # torch.export would fix whether there is one set along a side or several. One more row and column of sets makes
+        # it always several. Padding adds whole blocks only, so a grid is first sorted into blocks.
         if layout == GRID:
             x = x[:, :, grid_order(nh, kh, x)][..., grid_order(nw, kw, x)]
         x, nh, nw, layout = F.pad(x, (0, kw, 0, kh)), nh + 1, nw + 1, BLOCK
@@ -49,10 +49,11 @@ def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: s
 
 
 def set_counts(size: Sequence[int], set_size: Sequence[int]) -> tuple[int, int]:
+    """Return the numbers of sets down and across a map of `size` = (H, W)."""
     return size[0] // set_size[0], size[1] // set_size[1]
 
 
 def grid_order(n: int, k: int, like: Tensor) -> Tensor:
-    """Return the k * n places along a side with the first place of each of k cells first: "(k n) -> (n k)"."""
+    """Return the indices that sort the k * n places along a side from "(k n)" to "(n k)", in einops' notation."""
     place = torch.arange(k * n, device=like.device)
     return place % k * n + place // k

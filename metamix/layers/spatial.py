@@ -1,8 +1,8 @@
 """Fit maps to another height and width: pad, crop, average, resize.
 
-Each function returns its input where there is nothing to do. In a graph exported for any size it always does its work,
+Each function returns its input if there is nothing to do. In a graph exported for any size it never skips its work,
 since a condition on the size would hold for the example's size alone. torch itself still guards on sides of 1: a graph
-exported from a map without such a side may refuse maps with one, and the reverse.
+exported from a map without such a side may refuse maps with one, and vice versa.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,10 @@ def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
 
 @fx_leaf
 def crop_to(x: Tensor, size: Sequence[int], centre: bool = False) -> Tensor:
-    """Crop (..., H', W') to `size` = (H, W): the top left corner, or the centre with a spare row cut off below."""
+    """Crop (..., H', W') to `size` = (H, W): the top left corner, or the centre.
+
+    If an odd number of rows or columns is cut off around the centre, the spare one is cut off below or to the right.
+    """
     warn_if_traced()
     dh, dw = x.shape[-2] - size[0], x.shape[-1] - size[1]
     top, left = (dh // 2, dw // 2) if centre else (0, 0)

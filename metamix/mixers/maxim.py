@@ -70,13 +70,17 @@ class Maxim(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
-        u, v = self.act(self.fc1(pad_to(x, self.multiple))).chunk(2, dim=1)
+        u, v = self.act(self.fc1(pad_to(x, self.multiple))).chunk(2, dim=1)  # (B, f C / 2, H', W') each, padded
         y = self.fc2(torch.cat([self.grid(u), self.block(v)], dim=1))
         return self.drop(crop_to(y, size))
 
 
 class GatedMlp(nn.Module):
-    """G above, for (B, C, H, W) with H and W multiples of `set_size` = (kh, kw); `layout` is GRID or BLOCK."""
+    """Compute G above: (B, C, H, W) -> (B, C, H, W), with H and W multiples of `set_size` = (kh, kw).
+
+    Args:
+        layout: GRID or BLOCK.
+    """
 
     def __init__(self, dim: int, set_size: tuple[int, int], factor: int, layout: str):
         super().__init__()
@@ -92,7 +96,7 @@ class GatedMlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)
+        a, b = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)  # (B, hidden, H, W) each
         sets = to_sets(self.gate_norm(b), self.set_size, self.layout)  # (B, kh kw, sets, hidden)
         s = from_sets(self.spatial(sets), x.shape[-2:], self.set_size, self.layout)  # (B, hidden, H, W)
         return x + self.fc2(a * (s + 1))

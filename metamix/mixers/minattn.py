@@ -82,11 +82,11 @@ class MinAttn(nn.Module):
         k = q if self.symmetric and context is x else key(context)
         v = self.value(context)
         q, k, v = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, v))
-        y = attention(q, k, v, self.attn_drop.p if self.training else 0.0)
+        y = attention(q, k, v, self.attn_drop.p if self.training else 0.0)  # (B, heads, H W, d)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return `state`: the map size changes `context`, and no parameter."""
+        """Return `state`: the map size changes `context`, but no parameter."""
         return state
 
 

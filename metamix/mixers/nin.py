@@ -55,6 +55,7 @@ class Nin(nn.Module):
         return self.value(x) * resize_to(gate, x.shape[-2:], "bilinear")
 
     def gate(self, x: Tensor) -> Tensor:
+        """Compute gate(x) on the grid: (B, C, *grid) -> (B, C, *grid)."""
         x = x + self.token_mlp(self.token_norm(x))
         return x + self.channel_mlp(self.channel_norm(x))
 
@@ -78,14 +79,17 @@ class TokenMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = self.grid
-        # As channels_last 1x1 convolutions over tokens the linear maps are fastest, both copies included.
+        # The linear maps are fastest as channels_last 1x1 convolutions over tokens, both copies included.
         x = to_channels_last(rearrange(x, "b c h w -> b (h w) c 1"))
-        x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)
-        x = self.drop2(self.fc2(self.drop1(self.act(x))))
+        x = F.conv2d(x, rearrange(self.fc1.weight, "o 1 h w -> o (h w) 1 1"), self.fc1.bias)  # (B, hidden, C, 1)
+        x = self.drop2(self.fc2(self.drop1(self.act(x))))  # (B, h w, C, 1)
         return to_channels_last(rearrange(x, "b (h w) c 1 -> b c h w", h=h, w=w))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample weights saved for another grid; those that sum over tokens are scaled to keep the sum of a map."""
+        """Resample weights saved for another grid.
+
+        The weights of fc1 are scaled to keep the response to a constant map.
+        """
         h, w = state["fc1.weight"].shape[-2:]
         if (h, w) == self.grid:
             return state
@@ -98,6 +102,7 @@ class TokenMlp(nn.Module):
         }
 
     def resample(self, maps: Tensor) -> Tensor:
+        """Resize (B, C, H, W) to the grid."""
         wide = maps.to(torch.promote_types(maps.dtype, torch.float32))  # torch antialiases in 32 bits and more only
         small = F.interpolate(wide, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
         return small.to(maps.dtype)

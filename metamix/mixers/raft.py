@@ -9,11 +9,11 @@ positions in the groups and for all W columns. The horizontal MLP does the same 
 
 In the paper's notation y = z - x with u = x + V(norm(x)) and z = u + H(norm(u)); the skeleton's residual adds x.
 
-Spatial weights are made for `size`. `resample` says how the mixer meets a map of another size:
+Spatial weights are made for `size`. `resample` says what the mixer does on a map of another size:
 
-    "branch"   y is computed on x resized to `size`, and resized back; the residual stream stays as it is
-    "stream"   y = resize(z) - x with z computed on x resized to `size`: as the authors, who resize the residual stream
-               itself and so blur it in every block
+    "branch"   y is computed on x resized to `size`, then resized back; the residual stream keeps its resolution
+    "stream"   y = resize(z) - x, with z computed on x resized to `size`; the authors do so, which blurs the residual
+               stream in every block
     "weights"  the matrices are resized, and the map keeps its resolution
 
 Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "branch" and "stream" it does not grow
@@ -75,6 +75,7 @@ class Raft(nn.Module):
         return y
 
     def branch(self, x: Tensor) -> Tensor:
+        """Compute y for a map that the weights fit: (B, C, H, W) -> (B, C, H, W)."""
         v = self.vertical(x)
         return v + self.horizontal(x + v)
 
@@ -115,21 +116,22 @@ class RaftMlp(nn.Module):
         w1, b1 = resize_inputs(self.fc1.weight, length), self.fc1.bias
         w2 = resize_outputs(self.fc2.weight, self.raft_size, length)
         b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
-        # Weights with the strides of channels_last: the convolution keeps the format of its weights.
+        # The convolution keeps the memory format of its weights, so they get the strides of channels_last.
         w1 = w1.flatten(1)[:, None, None].movedim(-1, 1)
-        x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)
+        x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # the same shape
         return rearrange(x, self.back, r=self.raft_size)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample parameters saved for another length; return them unchanged if raft size or expansion differ.
 
         Hidden units have no place on the map, so they are repeated or thinned out. Copies share the output weight of
-        the unit they repeat, so repeating changes nothing. After thinning, the rest stands in for what was left out.
+        the unit they repeat, so repeating changes nothing. After thinning, the output weights are scaled up.
         """
         hidden, (old, _, raft_size, length) = self.fc1.out_channels, state["fc1.weight"].shape
         if raft_size != self.raft_size or old != int(self.expansion * raft_size * length):
             return state
-        unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden  # which old unit each one copies
+        # Hidden unit i is a copy of the saved unit unit[i].
+        unit = torch.arange(hidden, device=state["fc1.weight"].device) * old // hidden
         copies = (unit[:, None] == unit).sum(1) * min(1, hidden / old)
         w2, b2 = (resize_outputs(state[f"fc2.{p}"], self.raft_size, self.length) for p in ("weight", "bias"))
         return {

@@ -42,12 +42,12 @@ def depends_on_size(mixer: nn.Module) -> bool:
 def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
     """Make the decorated class known as mixer `name`: `timm.create_model(..., mixer=name)`.
 
-    A class that is defined again, as when a notebook cell runs again, replaces itself. For timm's feature extractor the
-    mixer becomes one node of the graph.
+    Defining the class again, as when a notebook cell runs twice, replaces it. The mixer is one node in the graph of
+    timm's feature extractor.
 
     Raises:
         ValueError: the name is taken, or the constructor is not `(dim, *, size, ...)`.
-        TypeError: the name is missing, or what is decorated is not an `nn.Module` class.
+        TypeError: the name is missing, or the decorated object is not an `nn.Module` class.
     """
     if not isinstance(name, str):
         given = getattr(name, "__name__", repr(name))
@@ -140,8 +140,8 @@ class MixerOption:
 
     Args:
         name: what to write in `mixer_args`.
-        default: value where it is not given; `inspect.Parameter.empty` where it must be given.
-        doc: meaning, from the docstring of the mixer's class; empty where that says nothing.
+        default: value if it is not given; `inspect.Parameter.empty` if it is required.
+        doc: meaning, from the docstring of the mixer's class; empty if that has no entry.
     """
 
     name: str

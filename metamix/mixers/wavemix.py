@@ -149,7 +149,7 @@ def dwt2(x: Tensor, filters: tuple[list[float], list[float]]) -> Tensor:
     low, high = (torch.tensor(f[::-1], dtype=x.dtype, device=x.device) for f in filters)
     bands = torch.stack([torch.outer(a, b) for a, b in ((low, low), (high, low), (low, high), (high, high))])
     channels, (h, w), taps = x.shape[1], x.shape[-2:], len(low)
-    # The stride keeps every second value, starting with the second; past an odd end there is one zero more.
+    # The stride keeps every second value, starting with the second. An odd side gets one more zero at its end.
     x = F.pad(x, (taps - 2, taps - 2 + w % 2, taps - 2, taps - 2 + h % 2))
     kernel = bands[:, None].repeat_interleave(channels, dim=0)
     return F.conv2d(x.repeat(1, 4, 1, 1), kernel, stride=2, groups=4 * channels)
