@@ -106,9 +106,11 @@ def test_batch_norm_is_warned_about(tmp_path):
     )
 
 
-def test_two_nodes_share_a_run_by_the_command_of_the_readme(alone, tmp_path):
+def test_two_nodes_share_a_run_by_the_command_of_the_docs(alone, tmp_path):
     """Both nodes are this machine, with one process each."""
-    command = re.search(r"    (\w+)=(\w) torchrun (--nnodes=2[^$]*?) train\.py", (ROOT / "README.md").read_text())
+    command = re.search(
+        r"    (\w+)=(\w) torchrun (--nnodes=2[^$]*?) train\.py", (ROOT / "docs" / "train.md").read_text()
+    )
     options = command[3].replace("HOST:29500", f"127.0.0.1:{free_port()}").replace("\\\n", "").split()
     options = ["--nproc_per_node=1" if word.startswith("--nproc_per_node") else word for word in options]
     launch = [sys.executable, "-m", "torch.distributed.run", *options, "--local_addr=127.0.0.1"]
@@ -123,7 +125,7 @@ def test_two_nodes_share_a_run_by_the_command_of_the_readme(alone, tmp_path):
         for _ in range(2)
     ]
     try:
-        said = [node.communicate(timeout=120)[0] for node in nodes]
+        said = [node.communicate(timeout=300)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
