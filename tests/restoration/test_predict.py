@@ -1,0 +1,155 @@
+"""Restoring files: formats, alpha, rounding, tiles, and what is left out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from metamix.restoration import predict
+from metamix.restoration.inference import Restorer
+from metamix.restoration.load import RestorationSpec, TrainedModel, load_trained
+from metamix.restoration.predict import restore_colours, restore_file, save_image
+
+
+class Shift(nn.Module):
+    """Adds 0.6 of a grey level, and repeats pixels `scale` times."""
+
+    def __init__(self, scale=1):
+        super().__init__()
+        self.scale, self.seen = scale, []
+        self.shift = nn.Parameter(torch.tensor(0.6 / 255))
+
+    def forward(self, x):
+        self.seen.append(tuple(x.shape))
+        return (x + self.shift).repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A maker of calls of `metamix predict` with a model that adds 0.6 of a grey level."""
+
+    def call(*words, channels="rgb", scale=1):
+        model = Shift(scale).eval()
+        found = TrainedModel("shift", model, RestorationSpec(channels, 1, ""), None)
+        monkeypatch.setattr(predict, "load_trained", lambda *args, **options: found)
+        code = predict.main([*map(str, words), "--device", "cpu"])
+        return code, model
+
+    return call
+
+
+def pixels(path):
+    return np.array(Image.open(path)).astype(int)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "webp", "jpg", "bmp"])
+def test_formats_are_kept_and_values_rounded(kind, clean, tmp_path, run):
+    photos, out = clean(count=1, kind=kind), tmp_path / "out"
+    assert run(photos, "--output", out)[0] == 0
+    written = out / f"0.{'png' if kind == 'bmp' else kind}"
+    difference = pixels(written) - np.minimum(pixels(photos / f"0.{kind}") + 1, 255)
+    exact = kind in ("png", "tif", "bmp")
+    assert Image.open(written).format == {"jpg": "JPEG", "bmp": "PNG", "tif": "TIFF"}.get(kind, kind.upper())
+    assert (difference == 0).all() if exact else np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_mode_and_alpha_are_kept(mode, scale, tmp_path, run):
+    source, out = tmp_path / "a.png", tmp_path / "out"
+    values = np.random.default_rng(0).integers(0, 255, (20, 30, len(mode)), dtype=np.uint8).squeeze()
+    Image.fromarray(values).save(source)
+    assert run(source, "--output", out, scale=scale)[0] == 0
+    restored = Image.open(out / "a.png")
+    assert restored.mode == mode and restored.size == (30 * scale, 20 * scale)
+    if scale == 1:
+        expected = values.astype(int) + 1
+        if mode.endswith("A"):
+            expected[..., -1] -= 1
+        assert (np.array(restored) == expected).all()
+
+
+def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
+    image = torch.rand(3, 12, 10)
+    same = restore_colours(Shift(1).eval(), image, "y", Restorer())
+    assert torch.allclose(same - image, torch.full_like(image, 0.6 / 255 * 255 / 219), atol=1e-5)
+    assert restore_colours(Shift(2).eval(), image, "y", Restorer()).shape == (3, 24, 20)
+
+
+def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
+    photos = clean(count=1, size=(100, 70))
+    code, model = run(photos, "--output", tmp_path / "out", "--tile", 32, "--overlap", 8)
+    assert code == 0 and len(model.seen) == 12 and max(max(shape[2:]) for shape in model.seen) == 32
+    difference = pixels(tmp_path / "out" / "0.png") - np.minimum(pixels(photos / "0.png") + 1, 255)
+    assert (difference == 0).all()
+    assert len(run(photos, "--output", tmp_path / "whole", "--tile", 0)[1].seen) == 1
+    assert max(shape[0] for shape in run(photos, "--output", tmp_path / "e", "--ensemble")[1].seen) == 4
+
+
+def test_folders_keep_their_layout_and_colour_profiles(tmp_path, run):
+    place = tmp_path / "photos" / "deep"
+    place.mkdir(parents=True)
+    Image.new("RGB", (16, 16), (10, 20, 30)).save(place / "a.png", icc_profile=b"profile")
+    assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0
+    assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0  # its own files are left out
+    written = [path.relative_to(tmp_path / "photos" / "out") for path in (tmp_path / "photos" / "out").rglob("*.*")]
+    assert list(map(str, written)) == ["deep/a.png"]
+    assert Image.open(tmp_path / "photos" / "out" / "deep" / "a.png").info["icc_profile"] == b"profile"
+
+
+def test_what_does_not_fit_is_left_out_by_name(clean, tmp_path, run, capsys):
+    photos = clean(count=2)
+    (photos / "broken.png").write_bytes(b"no image")
+    assert run(photos, "--output", tmp_path / "out")[0] == 1
+    said = capsys.readouterr()
+    assert "written: 2 images to" in said.out and "left out: " in said.err and "broken.png: not an image" in said.err
+    assert run(photos / "0.png", "--output", tmp_path / "out", channels="grey")[0] == 1
+    assert "0.png is in colour, and the model was trained on grey images" in capsys.readouterr().err
+    Image.new("RGBA", (8, 8)).save(photos / "alpha.png")
+    assert run(photos / "alpha.png", "--output", tmp_path / "out", "--format", "jpg")[0] == 1
+    assert "alpha channel, which JPEG cannot hold: give --format png" in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten(clean, tmp_path, run):
+    photos = clean(count=1)
+    with pytest.raises(SystemExit, match="0.png is an image and would be overwritten: give another --output"):
+        run(photos, "--output", photos)
+    Image.open(photos / "0.png").save(photos / "0.jpg")
+    with pytest.raises(SystemExit, match="would both be written to .*0.png"):
+        run(photos, "--output", tmp_path / "out", "--format", "png")
+    with pytest.raises(SystemExit, match="tile is 8 and overlap 8"):
+        run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
+
+
+def test_turned_photographs_are_written_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    restored = restore_file(Shift().eval(), tmp_path / "a.jpg", "rgb", Restorer())
+    save_image(restored, tmp_path / "out.jpg")
+    assert Image.open(tmp_path / "out.jpg").size == (20, 30)
+
+
+def test_weights_that_are_missing_or_of_another_task(tmp_path):
+    with pytest.raises(ValueError, match="there are no weights: give --checkpoint FILE, or --model NAME --pretrained"):
+        load_trained(None)
+    with pytest.raises(FileNotFoundError):
+        load_trained(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    [
+        ({"channels": "cmyk"}, "channels in the metadata is 'cmyk'; accepted is rgb, grey, y"),
+        ({"enlarge": 99}, "enlarge in the metadata is 99"),
+        ({"degradation": "explode:1"}, "no degradation 'explode'"),
+    ],
+)
+def test_metadata_of_strangers_are_checked(entries, words):
+    from metamix.models.metadata import ModelMetadata
+
+    known = {"task": "restoration", "channels": "rgb", "enlarge": 1, "degradation": "noise:25"}
+    metadata = ModelMetadata.from_dict(known | entries)
+    with pytest.raises(ValueError, match=words):
+        RestorationSpec.from_metadata(metadata, "FILE")
