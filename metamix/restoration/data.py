@@ -35,7 +35,7 @@ from metamix.utils.checksums import digest
 from metamix.utils.text import nearest
 
 from .colour import to_y
-from .degradations import Chain, parse_degradations
+from .degradations import PAIRS, Chain, parse_degradations
 from .inference import enlarge
 from .options import ImageOptions, RestorationOptions
 
@@ -85,7 +85,7 @@ class RestorationData:
     def __init__(self, options: RestorationOptions, *, train: bool = True):
         self.options, self.notes, self.enlarge = options, list[str](), 1
         self.chain = parse_degradations(options.degradation)
-        self.paired = not options.degradation
+        self.paired = options.degradation == PAIRS
         parts = self._find(train)
         everything = [sample for samples in parts.values() for sample in samples]
         self.name = Path(options.data_dir or options.test_dir).resolve().name

@@ -33,6 +33,8 @@ from metamix.utils.text import nearest
 
 from .resize import resize_bicubic, to_8_bits
 
+PAIRS = "pairs"  # in place of a chain: the images are degraded already
+
 
 @dataclass(frozen=True)
 class Range:
@@ -228,20 +230,19 @@ class Chain:
 
 
 def parse_degradations(text: str) -> Chain:
-    """Read a chain such as "blur:0.5-3,noise:25"; an empty text is a chain without steps.
+    """Read a chain such as "blur:0.5-3,noise:25"; "pairs" is a chain without steps.
 
     Raises:
         ValueError: an unknown name, or a value that is missing, no number, or out of range.
     """
-    return Chain(tuple(_parse_step(step.strip()) for step in text.split(",") if step.strip()))
+    return Chain() if text == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
 
 
 def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
     if name not in DEGRADATIONS:
-        raise ValueError(
-            f"there is no degradation {name!r}{nearest(name, DEGRADATIONS)} Degradations: {', '.join(DEGRADATIONS)}."
-        )
+        known = [*DEGRADATIONS, PAIRS]
+        raise ValueError(f"there is no degradation {name!r}{nearest(name, known)} Degradations: {', '.join(known)}.")
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     flags = [f.name for f in options if "low" not in f.metadata]
@@ -286,16 +287,11 @@ def line_kernel(length: float, angle: float) -> Tensor:
     """
     radius = math.ceil((length - 1) / 2)
     side = 2 * radius + 1
-    kernel = torch.zeros(side, side)
-    count = 8 * side
-    for i in range(count):  # points along the line, each spread over its four pixels
-        along = (length - 1) * (i / (count - 1) - 0.5)
-        x, y = radius + along * math.cos(angle), radius + along * math.sin(angle)
-        left, top = min(int(x), side - 1), min(int(y), side - 1)
-        for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
-            weight = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
-            if row < side and column < side:
-                kernel[row, column] += weight
+    along = (length - 1) * torch.linspace(-0.5, 0.5, 8 * side, dtype=torch.float64)  # points of the line
+    x, y = radius + along * math.cos(angle), radius + along * math.sin(angle)
+    places = torch.arange(side, dtype=torch.float64)
+    columns, rows = (1 - (points[:, None] - places).abs() for points in (x, y))  # each spread over its four pixels
+    kernel = (rows.clamp(min=0).T @ columns.clamp(min=0)).float()
     return kernel / kernel.sum()
 
 

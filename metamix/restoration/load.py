@@ -15,7 +15,7 @@ from metamix.models.image_models import create_image_model, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 
-from .degradations import parse_degradations
+from .degradations import PAIRS, parse_degradations
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 
@@ -27,7 +27,7 @@ class RestorationSpec:
     Attributes:
         channels: rgb, grey or y.
         enlarge: factor of the bicubic enlargement before the model.
-        degradation: of the training images; empty for pairs, or where it is not known.
+        degradation: of the training images; "pairs" for pairs, or where it is not known.
     """
 
     channels: str
@@ -133,7 +133,7 @@ def load_trained(
     if "channels" in metadata.extra:
         spec = RestorationSpec.from_metadata(metadata, checkpoint)
     else:
-        spec = RestorationSpec("rgb" if net.in_chans == 3 else "y", 1, "")
+        spec = RestorationSpec("rgb" if net.in_chans == 3 else "y", 1, PAIRS)
     if CHANNELS[spec.channels] != net.in_chans:
         raise ValueError(f"{checkpoint}: the model takes {net.in_chans} channels, but channels is {spec.channels!r}")
     return TrainedModel(model, net.eval(), spec, metadata)

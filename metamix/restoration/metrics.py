@@ -29,7 +29,7 @@ from .resize import to_8_bits
 WINDOW, SIGMA = 11, 1.5
 BEST_PSNR = 100.0  # dB; what an image that equals its target counts in a mean
 SHOWN = 4  # images of each process that are kept for the contact sheet
-CHANNELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey", "single": "the single channel"}
+CHANNELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Measure:
         fits = min(x.shape[-2:]) >= WINDOW
         return psnr(x, y), float(ssim(x[None], y[None])) if fits else math.nan
 
-    def describe(self, in_chans: int = 3) -> str:
-        """Say what is compared, in a line."""
-        channel = CHANNELS[self.channel if in_chans == 3 else "single"]
+    def describe(self, channels: str = "rgb") -> str:
+        """Say in a line what is compared, of images of these channels: rgb, grey or y."""
+        channel = CHANNELS[self.channel if channels == "rgb" else channels]
         rounding = "clipped and rounded to 8 bits" if self.rounding else "not clipped, not rounded"
         return f"PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on {channel}, border {self.border}, {rounding}"
 

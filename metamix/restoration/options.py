@@ -9,7 +9,7 @@ from typing import Any, Literal
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import option
 
-from .degradations import parse_degradations
+from .degradations import PAIRS, parse_degradations
 from .losses import parse_loss
 
 _data = partial(option, group="data")
@@ -67,8 +67,8 @@ class RestorationOptions(BackboneOptions, ImageOptions):
 
     model: str = _model("maxim_nano", "image model; several names, a,b,c, are trained one after the other and compared")
     degradation: str = _data(
-        "",
-        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; empty: pairs of images. "
+        PAIRS,
+        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; pairs: they are already. "
         "Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
@@ -106,6 +106,8 @@ class RestorationEvalOptions(ImageOptions):
     model: str | None = _model(None, "image model, for weights that do not name it")
     model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML", group="model")
     pretrained: bool = _model(False, "evaluate the model's published weights")
-    degradation: str | None = _data(None, "how clean images are degraded; none: as in training; '': pairs of images")
+    degradation: str | None = _data(
+        None, "how clean images are degraded; pairs: they are already; none: as in training"
+    )
     channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
     test_share: float | None = _data(None, "share of the images that is scored; none: as in training")

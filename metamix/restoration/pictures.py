@@ -23,8 +23,8 @@ ZOOM = 64  # pixels of the side of the zoomed crop
 class RestorationPictures:
     """Shows the states of `RestorationMetric`."""
 
-    def __init__(self, measure: Measure, in_chans: int):
-        self.measure, self.in_chans = measure, in_chans
+    def __init__(self, measure: Measure, channels: str):
+        self.measure, self.channels = measure, channels
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the contact sheet and write a CSV with a row for each image; return the files."""
@@ -43,7 +43,7 @@ class RestorationPictures:
     def report(self, states: list[State]) -> str:
         """Say what the scores compare, and how many images could not be read."""
         unreadable = sum(state["unreadable"] for state in states)
-        lines = [f"scores: {self.measure.describe(self.in_chans)}; input_ are those of the images before restoration"]
+        lines = [f"scores: {self.measure.describe(self.channels)}; input_ are those of the images before restoration"]
         return "\n".join(lines + [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable))
 
 

@@ -48,12 +48,12 @@ class Restoration:
         restorer = Restorer(self.model.enlarge, options.tile, options.overlap)
         self.loss = RestorationLoss(options.loss, options.crop)
         self.metric = RestorationMetric(self.measure, restorer)
-        self.pictures = RestorationPictures(self.measure, self.data.in_chans)
+        self.pictures = RestorationPictures(self.measure, self.data.channels)
 
     @property
     def notes(self) -> list[str]:
         """What the user should know about how data and model were made, and what the scores compare."""
-        return [*self.data.notes, *self.model.notes, self.measure.describe(self.data.in_chans)]
+        return [*self.data.notes, *self.model.notes, self.measure.describe(self.data.channels)]
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
@@ -151,7 +151,7 @@ class RestorationModel:
             "scale": data.scale,
             "data": data.name,
             "test_share": options.test_share,
-            "measured": choose_measure(options, data).describe(data.in_chans),
+            "measured": choose_measure(options, data).describe(data.channels),
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (data.in_chans, self.crop, self.crop)),

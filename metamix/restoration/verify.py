@@ -17,6 +17,7 @@ from metamix.data import CorruptImage
 from metamix.utils.text import readable
 
 from .data import RestorationData, read_tensor
+from .degradations import PAIRS
 from .options import RestorationOptions
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = RestorationOptions(
             data_dir=str(words.data),
-            degradation="noise:0" if words.clean else "",
+            degradation="noise:0" if words.clean else PAIRS,
             input_folder=words.input_folder,
             target_folder=words.target_folder,
             input_name=words.input_name,

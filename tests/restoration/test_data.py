@@ -48,10 +48,10 @@ def test_crops_of_pairs_lie_in_the_same_place():
     pair = "a", target, target[:, ::2, ::2]  # the image at half the size
     for seed in range(8):
         torch.manual_seed(seed)
-        _, image, crop = TrainCrop(8, False, False, parse_degradations(""), 2, 1)(pair)
+        _, image, crop = TrainCrop(8, False, False, parse_degradations("pairs"), 2, 1)(pair)
         assert torch.equal(image, crop[:, ::2, ::2])
         torch.manual_seed(seed)
-        _, turned_image, turned = TrainCrop(8, True, True, parse_degradations(""), 1, 1)(("a", target, 1 - target))
+        _, turned_image, turned = TrainCrop(8, True, True, parse_degradations("pairs"), 1, 1)(("a", target, 1 - target))
         assert torch.equal(turned_image, 1 - turned) and turned.shape == (3, 8, 8)
 
 

@@ -93,13 +93,15 @@ def test_chains_go_from_left_to_right():
     rng = generator(0)
     expected = parse_degradations("noise:5")(parse_degradations("downscale:2")(IMAGE, rng), rng)
     assert torch.equal(parse_degradations("downscale:2, noise:5")(IMAGE, generator(0)), expected)
-    assert torch.equal(parse_degradations("")(IMAGE, generator(0)), IMAGE)
+    assert torch.equal(parse_degradations("pairs")(IMAGE, generator(0)), IMAGE)
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
         ("nois:25", "there is no degradation 'nois'; did you mean 'noise'\\? Degradations: noise, downscale"),
+        ("", "there is no degradation ''"),
+        ("pair", "did you mean 'pairs'"),
         ("noise", "'noise' has 0 values; write it as noise:SIGMA"),
         ("noise:1:2", "has 2 values"),
         ("noise:loud", "'loud' is no value; accepted is a number or LOW-HIGH, 0 to 255"),

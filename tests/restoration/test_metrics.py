@@ -82,7 +82,8 @@ def test_channel_border_and_rounding(pair):
 def test_the_words_beside_the_numbers():
     text = Measure("y", 2).describe()
     assert "Y (BT.601, 16 to 235), border 2, clipped and rounded to 8 bits" in text
-    assert "the single channel, border 0, not clipped, not rounded" in Measure("y", 0, False).describe(1)
+    assert "on grey, border 0, not clipped, not rounded" in Measure("y", 0, False).describe("grey")
+    assert "on Y (BT.601, 16 to 235)" in Measure("rgb").describe("y")
 
 
 def test_a_border_that_leaves_nothing_is_refused(pair):

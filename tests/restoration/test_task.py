@@ -153,7 +153,7 @@ MISTAKES = [
     (["--crop", 18], "crop is 18, but maxim_nano trains on multiples of 8 x 8 pixels: give such a --crop"),
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
     (
-        ["--degradation", ""],
+        ["--degradation", "pairs"],
         "Pairs need .*input and .*target; for clean images .* give --degradation, such as noise:25",
     ),
     (["--degradation", "downscale:3"], "crop is 16, which the scale of 3 does not divide; take 15"),
