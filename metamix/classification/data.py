@@ -1,4 +1,4 @@
-"""Data of classification: splits, loaders and augmentation."""
+"""Open the splits of a data set of labelled images, make their loaders and augment batches."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .options import ModelOptions, data_name
 
 
 class ClassificationData:
-    """A data set of labelled images.
+    """Open a data set of labelled images and make its loaders.
 
     Args:
-        options: of training, or of evaluation with the statistics and image size of training filled in.
-        seed: of the augmentation.
-        trained: metadata of the weights to evaluate. The classes are numbered as theirs.
+        options: options of training, or those of evaluation with the statistics and image size of training filled in.
+        seed: seed of the augmentation.
+        trained: metadata of the weights to evaluate; the classes get the numbers that they have there.
 
     Raises:
         ValueError: the data do not fit the options or the weights.
@@ -66,7 +66,7 @@ class ClassificationData:
 
     @property
     def held_in_memory(self) -> bool:
-        """Whether images are decoded at the start. They are not cropped in evaluation then."""
+        """Whether images are decoded at the start. Evaluation does not crop such images."""
         return in_memory(self.splits.test, self.options)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
@@ -97,7 +97,7 @@ class ClassificationData:
         return self.transform(batch, epoch, step, rank, world_size)
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
-        """The classes of the weights, after checking that the data fit them."""
+        """Check that the data fit the weights, and return the classes of the weights."""
         found, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
         for what, has, wanted in (
             ("channels", self.splits.in_chans, trained.in_chans),

@@ -1,4 +1,4 @@
-"""The teacher of knowledge distillation."""
+"""Load the teacher of knowledge distillation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from .options import ClassificationOptions
 
 
 class Teacher(nn.Module):
-    """A classifier whose images are normalised by other statistics than the student's.
+    """Run a classifier on images that were normalised with the student's statistics.
 
     Args:
-        mean, std: of the images that it is given.
-        own_mean, own_std: of the images that it was trained on.
+        model: the classifier.
+        mean, std: statistics that the images were normalised with.
+        own_mean, own_std: statistics that the classifier was trained with.
     """
 
     scale: Tensor

@@ -1,4 +1,4 @@
-"""Trained classifiers: from a file, a run folder or a published name to a model with its preprocessing."""
+"""Load trained classifiers, with their preprocessing, from a file, a run folder or a published name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Classifier:
 
     Attributes:
         model: in evaluation mode; takes (n, C, H, W) float32 and returns logits (n, classes).
-        transform: makes of a PIL image of any size and mode the (C, H, W) float32 tensor that the model takes.
+        transform: turns a PIL image of any size and mode into the (C, H, W) float32 tensor that the model takes.
         classes: names of the classes, in the order of the logits.
-        metadata: what the weight file says; what it does not say is filled in from timm's configuration.
+        metadata: entries of the weight file; timm's configuration fills in those that the file lacks.
     """
 
     model: nn.Module
@@ -57,7 +57,7 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Clas
     Args:
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
             "metaformer_pooling_nano.digits".
-        model: name of the model, for a file that does not say it.
+        model: name of the model, for a file that does not name it.
 
     Raises:
         ValueError: the file holds no classifier, or does not say which.
@@ -70,7 +70,7 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Clas
 
 
 class EvalTransform:
-    """The preprocessing of evaluation for single images: resize, crop to the middle, normalise.
+    """Prepare single images as in evaluation: resize, crop the centre, normalise.
 
     Args:
         metadata: `img_size`, `in_chans`, `mean`, `std`, `interpolation` and `crop_pct` must be known.
@@ -90,14 +90,14 @@ class EvalTransform:
         self.normalize = Normalize(mean=metadata.mean, std=metadata.std)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Make a (C, H, W) float32 tensor of an image."""
+        """Turn an image into a (C, H, W) float32 tensor."""
         pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
         return self.normalize.normalize(pixels.permute(1, 2, 0)[None])[0].permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its weights, and its metadata with nothing left unknown but the classes' names."""
+    """A model with its weights and complete metadata; only the names of the classes may be unknown."""
 
     name: str
     model: nn.Module
@@ -115,7 +115,7 @@ def load_trained(
 
     Args:
         checkpoint: see `load_classifier`.
-        model: name of the model; needed where the file does not say it, or with `pretrained`.
+        model: name of the model; needed where the file does not name it, and with `pretrained`.
         model_args: arguments of the model that replace those of the file.
         pretrained: take the model's published weights instead of a checkpoint.
 
@@ -168,7 +168,7 @@ def _load_file(
 
 
 def _complete(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str, Any]) -> ModelMetadata:
-    """Fill in what metadata do not say, from timm's configuration of the model."""
+    """Fill in missing metadata from timm's configuration of the model."""
     config = timm.data.resolve_model_data_config(model)
     num_classes: Any = model.num_classes
     size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
@@ -189,7 +189,7 @@ def _complete(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str
 
 
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
-    """Read the weights of a classifier and what is known of them.
+    """Read the weights of a classifier and their metadata.
 
     Raises:
         ValueError: the file holds a detector, or metadata that are not accepted.
@@ -201,18 +201,18 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
 
 
 def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> list[str]:
-    """Load weights to start fine-tuning from. All must fit but those of the head and the first convolution.
+    """Load weights to start fine-tuning from. Only the head and the first convolution may differ.
 
-    The head stays as it is where the weights are of other classes. The first convolution is adapted to the number of
+    The head keeps its new weights where the file has other classes. The first convolution is adapted to the number of
     channels, as timm does for published weights.
 
     Returns:
-        Notes on what was not loaded as it is; empty if all was.
+        Notes on weights that are new or were adapted; empty if all were loaded unchanged.
     """
     tensors, metadata = read_classifier(source)
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
-    if metadata.classes and metadata.classes != tuple(classes):  # as many, perhaps, but others
+    if metadata.classes and metadata.classes != tuple(classes):  # the number of classes may be the same
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)
@@ -237,7 +237,7 @@ def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[st
 
 
 def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Create timm's model of that name, which may have a tag. Models for any image size need no `img_size`.
+    """Create a timm model by name, which may have a tag. Models for any image size need no `img_size`.
 
     Raises:
         ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
@@ -255,19 +255,19 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
 
 
 def timm_config(model: nn.Module) -> Mapping[str, Any]:
-    """timm's configuration of a model: its weights, their images, the names of its layers."""
+    """Return timm's configuration of a model: its weights, their images, the names of its layers."""
     config: Any = model.pretrained_cfg
     return config
 
 
 def published_name(model: nn.Module) -> str:
-    """Name and tag of the published weights that timm loaded into a model."""
+    """Return name and tag of the published weights that timm loaded into a model."""
     config = timm_config(model)
     return ".".join(filter(None, (config["architecture"], config.get("tag"))))
 
 
 def _count_classes(tensors: Mapping[str, Tensor], model: str, source: str | Path) -> int:
-    """Count the outputs of the head in a file that does not say what it holds."""
+    """Count the outputs of the head in a file without metadata."""
     head = timm.models.get_pretrained_cfg_value(model, "classifier")
     if f"{head}.weight" not in tensors:
         raise ValueError(f"{source} has no weights of the head of {model} ({head}); is it another model?")

@@ -1,4 +1,4 @@
-"""The loss of classification: cross-entropy or binary cross-entropy, with label smoothing and distillation."""
+"""Compute cross-entropy or binary cross-entropy, with label smoothing, class weights and distillation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .options import ClassificationOptions
 
 
 class ClassificationLoss:
-    """Called with a model and an augmented batch, returns the loss and the values to log.
+    """Compute the loss of a model on an augmented batch, and the values to log.
 
     Args:
-        options: of training.
-        model: its helper is the teacher of distillation.
-        labels: (N,) int64 of the training split, for class weights.
+        options: options of training.
+        model: its `frozen_helpers` hold the teacher of distillation, if there is one.
+        labels: labels of the training split, (N,) int64, for class weights.
         classes: number of classes.
     """
 
@@ -35,7 +35,7 @@ class ClassificationLoss:
         return loss, {"top1": 100 * (logits.argmax(1) == labels).float().mean()}
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compare (n, classes) logits with labels (n,) or shares (n, classes)."""
+        """Compute the loss of (n, classes) logits against labels (n,) or shares (n, classes)."""
         if self.class_weights is not None:
             weights = self.class_weights.to(logits.device)
             weights = weights[target] if target.ndim == 1 else target @ weights  # (n,)
@@ -45,19 +45,19 @@ class ClassificationLoss:
         return F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target))
 
     def by_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of each sample, (n,)."""
+        """Compute the loss of each sample, (n,)."""
         if self.options.loss == "ce":
             return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing, reduction="none")
         return F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target), reduction="none").mean(1)
 
     def smooth(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Smooth labels (n,) or shares (n, classes) to shares."""
+        """Smooth labels (n,) or shares (n, classes), and return shares (n, classes)."""
         smoothing, classes = self.options.smoothing, logits.shape[1]
         shares = F.one_hot(target, classes).to(logits) if target.ndim == 1 else target
         return shares * (1 - smoothing) + smoothing / classes
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL divergence of (n, classes) logits at temperature T, times T^2 (Hinton et al., arXiv:1503.02531)."""
+        """Compute T^2 * KL divergence of (n, classes) logits at temperature T (Hinton et al., arXiv 1503.02531)."""
         t = self.options.temperature
         return t**2 * F.kl_div(
             (student / t).log_softmax(1), (teacher / t).log_softmax(1), reduction="batchmean", log_target=True
@@ -65,6 +65,6 @@ class ClassificationLoss:
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights of the classes (classes,), inverse to their numbers of images; their mean over all images is 1."""
+    """Compute class weights, (classes,), inverse to the number of images; their mean over all images is 1."""
     counts = labels.bincount(minlength=classes)
     return len(labels) / ((counts > 0).sum() * counts.clamp(min=1)).float()

@@ -1,4 +1,4 @@
-"""Scores of classification: top-1 and top-5 accuracy and cross-entropy."""
+"""Score classifiers: top-1 and top-5 accuracy, cross-entropy, recall and precision of each class."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ State = dict[str, Any]
 
 
 class ClassificationMetric:
-    """Scores a classifier from its confusion matrix.
+    """Score a classifier from its confusion matrix.
 
     Args:
         classes: names of the classes.
-        normalize: makes of a batch what the model takes.
+        normalize: turns a batch of the loader into the model's input.
     """
 
     def __init__(self, classes: tuple[str, ...], normalize: Normalize):
@@ -32,7 +32,7 @@ class ClassificationMetric:
             "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
             "in_top5": torch.zeros((), dtype=torch.int64),
             "loss": torch.zeros(()),
-            "unreadable": torch.zeros((), dtype=torch.int64),  # images, which are left out of the scores
+            "unreadable": torch.zeros((), dtype=torch.int64),  # images that are left out of the scores
         }
 
     def update(self, state: State, model: nn.Module, batch: Batch) -> None:
@@ -51,7 +51,7 @@ class ClassificationMetric:
         confusion = total_confusion(states)
         count = int(confusion.sum())
         scores = {"top1": 100 * int(confusion.trace()) / count}
-        if len(self.classes) > 5:  # of five classes or fewer, all are among the best five
+        if len(self.classes) > 5:  # with five classes or fewer it is always 100
             scores["top5"] = 100 * sum(int(state["in_top5"]) for state in states) / count
         return scores | {"loss": sum(float(state["loss"]) for state in states) / count}
 
@@ -80,5 +80,5 @@ def class_scores(confusion: Tensor) -> tuple[list[float | None], list[float | No
 
 
 def total_confusion(states: list[State]) -> Tensor:
-    """The confusion matrix (classes, classes) int64 of all states: rows are labels, columns predictions."""
+    """Sum the confusion matrices of all states: (classes, classes) int64, rows are labels, columns predictions."""
     return torch.stack([state["confusion"] for state in states]).sum(0)

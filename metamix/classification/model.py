@@ -1,4 +1,4 @@
-"""The model of classification: built from options, described for files."""
+"""Build a classifier from options, and describe it for the summary and its weight file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .options import ClassificationOptions, ModelOptions
 
 
 class ClassificationModel:
-    """Builds the classifier and, for distillation, its teacher."""
+    """Build the classifier and, for distillation, its teacher."""
 
     def __init__(self, options: ModelOptions, data: ClassificationData):
         self.options, self.data = options, data

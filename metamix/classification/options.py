@@ -1,4 +1,4 @@
-"""Options of classification."""
+"""Define the options of classification."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _loss = partial(option, group="loss", on_resume="say")
 
 
 def data_name(options: LocationOptions) -> str:
-    """Name of the data set in titles and metadata; for a folder of images, the folder's name."""
+    """Return the name of the data set for titles and metadata; for a folder of images, the folder's name."""
     return Path(options.data_dir or "").resolve().name if options.data == "folder" else options.data
 
 
 @dataclass
 class ModelOptions(BackboneOptions, SourceOptions):
-    """Model and data."""
+    """Options of model and data that training and evaluation share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,7 +32,7 @@ class ModelOptions(BackboneOptions, SourceOptions):
 
 @dataclass
 class ClassificationEvalOptions(LocationOptions):
-    """Options of `metamix eval`. Those without a value are as in training."""
+    """Options of `metamix eval` for classification. Those without a value are as in training."""
 
     model: str | None = _model(None, "a model of metamix or timm; none: the one that the checkpoint names")
     model_args: dict[str, Any] = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")
@@ -55,7 +55,7 @@ class ClassificationEvalOptions(LocationOptions):
         ModelOptions(**self.given())  # checks the ranges
 
     def given(self) -> dict[str, Any]:
-        """The options that have a value."""
+        """Return the options that have a value."""
         return {name: value for name, value in vars(self).items() if value not in (None, "")}
 
 

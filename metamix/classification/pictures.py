@@ -1,4 +1,4 @@
-"""Pictures of classification: the confusion matrix, and recall and precision of each class."""
+"""Draw the confusion matrix, and recall and precision of each class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .metrics import State, class_scores, total_confusion
 
 
 class ClassificationPictures:
-    """Shows the state of `ClassificationMetric`."""
+    """Draw and report the states of `ClassificationMetric`."""
 
     def __init__(self, classes: tuple[str, ...]):
         self.classes = classes
@@ -36,7 +36,7 @@ class ClassificationPictures:
 def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> None:
     """Draw a confusion matrix: the share of each label's samples by prediction, in percent.
 
-    Up to 20 classes, cells show counts.
+    With up to 20 classes, cells show counts.
 
     Args:
         confusion: (classes, classes) int64, rows are labels.
@@ -68,7 +68,7 @@ def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: 
 
     Args:
         confusion: (classes, classes) int64, rows are labels.
-        most: of more classes than this, those with the lowest recall are drawn.
+        most: largest number of classes to draw; those with the lowest recall are chosen.
     """
     recall, precision, images = class_scores(confusion)
     tested = [i for i in range(len(classes)) if recall[i] is not None]

@@ -2,7 +2,7 @@
 
     metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE
 
-A folder stands for all images in it, at any depth. The labels of each image are printed with their probabilities, as a
+A folder means all images in it, at any depth. The labels of each image are printed with their probabilities, as a
 table, CSV or JSON. Images that cannot be read are named and left out; the exit code is then 1.
 """
 
@@ -23,8 +23,7 @@ import torch
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, read_image_file
-from metamix.data.files import list_files
-from metamix.data.formats.base import is_image, natural_order
+from metamix.data.find import find_images
 from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
@@ -83,26 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_images(places: Sequence[Path]) -> list[Path]:
-    """List the images that files and folders stand for, each once.
-
-    Raises:
-        FileNotFoundError: a file is missing, or a folder has no image.
-    """
-    found: dict[Path, None] = {}
-    for place in places:
-        if not place.is_dir():
-            if not place.exists():
-                raise FileNotFoundError(f"there is no image {place}")
-            found[place] = None
-            continue
-        inside = sorted(filter(is_image, list_files(place)), key=natural_order)
-        if not inside:
-            raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")
-        found |= dict.fromkeys(place / path for path in inside)
-    return list(found)
-
-
 @torch.inference_mode()
 def predict(
     classifier: Classifier,
@@ -117,11 +96,11 @@ def predict(
     Args:
         top: number of labels for each image.
         batch_size: images per forward pass.
-        broken: takes the reasons why images cannot be read.
+        broken: a list that the reasons why images cannot be read are added to.
     """
     device = next(classifier.model.parameters()).device
-    readable_images = _read(classifier, images, [] if broken is None else broken)
-    while batch := list(islice(readable_images, batch_size)):
+    decoded = _read(classifier, images, [] if broken is None else broken)
+    while batch := list(islice(decoded, batch_size)):
         paths, tensors = zip(*batch)
         probabilities = classifier.model(torch.stack(tensors).to(device)).float().softmax(1).cpu()  # (n, classes)
         best = probabilities.topk(min(top, len(classifier.classes)))
@@ -140,7 +119,7 @@ def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> 
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
-    """One line for each image: its path, then labels with their probabilities in percent."""
+    """Format one line for each image: its path, then labels with their probabilities in percent."""
     width = max((len(str(prediction.image)) for prediction in predictions), default=0)
     lines = []
     for prediction in predictions:
@@ -150,7 +129,7 @@ def as_table(predictions: Sequence[Prediction]) -> str:
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
-    """One row for each image and label: image, rank, label, probability."""
+    """Format one row for each image and label: image, rank, label, probability."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "rank", "label", "probability"])
@@ -161,7 +140,7 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:
-    """A list of images with their labels and probabilities."""
+    """Format a list of images with their labels and probabilities."""
     records = [
         {
             "image": str(prediction.image),

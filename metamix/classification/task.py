@@ -1,4 +1,4 @@
-"""Image classification: any timm model on any data set of labelled images."""
+"""Assemble the classification task: any timm model on any data set of labelled images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .pictures import ClassificationPictures
 
 
 class Classification:
-    """The task of `metamix.training.task` for labelled images.
+    """Assemble data, model, loss, metric and pictures of classification; see `metamix.training.task.Task`.
 
     Args:
-        options: `ClassificationOptions` to train, `ModelOptions` only to evaluate.
-        seed: of the run.
+        options: `ClassificationOptions` to train, `ModelOptions` to evaluate.
+        seed: seed of the run.
         trained: metadata of the weights to evaluate.
 
     Raises:
@@ -74,9 +74,9 @@ class Classification:
 
 
 def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
-    """The options of data as they were in training.
+    """Return the options of the data as they were in training.
 
-    The holdout and the split to score are known for the data set of training alone.
+    The holdout and the split to score are included only for the data set of training.
 
     Raises:
         ValueError: another holdout is asked for on the data set of training, so trained images would be scored.
@@ -96,7 +96,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
 
 
 def _side(size: Any) -> Any:
-    """The side of square images; ValueError for others."""
+    """Return the side of square images; ValueError for others."""
     if not isinstance(size, tuple):
         return size
     if size[0] != size[1]:

@@ -21,7 +21,7 @@ from metamix.utils.text import readable
 
 
 class ImageProblems:
-    """What is wrong with each image of a split: a sentence, or None."""
+    """Describe what is wrong with each image of a split, by index; None for an image that can be read."""
 
     def __init__(self, images: ImageSplit):
         self.images = images
@@ -38,7 +38,7 @@ class ImageProblems:
 
 
 def broken_images(images: ImageSplit, workers: int = 0, title: str = "") -> Iterator[str]:
-    """Yield what is wrong with each broken image of a split, in order.
+    """Describe what is wrong with each broken image of a split, in order.
 
     Args:
         workers: processes that decode; 0 for this process.

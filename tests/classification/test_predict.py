@@ -7,8 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from metamix.classification.predict import find_images, main
+from metamix.classification.predict import main
 from metamix.data import open_data
+from metamix.data.find import find_images
 
 WEIGHTS = ["--checkpoint", "metaformer_identity_nano.digits", "--device", "cpu"]
 
