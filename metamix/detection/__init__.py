@@ -1,4 +1,4 @@
-"""Object detection: torchvision's detectors on any backbone, trained and scored on data in COCO's format."""
+"""Train and score torchvision's detectors on any backbone, with data in COCO's format."""
 
 from metamix.models.backbone import Backbone, build_backbone
 

@@ -1,4 +1,4 @@
-"""Anchors: the boxes that a detector starts from, and how RetinaNet's follow from the boxes of a training set."""
+"""Place anchors, the boxes that a detector starts from, and choose RetinaNet's from the boxes of a training set."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Anchors(AnchorGenerator):
 
 
 def retinanet_sizes(strides: Sequence[float], anchor_scale: float) -> list[list[float]]:
-    """Anchor sizes of RetinaNet in pixels, three at each level."""
+    """Return the anchor sizes of RetinaNet in pixels, three at each level."""
     return [[anchor_scale * stride * factor for factor in OCTAVE] for stride in strides]
 
 
@@ -47,14 +47,14 @@ def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
     """Choose RetinaNet's anchor scale for boxes of the given sizes.
 
     The paper's scale is kept where its anchors cover the boxes from the 5 % to the 95 % quantile. Otherwise the scale
-    moves just as far as needed. Where no scale covers both ends, the small boxes decide.
+    changes as little as possible. Where no scale covers both ends, the small boxes decide.
 
     Args:
         sizes: (n,) square roots of box areas, in pixels of the resized images.
         strides: stride of each level, in pixels, the finest first.
 
     Returns:
-        A scale of at least 1, with two decimals: smaller anchors would leave gaps between neighbouring places.
+        A scale of at least 1, with two decimals. Smaller anchors would leave gaps between neighbouring positions.
     """
     if not len(sizes):
         return ANCHOR_SCALE

@@ -1,6 +1,6 @@
-"""Reading annotation files in COCO's format, and the rules that their entries must follow.
+"""Read annotation files in COCO's format, and check the rules that their entries must follow.
 
-Training refuses a file at the first violation. `metamix.detection.verify` lists all of them.
+Training refuses a file at the first violation. `metamix verify` lists all of them.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 Entry = dict[str, Any]  # an image, an annotation or a category
 Entries = dict[str, list[Entry]]  # those of a file, by the keys of FIELDS
 
-# bool is refused as an integer, and pycocotools takes a text id apart letter by letter.
+# `type(value) in types` refuses True as an integer. pycocotools would split a text id into its letters.
 INTEGER = (int,), "an integer"
 TEXT = (str,), "text"
 NUMBER = (int, float, type(None)), "a number, where it is given"
@@ -34,7 +34,7 @@ def read_annotations(path: Path) -> Entries:
         ValueError: it is not JSON, or its three lists are not lists of objects.
     """
     try:
-        data = json.loads(path.read_bytes())  # of bytes, json recognises UTF-8, UTF-16 and their marks
+        data = json.loads(path.read_bytes())  # from bytes, json detects UTF-8, UTF-16 and byte order marks
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(data, dict):
@@ -120,7 +120,7 @@ def box_sizes(annotations: Iterable[Entry], images: Mapping[int, Entry], min_siz
 
 
 def drop_degenerate_polygons(segmentation: list | dict | None) -> list | dict | None:
-    """Drop polygons of fewer than three points, the first of which pycocotools would read as a box."""
+    """Drop polygons of fewer than three points. pycocotools would read one at the start of the list as a box."""
     if not isinstance(segmentation, list):
         return segmentation
     return [polygon for polygon in segmentation if not isinstance(polygon, list) or len(polygon) >= 6]

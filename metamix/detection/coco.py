@@ -1,9 +1,9 @@
-"""Data sets in COCO's format.
+"""Read data sets in COCO's format.
 
     FOLDER/annotations/instances_<split>.json      train, val and optionally test; a year may follow the name
     FOLDER/<split>/  or  FOLDER/images/            the images, at the paths that the annotations give
 
-COCO as it is published has this layout. `python -m metamix.detection.voc` converts Pascal VOC.
+COCO is published in this layout. `python -m metamix.detection.voc` converts Pascal VOC.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def no_images_message(annotations: Path) -> str:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image in colour; CorruptImage, which names it, where that fails."""
+    """Read an image in colour. Raises CorruptImage, which names the file, where that fails."""
     return decode(lambda: read_image_file(path), path)
 
 
@@ -129,7 +129,7 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
 
 
 class ImagesAndObjects(CocoDetection):
-    """torchvision's data set over an index of annotations, without crowds: those are for scoring alone."""
+    """Read images and objects through torchvision's data set, without crowds: those are for scoring alone."""
 
     def __init__(self, images: Path, coco):
         VisionDataset.__init__(self, images)
@@ -220,7 +220,7 @@ class CocoSplit:
         name = self.coco.imgs[image_id]["file_name"]
         try:
             size = (self.images / name).stat().st_size
-        except OSError:  # a missing image, of which there may be a few
+        except OSError:  # a few images may be missing
             size = -1
         yield Path(name).as_posix(), size
         for annotation in self.coco.imgToAnns[image_id]:
@@ -279,7 +279,7 @@ def index_annotations(annotations: Path, images: Path):
     except ValueError as error:
         raise ValueError(
             f"{annotations} is not in COCO's format: {error}. To list all problems: "
-            f"python -m metamix.detection.verify {annotations} --images {images}"
+            f"metamix verify --task detection {annotations} --images {images}"
         ) from error
     by_id = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}

@@ -1,9 +1,9 @@
-"""Splits and batches for detectors, with torchvision's transforms in worker processes.
+"""Load splits and batches for detectors, with torchvision's transforms in worker processes.
 
 A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
 (n,) int64}. An evaluation batch also holds "split", a list of the name of the split, and its images have the size of
-their files. An image that cannot be read is replaced by the next one and its index by -1, so that no metric scores one
-as the other. Every random number is a function of (seed, epoch, index).
+their files. An image that cannot be read is replaced by the next one, and its index by -1: metrics leave it out. Every
+random number is a function of (seed, epoch, index).
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class DetectionData:
         }
         self.notes = [
             f"{split.unusable} annotations of {split.annotations} are left out; "
-            f"python -m metamix.detection.verify {options.data_dir} names them"
+            f"metamix verify --task detection {options.data_dir} names them"
             for split in self.splits
             if split.unusable
         ]
@@ -97,7 +97,7 @@ class DetectionData:
             if len(missing) > options.corrupt_limit * len(split):
                 raise ValueError(
                     f"{len(missing)} of the {len(split)} images of {split.annotations} are not there ({missing[0]}); "
-                    f"python -m metamix.detection.verify {options.data_dir} names all"
+                    f"metamix verify --task detection {options.data_dir} names all"
                 )
         return first.classes
 
@@ -128,7 +128,7 @@ class DetectionData:
         }
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
-        """Scale the images to values from 0 to 1; the worker processes have done the rest."""
+        """Scale the images to values from 0 to 1. The worker processes have augmented them."""
         return batch | {"image": [image / 255 for image in batch["image"]]}
 
     def scored_split(self, states: Sequence[State]) -> CocoSplit:
@@ -182,7 +182,7 @@ def eval_loader(
 
 
 def train_transform(options: DetectionOptions) -> v2.Compose:
-    """Make the random crop, flips, resizing and change of colours; boxes follow, and those that vanish are dropped."""
+    """Make the random crop, flips, resizing and change of colours. Boxes follow; empty ones are dropped."""
     low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
     return v2.Compose(
         [
@@ -233,7 +233,7 @@ class BoxLoader(StreamLoader):
     ):
         super().__init__(samples, options, order, transform, seed, mark_replaced=True)
         self.loader.collate_fn = partial(collate, split=split)
-        self.corrupt.command = f"python -m metamix.detection.verify {options.data_dir}"
+        self.corrupt.command = f"metamix verify --task detection {options.data_dir}"
 
 
 def collate(samples: Sequence[Any], split: str | None = None) -> Batch:

@@ -1,4 +1,4 @@
-"""torchvision's detectors on any backbone.
+"""Build torchvision's detectors on any backbone.
 
     model = build_detector("retinanet", backbone="metaformer_raft_s12", num_classes=3)
     losses = model(images, targets)      in training mode: a dict of losses
@@ -36,7 +36,7 @@ class Detector(nn.Module):
 
     Attributes:
         backbone: the model with its pyramid.
-        transform: what normalises and resizes images.
+        transform: module that normalises and resizes images.
         classifier: names of the layers whose shape depends on the number of classes.
         num_classes: number of classes without the background.
     """
@@ -57,9 +57,9 @@ class Detector(nn.Module):
         return super().forward(images, targets)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group the parameters by depth for layer-wise learning rates: the backbone's layers, then all the rest."""
+        """Group the parameters by depth for layer-wise learning rates: the backbone's layers first, then the others."""
         body: Any = self.backbone.body
-        if "model" not in dict(body.named_children()):  # timm kept only the parts of the model, each a layer
+        if "model" not in dict(body.named_children()):  # timm split the model into its layers
             return {name: rf"backbone\.body\.{re.escape(name)}\." for name, _ in body.named_children()}
 
         def inside_body(pattern: str) -> str:
@@ -251,7 +251,7 @@ def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:
 
 
 def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
-    """Build torchvision's RoIAlign with the exact scales of the levels: it would round them to powers of 2."""
+    """Build RoIAlign with the exact scales of the levels: torchvision would round them to powers of 2."""
     align = MultiScaleRoIAlign(list(backbone.levels), output_size, sampling_ratio=2)
     align.scales = [1 / stride for stride in backbone.strides[: len(backbone.levels)]]
     first = int(backbone.levels[0]) + 2  # the paper numbers a level by the logarithm of its stride
@@ -260,7 +260,7 @@ def roi_align(backbone: Backbone, output_size: int) -> MultiScaleRoIAlign:
 
 
 def cast_outputs_to_float32(*heads: Any) -> None:
-    """Compute boxes and losses from float32 under autocast: in bfloat16 a box would be off by pixels."""
+    """Make heads return float32 under autocast: boxes in bfloat16 would be off by pixels."""
     for head in heads:
         head.register_forward_hook(to_float32)
 
@@ -279,7 +279,7 @@ def anchor_range(model: Detector) -> tuple[float, float] | None:
 
 
 class BackboneAndHead(nn.Module):
-    """Run a detector's backbone and dense head, without what follows for each proposal or box."""
+    """Run a detector's backbone and dense head, without the work for each proposal or box."""
 
     def __init__(self, model: Detector):
         super().__init__()

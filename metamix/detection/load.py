@@ -1,4 +1,4 @@
-"""Detectors from files: the weights of train.py carry everything that is needed to build their model again."""
+"""Load detectors from files: the metadata of weights hold everything that is needed to build the model again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """What is needed to build a detector again, as the metadata of its weights keep it.
+    """The arguments that build a detector again, as the metadata of its weights hold them.
 
     Attributes:
         detector: name of the detector, as in `build_detector`.
@@ -59,25 +59,25 @@ class DetectorSpec:
         if common.task != "detection":
             found = common.model or "weights without a description"
             raise ValueError(
-                f"{source} holds no detector of metamix, but {found}; give a run of train.py --task detection"
+                f"{source} holds no detector of metamix, but {found}; give a run of metamix train --task detection"
             )
         values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
             field.name: raw[field.name] for field in fields(cls) if field.name in raw
         }
         for name, (accepted, check) in RULES.items():
             if name not in values:
-                raise ValueError(f"{source}: the metadata lack {name}. Give a file that train.py wrote")
+                raise ValueError(f"{source}: the metadata lack {name}. Give a file that metamix train wrote")
             if not check(values[name]):
                 raise ValueError(
                     f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
-                    f"Give a file that train.py wrote"
+                    f"Give a file that metamix train wrote"
                 )
         values |= {name: tuple(values[name]) for name in ("classes", "out_indices", "train_on")}
         unknown = values["detector_args"].keys() - accepted_options(values["detector"])
         if unknown:
             raise ValueError(
                 f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
-                f"{values['detector']}. Give a file that train.py wrote"
+                f"{values['detector']}. Give a file that metamix train wrote"
             )
         if values["detector"] != "retinanet":
             values["anchor_scale"] = None
@@ -136,7 +136,7 @@ Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the 
 RULES: dict[str, Rule] = {
     "detector": (f"one of {', '.join(DETECTORS)}", lambda value: isinstance(value, str) and value in DETECTORS),
     "detector_args": (
-        "a mapping of options to numbers, without the options of train.py",
+        "a mapping of options to numbers, without the options of metamix train",
         lambda value: (
             isinstance(value, Mapping)
             and not NOT_DETECTOR_ARGS & value.keys()
@@ -175,13 +175,13 @@ RULES: dict[str, Rule] = {
 
 
 def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """Load a detector that train.py wrote.
+    """Load a detector that metamix trained.
 
     Args:
         path: a run folder, or a weight file or checkpoint in it.
 
     Returns:
-        The detector, in eval mode, and the metadata of its weights: "classes" are the names of the labels 1, 2, ...
+        The detector, in eval mode, and the metadata of its weights. "classes" holds the names of the labels 1, 2, ...
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -205,7 +205,7 @@ def set_statistics(model: Detector, metadata: Mapping[str, Any], source: str | P
         if len(values) not in (1, channels):
             raise ValueError(
                 f"{source}: {name} in the metadata is {list(values)}; accepted is a list of {channels} numbers, one "
-                f"per channel. Give a file that train.py wrote"
+                f"per channel. Give a file that metamix train wrote"
             )
     mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     model.transform.image_mean, model.transform.image_std = list(mean), list(std)
@@ -220,6 +220,6 @@ def load_pretrained(model: Detector, path: str | Path, classes: list[str]) -> li
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", classes) != classes:  # perhaps as many
+    if metadata.get("classes", classes) != classes:  # the number of classes may be the same
         tensors = {name: value for name, value in tensors.items() if not name.startswith(model.classifier)}
     return load_into(model, tensors, str(path), head=model.classifier)

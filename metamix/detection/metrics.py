@@ -1,4 +1,4 @@
-"""COCO's scores, computed by pycocotools.
+"""Compute COCO's scores with pycocotools.
 
 Detections are in COCO's own format: {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, in pixels of
 the image file, with "segmentation" where masks are scored.
@@ -83,7 +83,7 @@ class DetectionMetric:
         return self.scores(states).classes
 
     def scores(self, states: list[State], kind: str = "bbox") -> Scores:
-        """Return all scores of "bbox" or "segm"; computed once for the same states: it takes minutes on large sets."""
+        """Return all scores of "bbox" or "segm". They are kept for the same states: they take minutes on large sets."""
         if self._scored[0] is not states:
             self._scored = states, {}
         if kind not in self._scored[1]:
@@ -160,8 +160,8 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox") -> Scores:
 def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Detections:
     """Copy detections for pycocotools, which adds to them.
 
-    Boxes are left out where masks are measured. Since pycocotools fails at an empty list, one detection that scores 0
-    stands for none; it changes no number.
+    Boxes are left out where masks are measured. pycocotools fails at an empty list, so no detections become one that
+    scores 0, which changes no result.
     """
     if not results:
         return [{"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}]

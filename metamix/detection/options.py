@@ -1,4 +1,4 @@
-"""Options of detection for train.py and eval.py."""
+"""Define the options of detection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize
 
 @dataclass
 class DataOptions:
-    """Data set, as eval.py takes it."""
+    """Options of the data set that training and evaluation share."""
 
     data: Literal["coco"] = option("coco", "format of the data set", group="data")
     data_dir: str = option(
@@ -48,14 +48,14 @@ class DataOptions:
 
 @dataclass
 class DetectionEvalOptions(DataOptions):
-    """Options of eval.py: the checkpoint holds everything else."""
+    """Options of `metamix eval` for detection. The checkpoint holds all others."""
 
     checkpoint: str = option("", "weights of a detector: a run folder, or a file in it", group="model")
 
 
 @dataclass
 class DetectionOptions(BackboneOptions, DataOptions):
-    """Options of detection for train.py."""
+    """Options of `metamix train` for detection."""
 
     model: str = option(
         "metaformer_pooling_s12",

@@ -1,4 +1,4 @@
-"""Pictures of boxes: on one image, ground truth beside detections for many, and precision over recall."""
+"""Draw boxes on one image, ground truth beside detections for several, and precision over recall."""
 
 import json
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from metamix.utils.files import write_text
 from .data import DetectionData
 from .metrics import DetectionMetric, Detections, Scores, from_coco, table
 
-SHOWN = 4  # best images, and as many of the worst, in the picture of both
-SURE = 0.5  # least score of the detections that it shows
+SHOWN = 4  # number of the best and of the worst images to draw
+SURE = 0.5  # least score of the detections that are drawn
 
 Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and of detections "scores" (n,)
 
@@ -94,14 +94,14 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
 
 
 def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[str]) -> None:
-    """Write one image with its boxes, at the size of the image."""
+    """Draw one image with its boxes, at the size of the image."""
     figure = Figure(figsize=(image.shape[2] / 110, image.shape[1] / 110))
     draw_objects(figure.add_axes((0, 0, 1, 1)), image, objects, classes)
     save_figure(path, figure)
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
-    """Write images with ground truth and detections side by side, two images in a line.
+    """Draw images with ground truth and detections side by side, two images in a row.
 
     Args:
         rows: title, image, ground truth and detections of each image.
@@ -125,7 +125,7 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
 
 
 def draw_precision_recall(path: Path, scores: Scores) -> None:
-    """Write the curve of each class at IoU 0.5, whose area is its AP50; of more than ten classes only the mean."""
+    """Draw the curve of each class at IoU 0.5, whose area is its AP50; with more than ten classes only the mean."""
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.subplots()
     recall = [i / 100 for i in range(101)]

@@ -3,11 +3,11 @@
     metamix predict IMAGE_OR_FOLDER... --checkpoint RUN
     python -m metamix.detection.predict IMAGE_OR_FOLDER... --checkpoint RUN
 
-RUN is a run folder of train.py --task detection, or a weight file in it. A folder stands for all images in it, at any
-depth. Each image is drawn with its boxes to OUTPUT/<name>.png, where the name is the path inside the folder that was
-given. OUTPUT/predictions.json lists the path, width and height of each image and its objects by falling
-score: class, score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read are named and
-left out; the exit code is then 1.
+RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Each image
+is drawn with its boxes to OUTPUT/<name>.png, where the name is the path inside the given folder.
+OUTPUT/predictions.json lists the path, width and height of each image and its objects, the highest score first: class,
+score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read are named and left out; the
+exit code is then 1.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def predict_all(
 def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Return the picture that each image is drawn to.
 
-    Pictures of an earlier run, where `output` lies in one of the folders, are not images.
+    Pictures of an earlier run are not images to predict, so `output` is left out of the folders that hold it.
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.

@@ -1,4 +1,4 @@
-"""The detection task: torchvision's detectors on any backbone, data sets in COCO's format, COCO's scores."""
+"""Assemble the detection task: torchvision's detectors on any backbone, data sets in COCO's format, COCO's scores."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Detection:
             raise ValueError(
                 f"{options.checkpoint} knows the classes {', '.join(spec.classes)}, and "
                 f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
-                f"first: train.py --checkpoint {options.checkpoint}"
+                f"first: metamix train --checkpoint {options.checkpoint}"
             )
         return task, model, metadata
 
@@ -156,14 +156,14 @@ class DetectionModel:
 
 
 def pyramid_levels(options: DetectionOptions) -> tuple[tuple[int, ...], str]:
-    """Return out_indices and extra, those of the published detector where the options do not say."""
+    """Return out_indices and extra; those of the published detector where the options do not give them."""
     published = LEVELS[options.detector]
     extra = published["extra"] if options.extra == "auto" else options.extra
     return tuple(options.out_indices or published["out_indices"]), extra
 
 
 def pyramid_strides(options: DetectionOptions) -> list[float]:
-    """Return the nominal strides of all levels; a few backbones have other ones, such as 3.5 instead of 4."""
+    """Return the nominal strides of all levels; a few backbones differ, such as 3.5 instead of 4."""
     out_indices, extra = pyramid_levels(options)
     levels = [*out_indices, *(out_indices[-1] + 1 + i for i in range(EXTRA[extra][0]))]
     return [4.0 * 2**level for level in levels]

@@ -9,7 +9,7 @@ Each problem is one line: the file, the image, the annotation, and what is wrong
 Training and scores leave out what they cannot use. Training cuts boxes at the edges of their image, and images without
 boxes train as background.
 
-How large the boxes are follows, at the size that training resizes images to, beside the anchors of RetinaNet.
+At the end, the sizes of the boxes are printed, in pixels of the resized training images, beside RetinaNet's anchors.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def file_problem(image: Entry, folder: Path) -> str | None:
 def describe_boxes(annotations: Path, min_size: int, max_size: int) -> str:
     """Say how large the boxes of an annotation file are, and which anchors RetinaNet has for them.
 
-    Returns nothing where the file cannot be read or gives no size of a box or image.
+    Returns an empty text where the file cannot be read, or has no box in an image of known size.
     """
     try:
         entries = read_annotations(annotations)
@@ -139,7 +139,7 @@ def describe_boxes(annotations: Path, min_size: int, max_size: int) -> str:
 
 
 def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_size: int = 1333) -> int:
-    """Print each problem of a data set's folder or of one annotation file, how many there are, and sizes of boxes.
+    """Print each problem of a data set or of one annotation file, their number, and the sizes of the boxes.
 
     Args:
         data: folder of a data set, or an annotation file.

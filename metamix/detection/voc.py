@@ -79,7 +79,7 @@ def read_split(folder: Path, split: str) -> list[str]:
 
 
 def parse(path: Path) -> ElementTree.Element:
-    """Parse an XML file; ValueError, which names it, where that fails."""
+    """Parse an XML file. Raises ValueError, which names the file, where that fails."""
     try:
         return ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:

@@ -115,7 +115,7 @@ def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_find_traintakes_the_layout_and_years_of_coco(tmp_path):
+def test_find_splits_takes_the_layout_and_years_of_coco(tmp_path):
     (tmp_path / "annotations").mkdir()
     for split in "train2017", "val2017":
         (tmp_path / split).mkdir()
@@ -140,7 +140,7 @@ def test_broken_training_image_is_replaced_and_named(coco, options, caplog):
     batches = list(train_loader(train, replace(options, corrupt_limit=0.3), batch_size=8).epoch(0))
     assert len(batches[0]["image"]) == 8
     assert "train_0.png" in caplog.text and "train_1.png" in caplog.text
-    with pytest.raises(CorruptImage, match="cannot be read.*python -m metamix.detection.verify .*shapes"):
+    with pytest.raises(CorruptImage, match="cannot be read.*metamix verify --task detection .*shapes"):
         list(train_loader(train, options, batch_size=8).epoch(0))
 
 
@@ -204,7 +204,8 @@ def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     file = folder / "annotations" / "instances_val.json"
     file.write_text(file.read_text().replace('"image_id"', '"picture"'))
     with pytest.raises(
-        ValueError, match=r"is not in COCO's format: annotations\[0\] has no image_id; .*metamix.detection.verify"
+        ValueError,
+        match=r"is not in COCO's format: annotations\[0\] has no image_id; .*metamix verify --task detection",
     ):
         open_split(find_splits(folder), "val")
 

@@ -1,4 +1,4 @@
-"""Detection through train.py, eval.py and predict: training, scores, resuming, fine-tuning and wrong options."""
+"""Detection through train, eval and predict: training, scores, resuming, fine-tuning and wrong options."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def test_val_is_not_held_out_if_it_was_trained_on(few, tmp_path):
 def test_missing_images_are_refused_before_training(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
     (folder / "images" / "test_1.png").unlink()
-    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; python -m metamix.detec"
+    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; metamix verify --task detec"
     with pytest.raises(ValueError, match=words):
         Detection(DetectionOptions(data_dir=str(folder)))
 
@@ -328,7 +328,7 @@ def test_unusable_annotations_are_noted(tmp_path):
     task, _ = build(folder)
     assert task.data.notes == [
         f"2 annotations of {folder / 'annotations' / f'instances_{split}.json'} are left out; "
-        f"python -m metamix.detection.verify {folder} names them"
+        f"metamix verify --task detection {folder} names them"
         for split in ("train", "test")
     ]
     assert set(task.data.scored) == {"test"}
@@ -429,7 +429,9 @@ def test_splits_must_have_the_same_classes(tmp_path):
 
 def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
-    with pytest.raises(ValueError, match="holds no detector of metamix, but resnet18; give a run of train.py --task"):
+    with pytest.raises(
+        ValueError, match="holds no detector of metamix, but resnet18; give a run of metamix train --task"
+    ):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few)))
