@@ -1,1 +1,1 @@
-"""The command line: `metamix train`, `metamix eval` and the others."""
+"""Provide the command line: `metamix train`, `metamix eval` and the others."""

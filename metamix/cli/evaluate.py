@@ -4,8 +4,8 @@
     metamix eval --checkpoint model.safetensors --data cifar10 --img-size 48
     metamix eval --model resnet18 --pretrained --data folder --data-dir imagenet
 
-Class names, image size, mean and std come from the checkpoint; so does the held-out split, on the data of training.
---img-size changes the size of the images, not the size that the model is made for.
+Class names, image size, mean and std come from the checkpoint. On the data of training, so does the held-out split.
+--img-size changes the size of the images; the model stays as it was built for training.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class EvalOptions:
     batch_size: int = option(256, "samples per forward pass, over all processes together")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in metamix train")
-    channels_last: bool = option(True, "memory format of images and weights")
+    channels_last: bool = option(True, "store images and weights in the channels_last memory format")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -90,7 +90,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     title = task.title if settings.split == "test" else f"{task.title}-{settings.split}"
     folder = Path(settings.output or f"runs/eval-{title}")
     if group.is_main:
-        folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made must not cost the scores
+        folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
     start = time.monotonic()
     scores, states = evaluate(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout

@@ -1,4 +1,4 @@
-"""The command `metamix`: find the subcommand and hand it the rest of the line."""
+"""Run the command `metamix`: find the subcommand and pass it the other words."""
 
 from __future__ import annotations
 

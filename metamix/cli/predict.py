@@ -15,11 +15,11 @@ DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_F
 
 The checkpoint decides what is predicted: labels with probabilities (classification), boxes (detection) or restored
 images (restoration). For all options: metamix predict --task NAME --help, with the name of one of these tasks.
---import MODULE makes mixers and models of your own known first."""
+--import MODULE imports your own mixers and models first."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hand the command line to the task that trained the checkpoint. Exits with 1 where an image cannot be read."""
+    """Pass the command line to the task that trained the checkpoint. Exits with 1 where an image cannot be read."""
     with exit_with_message(ValueError, OSError):
         task, words = take_task(argv)
         if task is None:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _task_of(checkpoint: str) -> str:
-    """Return the task that trained the weights. Weights that do not say are those of a classifier."""
+    """Return the task that trained the weights; classification where they do not say."""
     _, raw = load_weights(find_weights(checkpoint))
     return ModelMetadata.from_dict(raw, checkpoint).task or "classification"
 

@@ -1,4 +1,4 @@
-"""The tasks that commands know by name, and where their parts are. `metamix.training.task` defines what a task is."""
+"""Find the tasks that commands know by name, and their parts. `metamix.training.task` defines what a task is."""
 
 from __future__ import annotations
 

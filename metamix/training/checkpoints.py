@@ -24,18 +24,18 @@ ENTRIES = (  # of a checkpoint
     "recipe", "about", "step", "steps_per_epoch", "history", "sums", "seconds", "epoch_seconds",
     "model", "ema", "optimizer", "scaler",
 )  # fmt: skip
-WORDS = {DIGEST: "files, labels or boxes"}
+WORDS = {DIGEST: "files, labels or boxes"}  # how messages name a key
 
 
 class Checkpoints:
-    """Writes the checkpoint of a run folder and remembers the last one that is good."""
+    """Find and write the checkpoint of a run folder, and remember the last good one.
+
+    Args:
+        folder: the run folder; None for a dry run.
+        minutes: time between two checkpoints within an epoch.
+    """
 
     def __init__(self, folder: Path | None, minutes: float):
-        """
-        Args:
-            folder: the run folder; None for a dry run.
-            minutes: between two checkpoints within an epoch.
-        """
         self.path = folder / CHECKPOINT if folder is not None else None
         self.minutes = minutes
         self.good_step: int | None = None  # step of the last checkpoint that was written or resumed
@@ -43,7 +43,7 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether the time for another checkpoint has come."""
+        """Whether it is time for the next checkpoint."""
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
@@ -83,7 +83,7 @@ class Checkpoints:
 
     @property
     def good(self) -> str:
-        """Which checkpoint is good, for an error message."""
+        """The last good checkpoint, as a part of an error message."""
         if self.good_step is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.path}, step {self.good_step}"
@@ -95,7 +95,7 @@ def check_resumable(
     """Check that a recipe continues a checkpoint.
 
     Returns:
-        A sentence on each option that has changed and may change.
+        A sentence on each changed option that is allowed to change.
 
     Raises:
         ValueError: it is another run, on other data, or has no step left for the changed recipe.
@@ -120,8 +120,8 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
     """Check that a run was made with the data that are given now; warn if the run has no digest of its data.
 
     Args:
-        saved: what the run says about its data. Entries that it lacks are newer than the run and not compared.
-        identity: what the task says about its data.
+        saved: the run's entries about its data. Those that it lacks are not compared: older runs have fewer.
+        identity: the task's entries about its data.
         source: the run, named in messages.
 
     Raises:
@@ -140,7 +140,7 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
 
 
 def _round(value: Any) -> Any:
-    """Round floats in a list: means of the same images differ between processors in their last digits."""
+    """Round floats in a list: means of the same images differ in the last digits between processors."""
     return [round(v, 5) if isinstance(v, float) else v for v in value] if isinstance(value, (list, tuple)) else value
 
 

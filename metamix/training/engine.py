@@ -1,4 +1,4 @@
-"""The engine: trains any task's model on one process or many, and can be stopped and resumed at any step.
+"""Train any task's model on one process or many; stop and resume at any step.
 
 Losses stay on the device. Every `log_every` steps, more often if steps are slow, and at the end of an epoch the ranks
 synchronize: they combine their losses, check that all are finite, and agree on whether to save and whether to stop.
@@ -39,7 +39,7 @@ class NotFinite(RuntimeError):
 
 
 class Engine:
-    """Builds model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
+    """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -72,7 +72,7 @@ class Engine:
         self.losses = LossMeter()
         self.stopwatch = Stopwatch()
         self.stop_signal = StopSignal()
-        self._sync_every = 1  # steps; each synchronization sets it anew
+        self._sync_every = 1  # steps; updated at each synchronization
 
     @property
     def step(self) -> int:
@@ -187,12 +187,12 @@ class Engine:
         return True
 
     def raise_if_stopped(self) -> None:
-        """Raise Stopped if a signal reached any rank after the last step: nothing is left to save."""
+        """Raise Stopped if a signal reached any rank after the last step. Everything is saved by then."""
         if any(self.group.all_gather(self.stop_signal.received)):
             raise Stopped(self.stop_signal.number)
 
     def time_step(self) -> tuple[float, float]:
-        """Time one training step after a first one to warm up. The weights are of no use afterwards.
+        """Time one training step after a warm-up step. Both change the weights, so do not use the model afterwards.
 
         Returns:
             Seconds, and the peak memory in GiB.
@@ -211,10 +211,10 @@ class Engine:
         """Combine the ranks' losses, check them, report them, and agree on saving and stopping."""
         options, group = self.options, self.group
         save_due = group.is_main and self.checkpoints.due
-        self._wait_for_device()  # or the time of the steps would be that of launching them
+        self._wait_for_device()  # GPU steps run asynchronously; without this, only their launch is timed
         epoch_seconds = self.stopwatch.lap()
         step_in_epoch = self.step - len(self.history) * self.steps_per_epoch
-        pace = epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step: rank 0 decides for all
+        pace = epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step; only rank 0's counts
         steps, (stop, save, pace) = self.losses.reduce(group, [self._stop_requested(), save_due, pace])
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
         for i, losses in enumerate(steps):
@@ -243,7 +243,7 @@ class Engine:
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.stepper.lr}
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.losses.epoch_sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
-            self.save()  # a run that is killed while it scores keeps the epoch's steps
+            self.save()  # keeps the epoch's steps if the run is killed while scoring
             row |= {f"holdout_{name}": value for name, value in self.evaluate("holdout")[0].items()}
             if options.ema:
                 row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}
@@ -312,7 +312,7 @@ def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, on
     """Set torch's global switches and seed for a run."""
     torch.backends.cudnn.benchmark = one_shape and not deterministic
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # in a sweep, forget the models before
+        torch.cuda.reset_peak_memory_stats(device)  # in a sweep, forget earlier models
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""Measure a run: losses over all ranks, and the time that steps take."""
+"""Average losses over all ranks, and measure the time that steps take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate schedule and weight average, made by timm's factories from the recipe."""
+"""Make optimizer, learning rate schedule and weight average from the recipe, with timm's factories."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     for weight, moments in optimizer.state.items():
         for name, moment in moments.items():
             if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                # Use the memory format of the weight: fused kernels walk through both in the order of memory.
+                # Use the memory format of the weight: fused kernels read both in the order of memory.
                 moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
     for group, own in zip(optimizer.param_groups, fresh):
         group.update(own)
@@ -90,8 +90,8 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
 
     The rate depends on the step alone. It peaks at the end of the warm-up and decays over the remaining epochs.
     """
-    name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power decay_rate = 1 is linear
-    decay_epochs = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # timm warns of 1
+    name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power decay_rate=1 is linear
+    decay_epochs = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # timm warns about a single step
     return create_scheduler_v2(
         optimizer,
         name,
@@ -108,7 +108,7 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
 
 
 class Ema(ModelEmaV3):
-    """timm's exponential moving average with warm-up: the decay is min(ema_decay, 1 - (1 + step)^(-2/3)).
+    """Keep timm's exponential moving average with warm-up: the decay is min(ema_decay, 1 - (1 + step)^(-2/3)).
 
     timm collects both state dicts at every update. Listing the tensors once saves a third of the time, and averages a
     weight that two modules share only once.

@@ -1,4 +1,4 @@
-"""The processes of a run: a single one, or those that torchrun started."""
+"""Join and combine the processes of a run: a single one, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metamix.utils.system import keep_freed_memory
 class ProcessGroup:
     """This process's rank among the processes of the run, and its device.
 
-    As a context manager it ends the process when it is left, if there are several.
+    If there are several processes, leaving its `with` block ends this one.
     """
 
     rank: int
@@ -75,7 +75,7 @@ class ProcessGroup:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """End the process, if it is one of several, with its error message and without destroying the group.
+        """Print the error and end the process, if it is one of several, without destroying the group.
 
         Destroying a gloo group can hang: its destructor (torch 2.13) holds Python's lock while it joins a thread that
         needs this lock. All other ranks would then wait for the rank that failed.

@@ -1,4 +1,4 @@
-"""The recipe of a run: the engine's options, the task's options, and what may change when a run is continued."""
+"""Read and compare recipes: the engine's options, the task's options, and what may change on resume."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that describes a run: the task's name, the options of the engine and of the task, modules to import."""
+    """Everything that defines a run: the task's name, the options of engine and task, and modules to import."""
 
     task: str
     engine: Any
@@ -262,7 +262,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 
 
 def _first_parser(tasks: str, description: str) -> Parser:
-    """Return a parser of the flags that decide which options there are. It has no --help before it knows them all."""
+    """Return a parser of the flags that decide which options exist. `parse` adds --help once all are known."""
     parser = Parser(
         description=description,
         usage="%(prog)s [--config FILE] [--option value ...]",

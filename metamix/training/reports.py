@@ -1,4 +1,4 @@
-"""Tables and curves of runs: metrics.csv, curves.png, and the comparison of several runs."""
+"""Write metrics.csv and curves.png, and compare several runs in a table and a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metamix.utils.files import write_text
 
 Row = Mapping[str, Any]  # one epoch
 
-GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; a prefix of another one comes after it
+GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; longer ones first
 
 
 def split_column(name: str) -> tuple[str, str]:

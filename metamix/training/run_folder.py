@@ -1,6 +1,6 @@
-"""The run folder: what a person sees while a model trains and finds afterwards.
+"""Write the run folder and the terminal output of a run.
 
-    recipe.yaml         all options, as resolved
+    recipe.yaml         every option, as resolved
     log.txt             the lines that were printed to the terminal
     metrics.csv         one row per epoch; seconds, img_per_s and memory_gib depend on the machine
     curves.png          the same as curves
@@ -43,7 +43,7 @@ PACKAGE = logging.getLogger("metamix")
 
 
 class Run:
-    """Writes the folder and the terminal output of one run. Does nothing on ranks other than 0."""
+    """Write the folder and the terminal output of one run. Does nothing on ranks other than 0."""
 
     def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False):
         """Create and lock the folder.
@@ -57,7 +57,7 @@ class Run:
             ValueError: another process trains in the folder, or tensorboard is not installed.
         """
         self.folder, self.main = folder, main
-        self.state: str | None = None  # the last that was set
+        self.state: str | None = None  # last word written to state.txt
         self.bar: tqdm | None = None
         self.events: Any = None
         self.terminal = sys.stderr.isatty()
@@ -221,7 +221,7 @@ def check_output(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    # What a run leaves that failed before it wrote its recipe.
+    # Files of a run that failed before it wrote its recipe.
     left = {".lock", "log.txt"}
     foreign = sorted(
         name
@@ -243,7 +243,7 @@ def _is_recipe(path: Path) -> bool:
 
 
 class _WarningHandler(logging.Handler):
-    """Writes the package's warnings, such as unreadable images, to the run's log."""
+    """Write the package's warnings, such as unreadable images, to the run's log."""
 
     def __init__(self, run: Run):
         super().__init__(logging.WARNING)

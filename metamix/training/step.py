@@ -1,4 +1,4 @@
-"""One training step: augment, forward and backward in micro-batches, update the weights and their average."""
+"""Run a training step: augment, forward and backward in micro-batches, update the weights and their average."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .task import Batch, Task
 
 
 class TrainStep:
-    """Trains a model, one global batch per call.
+    """Train a model, one global batch per call.
 
     A step depends on the weights and on (seed, step) alone: the learning rate, the augmentation and all random numbers
     in the model follow from them. A checkpoint therefore holds no state of random generators.
@@ -132,7 +132,7 @@ class TrainStep:
                     f"leave --grad-checkpointing out, and lower micro_batch to save memory"
                 ) from None
         if options.compile:
-            torch.compiler.reset()  # a sweep's models share a forward function, which torch compiles 8 times at most
+            torch.compiler.reset()  # models of a sweep share one forward, which torch compiles at most 8 times
             model.compile(dynamic=False)  # torch 2.13 fails at gradients of maps whose sizes it does not know
         if self.group.world_size == 1:
             return model

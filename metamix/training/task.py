@@ -1,4 +1,4 @@
-"""The task protocol: all that the engine knows about a task.
+"""Define the task protocol: everything that the engine knows about a task.
 
 A batch is a dict of tensors and lists, all of the same length: the number of samples. The engine moves a batch to the
 device, has the task augment it, splits it into micro-batches and passes it to the loss or the metric. What a batch
@@ -18,7 +18,7 @@ State = dict[str, Any]
 
 
 class TrainLoader(Sized, Protocol):
-    """Yields training batches; `len()` is the number of steps in an epoch."""
+    """Yield training batches; `len()` is the number of steps in an epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of every global batch of an epoch, from step `start` on.
@@ -28,7 +28,7 @@ class TrainLoader(Sized, Protocol):
 
 
 class TaskData(Protocol):
-    """Loads and augments the data."""
+    """Load and augment the data."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -51,7 +51,7 @@ class TaskData(Protocol):
 
 
 class TaskModel(Protocol):
-    """Builds and describes the model."""
+    """Build and describe the model."""
 
     @property
     def frozen_helpers(self) -> Sequence[nn.Module]:
@@ -82,7 +82,7 @@ class Loss(Protocol):
 
 
 class Metric(Protocol):
-    """Scores a model over batches."""
+    """Score a model over batches."""
 
     def start(self) -> State:
         """Return an empty state, on the CPU."""
@@ -98,25 +98,25 @@ class Metric(Protocol):
 
 
 class Pictures(Protocol):
-    """Shows what the metric's states hold."""
+    """Draw and report the metric's states."""
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the states of all ranks into the folder and return the files."""
 
     def report(self, states: list[State]) -> str:
-        """Return what eval.py prints in addition to the scores; may be empty."""
+        """Return what `metamix eval` prints in addition to the scores; may be empty."""
 
 
 class Task(Protocol):
-    """Assembles data, model, loss, metric and pictures from options.
+    """Assemble data, model, loss, metric and pictures from options.
 
     A task class is called with an instance of its `Options` and the run's seed. It opens the data and raises ValueError
-    if the options do not fit together. A class attribute `EvalOptions` is the dataclass of eval.py's options, and a
-    class method `trained(options)` makes the task, the model and the model's metadata from them.
+    if the options do not fit together. `TaskClass` lists what
+    the class itself has.
     """
 
     title: str  # "<data>-<model>": the name of the run folder
-    one_shape: bool  # whether all images have one shape, so that a search for the fastest convolution pays off
+    one_shape: bool  # whether all images have one shape; cuDNN then searches for the fastest convolutions
     data: TaskData
     model: TaskModel
     loss: Loss
@@ -129,10 +129,10 @@ class Task(Protocol):
 
 
 class TaskClass(Protocol):
-    """A task before it has options: what the command line knows about it."""
+    """The class of a task, as the command line uses it."""
 
-    Options: type  # dataclass of train.py's options; has a field `model`
-    EvalOptions: type  # dataclass of eval.py's options
+    Options: type  # dataclass of the options of `metamix train`; has a field `model`
+    EvalOptions: type  # dataclass of the options of `metamix eval`
 
     def __call__(self, options: Any, seed: int = 0) -> Task:
         """Open the data and assemble the task. Raises ValueError if the options do not fit together."""

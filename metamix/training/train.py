@@ -83,7 +83,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
 def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bool:
     """Return whether the folder holds the complete result of this recipe.
 
-    A run that was killed while it drew its pictures is not finished as long as it can be scored again.
+    A run that was killed while it drew its pictures is not finished if its checkpoint is there to score it again.
 
     Raises:
         ValueError: the folder holds another run, which cannot be continued.
@@ -154,7 +154,7 @@ def _time_step(engine: Engine, run: Run) -> None:
 def _finish(engine: Engine, run: Run, folder: Path) -> None:
     """Score the test split once, with the weights that the recipe names, and write weights, summary and pictures.
 
-    Pictures come last, so that a picture that cannot be drawn does not cost the result.
+    Pictures come last: the result is kept if one of them cannot be drawn.
     """
     options, which = engine.options, engine.options.score
     scores, states = engine.evaluate("test", which)
