@@ -1,4 +1,4 @@
-"""Arguments of `MetaFormer`: values for each stage, numbers in range, layers by their name in timm."""
+"""Check the arguments of `MetaFormer`; turn them into values for each stage and into layer classes."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
@@ -17,9 +17,8 @@ from metamix.utils.text import nearest
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or none
 Activation = str | type[nn.Module]
 
-MAP_NORMS = [
-    n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1") or "2d" in n
-]  # norms of (B, C, H, W)
+# timm's norms of (B, C, H, W)
+MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1") or "2d" in n]
 
 
 def per_stage(name: str, value: Any, stages: int) -> list:
@@ -37,7 +36,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
         return [value] * stages
     if len(value) != stages:
         raise ValueError(
-            f"{name} has {len(value)} entries where there are {stages}: give one for all, or one for each."
+            f"{name} has {len(value)} entries, but {stages} are needed: give one for all, or one for each."
         )
     return list(value)
 
@@ -70,7 +69,10 @@ def check_rate(name: str, value: Any) -> None:
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
-    """Return the constructor of a norm of (B, C, H, W): the identity for none, and ours for timm's GroupNorm1."""
+    """Return the constructor of a norm of (B, C, H, W).
+
+    None and "none" give the identity, and timm's GroupNorm1 gives ours.
+    """
     if norm is None or norm == "none":
         return lambda dim: nn.Identity()
     layer = layer_by_name(option, norm, get_norm_layer, [*MAP_NORMS, "none"])
@@ -78,16 +80,16 @@ def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
 
 
 def activation(option: str, act: Activation) -> type[nn.Module]:
-    """Return the class of an activation, and ours for the GELU of torch or timm."""
+    """Return the class of an activation. The GELU of torch or timm gives ours."""
     layer = layer_by_name(option, act, get_act_layer, _ACT_LAYER_DEFAULT)
     return GELU if layer in (nn.GELU, TimmGELU) else layer
 
 
 def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Collection[str]) -> Any:
-    """Return a constructor as it is, and otherwise the layer that timm's `get` knows by that name.
+    """Return `layer` if it is a constructor, else the layer of that name from timm's `get`.
 
     Raises:
-        ValueError: None of `names` is `layer`, whatever its case and underscores.
+        ValueError: `layer` is not one of `names`. Case and underscores are ignored.
     """
     if callable(layer):
         return layer

@@ -2,8 +2,8 @@
 
     build_backbone("metaformer_raft_s12")(images)     (B, 3, H, W) -> maps of 256 channels at strides 4, 8, 16, 32
 
-A model of several stages gets a feature pyramid, an isotropic one ViTDet's simple pyramid. Levels 0, 1, 2, 3 stand for
-strides 4, 8, 16, 32. Models with patches of 7 pixels have 3.5, 7, 14, 28 instead.
+A model of several stages gets a feature pyramid, an isotropic one ViTDet's simple pyramid. Levels 0, 1, 2, 3 have the
+strides 4, 8, 16, 32. With patches of 7 pixels they are 3.5, 7, 14, 28.
 """
 
 import math
@@ -38,9 +38,9 @@ class Backbone(nn.Module):
 
     Attributes:
         out_channels: channels of every level.
-        levels: names of the levels that were asked for; the extra ones have other names.
-        strides: s of all levels, the extra ones included.
-        size_divisible: a number that divides the sides of images whose maps have exactly these strides.
+        levels: names of the levels in `out_indices`; the extra levels have other names.
+        strides: s of all levels, including the extra ones.
+        size_divisible: images whose sides are multiples of this have maps of exactly these strides.
         mean, std: per image channel, for images on a scale from 0 to 1.
     """
 
@@ -99,9 +99,6 @@ def build_backbone(
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
-    Returns:
-        The backbone.
-
     Raises:
         ValueError: A name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
@@ -119,7 +116,7 @@ def build_backbone(
     if pretrained:
         check_published(name)
 
-    # A model without memory tells which maps there are; the one that is kept has only the layers that they need.
+    # A probe on the meta device lists the maps. The real model then gets only the layers that the chosen maps need.
     model_args = dict(in_chans=3) | model_args
     try:
         with torch.device("meta"):
@@ -180,7 +177,7 @@ def load_body(
         name: the model.
         indices: the maps, as `out_indices` of timm.
         pretrained, checkpoint, model_args: as in `build_backbone`.
-        size: (H, W) of the images that the name stands for.
+        size: (H, W) of the images that the model is made for.
     """
     weights: dict[str, Any] = {"pretrained": pretrained}
     if checkpoint:
@@ -233,12 +230,12 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def refuse_fine_maps(name: str, model: nn.Module, in_chans: int, stride: int) -> NoReturn:
-    """Raise ValueError that says how much memory one image of a usual size would take in training."""
+    """Raise ValueError with the memory that training on one image of a usual size would take."""
     height, width = 800, 1216
     gib = bytes_for_backward(model, (in_chans, height, width)) / 2**30
     raise ValueError(
-        f"{name} keeps all its maps at stride {stride}: to train on a single image of {height} x {width} would take "
-        f"{gib:.0f} GiB for what its forward pass keeps. Take a model whose stride is 4 or more, such as "
+        f"{name} keeps all its maps at stride {stride}: training on a single image of {height} x {width} would take "
+        f"{gib:.0f} GiB for the maps that the backward pass needs. Take a model whose stride is 4 or more, such as "
         f"wavemix_192_16, or give this one a coarser stem."
     )
 

@@ -36,10 +36,10 @@ class Format:
         return key
 
     def translate(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
-        """Bring the tensors of a file into our names and layouts.
+        """Translate the tensors of a file to our names and layouts.
 
         Returns:
-            The tensors that `model` has, by our names; the file's names of all others.
+            The tensors that `model` has, by our names, and the file's names of all other tensors.
         """
         own = model.state_dict()
         names = {key: self.name(key) for key in own}
@@ -47,7 +47,7 @@ class Format:
         return given, state.keys() - set(names.values())
 
     def convert(self, key: str, tensor: Tensor, model: nn.Module, own: Tensor) -> Tensor:
-        """Bring one tensor into our layout. A tensor of another size stays as it is: `check_state` names it."""
+        """Convert one tensor to our layout. One of another size stays as it is, and `check_state` reports it."""
         try:
             tensor = self.layout(key, tensor, model)
         except RuntimeError:
@@ -112,6 +112,7 @@ def raftmlp_format(*, last_head: int, cross: bool) -> Format:
 
 
 def raftmlp_layout(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
+    """Reorder the channels of norms, and split the weights of patch embeddings by kernel."""
     *path, name, kind = key.split(".")
     parent: Any = model.get_submodule(".".join(path))
     if isinstance(parent, RaftMlp) and name == "norm":  # their norm sees the channels in another order than the stream
@@ -142,6 +143,7 @@ WAVEMIX_NAMES = (
 
 
 def wavemix_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
+    """Reorder the detail channels that the first convolution of each MLP reads."""
     if not key.endswith(".fc1.weight"):
         return tensor
     c = model.num_features // 4

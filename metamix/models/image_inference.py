@@ -23,9 +23,8 @@ Size = tuple[int, int]
 def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     """Pad images by reflection to multiples of `multiple`, as MAXIM's authors do for evaluation.
 
-    An odd side first gets one more row or column below or to the right; what is still missing is added in equal parts
-    on both sides. Where an image is smaller than the padding, the reflection repeats, as numpy's does and torch's does
-    not.
+    An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides.
+    If the padding is larger than the image, the reflection repeats, as in numpy; torch's padding refuses this case.
 
     Args:
         x: (B, C, H, W), any H and W of at least 1.
@@ -67,9 +66,9 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
 
 @torch.no_grad()
 def restore_tiles(restore: Restore, images: Tensor, *, tile: int = 256, overlap: int = 32, batch: int = 1) -> Tensor:
-    """Restore large images in overlapping tiles, so that memory does not grow with the image beyond the result.
+    """Restore large images in overlapping tiles. Only the result takes memory in proportion to the image.
 
-    Tiles lie at equal distances and overlap by at least `overlap` pixels. There their results are averaged with weights
+    Tiles lie at equal distances and overlap by at least `overlap` pixels. Overlapping results are averaged with weights
     that fall linearly towards the tile's edge, so no seam shows.
 
     Args:
@@ -83,7 +82,7 @@ def restore_tiles(restore: Restore, images: Tensor, *, tile: int = 256, overlap:
         (B, C', s H, s W) for a model of scale s.
 
     Raises:
-        ValueError: a size that cannot be, or a model in training.
+        ValueError: a size is out of range, or the model is in training mode.
     """
     check_evaluation(restore)
     if tile < 1 or batch < 1 or not 0 <= overlap < tile:
@@ -157,7 +156,7 @@ def self_ensemble(restore: Restore, images: Tensor) -> Tensor:
 
 
 def check_evaluation(restore: Restore) -> None:
-    """Raise ValueError for a model in training: it returns a list of images, and its batch norms would learn."""
+    """Raise ValueError for a model in training mode: it returns a list, and its batch norms would be updated."""
     if isinstance(restore, nn.Module) and restore.training:
         raise ValueError(f"{type(restore).__name__} is in training mode: call model.eval() before restoring images.")
 
@@ -168,7 +167,7 @@ def check_evaluation(restore: Restore) -> None:
 def local_mean(x: Tensor, window: Size) -> Tensor:
     """Average each pixel's neighbourhood: (B, C, H, W) -> (B, C, H, W).
 
-    The window is cut to the map where it is larger. A pixel near the border takes the mean of the nearest window that
+    A window larger than the map is cut to it. A pixel near the border takes the mean of the nearest window that
     lies inside the map, as in "Test-time Local Converter" (TLC, arXiv 2112.04491).
     """
     for dim, side in ((-2, window[0]), (-1, window[1])):

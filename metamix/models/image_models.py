@@ -1,8 +1,7 @@
 """Models that return images: `metamix.create_image_model(name)`, `metamix.list_image_models()`.
 
-They have a registry of their own because timm's expects classifiers: a head of `num_classes` outputs, a global pooling
-and weights that fit ImageNet's mean and std. timm's tools and this package's tests go through all registered names and
-use those.
+They have their own registry because timm's is for classifiers. timm's tools and this package's tests expect every name
+there to have a head of `num_classes` outputs, a global pooling, and weights for images normalized by a mean and std.
 
     maxim_s1 ... maxim_s3, maxim_m1 ... maxim_m3     MAXIM as published: size S or M, one to three stages
     maxim_nano                                       a small MAXIM that trains on two cores
@@ -13,10 +12,10 @@ An image model has the attributes `in_chans`, `scale` (size of the output over t
 training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
 values from 0 to 1, into images. In training it returns a list of images for the loss; the last one is the result.
 
-Why maxim_nano is as it is: with one group per block, one bottleneck block and 16 features it needs a seventh of
-maxim_s1's multiply-adds, and a training step on four crops of 64 x 64 takes 0.4 seconds of one core. All its token sets
-are 8 x 8: with so few channels, linear maps over 16 x 16 tokens would cost more than the convolutions. One scale is
-supervised, since a single stage hands no coarse images on.
+maxim_nano has one group per block, one bottleneck block and 16 features. So it needs a seventh of maxim_s1's
+multiply-adds, and a training step on four crops of 64 x 64 takes 0.4 seconds on one core. All its token sets are 8 x 8:
+with so few channels, linear maps over 16 x 16 tokens would cost more than the convolutions. One scale is supervised,
+since there is no next stage that takes coarse features.
 """
 
 import inspect
@@ -53,7 +52,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered image model: its class, the arguments that the name stands for, and published weights by tag."""
+    """A registered image model: its class, the arguments that the name presets, and published weights by tag."""
 
     build: Callable[..., nn.Module]
     preset: dict[str, Any]
@@ -93,14 +92,14 @@ def list_image_models(pattern: str = "*", *, pretrained: bool = False) -> list[s
 def create_image_model(
     name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **kwargs: Any
 ) -> nn.Module:
-    """Build an image model, in training mode as every new module of torch.
+    """Build an image model. Like every new module of torch, it is in training mode.
 
     Args:
         name: a registered name, or NAME.TAG for certain weights.
         pretrained: load published or shipped weights: those of the tag, or the first.
         checkpoint: load this file: safetensors or a PyTorch file of tensors, of ours or of the authors, or the authors'
-            .npz of MAXIM. If it says with which arguments its model was built, those are the defaults.
-        kwargs: arguments of the model's class; they override those that the name stands for.
+            .npz of MAXIM. Model arguments in its metadata become the defaults.
+        kwargs: arguments of the model's class; they override presets and metadata.
 
     Raises:
         ValueError: the name, the tag or an argument is unknown, no weights are published, or the file does not fit.
@@ -147,7 +146,7 @@ def listed(words: list[str]) -> str:
 
 
 def weight_file(name: str, tag: str) -> Path:
-    """Return the file of published weights, downloaded if need be."""
+    """Return the file of published weights, downloaded if needed."""
     tags = tags_of(name)
     if not tags:
         raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
@@ -183,7 +182,7 @@ def download(published: Published, name: str) -> Path:
 
 
 def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
-    """Read a weight file: the tensors by name, and what the file says of its model. Nothing in it is unpickled.
+    """Read a weight file: the tensors by name, and the metadata. Nothing in it is unpickled.
 
     Raises:
         ValueError: the file holds no weights.
@@ -217,7 +216,7 @@ def load_image_weights(model: nn.Module, state: Mapping[str, Tensor], name: str,
 
 
 def image_format(model: nn.Module, state: Mapping[str, Tensor]) -> Format:
-    """Return the format of a file by a tensor that no other format has: one of the authors', or else ours."""
+    """Return the format of a file: the authors' if it has a tensor that only theirs has, or else ours."""
     if isinstance(model, MaximUNet) and "stage_0_input_conv_0/kernel" in state:
         return maxim_format(model, state)
     if isinstance(model, WaveMixSR) and "path1.1.weight" in state:

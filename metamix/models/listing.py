@@ -1,6 +1,6 @@
 """Every registered model with its size, its weights and their accuracy: `metamix.list_models(pattern)`.
 
-Sizes are counted once and kept in `sizes.json`. After a change of a model write them anew:
+Sizes are counted once and kept in `sizes.json`. After changing a model, write the file again:
 
     python -c "from metamix.models.listing import write_sizes; write_sizes()"
 """
@@ -91,7 +91,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return what is known of a registered name."""
+    """Describe a registered name."""
     cfgs = default_cfgs[name].cfgs
     parameters, macs = size_of(name)
     return ModelInfo(
@@ -105,7 +105,7 @@ def model_info(name: str) -> ModelInfo:
 
 
 def weights_info(name: str, tag: str) -> WeightsInfo:
-    """Return what is known of the weights NAME.TAG."""
+    """Describe the weights NAME.TAG."""
     cfg = default_cfgs[name].cfgs[tag]
     card = local_cards().get(name, {}).get(tag, {})
     return WeightsInfo(
@@ -125,14 +125,14 @@ def known_sizes() -> dict[str, list[int]]:
 
 
 def size_of(name: str) -> tuple[int, int]:
-    """Return parameters and multiply-adds of a registered name: kept ones, or counted for a name of your own."""
+    """Return parameters and multiply-adds of a registered name, counted if they are not in `sizes.json`."""
     parameters, macs = known_sizes().get(name) or count_size(name)
     return parameters, macs
 
 
 @cache
 def count_size(name: str) -> tuple[int, int]:
-    """Count parameters and multiply-adds of a registered name, without memory for the model."""
+    """Count parameters and multiply-adds of a registered name on the meta device."""
     with torch.device("meta"):
         model = timm.create_model(name)
     return sum(p.numel() for p in model.parameters()), count_macs(model, default_cfgs[name].cfgs[""].input_size)

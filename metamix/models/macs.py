@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Count the multiply-adds of a model for one image, without computing anything.
+    """Count the multiply-adds of a model for one image, on the meta device.
 
     Convolutions, matrix products and attention count: half of what torch's flop counter says. Norms, activations,
     pooling, resampling, a sliced wavelet transform and other element-wise work do not count.

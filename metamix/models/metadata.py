@@ -1,4 +1,4 @@
-"""What a weight file says about its model: `ModelMetadata`, checked before anything is built from it.
+"""Metadata of a weight file: `ModelMetadata`, checked before anything is built from it.
 
 A weight file may come from a stranger. Its metadata may name a registered model, set arguments of that model's
 constructor and describe the images and classes. They may not name another file, a URL or a hub repository, and every
@@ -26,15 +26,15 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos",
 MEMORY = ("auto", "yes", "no")
 RANGES = {"num_classes": (0, 100_000), "in_chans": (1, 64), "img_size": (1, 8192)}
 DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
-DEEPEST_MODEL = 256  # blocks
-LARGEST = 65_536  # of any number in model_args: widths, depths, rates
-LONGEST = 1_000  # entries of a list and letters of a text in model_args
-DEEPEST = 4  # lists and dicts inside each other in model_args
+MAX_BLOCKS = 256
+MAX_NUMBER = 65_536  # of any number in model_args: widths, depths, rates
+MAX_LENGTH = 1_000  # entries of a list and letters of a text in model_args
+MAX_NESTING = 4  # lists and dicts inside each other in model_args
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Metadata of a weight file. None, or an empty dict, where the file does not say.
+    """Metadata of a weight file. An entry that the file does not have is None, or an empty dict.
 
     Attributes:
         task: the task that trained the weights, such as "classification" or "detection".
@@ -78,13 +78,13 @@ class ModelMetadata:
             source: the file's name, for messages.
 
         Raises:
-            ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` reach for other
-                weights than the file's own.
+            ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` name other weights
+                than the file's own.
         """
         return _Reader(raw, str(source)).read()
 
     def to_dict(self) -> dict[str, Any]:
-        """Entries of the file's metadata: plain values, without those that are unknown."""
+        """Return the entries of the file's metadata as plain values, without those that are None."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         known = {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
         return {key: value for key, value in known.items() if value is not None} | self.extra
@@ -95,7 +95,7 @@ class ModelMetadata:
         return self.model and self.model.partition(".")[0]
 
     def pretrained_cfg(self) -> dict[str, Any]:
-        """Return what is known of images and classes, as entries of timm's `PretrainedCfg`."""
+        """Return what is known about images and classes, as entries of timm's `PretrainedCfg`."""
         known: dict[str, Any] = {key: getattr(self, key) for key in ("num_classes", "mean", "std", "interpolation")}
         known |= {"crop_pct": self.crop_pct, "label_names": self.classes}
         if self.in_chans is not None and self.img_size is not None:
@@ -229,12 +229,12 @@ class _Reader:
             elif key == "img_size":
                 self.img_size(name, given)
             elif key in DEPTHS and not _is_depth(given):
-                self.refuse(name, given, f"a number of blocks up to {DEEPEST_MODEL}, or a list of 1 to 16 such numbers")
+                self.refuse(name, given, f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers")
             elif not _is_plain(given):
                 self.refuse(
                     name,
                     given,
-                    f"a number up to {LARGEST:,}, a text, true or false, null, or short lists and mappings of these",
+                    f"a number up to {MAX_NUMBER:,}, a text, true or false, null, or short lists and mappings of these",
                 )
         return dict(value)
 
@@ -244,21 +244,21 @@ def _is_number(value: object) -> bool:
 
 
 def _is_depth(value: object) -> bool:
-    """Whether a value is a possible number of blocks, or one for each stage."""
+    """Return whether a value is a possible number of blocks, or one for each stage."""
     if isinstance(value, (list, tuple)):
-        return 1 <= len(value) <= 16 and all(type(item) is int and 0 <= item <= DEEPEST_MODEL for item in value)
-    return type(value) is int and 0 <= value <= DEEPEST_MODEL
+        return 1 <= len(value) <= 16 and all(type(item) is int and 0 <= item <= MAX_BLOCKS for item in value)
+    return type(value) is int and 0 <= value <= MAX_BLOCKS
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:
-    """Whether a value is small, finite and of plain types."""
+    """Return whether a value is small, finite and of plain types."""
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, str):
-        return len(value) <= LONGEST
+        return len(value) <= MAX_LENGTH
     if isinstance(value, (int, float)):
-        return math.isfinite(value) and abs(value) <= LARGEST
-    if not isinstance(value, (list, tuple, Mapping)) or len(value) > LONGEST or depth == DEEPEST:
+        return math.isfinite(value) and abs(value) <= MAX_NUMBER
+    if not isinstance(value, (list, tuple, Mapping)) or len(value) > MAX_LENGTH or depth == MAX_NESTING:
         return False
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item, depth + 1) for key, item in value.items())

@@ -1,15 +1,15 @@
 """The skeleton of every model in the zoo: MetaFormer (arXiv 2111.11418) around any token mixer.
 
     x <- x + s1 * DropPath(mixer(norm1(x)))
-    x <- x + s2 * DropPath(mlp(norm2(x)))         without its parameters where mlp_ratio is 0
+    x <- x + s2 * DropPath(mlp(norm2(x)))         left out if mlp_ratio is 0
 
 A model is a stem, stages of such blocks with a downsampling between them, a norm, a global mean and a linear head:
 
     images (B, 3, H, W) -> stem -> stage -> downsample, stage -> ... -> norm -> mean over H and W -> head
 
-Several stages make a pyramid, one stage makes an isotropic model. Maps are (B, C, H, W) in any memory format. What the
-papers do differently is an option with an ordinary value; no code here asks which mixer a block holds. The methods that
-timm needs beside `forward` are in `timm_interface.py`.
+Several stages make a pyramid, one stage makes an isotropic model. Maps are (B, C, H, W) in any memory format. The
+differences between papers are options; no code here depends on which mixer a block has. The other methods that timm
+needs are in `timm_interface.py`.
 """
 
 import math
@@ -60,7 +60,7 @@ DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 
 
 def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: int) -> list[Embed]:
-    """Take the stride from the last downsamplings, so that the last maps have `output_stride`.
+    """Set the stride of the last downsamplings to 1, so that the last maps have `output_stride`.
 
     A convolution that sees a finer map than it was trained on is dilated to reach equally far.
 
@@ -139,6 +139,7 @@ class Block(nn.Module):
         return checkpoint(self.branches, x) if self.grad_checkpointing else self.branches(x)
 
     def branches(self, x: Tensor) -> Tensor:
+        """Add the mixer's and the MLP's branch to x."""
         y = check_shape(self.mixer(self.norm1(x)), x, type(self.mixer).__name__)
         x = x + self.drop_path1(self.layer_scale1(y))
         if self.mlp is not None:
@@ -262,7 +263,7 @@ class MetaFormer(TimmInterface):
         self.output_stride = output_stride
         self.num_features = self.head_hidden_size = dims[-1]
 
-        # A mixer, yours too, is built under the device and cast afterwards: it needs no factory arguments.
+        # Mixers are built under the device and cast afterwards, so they need no factory arguments.
         with torch.device(device) if device is not None else nullcontext():
             self.stem = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
@@ -329,7 +330,7 @@ class MetaFormer(TimmInterface):
         return x if self.pos_embed is None else x + resize_to(self.pos_embed, x.shape[-2:])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits of a map, or with `pre_logits` its pooled features; where global_pool is "", maps of either."""
+        """Return the logits of a map, or with `pre_logits` its pooled features. If global_pool is "", both are maps."""
         x = self.head_drop(self.global_pool(x))
         if pre_logits:
             return x

@@ -52,7 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def default_mixer_args(dim: int, nano: bool) -> dict[str, dict]:
-    """Return the options of each mixer in a stage of `dim` channels: the family's one table.
+    """Return the options of each mixer in a stage of `dim` channels.
 
     The mixers of a model have at most half as many parameters as its MLPs. Windows, grids and contexts fit the maps of
     an image of the model's own size (16, 8 and 4 tokens a side in nano; 56, 28, 14 and 7 in the other sizes). They keep

@@ -17,7 +17,7 @@ positions. The similarity is full (query, key, value, projection), collapsed (qu
 
 Departure: these models have a norm before each half of a layer and one at the end, and classify the mean over tokens.
 The implementation behind the published table (a third party's) has norms after each half and classifies a class token.
-Parameters are equal in number, apart from that implementation's unused norm.
+The number of parameters is the same, except for an unused norm in that implementation.
 """
 
 from functools import partial

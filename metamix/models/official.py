@@ -1,4 +1,4 @@
-"""Our models from checkpoints of the authors' code: `load_official(source, state_dict, **constructor)`.
+"""Load checkpoints of the authors' code into our models: `load_official(source, state_dict, **constructor)`.
 
 Each source has a function here that takes the arguments of the authors' constructor, by their names, and returns our
 model and the `Format` of its tensors. It refuses an argument that our model cannot honour.
@@ -251,6 +251,7 @@ def wavemix_superresolution(
     dropout: float = 0.0,
     level: int = 1,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
     model = WaveMixSisr(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=dropout)
     return model, SISR_ONE_LEVEL if level == 1 else SISR
 
@@ -266,7 +267,10 @@ def wavemixsr(
     scale_factor: int = 2,
     mode: str = "bilinear",
 ) -> ModelAndFormat:
-    # The last two are those of nn.Upsample, for which their constructor has no arguments.
+    """Build our model for the arguments of the authors' `WaveMixSR`.
+
+    `scale_factor` and `mode` are those of its nn.Upsample, which the authors' constructor does not take.
+    """
     model = WaveMixSR(
         scale_factor, dim=final_dim, depth=depth, mult=mult, ff_channel=ff_channel, proj_drop=dropout, mode=mode
     )
@@ -382,6 +386,7 @@ def maxim(
     num_outputs: int = 3,
     dropout_rate: float = 0.0,
 ) -> ModelAndFormat:
+    """Build our model for the arguments of the authors' `MAXIM`, or of one of their variants."""
     accept("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
     accept("use_bias", use_bias, [True], "True")
     accept("dropout_rate", dropout_rate, [0], "0, as in all published models")
@@ -396,7 +401,7 @@ def maxim(
         num_groups=num_groups,
         num_bottleneck_blocks=num_bottleneck_blocks,
     )
-    # What the caller leaves out has the variant's value, or without a variant that of their class.
+    # Arguments that are not given have the variant's values, or without a variant those of the authors' class.
     default = MAXIM_VARIANTS[variant] if variant else MAXIM_CLASS
     model = MaximUNet(
         **{name: default[name] if value is None else value for name, value in given.items()},
@@ -436,16 +441,16 @@ SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
 
 
 def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Module:
-    """Build the model that the authors' constructor builds of these arguments, with their weights, in eval mode.
+    """Build our model for the arguments of the authors' constructor, with their weights, in eval mode.
 
     Every model takes images or maps (B, C, H, W) of any size.
 
     Args:
-        source: whose code wrote the checkpoint, see the examples.
+        source: name of the code that wrote the checkpoint, see the examples.
         state_dict: tensors by the authors' names, also wrapped as `{"state_dict": ...}` or `{"model": ...}`. For
             maxim_mab a flax tree, nested or with names joined by "/".
-        constructor: arguments of the authors' constructor, by their names. The defaults are the authors', or where they
-            have none, the values of their published models.
+        constructor: arguments of the authors' constructor, by their names. The defaults are the authors', or else the
+            values of their published models.
 
     Returns:
         The model.

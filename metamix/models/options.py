@@ -13,8 +13,8 @@ from metamix.utils.options import option
 class BackboneOptions:
     """Model, and the weights that training starts from.
 
-    A task derives its options from this class, with its own default of `model` if it likes, and calls `check_backbone`
-    from its `__post_init__`.
+    A task derives its options from this class, may change the default of `model`, and calls `check_backbone` in its
+    `__post_init__`.
     """
 
     model: str = option(

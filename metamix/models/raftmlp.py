@@ -20,7 +20,7 @@ from .registry import IMAGENET, build, register
 
 @register_notrace_module
 class MultiScaleEmbed(nn.Module):
-    """Patches of several sizes around one centre, and one linear map of them all.
+    """Embed patches of several sizes around one centre by one linear map.
 
     (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). As in the authors' code, an image that the stride does not
     divide is resized up.

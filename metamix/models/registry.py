@@ -102,7 +102,7 @@ def register(
 ) -> None:
     """Register a name with timm: `builder(name, pretrained, **preset)`. The caller's arguments override the preset.
 
-    A module that is imported again, or a notebook's cell that runs again, replaces its own names.
+    Importing a module again, or running a notebook cell twice, replaces the names that it registered.
 
     Args:
         name: the model's name.
@@ -112,8 +112,7 @@ def register(
         preset: arguments of the builder.
 
     Raises:
-        ValueError: Another module has registered the name. timm alone would replace that model with no more than a
-            warning.
+        ValueError: Another module has registered the name. timm itself would only warn and replace that model.
     """
     caller = sys._getframe(1).f_globals["__name__"]
     known = timm.model_entrypoint(name) if timm.is_model(name) else None
@@ -160,10 +159,10 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 
 
 def check_model(name: str) -> None:
-    """Check that timm knows the model, and its tag if the name has one.
+    """Check that a model is registered with timm, and its tag if the name has one.
 
     Raises:
-        ValueError: timm does not; the message names the nearest model or tag.
+        ValueError: it is not; the message names the nearest model or tag.
     """
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
         return
@@ -179,10 +178,10 @@ def check_model(name: str) -> None:
 
 
 def check_published(name: str) -> None:
-    """Check that timm knows weights of the model.
+    """Check that weights of a model are published.
 
     Raises:
-        ValueError: It does not.
+        ValueError: they are not.
     """
     if not (timm.models.is_model_pretrained(name) or ":" in name):
         raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")

@@ -1,8 +1,8 @@
 """Compare a model with the one that a weight file's metadata describe.
 
-Pooling and identity have no parameters, and three heads have as many as one. Such weights fit a model that computes
-something else, which `check_same_function` finds. `check_described_size` refuses metadata that describe a much larger
-model than the file can hold, before that model takes memory.
+Weights can fit a model that computes another function: pooling and identity have no parameters, and the number of heads
+changes no shape. `check_same_function` detects this. `check_described_size` refuses metadata that describe a much
+larger model than the file can hold, before that model takes memory.
 """
 
 import inspect
@@ -28,7 +28,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
         model: the model that the weights are for.
         metadata: of the file; without a model's name nothing is checked.
         source: the file's name, for messages.
-        refuse: raise where the models differ; else warn, for a user who asked for another mixer by name.
+        refuse: raise if the models differ; else warn, for a user who chose another mixer on purpose.
 
     Raises:
         ValueError: The models compute different functions, or the file's model cannot be built.
@@ -78,7 +78,7 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
 
 
 def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
-    """Build the model that metadata describe, without memory.
+    """Build the model that metadata describe, on the meta device.
 
     Args:
         metadata: names the model and its arguments.
@@ -102,7 +102,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
 
 
 def describe(model: nn.Module) -> dict[str, str]:
-    """Return what each layer before the head computes, beyond its tensors: by its name, with its options."""
+    """Return the options of each layer before the head, and of each stage's mixer, by name."""
     found = {}
     for name, layer in model.named_modules():
         if ".mixer" in name or name.startswith(("head", "global_pool")) or type(layer) is nn.Identity:
@@ -128,7 +128,7 @@ def describe_mixer(mixer: nn.Module, name: str, given: Mapping[str, Any]) -> str
 
 
 def plain(value: Any) -> Any:
-    """Return a value in one spelling: lists as tuples, and two equal sides as one."""
+    """Return a value in a form that compares equal: lists as tuples, two equal sides as one number."""
     if isinstance(value, (list, tuple)):
         value = tuple(map(plain, value))
         return value[0] if len(value) == 2 and value[0] == value[1] else value

@@ -1,4 +1,4 @@
-"""What timm asks of a model beside `forward`: features, pruning, another input size, groups of parameters."""
+"""Methods that timm needs beyond `forward`: features, pruning, another input size, groups of parameters."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class TimmInterface(nn.Module):
             x: images (B, in_chans, H, W).
             indices: which features; an int n for the last n, None for all.
             norm: apply the final norm to features of its width.
-            stop_early: compute nothing after the last feature asked for, and return its map as the final one.
+            stop_early: stop after the last requested feature, and return its map as the final one.
             output_fmt: "NCHW" only.
             intermediates_only: return the features alone.
 
@@ -73,7 +73,7 @@ class TimmInterface(nn.Module):
     ) -> list[int]:
         """Drop the layers that the features at `indices` do not need, and return these indices, counted from 0.
 
-        The norm and the head are dropped too where the last feature that stays has other channels.
+        The norm and the head are dropped too if the last remaining feature has another number of channels.
         """
         take, last = feature_take_indices(len(self.feature_info), as_list(indices))
         if self.isotropic:
@@ -102,7 +102,7 @@ class TimmInterface(nn.Module):
             if depends_on_size(mixer):
                 continue
             made = shapes(stage.make_mixer(size=size))
-            # Names that are missing belong to layers that were replaced, such as batch norms for detection.
+            # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
             if any(made.get(name, shape) != shape for name, shape in shapes(mixer).items()):
                 raise ValueError(
                     f"{type(mixer).__name__} has parameters of other shapes on maps of {size}: give it "
@@ -149,7 +149,7 @@ class TimmInterface(nn.Module):
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters beside vectors that get no weight decay."""
+        """Return the names of parameters without weight decay, in addition to all vectors."""
         return {"pos_embed"}
 
 

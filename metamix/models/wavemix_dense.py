@@ -39,7 +39,7 @@ def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
 
 
 def stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Build the two 3x3 convolutions at the entrance: (B, in_chans, H, W) -> (B, dim, H, W)."""
+    """Build the stem, two 3x3 convolutions: (B, in_chans, H, W) -> (B, dim, H, W)."""
     return nn.Sequential(Conv2d(in_chans, dim // 2, 3, padding=1), Conv2d(dim // 2, dim, 3, padding=1))
 
 
@@ -94,7 +94,9 @@ class WaveMixSR(nn.Module):
 
 
 class WaveMixSisr(nn.Module):
-    """Enlarge images twice: (B, in_chans, H, W) -> (B, in_chans, 2 H, 2 W), in training a list of that one.
+    """Enlarge images twice: (B, in_chans, H, W) -> (B, in_chans, 2 H, 2 W).
+
+    In training the result is a list with that one image.
 
     Args:
         in_chans: image channels.

@@ -98,7 +98,7 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Return the path of a run folder or a weight file. A name such as NAME.digits stands for weights of the zoo."""
+    """Return a path as it is, and for a name of shipped weights, such as NAME.digits, the path of their file."""
     path = Path(checkpoint)
     name, _, tag = str(checkpoint).partition(".")
     published = local_weights().get(name, {}).get(tag)
@@ -123,7 +123,7 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
 
 
 def adapt_tensors(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
-    """Adapt a checkpoint as `checkpoint_filter` does, without a look at where it comes from."""
+    """Adapt a checkpoint as `checkpoint_filter` does, but do not check its source."""
     state = unwrap(state)
     layout = format_of(state)
     given, unknown = layout.translate(state, model)
@@ -137,12 +137,12 @@ def check_pretrained_source(model: MetaFormer) -> None:
     """Compare a model with the one whose weights timm loads into it, as `model.pretrained_cfg` names them.
 
     Raises:
-        ValueError: A file that the user named holds weights of another function. Weights that are registered for the
-            model's name are only warned about: the user asked for another mixer.
+        ValueError: A file that the user named holds weights of another function. For weights that are registered for
+            the model's name there is only a warning, since the user chose another mixer on purpose.
     """
     cfg = model.pretrained_cfg
     name, file = cfg["architecture"], cfg.get("file")
-    if cfg.get("state_dict") is not None:  # whoever gave tensors has read the file and compares its metadata
+    if cfg.get("state_dict") is not None:  # a caller that passes tensors compares the metadata itself
         return
     own_files = [Path(tag["file"]) for tag in local_weights().get(name, {}).values()]
     registered = not file or cfg.get("source") or Path(file) in own_files
@@ -182,8 +182,8 @@ def adapt_checkpoint(
 def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     """Load a file into a model, for timm's `checkpoint_path`: the whole state, head included.
 
-    Spatial weights are resampled to the model's image size. A file of ours also sets the model's `pretrained_cfg`,
-    which says how images are prepared.
+    Spatial weights are resampled to the model's image size. A file of ours also sets the model's `pretrained_cfg`, and
+    with it how images are prepared.
 
     Raises:
         ValueError: A tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
@@ -201,7 +201,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
         raise ValueError(f"{path}: {error}") from None
     check_same_function(model, metadata, path)
     if metadata.model is not None:
-        for key in ("tag", "hf_hub_id"):  # of the weights that the name stands for
+        for key in ("tag", "hf_hub_id"):  # of the published weights
             model.pretrained_cfg.pop(key, None)
         model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(path) | {"file": str(path)}
     return model.load_state_dict(given)
@@ -295,7 +295,7 @@ def check_state(
     """
     problems = []
     missing = {file_name(key) for key in own.keys() - given.keys()}
-    for what, keys in (("lacks", missing), ("has, unknown to the model,", unknown)):
+    for what, keys in (("lacks", missing), ("has tensors that the model lacks:", unknown)):
         if keys:
             some = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
             problems.append(f"{what} {some}")

@@ -476,9 +476,9 @@ def test_device_and_dtype():
     "kwargs, words",
     [
         (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),
-        (dict(mixer=("raft",) * 3), "mixer has 3 entries where there are 2: give one for all, or one for each"),
-        (dict(mixer_args=[{}]), "mixer_args has 1 entries where there are 2"),
-        (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries where there are 1"),
+        (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all, or one for each"),
+        (dict(mixer_args=[{}]), "mixer_args has 1 entries, but 2 are needed"),
+        (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries, but 1 are needed"),
         (dict(mixer="pool"), "Unknown mixer 'pool'; did you mean 'pooling'"),
         (dict(mixer_args=dict(pool=3)), "Mixer 'pooling' has no option 'pool'; did you mean 'pool_size'"),
         (
@@ -500,7 +500,7 @@ def test_device_and_dtype():
         (dict(mixer=None), "mixer is None: give the name of a registered mixer"),
         (dict(mixer_args="pool_size=7"), "mixer_args is 'pool_size=7': give a dict of the mixer's options, or one for"),
         (dict(mixer_args=[{}, 3]), r"mixer_args is \[{}, 3\]: give a dict"),
-        (dict(mlp_ratio=(4, 4, 4)), "mlp_ratio has 3 entries where there are 2"),
+        (dict(mlp_ratio=(4, 4, 4)), "mlp_ratio has 3 entries, but 2 are needed"),
         (dict(act_layer="gelux"), "act_layer is 'gelux'; did you mean 'gelu'"),
         (dict(norm2="grupnorm"), "norm2 is 'grupnorm'; did you mean 'groupnorm"),
         (dict(norm1="layernorm"), "norm1 is 'layernorm'; did you mean 'layernorm2d'"),

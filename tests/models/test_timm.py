@@ -513,7 +513,7 @@ def test_mixer_in_place_of_the_names_own():
     assert mixed(images(mixed)).isfinite().all()
     with pytest.raises(ValueError, match="Unknown mixer 'poling'; did you mean 'pooling'?"):
         timm.create_model("metaformer_raft_nano", mixer="poling")
-    with pytest.raises(ValueError, match="mixer has 2 entries where there are 3: give one for all, or one for each"):
+    with pytest.raises(ValueError, match="mixer has 2 entries, but 3 are needed: give one for all, or one for each"):
         timm.create_model("metaformer_raft_nano", mixer=("pooling", "raft"))
 
 

@@ -175,11 +175,11 @@ def test_unknown_and_misshapen_tensors(name, saved):
     state = model.state_dict()
     key = [k for k in state if "mixer" not in k][-4]  # mixers are in the next test
     for wrong, words in (
-        ({**state, "stages.9.weight": torch.ones(1)}, "it has, unknown to the model, stages.9.weight"),
+        ({**state, "stages.9.weight": torch.ones(1)}, "it has tensors that the model lacks: stages.9.weight"),
         ({**state, key: torch.ones(3, 5, 7)}, f"it has {key} of shape \\(3, 5, 7\\) where the model has"),
         (
             {k.replace("stages", "layers"): v for k, v in state.items()},
-            "it lacks stages.*it has, unknown to the model, layers",
+            "it lacks stages.*it has tensors that the model lacks: layers",
         ),
     ):
         save_file(wrong, file)
