@@ -24,7 +24,7 @@ from metamix.training.task import Batch, State
 
 from .colour import to_grey, to_y
 from .inference import Restorer
-from .resize import to_8_bits
+from .resize import to_8_bits, to_float64
 
 WINDOW, SIGMA = 11, 1.5
 BEST_PSNR = 100.0  # dB; what an image that equals its target counts in a mean
@@ -53,7 +53,7 @@ class Measure:
         Raises:
             ValueError: nothing is left inside the border.
         """
-        image = image.double()
+        image = to_float64(image)
         if self.rounding if round_it is None else round_it:
             image = to_8_bits(image)
         if image.shape[0] == 3 and self.channel != "rgb":
@@ -84,7 +84,7 @@ class Measure:
 
 def psnr(x: Tensor, y: Tensor) -> float:
     """Compute the PSNR in dB of images with values from 0 to 1; infinite where they are equal."""
-    error = (x.double() - y.double()).square().mean().item()
+    error = (to_float64(x) - to_float64(y)).square().mean().item()
     return 10 * math.log10(1 / error) if error else math.inf
 
 

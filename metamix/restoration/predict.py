@@ -5,9 +5,9 @@
 
 A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
 that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. Alpha channels and colour profiles are kept.
-Values are rounded, not truncated. Images of 16 bits are read and written with 8. A model for the luminance restores Y
-of a colour image; Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and left out;
-the exit code is then 1.
+Values are rounded, not truncated. Images of 16 bits are named, and read and written with 8. A model for the luminance
+restores Y of a colour image; Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and
+left out; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -144,8 +144,11 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
     opened: list[Image.Image] = []
 
     def open_image() -> Image.Image:
-        opened.append(read_image_file(path))
-        return opened[0]
+        image = read_image_file(path)
+        if image.mode.startswith("I") or ";16" in str(getattr(image, "tile", "")):
+            print(readable(f"note: {path} has 16 bits a channel and is restored with 8"), file=sys.stderr)
+        opened.append(image)
+        return image
 
     pixels = np.array(decode(open_image, path, "RGBA"))
     grey = opened[0].mode in GREY_MODES

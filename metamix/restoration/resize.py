@@ -21,13 +21,18 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
             Otherwise the result may lie a little outside the range of the images.
 
     Returns:
-        Images of the dtype of `images`.
+        Images of the dtype and on the device of `images`.
     """
-    resized = images.double()
+    resized = to_float64(images)
     for dim in (-2, -1):
         resized = _resize_side(resized, dim, scale)
         resized = to_8_bits(resized) if rounding else resized
-    return resized.to(images.dtype)
+    return resized.to(images)
+
+
+def to_float64(images: Tensor) -> Tensor:
+    """Convert images to float64, on the CPU where their device, Apple's mps, has none."""
+    return (images.cpu() if images.device.type == "mps" else images).double()
 
 
 def to_8_bits(images: Tensor) -> Tensor:

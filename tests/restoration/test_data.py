@@ -7,7 +7,9 @@ from PIL import Image
 
 from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
 from metamix.restoration.degradations import parse_degradations
+from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
+from metamix.restoration.resize import to_8_bits
 from metamix.restoration.verify import main as verify
 
 
@@ -53,6 +55,21 @@ def test_crops_of_pairs_lie_in_the_same_place():
         torch.manual_seed(seed)
         _, turned_image, turned = TrainCrop(8, True, True, parse_degradations("pairs"), 1, 1)(("a", target, 1 - target))
         assert torch.equal(turned_image, 1 - turned) and turned.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_crops_are_enlarged_as_the_whole_image_is(paired):
+    target, chain = to_8_bits(torch.rand(1, 60, 48)), parse_degradations("downscale:2")
+    small = chain(target, torch.default_generator)
+    whole = enlarge(small, 2)
+    crop = TrainCrop(16, False, False, parse_degradations("pairs") if paired else chain, 2, 2)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        _, image, clean = crop(("a", target, small if paired else None))
+        top, left = next(
+            (y, x) for y in range(45) for x in range(33) if torch.equal(target[:, y : y + 16, x : x + 16], clean)
+        )
+        assert torch.allclose(image, whole[:, top : top + 16, left : left + 16], atol=1e-6)
 
 
 def test_pairs_of_a_scale_and_names(tmp_path, image):

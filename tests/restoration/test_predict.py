@@ -1,5 +1,8 @@
 """Restoring files: formats, alpha, rounding, tiles, and what is left out."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +112,34 @@ def test_what_does_not_fit_is_left_out_by_name(clean, tmp_path, run, capsys):
     Image.new("RGBA", (8, 8)).save(photos / "alpha.png")
     assert run(photos / "alpha.png", "--output", tmp_path / "out", "--format", "jpg")[0] == 1
     assert "alpha channel, which JPEG cannot hold: give --format png" in capsys.readouterr().err
+
+
+def write_png(path, values):
+    """Write (H, W, 3) uint16 as a PNG of 16 bits, which Pillow cannot."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    content = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_images_of_16_bits_are_named(tmp_path, run, capsys):
+    values = np.full((12, 14, 3), 100 * 257, np.uint16)
+    write_png(tmp_path / "colour.png", values)
+    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
+    Image.new("RGB", (14, 12)).save(tmp_path / "plain.png")
+    places = [tmp_path / f"{name}.png" for name in ("colour", "grey", "plain")]
+    assert run(*places, "--output", tmp_path / "out")[0] == 0
+    said = capsys.readouterr().err
+    assert said.count("has 16 bits a channel and is restored with 8") == 2 and "plain" not in said
+    for name in "colour", "grey":
+        assert (pixels(tmp_path / "out" / f"{name}.png") == 101).all()
 
 
 def test_nothing_is_overwritten(clean, tmp_path, run):
