@@ -1,7 +1,7 @@
 """The restoration network of MAXIM: "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), figure 2.
 
-A stage is a UNet. Level i of its `depth` levels has maps of 2^i f channels at 1 / 2^i of the image's height and width;
-the image itself, shrunk, enters and leaves at each of the finest `num_supervision_scales` levels.
+A stage is a UNet. Level i of its `depth` levels has maps of 2^i f channels at 1 / 2^i of the image's height and width.
+Each of the finest `num_supervision_scales` levels also takes the image, shrunk to its size, and restores it.
 
     inputs      x_i    = Conv3x3(image_i)
     encoder     e_i    = Blocks(concat(d_(i-1), x_i)),    d_i = Conv4x4 of stride 2 (e_i)          fine to coarse
@@ -12,12 +12,12 @@ the image itself, shrunk, enters and leaves at each of the finest `num_supervisi
 
     Blocks(x)   = c + G(... G(c)),  c = Conv1x1(x),  G(x) = Rcab(x + MultiAxisGmlp(norm(x)))     Rdcab in the bottleneck
 
-A stage but the last has a supervised attention module (SAM) for an output. The next stage gates its inputs with the
-SAM's features, and its encoder's maps with the sum e_i + y_i of the stage before.
+In every stage but the last, each output is a supervised attention module (SAM). The next stage gates its inputs with
+the SAM's features, and its encoder's maps with the sum e_i + y_i of the stage before.
 
 Departures from the authors' code, which change no number of a published model:
-- A map that is to be enlarged goes through its 1x1 convolution first: the same result from up to 16 times less work.
-- The coarser levels have grids of `block_size_lr`. The authors' code uses it in the place of `grid_size_lr`.
+- A map is enlarged after its 1x1 convolution, not before: the same result with up to 16 times less work.
+- The coarser levels have grids of `block_size_lr`. The authors' code ignores `grid_size_lr` and uses it too.
 - use_bias and dropout_rate are left out: all published models have biases and no dropout.
 - Input and output have the same number of channels, any; the authors' num_outputs is 3.
 
@@ -64,13 +64,13 @@ class Level:
 
 
 def multiple_of(levels: Sequence[Level], axis: int) -> int:
-    """Return the number of pixels that an image's side along `axis` must be a multiple of, for sets to fit all maps."""
+    """Return the least number of pixels that must divide an image's side along `axis` so that sets fit all maps."""
     sizes = ((level.block_size[axis], level.grid_size[axis]) for level in levels)
     return math.lcm(*(2**i * math.lcm(block, grid) for i, (block, grid) in enumerate(sizes)))
 
 
 class Carried(NamedTuple):
-    """What a stage hands to the next."""
+    """Maps that a stage passes to the next."""
 
     sams: list[Tensor]  # features of the supervised attention modules, by level
     encoded: list[Tensor]  # maps of the encoder, by level
@@ -80,10 +80,9 @@ class Carried(NamedTuple):
 class MaximUNet(nn.Module):
     """Restore images: (B, in_chans, H, W) -> the same shape.
 
-    In evaluation any H and W of at least 1 will do: images are padded by reflection to multiples of `multiple`, then
-    cropped. In training and in an exported graph H and W are such multiples. In training the result is a list of
-    images: those of the first stage from the coarsest scale to the finest, then those of the next stage. The last of
-    the list is the restored image.
+    Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
+    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: those of the
+    first stage from the coarsest scale to the finest, then those of the next stage. The last one is the restored image.
 
     Args:
         in_chans: image channels.
@@ -177,7 +176,7 @@ class MaximUNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         if self.training:
             return [restored for stage in self.forward_stages(images) for restored in stage]
-        if torch.compiler.is_exporting():  # which cannot prove what the levels need of a padded size
+        if torch.compiler.is_exporting():  # torch.export cannot prove that a padded size fits the levels
             return self.forward_stages(images)[-1][-1]
         x, start = pad_by_reflection(images, self.multiple)
         h, w = images.shape[-2:]
@@ -202,9 +201,9 @@ class MaximUNet(nn.Module):
         return outputs
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
-        """Average over windows in channel attention, as wide as the training crops, in place of the whole image.
+        """Let channel attention average over windows of the size of the training crops, not over the whole image.
 
-        Channel attention that learned the means of crops meets other means in a whole image (arXiv 2112.04491).
+        Means over a whole image differ from the means over crops that it was trained on (arXiv 2112.04491).
 
         Args:
             size: (height, width) of the training crops in pixels, or one number; None for the whole image.
@@ -220,7 +219,7 @@ class MaximUNet(nn.Module):
 
 
 class Stage(nn.Module):
-    """One UNet. `encoder` and `decoder` build `Blocks`; images and maps go by level, the finest first."""
+    """One UNet. `encoder` and `decoder` build `Blocks`. Lists of images and maps are by level, the finest first."""
 
     def __init__(
         self,
@@ -272,7 +271,7 @@ class Inputs(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From the finest level down: the map of each level, and the coarsest one shrunk once more."""
+    """Compute the map of each level, from the finest to the coarsest, and the last one shrunk once more."""
 
     def __init__(self, levels: Sequence[Level], scales: int, blocks: Callable[..., nn.Module], *, gate: bool):
         super().__init__()
@@ -296,7 +295,7 @@ class Encoder(nn.Module):
 
 
 class Skips(nn.Module):
-    """Fuse the encoder's maps of all levels at each level; gate them with the bottleneck's map, which grows upwards."""
+    """Fuse the encoder's maps at each level, and gate them with the bottleneck's map, enlarged level by level."""
 
     def __init__(self, levels: Sequence[Level], cross_gating: bool):
         super().__init__()
@@ -319,7 +318,7 @@ class Skips(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the bottleneck up: the map of each level from the one below and the skips of all levels."""
+    """Compute the map of each level, from the coarsest to the finest, from the level below and all skips."""
 
     def __init__(self, levels: Sequence[Level], blocks: Callable[..., nn.Module]):
         super().__init__()
@@ -429,7 +428,7 @@ class ChannelAttention(nn.Module):
 class CrossGating(nn.Module):
     """Let x gate y and y gate x: (B, x_dim, H, W), (B, y_dim, H, W) -> two maps (B, level.dim, H, W).
 
-    With `upsample_y`, y comes at half the height and width.
+    With `upsample_y`, y has half the height and width of x.
     """
 
     def __init__(self, x_dim: int, y_dim: int, level: Level, *, upsample_y: bool = False):
@@ -445,7 +444,7 @@ class CrossGating(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.proj_x(x), self.proj_y(self.up_y(y))  # (B, dim, H, W)
-        u = self.act(self.fc1_x(self.norm_x(x)))
+        u = self.act(self.fc1_x(self.norm_x(x)))  # (B, dim, H, W)
         v = self.act(self.fc1_y(self.norm_y(y)))
         y = y + self.fc2_y(v * self.gate_x(u))
         x = x + y + self.fc2_x(u * self.gate_y(v))
@@ -453,7 +452,7 @@ class CrossGating(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """Weights of a cross gate, fc2(concat(S_grid(u), S_block(v))) with u, v = split(gelu(fc1(norm(x)))).
+    """Compute the weights of a cross gate, fc2(concat(S_grid(u), S_block(v))) with u, v = split(gelu(fc1(norm(x)))).
 
     S is a linear map over the tokens of a set, as in the mixer. (B, C, H, W) -> (B, C, H, W).
     """
@@ -470,7 +469,7 @@ class SpatialGate(nn.Module):
         self.fc2 = Conv1x1(2 * level.dim, level.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        u, v = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)
+        u, v = self.act(self.fc1(self.norm(x))).chunk(2, dim=1)  # (B, C, H, W) each
         u = mix_sets(u, self.grid, self.level.grid_size, GRID)
         v = mix_sets(v, self.block, self.level.block_size, BLOCK)
         return self.fc2(torch.cat([u, v], dim=1))
@@ -497,7 +496,7 @@ class Sam(nn.Module):
 
 
 class OutputConv(nn.Module):
-    """The last stage's output: (B, C, H, W) and images -> the features as they are, restored images."""
+    """Output of the last stage: (B, C, H, W) and images -> the same features, restored images."""
 
     def __init__(self, dim: int, in_chans: int):
         super().__init__()
@@ -508,7 +507,7 @@ class OutputConv(nn.Module):
 
 
 class ConcatConv(nn.Module):
-    """Stands for `CrossGating` at the inputs where `use_cross_gating` is off: a 1x1 convolution of both maps."""
+    """Replace `CrossGating` at the inputs without `use_cross_gating`: a 1x1 convolution of both maps."""
 
     def __init__(self, x_dim: int, y_dim: int, level: Level):
         super().__init__()
@@ -519,7 +518,7 @@ class ConcatConv(nn.Module):
 
 
 class ConvSkip(nn.Module):
-    """Stands for `CrossGating` in the skips where `use_cross_gating` is off: convolutions of x alone."""
+    """Replace `CrossGating` in the skips without `use_cross_gating`: convolutions of x alone."""
 
     def __init__(self, x_dim: int, dim: int):
         super().__init__()
@@ -578,8 +577,9 @@ def init_weights(model: nn.Module) -> None:
     """Initialize as the authors: LeCun's normal; a normal of 0.02 in gMLPs, MLPs and spatial maps; biases 0 or 1."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            # 0.8796 is the deviation of a standard normal that is cut off at -2 and 2.
             std = (module.in_channels * math.prod(module.kernel_size)) ** -0.5 / 0.87962566103423978
-            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)  # cut, so divided above
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():

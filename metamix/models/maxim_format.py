@@ -1,7 +1,7 @@
-"""The authors' checkpoints of MAXIM: flax names and layouts of the tensors in `MaximUNet`.
+"""Format of MAXIM's checkpoints: the authors' flax names and layouts of the tensors in `MaximUNet`.
 
-Their module tree differs from ours in its upper part, so `unet_names` walks both. Further down each class of ours is
-one of theirs, and `CHILDREN` has the names of its children.
+The upper levels of their module tree differ from ours, so `unet_paths` walks both trees. Below, each class of ours has
+a counterpart, and `CHILDREN` maps our names of its children to theirs.
 """
 
 import re
@@ -71,7 +71,9 @@ CHILDREN: dict[type[nn.Module], dict[str, str]] = {
     ConcatConv: {"conv": ""},
 }
 
-Named = Iterator[tuple[nn.Module, str]]  # a module with parameters of its own, and its path in their tree
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+Paths = Iterator[tuple[nn.Module, str]]  # our modules that have parameters of their own, with their paths in flax
 
 
 def maxim_format(model: MaximUNet, state: Mapping[str, Any]) -> Format:
@@ -79,35 +81,32 @@ def maxim_format(model: MaximUNet, state: Mapping[str, Any]) -> Format:
 
     Args:
         model: the network that the checkpoint is for.
-        state: its tensors by name. Flax numbers modules without a name by their creation, over the whole network. The
-            numbers of UpSampleRatio may have gaps in a checkpoint, but their order is that of creation.
+        state: its tensors by name. Flax numbers modules without a name in the order of their creation. The numbers of
+            UpSampleRatio may have gaps in a checkpoint, but keep that order.
     """
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
     wanted = sum(isinstance(module, Rescale) for module in model.modules())
-    if len(numbers) != wanted:  # some are missing: name those by the numbers that they should have
+    if len(numbers) != wanted:  # some are missing, and errors name them by these numbers
         numbers = list(range(wanted))
-    return flax_format(model, unet_names(model, numbers))
+    return flax_format(model, unet_paths(model, numbers))
 
 
-def flax_format(model: nn.Module, names: Named) -> Format:
-    """Return the format of a flax tree whose modules have these names."""
-    paths = dict(names)
+def flax_format(model: nn.Module, paths: Paths) -> Format:
+    """Return the format of a flax tree whose modules have these paths."""
+    path_of = dict(paths)
     table = {}
     for prefix, module in model.named_modules():
         for kind, _ in module.named_parameters(recurse=False):
             leaf = "bias" if kind == "bias" else "kernel" if isinstance(module, CONVOLUTIONS) else "scale"
-            table[f"{prefix}.{kind}".lstrip(".")] = f"{paths[module]}/{leaf}".lstrip("/")
+            table[f"{prefix}.{kind}".lstrip(".")] = f"{path_of[module]}/{leaf}".lstrip("/")
     return Format(((r".+", lambda match: table[match[0]]),), flax_layout)
-
-
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 def flax_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     """Bring a flax kernel into torch's layout.
 
-    Flax has (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution is a
-    correlation of the spread-out map, where torch's is a convolution, so its kernel is flipped.
+    Flax has (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution
+    correlates the spread-out map with the kernel, and torch's convolves it, so the kernel is flipped.
     """
     name, _, kind = key.rpartition(".")
     if kind == "bias" or tensor.ndim < 2:
@@ -119,7 +118,7 @@ def flax_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     return tensor.permute(3, 2, 0, 1)
 
 
-def unet_names(model: MaximUNet, numbers: list[int]) -> Named:
+def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
     """Pair the modules with their paths; `numbers` are those of the UpSampleRatio modules, in order of creation."""
     rescales = (f"UpSampleRatio_{n}" for n in numbers)
     stages: list[Any] = list(model.stages)
@@ -131,51 +130,51 @@ def unet_names(model: MaximUNet, numbers: list[int]) -> Named:
             yield conv, f"{path}_input_conv_{i}"
         for i, fuse in enumerate(stage.inputs.fuse):
             gated = isinstance(fuse, CrossGating)
-            yield from block_names(fuse, f"{path}_input_{'fuse_sam' if gated else 'catconv'}_{i}")
+            yield from module_paths(fuse, f"{path}_input_{'fuse_sam' if gated else 'catconv'}_{i}")
         for i in levels:
             block = f"{path}_encoder_block_{i}"
-            yield from blocks_names(stage.encoder.blocks[i], block)
+            yield from blocks_paths(stage.encoder.blocks[i], block)
             yield stage.encoder.downs[i], f"{block}/Conv_1"
             if stage.encoder.gates:
-                yield from block_names(stage.encoder.gates[i], f"{block}/cross_gating_block")
+                yield from module_paths(stage.encoder.gates[i], f"{block}/cross_gating_block")
         for i, blocks in enumerate(stage.bottleneck):
             block = f"{path}_global_block_{i}"
-            yield from blocks_names(blocks, block, proj="input_proj", attention="channel_attention_block_1_")
+            yield from blocks_paths(blocks, block, proj="input_proj", attention="channel_attention_block_1_")
         for i in reversed(levels):
             for rescale in stage.skips.fuse[i].rescales:
-                yield from block_names(rescale, next(rescales))
+                yield from module_paths(rescale, next(rescales))
             gate = stage.skips.gates[i]
             if isinstance(gate, ConvSkip):
                 yield gate.conv1, next(convs)
                 yield gate.conv2, next(convs)
             else:
-                yield from block_names(gate, f"{path}_cross_gating_block_{i}")
+                yield from module_paths(gate, f"{path}_cross_gating_block_{i}")
         for i in reversed(levels):
             for rescale in reversed(stage.decoder.fuse[i].rescales):
-                yield from block_names(rescale, next(rescales))
+                yield from module_paths(rescale, next(rescales))
             yield stage.decoder.ups[i], f"{path}_decoder_block_{i}/ConvTranspose_0"
-            yield from blocks_names(stage.decoder.blocks[i], f"{path}_decoder_block_{i}/UNetEncoderBlock_0")
+            yield from blocks_paths(stage.decoder.blocks[i], f"{path}_decoder_block_{i}/UNetEncoderBlock_0")
         for i, output in enumerate(stage.outputs):
-            yield from block_names(output, f"{path}_{'output_conv' if last else 'supervised_attention_module'}_{i}")
+            yield from module_paths(output, f"{path}_{'output_conv' if last else 'supervised_attention_module'}_{i}")
 
 
-def blocks_names(
+def blocks_paths(
     blocks: Blocks, path: str, *, proj: str = "Conv_0", attention: str = "channel_attention_block_1"
-) -> Named:
-    """Pair the modules of `Blocks` with their paths: `proj` and `attention` have two names with the authors."""
+) -> Paths:
+    """Pair the modules of `Blocks` with their paths; the authors have two names each for `proj` and `attention`."""
     yield blocks.proj, f"{path}/{proj}"
     groups: list[Any] = list(blocks.groups)
     for i, group in enumerate(groups):
         if hasattr(group, "gmlp"):
-            yield from block_names(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
-        yield from block_names(group.attention, f"{path}/{attention}{i}")
+            yield from module_paths(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
+        yield from module_paths(group.attention, f"{path}/{attention}{i}")
 
 
-def block_names(module: nn.Module, path: str) -> Named:
+def module_paths(module: nn.Module, path: str) -> Paths:
     """Pair the modules inside `module` with their paths under `path`."""
     if type(module) not in CHILDREN:
         yield module, path.strip("/")
         return
     for child, name in CHILDREN[type(module)].items():
         kind = path.rpartition("/")[2].removesuffix("GmlpLayer")
-        yield from block_names(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))
+        yield from module_paths(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VALUES = "everything but tensors"  # name of the checksum over the plain values of a file
+VALUES = "everything but tensors"  # name of the checksum of a file's plain values
 
 
 def checksums(content: Mapping[str, Any]) -> dict[str, str]:
@@ -35,7 +35,8 @@ def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
     """Hash rows of plain values in their order, such as (relative path, label, file size) of each sample.
 
     Args:
-        rows: of text and numbers. Use paths relative to the data set, so that it may be moved, with forward slashes.
+        rows: text and numbers. Use paths relative to the data set, with forward slashes, so that a data set that moved
+            has the same digest.
 
     Returns:
         32 hexadecimal digits.

@@ -37,7 +37,7 @@ def option(
         default: Value if the option is not given.
         help: One sentence for --help.
         group: Heading in --help.
-        on_resume: What a changed value does to a run that is continued: "refuse" (it would be another run), "say"
+        on_resume: What happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
             (allowed and reported) or "free" (allowed: no number depends on it).
         aliases: Old names that YAML files and flags may still use.
     """
@@ -65,7 +65,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raise ValueError where argparse would print the usage and exit."""
+    """A parser that raises ValueError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -179,7 +179,7 @@ def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reject duplicate keys."""
+    """A loader of YAML that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = []

@@ -1,6 +1,6 @@
 """Write and read checkpoints and weights.
 
-Files are replaced atomically: a name always leads to a complete file, the old one or the new one. Checkpoints
+Files are replaced atomically: a path always names a complete file, the old one or the new one. Checkpoints
 (`checkpoint.pt`) hold tensors and plain values and are read with `weights_only=True`, so no code in them can run.
 Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor.
 """
@@ -50,7 +50,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of `save_checkpoint` to the CPU.
 
     Raises:
-        ValueError: the file is damaged, or something else than a checkpoint.
+        ValueError: the file is damaged, or is not a checkpoint.
     """
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -87,9 +87,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read weights and their metadata from any file that a user may have.
 
     Args:
-        path: a run folder, which stands for its newest weights; a safetensors file; a run's `checkpoint.pt`, which
-            stands for the weights that its recipe scores; or a PyTorch file of tensors alone, possibly under the key
-            "state_dict" or "model".
+        path: a run folder, for its newest weights; a safetensors file; a run's `checkpoint.pt`, for the weights that
+            its recipe scores; or a PyTorch file of tensors alone, possibly under the key "state_dict" or "model".
 
     Returns:
         The tensors by name, and the metadata, which are empty if the file has none.
@@ -146,13 +145,13 @@ def newest_weights(folder: Path) -> Path:
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, head: tuple[str, ...] = ()) -> list[str]:
-    """Load weights by name; all must exist and have the model's shapes, except those of the head.
+    """Load weights by name. All but those of the head must exist and have the model's shapes.
 
     Args:
         model: its weights are overwritten.
         tensors: by name.
-        source: names the file in errors.
-        head: parts of the model that keep their weights if the file has none that fit.
+        source: name of the file, for messages.
+        head: parts of the model that keep their own weights if the file has none that fit.
 
     Returns:
         Names of the head's weights that were kept.
@@ -176,14 +175,11 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
             )
             if names
         ]
-        found += (
-            [
+        if resized:
+            found.append(
                 f"{len(resized)} have another shape (such as {resized[0]}: {tuple(tensors[resized[0]].shape)} there, "
                 f"{tuple(own[resized[0]].shape)} here)"
-            ]
-            if resized
-            else []
-        )
+            )
         raise ValueError(
             f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
             f"another size of it?"
@@ -197,7 +193,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
 
 
 def _check_finite(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise ValueError for NaN anywhere, and for infinity in a parameter; a buffer may hold an infinite mask."""
+    """Raise ValueError for NaN in any tensor, or infinity in a parameter. A buffer may hold an infinite mask."""
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in tensors.items():
         spoilt = tensor.isnan().any() or (name in parameters and not tensor.isfinite().all())
@@ -221,7 +217,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
-    """Compare checksums; a file that has none is only warned about."""
+    """Compare checksums with the expected ones, and only warn if the file has none."""
     if expected is None:
         _warn_of_missing_checksums(str(path))
         return
@@ -253,7 +249,7 @@ def _load_torch(path: str | Path) -> Any:
         text = " ".join(str(error).split())
         if "Unsupported global" in text or "Unsupported class" in text:
             raise ValueError(
-                f"{path} holds Python objects beside tensors, and metamix never unpickles them from a file; "
+                f"{path} holds Python objects other than tensors, and metamix never unpickles them from a file; "
                 f"save its tensors alone (a state dict) and give that file"
             ) from None
         raise ValueError(
@@ -266,7 +262,7 @@ def _load_torch(path: str | Path) -> Any:
 
 
 def _is_plain_pickle(path: str | Path) -> bool:
-    """Whether a file begins like a pickle of protocol 2 or later, without the magic number of torch's old format."""
+    """Return whether a file begins like a pickle of protocol 2 or later, and not like torch's old format."""
     with open(path, "rb") as file:
         start = file.read(32)
     return start[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start

@@ -20,7 +20,7 @@ def readable(text: str) -> str:
 
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
-    """Exit with the message of these errors instead of a traceback: they say what was given and what to do."""
+    """Exit with the message of these errors instead of a traceback."""
     try:
         yield
     except errors as error:

@@ -1,7 +1,7 @@
-"""A loader of our own behind `timm.create_model(checkpoint_path=...)`.
+"""Load `timm.create_model(checkpoint_path=...)` with our own function.
 
-Why: timm 1.0.31 reads the file and passes its tensors alone to `load_state_dict`. The model never learns the file's
-name, so it can neither read the metadata nor resample weights of another image size.
+Why: timm 1.0.31 reads the file and passes its tensors alone to `load_state_dict`. Our models need
+the file's path to read its metadata, and must resample weights of another image size.
 Reproducer: tests/models/test_checkpoint_path.py::test_timm_hands_over_tensors_alone
 Remove when: that test fails because timm passes a filter or the path on; use that instead.
 """
@@ -16,7 +16,7 @@ from torch import nn
 
 
 def load_checkpoint_path_with(load: Callable[[Any, str | Path], Any], cls: type[nn.Module]) -> None:
-    """Have timm call `load(model, path)` for `checkpoint_path` of models of class `cls`; other models are timm's."""
+    """Make timm call `load(model, path)` for `checkpoint_path` if the model is a `cls`, and its own function if not."""
     timms = getattr(factory.load_checkpoint, "timms", factory.load_checkpoint)
 
     @wraps(timms)

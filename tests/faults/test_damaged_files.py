@@ -195,7 +195,7 @@ def attacks(net, evil):
 def test_no_code_in_a_file_runs(number, load, net, tmp_path):
     evil, path = tmp_path / "evil", tmp_path / "attack.pt"
     list(attacks(net, evil))[number](path)
-    words = r"attack.pt (holds Python objects beside tensors|is truncated or no PyTorch|is a Python pickle)"
+    words = r"attack.pt (holds Python objects other than tensors|is truncated or no PyTorch|is a Python pickle)"
     with pytest.raises(ValueError, match=words):
         load(path)
     assert not evil.exists()

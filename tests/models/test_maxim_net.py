@@ -30,7 +30,7 @@ class Golden:
     def load(self, module, part=""):
         """Load the tensors of `part`, all for "", into a module of the same kind."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
-        layout = maxim_format.flax_format(module, maxim_format.block_names(module, ""))
+        layout = maxim_format.flax_format(module, maxim_format.module_paths(module, ""))
         given, unknown = layout.translate(state, module)
         assert not unknown
         module.load_state_dict(given)
