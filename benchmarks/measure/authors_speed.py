@@ -4,8 +4,8 @@
     python -m benchmarks.measure.authors_speed --models raftmlp_s,ninformer_cifar --authors CLONES --mode infer
 
 timm's PoolFormer and the `wavemix` package need no clone. The other authors' code is timed where `--authors` has its
-repository; where it has not, the time that it took on another machine (`MODELS`) is rescaled by timm's poolformer_s12,
-which is timed on both.
+repository. Otherwise the time from another machine (`MODELS`) is rescaled by timm's poolformer_s12, which is timed on
+both.
 """
 
 import argparse

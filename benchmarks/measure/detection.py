@@ -5,7 +5,6 @@
 All runs must follow one recipe: a run that differs in more than its model is refused.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.paths import IMAGES, RESULTS
-from benchmarks.runs import free_options, read_run
-from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message
+from benchmarks.runs import collect_runs, free_options, read_run
 
 FILE, PICTURE = RESULTS / "detection.json", IMAGES / "detection.jpg"
 KEPT = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds")
@@ -51,14 +48,7 @@ def add(results: dict, run: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished detection run")
-    args = parser.parse_args(argv)
-    results = json.loads(FILE.read_text()) if FILE.exists() else {}
-    with exit_with_message(ValueError, OSError):
-        for run in args.runs:
-            add(results, run)
-        write_text(FILE, json.dumps(results, indent=1) + "\n")
+    collect_runs(argv, __doc__, FILE, add)
 
 
 if __name__ == "__main__":

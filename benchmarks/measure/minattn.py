@@ -5,16 +5,12 @@
 The runs are those of configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paths import RESULTS
-from benchmarks.runs import differences, read_run
+from benchmarks.runs import collect_runs, differences, read_run
 from metamix.models.minattn import ROWS, variant
-from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "minattn.json"
 DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
@@ -41,14 +37,7 @@ def add(results: dict, run: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    args = parser.parse_args(argv)
-    results = json.loads(FILE.read_text()) if FILE.exists() else {}
-    with exit_with_message(ValueError, OSError):
-        for run in args.runs:
-            add(results, run)
-        write_text(FILE, json.dumps(results, indent=1) + "\n")
+    collect_runs(argv, __doc__, FILE, add)
 
 
 if __name__ == "__main__":

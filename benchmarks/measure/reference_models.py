@@ -23,7 +23,8 @@ from metamix.utils.text import nearest
 
 
 def wavemix(**options) -> nn.Module:
-    """Build the authors' classifier from the package `wavemix`. It imports a module that numpy 2 lacks, so add it."""
+    """Build the authors' classifier from the package `wavemix`."""
+    # The package imports a module that numpy 2 lacks.
     sys.modules.setdefault("numpy.lib.function_base", SimpleNamespace(hamming=numpy.hamming))
     from wavemix.classification import WaveMix
 
@@ -48,7 +49,7 @@ class Checkout:
         repository: owner and name on GitHub.
         file: path of the Python file in the repository.
         name: name of the class.
-        parameters: what the model must have; checked.
+        parameters: number of parameters that the model must have.
         options: arguments of the constructor.
         script: whether the file trains when it is imported; then only its imports, functions and classes are run.
     """
@@ -147,12 +148,12 @@ def create(name: str, size: int, authors: Path | None = None) -> nn.Module:
 
 
 def from_checkout(name: str, authors: Path | None) -> nn.Module:
-    checkout = AUTHORS[name]
     """Build a model from the authors' clone.
 
     Raises:
         SystemExit: a package is missing, or the clone is at another commit.
     """
+    checkout = AUTHORS[name]
     path = checkout.path(authors)
     for folder in (path.parents[checkout.file.count("/")], path.parent):
         if str(folder) not in sys.path:
@@ -174,7 +175,7 @@ def from_checkout(name: str, authors: Path | None) -> nn.Module:
 
 
 def load(name: str, path: Path, script: bool) -> ModuleType:
-    """Import the file; of a script run only imports and definitions."""
+    """Import the file. If it is a script, run only its imports and definitions."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

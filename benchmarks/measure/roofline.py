@@ -73,7 +73,7 @@ def roofs(precision: str, device: str) -> dict[str, tuple]:
         "copy": (lambda: target.copy_(tokens), 2 * tokens.nbytes),
     }
 
-    def whole(step):
+    def synchronized(step):
         def run():
             with torch.inference_mode():
                 step()
@@ -82,7 +82,7 @@ def roofs(precision: str, device: str) -> dict[str, tuple]:
 
         return run
 
-    return {name: (whole(step), amount) for name, (step, amount) in steps.items()}
+    return {name: (synchronized(step), amount) for name, (step, amount) in steps.items()}
 
 
 class OpTimer(TorchDispatchMode):

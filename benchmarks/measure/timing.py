@@ -151,16 +151,16 @@ def memory_mib(peak: bool = True, device: str = "cpu") -> float:
 
 
 def machine(device: str = "cpu") -> dict:
-    """Describe what times depend on. Only results of equal machines are comparable."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    info = dict(re.findall(r"^(.+?)\s*: (.*)$", told, re.MULTILINE))
-    words = {"cpu": info.get("model name", platform.processor())}
+    """Describe the machine and the versions. Only results of equal ones are comparable."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = dict(re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE))
+    facts = {"cpu": info.get("model name", platform.processor())}
     # Hosts may give several processor generations one name, and one may be twice as fast as another.
-    words |= {"cpu_" + key.split()[-1]: info[key] for key in ("cpu family", "model", "stepping") if key in info}
-    words |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts |= {"cpu_" + key.split()[-1]: info[key] for key in ("cpu family", "model", "stepping") if key in info}
+    facts |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":
-        words["gpu"] = torch.cuda.get_device_name()
-    return words | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
 
 
 def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> list[dict]:

@@ -4,17 +4,17 @@
     python -m benchmarks.measure.train_loop --data-dir cifar10 --timm-script pytorch-image-models/train.py
 
 `--data-dir` holds CIFAR-10 as class folders, train/ and val/. There are two cases, both on the CPU in bf16 autocast:
-these images, and 256-pixel JPEG files made of them. Each library augments by its defaults:
-ours pads and crops, timm crops by area, both flip.
+these images, and 256-pixel JPEG files made of them. Each library augments with its defaults: ours pads and crops, timm
+crops by area, both flip.
 
     ours     the loop of train.py with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, memory kept) on one random batch
     timm     a loop of timm's parts, in the order of its training script
     script   timm's training script, by the speeds that it prints; it runs alone, after the others
 
-Each loop is a process of its own, because a part of its speed is what it sets for its process. The loops take turns
-of a few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its
-imports, and what its loader's workers hold for themselves.
+Each loop runs in a process of its own, because process-wide settings are a part of its speed. The loops take turns of
+a few steps while the others wait. Speeds are medians over the turns. Memory is the peak of the process above its
+imports, and the private memory of its loader's workers.
 """
 
 import argparse
@@ -84,6 +84,7 @@ class Case:
 
 
 def ours(case: Case) -> Iterator:
+    """Train with the loop of `metamix train`."""
     options = ClassificationOptions(
         data="folder",
         data_dir=str(case.folder),
@@ -106,6 +107,7 @@ def ours(case: Case) -> Iterator:
 
 
 def bare(case: Case) -> Iterator:
+    """Run the same training step on one random batch."""
     ProcessGroup.start("cpu")
     model = case.build()
     optimizer = make_optimizer(model, EngineOptions(lr=LR, weight_decay=WEIGHT_DECAY))
@@ -120,7 +122,7 @@ def bare(case: Case) -> Iterator:
         yield
 
 
-def timm_pieces(case: Case) -> Iterator:
+def timm_parts(case: Case) -> Iterator:
     """Train with timm's defaults, except colour jitter and label smoothing, which are off in ours by default."""
     model = case.build()
     optimizer = create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
@@ -146,7 +148,7 @@ def timm_pieces(case: Case) -> Iterator:
         yield
 
 
-LOOPS = {"ours": ours, "bare": bare, "timm": timm_pieces}
+LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:

@@ -1,7 +1,9 @@
 """Write a page for each card in weights/, beside it, in the format of Hugging Face's model cards.
 
-python -m benchmarks.report.cards            write weights/<name>.<tag>.md for every card
-python -m benchmarks.report.cards --check    write nothing; exit 1 if a page is stale, missing or has no card
+    python -m benchmarks.report.cards            write weights/<name>.<tag>.md for every card
+    python -m benchmarks.report.cards --check    write nothing; exit 1 if a page is stale, missing or has no card
+
+Edit a card and run this again; edits of a page are lost.
 """
 
 import argparse

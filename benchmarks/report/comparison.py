@@ -24,22 +24,6 @@ COLUMNS = [
 PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 
 
-def mixers() -> str:
-    """Make the short table of the README: each mixer on CIFAR-10."""
-    family = by_mixer(load_cards("cifar10"))
-    rows = [
-        [
-            f"[`{mixer}`](weights/{card['name']}.md)",
-            f"{card['top1']:.1f}",
-            short(card["parameters"]),
-            short(card["macs"]),
-            f"{card['cost']['infer_img_per_s']:,.0f}" if "cost" in card else "not measured",
-        ]
-        for mixer, card in family.items()
-    ]
-    return table(["mixer", "accuracy, %", "parameters", "MACs", "images/s"], rows)
-
-
 def family_table(tag: str) -> str:
     """Make the full table of the mixers on one data set, with a note on its numbers."""
     family = by_mixer(load_cards(tag))
@@ -120,7 +104,8 @@ def varying(recipes: Sequence[dict]) -> list[str]:
 def recipe_table() -> str:
     """Make the table of the mixers on CIFAR-10 with the shipped recipe and with an earlier, shorter one."""
     earlier = json.loads((RESULTS / "cifar10_15_epochs.json").read_text())
-    family, recipe = by_mixer(load_cards("cifar10")), next(iter(by_mixer(load_cards("cifar10")).values()))["recipe"]
+    family = by_mixer(load_cards("cifar10"))
+    recipe = next(iter(family.values()))["recipe"]
     rows = [
         [describe(earlier["recipe"]), *(f"{row['top1']:.2f}" for row in earlier["rows"])],
         [describe(recipe), *(f"{family[row['mixer']]['top1']:.2f}" for row in earlier["rows"])],

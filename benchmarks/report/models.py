@@ -55,8 +55,8 @@ def size_cells(name: str) -> list[str]:
 def tags(name: str) -> str:
     """List the tags of a model's weights, with the accuracy of those in weights/."""
     accuracy = {card["name"]: f" {card['top1']:.1f} %" for card in load_cards() if model_of(card) == name}
-    found = [tag for tag in timm.list_pretrained(f"{name}.*")]
-    return ", ".join(f"`{tag.partition('.')[2]}`{accuracy.get(tag, '')}" for tag in found)
+    found = timm.list_pretrained(f"{name}.*")
+    return ", ".join(f"`{tagged.partition('.')[2]}`{accuracy.get(tagged, '')}" for tagged in found)
 
 
 def arxiv_link(arxiv: str) -> str:

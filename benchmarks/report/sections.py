@@ -1,6 +1,6 @@
 """Replace marked sections of Markdown pages.
 
-A section stands between `<!-- name -->` and `<!-- /name -->`. Only the text between the markers is written.
+A section is the text between `<!-- name -->` and `<!-- /name -->`. Only that text is replaced.
 """
 
 import re
@@ -25,5 +25,5 @@ def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
         if name not in sections:
             raise ValueError(f"<!-- {name} --> names no section{nearest(name, sections)}")
         if page.count(f"<!-- {name} -->") != 1 or page.count(f"<!-- /{name} -->") != 1:
-            raise ValueError(f"<!-- {name} --> must stand once, and <!-- /{name} --> once after it")
+            raise ValueError(f"<!-- {name} --> must appear once, and <!-- /{name} --> once after it")
     return SECTION.sub(lambda match: f"<!-- {match[1]} -->\n\n{sections[match[1]]()}\n\n<!-- /{match[1]} -->", page)

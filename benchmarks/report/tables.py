@@ -17,7 +17,6 @@ from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
 SECTIONS = {
-    "mixers": comparison.mixers,
     "family": models.family,
     "papers": models.papers,
     "weights": models.weights,

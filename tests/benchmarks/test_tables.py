@@ -16,7 +16,6 @@ def test_pages_are_fresh():
 
 
 def test_a_stale_page_fails_the_check_and_is_written(tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(tables, "SECTIONS", {"a": lambda: "new"})
@@ -40,8 +39,8 @@ def test_only_the_text_between_markers_changes():
     "page, said",
     [
         ("<!-- mixer -->\n<!-- /mixer -->", "<!-- mixer --> names no section; did you mean 'mixers'"),
-        ("<!-- mixers -->\n", "<!-- mixers --> must stand once, and <!-- /mixers --> once after it"),
-        ("<!-- mixers -->\n<!-- /mixers -->" * 2, "<!-- mixers --> must stand once"),
+        ("<!-- mixers -->\n", "<!-- mixers --> must appear once, and <!-- /mixers --> once after it"),
+        ("<!-- mixers -->\n<!-- /mixers -->" * 2, "<!-- mixers --> must appear once"),
     ],
 )
 def test_wrong_markers_are_refused(page, said):
@@ -49,9 +48,9 @@ def test_wrong_markers_are_refused(page, said):
         fill(page, {"mixers": lambda: ""})
 
 
-def test_every_section_but_the_readmes_is_used():
+def test_every_section_is_used():
     used = {name for page in PAGES for name in re.findall(r"<!-- ([\w-]+) -->", page.read_text())}
-    assert used | {"mixers"} == set(tables.SECTIONS)
+    assert used == set(tables.SECTIONS)
 
 
 def test_every_picture_that_a_page_shows_exists_and_no_other():
