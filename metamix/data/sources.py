@@ -13,7 +13,6 @@ The modules in `formats/` open splits. A `Source` is a part of a split; loaders 
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metamix.utils import checksums
+from metamix.utils.text import nearest
 
 from .counter_rng import stratified_choice
 from .files import CorruptImage
@@ -296,6 +296,5 @@ def _open_splits(
     if name == "coco":
         raise ValueError("data is 'coco', a data set of boxes: add --task detection")
     known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
-    nearest = difflib.get_close_matches(name, known, 1, 0)[0]
-    place = f", or --data folder --data-dir {name}" if os.path.isdir(name) else ""
-    raise ValueError(f"no data set is called {name!r}: did you mean {nearest!r}{place}? Known are {', '.join(known)}")
+    advice = f" For its images write --data folder --data-dir {name}." if os.path.isdir(name) else ""
+    raise ValueError(f"no data set is called {name!r}{nearest(name, known)}{advice} Known are {', '.join(known)}")

@@ -1,6 +1,6 @@
 """Check the arguments of `MetaFormer`; turn them into values for each stage and into layer classes."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -30,7 +30,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
         stages: number of stages.
 
     Raises:
-        ValueError: The sequence has another length.
+        ValueError: the sequence has another length.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
@@ -45,7 +45,7 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
     """Return the mixer's name and its arguments for each stage.
 
     Raises:
-        ValueError: A mixer is not a name, arguments are not a dict, or there are too few or too many of either.
+        ValueError: a mixer is not a name, arguments are not a dict, or there are too few or too many of either.
     """
     names = per_stage("mixer", mixer, stages)
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
@@ -54,6 +54,16 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
     if not all(isinstance(options, Mapping) for options in args):
         raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
     return names, [dict(options) for options in args]
+
+
+def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) -> None:
+    """Raise ValueError for an argument that `name` does not accept. The message gives the nearest one."""
+    for argument in arguments:
+        if argument not in accepted:
+            raise ValueError(
+                f"{argument!r} is no argument of {name}{nearest(argument, accepted)} "
+                f"Its arguments: {', '.join(accepted)}."
+            )
 
 
 def check_count(name: str, value: Any, least: int) -> None:

@@ -100,7 +100,7 @@ def build_backbone(
             unless it is given, also for models that were made for grey images.
 
     Raises:
-        ValueError: A name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
+        ValueError: a name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_model(name)

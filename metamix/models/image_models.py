@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from metamix.utils.text import nearest
 
+from .arguments import check_known
 from .formats import OURS, SISR, SISR_ONE_LEVEL, WAVEMIXSR, Format
 from .maxim import MaximUNet
 from .maxim_format import maxim_format
@@ -111,15 +112,10 @@ def create_image_model(
             f"There is no image model {base!r}{nearest(base, _MODELS)} `metamix.list_image_models()` lists all."
         )
     entry = _MODELS[base]
-    if tag and tag not in tags_of(base):
-        raise ValueError(f"{base} has no tag {tag!r}{nearest(tag, tags_of(base))} It has {listed(tags_of(base))}.")
+    if tag and tag not in (tags := tags_of(base)):
+        raise ValueError(f"{base} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
     parameters = inspect.signature(entry.build).parameters
-    for argument in kwargs:
-        if argument not in parameters:
-            raise ValueError(
-                f"{argument!r} is no argument of {base}{nearest(argument, parameters)} "
-                f"Its arguments: {', '.join(parameters)}."
-            )
+    check_known(kwargs, parameters, base)
     if pretrained and checkpoint is None:
         checkpoint = weight_file(base, tag)
     if checkpoint is None:
@@ -139,10 +135,6 @@ def create_image_model(
 def tags_of(name: str) -> list[str]:
     """Return the tags of a model's weights: those shipped with the package first."""
     return list(dict.fromkeys([*local_weights().get(name, {}), *_MODELS[name].tags]))
-
-
-def listed(words: list[str]) -> str:
-    return ", ".join(words) or "none"
 
 
 def weight_file(name: str, tag: str) -> Path:

@@ -77,7 +77,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
         The models in the order of their registration.
 
     Raises:
-        ValueError: A pattern matches no model.
+        ValueError: a pattern matches no model.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     for wanted in patterns:

@@ -70,7 +70,7 @@ def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: i
         output_stride: stride of the last stage's maps.
 
     Raises:
-        ValueError: The model has another number of stages, or downsamplings that are not convolutions.
+        ValueError: the model has another number of stages, or downsamplings that are not convolutions.
     """
     total = math.prod(strides)
     if output_stride == total:
@@ -198,7 +198,7 @@ class MetaFormer(TimmInterface):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: Lists have different lengths, a number is out of range, the image is too small for the stages, or
+        ValueError: lists have different lengths, a number is out of range, the image is too small for the stages, or
             a mixer, a mixer's option, a norm or an activation is unknown.
     """
 

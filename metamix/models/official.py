@@ -21,6 +21,7 @@ from metamix.layers import GroupNorm1
 from metamix.mixers import Maxim
 from metamix.utils.text import nearest
 
+from .arguments import check_known
 from .formats import (
     MAXIM_MAB,
     NINFORMER,
@@ -456,7 +457,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         The model.
 
     Raises:
-        ValueError: An argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
+        ValueError: an argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
             shape. The message uses the authors' names.
 
     The classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer::
@@ -488,12 +489,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         raise ValueError(f"Unknown source {source!r}{nearest(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
     build = SOURCES[source]
     parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for argument in constructor:
-        if argument not in parameters:
-            raise ValueError(
-                f"{argument!r} is no argument of {source}{nearest(argument, parameters)} "
-                f"Its arguments: {', '.join(parameters)}."
-            )
+    check_known(constructor, parameters, source)
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
     if missing:
         raise ValueError(f"{source} needs {', '.join(missing)}: give the values that the checkpoint was trained with.")

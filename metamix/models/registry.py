@@ -112,7 +112,7 @@ def register(
         preset: arguments of the builder.
 
     Raises:
-        ValueError: Another module has registered the name. timm itself would only warn and replace that model.
+        ValueError: another module has registered the name. timm itself would only warn and replace that model.
     """
     caller = sys._getframe(1).f_globals["__name__"]
     known = timm.model_entrypoint(name) if timm.is_model(name) else None

@@ -31,7 +31,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
         refuse: raise if the models differ; else warn, for a user who chose another mixer on purpose.
 
     Raises:
-        ValueError: The models compute different functions, or the file's model cannot be built.
+        ValueError: the models compute different functions, or the file's model cannot be built.
     """
     if metadata.model is None:
         return
@@ -63,7 +63,7 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
         source: the file's name, for messages.
 
     Raises:
-        ValueError: The model would have more than twice as many values as the file holds.
+        ValueError: the model would have more than twice as many values as the file holds.
     """
     name = metadata.architecture
     if name is None or not timm.is_model(name) or not hasattr(timm.model_entrypoint(name), "registered_in"):
@@ -86,7 +86,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
         arguments: arguments that replace those of the metadata.
 
     Raises:
-        ValueError: The model is not registered, or does not take the arguments.
+        ValueError: the model is not registered, or does not take the arguments.
     """
     name = metadata.architecture or ""
     if not timm.is_model(name):

@@ -93,7 +93,7 @@ class TimmInterface(nn.Module):
         """Resample spatial weights and position embeddings to images of another size.
 
         Raises:
-            ValueError: The size is too small, or a mixer has weights of that size but no `adapt_state`. The model stays
+            ValueError: the size is too small, or a mixer has weights of that size but no `adapt_state`. The model stays
                 as it was.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])

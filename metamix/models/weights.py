@@ -34,8 +34,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """Read the tensors of a weight file or run folder, and its metadata.
 
     Raises:
-        ValueError: The file holds no weights, or its metadata are refused.
-        FileNotFoundError: There is no such file.
+        ValueError: the file holds no weights, or its metadata are refused.
+        FileNotFoundError: there is no such file.
     """
     tensors, metadata = load_weights(path)
     return tensors, ModelMetadata.from_dict(metadata, path)
@@ -68,7 +68,7 @@ def local_cards() -> dict[str, dict[str, dict]]:
         of the weights.
 
     Raises:
-        ValueError: A card cannot be read, or has entries that `PretrainedCfg` does not know.
+        ValueError: a card cannot be read, or has entries that `PretrainedCfg` does not know.
     """
     found: dict[str, dict[str, dict]] = {}
     for card in sorted(weights_dir().glob("*.json")):
@@ -115,7 +115,7 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     the first convolution may have other channels: timm adapts both.
 
     Raises:
-        ValueError: Another tensor is missing, unknown or of a wrong shape.
+        ValueError: another tensor is missing, unknown or of a wrong shape.
     """
     given = adapt_tensors(state, model)
     check_pretrained_source(model)
@@ -137,7 +137,7 @@ def check_pretrained_source(model: MetaFormer) -> None:
     """Compare a model with the one whose weights timm loads into it, as `model.pretrained_cfg` names them.
 
     Raises:
-        ValueError: A file that the user named holds weights of another function. For weights that are registered for
+        ValueError: a file that the user named holds weights of another function. For weights that are registered for
             the model's name there is only a warning, since the user chose another mixer on purpose.
     """
     cfg = model.pretrained_cfg
@@ -166,7 +166,7 @@ def adapt_checkpoint(
         metadata: the file's metadata; a model of the zoo must compute what they describe.
 
     Raises:
-        ValueError: The filter refuses the tensors, or the metadata describe another function.
+        ValueError: the filter refuses the tensors, or the metadata describe another function.
     """
     try:
         if not isinstance(model, MetaFormer):
@@ -186,7 +186,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     with it how images are prepared.
 
     Raises:
-        ValueError: A tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
+        ValueError: a tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
     """
     if Path(path).suffix == ".safetensors" or Path(path).is_dir() or Path(path).name == CHECKPOINT:
         state, metadata = read_weights(path)
@@ -221,7 +221,7 @@ def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer) -> 
     """Resample spatial weights and position embeddings to the image size of `model`.
 
     Raises:
-        ValueError: The shapes in a mixer belong to no image size.
+        ValueError: the shapes in a mixer belong to no image size.
     """
     state = dict(state)
     if model.pos_embed is not None and "pos_embed" in state and state["pos_embed"].ndim == 4:
@@ -261,7 +261,7 @@ def check_all_but_head(
         file_name: our name of a tensor -> the file's, for messages.
 
     Raises:
-        ValueError: A tensor is missing, unknown or of a wrong shape.
+        ValueError: a tensor is missing, unknown or of a wrong shape.
     """
     cfg = model.pretrained_cfg
     head = tuple(f"{layer}." for layer in layer_names(cfg, "classifier"))
@@ -291,7 +291,7 @@ def check_state(
         file_name: our name of a tensor -> the file's, for messages.
 
     Raises:
-        ValueError: A tensor is missing, unknown or of a wrong shape.
+        ValueError: a tensor is missing, unknown or of a wrong shape.
     """
     problems = []
     missing = {file_name(key) for key in own.keys() - given.keys()}

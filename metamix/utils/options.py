@@ -34,12 +34,12 @@ def option(
     """Declare an option as a field of a dataclass.
 
     Args:
-        default: Value if the option is not given.
-        help: One sentence for --help.
-        group: Heading in --help.
-        on_resume: What happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
+        default: value if the option is not given.
+        help: one sentence for --help.
+        group: heading in --help.
+        on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
             (allowed and reported) or "free" (allowed: no number depends on it).
-        aliases: Old names that YAML files and flags may still use.
+        aliases: old names that YAML files and flags may still use.
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "aliases": aliases}
     if isinstance(default, dict):
@@ -122,10 +122,10 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     """Check that a value is of a type, and return it as that type.
 
     Args:
-        value: Value from YAML or from the command line.
-        hint: Type that is accepted.
-        where: Where the value was given, for the message.
-        text: Whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
+        value: value from YAML or from the command line.
+        hint: type that is accepted.
+        where: where the value was given, for the message.
+        text: whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
 
     Raises:
         ValueError: if the value is of another type.

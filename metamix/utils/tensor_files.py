@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,8 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         ValueError: the file is not a safetensors file.
         FileNotFoundError: there is no such file.
     """
-    try:
-        with safe_open(_existing(path), framework="pt") as file:
-            texts = dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    with _open_safetensors(path) as file:
+        texts = dict(file.metadata() or {})
     return {key: _value(text) for key, text in texts.items() if key != "checksums"}
 
 
@@ -204,13 +202,19 @@ def _check_finite(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             )
 
 
-def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(_existing(path), framework="pt") as file:
-            texts = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _open_safetensors(path) as file:
+        texts = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     expected = texts.pop("checksums", None)
     _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
     return tensors, {key: _value(text) for key, text in texts.items()}

@@ -51,7 +51,7 @@ def test_stratified_takes_each_class_by_its_share():
 @pytest.mark.parametrize(
     "given, words",
     [
-        (dict(name="cifer10"), "no data set is called 'cifer10': did you mean 'cifar10'"),
+        (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="foldr"), "did you mean 'folder'"),
         (dict(name="digits", memory="maybe"), "memory is 'maybe': give auto, yes or no"),
         (dict(name="digits", holdout=1.0), "holdout is 1.0: give a share"),
@@ -65,7 +65,7 @@ def test_bad_words_are_refused(given, words):
 
 
 def test_a_path_for_a_name_is_understood(tmp_path):
-    with pytest.raises(ValueError, match=f"or --data folder --data-dir {tmp_path}"):
+    with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir {tmp_path}"):
         open_data(str(tmp_path))
 
 
