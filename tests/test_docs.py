@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from metamix.cli.main import COMMANDS, main
+from metamix.cli.tasks import TASKS
 from metamix.training.recipe import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def test_command_has_options_that_exist(line, capsys):
     if words[0] == "torchrun":
         words = ["metamix", "train", *words[words.index("train.py") + 1 :]]
     assert words[0] == "metamix" and words[1] in COMMANDS, line
-    task = "detection" if "detection" in line or "bccd" in line else "classification"
+    task = next((name for name in TASKS if name in line), "detection" if "bccd" in line else "classification")
     given = ["--task", task] if words[1] != "models" else []
     with pytest.raises(SystemExit) as ended:
         main([words[1], *given, "--help"])
