@@ -94,7 +94,7 @@ class ClassificationData:
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
         """Augment and normalise a training batch."""
-        return self.transform(batch, epoch, step, rank, world_size)
+        return self.transform(batch, epoch, step)
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""

@@ -57,8 +57,8 @@ class Augment:
     """Augment and normalise a batch of `train_loader`.
 
     `augment(batch, epoch, step)` returns the batch with "image" (n, C, H, W) float32, channels_last, and "target": the
-    labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result does not depend
-    on the rank or the number of processes.
+    labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same
+    on any number of processes.
 
     Images are cropped, flipped and put through `auto_augment`. Streamed images skip these steps: the batch has
     "cropped", since the workers have done them. Normalisation, cutout, erasing and mixing follow.
@@ -87,7 +87,7 @@ class Augment:
         self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None
         self.normalize = Normalize(mean=mean, std=std).normalize
 
-    def __call__(self, batch: Batch, epoch: int, step: int, rank: int = 0, world: int = 1) -> Batch:
+    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
         options = self.options
         key = hash64(self.seed, SAMPLE, epoch, batch["index"])
         image, target = batch["image"].permute(0, 2, 3, 1), batch["label"]  # (n, H, W, C)

@@ -24,7 +24,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 class Pixels:
     """The decoded images of a split.
 
-    `images` is (N, size, size, C) uint8, black where an image is broken; `broken` gives the reason by index.
+    `images` is (N, size, size, C) uint8, with broken images in black; `broken` gives the reasons by index.
     """
 
     images: Tensor

@@ -20,7 +20,7 @@ def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
     """Pad (..., H, W) with zeros, below and to the right, to the next multiples of `multiple` = (h, w)."""
     warn_if_traced()
     (h, w), (mh, mw) = x.shape[-2:], multiple
-    # Counted in whole cells, so that torch.export sees that the padded size divides.
+    # A product, so that torch.export can prove that the padded size is a multiple.
     size = (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw
     if not may_vary(h, w) and size == (h, w):
         return x
@@ -55,7 +55,7 @@ def resize_to(x: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
 
 @fx_leaf
 def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Average (B, C, H', W') over a grid of `size` = (H, W); values repeat where the map is smaller than the grid.
+    """Average (B, C, H', W') over a grid of `size` = (H, W); values repeat if the map is smaller than the grid.
 
     Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only. There the
     averages are two matrix products.

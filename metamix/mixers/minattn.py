@@ -14,7 +14,7 @@ T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes si
 every token attends to itself alone, and training stays at chance level.
 
 Any size. Cost is quadratic in the number of tokens. With `context` it is linear: keys and values come from the map
-averaged over that grid (or repeated, where the map is smaller), and every token keeps its query.
+averaged over that grid (or repeated, if the map is smaller), and every token keeps its query.
 """
 
 import torch

@@ -6,8 +6,8 @@
     gate(x) = v + MLP_channels(norm(v)),   v = x + MLP_tokens(norm(x))        one MLP-Mixer block
 
 The token MLP works on the H * W tokens of `grid`, by default the trained map. A map of another size is averaged to the
-grid (or repeated, where it is smaller), the gate is computed there, and it is resampled bilinearly to the map. So the
-token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, whatever the size of the map.
+grid (or repeated, if it is smaller), the gate is computed there, and it is resampled bilinearly to the map. So the
+token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
 """
 
 import torch

@@ -83,8 +83,8 @@ def build_backbone(
 ) -> Backbone:
     """Build a model with a feature pyramid.
 
-    Detectors train on batches of few images, too few for batch statistics. So batch norms are frozen where weights are
-    loaded, and otherwise replaced by group norms of one group (the same as `norm="group"` of WaveMix).
+    Detectors train on batches of few images, too few for batch statistics. So batch norms are frozen if weights are
+    loaded, and otherwise replaced by group norms of one group (as with `norm="group"` of WaveMix).
 
     Args:
         name: any name in timm, the zoo's included, that has features.

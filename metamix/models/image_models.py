@@ -45,7 +45,7 @@ from .weights import check_state, local_weights, read_weights, unwrap
 
 @dataclass(frozen=True)
 class Published:
-    """Weights on the network: their address, and the size of the file in bytes where it is known."""
+    """Weights on the network: their address, and the size of the file in bytes if it is known."""
 
     url: str
     size: int | None = None
@@ -148,7 +148,7 @@ def weight_file(name: str, tag: str) -> Path:
 
 
 def download(published: Published, name: str) -> Path:
-    """Download published weights into torch's cache of checkpoints, and check their size where it is known.
+    """Download published weights into torch's cache of checkpoints, and check their size if it is known.
 
     Raises:
         ValueError: the file has another size than it should.

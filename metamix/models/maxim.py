@@ -554,7 +554,7 @@ class Rescale(nn.Module):
 
 
 def resize_map(x: Tensor, ratio: float) -> Tensor:
-    """Resize bilinearly, with antialiasing where the map shrinks: (B, C, H, W) -> (B, C, ratio H, ratio W)."""
+    """Resize bilinearly, with antialiasing if the map shrinks: (B, C, H, W) -> (B, C, ratio H, ratio W)."""
     (h, w), times = x.shape[-2:], round(max(ratio, 1 / ratio))
     if ratio == 1:
         return x

@@ -1,4 +1,4 @@
-"""Weights of the zoo: where they are, and how a checkpoint is adapted to a model and checked.
+"""Find the weights of the zoo, and adapt and check a checkpoint for a model.
 
 `weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of
 a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.

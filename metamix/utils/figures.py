@@ -9,7 +9,7 @@ from .text import readable
 
 
 def plain(name: str) -> str:
-    """Escape a name for a figure, where a $ would start a formula."""
+    """Escape a name for a figure: a $ would start a formula."""
     return readable(name).replace("$", r"\$")
 
 
