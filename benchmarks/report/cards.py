@@ -198,7 +198,7 @@ def limits(card: dict) -> str:
     """List what the model cannot do and what its accuracy does not show."""
     classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
-        f"It knows {len(classes)} classes: {', '.join(classes)}.",
+        f"It has {len(classes)} classes: {', '.join(classes)}.",
         f"With {test:,} test images, two standard errors of the accuracy are "
         f"{2 * standard_error(card['top1'], test):.2f} points. Smaller differences between models are not significant.",
         "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",

@@ -66,8 +66,8 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
         classes = data.classes
     if (model.num_classes, len(mean)) != (len(data.classes), data.in_chans):
         raise ValueError(
-            f"the teacher {options.teacher} knows {model.num_classes} classes of images of {len(mean)} channels, "
-            f"and {options.data} has {len(data.classes)} of {data.in_chans}; give --teacher-checkpoint "
+            f"the teacher {options.teacher} has {model.num_classes} classes and takes {len(mean)} channels, and "
+            f"{options.data} has {len(data.classes)} classes and {data.in_chans} channels; give --teacher-checkpoint "
             f"of one that was trained on such data"
         )
     for theirs, ours in zip(classes, data.classes):

@@ -83,7 +83,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
         if self.teacher_checkpoint and not self.teacher:
-            raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher says of which model")
+            raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
         set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}

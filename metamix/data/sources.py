@@ -110,7 +110,7 @@ def open_data(
     images = train or test
     if classes and not _are_numbers(images.classes):
         problem = (
-            f"{name} has the classes {{unknown}}, which the model does not know; it knows {{known}}. Name the classes "
+            f"{name} has the classes {{unknown}}, which the model does not have; it has {{known}}. Name the classes "
             f"as in training, or fine-tune first: metamix train --checkpoint FILE"
         )
         for split in filter(None, (train, test)):

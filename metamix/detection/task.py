@@ -61,7 +61,7 @@ class Detection:
         task.model.frozen_norms = spec.frozen_norms
         if task.data.classes != spec.classes:
             raise ValueError(
-                f"{options.checkpoint} knows the classes {', '.join(spec.classes)}, and "
+                f"{options.checkpoint} has the classes {', '.join(spec.classes)}, and "
                 f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
                 f"first: metamix train --checkpoint {options.checkpoint}"
             )

@@ -44,8 +44,8 @@ def test_a_teacher_of_other_data_is_refused(weights, three_classes):
     path, _ = weights()
     with pytest.raises(
         ValueError,
-        match="the teacher metaformer_identity_nano knows 10 classes of images of 1 channels, and "
-        "folder has 3 of 3; give --teacher-checkpoint of one that was trained on such data",
+        match="the teacher metaformer_identity_nano has 10 classes and takes 1 channels, and "
+        "folder has 3 classes and 3 channels; give --teacher-checkpoint of one that was trained on such data",
     ):
         small_task(
             data="folder", data_dir=str(three_classes), teacher=SMALL["model"], teacher_checkpoint=path

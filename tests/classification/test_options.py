@@ -7,7 +7,7 @@ from metamix.classification.options import ClassificationOptions
 
 
 def test_weights_of_no_teacher_are_refused():
-    with pytest.raises(ValueError, match="teacher_checkpoint is t.pt, but no --teacher says of which model"):
+    with pytest.raises(ValueError, match="teacher_checkpoint is t.pt, but no --teacher names its model"):
         small_task(teacher_checkpoint="t.pt")
 
 

@@ -1,4 +1,4 @@
-"""eval.py: one result line, a JSON file and a picture, for weights of every kind."""
+"""metamix eval: one result line, a JSON file and pictures, for weights of every kind."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_renamed_classes_are_an_error(folder_of_digits):
     with pytest.raises(SystemExit) as error:
         evaluate(*words)
     assert str(error.value) == (
-        "error: folder has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not know; it knows 0, "
+        "error: folder has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not have; it has 0, "
         "1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
     )
 

@@ -1,4 +1,4 @@
-"""train.py as its users see it: what it says, what it leaves in the run folder, and what it refuses."""
+"""metamix train as users see it: what it prints, what it writes to the run folder, and what it refuses."""
 
 import csv
 import fcntl
