@@ -1,7 +1,8 @@
 """Formats of checkpoints: how the authors name and lay out the tensors of our models.
 
 A `Format` turns our name of a tensor into the file's, and the file's tensor into ours. Each paper has one, in the order
-PoolFormer, RaftMLP, WaveMix, NiNformer, MAXIM. `format_of` tells which published format a file has.
+PoolFormer, RaftMLP, WaveMix, NiNformer; MAXIM's is in `maxim_format.py`. `format_of` tells which published format a
+file has.
 """
 
 import re
@@ -194,25 +195,6 @@ NINFORMER = Format((
     (r"\.fc1\.", ".net.0."),
     (r"\.fc2\.", ".net.3."),
 ))  # fmt: skip
-
-# MAXIM, Tu et al. 2022: github.com/google-research/maxim, ResidualSplitHeadMultiAxisGmlpLayer in flax
-
-MAXIM_MAB = Format(
-    (
-        (r"^norm1\.", "LayerNorm_in."),
-        (r"^mixer\.", ""),
-        (r"^(grid|block)\.", lambda m: f"{m[1].title()}GmlpLayer."),
-        (r"\.norm\.", ".LayerNorm."),
-        (r"fc1\.", "in_project."),
-        (r"fc2\.", "out_project."),
-        (r"^(Grid|Block)(.*)\.gate_norm\.", r"\1\2.\1GatingUnit.intermediate_layernorm."),
-        (r"^(Grid|Block)(.*)\.spatial\.", r"\1\2.\1GatingUnit.Dense_0."),
-        (r"(LayerNorm|LayerNorm_in|layernorm)\.weight", r"\1.scale"),
-        (r"\.weight", ".kernel"),
-        (r"\.", "/"),
-    ),
-    lambda key, tensor, model: tensor.T if tensor.ndim == 2 else tensor,  # a flax kernel is (in, out)
-)
 
 # Formats that registered models load directly, by the name of a tensor that no other format has.
 PUBLISHED = {

@@ -30,8 +30,10 @@ from .maxim import (
     Sam,
     SpatialGate,
 )
+from .metaformer import Block
 
 CHILDREN: dict[type[nn.Module], dict[str, str]] = {
+    Block: {"norm1": "LayerNorm_in", "mixer": ""},  # around a MAXIM mixer, without an MLP
     MultiAxisGmlp: {"norm": "LayerNorm_in", "mixer": ""},
     Maxim: {"fc1": "in_project", "grid": "GridGmlpLayer", "block": "BlockGmlpLayer", "fc2": "out_project"},
     GatedMlp: {

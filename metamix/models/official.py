@@ -23,7 +23,6 @@ from metamix.utils.text import nearest
 
 from .arguments import check_known
 from .formats import (
-    MAXIM_MAB,
     NINFORMER,
     POOLFORMER,
     SISR,
@@ -36,7 +35,7 @@ from .formats import (
     raftmlp_format,
 )
 from .maxim import MaximUNet
-from .maxim_format import maxim_format
+from .maxim_format import flax_format, maxim_format, module_paths
 from .metaformer import Block, ConvEmbed
 from .metaformer_family import metaformer
 from .ninformer import ninformer
@@ -355,7 +354,7 @@ def maxim_mab(
         proj_drop=0,
         drop_path=0,
     )
-    return model, MAXIM_MAB
+    return model, flax_format(model, module_paths(model, ""))
 
 
 # MAXIM, the whole network
