@@ -103,26 +103,10 @@ def build_backbone(
         ValueError: a name or option is unknown; a stride is finer than the model's finest; an isotropic model has maps
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
-    check_model(name)
-    if extra not in EXTRA:
-        raise ValueError(f"extra is {extra!r}{nearest(extra, EXTRA)} Accepted: {', '.join(EXTRA)}.")
-    if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
-        raise ValueError(
-            f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
-            f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
-        )
-    if pretrained and checkpoint:
-        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
-    if pretrained:
-        check_published(name)
-
-    # A probe on the meta device lists the maps. The real model then gets only the layers that the chosen maps need.
+    check_request(name, out_indices, extra, pretrained, checkpoint)
     model_args = dict(in_chans=3) | model_args
-    try:
-        with torch.device("meta"):
-            probe: Any = timm.create_model(name, features_only=True, **model_args)
-    except TypeError as error:
-        raise ValueError(f"{name} does not take {model_args}: {error}") from None
+    # The probe lists all maps. The real model then gets only the layers that the chosen maps need.
+    probe = build_probe(name, model_args)
     info = probe.feature_info
     rows = zip(info.out_indices, info.reduction(), info.channels())
     maps = {reduction: (i, dim) for i, reduction, dim in rows}  # the last one of each stride
@@ -161,6 +145,33 @@ def build_backbone(
         out_channels=out_channels,
         size_divisible=math.ceil(max(strides[-1], used[-1])),
     )
+
+
+def check_request(
+    name: str, out_indices: Sequence[int], extra: str, pretrained: bool, checkpoint: str | Path | None
+) -> None:
+    """Raise ValueError for an unknown model, or arguments of `build_backbone` that are wrong before it is built."""
+    check_model(name)
+    if extra not in EXTRA:
+        raise ValueError(f"extra is {extra!r}{nearest(extra, EXTRA)} Accepted: {', '.join(EXTRA)}.")
+    if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
+        raise ValueError(
+            f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
+            f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
+        )
+    if pretrained and checkpoint:
+        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
+    if pretrained:
+        check_published(name)
+
+
+def build_probe(name: str, model_args: dict[str, Any]) -> Any:
+    """Build timm's feature extractor of all maps on the meta device."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, features_only=True, **model_args)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take {model_args}: {error}") from None
 
 
 def load_body(
