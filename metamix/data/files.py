@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from metamix.utils.text import readable
+
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
@@ -64,7 +66,9 @@ def list_files(root: Path) -> list[str]:
         place = root / folder
         identity = _identity(place)
         if identity in seen:
-            log.warning("%s: left out, it is the same folder as %s", place, seen[identity])
+            log.warning(
+                "%s: left out, it is the same folder as %s", readable(str(place)), readable(str(seen[identity]))
+            )
             continue
         seen[identity] = place
         with os.scandir(place) as entries:

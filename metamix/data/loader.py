@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
 
+from metamix.utils.text import readable
+
 from .auto_augment import pil_transform
 from .counter_rng import ORDER, SAMPLE, generator, seeded
 from .files import CorruptImage
@@ -364,7 +366,7 @@ class CorruptImages(dict[str, str]):
         if path in self:
             return
         self[path] = reason
-        log.warning("unreadable image %d of %d, left out: %s", len(self), self.total, reason)
+        log.warning("unreadable image %d of %d, left out: %s", len(self), self.total, readable(reason))
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "

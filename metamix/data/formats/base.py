@@ -14,7 +14,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.text import nearest
+from metamix.utils.text import nearest, readable
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     if others:
         log.warning(
             "%s: scores are on %s; not used: %s. Choose another split with --test-on",
-            source,
+            readable(str(source)),
             chosen,
             ", ".join(others),
         )

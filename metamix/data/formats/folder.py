@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from metamix.utils.text import readable
+
 from ..files import list_files, read_image_file
 from .base import (
     TEST_SPLITS,
@@ -118,7 +120,7 @@ def warn_of_other_formats(files: list[str], root: Path) -> None:
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", root, counts)
+        log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", readable(str(root)), counts)
 
 
 def open_tar(path: Path) -> TarImages:
