@@ -18,7 +18,7 @@ def read_run(run: Path) -> tuple[dict, dict]:
     """Read the summary and the recipe of a run.
 
     Args:
-        run: folder of a finished run of train.py, or the card of a weight file that a run made.
+        run: folder of a finished run, or the card of a shipped weight file.
 
     Raises:
         ValueError: the run is not finished.

@@ -7,7 +7,7 @@
 these images, and 256-pixel JPEG files made of them. Each library augments with its defaults: ours pads and crops, timm
 crops by area, both flip.
 
-    ours     the loop of train.py with data, augmentation, schedule and checks: Engine.steps
+    ours     the loop of `metamix train` with data, augmentation, schedule and checks: Engine.steps
     bare     the same step (model, optimizer, autocast, memory kept) on one random batch
     timm     a loop of timm's parts, in the order of its training script
     script   timm's training script, by the speeds that it prints; it runs alone, after the others

@@ -211,7 +211,7 @@ def limits(card: dict) -> str:
 
 
 def command(card: dict) -> str:
-    """Make the train.py command of the card's recipe: the nearest recipe of configs/ and the options that differ."""
+    """Make the training command of a card: the nearest recipe of configs/ and the options that differ."""
     task, candidates = card["task"], []
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         if read_yaml(path).get("task", "classification") == task:

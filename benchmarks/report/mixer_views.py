@@ -275,7 +275,7 @@ def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
-    parser.add_argument("--data-dir", help="folder of the data, as for train.py; the digits need none")
+    parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
         IMAGES.mkdir(exist_ok=True)
