@@ -13,11 +13,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 def wrap(text: str) -> str:
     """Break a paragraph into lines of at most 120 characters."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def short(number: float) -> str:
-    """Format a count with three digits and a unit, such as "1.37 M"."""
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}"
-    return str(number)

@@ -17,13 +17,14 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 
-from benchmarks.markdown import short, wrap
+from benchmarks.markdown import wrap
 from benchmarks.paths import ROOT
 from benchmarks.report.models import arxiv_link, arxiv_of
 from benchmarks.weight_cards import image_size, load_cards, standard_error
 from metamix.cli.tasks import find_task
 from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse, read_yaml
+from metamix.utils.text import short_count
 
 CONFIGS = ROOT / "configs"
 
@@ -155,7 +156,7 @@ def table(card: dict) -> str:
         ("test accuracy", f"{card['top1']:.2f} % of {card['samples']['test']:,} images, with {weights}"),
         ("over seeds", spread_in_words(card["spread"])),
         ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
-        ("multiply-adds", f"{short(card['macs'])} for one image of {image_size(card)}"),
+        ("multiply-adds", f"{short_count(card['macs'])} for one image of {image_size(card)}"),
         *cost_rows(card),
         ("versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
         ("commit", commit_in_words(card["commit"])),

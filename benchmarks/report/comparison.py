@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 
-from benchmarks.markdown import short, table, wrap
+from benchmarks.markdown import table, wrap
 from benchmarks.measure.image_sizes import FILE, SIZES
 from benchmarks.paths import RESULTS
 from benchmarks.runs import differences
 from benchmarks.weight_cards import by_mixer, image_size, load_cards, model_of, standard_error
 from metamix import list_mixers
+from metamix.utils.text import short_count
 
 COLUMNS = [
     "test accuracy, %",
@@ -40,7 +41,7 @@ def family_table(tag: str) -> str:
 def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
     """Make a row: `name`, then `COLUMNS`. Speeds are also given relative to `baseline`, the cost of identity."""
     cells = [name, f"{card['top1']:.2f}", card["recipe"]["epochs"], over_seeds(card)]
-    cells += [short(card["parameters"]), short(card["macs"])]
+    cells += [short_count(card["parameters"]), short_count(card["macs"])]
     if "cost" not in card:
         return [*cells, "not measured", "", ""]
     cost = card["cost"]
@@ -142,7 +143,7 @@ def published_table() -> str:
                 PUBLISHED[model_of(card)],
                 card["recipe"]["epochs"],
                 f"{card['parameters']:,}",
-                short(card["macs"]),
+                short_count(card["macs"]),
             ]
         )
     header = ["model", "data", "test accuracy, %", "in the paper, %", "epochs", "parameters", "MACs"]

@@ -4,9 +4,10 @@ import re
 
 import timm
 
-from benchmarks.markdown import short, table
+from benchmarks.markdown import table
 from benchmarks.weight_cards import load_cards, model_of
 from metamix import list_mixers, list_models
+from metamix.utils.text import short_count
 
 SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
@@ -41,7 +42,13 @@ def papers() -> str:
 def weights() -> str:
     """Make the table of the weights in weights/."""
     rows = [
-        [f"`{card['name']}`", card["data"], f"{card['top1']:.2f}", card["recipe"]["epochs"], short(card["parameters"])]
+        [
+            f"`{card['name']}`",
+            card["data"],
+            f"{card['top1']:.2f}",
+            card["recipe"]["epochs"],
+            short_count(card["parameters"]),
+        ]
         for card in load_cards()
     ]
     return table(["name", "data", "test accuracy, %", "epochs", "parameters"], rows)
@@ -49,7 +56,7 @@ def weights() -> str:
 
 def size_cells(name: str) -> list[str]:
     (model,) = list_models(name)
-    return [f"`{name}`", short(model.parameters), short(model.macs), "x".join(map(str, model.input_size))]
+    return [f"`{name}`", short_count(model.parameters), short_count(model.macs), "x".join(map(str, model.input_size))]
 
 
 def tags(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import metamix
 from metamix.models import ModelInfo
-from metamix.utils.text import exit_with_message
+from metamix.utils.text import exit_with_message, short_count
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,16 +31,10 @@ def table(models: Sequence[ModelInfo]) -> str:
     for model in models:
         channels, height, side = model.input_size
         size = f"{channels} x {height} x {side}"
-        lines.append(f"{model.name:<{width}}  {short(model.parameters):>10}  {short(model.macs):>8}  {size:>11}")
+        lines.append(
+            f"{model.name:<{width}}  {short_count(model.parameters):>10}  {short_count(model.macs):>8}  {size:>11}"
+        )
         for weights in model.weights:
             accuracy = f": top1 {weights.top1:.2f} %" if weights.top1 is not None else ""
             lines.append(f"  .{weights.tag}  {weights.data or weights.source}{accuracy}")
     return "\n".join(lines)
-
-
-def short(count: int) -> str:
-    """Write a count with three digits and a unit, such as 1.07 M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)

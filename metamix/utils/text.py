@@ -18,6 +18,14 @@ def readable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def short_count(count: float) -> str:
+    """Write a count with three digits and a unit, such as "1.07 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
     """Exit with the message of these errors instead of a traceback."""
