@@ -87,8 +87,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     if group.is_main:
         for note in task.notes:
             print(readable(f"note: {note}"))
-    title = task.title if settings.split == "test" else f"{task.title}-{settings.split}"
-    folder = Path(settings.output or f"runs/eval-{title}")
+    split = settings.split if settings.split != "test" else getattr(options, "test_on", "")
+    folder = Path(settings.output or "-".join(filter(None, [f"runs/eval-{task.title}", split])))
     if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
     start = time.monotonic()

@@ -129,6 +129,15 @@ def test_the_split_to_score_can_be_chosen(folder_of_digits, tmp_path, capsys):
         evaluate(*words, "--test-on", "tset")
 
 
+def test_a_split_that_was_chosen_has_its_own_folder(folder_of_digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = folder_of_digits(["train", "val", "test"], "abcdefghij", trained_for="abcdefghij")
+    for given in ([], ["--test-on", "test"]):
+        evaluate(*words, "--output", "", *given)
+    names = sorted(path.parent.name for path in tmp_path.glob("runs/*/result.json"))
+    assert names == [f"eval-set-{MODEL}", f"eval-set-{MODEL}-test"]
+
+
 def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsys):
     words = folder_of_digits(["train", "val"], "0123456789")
     (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
