@@ -25,7 +25,7 @@ from benchmarks.report.style import WIDTH, save
 from benchmarks.scoring import load, score, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.classification.pictures import draw_confusion
-from metamix.layers import resize_to
+from metamix.layers import average_to
 from metamix.mixers import MinAttn, Nin, WaveMix
 from metamix.mixers.wavemix import dwt2
 from metamix.utils.text import exit_with_message
@@ -104,15 +104,16 @@ def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def gate(mixer: Nin, x: Tensor) -> Tensor:
     """Return the RMS over channels of the gate of a NiN mixer on its grid: (N, C, H, W) -> (N, h, w)."""
-    return mixer.gate(resize_to(x, mixer.grid, "area")).square().mean(1).sqrt()
+    return mixer.gate(average_to(x, mixer.grid)).square().mean(1).sqrt()
 
 
 def attention(mixer: MinAttn, x: Tensor) -> Tensor:
     """Return the attention of each token over the context: (N, C, H, W) -> (N, heads, H * W, h * w)."""
-    context = x if mixer.context is None else resize_to(x, mixer.context, "area")
+    context = x if mixer.context is None else average_to(x, mixer.context)
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
     q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    bias = 0.0 if mixer.bias is None else mixer.bias(x)
+    return (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
 
 
 def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from .graph import fx_leaf
 
 
 @fx_leaf
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Compute dropout(softmax(q k^T / sqrt(d))) v.
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Tensor | None = None) -> Tensor:
+    """Compute dropout(softmax(q k^T / sqrt(d) + bias)) v.
 
     Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13 takes several times longer than two matrix
     products for the backward pass in 16 bits, and for dropout in any type.
@@ -21,13 +21,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
         q: queries, (B, n, N, d).
         k, v: keys and values, (B, n, M, d).
         dropout_p: share of the attention weights to drop.
+        bias: added to the similarities, (n, N, M).
 
     Returns:
         (B, n, N, d).
     """
     if q.device.type != "cpu" or (q.dtype.itemsize > 2 and not dropout_p):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        mask = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
     weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
+    if bias is not None:
+        weights = weights + bias.to(weights.dtype)
     if weights.dtype.itemsize == 2 and weights.shape[-1] < 32:
         weights = weights.float()  # torch's softmax of short rows is slow in 16 bits, even against two casts
     return torch.matmul(dropout(weights.softmax(-1).to(v.dtype), dropout_p), v)

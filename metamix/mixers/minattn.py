@@ -13,6 +13,9 @@
 T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2: then
 every token attends to itself alone, and training stays at chance level.
 
+With `positions` a learned bias for each head and each offset between two tokens is added to s / sqrt(d), so that a head
+can learn a local filter. The biases are made for `size` and resampled on maps of another size.
+
 Any size. Cost is quadratic in the number of tokens. With `context` it is linear: keys and values come from the map
 averaged over that grid (or repeated, if the map is smaller), and every token keeps its query.
 """
@@ -21,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import Dropout, attention, average_to, fx_leaf, parse_size, rearrange
+from metamix.layers import Dropout, attention, average_to, fx_leaf, parse_size, rearrange, resize_to
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -38,6 +41,7 @@ class MinAttn(nn.Module):
         qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky", see above.
         value: whether to use the value map and the output projection.
         context: side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens.
+        positions: whether to add a learned bias for each head and offset; every token must then be in the context.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
     """
@@ -51,6 +55,7 @@ class MinAttn(nn.Module):
         qk: str = "separate",
         value: bool = True,
         context: int | tuple[int, int] | None = None,
+        positions: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ):
@@ -63,9 +68,12 @@ class MinAttn(nn.Module):
             raise ValueError(
                 f"qk='collapsed' is one matrix for one head, num_heads is {num_heads}: use 1, or qk='shared'."
             )
+        if positions and context is not None:
+            raise ValueError(f"positions need every token in the context, but context is {context!r}: leave it out.")
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
         self.context = None if context is None else tuple(map(min, parse_size("context", context), size))
+        self.bias = PositionBias(num_heads, size) if positions else None
         self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
@@ -82,12 +90,50 @@ class MinAttn(nn.Module):
         k = q if self.symmetric and context is x else key(context)
         v = self.value(context)
         q, k, v = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, v))
-        y = attention(q, k, v, self.attn_drop.p if self.training else 0.0)  # (B, heads, H W, d)
+        bias = None if self.bias is None else self.bias(x)
+        y = attention(q, k, v, self.attn_drop.p if self.training else 0.0, bias)  # (B, heads, H W, d)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return `state`: the map size changes `context`, but no parameter."""
-        return state
+        """Resample the biases of a state saved for another map size; no other parameter depends on it."""
+        if self.bias is None or "bias.table" not in state:
+            return state
+        return state | {"bias.table": resize_to(state["bias.table"], self.bias.table.shape[-2:])}
+
+
+class PositionBias(nn.Module):
+    """A learned number for each head and each offset between two tokens of a map: (B, C, H, W) -> (heads, H W, H W).
+
+    Args:
+        heads: number of heads.
+        size: (H, W) of the map that the table of offsets is made for; it is resampled for other maps.
+    """
+
+    def __init__(self, heads: int, size: tuple[int, int]):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(1, heads, 2 * size[0] - 1, 2 * size[1] - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return offset_biases(x, self.table)
+
+
+@fx_leaf
+def offset_biases(x: Tensor, table: Tensor) -> Tensor:
+    """Look up the bias of each pair of tokens of a map.
+
+    Args:
+        x: the map, (B, C, H, W); its values are not used.
+        table: biases by offset from query to key, (1, heads, 2 h - 1, 2 w - 1).
+
+    Returns:
+        (heads, H W, H W).
+    """
+    h, w = x.shape[-2:]
+    table = resize_to(table, (2 * h - 1, 2 * w - 1))[0]
+    row, column = torch.arange(h, device=table.device), torch.arange(w, device=table.device)
+    rows, columns = row[:, None] - row + h - 1, column[:, None] - column + w - 1
+    bias = table[:, rows[:, None, :, None], columns[None, :, None, :]]  # (heads, H, W, H, W)
+    return bias.flatten(3).flatten(1, 2)
 
 
 class Cholesky(nn.Module):
@@ -97,11 +143,12 @@ class Cholesky(nn.Module):
         super().__init__()
         self.entries = nn.Parameter(torch.empty(heads, d * (d + 1) // 2))  # of each T, row by row
         nn.init.normal_(self.entries, std=d**-0.5)
+        self.heads = heads
         self.d = d
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = rearrange(triangular(self.entries, self.d), "n i o -> (n o) i 1 1")
-        return F.conv2d(x, kernel, groups=len(self.entries))
+        return F.conv2d(x, kernel, groups=self.heads)
 
 
 @fx_leaf

@@ -12,6 +12,7 @@ The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_p
 nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,70 @@ class ConvStem(nn.Sequential):
             GroupNorm1(dim // 2),
             GELU(),
             ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // 2), -(-size[1] // 2)
+
+
+class ConvPool(nn.Sequential):
+    """conv3x3, max-pooling 2x2, norm, activation: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
+
+    Args:
+        in_chans, dim: channels of the input and of the output.
+        pool: pool the output of a convolution of stride 1; if false, the convolution has stride 2 and a quarter of the
+            cost.
+        norm, act: constructors, `norm(dim)` and `act()`.
+    """
+
+    reduction = 2
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        pool: bool = True,
+        norm: Callable[[int], nn.Module] = GroupNorm1,
+        act: Callable[[], nn.Module] = GELU,
+    ):
+        super().__init__(
+            ConvEmbed(in_chans, dim, kernel_size=3, stride=1 if pool else 2, padding=1),
+            *([nn.MaxPool2d(2, ceil_mode=True)] if pool else []),
+            norm(dim),
+            act(),
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // 2), -(-size[1] // 2)
+
+
+class ConvPoolStem(nn.Sequential):
+    """conv3x3, norm, activation, `ConvPool`: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
+
+    Args:
+        in_chans, dim: channels of the image and of the output.
+        width: channels at full resolution.
+        pool, norm, act: as for `ConvPool`.
+    """
+
+    reduction = 2
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        width: int = 32,
+        pool: bool = True,
+        norm: Callable[[int], nn.Module] = GroupNorm1,
+        act: Callable[[], nn.Module] = GELU,
+    ):
+        super().__init__(
+            ConvEmbed(in_chans, width, kernel_size=3, stride=1, padding=1),
+            norm(width),
+            act(),
+            ConvPool(width, dim, pool=pool, norm=norm, act=act),
         )
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -15,8 +15,11 @@ def test_attention_is_that_of_the_mixer():
         dict(qk="shared", num_heads=2, context=(4, 4)),
         dict(qk="separate", num_heads=1),
         dict(qk="cholesky"),
+        dict(num_heads=2, positions=True),
     ):
         mixer = create_mixer("minattn", 8, size=(8, 8), **options).eval()
+        for p in mixer.parameters():
+            nn.init.normal_(p, std=0.3)
         x = torch.randn(2, 8, 8, 8)
         share = mixer_views.attention(mixer, x)
         context = x if mixer.context is None else nn.functional.adaptive_avg_pool2d(x, mixer.context)

@@ -47,6 +47,7 @@ CASES = {
     "minattn-collapsed": ("minattn", dict(qk="collapsed", value=False)),
     "minattn-shared": ("minattn", dict(qk="shared", num_heads=2, context=(4, 4))),
     "minattn-cholesky": ("minattn", dict(qk="cholesky", num_heads=2, context=(3, 9))),
+    "minattn-positions": ("minattn", dict(num_heads=2, positions=True)),
     "mine": ("mine", {}),
 }
 
@@ -111,6 +112,7 @@ def test_autocast(case):
 # Parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
     "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
+    "minattn-positions": {"key.bias"},  # likewise
     "wavemix": {"levels.0.up.bias"},  # the batch norm after it subtracts it in training
     "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # likewise: upsampling keeps a constant
 }
@@ -219,7 +221,9 @@ def test_adapt_state_brings_parameters_to_another_size(case, size):
     assert all(torch.equal(v, saved[k]) for k, v in old.state_dict().items())  # unchanged
 
 
-ONNX = [id for id in CASES if "-" not in id or id in ("nin-grid", "minattn-shared", "maxim-uneven")]
+ONNX = [
+    id for id in CASES if "-" not in id or id in ("nin-grid", "minattn-shared", "minattn-positions", "maxim-uneven")
+]
 
 
 @pytest.mark.parametrize("case", ONNX, indirect=True)

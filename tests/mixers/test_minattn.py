@@ -5,6 +5,7 @@ import pytest
 import torch
 from formulas import area, assert_equal, linear, random_map, random_mixer, resize
 
+from metamix.layers import attention
 from metamix.mixers import create_mixer
 
 SIZE = (5, 4)
@@ -163,3 +164,48 @@ def test_errors():
         create_mixer("minattn", 8, size=SIZE, num_heads=3)
     with pytest.raises(ValueError, match="one matrix for one head, num_heads is 2: use 1, or qk='shared'"):
         create_mixer("minattn", 8, size=SIZE, qk="collapsed", num_heads=2)
+    with pytest.raises(ValueError, match="positions need every token in the context, but context is 4: leave it out"):
+        create_mixer("minattn", 8, size=SIZE, context=4, positions=True)
+
+
+@pytest.mark.parametrize("qk", ["shared", "separate"])
+def test_positions_add_a_bias_for_each_offset(qk):
+    mixer = random_mixer("minattn", 4, (3, 4), num_heads=2, qk=qk, positions=True)
+    torch.nn.init.normal_(mixer.bias.table)
+    torch.nn.init.zeros_(mixer.query.weight)
+    torch.nn.init.zeros_(mixer.query.bias)  # all similarities are 0, so only the offset counts
+    x = random_map(1, 4, 3, 4)
+    value, y = linear(x, mixer.value), torch.empty_like(x)
+    for head, h, w in product(range(2), range(3), range(4)):
+        bias = torch.stack([mixer.bias.table[0, head, h - i + 2, w - j + 3] for i in range(3) for j in range(4)])
+        own = slice(2 * head, 2 * head + 2)
+        y[0, own, h, w] = value[0, own].flatten(1) @ bias.softmax(0)
+    assert_equal(mixer(x), linear(y, mixer.proj))
+
+
+def test_positions_start_without_effect():
+    torch.manual_seed(0)
+    mixer = create_mixer("minattn", 8, size=SIZE, positions=True)
+    plain = create_mixer("minattn", 8, size=SIZE)
+    plain.load_state_dict(mixer.state_dict(), strict=False)
+    x = torch.randn(2, 8, 5, 4)
+    torch.testing.assert_close(mixer(x), plain(x))
+
+
+def test_positions_are_resampled_for_other_sizes():
+    mixer = create_mixer("minattn", 4, size=(4, 4), positions=True)
+    torch.nn.init.normal_(mixer.bias.table)
+    larger = create_mixer("minattn", 4, size=(6, 5), positions=True)
+    larger.load_state_dict(larger.adapt_state(mixer.state_dict()))
+    assert larger.bias.table.shape == (1, 1, 11, 9)
+    x = torch.randn(1, 4, 6, 5)
+    torch.testing.assert_close(larger(x), mixer(x))
+
+
+def test_bias_acts_alike_with_and_without_the_fused_attention():
+    torch.manual_seed(0)
+    q, k, v, bias = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4), torch.randn(3, 6, 5)
+    want = (q @ k.mT / 2 + bias).softmax(-1) @ v
+    torch.testing.assert_close(attention(q, k, v, 0.0, bias), want)
+    halves = (t.bfloat16() for t in (q, k, v))
+    torch.testing.assert_close(attention(*halves, 0.0, bias).float(), want, rtol=0, atol=0.05)

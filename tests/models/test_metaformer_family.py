@@ -1,7 +1,7 @@
 """Test the comparison family: 42 names; within a size only the mixer differs."""
 
 import re
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ from torch import nn
 import metamix
 from metamix.mixers import registry
 from metamix.models import count_macs
-from metamix.models.metaformer_family import SIZES
+from metamix.models.metaformer_family import SIZES, ConvPool, ConvPoolStem
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
 
@@ -154,3 +154,26 @@ def test_own_mixer_in_some_stages_with_options(mine):
     assert [model.stages[i].blocks[0].mixer.kernel_size for i in (0, 3)] == [(3, 3), (5, 5)]
     assert model.stages[2].blocks[0].mixer.heads == 10  # the family's table still applies
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
+@pytest.mark.parametrize("embed", [ConvPool, ConvPoolStem])
+def test_pooled_embedding_tells_its_size(embed, size, pool):
+    down = embed(3, 4, pool=pool)
+    assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))
+
+
+def test_pooled_embedding_is_convolution_pooling_norm_and_activation():
+    x = torch.randn(2, 3, 6, 6)
+    down = ConvPool(3, 4, norm=lambda dim: nn.Identity(), act=nn.ReLU)
+    full = nn.functional.conv2d(x, down[0].weight, down[0].bias, padding=1)
+    largest = torch.stack([full[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0)
+    torch.testing.assert_close(down(x), largest.clamp(min=0))
+
+
+def test_pooled_embeddings_make_a_model():
+    stem, down = (partial(embed, norm=nn.BatchNorm2d) for embed in (ConvPoolStem, ConvPool))
+    model = create("metaformer_pooling_nano", stem=stem, downsample=down, norm1="batchnorm2d", norm2="batchnorm2d")
+    maps = model.forward_intermediates(torch.randn(1, 3, 33, 32), intermediates_only=True)
+    assert [m.shape[-2:] for m in maps] == [(17, 16), (9, 8), (5, 4)]
