@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paths import DOCS, ROOT
-from benchmarks.report import comparison, detection, minattn, models, speed
+from benchmarks.report import ablations, comparison, detection, minattn, models, speed
 from benchmarks.report.sections import fill
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
@@ -34,6 +34,8 @@ SECTIONS = {
     "scaling": speed.scaling_table,
     "memory": speed.memory_table,
     "train-loop": speed.train_loop_table,
+    "ablations": ablations.ablations_table,
+    "ceiling": ablations.ceiling_table,
 }
 
 

@@ -1,0 +1,278 @@
+"""Measure what each choice in the nano models is worth: short runs at equal multiply-adds, results/ablations.json.
+
+    python -m benchmarks.measure.ablate --list
+    python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 wide:raft:0
+
+A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
+not used. Every run spends the same number of multiply-adds on images (`BUDGET`), so a model of twice the cost sees half
+the images. Each finished run is added to the result file at once; runs that are in the file are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.measure.timing import machine
+from benchmarks.paths import RESULTS
+from metamix.classification.task import Classification, ClassificationOptions
+from metamix.mixers import list_mixers
+from metamix.models.metaformer_family import ConvPool, ConvPoolStem
+from metamix.training.engine import Engine
+from metamix.training.optimization import make_schedule
+from metamix.training.processes import ProcessGroup
+from metamix.training.recipe import EngineOptions, Recipe
+from metamix.training.run_folder import Run
+from metamix.utils.files import write_text
+from metamix.utils.system import commit
+from metamix.utils.text import nearest
+
+FILE = RESULTS / "ablations.json"
+BUDGET = 9.36e12  # multiply-adds of the forward passes of a run: 5 epochs of the nano models
+WARMUP = 0.2  # share of the schedule
+
+# What all runs share. There is no mixing: in runs this short it costs more than it gives.
+DATA: dict[str, Any] = dict(data="folder", holdout=0.1, smoothing=0.1, flip=0.5, padding=4)
+ENGINE: dict[str, Any] = dict(
+    epochs=5,  # replaced by the budget
+    checkpoint_minutes=math.inf,
+    batch_size=128,
+    optimizer="muon",
+    lr=5.0e-3,
+    schedule="linear",
+    weight_decay=0.05,
+    ema=True,
+)
+
+# Names that variants give to stems and downsamplings.
+EMBEDS: dict[str, Callable[..., nn.Module]] = {
+    "conv-bn-act stem": partial(ConvPoolStem, pool=False, norm=nn.BatchNorm2d),
+    "conv-bn-act": partial(ConvPool, pool=False, norm=nn.BatchNorm2d),
+    "conv-pool-bn-act stem": partial(ConvPoolStem, norm=nn.BatchNorm2d),
+    "conv-pool-bn-act": partial(ConvPool, norm=nn.BatchNorm2d),
+    "conv-pool-norm-act stem": ConvPoolStem,
+    "conv-pool-norm-act": ConvPool,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change to another variant.
+
+    Attributes:
+        about: the change, in words.
+        parent: the variant that is changed; None for the first.
+        model: arguments of the skeleton; stem and downsampling are names in `EMBEDS`.
+        mixers: arguments of a mixer, by its name: one dict, or one for each stage. They replace the parent's.
+        recipe: options of the training engine.
+        share: the run's budget as a multiple of `BUDGET`.
+    """
+
+    about: str
+    parent: str | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    mixers: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+
+
+VARIANTS = {
+    "v0.1": Variant("the nano of version 0.1: dims 48/96/160, depths 2/3/3, ratio 4"),
+    "wide": Variant(
+        "dims 64/128/192, depths 2/4/2, ratio 3; BatchNorm; norm and activation after stem and downsampling",
+        "v0.1",
+        model={
+            "dims": (64, 128, 192),
+            "depths": (2, 4, 2),
+            "mlp_ratio": 3.0,
+            "stem": "conv-bn-act stem",
+            "downsample": "conv-bn-act",
+            "norm1": "batchnorm2d",
+            "norm2": "batchnorm2d",
+            "norm": "batchnorm2d",
+        },
+    ),
+    "pool": Variant(
+        "3x3 convolutions of stride 1 and max-pooling for strided ones, paid for by ratio 2",
+        "wide",
+        model=dict(stem="conv-pool-bn-act stem", downsample="conv-pool-bn-act", mlp_ratio=2.0),
+    ),
+    "pool-images": Variant(
+        "`pool` on as many images as `wide`: 1.41 times the multiply-adds",
+        "wide",
+        share=1.409,
+        model={"stem": "conv-pool-bn-act stem", "downsample": "conv-pool-bn-act", "mlp_ratio": 2.0},
+    ),
+    "pool-gn": Variant(
+        "GroupNorm(1) for BatchNorm, everywhere",
+        "pool",
+        model={
+            "stem": "conv-pool-norm-act stem",
+            "downsample": "conv-pool-norm-act",
+            "norm1": "groupnorm1",
+            "norm2": "groupnorm1",
+            "norm": "groupnorm1",
+        },
+    ),
+    "pool-ls": Variant("no LayerScale", "pool", model={"layer_scale": 0.0}),
+    "pool-ls2": Variant("LayerScale from 0.02, not 0.1", "pool", model={"layer_scale": 0.02}),
+    "budget": Variant(
+        "mixers get up to the parameters of the MLP beside them",
+        "pool",
+        mixers={
+            "raft": [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)],
+            "nin": [
+                dict(token_dim=64, channel_dim=64, grid=16),
+                dict(token_dim=128, channel_dim=128),
+                dict(token_dim=128, channel_dim=192),
+            ],
+            "minattn": [dict(num_heads=n, context=None, positions=True) for n in (2, 4, 6)],
+            "wavemix": [dict(ff_channel=n, mult=2) for n in (8, 16, 24)],
+            "maxim": [dict(block_size=8, grid_size=8), {}, {}],
+        },
+    ),
+    "muon": Variant(
+        "head and first convolution to AdamW, Muon's rate 1e-2, AdamW's 5e-3",
+        "pool",
+        recipe=dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5)),
+    ),
+}
+
+
+def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
+    """Merge a variant with its ancestors, whose values it overrides."""
+    variant = variants[name]
+    if variant.parent is None:
+        return variant
+    base = resolve(variant.parent, variants)
+    return dataclasses.replace(
+        variant,
+        model={**base.model, **variant.model},
+        mixers={**base.mixers, **variant.mixers},
+        recipe={**base.recipe, **variant.recipe},
+    )
+
+
+def model_arguments(variant: Variant, mixer: str) -> dict[str, Any]:
+    """Return the arguments of the model with one mixer, as values that JSON can hold."""
+    return {**variant.model, **({"mixer_args": variant.mixers[mixer]} if mixer in variant.mixers else {})}
+
+
+def with_embeds(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the names of stem and downsampling by their constructors."""
+    return {key: EMBEDS[value] if key in ("stem", "downsample") else value for key, value in arguments.items()}
+
+
+def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recipe:
+    """Return the recipe of a run."""
+    engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
+    model_args = with_embeds(model_arguments(variant, mixer))
+    options = ClassificationOptions(**DATA, model=f"metaformer_{mixer}_nano", model_args=model_args, data_dir=data_dir)
+    return Recipe("classification", engine, options)
+
+
+def steps_within(budget: float, macs: int, batch_size: int) -> int:
+    """Return the number of training steps whose images cost about `budget` multiply-adds."""
+    return max(1, round(budget / (macs * batch_size)))
+
+
+def train(recipe: Recipe, budget: float) -> dict[str, Any]:
+    """Train within the budget, score the held-out images, and return cost and scores."""
+    with ProcessGroup.start(recipe.engine.device) as group:
+        engine = Engine(Classification(recipe.options, recipe.engine.seed), recipe, group, Run(None))
+        steps = steps_within(budget, engine.about["macs"], recipe.engine.batch_size)
+        epochs = steps / engine.steps_per_epoch
+        options = dataclasses.replace(recipe.engine, epochs=epochs, warmup_epochs=WARMUP * epochs)
+        engine.stepper.schedule = make_schedule(engine.stepper.optimizer, options, engine.steps_per_epoch)
+        start, start_cpu = time.monotonic(), time.process_time()
+        for epoch in range(math.ceil(epochs)):
+            for step in engine.steps(epoch):
+                if step == steps:
+                    break
+        minutes, cpu_minutes = (time.monotonic() - start) / 60, (time.process_time() - start_cpu) / 60
+        ema, last = (engine.evaluate("holdout", weights)[0] for weights in ("ema", "last"))
+    return {
+        "parameters": engine.about["parameters"],
+        "macs": engine.about["macs"],
+        "images": steps * recipe.engine.batch_size,
+        "epochs": round(epochs, 2),
+        "minutes": round(minutes, 1),
+        "cpu_minutes": round(cpu_minutes, 1),
+        "holdout_top1": round(ema["top1"], 2),
+        "holdout_top1_last": round(last["top1"], 2),
+        "holdout_loss": round(ema["loss"], 4),
+    }
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a result file, none if it does not exist."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a result file, one line for each. The file is read again: another process may have added rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in [*load(path), row]) + "\n]\n")
+
+
+def is_done(rows: Sequence[Mapping[str, Any]], variant: str, mixer: str, seed: int) -> bool:
+    """Return whether a run is among the rows."""
+    return any((row["variant"], row["mixer"], row["seed"]) == (variant, mixer, seed) for row in rows)
+
+
+def parse_run(text: str) -> tuple[str, str, int]:
+    """Read VARIANT:MIXER or VARIANT:MIXER:SEED; the seed is 0 if it is not given."""
+    words = text.split(":")
+    if len(words) not in (2, 3):
+        raise argparse.ArgumentTypeError(f"{text!r} is no run: give VARIANT:MIXER or VARIANT:MIXER:SEED.")
+    variant, mixer, seed = [*words, "0"][:3]
+    for word, what, known in ((variant, "variant", list(VARIANTS)), (mixer, "mixer", list_mixers())):
+        if word not in known:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} has no known {what}{nearest(word, known)} Accepted: {', '.join(known)}."
+            )
+    if not seed.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} has the seed {seed!r}: give a whole number of at least 0.")
+    return variant, mixer, int(seed)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the variants")
+    parser.add_argument("--runs", nargs="+", type=parse_run, default=[], metavar="VARIANT:MIXER:SEED")
+    parser.add_argument("--data-dir", default="data/cifar10", help="folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--results", type=Path, default=FILE, help="result file")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="multiply-adds of a run")
+    args = parser.parse_args(argv)
+    if args.list:
+        for name, variant in VARIANTS.items():
+            print(f"{name:16} {variant.parent or '':16} {variant.about}")
+    for name, mixer, seed in args.runs:
+        if is_done(load(args.results), name, mixer, seed):
+            continue
+        variant = resolve(name)
+        recipe = make_recipe(variant, mixer, seed, args.data_dir)
+        row = {"variant": name, "parent": variant.parent, "about": variant.about, "mixer": mixer, "seed": seed}
+        row |= train(recipe, variant.share * args.budget)
+        row |= {
+            "model_args": model_arguments(variant, mixer),
+            "recipe": dict(variant.recipe),
+            "machine": machine()["cpu"],
+        }
+        row |= {"commit": commit(), "command": f"python -m benchmarks.measure.ablate --runs {name}:{mixer}:{seed}"}
+        append(args.results, row)
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

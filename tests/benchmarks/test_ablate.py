@@ -1,0 +1,147 @@
+"""Test the ablations: variants, budgets, the result file and its table."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from benchmarks.measure import ablate
+from benchmarks.report import ablations
+from metamix.models import count_macs
+
+
+def row(variant, parent, top1, **changes):
+    return {
+        "variant": variant,
+        "parent": parent,
+        "about": "a change",
+        "mixer": "pooling",
+        "seed": 0,
+        "parameters": 1_234_567,
+        "macs": 58_700_000,
+        "epochs": 3.5,
+        "minutes": 9.96,
+        "holdout_top1": top1,
+    } | changes
+
+
+def test_variant_overrides_its_ancestors():
+    variants = {
+        "a": ablate.Variant(
+            "first", model=dict(dims=1, depths=2), mixers={"raft": {"raft_size": 2}}, recipe=dict(lr=1)
+        ),
+        "b": ablate.Variant("second", "a", model=dict(dims=3), mixers={"nin": {"grid": 16}}),
+        "c": ablate.Variant("third", "b", mixers={"raft": {"raft_size": 4}}, recipe=dict(lr=2)),
+    }
+    found = ablate.resolve("c", variants)
+    assert found.model == dict(dims=3, depths=2)
+    assert found.mixers == {"raft": {"raft_size": 4}, "nin": {"grid": 16}}
+    assert found.recipe == dict(lr=2)
+    assert (found.about, found.parent) == ("third", "b")
+
+
+def test_every_parent_is_a_variant():
+    assert all(v.parent in ablate.VARIANTS for v in ablate.VARIANTS.values() if v.parent)
+
+
+def test_budget_buys_fewer_steps_of_a_larger_model():
+    assert ablate.steps_within(1e9, macs=1_000_000, batch_size=10) == 100
+    assert ablate.steps_within(1e9, macs=2_000_000, batch_size=10) == 50
+    assert ablate.steps_within(1.0, macs=2_000_000, batch_size=10) == 1
+
+
+def build(name, mixer):
+    arguments = ablate.model_arguments(ablate.resolve(name), mixer)
+    json.dumps(arguments)
+    return timm.create_model(f"metaformer_{mixer}_nano", **ablate.with_embeds(arguments))
+
+
+@pytest.mark.parametrize("name", ablate.VARIANTS)
+def test_variant_builds_the_model_that_was_measured(name):
+    rows = {row["variant"]: row for row in json.loads(ablations.ABLATIONS.read_text())}
+    model = build(name, "pooling")
+    if name in rows:
+        assert sum(weight.numel() for weight in model.parameters()) == rows[name]["parameters"]
+        assert count_macs(model, (3, 32, 32)) == rows[name]["macs"]
+        assert ablate.VARIANTS[name].about == rows[name]["about"]
+
+
+@pytest.mark.parametrize("mixer", ["raft", "nin", "minattn", "wavemix", "maxim"])
+def test_budget_builds_with_every_mixer(mixer):
+    assert build("budget", mixer)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_recipe_has_the_options_of_the_variant():
+    recipe = ablate.make_recipe(ablate.resolve("muon"), "raft", seed=3, data_dir="somewhere")
+    assert (recipe.engine.seed, recipe.engine.lr, recipe.options.holdout) == (3, 0.01, 0.1)
+    assert recipe.engine.opt_args["fallback_list"] == ["head.*", "stem.0.*"]
+
+
+def test_tiny_run_is_scored_on_the_holdout_and_written_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(ablate.ENGINE, "batch_size", 10)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 1)):
+        for label, level in (("dark", 60), ("light", 190)):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + rng.integers(-50, 50, (32, 32, 3))).astype("uint8")
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    file = tmp_path / "ablations.json"
+    words = f"--runs wide:pooling --data-dir {tmp_path / 'data'} --results {file} --budget 3e9".split()
+    ablate.main(words)
+    ablate.main(words)  # finished already
+    (found,) = json.loads(file.read_text())
+    assert (found["variant"], found["images"]) == ("wide", 50)
+    assert found["epochs"] == pytest.approx(50 / 30, abs=0.01)  # 36 images make three full batches
+    assert 0 <= found["holdout_top1"] <= 100 and found["model_args"]["stem"] == "conv-bn-act stem"
+
+
+def test_finished_runs_are_known(tmp_path):
+    path = tmp_path / "results" / "ablations.json"
+    assert ablate.load(path) == []
+    ablate.append(path, row("v0.1", None, 80.0))
+    ablate.append(path, row("wide", "v0.1", 81.0))
+    rows = ablate.load(path)
+    assert [r["variant"] for r in rows] == ["v0.1", "wide"]
+    assert ablate.is_done(rows, "wide", "pooling", 0)
+    assert not ablate.is_done(rows, "wide", "pooling", 1)
+    assert not ablate.is_done(rows, "wide", "raft", 0)
+
+
+def test_run_is_read_from_one_word():
+    assert ablate.parse_run("wide:raft:2") == ("wide", "raft", 2)
+    assert ablate.parse_run("wide:raft") == ("wide", "raft", 0)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("wide", "give VARIANT:MIXER or VARIANT:MIXER:SEED"),
+        ("wide:rafts:0", "no known mixer; did you mean 'raft'"),
+        ("wider:raft:0", "no known variant; did you mean 'wide'"),
+        ("wide:raft:one", "the seed 'one': give a whole number"),
+    ],
+)
+def test_what_is_no_run_is_refused(text, words):
+    with pytest.raises(argparse.ArgumentTypeError, match=words):
+        ablate.parse_run(text)
+
+
+def test_gain_is_against_the_parent_with_the_same_mixer_and_seed():
+    rows = [row("v0.1", None, 80.0), row("wide", "v0.1", 81.5), row("wide", "v0.1", 70.0, mixer="raft")]
+    assert ablations.gain(rows[1], rows) == pytest.approx(1.5)
+    assert ablations.gain(rows[2], rows) is None
+    assert ablations.gain(rows[0], rows) is None
+
+
+def test_table_has_a_line_for_each_run():
+    rows = [row("v0.1", None, 80.04), row("wide", "v0.1", 81.5, seed=1), row("wide", "v0.1", 81.5)]
+    first, second, third = ablations.lay_out(rows).splitlines()[2:]
+    assert first == "| `v0.1` | a change |  | pooling | 1.23 M | 58.7 | 3.50 | 10.0 | 80.0 |  |"
+    assert second.startswith("| `wide` seed 1 |") and second.endswith("| 81.5 |  |")
+    assert third.endswith("| 81.5 | +1.5 |")
