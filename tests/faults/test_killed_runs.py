@@ -47,6 +47,7 @@ def wait_for_checkpoints(process, folder, count):
         time.sleep(0.0005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory, workers, kills", [("yes", 0, 2), ("no", 0, 1), ("no", 2, 2)])
 def test_killed_at_random_moments(memory, workers, kills, reference, tmp_path):
     chance = random.Random(os.getpid())

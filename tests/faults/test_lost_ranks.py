@@ -60,6 +60,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_from_the_last_checkpoint(torchrun, tmp_path):
     """One rank is killed; torchrun starts all again, and they resume."""
     run = tmp_path / "run"

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", list_mixers())
 def test_compiled_block_is_the_block(mixer):
     torch._dynamo.reset()

@@ -30,6 +30,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size, micro_batch", [(2, 0), (2, 77), (1, 150)])
 def test_the_result_does_not_depend_on_processes_or_micro_batches(world_size, micro_batch, alone, tmp_path):
     run = tmp_path / "run"
@@ -106,6 +107,7 @@ def test_batch_norm_is_warned_about(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_nodes_share_a_run_by_the_command_of_the_docs(alone, tmp_path):
     """Both nodes are this machine, with one process each."""
     command = re.search(
