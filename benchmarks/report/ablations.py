@@ -19,7 +19,7 @@ def ablations_table() -> str:
 
 def lay_out(rows: Sequence[Row]) -> str:
     """Make a table of runs, in the order given."""
-    header = "variant", "change", "against", "mixer", "params", "MMACs", "epochs", "minutes", "held out, %", "gain"
+    header = "variant", "change", "against", "held out, %", "gain", "mixer", "params", "MMACs", "epochs", "minutes"
     lines = []
     for row in rows:
         points = gain(row, rows)
@@ -28,13 +28,13 @@ def lay_out(rows: Sequence[Row]) -> str:
                 f"`{row['variant']}`" + (f" seed {row['seed']}" if row["seed"] else ""),
                 row["about"],
                 f"`{row['parent']}`" if row["parent"] else "",
+                f"{row['holdout_top1']:.1f}",
+                "" if points is None else f"{points:+.1f}",
                 row["mixer"],
                 f"{row['parameters'] / 1e6:.2f} M",
                 f"{row['macs'] / 1e6:.1f}",
                 f"{row['epochs']:.2f}",
                 f"{row['minutes']:.1f}",
-                f"{row['holdout_top1']:.1f}",
-                "" if points is None else f"{points:+.1f}",
             ]
         )
     return table(header, lines)

@@ -142,6 +142,6 @@ def test_gain_is_against_the_parent_with_the_same_mixer_and_seed():
 def test_table_has_a_line_for_each_run():
     rows = [row("v0.1", None, 80.04), row("wide", "v0.1", 81.5, seed=1), row("wide", "v0.1", 81.5)]
     first, second, third = ablations.lay_out(rows).splitlines()[2:]
-    assert first == "| `v0.1` | a change |  | pooling | 1.23 M | 58.7 | 3.50 | 10.0 | 80.0 |  |"
-    assert second.startswith("| `wide` seed 1 |") and second.endswith("| 81.5 |  |")
-    assert third.endswith("| 81.5 | +1.5 |")
+    assert first == "| `v0.1` | a change |  | 80.0 |  | pooling | 1.23 M | 58.7 | 3.50 | 10.0 |"
+    assert second.startswith("| `wide` seed 1 |") and "| 81.5 |  | pooling |" in second
+    assert "| 81.5 | +1.5 | pooling |" in third
