@@ -32,6 +32,7 @@ from metamix.classification.load import create_model
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
+from metamix.utils.checksums import list_sha256
 from metamix.utils.files import write_text
 from metamix.utils.tensor_files import load_weights, save_weights
 from metamix.utils.text import exit_with_message
@@ -131,6 +132,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
     if card_path.exists() and (cost := json.loads(card_path.read_text()).get("cost")):
         card["cost"] = cost  # does not depend on the weights
     save_weights(path, kept, about | {"top1": card["top1"]})
+    list_sha256(path)
     write_text(card_path, json.dumps(card, indent=1) + "\n")
     return f"{path.name}: top1 {card['top1']:.2f}, {dtype}, {path.stat().st_size / 1e6:.2f} MB"
 

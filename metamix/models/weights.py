@@ -137,8 +137,9 @@ def check_pretrained_source(model: MetaFormer) -> None:
     """Compare a model with the one whose weights timm loads into it, as `model.pretrained_cfg` names them.
 
     Raises:
-        ValueError: a file that the user named holds weights of another function. For weights that are registered for
-            the model's name there is only a warning, since the user chose another mixer on purpose.
+        ValueError: the file is damaged, or a file that the user named holds weights of another function. For weights
+            that are registered for the model's name there is only a warning, since the user chose another mixer on
+            purpose.
     """
     cfg = model.pretrained_cfg
     name, file = cfg["architecture"], cfg.get("file")
@@ -148,7 +149,7 @@ def check_pretrained_source(model: MetaFormer) -> None:
     registered = not file or cfg.get("source") or Path(file) in own_files
     metadata = ModelMetadata()
     if str(file).endswith(".safetensors"):
-        metadata = ModelMetadata.from_dict(load_metadata(file), file)
+        _, metadata = read_weights(file)  # timm reads the tensors without a look at their checksums
     if registered and metadata.model is None:
         metadata = ModelMetadata(model=name, model_args=model.pretrained_model_args)
     check_same_function(model, metadata, file or f"The checkpoint of {name}", refuse=not registered)

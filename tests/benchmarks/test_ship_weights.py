@@ -12,6 +12,7 @@ from running import train
 from safetensors import safe_open
 
 from benchmarks import ship_weights
+from metamix.utils.checksums import SUMS, sha256
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
 RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2"]
@@ -75,7 +76,8 @@ def test_weight_and_card(runs, weights, capsys):
     assert cfg.crop_pct == 1.0  # as the run scored: from memory, uncropped
     with safe_open(weights / f"{MODEL}.few.safetensors", "pt") as file:
         assert float(file.metadata()["top1"]) == card["top1"]
-        assert {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118 - not a dict == {f"torch.{card['stored_as']}"}
+        types = {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118 - not a dict
+        assert types == {f"torch.{card['stored_as']}"}
 
 
 def test_speed_stays_when_a_weight_ships_again(runs, weights):
@@ -85,6 +87,8 @@ def test_speed_stays_when_a_weight_ships_again(runs, weights):
     page.write_text(json.dumps(json.loads(page.read_text()) | {"cost": {"train_img_per_s": 7}}))
     run(*words)
     assert json.loads(page.read_text())["cost"] == {"train_img_per_s": 7}
+    path = page.with_suffix(".safetensors")
+    assert (weights / SUMS).read_text() == f"{sha256(path)}  {path.name}\n"
 
 
 def test_one_run_has_no_deviation(runs, weights):

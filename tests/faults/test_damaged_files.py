@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from running import train
 from safetensors.torch import save_file
 from torch import nn
 
+from metamix.models.weights import weights_dir
 from metamix.training.checkpoints import Checkpoints
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.train import is_finished
 from metamix.utils import tensor_files
+from metamix.utils.checksums import SUMS, list_sha256, sha256
 from metamix.utils.options import read_yaml
 from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
 
@@ -89,6 +92,33 @@ def test_a_flipped_bit_in_weights_is_refused(net, tmp_path):
     flip(path, path.read_bytes().index(b"0.25") + 2)
     with pytest.raises(ValueError, match=r"w.safetensors is damaged: the checksum of its metadata is wrong"):
         load_weights(path)
+
+
+def test_a_weight_file_can_be_listed_with_its_sha256(net, tmp_path, caplog):
+    path = tmp_path / "w.safetensors"
+    save_file(net.state_dict(), path)
+    list_sha256(path)
+    with caplog.at_level(logging.WARNING, "metamix"):
+        load_weights(path)
+    assert not caplog.records
+    flip(path, find(path, net[0].bias.detach()))
+    with pytest.raises(ValueError, match="w.safetensors is damaged: SHA256SUMS beside it lists another SHA-256. Use"):
+        load_weights(path)
+
+
+def test_every_shipped_file_is_listed_with_its_sha256():
+    files = {path.name: sha256(path) for path in weights_dir().glob("*.safetensors")}
+    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
+    assert (weights_dir() / SUMS).read_text() == lines, "in weights/: LC_ALL=C sha256sum *.safetensors > SHA256SUMS"
+
+
+def test_damaged_weights_are_refused_through_timm_too(tmp_path):
+    name = "minattn_minimal_nomlp_h1_mnist"
+    model, path = timm.create_model(name), tmp_path / "w.safetensors"
+    save_weights(path, model.state_dict(), {"model": name})
+    flip(path, find(path, model.head.weight.detach()))
+    with pytest.raises(ValueError, match="the checksum of its tensor head.weight is wrong"):
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 def test_files_without_checksums_are_read_with_one_warning(net, tmp_path, caplog):
