@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from collections import deque
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -16,10 +17,19 @@ from metamix.utils.text import readable
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
+GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 class CorruptImage(OSError):
     """One image, or too many images, cannot be decoded. The message names the image and the reason."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says: size in pixels (height, width) of the upright image, and colour."""
+
+    size: tuple[int, int]
+    grey: bool
 
 
 def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Image.Image:
@@ -47,6 +57,22 @@ def check_size(size: int, max_bytes: int = MAX_FILE_BYTES) -> None:
     """
     if size > max_bytes:
         raise CorruptImage(f"{size:,} bytes; images may have {max_bytes:,} at most")
+
+
+def read_header(path: Path) -> Header:
+    """Read size and colour of an image file without decoding it.
+
+    Raises:
+        ValueError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode the PNG to look for it
+            turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
+            return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)
+    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
+        raise ValueError(f"{path} cannot be read as an image ({error}): repair it or take it out") from None
 
 
 def list_files(root: Path) -> list[str]:

@@ -13,7 +13,7 @@ same images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from metamix.data import CorruptImage, read_image_file
 from metamix.data.counter_rng import stratified_choice
-from metamix.data.files import list_files
-from metamix.data.formats.base import is_image, natural_order
+from metamix.data.files import Header, read_header
+from metamix.data.find import by_stem, list_images
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
 from metamix.data.sources import decode, first_readable
 from metamix.training.task import Batch
@@ -40,15 +39,6 @@ from .inference import enlarge
 from .options import ImageOptions, RestorationOptions
 
 TEST_FOLDERS = ("test", "val")
-GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of an image file says: size in pixels (height, width) of the upright image, and colour."""
-
-    size: tuple[int, int]
-    grey: bool
 
 
 @dataclass(frozen=True)
@@ -339,36 +329,6 @@ def read_tensor(path: Path, channels: str) -> Tensor:
     return to_y(pixels) if channels == "y" else pixels
 
 
-def read_header(path: Path) -> Header:
-    """Read size and colour of an image file without decoding it.
-
-    Raises:
-        ValueError: the file is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode the PNG to look for it
-            turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
-            return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)
-    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
-        raise ValueError(f"{path} cannot be read as an image ({error}): repair it or take it out") from None
-
-
-def list_images(folder: Path) -> dict[str, Path]:
-    """List the images below a folder by their relative paths, in natural order.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    names = sorted(filter(is_image, list_files(folder)), key=natural_order)
-    if not names:
-        raise FileNotFoundError(f"there is no image in {folder}; expected files such as .png and .jpg")
-    return {name: folder / name for name in names}
-
-
 def find_pairs(root: Path, options: ImageOptions) -> list[Sample]:
     """Match the degraded and the clean images of a folder by their names without endings.
 
@@ -383,7 +343,7 @@ def find_pairs(root: Path, options: ImageOptions) -> list[Sample]:
             f"there is no folder {missing[0]}{nearest(Path(missing[0]).name, found)} Pairs need {places[0]} and "
             f"{places[1]}; for clean images that are to be degraded, give --degradation, such as noise:25"
         )
-    inputs, targets = (_by_stem(list_images(place)) for place in places)
+    inputs, targets = (by_stem(list_images(place)) for place in places)
     samples, partners = [], set()
     for stem, target in targets.items():
         folder, _, name = stem.rpartition("/")
@@ -398,13 +358,3 @@ def find_pairs(root: Path, options: ImageOptions) -> list[Sample]:
     if alone := [path for stem, path in inputs.items() if stem not in partners]:
         raise ValueError(f"{alone[0]} has no partner in {places[1]}; {len(alone)} of {len(inputs)} images have none")
     return samples
-
-
-def _by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    stems: dict[str, Path] = {}
-    for name, path in images.items():
-        stem = name.rpartition(".")[0]
-        if stem in stems:
-            raise ValueError(f"{path} and {stems[stem]} have one name without their endings: rename one of them")
-        stems[stem] = path
-    return stems

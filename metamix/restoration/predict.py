@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, read_image_file
+from metamix.data.files import GREY_MODES
 from metamix.data.find import find_images
 from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
@@ -31,7 +32,6 @@ from metamix.utils.files import atomic_write
 from metamix.utils.text import exit_with_message, readable
 
 from .colour import to_rgb, to_ycbcr
-from .data import GREY_MODES
 from .inference import Restorer, enlarge
 from .load import load_trained
 from .resize import to_8_bits
