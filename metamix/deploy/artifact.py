@@ -1,0 +1,125 @@
+"""The folder that `metamix export` writes.
+
+export.json                 what the model is and how to feed it, see `Artifact`
+report.json                 how it compares with the model that it was made from
+model.onnx                  ONNX
+model.xml, model.bin        OpenVINO IR
+model.pt2                   torch.export; beside it, model.compiled.pt2, where AOTInductor compiled it for this CPU
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from metamix.models.metadata import ModelMetadata
+from metamix.utils.files import write_text
+from metamix.utils.text import nearest
+
+ARTIFACT = "export.json"
+REPORT = "report.json"
+VERSION = 1
+FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # format: its main file
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported model, as export.json describes it.
+
+    Attributes:
+        format: "torch", "onnx" or "openvino".
+        precision: "fp32", "bf16" or "int8".
+        model: the metadata of the weights: task, name, class names, and how images are prepared.
+        input_shape: (batch, channels, height, width) of the input `images`, float32; None for a side that may vary.
+        outputs: names of the outputs.
+        hints: properties that OpenVINO compiles the model with, such as {"INFERENCE_PRECISION_HINT": "bf16"}.
+        extra: what the task needs to run the model, such as the stride and the scale of a restorer.
+        versions: of the packages that made it.
+    """
+
+    format: str
+    precision: str
+    model: ModelMetadata
+    input_shape: tuple[int | None, ...]
+    outputs: tuple[str, ...]
+    hints: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Name of the main file."""
+        return FORMATS[self.format]
+
+    @property
+    def task(self) -> str:
+        """The task that trained the model; classification where the weights do not say."""
+        return self.model.task or "classification"
+
+    def save(self, folder: Path) -> None:
+        """Write export.json."""
+        known = asdict(self) | {"model": self.model.to_dict()}
+        write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Return whether `metamix export` wrote this folder."""
+    return (Path(folder) / ARTIFACT).is_file()
+
+
+def load_artifact(folder: str | Path) -> Artifact:
+    """Read export.json of a folder.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: it is damaged, or of another version.
+    """
+    path = Path(folder) / ARTIFACT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not an exported model, it has no {ARTIFACT}: make one with metamix export MODEL --output "
+            f"{folder}"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): export the model again") from None
+    if not isinstance(raw, Mapping) or raw.get("version") != VERSION:
+        found = raw.get("version") if isinstance(raw, Mapping) else type(raw).__name__
+        raise ValueError(f"{path} is of version {found!r}, this metamix reads {VERSION}: export the model again")
+    missing = [f.name for f in fields(Artifact) if f.name not in raw]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
+    check_cell(raw["format"], raw["precision"])
+    known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
+    for name in ("input_shape", "outputs"):
+        known[name] = tuple(known[name])
+    return Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
+
+
+def check_cell(format: str, precision: str) -> None:
+    """Check that a format can be written in a precision.
+
+    Raises:
+        ValueError: there is no such format, precision, or cell of the two.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}{nearest(format, FORMATS)} Accepted: {', '.join(FORMATS)}.")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision is {precision!r}{nearest(precision, PRECISIONS)} Accepted: {', '.join(PRECISIONS)}."
+        )
+    if (format, precision) == ("onnx", "bf16"):
+        raise ValueError(
+            "ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch with --precision bf16, or "
+            "--format onnx with fp32 or int8."
+        )
+    if (format, precision) == ("torch", "int8"):
+        raise ValueError(
+            "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are also "
+            "faster on a CPU."
+        )

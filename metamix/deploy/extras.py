@@ -1,0 +1,23 @@
+"""Import the packages that only deployment needs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+PACKAGES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
+
+
+def need(package: str) -> Any:
+    """Import a package of the extra `deploy`, such as "onnxruntime" or "onnxruntime.quantization".
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    top = package.partition(".")[0]
+    try:
+        return import_module(package)
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] != top:
+            raise  # a broken installation: its own message says more
+        raise ImportError(f"{PACKAGES[top]} is missing: pip install 'metamix[deploy]', or {top} alone") from None

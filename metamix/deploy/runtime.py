@@ -1,0 +1,141 @@
+"""Run exported models: the engine alone, without the code that built the model.
+
+    model = load_exported("raft-onnx")
+    logits = model(images)                  (n, C, H, W), prepared as in training
+
+An engine takes and returns numpy arrays. `open_file` opens a single model file, for models that lie in no folder yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .artifact import Artifact, load_artifact
+from .extras import need
+
+Run = Callable[[np.ndarray], list[np.ndarray]]
+
+
+class ExportedModel:
+    """An exported model, called like the model that it was made from.
+
+    Args:
+        run: the engine.
+        artifact: what export.json says.
+    """
+
+    def __init__(self, run: Run, artifact: Artifact):
+        self.run, self.artifact = run, artifact
+
+    def __call__(self, images: Any) -> Any:
+        """Run the model.
+
+        Args:
+            images: (n, C, H, W) float32, a tensor or a numpy array.
+
+        Returns:
+            The output, of the kind of `images`: a tensor or an array; a tuple where there are several outputs.
+
+        Raises:
+            ValueError: the model takes images of another shape.
+        """
+        self.check_shape(tuple(images.shape))
+        as_tensor = isinstance(images, Tensor)
+        array = images.detach().float().cpu().numpy() if as_tensor else np.asarray(images, np.float32)
+        outputs = self.run(np.ascontiguousarray(array))
+        kind = [torch.from_numpy(output) for output in outputs] if as_tensor else outputs
+        return kind[0] if len(kind) == 1 else tuple(kind)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the model does not take images (n, C, H, W) of this shape."""
+        wanted = self.artifact.input_shape
+        if len(shape) != len(wanted) or any(w not in (None, s) for w, s in zip(wanted, shape)):
+            names = ("n", "C", "H", "W")
+            accepted = ", ".join(name if side is None else str(side) for name, side in zip(names, wanted))
+            raise ValueError(
+                f"the exported model takes images of shape ({accepted}), given is {shape}: prepare them so, or export "
+                f"for another size, --img-size or --dynamic"
+            )
+
+
+def load_exported(folder: str | Path, *, threads: int | None = None) -> ExportedModel:
+    """Load an exported model.
+
+    Args:
+        folder: what `metamix export` wrote.
+        threads: that the engine computes with; None for its default, all cores.
+
+    Raises:
+        FileNotFoundError: the folder holds no exported model.
+        ImportError: the engine is not installed.
+    """
+    artifact = load_artifact(folder)
+    file = Path(folder) / artifact.file
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} lacks {artifact.file}: export the model again")
+    return ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
+
+
+def open_file(file: Path, *, threads: int | None = None, hints: Mapping[str, str] | None = None) -> Run:
+    """Open a model file with the engine of its format.
+
+    Args:
+        file: .onnx, .xml or .pt2.
+        threads: as in `load_exported`.
+        hints: properties for OpenVINO.
+    """
+    if file.suffix == ".onnx":
+        return open_onnx(file, threads)
+    if file.suffix == ".xml":
+        return open_openvino(file, threads, hints or {})
+    return open_torch(file, threads)
+
+
+def open_onnx(file: Path, threads: int | None = None) -> Run:
+    """Open an ONNX file in ONNX Runtime, on the CPU."""
+    onnxruntime = need("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})
+
+
+def open_openvino(model: Any, threads: int | None = None, hints: Mapping[str, str] | None = None) -> Run:
+    """Compile a model for OpenVINO's CPU plugin.
+
+    Args:
+        model: path of an .xml, or an `openvino.Model`.
+        threads: as in `load_exported`.
+        hints: properties; without a precision among them, the model computes in fp32.
+    """
+    openvino = need("openvino")
+    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"} | dict(hints or {})
+    if threads:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
+    compiled = core.compile_model(model, "CPU", properties)
+    return lambda images: [np.array(output) for output in compiled([images]).values()]
+
+
+def open_torch(file: Path, threads: int | None = None) -> Run:
+    """Load a program of `torch.export`; its compiled package is preferred where this machine can load it."""
+    if threads:
+        torch.set_num_threads(threads)
+    program = torch.export.load(file).module()
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        outputs = program(torch.from_numpy(images))
+        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [output.float().numpy() for output in outputs]
+
+    return run

@@ -1,0 +1,69 @@
+"""Test export.json and the refusals of `load_exported`."""
+
+import json
+
+import pytest
+
+from metamix.deploy import load_exported
+from metamix.deploy.artifact import Artifact, check_cell, load_artifact
+from metamix.models.metadata import ModelMetadata
+
+ARTIFACT = Artifact(
+    "onnx",
+    "fp32",
+    ModelMetadata(model="resnet18", num_classes=2, classes=("cat", "dog"), mean=(0.5,), std=(0.2,), in_chans=1),
+    (None, 1, 8, None),
+    ("logits",),
+)
+
+
+def test_is_read_as_it_was_written(tmp_path):
+    ARTIFACT.save(tmp_path)
+    assert load_artifact(tmp_path) == ARTIFACT
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
+        ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: torch, onnx, openvino."),
+        ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
+    ],
+)
+def test_damaged_file_is_refused(tmp_path, change, words):
+    ARTIFACT.save(tmp_path)
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=words):
+        load_artifact(tmp_path)
+
+
+def test_lacking_entry_is_named(tmp_path):
+    ARTIFACT.save(tmp_path)
+    file = tmp_path / "export.json"
+    content = json.loads(file.read_text())
+    del content["hints"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"export.json lacks hints"):
+        load_artifact(tmp_path)
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not an exported model, it has no export.json: make one with"):
+        load_exported(tmp_path)
+    ARTIFACT.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks model.onnx: export the model again"):
+        load_exported(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "words"),
+    [
+        ("onnx", "bf16", "no bf16 kernels on a CPU: take --format openvino or torch"),
+        ("torch", "int8", "take --format openvino or onnx with --precision int8"),
+        ("openvino", "int4", "precision is 'int4'; did you mean 'int8'"),
+    ],
+)
+def test_cells_that_do_not_exist(format, precision, words):
+    with pytest.raises(ValueError, match=words):
+        check_cell(format, precision)
