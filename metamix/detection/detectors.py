@@ -10,7 +10,6 @@
 """
 
 import inspect
-import re
 from functools import partial
 from typing import Any
 
@@ -25,13 +24,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from metamix.models import count_macs
-from metamix.models.backbone import Backbone, build_backbone
+from metamix.models.backbone import Backbone, OnBackbone, build_backbone
 from metamix.utils.text import nearest
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 
 
-class Detector(nn.Module):
+class Detector(OnBackbone):
     """Add what a trainer needs to torchvision's detectors, and a check of the labels.
 
     Attributes:
@@ -41,7 +40,6 @@ class Detector(nn.Module):
         num_classes: number of classes without the background.
     """
 
-    backbone: Backbone
     transform: GeneralizedRCNNTransform
     classifier: tuple[str, ...]
     num_classes: int
@@ -55,36 +53,6 @@ class Detector(nn.Module):
                     f"{self.num_classes} classes: labels must be from 1 (0 is the background) to {self.num_classes}."
                 )
         return super().forward(images, targets)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group the parameters by depth for layer-wise learning rates: the backbone's layers first, then the others."""
-        body: Any = self.backbone.body
-        if "model" not in dict(body.named_children()):  # timm split the model into its layers
-            return {name: rf"backbone\.body\.{re.escape(name)}\." for name, _ in body.named_children()}
-
-        def inside_body(pattern: str) -> str:
-            unanchored = re.sub(r"(?<!\[)\^", "", pattern)
-            return rf"backbone\.body\.model\.(?:{unanchored})"
-
-        groups = body.model.group_matcher(coarse)
-        return {
-            name: inside_body(spec)
-            if isinstance(spec, str)
-            else [(inside_body(pattern), suffix) for pattern, suffix in spec]
-            for name, spec in groups.items()
-            if spec is not None
-        }
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the backbone's parameters that take no weight decay."""
-        model = getattr(self.backbone.body, "model", None)
-        names = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-        return {f"backbone.body.model.{name}" for name in names}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass, to save memory."""
-        body: Any = self.backbone.body
-        getattr(body, "model", body).set_grad_checkpointing(enable)
 
 
 class RetinaNet(Detector, detection.RetinaNet):
@@ -208,7 +176,7 @@ def build_detector(
 def accepted_options(name: str) -> set[str]:
     """Return the names of the options of a detector: ours, torchvision's, and those of its image transform."""
     cls = DETECTORS[name]
-    classes = (cls, cls.__mro__[2], GeneralizedRCNNTransform)
+    classes = (cls, cls.__bases__[1], GeneralizedRCNNTransform)
     options = {parameter for each in classes for parameter in inspect.signature(each).parameters}
     fixed = {"backbone", "num_classes", "kwargs", "options", "fixed_size", "anchor_generator", "head"}
     return {option for option in options - fixed if not option.startswith("_")}

@@ -7,8 +7,10 @@ strides 4, 8, 16, 32. With patches of 7 pixels they are 3.5, 7, 14, 28.
 """
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from metamix.layers import GroupNorm1
 from metamix.utils.text import nearest
 
-from .pyramids import FeaturePyramid, SimplePyramid
+from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model, check_published
 from .weights import adapt_checkpoint, check_all_but_head, read_weights
 
@@ -37,7 +39,9 @@ class Backbone(nn.Module):
     """A model with a pyramid: (B, C, H, W) -> an OrderedDict of (B, out_channels, H / s, W / s), the finest first.
 
     Attributes:
-        out_channels: channels of every level.
+        out_channels: channels of every level, or of the widest one if they differ.
+        channels: channels of each level in `out_indices`.
+        in_chans: image channels.
         levels: names of the levels in `out_indices`; the extra levels have other names.
         strides: s of all levels, including the extra ones.
         size_divisible: images whose sides are multiples of this have maps of exactly these strides.
@@ -51,7 +55,7 @@ class Backbone(nn.Module):
         *,
         levels: Iterable[str],
         strides: Sequence[float],
-        out_channels: int,
+        channels: Sequence[int],
         size_divisible: int,
     ):
         super().__init__()
@@ -59,10 +63,11 @@ class Backbone(nn.Module):
         self.pyramid = pyramid
         self.levels = tuple(levels)
         self.strides = tuple(strides)
-        self.out_channels = out_channels
+        self.channels = tuple(channels)
+        self.out_channels = max(channels)
         self.size_divisible = size_divisible
-        in_chans = get_model_input_config(body)["input_size"][0]
-        self.mean, self.std = (per_channel(body.pretrained_cfg[key], in_chans) for key in ("mean", "std"))
+        self.in_chans = get_model_input_config(body)["input_size"][0]
+        self.mean, self.std = (per_channel(body.pretrained_cfg[key], self.in_chans) for key in ("mean", "std"))
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -70,15 +75,52 @@ class Backbone(nn.Module):
         return self.pyramid([m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else maps)
 
 
+class OnBackbone(nn.Module):
+    """What timm's optimizers and a trainer ask of a network with the attribute `backbone`."""
+
+    backbone: Backbone
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Group the parameters by depth for layer-wise learning rates: the backbone's layers first, then the others."""
+        body: Any = self.backbone.body
+        if "model" not in dict(body.named_children()):  # timm split the model into its layers
+            return {name: rf"backbone\.body\.{re.escape(name)}\." for name, _ in body.named_children()}
+
+        def inside_body(pattern: str) -> str:
+            unanchored = re.sub(r"(?<!\[)\^", "", pattern)
+            return rf"backbone\.body\.model\.(?:{unanchored})"
+
+        groups = body.model.group_matcher(coarse)
+        return {
+            name: inside_body(spec)
+            if isinstance(spec, str)
+            else [(inside_body(pattern), suffix) for pattern, suffix in spec]
+            for name, spec in groups.items()
+            if spec is not None
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the backbone's parameters that take no weight decay."""
+        model = getattr(self.backbone.body, "model", None)
+        names = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        return {f"backbone.body.model.{name}" for name in names}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass, to save memory."""
+        body: Any = self.backbone.body
+        getattr(body, "model", body).set_grad_checkpointing(enable)
+
+
 def build_backbone(
     name: str,
     *,
     out_indices: Sequence[int] = (0, 1, 2, 3),
-    out_channels: int = 256,
+    out_channels: int | None = 256,
     extra: str = "none",
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     frozen_norms: bool | None = None,
+    keep_norms: bool = False,
     **model_args: Any,
 ) -> Backbone:
     """Build a model with a feature pyramid.
@@ -90,12 +132,14 @@ def build_backbone(
         name: any name in timm, the zoo's included, that has features.
         out_indices: levels, ascending: 0 to 3 for strides 4 to 32. A stride that a multi-stage model does not have is
             pooled from the next finer one; an isotropic model has all strides.
-        out_channels: channels of the levels.
+        out_channels: channels of the levels. None leaves out the top-down path: maps have the channels of their stage,
+            or of the isotropic model.
         extra: coarser levels: "none", "pool" (one, subsampled, as in Faster R-CNN) or "p6p7" (two, by convolutions, as
             in RetinaNet and FCOS).
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder.
         frozen_norms: True to freeze batch norms, False to replace them, None to freeze those with loaded weights.
+        keep_norms: train batch norms that are not frozen, instead of replacing them.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
@@ -104,7 +148,59 @@ def build_backbone(
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
+    if out_channels is None and extra != "none":
+        raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     model_args = dict(in_chans=3) | model_args
+    plan = plan_levels(name, out_indices, model_args)
+    body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
+    loaded = pretrained or bool(checkpoint)
+    body = settle_batch_norms(body, frozen=loaded if frozen_norms is None else frozen_norms, keep=keep_norms)
+
+    levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
+    own = [plan.dims[source] for source, _ in plan.sources]
+    count, make_extra = EXTRA[extra]
+    pyramid: nn.Module
+    if plan.isotropic:
+        pyramid = SimplePyramid(plan.dims, levels, out_channels or own[0], make_extra(out_channels or own[0]))
+    elif out_channels is None:
+        pyramid = StageMaps(plan.dims, levels)
+    else:
+        pyramid = FeaturePyramid(plan.dims, levels, out_channels, make_extra(out_channels))
+    return Backbone(
+        body,
+        pyramid,
+        levels=map(str, out_indices),
+        strides=[*plan.strides, *(plan.strides[-1] * 2 ** (i + 1) for i in range(count))],
+        channels=[out_channels or dim for dim in own],
+        size_divisible=plan.size_divisible,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the levels of a pyramid follow from the maps of a model.
+
+    Attributes:
+        isotropic: whether all maps have one stride.
+        strides: of the levels.
+        body_indices: the maps that are used, as `out_indices` of timm.
+        dims: channels of these maps.
+        sources: for each level, which of these maps it is made from, and how often that is halved.
+        size_divisible: images whose sides are multiples of this have maps of exactly these strides.
+        input_size: (H, W) of the images that the model is made for.
+    """
+
+    isotropic: bool
+    strides: tuple[float, ...]
+    body_indices: tuple[int, ...]
+    dims: tuple[int, ...]
+    sources: tuple[tuple[int, int], ...]
+    size_divisible: int
+    input_size: tuple[int, int]
+
+
+def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any]) -> Plan:
+    """Choose the maps for the levels in `out_indices`; arguments and errors as in `build_backbone`."""
     # The probe lists all maps. The real model then gets only the layers that the chosen maps need.
     probe = build_probe(name, model_args)
     info = probe.feature_info
@@ -123,28 +219,22 @@ def build_backbone(
         )
     sources = [max(r for r in maps if r <= s or isotropic) for s in strides]
     used = sorted(set(sources))
-    size = probe.pretrained_cfg["input_size"][1:]
-    body = load_body(name, tuple(maps[r][0] for r in used), pretrained, checkpoint, size, model_args)
-    if frozen_norms or (frozen_norms is None and (pretrained or checkpoint)):
-        body = freeze_batch_norm_2d(body)
-    else:
-        body = replace_batch_norms(body)
-
-    count, make_extra = EXTRA[extra]
-    pyramid = (SimplePyramid if isotropic else FeaturePyramid)(
-        [maps[r][1] for r in used],
-        [(str(i), used.index(r), round(math.log2(s / r))) for i, s, r in zip(out_indices, strides, sources)],
-        out_channels,
-        make_extra(out_channels),
-    )
-    return Backbone(
-        body,
-        pyramid,
-        levels=map(str, out_indices),
-        strides=[*strides, *(strides[-1] * 2 ** (i + 1) for i in range(count))],
-        out_channels=out_channels,
+    return Plan(
+        isotropic=isotropic,
+        strides=tuple(strides),
+        body_indices=tuple(maps[r][0] for r in used),
+        dims=tuple(maps[r][1] for r in used),
+        sources=tuple((used.index(r), round(math.log2(s / r))) for s, r in zip(strides, sources)),
         size_divisible=math.ceil(max(strides[-1], used[-1])),
+        input_size=tuple(probe.pretrained_cfg["input_size"][1:]),
     )
+
+
+def settle_batch_norms(body: nn.Module, *, frozen: bool, keep: bool) -> nn.Module:
+    """Freeze all batch norms of a model, keep them, or replace them by group norms."""
+    if frozen:
+        return freeze_batch_norm_2d(body)
+    return body if keep else replace_batch_norms(body)
 
 
 def check_request(

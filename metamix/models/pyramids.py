@@ -2,7 +2,8 @@
 
 `FeaturePyramid` takes the maps of several stages (Lin et al., arXiv 1612.03144). `SimplePyramid` makes all levels from
 the last map of an isotropic model (ViTDet, Li et al., arXiv 2203.16527, section 3). Both take the list of a backbone's
-maps, (B, C_i, H_i, W_i), and return an OrderedDict of (B, out_channels, H_s, W_s), the finest first.
+maps, (B, C_i, H_i, W_i), and return an OrderedDict of (B, out_channels, H_s, W_s), the finest first. `StageMaps` and
+`LastMap` are for heads that need no pyramid.
 """
 
 from collections import OrderedDict
@@ -45,6 +46,29 @@ class FeaturePyramid(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
         maps = [norm(x) for norm, x in zip(self.norms, maps)]
         return self.fpn(OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels))
+
+
+class StageMaps(nn.Module):
+    """The maps of a multi-stage model with a norm each, for heads with lateral convolutions of their own.
+
+    The arguments are those of `FeaturePyramid`, and so is the norm. Each level has the channels of its map.
+    """
+
+    def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]]):
+        super().__init__()
+        self.levels = list(levels)
+        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        maps = [norm(x) for norm, x in zip(self.norms, maps)]
+        return OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
+
+
+class LastMap(nn.Module):
+    """The last of the maps as it is, as the only level "last"."""
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        return OrderedDict(last=maps[-1])
 
 
 class SimplePyramid(nn.Module):

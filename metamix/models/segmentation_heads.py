@@ -1,0 +1,155 @@
+"""Heads for semantic segmentation: maps of several strides, the finest first -> one map of class scores.
+
+    SemanticFPNHead     sum of branches that bring each level to the finest stride (PoolFormer's, Panoptic FPN's)
+    UPerHead            pyramid pooling and a top-down path (UPerNet)
+    FCNHead             one convolution on one level; UPerNet's auxiliary head
+    DeconvHead          transposed convolutions up to the image's size (WaveMix)
+
+All take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), but for
+`FCNHead`, whose scores have the size of its level, and `DeconvHead`, whose scores are larger than the last map.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.layers import Conv2d, average_to, resize_to
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, BatchNorm, ReLU: (B, in_chans, H, W) -> (B, dim, H, W)."""
+
+    def __init__(self, in_chans: int, dim: int, kernel_size: int):
+        conv = Conv2d(in_chans, dim, kernel_size, padding=kernel_size // 2, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(dim), nn.ReLU())
+
+
+class SemanticFPNHead(nn.Module):
+    """The head of Semantic FPN (Kirillov et al., arXiv 1901.02446) as PoolFormer uses it.
+
+    Level i has i convolutions, level 0 has one. Each is followed by an upsampling to the next finer level. The results
+    are summed.
+
+    Args:
+        in_channels: channels of each level; a level has half the height and width of the one before it.
+        num_classes: classes.
+        channels: width of the convolutions.
+        dropout: share of channels dropped before the classifier.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 128, dropout: float = 0.1):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(ConvNormAct(dim if k == 0 else channels, channels, 3) for k in range(max(1, i))))
+            for i, dim in enumerate(in_channels)
+        )
+        self.drop = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        sizes = [x.shape[-2:] for x in maps]
+        total = self.branches[0](maps[0])  # (B, channels, H_0, W_0)
+        for i in range(1, len(maps)):
+            x = maps[i]
+            convs: Any = self.branches[i]
+            for conv, finer in zip(convs, sizes[:i][::-1]):
+                x = resize_to(conv(x), finer, "bilinear")
+            total = total + x
+        return self.classifier(self.drop(total))
+
+
+class UPerHead(nn.Module):
+    """The head of UPerNet (Xiao et al., arXiv 1807.10221), with the layers of mmsegmentation's.
+
+    Args:
+        in_channels: channels of each level.
+        num_classes: classes.
+        channels: width of all convolutions.
+        dropout: share of channels dropped before the classifier.
+        pool_sizes: sides of the grids that the coarsest level is averaged over.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        dropout: float = 0.1,
+        pool_sizes: Sequence[int] = (1, 2, 3, 6),
+    ):
+        super().__init__()
+        *finer, last = in_channels
+        self.pool_sizes = tuple(pool_sizes)
+        self.pools = nn.ModuleList(ConvNormAct(last, channels, 1) for _ in pool_sizes)
+        self.bottleneck = ConvNormAct(last + len(pool_sizes) * channels, channels, 3)
+        self.laterals = nn.ModuleList(ConvNormAct(dim, channels, 1) for dim in finer)
+        self.outputs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in finer)
+        self.fuse = ConvNormAct(len(in_channels) * channels, channels, 3)
+        self.drop = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        *finer, last = maps
+        top = self.pool(last)
+        results = [top]
+        for lateral, output, x in reversed(list(zip(self.laterals, self.outputs, finer))):
+            top = lateral(x) + resize_to(top, x.shape[-2:], "bilinear")
+            results.append(output(top))
+        size = maps[0].shape[-2:]
+        results = [resize_to(x, size, "bilinear") for x in results[::-1]]
+        return self.classifier(self.drop(self.fuse(torch.cat(results, dim=1))))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Add the averages over grids to a map: (B, C, H, W) -> (B, channels, H, W)."""
+        parts = [x]
+        for n, conv in zip(self.pool_sizes, self.pools):
+            parts.append(resize_to(conv(average_to(x, (n, n))), x.shape[-2:], "bilinear"))
+        return self.bottleneck(torch.cat(parts, dim=1))
+
+
+class FCNHead(nn.Module):
+    """A convolution and a classifier on one of the levels.
+
+    Args:
+        in_channels: channels of each level.
+        num_classes: classes.
+        level: index of the level.
+        channels: width of the convolution.
+        dropout: share of channels dropped before the classifier.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, *, level: int, channels: int = 256, dropout: float = 0.1
+    ):
+        super().__init__()
+        self.level = level
+        self.conv = ConvNormAct(in_channels[level], channels, 3)
+        self.drop = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.classifier(self.drop(self.conv(maps[self.level])))
+
+
+class DeconvHead(nn.Sequential):
+    """The head of WaveMix: transposed convolutions with nothing between them, then a 1x1 convolution.
+
+    Args:
+        in_channels: channels of the map.
+        num_classes: classes.
+        channels: width after each transposed convolution, which doubles height and width.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, channels: Sequence[int]):
+        widths = [in_channels, *channels]
+        super().__init__(
+            *(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)),
+            nn.Conv2d(widths[-1], num_classes, 1),
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return super().forward(maps[-1])

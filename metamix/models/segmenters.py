@@ -1,0 +1,300 @@
+"""Semantic segmentation on any backbone.
+
+    model = build_segmenter("semantic_fpn", backbone="metaformer_raft_s12", num_classes=150)
+    model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
+                       in training mode a list of such scores: the head's, then the auxiliary head's if there is one
+
+Images are normalised with the model's `mean` and `std`. Sides that are no multiple of the coarsest stride are padded
+with zeros inside, and the scores are cropped.
+
+    semantic_fpn    PoolFormer's head on a feature pyramid
+    upernet         UPerNet on the maps of the stages, with an auxiliary head on stride 16 in training
+    wavemix         the transposed convolutions of WaveMix's authors on the last map
+
+A model of several stages keeps its maps, an isotropic one gets the simple pyramid. With `wavemix` the backbones
+wavemix_* are the authors' networks: `wavemix_256_16_l4` is their SemSegment.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from metamix.layers import crop_to, pad_to, resize_to
+from metamix.utils.text import nearest
+
+from .arguments import check_count, check_rate
+from .backbone import (
+    Backbone,
+    OnBackbone,
+    Plan,
+    build_backbone,
+    build_probe,
+    check_request,
+    load_body,
+    plan_levels,
+    refuse_fine_maps,
+    settle_batch_norms,
+)
+from .pyramids import LastMap
+from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
+
+FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
+FEW_CHANNELS = 192  # a backbone whose widest map has fewer gets a narrow neck and head
+
+
+class Segmenter(OnBackbone):
+    """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), in training a list of them.
+
+    Attributes:
+        backbone: the model with its pyramid.
+        head: takes the maps of the backbone.
+        auxiliary: a second head, for training alone; None if there is none.
+        num_classes: classes, the background included if it is one.
+        classifier: names of the layers whose shape depends on the number of classes.
+        in_chans: image channels.
+        mean, std: per image channel, for images on a scale from 0 to 1.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, auxiliary: nn.Module | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary = auxiliary
+        self.num_classes = num_classes
+        self.in_chans, self.mean, self.std = backbone.in_chans, backbone.mean, backbone.std
+        heads = dict(head=head, auxiliary=auxiliary)
+        self.classifier = tuple(f"{name}.{last_layer(module)}" for name, module in heads.items() if module is not None)
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        self.check(images)
+        size = images.shape[-2:]
+        multiple = (self.backbone.size_divisible,) * 2
+        padded = pad_to(images, multiple)
+        maps = list(self.backbone(padded).values())
+        scores = [self.head(maps)]
+        if self.training and self.auxiliary is not None:
+            scores.append(self.auxiliary(maps))
+        scores = [crop_to(resize_to(x, padded.shape[-2:], "bilinear"), size) for x in scores]
+        return scores if self.training else scores[0]
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError for a tensor that is no batch of images of this model."""
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(
+                f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
+            )
+        if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
+            raise ValueError(
+                "upernet trains on batches of at least 2 images: its pooling to 1 x 1 leaves a batch norm one value."
+            )
+
+
+def last_layer(module: nn.Module) -> str:
+    """Return the name of the module's last child."""
+    return [name for name, _ in module.named_children()][-1]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a head is to be built on, and its number of classes.
+
+    Attributes:
+        name: the backbone.
+        num_classes: classes.
+        weights: `pretrained`, `checkpoint` and `frozen_norms` of `build_backbone`.
+        model_args: arguments of the backbone without `img_size`.
+        img_size: image size that spatial weights are made for; None for the backbone's own.
+    """
+
+    name: str
+    num_classes: int
+    weights: dict[str, Any]
+    model_args: dict[str, Any]
+    img_size: int | tuple[int, int] | None
+
+    def padded_args(self, multiple: int) -> dict[str, Any]:
+        """Return the arguments of the backbone, for images that are padded to a multiple."""
+        if self.img_size is None:
+            return self.model_args
+        sides = to_2tuple(self.img_size)
+        return self.model_args | {"img_size": tuple(math.ceil(side / multiple) * multiple for side in sides)}
+
+    def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
+        """Return the plan of a pyramid from `finest_stride` to stride 32, and its levels."""
+        levels = tuple(range(FINEST[finest_stride], 4))
+        return plan_levels(self.name, levels, self.model_args), levels
+
+    def build(self, plan: Plan, levels: tuple[int, ...], out_channels: int | None) -> Backbone:
+        """Build the backbone with its pyramid."""
+        return build_backbone(
+            self.name,
+            out_indices=levels,
+            out_channels=out_channels,
+            keep_norms=True,
+            **self.weights,
+            **self.padded_args(plan.size_divisible),
+        )
+
+
+def semantic_fpn(
+    request: Request,
+    *,
+    neck_channels: int | None = None,
+    head_channels: int | None = None,
+    finest_stride: int = 4,
+    auxiliary: bool = False,
+    auxiliary_channels: int | None = None,
+    dropout: float = 0.1,
+) -> Segmenter:
+    """Build a segmenter with Semantic FPN; see `build_segmenter`."""
+    plan, levels = request.levels(finest_stride)
+    backbone = request.build(plan, levels, neck_channels or published(256, plan))
+    channels, classes = head_channels or published(128, plan), request.num_classes
+    head = SemanticFPNHead(backbone.channels, classes, channels=channels, dropout=dropout)
+    channels = auxiliary_channels or published(256, plan)
+    return Segmenter(backbone, head, classes, fcn_head(backbone, classes, channels, dropout) if auxiliary else None)
+
+
+def upernet(
+    request: Request,
+    *,
+    head_channels: int | None = None,
+    finest_stride: int = 4,
+    auxiliary: bool = True,
+    auxiliary_channels: int | None = None,
+    dropout: float = 0.1,
+) -> Segmenter:
+    """Build a segmenter with UPerNet; see `build_segmenter`."""
+    plan, levels = request.levels(finest_stride)
+    backbone = request.build(plan, levels, None)
+    channels, classes = head_channels or published(512, plan), request.num_classes
+    head = UPerHead(backbone.channels, classes, channels=channels, dropout=dropout)
+    channels = auxiliary_channels or published(256, plan)
+    return Segmenter(backbone, head, classes, fcn_head(backbone, classes, channels, dropout) if auxiliary else None)
+
+
+def published(channels: int, plan: Plan) -> int:
+    """Return the published width, or 64 for a backbone of few channels."""
+    return channels if max(plan.dims) >= FEW_CHANNELS else 64
+
+
+def fcn_head(backbone: Backbone, num_classes: int, channels: int, dropout: float) -> FCNHead:
+    """Build an auxiliary head on stride 16, or on the finest level if that is coarser."""
+    level = max(0, len(backbone.channels) - 2)
+    return FCNHead(backbone.channels, num_classes, level=level, channels=channels, dropout=dropout)
+
+
+def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> Segmenter:
+    """Build a segmenter with WaveMix's head; see `build_segmenter`."""
+    name, info = request.name, (probe := build_probe(request.name, request.model_args)).feature_info
+    index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
+    doublings = round(math.log2(stride))
+    if 2**doublings != stride:
+        raise ValueError(
+            f"The last maps of {name} have stride {stride}, and the wavemix head doubles their sides up to those of "
+            f"the image: take a backbone whose stride is a power of 2, or another head."
+        )
+    if stride < 4:
+        refuse_fine_maps(name, probe, request.model_args["in_chans"], stride)
+    halves = [dim // 2 ** (i + 1) for i in range(doublings)]
+    channels = list(head_channels or halves)
+    if len(channels) != doublings or min(channels) < 1:
+        raise ValueError(
+            f"head_channels is {channels}, but the last maps of {name} have stride {stride}: give {doublings} widths, "
+            f"one after each doubling, such as {halves}."
+        )
+    backbone = last_map_backbone(request, index, stride, dim, probe.pretrained_cfg["input_size"][1:])
+    return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
+
+
+def last_map_backbone(request: Request, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
+    """Build a backbone that returns its last map alone; arguments as in `load_body`."""
+    pretrained, checkpoint, frozen = (request.weights[key] for key in ("pretrained", "checkpoint", "frozen_norms"))
+    body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
+    loaded = pretrained or bool(checkpoint)
+    body = settle_batch_norms(body, frozen=loaded if frozen is None else frozen, keep=True)
+    return Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
+
+
+HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}
+WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
+
+
+def build_segmenter(
+    head: str,
+    backbone: str,
+    num_classes: int,
+    *,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    frozen_norms: bool | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Segmenter:
+    """Build a network for semantic segmentation on any backbone.
+
+    Args:
+        head: "semantic_fpn", "upernet" or "wavemix".
+        backbone: name of a timm model that has features, the zoo's included.
+        num_classes: classes, the background included if it is one.
+        in_chans: image channels.
+        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size.
+        pretrained: load the backbone's published weights.
+        checkpoint: load the backbone's weights from this file or run folder of a classifier.
+        frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
+        backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
+        options: of the head. Widths that are not given are the published ones, or 64 for a backbone without a map of
+            192 channels or more, such as those of the size nano.
+
+            - neck_channels (semantic_fpn): width of the feature pyramid, 256.
+            - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
+              widths after each doubling, by default a half, a quarter and so on of the backbone's.
+            - finest_stride (semantic_fpn, upernet): 4, 8, 16 or 32.
+            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; true for upernet alone.
+            - auxiliary_channels (semantic_fpn, upernet): its width, 256.
+            - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
+
+    Raises:
+        ValueError: a name or an option is unknown; a number is out of range; the backbone has no map as fine as
+            `finest_stride`; an isotropic backbone has maps finer than stride 4; weights are not published or do not
+            fit.
+    """
+    if head not in HEADS:
+        raise ValueError(f"There is no head {head!r}{nearest(head, HEADS)} Accepted: {', '.join(HEADS)}.")
+    check_count("num_classes", num_classes, least=2)
+    check_count("in_chans", in_chans, least=1)
+    check_options(head, options)
+    check_request(backbone, (0,), "none", pretrained, checkpoint)
+    model_args = dict(backbone_args or {})
+    for name in ("in_chans", "img_size", "num_classes"):
+        if name in model_args:
+            raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
+    weights = dict(pretrained=pretrained, checkpoint=checkpoint, frozen_norms=frozen_norms)
+    request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
+    return HEADS[head](request, **options)
+
+
+def check_options(head: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that a head does not have, or a number out of range."""
+    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name != "request"]
+    for name, given in options.items():
+        if name not in accepted:
+            raise ValueError(
+                f"{head} has no option {name!r}{nearest(name, accepted)} Arguments of the backbone go into "
+                f"backbone_args=dict({name}=...). Options of {head}: {', '.join(accepted)}."
+            )
+        several = head == "wavemix" and isinstance(given, (list, tuple))
+        for width in given if several else [given]:
+            if name in WIDTHS and width is not None:
+                check_count(name, width, least=1)
+    if options.get("finest_stride", 4) not in FINEST:
+        raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
+    check_rate("dropout", options.get("dropout", 0))

@@ -1,0 +1,5 @@
+"""Train and score semantic segmentation on any backbone."""
+
+from metamix.models.segmenters import Segmenter, build_segmenter
+
+__all__ = ["Segmenter", "build_segmenter"]
