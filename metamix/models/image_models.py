@@ -19,7 +19,6 @@ since there is no next stage that takes coarse features.
 """
 
 import inspect
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from metamix.utils.text import nearest
 
 from .arguments import check_known
+from .download import Published, download
 from .formats import OURS, SISR, SISR_ONE_LEVEL, WAVEMIXSR, Format
 from .maxim import MaximUNet
 from .maxim_format import maxim_format
@@ -41,14 +40,6 @@ from .metadata import ModelMetadata
 from .official import flatten, flax_parameters
 from .wavemix_dense import WaveMixSisr, WaveMixSR
 from .weights import check_state, local_weights, read_weights, unwrap
-
-
-@dataclass(frozen=True)
-class Published:
-    """Weights on the network: their address, and the size of the file in bytes if it is known."""
-
-    url: str
-    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,32 +136,6 @@ def weight_file(name: str, tag: str) -> Path:
     tag = tag or tags[0]
     card = local_weights().get(name, {}).get(tag)
     return Path(card["file"]) if card else download(_MODELS[name].tags[tag], f"{name}.{tag}")
-
-
-def download(published: Published, name: str) -> Path:
-    """Download published weights into torch's cache of checkpoints, and check their size if it is known.
-
-    Raises:
-        ValueError: the file has another size than it should.
-        OSError: the download fails.
-    """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / f"{name}{Path(published.url).suffix}"
-    if not path.is_file() or published.size not in (None, path.stat().st_size):
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            torch.hub.download_url_to_file(published.url, str(part), progress=False)
-        except OSError as error:
-            raise OSError(
-                f"{published.url} could not be downloaded ({error}): fetch it yourself and give it as checkpoint=FILE."
-            ) from error
-        if published.size not in (None, part.stat().st_size):
-            size = part.stat().st_size
-            part.unlink()
-            raise ValueError(f"{published.url} has {size:,} bytes where {published.size:,} were published: it changed.")
-        part.replace(path)
-    return path
 
 
 def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
