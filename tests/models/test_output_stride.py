@@ -85,3 +85,14 @@ def test_other_models_refuse_it(name, output_stride, own):
 
 def test_a_model_s_own_stride_is_accepted():
     assert timm.create_model("raftmlp_s", output_stride=32, device="meta").feature_info[-1]["reduction"] == 32
+
+
+@pytest.mark.parametrize("head, stride", [("DeepLabV3", 8), ("DeepLabV3Plus", 16), ("PAN", 16)])
+@torch.no_grad()
+def test_heads_of_segmentation_models_pytorch(head, stride):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    args = dict(encoder_name="tu-metaformer_raft_s12", encoder_weights=None, encoder_output_stride=stride)
+    model = getattr(smp, head)(**args, classes=5, **SHALLOW).eval()
+    x = torch.randn(1, 3, 128, 192)
+    assert model.encoder(x)[-1].shape[-2:] == (128 // stride, 192 // stride)
+    assert model(x).shape == (1, 5, 128, 192)

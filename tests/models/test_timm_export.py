@@ -102,3 +102,18 @@ def test_fx(name):
         assert_close(traced(x), model(x))
         assert_close(features(x)["stages.0"], model.stages[0](model.stem(x)))
         assert_close(torch.func.vmap(lambda image: model(image[None])[0])(x), model(x))
+
+
+QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph is wrong for these
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MIXERS])
+@torch.no_grad()
+def test_openvino_reads_an_exported_program(name):
+    """For the example's size; a traced graph is warned of in tests/mixers/test_contract.py."""
+    openvino = pytest.importorskip("openvino")
+    model = create(name)
+    x = images(model)
+    converted = openvino.convert_model(torch.export.export(model, (x,)))
+    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert_close(torch.from_numpy(compiled([x.numpy()])[0]), model(x))

@@ -1,0 +1,34 @@
+"""Test what the docs say about other counters of multiply-adds."""
+
+import pytest
+import timm
+import torch
+
+import metamix
+from metamix.models.macs import count_macs
+
+SIZE = (3, 32, 32)
+
+
+@pytest.fixture(params=metamix.list_mixers())
+def model(request):
+    return timm.create_model(f"metaformer_{request.param}_nano", depths=(1, 1), dims=(32, 64)).eval()
+
+
+def test_ptflops_on_operators_agrees(model):
+    ptflops = pytest.importorskip("ptflops")
+    expected = count_macs(model, SIZE)
+    macs, _ = ptflops.get_model_complexity_info(
+        model, SIZE, as_strings=False, print_per_layer_stat=False, backend="aten"
+    )
+    assert expected < macs < 1.03 * expected  # it counts norms too
+
+
+def test_counters_of_module_types_see_less(model):
+    ptflops, thop = pytest.importorskip("ptflops"), pytest.importorskip("thop")
+    expected = count_macs(model, SIZE)
+    by_ptflops, _ = ptflops.get_model_complexity_info(
+        model, SIZE, as_strings=False, print_per_layer_stat=False, backend="pytorch"
+    )
+    by_thop, _ = thop.profile(model, (torch.zeros(1, *SIZE),), verbose=False)
+    assert by_ptflops < 0.98 * expected and by_thop < 0.98 * expected
