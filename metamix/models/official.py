@@ -25,6 +25,7 @@ from .arguments import check_known
 from .formats import (
     NINFORMER,
     POOLFORMER,
+    POOLFORMER_SEMANTIC_FPN,
     SISR,
     SISR_ONE_LEVEL,
     TIMM_POOLFORMER,
@@ -33,13 +34,15 @@ from .formats import (
     WAVEMIXSR,
     Format,
     raftmlp_format,
+    wavemix_segmenter_format,
 )
 from .maxim import MaximUNet
 from .maxim_format import flax_format, maxim_format, module_paths
 from .metaformer import Block, ConvEmbed
-from .metaformer_family import metaformer
+from .metaformer_family import SIZES, metaformer
 from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp
+from .segmenters import build_segmenter
 from .wavemix import wavemix
 from .wavemix_dense import WaveMixSisr, WaveMixSR
 from .weights import check_state, unwrap
@@ -152,6 +155,46 @@ def timm_poolformer(
     return model, TIMM_POOLFORMER
 
 
+# PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
+
+
+def poolformer_semantic_fpn(
+    state: Mapping[str, Tensor],
+    *,
+    arch: str | Mapping[str, Any] = "s12",
+    out_channels: int = 256,
+    channels: int = 128,
+    num_classes: int = 150,
+    dropout_ratio: float = 0.1,
+    drop_path_rate: float = 0.0,
+) -> ModelAndFormat:
+    """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
+    sizes = [size for size in SIZES if size != "nano"]
+    backbone_args: dict[str, Any] = dict(drop_path_rate=drop_path_rate)
+    if isinstance(arch, Mapping):
+        wanted = {"layers", "embed_dims", "mlp_ratios", "layer_scale_init_value"}
+        if arch.keys() != wanted:
+            refuse("arch", dict(arch), f"a dict of {', '.join(sorted(wanted))}; or one of {', '.join(sizes)}")
+        backbone_args |= dict(
+            depths=tuple(arch["layers"]),
+            dims=tuple(arch["embed_dims"]),
+            mlp_ratio=tuple(arch["mlp_ratios"]),
+            layer_scale=arch["layer_scale_init_value"],
+        )
+        arch = "s12"
+    accept("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of their numbers")
+    model = build_segmenter(
+        "semantic_fpn",
+        f"metaformer_pooling_{arch}",
+        num_classes,
+        neck_channels=out_channels,
+        head_channels=channels,
+        dropout=dropout_ratio,
+        backbone_args=backbone_args,
+    )
+    return model, POOLFORMER_SEMANTIC_FPN
+
+
 # RaftMLP, Tatsunami and Taki 2022: github.com/okojoalg/raft-mlp
 
 
@@ -236,6 +279,55 @@ def wave_mix(
         stride=0 if initial_conv == "pachify" else stride,
     )
     return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX
+
+
+# WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
+
+
+def wavemix_segmentation(
+    state: Mapping[str, Tensor],
+    *,
+    num_classes: int = 20,
+    depth: int = 16,
+    mult: int = 2,
+    ff_channel: int = 256,
+    final_dim: int = 256,
+    dropout: float = 0.0,
+    level: int = 4,
+    stride: int = 2,
+) -> ModelAndFormat:
+    """Build our model for the arguments of the authors' segmentation `WaveMix`."""
+    accept("stride", stride, [2], "2, with which the scores have the image's size")
+    arguments = dict(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout)
+    model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments)
+    return model, wavemix_segmenter_format("expand", level)
+
+
+def wavemix_cityscapes(
+    state: Mapping[str, Tensor],
+    *,
+    num_classes: int = 20,
+    depth: int = 16,
+    mult: int = 2,
+    ff_channel: int = 192,
+    final_dim: int = 192,
+    dropout: float = 0.5,
+    level: int = 3,
+    patch_size: int = 4,
+    pool_channels: Sequence[int] = (128, 64),
+) -> ModelAndFormat:
+    """Build our model for the authors' classifier with transposed convolutions as its `pool`.
+
+    The arguments are those of the classifier. `pool_channels` are the widths of the transposed convolutions.
+    """
+    arguments = dict(
+        dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout,
+        patch_size=patch_size,
+    )  # fmt: skip
+    model = build_segmenter(
+        "wavemix", "wavemix_192_16_l3", num_classes, head_channels=list(pool_channels), backbone_args=arguments
+    )
+    return model, wavemix_segmenter_format("pool", level)
 
 
 # WaveMix for super-resolution: their wavemix/sisr.py, and WaveMixSR of github.com/pranavphoenix/WaveMixSR
@@ -429,9 +521,12 @@ MAXIM_VARIANTS = {
 
 SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "poolformer": poolformer,
+    "poolformer_semantic_fpn": poolformer_semantic_fpn,
     "timm_poolformer": timm_poolformer,
     "raftmlp": raft_mlp,
     "wavemix": wave_mix,
+    "wavemix_segmentation": wavemix_segmentation,
+    "wavemix_cityscapes": wavemix_cityscapes,
     "ninformer": nin_former,
     "maxim_mab": maxim_mab,
     "maxim": maxim,
@@ -477,6 +572,13 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     One multi-axis layer of MAXIM with its norm and its residual. Its width follows from the arrays::
 
         load_official("maxim_mab", params, block_size=(16, 16), grid_size=(16, 16))
+
+    Networks for segmentation: mmsegmentation's PoolFormer with Semantic FPN, the authors' WaveMix of `SemSegment`, and
+    the one of their Cityscapes weights::
+
+        load_official("poolformer_semantic_fpn", state, arch="s12", num_classes=150)
+        load_official("wavemix_segmentation", state, depth=16, final_dim=256, ff_channel=256, level=4)
+        load_official("wavemix_cityscapes", state)
 
     Networks that return images: MAXIM from its flax tree or its .npz file, and WaveMix for super-resolution::
 

@@ -18,7 +18,7 @@ wavemix_* are the authors' networks: `wavemix_256_16_l4` is their SemSegment.
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,11 @@ from .backbone import (
     refuse_fine_maps,
     settle_batch_norms,
 )
+from .download import Published, download
+from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
 from .pyramids import LastMap
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
+from .weights import check_state, read_weights, unwrap
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 FEW_CHANNELS = 192  # a backbone whose widest map has fewer gets a narrow neck and head
@@ -154,10 +157,10 @@ def semantic_fpn(
 ) -> Segmenter:
     """Build a segmenter with Semantic FPN; see `build_segmenter`."""
     plan, levels = request.levels(finest_stride)
-    backbone = request.build(plan, levels, neck_channels or published(256, plan))
-    channels, classes = head_channels or published(128, plan), request.num_classes
+    backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
+    channels, classes = head_channels or default_width(128, plan), request.num_classes
     head = SemanticFPNHead(backbone.channels, classes, channels=channels, dropout=dropout)
-    channels = auxiliary_channels or published(256, plan)
+    channels = auxiliary_channels or default_width(256, plan)
     return Segmenter(backbone, head, classes, fcn_head(backbone, classes, channels, dropout) if auxiliary else None)
 
 
@@ -173,13 +176,13 @@ def upernet(
     """Build a segmenter with UPerNet; see `build_segmenter`."""
     plan, levels = request.levels(finest_stride)
     backbone = request.build(plan, levels, None)
-    channels, classes = head_channels or published(512, plan), request.num_classes
+    channels, classes = head_channels or default_width(512, plan), request.num_classes
     head = UPerHead(backbone.channels, classes, channels=channels, dropout=dropout)
-    channels = auxiliary_channels or published(256, plan)
+    channels = auxiliary_channels or default_width(256, plan)
     return Segmenter(backbone, head, classes, fcn_head(backbone, classes, channels, dropout) if auxiliary else None)
 
 
-def published(channels: int, plan: Plan) -> int:
+def default_width(channels: int, plan: Plan) -> int:
     """Return the published width, or 64 for a backbone of few channels."""
     return channels if max(plan.dims) >= FEW_CHANNELS else 64
 
@@ -247,7 +250,9 @@ def build_segmenter(
         num_classes: classes, the background included if it is one.
         in_chans: image channels.
         img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size.
-        pretrained: load the backbone's published weights.
+        pretrained: load the published weights: of the whole segmenter for a name with a tag in `WEIGHTS`, such as
+            "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of classes the classifier is
+            new.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
@@ -272,14 +277,94 @@ def build_segmenter(
     check_count("num_classes", num_classes, least=2)
     check_count("in_chans", in_chans, least=1)
     check_options(head, options)
+    whole = published_segmenter(head, backbone)
+    if whole:
+        backbone, options = backbone.partition(".")[0], whole.options | options
     check_request(backbone, (0,), "none", pretrained, checkpoint)
     model_args = dict(backbone_args or {})
     for name in ("in_chans", "img_size", "num_classes"):
         if name in model_args:
             raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
-    weights = dict(pretrained=pretrained, checkpoint=checkpoint, frozen_norms=frozen_norms)
+    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, frozen_norms=frozen_norms)
     request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
-    return HEADS[head](request, **options)
+    model = HEADS[head](request, **options)
+    if whole and pretrained:
+        load_published(model, whole, f"{head} on {backbone}")
+        settle_batch_norms(model.backbone, frozen=frozen_norms is not False, keep=True)
+    return model
+
+
+# Published weights of whole segmenters
+
+
+@dataclass(frozen=True)
+class PublishedSegmenter:
+    """Weights of a segmenter on the network, the options of its head, and how its authors name the tensors."""
+
+    weights: Published
+    num_classes: int
+    layout: Format
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/{0}/{0}_{1}.pth"
+ADE20K = {
+    size: PublishedSegmenter(
+        Published(MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp)),
+        num_classes=150,
+        layout=POOLFORMER_SEMANTIC_FPN,
+    )
+    for size, stamp in {
+        "s12": "20220501_115154-b5aa2f49",
+        "s24": "20220503_222049-394a7cf7",
+        "s36": "20220501_151122-b47e607d",
+        "m36": "20220501_164230-3dc83921",
+        "m48": "20220504_003923-64168d3b",
+    }.items()
+}
+CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
+    Published("https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"),
+    num_classes=20,
+    layout=wavemix_segmenter_format("pool", level=3),
+    options=dict(head_channels=(128, 64)),
+)
+WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbone and tag
+    "semantic_fpn": {f"metaformer_pooling_{size}.ade20k": weights for size, weights in ADE20K.items()},
+    "upernet": {},
+    "wavemix": {"wavemix_192_16_l3.cityscapes": CITYSCAPES},
+}
+
+
+def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
+    """Return the published weights of a head on a backbone with a tag, or None if the tag is the backbone's own.
+
+    Raises:
+        ValueError: the tag is for another head.
+    """
+    for other, known in WEIGHTS.items():
+        if backbone in known and other != head:
+            raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
+    return WEIGHTS[head].get(backbone)
+
+
+def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -> None:
+    """Load published weights into a segmenter. The classifier stays new if it is for other classes.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of a wrong shape.
+        OSError: the file cannot be downloaded.
+    """
+    path = download(published.weights, Path(published.weights.url).stem)
+    given, unknown = published.layout.translate(unwrap(read_weights(path)[0]), model)
+    own = model.state_dict()
+    if model.num_classes != published.num_classes:
+        kept = [key for key in own if not key.startswith(tuple(f"{layer}." for layer in model.classifier))]
+        given, own = ({key: tensors[key] for key in kept if key in tensors} for tensors in (given, own))
+    try:
+        check_state(given, own, unknown, name, published.layout.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    model.load_state_dict(given, strict=False)
 
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:
