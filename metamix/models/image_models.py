@@ -227,3 +227,5 @@ register_image_model(
 )
 register_image_model("wavemixsr_144_4", WaveMixSR)
 register_image_model("wavemix_sisr_144_4", WaveMixSisr)
+register_image_model("wavemixsr_nano", WaveMixSR, dim=48, proj_drop=0.0, mode="bicubic", residual=True)
+register_image_model("wavemix_restore_nano", WaveMixSisr, scale=1, dim=64, depth=4, level=2, residual=True)

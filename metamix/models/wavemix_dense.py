@@ -1,10 +1,13 @@
-"""Super-resolution with WaveMix (arXiv 2205.14375, 2307.00430): image in, enlarged image out.
+"""Restoration with WaveMix (arXiv 2205.14375, 2307.00430): image in, enlarged or cleaned image out.
 
     wavemixsr       y <- Conv1x1(Conv3x3(Blocks(Conv3x3(Conv3x3(upsampled y)))))      luminance; Cb and Cr are upsampled
     wavemix_sisr    Conv1x1(TransposedConv4x4(Blocks(Conv3x3(Conv3x3(x)))))           RGB, twice the height and width
 
 A block is x + WaveMix(x), with no norm before the mixer. There is no activation outside the blocks and no skip from the
 input. Any H and W of at least 1.
+
+Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only what is
+missing. `scale=1` lets wavemix_sisr restore images of the same size: it folds 2 x 2 pixels into channels first.
 
 Departures: the authors' WaveMixSR takes three channels of YCbCr; ours takes the luminance alone too. Two versions of
 their code upsample by bilinear and by bicubic interpolation; it is an option, and bilinear is that of their training
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 from metamix.layers import Conv2d
 from metamix.mixers import WaveMix
 from metamix.utils.text import nearest
+
+from .image_inference import crop, pad_by_reflection
 
 MODES = ("bilinear", "bicubic")
 
@@ -56,6 +61,7 @@ class WaveMixSR(nn.Module):
         ff_channel: width after it, 0 for `dim`.
         proj_drop: dropout in the blocks.
         mode: interpolation, "bilinear" or "bicubic".
+        residual: add the upsampled luminance to the result.
 
     Raises:
         ValueError: an argument is out of range.
@@ -74,13 +80,14 @@ class WaveMixSR(nn.Module):
         ff_channel: int = 0,
         proj_drop: float = 0.3,
         mode: str = "bilinear",
+        residual: bool = False,
     ):
         super().__init__()
         if not (isinstance(scale, int) and scale >= 1):
             raise ValueError(f"scale is {scale!r}: give a whole number of at least 1.")
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}{nearest(mode, MODES)} Accepted: {', '.join(MODES)}.")
-        self.scale, self.mode, self.num_features = scale, mode, dim
+        self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
         self.stem = stem(1, dim)
         self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
@@ -88,48 +95,69 @@ class WaveMixSR(nn.Module):
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         x = F.interpolate(images, scale_factor=self.scale, mode=self.mode, align_corners=False)
         y = self.head(self.blocks(self.stem(x[:, :1])))  # (B, 1, scale H, scale W)
+        y = y + x[:, :1] if self.residual else y
         if self.training:
             return [y]
         return torch.cat([y, x[:, 1:]], dim=1)
 
 
 class WaveMixSisr(nn.Module):
-    """Enlarge images twice: (B, in_chans, H, W) -> (B, in_chans, 2 H, 2 W).
+    """Enlarge images twice, or restore them at their size: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
 
-    In training the result is a list with that one image.
+    In training the result is a list with that one image. With `scale=1`, training takes even H and W.
 
     Args:
         in_chans: image channels.
+        scale: 2, or 1 to fold 2 x 2 pixels into channels before the stem.
         dim: channels.
         depth: blocks.
         level: levels of the wavelet transform, 1 to 4.
         mult: hidden width of a block's MLP over `dim`.
         ff_channel: width after it, 0 for `dim`.
         proj_drop: dropout in the blocks.
-    """
+        residual: add the image, bilinearly enlarged to the result's size, to the result.
 
-    scale = 2
-    multiple = (1, 1)
+    Raises:
+        ValueError: the scale is neither 1 nor 2.
+    """
 
     def __init__(
         self,
         in_chans: int = 3,
         *,
+        scale: int = 2,
         dim: int = 144,
         depth: int = 4,
         level: int = 1,
         mult: int = 2,
         ff_channel: int = 0,
         proj_drop: float = 0.0,
+        residual: bool = False,
     ):
         super().__init__()
-        self.in_chans, self.num_features = in_chans, dim
-        self.stem = stem(in_chans, dim)
+        if scale not in (1, 2):
+            raise ValueError(f"scale is {scale!r}: {type(self).__name__} enlarges images twice, or not at all: give 1 or 2.")
+        self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
+        self.fold = 2 // scale
+        self.multiple = self.fold, self.fold
+        self.stem = stem(in_chans * self.fold**2, dim)
         self.blocks = wave_blocks(dim, depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 2, 4, stride=2, padding=1), nn.Conv2d(dim // 2, in_chans, 1)
         )
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        y = self.head(self.blocks(self.stem(images)))  # (B, in_chans, 2 H, 2 W)
-        return [y] if self.training else y
+        if self.training:
+            return [self.restore(images)]
+        if self.fold == 1 or torch.compiler.is_exporting():  # exported graphs take multiples of `multiple`, as MAXIM's
+            return self.restore(images)
+        x, start = pad_by_reflection(images, self.multiple)
+        return crop(self.restore(x), start, (images.shape[-2], images.shape[-1]))
+
+    def restore(self, images: Tensor) -> Tensor:
+        """Restore images whose sides are multiples of `multiple`."""
+        x = F.pixel_unshuffle(images, self.fold)  # (B, in_chans fold^2, H / fold, W / fold)
+        y = self.head(self.blocks(self.stem(x)))  # (B, in_chans, scale H, scale W)
+        if not self.residual:
+            return y
+        return y + F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
