@@ -7,6 +7,8 @@ there to have a head of `num_classes` outputs, a global pooling, and weights for
     maxim_nano                                       a small MAXIM that trains on two cores
     wavemixsr_144_4                                  WaveMix super-resolution of the luminance, x2 or another scale
     wavemix_sisr_144_4                               WaveMix super-resolution of RGB, x2
+    wavemixsr_nano                                   a small WaveMix super-resolution of the luminance, with a residual
+    wavemix_restore_nano                             a small WaveMix net that restores images at their size
 
 An image model has the attributes `in_chans`, `scale` (size of the output over that of the input) and `multiple`: in
 training, height and width must be multiples of it. In evaluation it turns images (B, in_chans, H, W) of any size, with
@@ -120,6 +122,11 @@ def create_image_model(
     return model
 
 
+def preset_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments that a registered name, with or without a tag, gives its class."""
+    return dict(_MODELS[name.partition(".")[0]].preset)
+
+
 # Weights
 
 
@@ -226,6 +233,6 @@ register_image_model(
     grid_size_hr=8,
 )
 register_image_model("wavemixsr_144_4", WaveMixSR)
-register_image_model("wavemix_sisr_144_4", WaveMixSisr)
+register_image_model("wavemix_sisr_144_4", WaveMixSisr, scale=2)
 register_image_model("wavemixsr_nano", WaveMixSR, dim=48, proj_drop=0.0, mode="bicubic", residual=True)
 register_image_model("wavemix_restore_nano", WaveMixSisr, scale=1, dim=64, depth=4, level=2, residual=True)

@@ -136,7 +136,9 @@ class WaveMixSisr(nn.Module):
     ):
         super().__init__()
         if scale not in (1, 2):
-            raise ValueError(f"scale is {scale!r}: {type(self).__name__} enlarges images twice, or not at all: give 1 or 2.")
+            raise ValueError(
+                f"scale is {scale!r}: {type(self).__name__} enlarges images twice, or not at all: give 1 or 2."
+            )
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
         self.fold = 2 // scale
         self.multiple = self.fold, self.fold

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.models.image_models import create_image_model, read_image_weights
+from metamix.models.image_models import create_image_model, preset_arguments, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 
@@ -65,7 +65,8 @@ class TrainedModel:
 def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale: int) -> tuple[dict[str, Any], int]:
     """Choose the arguments of an image model for images of `in_chans` channels that are to grow by `scale`.
 
-    A model that keeps the size of images gets them enlarged.
+    A model whose name does not fix its scale gets that of the data. One that keeps the size of images gets them
+    enlarged.
 
     Returns:
         The arguments, and the factor by which images are enlarged before the model.
@@ -78,7 +79,8 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
         accepted = inspect.signature(type(model).__init__).parameters
         arguments = dict(model_args)
         arguments |= {"in_chans": in_chans} if "in_chans" in accepted else {}
-        arguments |= {"scale": scale} if "scale" in accepted and "scale" not in arguments else {}
+        fixed = preset_arguments(name) | arguments
+        arguments |= {"scale": scale} if "scale" in accepted and "scale" not in fixed else {}
         model = create_image_model(name, **arguments)
     if model.in_chans != in_chans:
         advice = "--channels y or grey" if model.in_chans == 1 else "--channels rgb"

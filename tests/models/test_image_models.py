@@ -27,6 +27,8 @@ PARAMETERS = {
     "maxim_nano": 756_235,
     "wavemixsr_144_4": 1_704_385,
     "wavemix_sisr_144_4": 1_944_867,
+    "wavemixsr_nano": 190_273,
+    "wavemix_restore_nano": 602_403,
 }
 
 
@@ -35,7 +37,7 @@ def test_parameters(name):
     with torch.device("meta"):
         model = create_image_model(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert model.scale == (2 if "wavemix" in name else 1) and len(model.multiple) == 2 and model.in_chans in (1, 3)
+    assert model.scale == (2 if "sr" in name else 1) and len(model.multiple) == 2 and model.in_chans in (1, 3)
 
 
 def test_lists():

@@ -64,6 +64,30 @@ def test_luminance_net_from_the_authors_names():
         )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_residual_adds_the_upsampled_image(scale):
+    torch.manual_seed(0)
+    for make, mode in ((WaveMixSR, "bicubic"), (WaveMixSisr, "bilinear")):
+        options = dict(scale=scale, dim=8, depth=1) | ({"mode": mode} if make is WaveMixSR else {"in_chans": 1})
+        plain, model = make(**options).eval(), make(**options, residual=True).eval()
+        model.load_state_dict(plain.state_dict())
+        x = torch.rand(2, 1, 8, 6)
+        torch.testing.assert_close(model(x), plain(x) + F.interpolate(x, scale_factor=scale, mode=mode))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 9)])
+def test_images_restored_at_their_size_may_be_odd(size):
+    torch.manual_seed(0)
+    model, x = WaveMixSisr(1, scale=1, dim=8, depth=1).eval(), torch.rand(2, 1, *size)
+    y = model(x)
+    assert y.shape == x.shape
+    even = F.pad(x, (0, size[1] % 2, 0, size[0] % 2), mode="replicate" if min(size) == 1 else "reflect")
+    torch.testing.assert_close(model(even)[..., : size[0], : size[1]], y)
+    assert model.multiple == (2, 2)
+
+
 def test_parameters():
     assert sum(p.numel() for p in WaveMixSR().parameters()) == 1_704_385
     assert sum(p.numel() for p in WaveMixSisr().parameters()) == 1_944_867
@@ -95,7 +119,12 @@ def test_any_size_memory_format_and_dtype(model, size):
 
 
 @pytest.mark.parametrize(
-    "model", [lambda: WaveMixSR(2, dim=8, depth=1), lambda: WaveMixSisr(1, dim=8, depth=1, level=2)]
+    "model",
+    [
+        lambda: WaveMixSR(2, dim=8, depth=1),
+        lambda: WaveMixSisr(1, dim=8, depth=1, level=2),
+        lambda: WaveMixSisr(1, scale=1, dim=8, depth=1, residual=True),
+    ],
 )
 def test_every_parameter_gets_a_gradient(model):
     torch.manual_seed(0)
@@ -113,3 +142,8 @@ def test_every_parameter_gets_a_gradient(model):
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=words):
         WaveMixSR(**options)
+
+
+def test_refused_scale_of_sisr():
+    with pytest.raises(ValueError, match="scale is 3: WaveMixSisr enlarges images twice, or not at all: give 1 or 2"):
+        WaveMixSisr(scale=3)
