@@ -26,8 +26,9 @@ from torch import nn
 from benchmarks.measure.timing import machine
 from benchmarks.paths import RESULTS
 from metamix.classification.task import Classification, ClassificationOptions
+from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
-from metamix.models.metaformer_family import ConvPool, ConvPoolStem
+from metamix.models.metaformer import ConvEmbed
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule
 from metamix.training.processes import ProcessGroup
@@ -54,6 +55,73 @@ ENGINE: dict[str, Any] = dict(
     ema=True,
 )
 
+
+class ConvPool(nn.Sequential):
+    """conv3x3, max-pooling 2x2, norm, activation: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
+
+    Args:
+        in_chans, dim: channels of the input and of the output.
+        pool: pool the output of a convolution of stride 1; if false, the convolution has stride 2 and a quarter of the
+            cost.
+        norm, act: constructors, `norm(dim)` and `act()`.
+    """
+
+    reduction = 2
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        pool: bool = True,
+        norm: Callable[[int], nn.Module] = GroupNorm1,
+        act: Callable[[], nn.Module] = GELU,
+    ):
+        super().__init__(
+            ConvEmbed(in_chans, dim, kernel_size=3, stride=1 if pool else 2, padding=1),
+            *([nn.MaxPool2d(2, ceil_mode=True)] if pool else []),
+            norm(dim),
+            act(),
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // 2), -(-size[1] // 2)
+
+
+class ConvPoolStem(nn.Sequential):
+    """conv3x3, norm, activation, `ConvPool`: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
+
+    Args:
+        in_chans, dim: channels of the image and of the output.
+        width: channels at full resolution.
+        pool, norm, act: as for `ConvPool`.
+    """
+
+    reduction = 2
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        width: int = 32,
+        pool: bool = True,
+        norm: Callable[[int], nn.Module] = GroupNorm1,
+        act: Callable[[], nn.Module] = GELU,
+    ):
+        super().__init__(
+            ConvEmbed(in_chans, width, kernel_size=3, stride=1, padding=1),
+            norm(width),
+            act(),
+            ConvPool(width, dim, pool=pool, norm=norm, act=act),
+        )
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // 2), -(-size[1] // 2)
+
+
+MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))
+
 # Names that variants give to stems and downsamplings.
 EMBEDS: dict[str, Callable[..., nn.Module]] = {
     "conv-bn-act stem": partial(ConvPoolStem, pool=False, norm=nn.BatchNorm2d),
@@ -71,7 +139,8 @@ class Variant:
 
     Attributes:
         about: the change, in words.
-        parent: the variant that is changed; None for the first.
+        parent: the variant that is changed; None for a registered model as it is.
+        size: size of the registered models.
         model: arguments of the skeleton; stem and downsampling are names in `EMBEDS`.
         mixers: arguments of a mixer, by its name: one dict, or one for each stage. They replace the parent's.
         recipe: options of the training engine.
@@ -80,6 +149,7 @@ class Variant:
 
     about: str
     parent: str | None = None
+    size: str = "nano"
     model: Mapping[str, Any] = field(default_factory=dict)
     mixers: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -144,7 +214,12 @@ VARIANTS = {
     "muon": Variant(
         "head and first convolution to AdamW, Muon's rate 1e-2, AdamW's 5e-3",
         "pool",
-        recipe=dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5)),
+        recipe=MUON,
+    ),
+    "next": Variant(
+        "`wide` with ratio 4, mixers with budgets of their own paid for by the MLPs; Muon as in `muon`",
+        size="nano_next",
+        recipe=MUON,
     ),
 }
 
@@ -177,7 +252,7 @@ def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recip
     """Return the recipe of a run."""
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
     model_args = with_embeds(model_arguments(variant, mixer))
-    options = ClassificationOptions(**DATA, model=f"metaformer_{mixer}_nano", model_args=model_args, data_dir=data_dir)
+    options = ClassificationOptions(**DATA, model=f"metaformer_{mixer}_{variant.size}", model_args=model_args, data_dir=data_dir)
     return Recipe("classification", engine, options)
 
 

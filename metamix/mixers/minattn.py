@@ -14,7 +14,7 @@ T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes si
 every token attends to itself alone, and training stays at chance level.
 
 With `positions` a learned bias for each head and each offset between two tokens is added to s / sqrt(d), so that a head
-can learn a local filter. The biases are made for `size` and resampled on maps of another size.
+can learn a local filter. The biases are made for the context at `size`, and resampled on other maps.
 
 Any size. Cost is quadratic in the number of tokens. With `context` it is linear: keys and values come from the map
 averaged over that grid (or repeated, if the map is smaller), and every token keeps its query.
@@ -41,7 +41,7 @@ class MinAttn(nn.Module):
         qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky", see above.
         value: whether to use the value map and the output projection.
         context: side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens.
-        positions: whether to add a learned bias for each head and offset; every token must then be in the context.
+        positions: whether to add a learned bias for each head and offset.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
     """
@@ -68,12 +68,10 @@ class MinAttn(nn.Module):
             raise ValueError(
                 f"qk='collapsed' is one matrix for one head, num_heads is {num_heads}: use 1, or qk='shared'."
             )
-        if positions and context is not None:
-            raise ValueError(f"positions need every token in the context, but context is {context!r}: leave it out.")
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
         self.context = None if context is None else tuple(map(min, parse_size("context", context), size))
-        self.bias = PositionBias(num_heads, size) if positions else None
+        self.bias = PositionBias(num_heads, self.context or size) if positions else None
         self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
@@ -90,7 +88,7 @@ class MinAttn(nn.Module):
         k = q if self.symmetric and context is x else key(context)
         v = self.value(context)
         q, k, v = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, v))
-        bias = None if self.bias is None else self.bias(x)
+        bias = None if self.bias is None else self.bias(x, context)
         y = attention(q, k, v, self.attn_drop.p if self.training else 0.0, bias)  # (B, heads, H W, d)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
 
@@ -102,37 +100,44 @@ class MinAttn(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """A learned number for each head and each offset between two tokens of a map: (B, C, H, W) -> (heads, H W, H W).
+    """A learned number for each head, and each offset between a token and a token of the context.
+
+    (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 
     Args:
         heads: number of heads.
-        size: (H, W) of the map that the table of offsets is made for; it is resampled for other maps.
+        size: (h, w) of the context that the table of offsets is made for; the table is resampled for others.
     """
 
     def __init__(self, heads: int, size: tuple[int, int]):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(1, heads, 2 * size[0] - 1, 2 * size[1] - 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return offset_biases(x, self.table)
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        bias = offset_biases(context, self.table)  # (heads, h w, h w)
+        if context is x:
+            return bias
+        bias = rearrange(bias, "n (h w) k -> 1 (n k) h w", h=context.shape[-2])
+        bias = resize_to(bias, x.shape[-2:], "bilinear")  # (1, heads h w, H, W)
+        return rearrange(bias, "1 (n k) h w -> n (h w) k", n=self.table.shape[1])
 
 
 @fx_leaf
-def offset_biases(x: Tensor, table: Tensor) -> Tensor:
+def offset_biases(context: Tensor, table: Tensor) -> Tensor:
     """Look up the bias of each pair of tokens of a map.
 
     Args:
-        x: the map, (B, C, H, W); its values are not used.
-        table: biases by offset from query to key, (1, heads, 2 h - 1, 2 w - 1).
+        context: the map, (B, C, h, w); its values are not used.
+        table: biases by offset from query to key, (1, heads, h', w').
 
     Returns:
-        (heads, H W, H W).
+        (heads, h w, h w).
     """
-    h, w = x.shape[-2:]
+    h, w = context.shape[-2:]
     table = resize_to(table, (2 * h - 1, 2 * w - 1))[0]
     row, column = torch.arange(h, device=table.device), torch.arange(w, device=table.device)
     rows, columns = row[:, None] - row + h - 1, column[:, None] - column + w - 1
-    bias = table[:, rows[:, None, :, None], columns[None, :, None, :]]  # (heads, H, W, H, W)
+    bias = table[:, rows[:, None, :, None], columns[None, :, None, :]]  # (heads, h, w, h, w)
     return bias.flatten(3).flatten(1, 2)
 
 

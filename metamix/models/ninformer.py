@@ -41,7 +41,7 @@ def ninformer(
     mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset: dict[str, Any] = dict(
         mixer="nin",
-        default_mixer_args=lambda dim: {"nin": mixer_args},
+        default_mixer_args=lambda stage, dim: {"nin": mixer_args},
         stem=partial(ConvEmbed, kernel_size=patch_size, stride=patch_size),
         norm1=partial(LayerNorm2d, eps=1e-5),
         tie_norms=True,

@@ -116,7 +116,7 @@ def raftmlp(
     mixer_args = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
     preset: dict[str, Any] = dict(
         mixer="raft",
-        default_mixer_args=lambda dim: {"raft": mixer_args},
+        default_mixer_args=lambda stage, dim: {"raft": mixer_args},
         norm1="none",
         norm2=norm,
         norm=norm,

@@ -41,7 +41,7 @@ CIFAR10 = IMAGENET | dict(
 )
 MNIST = CIFAR10 | dict(input_size=(1, 28, 28), mean=(0.1307,), std=(0.3081,))
 
-DefaultMixerArgs = Callable[[int], dict[str, dict]]  # channels -> {mixer: its arguments}
+DefaultMixerArgs = Callable[[int, int], dict[str, dict]]  # stage, channels -> {mixer: its arguments}
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registered
 __all__: list[str] = []  # timm adds each name
@@ -76,7 +76,8 @@ def build(
         mixers, given = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
         kwargs["mixer"] = mixers
         kwargs["mixer_args"] = [
-            default_mixer_args(dim).get(mixer, {}) | args for dim, mixer, args in zip(kwargs["dims"], mixers, given)
+            default_mixer_args(stage, dim).get(mixer, {}) | args
+            for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, given))
         ]
     return build_model_with_cfg(
         MetaFormer,

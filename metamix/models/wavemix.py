@@ -88,7 +88,7 @@ def wavemix(
     mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
     preset: dict[str, Any] = dict(
         mixer="wavemix",
-        default_mixer_args=lambda dim: {"wavemix": mixer_args},
+        default_mixer_args=lambda stage, dim: {"wavemix": mixer_args},
         stem=stem,
         norm1="none",
         norm="none",

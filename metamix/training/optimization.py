@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import Muon, create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -55,7 +55,23 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         raise ValueError(
             f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}; leave it out"
         )
+    if isinstance(optimizer, Muon):
+        route_to_muon(optimizer, model)
     return optimizer
+
+
+def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
+    """Give Muon the dense convolutions of one input channel, such as the token MLPs of raft and nin.
+
+    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 gives every weight of that shape to AdamW, as it
+    does with the weights of depthwise convolutions.
+    """
+    fallback = {p for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 1 and module.groups == 1:
+            weight = module.weight
+            if weight.requires_grad and weight not in fallback and min(len(weight), weight[0].numel()) >= 4:
+                optimizer.state[weight]["use_muon"] = True
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ CASES = {
     "minattn-shared": ("minattn", dict(qk="shared", num_heads=2, context=(4, 4))),
     "minattn-cholesky": ("minattn", dict(qk="cholesky", num_heads=2, context=(3, 9))),
     "minattn-positions": ("minattn", dict(num_heads=2, positions=True)),
+    "minattn-positions-context": ("minattn", dict(num_heads=2, context=4, positions=True)),
     "mine": ("mine", {}),
 }
 
@@ -113,6 +114,7 @@ def test_autocast(case):
 NO_EFFECT = {
     "minattn": {"key.bias"},  # adds a constant to all similarities of a query, which softmax ignores
     "minattn-positions": {"key.bias"},  # likewise
+    "minattn-positions-context": {"key.bias"},
     "wavemix": {"levels.0.up.bias"},  # the batch norm after it subtracts it in training
     "wavemix-sym4": {"levels.0.fc2.bias", "levels.1.fc2.bias"},  # likewise: upsampling keeps a constant
 }

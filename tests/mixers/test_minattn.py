@@ -164,8 +164,6 @@ def test_errors():
         create_mixer("minattn", 8, size=SIZE, num_heads=3)
     with pytest.raises(ValueError, match="one matrix for one head, num_heads is 2: use 1, or qk='shared'"):
         create_mixer("minattn", 8, size=SIZE, qk="collapsed", num_heads=2)
-    with pytest.raises(ValueError, match="positions need every token in the context, but context is 4: leave it out"):
-        create_mixer("minattn", 8, size=SIZE, context=4, positions=True)
 
 
 @pytest.mark.parametrize("qk", ["shared", "separate"])
@@ -200,6 +198,23 @@ def test_positions_are_resampled_for_other_sizes():
     assert larger.bias.table.shape == (1, 1, 11, 9)
     x = torch.randn(1, 4, 6, 5)
     torch.testing.assert_close(larger(x), mixer(x))
+
+
+def test_positions_with_a_context_interpolate_between_its_points():
+    mixer = random_mixer("minattn", 4, (2, 2), context=2, positions=True)  # float64
+    torch.nn.init.normal_(mixer.bias.table)
+    torch.nn.init.zeros_(mixer.query.weight)
+    torch.nn.init.zeros_(mixer.query.bias)  # all similarities are 0, so only the offset counts
+    full = create_mixer("minattn", 4, size=(2, 2), positions=True).double()
+    full.load_state_dict(mixer.state_dict())
+    x = random_map(1, 4, 2, 2)
+    assert_equal(mixer(x), full(x))
+    larger = random_map(1, 4, 4, 4)
+    corner = torch.stack([mixer.bias.table[0, 0, 1 - i, 1 - j] for i in range(2) for j in range(2)])  # of the first query
+    value = linear(larger, mixer.value).unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)).flatten(2)[0]  # (4, 2 2)
+    want = torch.einsum("ck,k->c", value, corner.softmax(0))
+    got = mixer(larger)[0, :, 0, 0]
+    assert_equal(got, (mixer.proj.weight[:, :, 0, 0] @ want) + mixer.proj.bias)
 
 
 def test_bias_acts_alike_with_and_without_the_fused_attention():

@@ -57,7 +57,7 @@ def agreement(a, b, cells=1):
 @torch.no_grad()
 def test_a_mixer_alone(photo, mixer, dim, side):
     torch.manual_seed(0)
-    options = default_mixer_args(dim, nano=False).get(mixer, {})
+    options = default_mixer_args(0, dim, size="s12").get(mixer, {})
     if mixer == "wavemix":
         options = dict(mult=1, norm="group", upsample="bilinear")
     mix = create_mixer(mixer, dim, size=(side, side), **options).eval()

@@ -11,7 +11,7 @@ from torch import nn
 import metamix
 from metamix.mixers import registry
 from metamix.models import count_macs
-from metamix.models.metaformer_family import SIZES, ConvPool, ConvPoolStem
+from metamix.models.metaformer_family import SIZES, ConvNormAct, ConvNormActStem
 
 MIXERS = ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn"]
 
@@ -41,7 +41,7 @@ def parameters(model):
 
 
 def test_names():
-    assert list(SIZES) == ["nano", *POOLFORMER]
+    assert list(SIZES) == ["nano", "nano_next", *POOLFORMER]
     assert set(timm.list_models("metaformer_*")) == {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
     assert metamix.list_mixers() == MIXERS
 
@@ -54,7 +54,10 @@ def test_pooling_is_poolformer(size):
     assert [p.shape for p in model.parameters() if p.ndim > 1] == [p.shape for p in theirs.parameters() if p.ndim > 1]
 
 
-@pytest.mark.parametrize("size", SIZES)
+SAME_MLPS = [size for size in SIZES if size != "nano_next"]
+
+
+@pytest.mark.parametrize("size", SAME_MLPS)
 def test_only_the_mixer_differs(size):
     def outside(mixer):
         model = shapes(mixer, size)
@@ -72,14 +75,28 @@ def test_only_the_mixer_differs(size):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
-    for size in SIZES:
+    for size in SAME_MLPS:
         blocks = [block for stage in shapes(mixer, size).stages for block in stage.blocks]
         assert sum(parameters(b.mixer) for b in blocks) <= sum(parameters(b.mlp) for b in blocks) / 2, size
 
 
+def test_nano_next_costs_the_same_with_every_mixer():
+    costs = {mixer: count_macs(shapes(mixer, "nano_next"), (3, 32, 32)) for mixer in MIXERS}
+    assert costs["identity"] == costs["pooling"] == 73_631_616
+    assert all(0.97 <= cost / costs["identity"] <= 1 for cost in costs.values()), costs
+
+
+def test_mixers_of_stages_bring_their_share_of_the_mlps():
+    model = create("metaformer_pooling_nano_next", mixer=("pooling", "raft", "minattn"))
+    assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == [4 * 64, 2 * 128, 192]
+    assert model.stages[1].blocks[0].mixer.vertical.fc1.weight.shape[0] == 2 * 8 * 8  # expansion, raft size, map side
+    assert create("metaformer_raft_nano_next", mlp_ratio=1.0).stages[0].blocks[0].mlp.fc1.out_channels == 64
+
+
+@pytest.mark.parametrize("size", ["nano", "nano_next"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_nano_trains_on_images_of_32(mixer):
-    model = create(f"metaformer_{mixer}_nano").train()
+def test_nano_trains_on_images_of_32(mixer, size):
+    model = create(f"metaformer_{mixer}_{size}").train()
     assert parameters(model) <= 2_000_000
     assert model.pretrained_cfg["input_size"] == (3, 32, 32) and model.pretrained_cfg["num_classes"] == 10
     y = model(torch.randn(2, 3, 32, 32))
@@ -156,24 +173,8 @@ def test_own_mixer_in_some_stages_with_options(mine):
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
-@pytest.mark.parametrize("embed", [ConvPool, ConvPoolStem])
-def test_pooled_embedding_tells_its_size(embed, size, pool):
-    down = embed(3, 4, pool=pool)
+@pytest.mark.parametrize("embed", [ConvNormAct, ConvNormActStem])
+def test_embedding_tells_its_size(embed, size):
+    down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))
-
-
-def test_pooled_embedding_is_convolution_pooling_norm_and_activation():
-    x = torch.randn(2, 3, 6, 6)
-    down = ConvPool(3, 4, norm=lambda dim: nn.Identity(), act=nn.ReLU)
-    full = nn.functional.conv2d(x, down[0].weight, down[0].bias, padding=1)
-    largest = torch.stack([full[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0)
-    torch.testing.assert_close(down(x), largest.clamp(min=0))
-
-
-def test_pooled_embeddings_make_a_model():
-    stem, down = (partial(embed, norm=nn.BatchNorm2d) for embed in (ConvPoolStem, ConvPool))
-    model = create("metaformer_pooling_nano", stem=stem, downsample=down, norm1="batchnorm2d", norm2="batchnorm2d")
-    maps = model.forward_intermediates(torch.randn(1, 3, 33, 32), intermediates_only=True)
-    assert [m.shape[-2:] for m in maps] == [(17, 16), (9, 8), (5, 4)]
