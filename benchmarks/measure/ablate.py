@@ -252,7 +252,9 @@ def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recip
     """Return the recipe of a run."""
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
     model_args = with_embeds(model_arguments(variant, mixer))
-    options = ClassificationOptions(**DATA, model=f"metaformer_{mixer}_{variant.size}", model_args=model_args, data_dir=data_dir)
+    options = ClassificationOptions(
+        **DATA, model=f"metaformer_{mixer}_{variant.size}", model_args=model_args, data_dir=data_dir
+    )
     return Recipe("classification", engine, options)
 
 

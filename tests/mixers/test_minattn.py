@@ -210,7 +210,9 @@ def test_positions_with_a_context_interpolate_between_its_points():
     x = random_map(1, 4, 2, 2)
     assert_equal(mixer(x), full(x))
     larger = random_map(1, 4, 4, 4)
-    corner = torch.stack([mixer.bias.table[0, 0, 1 - i, 1 - j] for i in range(2) for j in range(2)])  # of the first query
+    corner = torch.stack(
+        [mixer.bias.table[0, 0, 1 - i, 1 - j] for i in range(2) for j in range(2)]
+    )  # of the first query
     value = linear(larger, mixer.value).unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)).flatten(2)[0]  # (4, 2 2)
     want = torch.einsum("ck,k->c", value, corner.softmax(0))
     got = mixer(larger)[0, :, 0, 0]

@@ -192,6 +192,23 @@ def test_layer_decay_scales_the_rates():
     assert head == 1.0 and stem <= 0.5**5
 
 
+def test_muon_takes_dense_convolutions_of_one_channel():
+    model = nn.ModuleDict(
+        {
+            "token": nn.Conv2d(1, 8, (4, 4)),
+            "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+            "narrow": nn.Conv2d(1, 2, (4, 4)),  # no matrix worth orthogonalizing
+            "head": nn.Conv2d(1, 8, (4, 4)),
+        }
+    )
+    optimizer = make_optimizer(model, EngineOptions(optimizer="muon", opt_args={"fallback_list": ["head.*"]}))
+    sum(weight.sum() for weight in model.parameters()).backward()
+    optimizer.step()
+    takes = {name: bool(optimizer.state[module.weight]["use_muon"]) for name, module in model.items()}
+    assert takes == {"token": True, "depthwise": False, "narrow": False, "head": False}
+    assert "momentum_buffer" in optimizer.state[model["token"].weight]
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon", "lamb"])
 def test_every_optimizer_resumes_to_the_bit(name, tmp_path):
     options = {"optimizer": name, "epochs": 2, "lr": 3e-3, "ema": True, "clip_grad": 0.1}
