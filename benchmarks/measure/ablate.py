@@ -1,7 +1,7 @@
 """Measure what each choice in the nano models is worth: short runs at equal multiply-adds, results/ablations.json.
 
     python -m benchmarks.measure.ablate --list
-    python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 wide:raft:0
+    python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 next:raft:0
 
 A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
 not used. Every run spends the same number of multiply-adds on images (`BUDGET`), so a model of twice the cost sees half
@@ -196,21 +196,6 @@ VARIANTS = {
     ),
     "pool-ls": Variant("no LayerScale", "pool", model={"layer_scale": 0.0}),
     "pool-ls2": Variant("LayerScale from 0.02, not 0.1", "pool", model={"layer_scale": 0.02}),
-    "budget": Variant(
-        "mixers get up to the parameters of the MLP beside them",
-        "pool",
-        mixers={
-            "raft": [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)],
-            "nin": [
-                dict(token_dim=64, channel_dim=64, grid=16),
-                dict(token_dim=128, channel_dim=128),
-                dict(token_dim=128, channel_dim=192),
-            ],
-            "minattn": [dict(num_heads=n, context=None, positions=True) for n in (2, 4, 6)],
-            "wavemix": [dict(ff_channel=n, mult=2) for n in (8, 16, 24)],
-            "maxim": [dict(block_size=8, grid_size=8), {}, {}],
-        },
-    ),
     "muon": Variant(
         "head and first convolution to AdamW, Muon's rate 1e-2, AdamW's 5e-3",
         "pool",
@@ -220,6 +205,9 @@ VARIANTS = {
         "`wide` with ratio 4, mixers with budgets of their own paid for by the MLPs; Muon as in `muon`",
         size="nano_next",
         recipe=MUON,
+    ),
+    "next-mlps": Variant(
+        "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "next", model={"mlp_ratio": 4.0}
     ),
 }
 
@@ -235,6 +223,7 @@ def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
         model={**base.model, **variant.model},
         mixers={**base.mixers, **variant.mixers},
         recipe={**base.recipe, **variant.recipe},
+        size=base.size,
     )
 
 

@@ -55,9 +55,10 @@ def test_budget_buys_fewer_steps_of_a_larger_model():
 
 
 def build(name, mixer):
-    arguments = ablate.model_arguments(ablate.resolve(name), mixer)
+    variant = ablate.resolve(name)
+    arguments = ablate.model_arguments(variant, mixer)
     json.dumps(arguments)
-    return timm.create_model(f"metaformer_{mixer}_nano", **ablate.with_embeds(arguments))
+    return timm.create_model(f"metaformer_{mixer}_{variant.size}", **ablate.with_embeds(arguments))
 
 
 @pytest.mark.parametrize("name", ablate.VARIANTS)
@@ -70,9 +71,16 @@ def test_variant_builds_the_model_that_was_measured(name):
         assert ablate.VARIANTS[name].about == rows[name]["about"]
 
 
-@pytest.mark.parametrize("mixer", ["raft", "nin", "minattn", "wavemix", "maxim"])
-def test_budget_builds_with_every_mixer(mixer):
-    assert build("budget", mixer)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+def test_descendants_have_the_size_of_their_ancestors():
+    assert ablate.resolve("next-mlps").size == "nano_next"
+    assert build("next-mlps", "raft").stages[0].blocks[0].mlp.fc1.out_channels == 4 * 64
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
+@pytest.mark.parametrize("embed", ablate.EMBEDS.values())
+def test_embedding_tells_its_size(embed, size):
+    down = embed(3, 4).eval()
+    assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))
 
 
 def test_recipe_has_the_options_of_the_variant():

@@ -1,7 +1,7 @@
 """Test the comparison family: 42 names; within a size only the mixer differs."""
 
 import re
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import timm
