@@ -135,7 +135,7 @@ def load_trained(
         raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
     else:
         raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
-    return TrainedModel(name, net, _complete(metadata, net, metadata.model_args | arguments))
+    return TrainedModel(name, net, complete_metadata(metadata, net, metadata.model_args | arguments))
 
 
 def _load_file(
@@ -167,7 +167,7 @@ def _load_file(
     return name, net, metadata
 
 
-def _complete(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str, Any]) -> ModelMetadata:
+def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Mapping[str, Any]) -> ModelMetadata:
     """Fill in missing metadata from timm's configuration of the model."""
     config = timm.data.resolve_model_data_config(model)
     num_classes: Any = model.num_classes

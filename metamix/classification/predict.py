@@ -52,15 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = ProcessGroup.start(options.device).device
         classifier = load_classifier(options.checkpoint, model=options.model)
         classifier.model.to(device)
-        broken: list[str] = []
-        predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
-        found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
-        text = FORMATS[options.format](found)
-        if options.output:
-            write_text(options.output, text)
-            print(readable(f"written: {options.output}, {len(found):,} images"))
-        else:
-            sys.stdout.write(readable(text))
+        return label(classifier, images, options)
+
+
+def label(classifier: Classifier, images: Sequence[Path], options: argparse.Namespace) -> int:
+    """Label images and print or write the labels as the options of `add_options` say.
+
+    Returns:
+        1 if an image cannot be read, else 0.
+    """
+    broken: list[str] = []
+    predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
+    found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
+    text = FORMATS[options.format](found)
+    if options.output:
+        write_text(options.output, text)
+        print(readable(f"written: {options.output}, {len(found):,} images"))
+    else:
+        sys.stdout.write(readable(text))
     for reason in broken:
         print(readable(f"left out: {reason}"), file=sys.stderr)
     return 1 if broken else 0
@@ -71,15 +80,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamix predict", description="Label images with a trained classifier.", allow_abbrev=False
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or name of published weights")
     parser.add_argument("--model", help="model of a weight file that does not name it")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the images, and how their labels are written."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--top", type=_positive, default=5, help="labels for each image (default: 5)")
     parser.add_argument("--format", choices=list(FORMATS), default="table", help="table, csv or json (default: table)")
     parser.add_argument("--output", type=Path, help="file to write to (default: print)")
     parser.add_argument("--batch-size", type=_positive, default=64, help="images per forward pass (default: 64)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    return parser
 
 
 @torch.inference_mode()
@@ -98,7 +112,7 @@ def predict(
         batch_size: images per forward pass.
         broken: a list that the reasons why images cannot be read are added to.
     """
-    device = next(classifier.model.parameters()).device
+    device = next((p.device for p in classifier.model.parameters()), torch.device("cpu"))
     decoded = _read(classifier, images, [] if broken is None else broken)
     while batch := list(islice(decoded, batch_size)):
         paths, tensors = zip(*batch)

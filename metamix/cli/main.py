@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "train": ("metamix.cli.train", "Train a model, or several and compare them."),
     "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
     "predict": ("metamix.cli.predict", "Label images, or find objects in them."),
+    "export": ("metamix.cli.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
     "verify": ("metamix.cli.verify", "Find broken images and bad annotations in a data set."),
     "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
 }

@@ -6,15 +6,18 @@ import argparse
 from collections.abc import Sequence
 
 from metamix.cli.tasks import take_task, task_module
+from metamix.deploy.artifact import is_exported
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
+       metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]
 
 The checkpoint decides what is predicted: labels with probabilities (classification), boxes (detection) or restored
-images (restoration). For all options: metamix predict --task NAME --help, with the name of one of these tasks.
+images (restoration). A folder that metamix export wrote runs in the engine of its format. For all options: metamix
+predict --task NAME --help, with the name of one of these tasks.
 --import MODULE imports your own mixers and models first."""
 
 
@@ -23,7 +26,11 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError):
         task, words = take_task(argv)
         if task is None:
-            checkpoint = _checkpoint(words)
+            checkpoint, model = _weights(words)
+            if checkpoint is None and model is not None and is_exported(model):
+                from metamix.deploy.predict import main as predict_exported
+
+                raise SystemExit(predict_exported(words))
             if checkpoint is None:
                 print(DESCRIPTION)
                 raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
@@ -38,7 +45,10 @@ def _task_of(checkpoint: str) -> str:
     return ModelMetadata.from_dict(raw, checkpoint).task or "classification"
 
 
-def _checkpoint(words: Sequence[str]) -> str | None:
+def _weights(words: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return what the command line gives as --checkpoint and --model."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint")
-    return parser.parse_known_args(words)[0].checkpoint
+    parser.add_argument("--model")
+    known = parser.parse_known_args(words)[0]
+    return known.checkpoint, known.model

@@ -9,20 +9,8 @@
 The formats need packages that training does not: pip install 'metamix[deploy]'.
 """
 
-from typing import TYPE_CHECKING, Any
+from .export import export
+from .fuse import fuse
+from .runtime import load_exported
 
-if TYPE_CHECKING:
-    from .runtime import load_exported
-
-__all__ = ["load_exported"]
-
-_HOMES = {"load_exported": "runtime"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the parts on first use: each needs packages that the others do not."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["export", "fuse", "load_exported"]

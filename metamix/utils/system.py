@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +30,19 @@ def versions() -> dict[str, str]:
 
     found = {name: version(name) for name in ("torch", "torchvision", "timm")}
     return {"python": sys.version.split()[0], "metamix": __version__} | found
+
+
+def processor() -> dict[str, Any]:
+    """Return the CPU's name, the number of logical cores and its instructions for 8 and 16 bits, where Linux knows."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in text.splitlines()}
+    fast = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+    return {
+        "cpu": known.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "instructions": [name for name in fast if name in known.get("flags", "").split()],
+    }
 
 
 def commit() -> str | None:

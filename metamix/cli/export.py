@@ -1,0 +1,96 @@
+"""`metamix export`: write a trained model as ONNX, OpenVINO IR or torch.export, and check that it computes the same."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import metamix  # noqa: F401 - registers the models with timm
+from metamix.deploy.artifact import FORMATS, PRECISIONS
+from metamix.training.recipe import import_modules
+from metamix.utils.text import exit_with_message, readable
+
+EXAMPLES = """examples:
+  metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
+  metamix export runs/cifar10-metaformer_raft_nano-seed0 --format openvino --precision int8 --data cifar10 --output raft
+  metamix predict --model raft photo.jpg"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export a model. Exits with a message where something does not fit or a limit is missed."""
+    options = make_parser().parse_args(argv)
+    with exit_with_message(ValueError, OSError, ImportError):
+        import_modules(options.imports)
+        from metamix.deploy.export import export
+
+        report = export(
+            options.model,
+            output=options.output,
+            format=options.format,
+            precision=options.precision,
+            img_size=options.img_size,
+            dynamic=options.dynamic,
+            data=options.data,
+            data_dir=options.data_dir,
+            images=options.images,
+            threads=options.threads,
+        )
+    print(readable(summary(report, options.output)))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="metamix export",
+        description="Write a trained model for an inference engine, and check that it computes the same.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="NAME.TAG of metamix or timm, a run folder or a weight file")
+    parser.add_argument("--format", default="onnx", help=f"{', '.join(FORMATS)} (default: onnx)")
+    parser.add_argument("--precision", default="fp32", help=f"{', '.join(PRECISIONS)} (default: fp32)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--img-size", type=size, metavar="N or H,W", help="images in pixels (default: as in training)")
+    parser.add_argument("--dynamic", action="store_true", help="let height and width vary; the batch always may")
+    parser.add_argument("--data", help="data set to compare on, and to calibrate int8 on (default: random images)")
+    parser.add_argument("--data-dir", help="folder of the data set")
+    parser.add_argument("--images", type=positive, metavar="N", help="most images to compare on (default: all)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="to measure with (default: all cores)")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
+    return parser
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """Parse "224" or "480,640"."""
+    sides = [part.strip() for part in text.split(",")]
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give the side of a square, or height,width in pixels")
+    numbers = [int(side) for side in sides]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def summary(report: dict[str, Any], folder: Path) -> str:
+    """Return the lines that the command prints."""
+    parity, speed = report["parity"], report["speed"]
+    lines = [f"note: {note}" for note in report["notes"]]
+    lines.append(
+        f"parity: outputs differ by up to {parity['of_the_deviation']:.1e} of their deviation on {parity['images']:,} "
+        f"images ({parity['on']})" + (f", same class for {parity['same_top1']:.2%}" if "same_top1" in parity else "")
+    )
+    for name, scores in report["scores"].items():
+        lines.append(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+    for name, figures in speed.items():
+        lines.append(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in figures.items()))
+    megabytes = sum(report["files"].values()) / 1e6
+    lines.append(f"written: {folder}, {megabytes:.1f} MB, {report['format']} {report['precision']}")
+    return "\n".join(lines)

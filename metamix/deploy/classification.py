@@ -1,0 +1,144 @@
+"""Export classifiers: one output, the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metamix.classification.load import complete_metadata, create_model, load_trained
+from metamix.classification.options import ClassificationEvalOptions
+from metamix.classification.task import Classification
+from metamix.data import Source, eval_loader
+from metamix.models.metadata import ModelMetadata
+
+from .exportable import Comparison, Model, Request, is_file
+from .report import Difference, fp32_problems
+
+RANDOM_IMAGES = 64
+
+
+class ExportableClassifier:
+    """A classifier, and the data set that it is compared and calibrated on.
+
+    Args:
+        model: the classifier.
+        metadata: complete metadata of its weights.
+        task: the task on the data set; None for random images.
+        images: most images to compare on; None for all of the test split.
+    """
+
+    outputs: tuple[str, ...] = ("logits",)
+
+    def __init__(
+        self, model: nn.Module, metadata: ModelMetadata, task: Classification | None = None, images: int | None = None
+    ):
+        self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
+        self.extra: dict[str, Any] = {}
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int) -> Tensor:
+        if self.task is not None:
+            return next(iter(self.batches(self.task.data.splits.test, count)))[0]
+        return self.random(count)
+
+    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
+        """Return normally distributed values in the shape of prepared images."""
+        size: Any = self.metadata.img_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        shape = count, self.metadata.in_chans or 3, height + taller, width + wider
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, batch_size: int) -> Comparison:
+        difference = Difference(ranked=True)
+        if self.task is None:
+            for images in self.random(RANDOM_IMAGES).split(batch_size):
+                difference.update(self.model(images), exported(images))
+            figures: dict[str, Any] = {"on": "random images"} | difference.result()
+            return Comparison(figures, problems=fp32_problems(figures))
+        metric, source = self.task.metric, self.task.data.splits.test
+        states = {"eager": metric.start(), "exported": metric.start()}
+        for images, batch in self.batches(source, batch_size, self.images):
+            outputs = {"eager": self.model(images), "exported": exported(images)}
+            difference.update(outputs["eager"], outputs["exported"])
+            for name, logits in outputs.items():
+                metric.update(states[name], lambda _, logits=logits: logits, batch)  # type: ignore[arg-type, misc]
+        figures = {"on": f"{self.task.data.name}, test"} | difference.result()
+        scores = {name: metric.result([state]) for name, state in states.items()}
+        return Comparison(figures, scores, fp32_problems(figures))
+
+    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
+        for images, _ in self.batches(self.training_images(), batch_size, count):
+            yield images.numpy()
+
+    def training_images(self) -> Source:
+        """Return the training split in random order.
+
+        Raises:
+            ValueError: there are no data, or they have no training split.
+        """
+        if self.task is None:
+            raise ValueError(
+                "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
+            )
+        train = self.task.data.splits.train
+        if train is None:
+            raise ValueError(
+                f"{self.task.data.name} has no training split, and int8 is never calibrated on the test split: give "
+                f"data that have one"
+            )
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        return Source(train.images, train.indices[order], train.in_memory, train.size)
+
+    def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """Yield prepared images (n, C, H, W) with the loader's batch; the first `count` images, or all."""
+        assert self.task is not None
+        if count is not None:
+            source = Source(source.images, source.indices[:count], source.in_memory, source.size)
+        for batch in eval_loader(source, self.task.options, batch_size=batch_size):
+            yield self.task.data.normalize(batch)["image"], batch
+
+
+def open_classifier(request: Request) -> ExportableClassifier:
+    """Load a classifier of metamix or timm, with the data if some are given."""
+    file = request.source if is_file(request.source) else None
+    name = None if file else request.source
+    size = request.img_size
+    if isinstance(size, tuple):
+        if request.data and size[0] != size[1]:
+            raise ValueError(f"img_size is {size}: classifiers are compared on squares, give one side, or no --data")
+        size = size[0] if size[0] == size[1] else size
+    if name and "." not in name:
+        if request.data:
+            raise ValueError(
+                f"{name} has no trained weights to compare on {request.data}: give {name}.TAG, a run folder or a file"
+            )
+        model = create_model(name)
+        metadata = complete_metadata(ModelMetadata(model=name), model, {})
+        found = ExportableClassifier(model, with_size(metadata, size))
+        found.notes.append(f"{name} without a tag has random weights: its speed is right, its classes mean nothing")
+        return found
+    if not request.data:
+        trained = load_trained(file, model=name, pretrained=file is None)
+        return ExportableClassifier(trained.model, with_size(trained.metadata, size))
+    options = ClassificationEvalOptions(
+        model=name,
+        pretrained=file is None,
+        checkpoint=file,
+        data=request.data,
+        data_dir=request.data_dir,
+        img_size=size if isinstance(size, int) else None,
+    )
+    task, model, entries = Classification.trained(options)
+    metadata = ModelMetadata.from_dict(entries)
+    return ExportableClassifier(model, with_size(metadata, task.data.size), task, request.images)
+
+
+def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:
+    """Return the metadata for images of another size; None keeps it."""
+    return metadata if size is None else replace(metadata, img_size=size)

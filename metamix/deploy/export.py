@@ -1,0 +1,195 @@
+"""Export a model to a folder, compare it with the eager model and measure it: `export`.
+
+    report = export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")
+
+The graph is made from the fused model, see `fuse`. The folder becomes a valid export, with its export.json, only once
+the model in it has met its limits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamix.utils.files import write_text
+from metamix.utils.system import processor, versions
+
+from .artifact import ARTIFACT, FORMATS, REPORT, Artifact, check_cell
+from .exportable import Exportable, Request, task_of
+from .extras import need
+from .fuse import fuse
+from .graphs import Bfloat16, to_openvino, to_program, write_onnx, write_openvino, write_torch
+from .report import speed
+from .runtime import ExportedModel, open_file
+
+PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+CALIBRATION_IMAGES = 500
+
+
+class ParityError(ValueError):
+    """The exported model does not compute what the eager one does, or is less accurate than allowed."""
+
+
+def export(
+    source: str,
+    *,
+    output: str | Path,
+    format: str = "onnx",
+    precision: str = "fp32",
+    img_size: int | tuple[int, int] | None = None,
+    dynamic: bool = False,
+    data: str | None = None,
+    data_dir: str | None = None,
+    images: int | None = None,
+    batch_size: int = 32,
+    threads: int | None = None,
+    seconds: float = 1.0,
+) -> dict[str, Any]:
+    """Export a model to a folder and check it.
+
+    Args:
+        source: a model of metamix or timm, NAME.TAG for its weights; a run folder or a weight file.
+        output: the folder; a new one, or one that was exported to before.
+        format: "torch", "onnx" or "openvino".
+        precision: "fp32", "bf16" or "int8".
+        img_size: side of the images in pixels, or (height, width); None: as in training.
+        dynamic: let height and width vary. The batch always may.
+        data: data set to compare on (its test split) and to calibrate int8 on (its training split).
+        data_dir: folder of the data set.
+        images: most images to compare on; None for the whole test split.
+        batch_size: images per forward pass of the comparison.
+        threads: to measure the speed with; None for torch's number.
+        seconds: that each measurement of the speed takes; 0 to measure none.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
+        ImportError: a package of the extra `deploy` is missing.
+    """
+    check_cell(format, precision)
+    folder = check_output(Path(output))
+    for package in (*PACKAGES[format], *(["nncf"] if (format, precision) == ("openvino", "int8") else [])):
+        need(package)
+    if precision == "int8" and not data:
+        raise ValueError(
+            "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
+        )
+    exportable = open_model(Request(source, img_size, data, data_dir, images))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ARTIFACT).unlink(missing_ok=True)
+    artifact = write_model(exportable, folder, format, precision, dynamic)
+    model = ExportedModel(open_file(folder / artifact.file, threads=threads, hints=artifact.hints), artifact)
+    comparison = exportable.compare(model, batch_size)
+    report = {
+        "source": source,
+        "format": format,
+        "precision": precision,
+        "parity": comparison.parity,
+        "scores": comparison.scores,
+        "files": {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
+        "speed": speeds(exportable, model, seconds) if seconds else {},
+        "threads": threads or torch.get_num_threads(),
+        "machine": processor(),
+        "versions": artifact.versions,
+        "notes": exportable.notes,
+    }
+    write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
+    if precision == "fp32" and comparison.problems:
+        raise ParityError(
+            f"{folder / artifact.file} does not compute what {source} does: {'; '.join(comparison.problems)}. The "
+            f"folder is no valid export; see {folder / REPORT}"
+        )
+    artifact.save(folder)
+    return report
+
+
+def open_model(request: Request) -> Exportable:
+    """Load the model that the user asks for.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be exported.
+        FileNotFoundError: there is no such file.
+    """
+    task = task_of(request.source)
+    if task != "classification":
+        raise ValueError(f"{request.source} is a model of the task {task}: only classifiers can be exported.")
+    from .classification import open_classifier
+
+    return open_classifier(request)
+
+
+def check_output(folder: Path) -> Path:
+    """Return the folder if it can be written to.
+
+    Raises:
+        ValueError: it is a file, or holds something else than an export.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder to export to")
+    if folder.is_dir() and (others := sorted({p.name for p in folder.iterdir()} - known_files())):
+        raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): give a new folder to export to")
+    return folder
+
+
+def known_files() -> set[str]:
+    """Return the names of all files that an export may have."""
+    return {ARTIFACT, REPORT, "model.bin", "model.compiled.pt2", *FORMATS.values()}
+
+
+def write_model(exportable: Exportable, folder: Path, format: str, precision: str, dynamic: bool) -> Artifact:
+    """Write the model's files and return what to say about them."""
+    examples = exportable.examples(2)
+    for name in known_files():  # of an export to another format
+        (folder / name).unlink(missing_ok=True)
+    file = folder / FORMATS[format]
+    model = fuse(exportable.model, None if dynamic else examples)
+    hints: dict[str, str] = {}
+    if format == "onnx":
+        write_onnx(model, examples, file, dynamic, exportable.outputs)
+    elif format == "openvino":
+        graph = to_openvino(to_program(model, examples, dynamic), dynamic, exportable.outputs)
+        hints = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        write_openvino(graph, file)
+    else:
+        write_torch(to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic), file)
+    shape = (None, examples.shape[1], *((None, None) if dynamic else examples.shape[2:]))
+    return Artifact(
+        format,
+        precision,
+        exportable.metadata,
+        shape,
+        exportable.outputs,
+        hints,
+        exportable.extra,
+        versions() | installed(PACKAGES[format]),
+    )
+
+
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@torch.inference_mode()
+def speeds(exportable: Exportable, exported: ExportedModel, seconds: float) -> dict[str, dict[str, float]]:
+    """Measure the eager model, in channels_last, and the exported one, as `speed` does."""
+    model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = exportable.examples(1)
+
+    def eager(batch: Any) -> Any:
+        return model(torch.from_numpy(batch).to(memory_format=torch.channels_last))
+
+    return {"eager": speed(eager, images, seconds), "exported": speed(exported, images, seconds)}

@@ -1,0 +1,96 @@
+"""What `metamix export` needs to know about a model of a task: `Exportable`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from metamix.models.metadata import ModelMetadata
+from metamix.models.weights import find_weights
+from metamix.utils.tensor_files import load_weights
+
+Model = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        source: a model's name, which may have a tag; a run folder or a weight file.
+        img_size: side of the images in pixels, or (height, width); None: as in training.
+        data: name of the data set to compare and calibrate on; None for random images.
+        data_dir: folder of the data set.
+        images: most images of the test split to compare on; None for all.
+    """
+
+    source: str
+    img_size: int | tuple[int, int] | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    images: int | None = None
+
+
+@dataclass
+class Comparison:
+    """How an exported model compares with the eager one.
+
+    Attributes:
+        parity: differences of the outputs.
+        scores: of "eager" and "exported" on the data; empty without data.
+        problems: limits of fp32 that are missed, in words.
+    """
+
+    parity: dict[str, Any]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+class Exportable(Protocol):
+    """A trained model of a task.
+
+    Attributes:
+        model: in evaluation mode, fp32; called with prepared images (n, C, H, W).
+        metadata: of the weights, with the image size of the export.
+        outputs: names of the outputs.
+        extra: see `Artifact.extra`.
+        notes: what the user should know.
+    """
+
+    model: nn.Module
+    metadata: ModelMetadata
+    outputs: tuple[str, ...]
+    extra: dict[str, Any]
+    notes: list[str]
+
+    def examples(self, count: int) -> Tensor:
+        """Return prepared images (count, C, H, W): of the data, or random ones."""
+
+    def compare(self, exported: Model, batch_size: int) -> Comparison:
+        """Run both models on the same images."""
+
+    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
+        """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W).
+
+        Raises:
+            ValueError: there are no data.
+        """
+
+
+def task_of(source: str) -> str:
+    """Return the task of a model by the metadata of its weights; classification where they do not say."""
+    file = find_weights(source)
+    if not is_file(source):
+        return "classification"
+    _, raw = load_weights(file)
+    return ModelMetadata.from_dict(raw, source).task or "classification"
+
+
+def is_file(source: str) -> bool:
+    """Return whether `source` is a weight file, a run folder or the name of shipped weights, not a model of timm."""
+    return find_weights(source).exists() or Path(source).suffix in (".safetensors", ".pt", ".pth") or "/" in source

@@ -1,0 +1,277 @@
+"""Make a model leaner for inference by exact algebra: `fuse`.
+
+    s * (W x + b)            = (s W) x + s b          LayerScale, into the last linear layer of its branch
+    s * (mean(n) - n)        = mean(s n) - s n        LayerScale after pooling or the identity, into the norm before it
+    BN(W x + b)              = (a W) x + a b + c      BatchNorm, into the convolution before it
+    W BN(x) + b              = (W a) x + W c + b      BatchNorm before the channel MLP, into its first convolution
+    W1 x + W2 x              = (W1 + W2) x            RaftMLP's parallel patch convolutions
+
+Dropout and drop path do nothing in evaluation and are removed. Weights that a forward pass derives from parameters
+become parameters: the matrices of raft, the token MLP of nin, the triangular matrices of symmetric attention. With
+`images`, so do those that depend on the map size: resized raft matrices, position embeddings and biases.
+
+Raft keeps its LayerScale: its matrices are shared by all channels and cannot scale each by its own factor.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import singledispatch
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerScale2d
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from metamix.layers import rearrange, resize_to
+from metamix.mixers.identity import Identity
+from metamix.mixers.maxim import Maxim
+from metamix.mixers.minattn import Cholesky, MinAttn, PositionBias, triangular
+from metamix.mixers.nin import Nin, TokenMlp
+from metamix.mixers.pooling import Pooling
+from metamix.mixers.raft import Raft, RaftMlp, resize_inputs, resize_outputs
+from metamix.mixers.wavemix import BandMlp, WaveMix
+from metamix.models.metaformer import Block, MetaFormer
+from metamix.models.raftmlp import MultiScaleEmbed
+
+Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the map that a module gets
+
+
+@torch.no_grad()
+def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
+    """Return a leaner copy of a model that computes the same in evaluation.
+
+    The given model stays as it is. The copy is for inference alone: it is in evaluation mode and needs no gradients.
+    Of layers that are not metamix's, only dropout is removed.
+
+    Args:
+        model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
+        images: what the model is called with; the copy is then for this height and width alone. Without them it takes
+            any size, as the model does.
+    """
+    fused = deepcopy(model).eval().requires_grad_(False)
+    sizes = {} if images is None else record_sizes(fused, images)
+    for module in list(fused.modules()):
+        if isinstance(module, BandMlp):
+            fold_batch_norm(module)
+        elif isinstance(module, Block):
+            fold_layer_scales(module)
+            fold_norm2(module)
+        elif isinstance(module, Raft):
+            fix_matrices(module, sizes)
+        elif isinstance(module, MetaFormer) and module.pos_embed is not None and module in sizes:
+            module.pos_embed = nn.Parameter(resize_to(module.pos_embed, sizes[module]))
+    return replace(fused, sizes).requires_grad_(False)
+
+
+def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
+    """Return the map size that each module with size-dependent weights gets from these images."""
+    sizes: Sizes = {}
+
+    def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Any = None) -> None:
+        height, width = arguments[0].shape[-2:]
+        sizes[module] = height, width
+
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, (Raft, PositionBias))]
+    for module in model.modules():
+        if isinstance(module, MetaFormer):
+            # The positions are added to the stem's output.
+            hooks.append(module.stem.register_forward_hook(lambda _, __, y, m=module: record(m, (y,))))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+def replace(module: nn.Module, sizes: Sizes) -> nn.Module:
+    """Replace the modules inside `module`, and itself, by leaner ones."""
+    for name, child in module.named_children():
+        setattr(module, name, replace(child, sizes))
+    if isinstance(module, (nn.Dropout, DropPath)):
+        return nn.Identity()
+    if isinstance(module, MultiScaleEmbed):
+        return SummedEmbed(module)
+    if isinstance(module, TokenMlp):
+        return FixedTokenMlp(module)
+    if isinstance(module, Cholesky):
+        weight = rearrange(triangular(module.entries, module.d), "n i o -> (n o) i 1 1")
+        return convolution(weight, None, groups=module.heads)
+    if isinstance(module, PositionBias) and module in sizes:
+        return Constant(module(torch.empty(1, 1, *sizes[module], device="meta")))
+    return module
+
+
+# LayerScale and BatchNorm
+
+
+def fold_batch_norm(mlp: BandMlp) -> None:
+    """Fold the norm of one wavelet level into the transposed convolution before it, or through bilinear upsampling."""
+    if not isinstance(mlp.norm, nn.BatchNorm2d):
+        return
+    if isinstance(mlp.up, nn.ConvTranspose2d):
+        mlp.up = fuse_conv_bn_eval(mlp.up, mlp.norm, transpose=True)
+    else:  # interpolation weights sum to 1, so the shift passes through it too
+        mlp.fc2 = fuse_conv_bn_eval(mlp.fc2, mlp.norm)
+    mlp.norm = nn.Identity()
+
+
+def fold_norm2(block: Block) -> None:
+    """Fold a BatchNorm before the channel MLP into its first convolution."""
+    if block.mlp is None or not isinstance(block.norm2, nn.BatchNorm2d):
+        return
+    norm: Any = block.norm2
+    fc1: Any = block.mlp.fc1
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    block.mlp.fc1 = convolution(fc1.weight * scale[:, None, None], fc1.bias + fc1.weight.flatten(1) @ shift)
+    block.norm2 = nn.Identity()
+
+
+def fold_layer_scales(block: Block) -> None:
+    """Fold the scales of a block's branches into the last linear layers of the mixer and the MLP."""
+    if isinstance(block.layer_scale1, LayerScale2d):
+        layer = last_layer(block.mixer)
+        if layer is None and is_linear_by_channel(block.mixer) and not (block.mlp is not None and block.tie_norms):
+            layer = block.norm1
+        if scale_outputs(layer, block.layer_scale1.gamma):
+            block.layer_scale1 = nn.Identity()
+    if block.mlp is not None and isinstance(block.layer_scale2, LayerScale2d):
+        scale_outputs(block.mlp.fc2, block.layer_scale2.gamma)
+        block.layer_scale2 = nn.Identity()
+
+
+def is_linear_by_channel(mixer: nn.Module) -> bool:
+    """Return whether the mixer maps each channel linearly to itself, without a constant."""
+    return isinstance(mixer, (Pooling, Identity))
+
+
+@singledispatch
+def last_layer(mixer: nn.Module) -> nn.Module | None:
+    """Return the layer whose scaled output channels scale the output channels of the mixer; None if there is none."""
+    return None
+
+
+@last_layer.register
+def _(mixer: Maxim) -> nn.Module:
+    return mixer.fc2
+
+
+@last_layer.register
+def _(mixer: Nin) -> nn.Module:
+    return mixer.value  # the gate is its factor
+
+
+@last_layer.register
+def _(mixer: MinAttn) -> nn.Module:
+    return mixer.proj
+
+
+@last_layer.register
+def _(mixer: WaveMix) -> nn.Module:
+    finest: Any = mixer.levels[0]
+    if not isinstance(finest.norm, nn.Identity):
+        return finest.norm
+    return finest.up if isinstance(finest.up, nn.ConvTranspose2d) else finest.fc2
+
+
+def scale_outputs(layer: nn.Module | None, scale: Tensor) -> bool:
+    """Multiply the output channels of a layer, in place; return False if it is none that has a weight for each."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        axis = 1
+    elif isinstance(layer, (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)) and layer.weight is not None:
+        axis = 0
+    else:
+        return False
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        at = axis if name == "weight" else 0
+        shape = [-1 if i == at else 1 for i in range(parameter.ndim)]
+        setattr(layer, name, nn.Parameter(parameter * scale.view(shape)))
+    return True
+
+
+# Weights that are derived in each forward pass
+
+
+def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
+    """Fix the matrices of a raft mixer at the map size that it computes on, if that is known."""
+    size = sizes.get(mixer) if mixer.resample == "weights" else mixer.size
+    if size is not None:
+        for name, length in zip(("vertical", "horizontal"), size):
+            setattr(mixer, name, FixedRaftMlp(getattr(mixer, name), length))
+
+
+class FixedRaftMlp(nn.Module):
+    """A raft MLP for one length, (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        mlp: the MLP of any length.
+        length: number of tokens along the mixed side.
+    """
+
+    def __init__(self, mlp: RaftMlp, length: int):
+        super().__init__()
+        self.raft_size, self.rafts, self.back = mlp.raft_size, mlp.rafts, mlp.back
+        self.norm, self.act = mlp.norm, mlp.act
+        self.fc1 = convolution(resize_inputs(mlp.fc1.weight, length).flatten(1)[..., None, None], mlp.fc1.bias)
+        self.fc2 = convolution(*(resize_outputs(p, mlp.raft_size, length) for p in mlp.fc2.parameters()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(self.norm(x), self.rafts, r=self.raft_size)  # (B, r * length, other side, C / r)
+        return rearrange(self.fc2(self.act(self.fc1(x))), self.back, r=self.raft_size)
+
+
+class FixedTokenMlp(nn.Module):
+    """The token MLP of nin as 1x1 convolutions over tokens, (B, C, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, mlp: TokenMlp):
+        super().__init__()
+        self.grid, self.act = mlp.grid, mlp.act
+        self.fc1 = convolution(mlp.fc1.weight.flatten(1)[..., None, None], mlp.fc1.bias)
+        self.fc2 = mlp.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = self.grid
+        x = rearrange(x, "b c h w -> b (h w) c 1")
+        return rearrange(self.fc2(self.act(self.fc1(x))), "b (h w) c 1 -> b c h w", h=h, w=w)
+
+
+class SummedEmbed(nn.Module):
+    """A multi-scale patch embedding as one convolution, (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s))."""
+
+    def __init__(self, embed: MultiScaleEmbed):
+        super().__init__()
+        convs: list[Any] = list(embed.convs)
+        padding = max(conv.padding[0] for conv in convs)
+        kernel: Any = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in convs)
+        self.reduction, self.out_size = embed.reduction, embed.out_size
+        self.conv = convolution(kernel, convs[0].bias, stride=embed.reduction, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s, (h, w) = self.reduction, x.shape[-2:]
+        return self.conv(resize_to(x, ((h + s - 1) // s * s, (w + s - 1) // s * s)))
+
+
+class Constant(nn.Module):
+    """Return a tensor, whatever the input."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value
+
+
+def convolution(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
+    """Make a convolution with these weights; `options` are those of `nn.Conv2d`."""
+    out, into, height, width = weight.shape
+    into *= options.get("groups", 1)
+    conv = nn.Conv2d(into, out, (height, width), bias=bias is not None, device="meta", **options)
+    conv.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias)
+    return conv

@@ -1,0 +1,113 @@
+"""Write a model as a graph: torch.export, ONNX, OpenVINO IR.
+
+The batch may always vary, height and width where `dynamic`. The input is called `images`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from .extras import need
+
+INPUT = "images"
+
+
+class Bfloat16(nn.Module):
+    """Compute a model in bf16, with images and outputs in float32.
+
+    Args:
+        model: is converted in place.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.to(torch.bfloat16)
+
+    def forward(self, images: Tensor) -> Any:
+        outputs = self.model(images.to(torch.bfloat16))
+        return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
+
+
+@torch.no_grad()
+def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
+    """Record a model with torch.export.
+
+    Args:
+        model: in evaluation mode.
+        images: an example, (2 or more, C, H, W).
+        dynamic: whether height and width may vary.
+    """
+    with quiet():
+        return torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
+
+
+def free_sides(dynamic: bool) -> dict[int, Any]:
+    """Return the sides of the images that may vary, as torch.export takes them."""
+    return {0: Dim.DYNAMIC, 2: Dim.AUTO, 3: Dim.AUTO} if dynamic else {0: Dim.DYNAMIC}
+
+
+def write_torch(program: ExportedProgram, file: Path) -> None:
+    """Write the program of `to_program` as .pt2."""
+    torch.export.save(program, file)
+
+
+def write_onnx(model: nn.Module, images: Tensor, file: Path, dynamic: bool, outputs: Sequence[str]) -> None:
+    """Write a model as ONNX, by torch's exporter on top of torch.export; arguments as in `to_program`.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+    """
+    need("onnx"), need("onnxscript")
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (images,),
+            input_names=[INPUT],
+            output_names=list(outputs),
+            dynamic_shapes=(free_sides(dynamic),),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(file), external_data=False)
+
+
+def to_openvino(program: ExportedProgram, dynamic: bool, outputs: Sequence[str]) -> Any:
+    """Convert the program of `to_program` to an `openvino.Model`.
+
+    Raises:
+        ImportError: openvino is missing.
+    """
+    openvino = need("openvino")
+    with quiet():
+        model = openvino.convert_model(program)
+    model.inputs[0].get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, outputs):
+        output.get_tensor().set_names({name})
+    return model
+
+
+def write_openvino(model: Any, file: Path) -> None:
+    """Write an `openvino.Model` as .xml and .bin, with its weights as they are."""
+    need("openvino").save_model(model, str(file), compress_to_fp16=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporters: they warn of their own deprecated calls and log their progress."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

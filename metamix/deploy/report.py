@@ -1,0 +1,95 @@
+"""Compare an exported model with the one that it was made from, and measure its speed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+LARGEST_DIFFERENCE = 1e-4  # of fp32, relative to the standard deviation of the outputs
+SAME_TOP1 = 0.999  # share of the images
+
+
+@dataclass
+class Difference:
+    """The difference between the outputs of two models over many batches.
+
+    Args:
+        ranked: whether the outputs are scores of classes, so that the models can be asked for the same class.
+    """
+
+    ranked: bool = False
+    largest: float = 0.0
+    count: int = 0
+    same: int = 0
+    _sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # values, their sum, the sum of their squares
+
+    def update(self, expected: Tensor, given: Tensor) -> None:
+        """Add the outputs (n, ...) for the same images."""
+        expected, given = expected.double(), given.double()
+        self.largest = max(self.largest, float((expected - given).abs().max()))
+        if not given.isfinite().all():
+            self.largest = float("inf")
+        for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), expected.square().sum())):
+            self._sums[i] += value.item()
+        self.count += len(expected)
+        if self.ranked:
+            self.same += int((expected.argmax(1) == given.argmax(1)).sum())
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the expected outputs."""
+        count, total, squares = self._sums
+        return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+
+    def result(self) -> dict[str, float]:
+        """Return the figures for the report."""
+        relative = self.largest / self.deviation if self.deviation else float(self.largest > 0)
+        figures = {"images": self.count, "largest_difference": self.largest, "of_the_deviation": relative}
+        return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
+
+
+def fp32_problems(figures: dict[str, float]) -> list[str]:
+    """Say in words which limits of fp32 the figures of a `Difference` miss."""
+    problems = []
+    if not figures["of_the_deviation"] <= LARGEST_DIFFERENCE:
+        problems.append(
+            f"the outputs differ by up to {figures['of_the_deviation']:.2g} of their standard deviation, the limit is "
+            f"{LARGEST_DIFFERENCE:g}"
+        )
+    if figures.get("same_top1", 1) < SAME_TOP1:
+        problems.append(
+            f"the most probable class is the same for {figures['same_top1']:.2%} of the images, the limit is "
+            f"{SAME_TOP1:.1%}"
+        )
+    return problems
+
+
+def latency(run: Callable[[Any], Any], images: Any, seconds: float) -> float:
+    """Return the median milliseconds of a call; the calls take about `seconds` after a warm-up."""
+    for _ in range(2):
+        run(images)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        run(images)
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def speed(run: Callable[[np.ndarray], Any], image: Tensor, seconds: float) -> dict[str, float]:
+    """Measure the latency of batches of 1 and 8, and the throughput of the latter.
+
+    Args:
+        run: the model, on a numpy array (n, C, H, W).
+        image: (1, C, H, W).
+        seconds: that each measurement takes.
+    """
+    one, eight = (latency(run, image.repeat(n, 1, 1, 1).numpy(), seconds) for n in (1, 8))
+    return {"batch_1_ms": round(one, 3), "batch_8_ms": round(eight, 3), "img_per_s": round(8000 / eight, 1)}

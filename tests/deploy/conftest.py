@@ -1,0 +1,33 @@
+"""Skip these tests where the extra `deploy` is not installed; make small weight files to export."""
+
+import pytest
+import timm
+import torch
+
+import metamix  # noqa: F401 - registers the models
+from metamix.utils.tensor_files import save_weights
+
+for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install 'metamix[deploy]'")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A maker of weight files of shallow classifiers, for images of 16 pixels and three classes."""
+
+    def make(mixer="pooling", **model_args):
+        torch.manual_seed(0)
+        arguments = dict(mixer=mixer, depths=(1,), dims=(16,)) | model_args
+        model = timm.create_model("metaformer_pooling_nano", img_size=16, num_classes=3, **arguments)
+        for name, value in model.state_dict().items():
+            if value.ndim == 1 and not name.endswith("running_var"):
+                value.normal_(std=0.3).add_(name.endswith(("weight", "gamma")))
+        metadata = dict(
+            task="classification", model="metaformer_pooling_nano", model_args=arguments, num_classes=3, in_chans=3,
+            img_size=16, mean=[0.5] * 3, std=[0.25] * 3, interpolation="bicubic", crop_pct=1.0,
+            classes=["cat", "dog", "eel"],
+        )  # fmt: skip
+        save_weights(tmp_path / "small.safetensors", model.state_dict(), metadata)
+        return str(tmp_path / "small.safetensors")
+
+    return make

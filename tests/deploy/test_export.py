@@ -1,0 +1,138 @@
+"""Test `export` of classifiers: files, parity, refusals, and what `metamix predict` does with them."""
+
+import json
+import sys
+from itertools import cycle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import metamix
+import metamix.cli.export
+import metamix.cli.predict
+from metamix.data import open_data
+from metamix.deploy import export, load_exported
+from metamix.deploy.export import ParityError
+from metamix.mixers import list_mixers
+
+FORMATS = ("onnx", "openvino", "torch")
+CELLS = list(zip(list_mixers(), cycle(FORMATS)))  # each mixer in one format; the others are slow tests
+OTHERS = [(mixer, format) for mixer in list_mixers() for format in FORMATS if (mixer, format) not in CELLS]
+
+
+def check_cell(source, folder, format):
+    report = export(source, output=folder, format=format, seconds=0)
+    assert report["parity"]["of_the_deviation"] < 2e-5 and report["parity"]["same_top1"] == 1
+    model, images = load_exported(folder), torch.randn(5, 3, 16, 16)
+    expected = metamix.load_classifier(source).model(images).detach()
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+    assert isinstance(model(images.numpy()), np.ndarray)
+    assert model.artifact.model.classes == ("cat", "dog", "eel")
+    return model
+
+
+@pytest.mark.parametrize(("mixer", "format"), CELLS)
+def test_mixer(mixer, format, weights, tmp_path):
+    model = check_cell(weights(mixer), tmp_path / "out", format)
+    with pytest.raises(ValueError, match=r"takes images of shape \(n, 3, 16, 16\), given is \(1, 3, 16, 20\)"):
+        model(torch.randn(1, 3, 16, 20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mixer", "format"), OTHERS)
+def test_mixer_in_the_other_formats(mixer, format, weights, tmp_path):
+    check_cell(weights(mixer), tmp_path / "out", format)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("mixer", list_mixers())
+def test_dynamic_size(mixer, format, weights, tmp_path):
+    source = weights(mixer)
+    export(source, output=tmp_path / "out", format=format, dynamic=True, seconds=0)
+    model, eager = load_exported(tmp_path / "out"), metamix.load_classifier(source).model
+    for shape in ((1, 3, 16, 16), (3, 3, 24, 18)):
+        images = torch.randn(*shape)
+        torch.testing.assert_close(model(images), eager(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["openvino", "torch"])
+def test_bf16(format, weights, tmp_path):
+    source = weights("identity")
+    report = export(source, output=tmp_path / "out", format=format, precision="bf16", seconds=0.01)
+    model, images = load_exported(tmp_path / "out"), torch.randn(4, 3, 16, 16)
+    expected = metamix.load_classifier(source).model(images).detach()
+    assert model(images).dtype == torch.float32
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=0.05 * float(expected.std()) + 0.02)
+    assert report["speed"]["eager"].keys() == report["speed"]["exported"].keys()
+    assert model.artifact.hints == ({"INFERENCE_PRECISION_HINT": "bf16"} if format == "openvino" else {})
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    """Export shipped weights, compare them on their data set, and label images with the result."""
+    folder, name = tmp_path / "out", "metaformer_identity_nano.digits"
+    metamix.cli.export.main([name, "--output", str(folder), "--data", "digits", "--images", "50"])
+    said = capsys.readouterr().out
+    assert "of their deviation on 50 images (digits, test), same class for 100.00%" in said
+    report = json.loads((folder / "report.json").read_text())
+    assert report["scores"]["eager"] == pytest.approx(report["scores"]["exported"], abs=1e-4)
+    assert report["scores"]["eager"]["top1"] > 90
+    assert report["files"]["model.onnx"] > 100_000 and report["speed"]["exported"]["batch_8_ms"] > 0
+    image, _ = open_data("digits").test.read(0)
+    image.save(tmp_path / "digit.png")
+    printed = []
+    for words in (["--model", str(folder)], ["--checkpoint", name, "--device", "cpu"]):
+        with pytest.raises(SystemExit) as exit:
+            metamix.cli.predict.main([str(tmp_path / "digit.png"), *words])
+        assert exit.value.code == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
+    def fuse(model, images=None):  # a rewrite that is wrong
+        return nn.Sequential(model.eval(), nn.Linear(3, 3))
+
+    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "fuse", fuse)
+    with pytest.raises(ParityError, match=r"model.pt2 does not compute what .*: the outputs differ by up to .* of"):
+        export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
+    with pytest.raises(FileNotFoundError, match="is not an exported model"):
+        load_exported(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(format="onix"), r"format is 'onix'; did you mean 'onnx'\?"),
+        (dict(precision="bf16"), r"ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch"),
+        (dict(precision="int8"), r"int8 is calibrated on images of the training split: say which, --data NAME"),
+        (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
+        (
+            dict(source="metaformer_raft_s12", data="digits"),
+            r"metaformer_raft_s12 has no trained weights to compare on",
+        ),
+        (dict(source="runs/none"), r"runs/none"),
+    ],
+)
+def test_refusals(options, words, tmp_path):
+    given = dict(source="metaformer_identity_nano.digits", output=tmp_path / "out") | options
+    with pytest.raises((ValueError, OSError), match=words):
+        export(**given)
+
+
+def test_output_that_holds_other_files(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds other files \(thesis.txt\): give a new folder"):
+        export("metaformer_identity_nano.digits", output=tmp_path)
+    with pytest.raises(ValueError, match=r"thesis.txt is a file: give a folder"):
+        export("metaformer_identity_nano.digits", output=tmp_path / "thesis.txt")
+
+
+def test_missing_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or openvino alone"):
+        export("metaformer_identity_nano.digits", output=tmp_path / "out", format="openvino")
+    with pytest.raises(SystemExit, match=r"error: OpenVINO is missing"):
+        metamix.cli.export.main(["resnet18", "--format", "openvino", "--output", str(tmp_path / "out")])

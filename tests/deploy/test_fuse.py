@@ -1,0 +1,125 @@
+"""Test that `fuse` computes the same, in float64, and what it leaves of a model."""
+
+import pytest
+import timm
+import torch
+from timm.layers import LayerScale2d
+from torch import nn
+
+import metamix  # noqa: F401 - registers the models
+from metamix.deploy import fuse
+from metamix.mixers import list_mixers
+from metamix.mixers.minattn import Cholesky, PositionBias
+from metamix.mixers.raft import RaftMlp
+from metamix.models.metaformer import Block
+from metamix.models.raftmlp import MultiScaleEmbed
+
+SMALL = dict(img_size=32, depths=(1, 1), dims=(16, 32), num_classes=5)
+
+
+def randomize(model):
+    """Set all parameters and statistics to random values, in float64."""
+    torch.manual_seed(0)
+    for name, value in model.double().eval().state_dict().items():
+        if value.is_floating_point():
+            spread = 0.5 * value[0].numel() ** -0.5 if value.ndim > 1 else 0.3
+            value.normal_(std=spread).add_(value.ndim == 1)
+            if name.endswith("running_var"):
+                value.abs_().add_(0.1)
+    return model
+
+
+def images(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def assert_same(fused, model, x, tolerance=1e-12):
+    expected = model(x)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(fused(x), expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def count(model, *kinds):
+    return sum(isinstance(module, kinds) for module in model.modules())
+
+
+@pytest.mark.parametrize("mixer", list_mixers())
+def test_layer_scale_of_each_mixer(mixer):
+    model = randomize(
+        timm.create_model("metaformer_pooling_nano", mixer=mixer, proj_drop_rate=0.1, drop_path_rate=0.1, **SMALL)
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = fuse(model)
+    for side in (32, 41):
+        assert_same(fused, model, images(2, 3, side, 32))
+    assert_same(fuse(model, images(1, 3, 41, 32)), model, images(2, 3, 41, 32))
+    assert count(model, LayerScale2d) == 4 and count(fused, LayerScale2d) == (2 if mixer == "raft" else 0)
+    assert count(fused, nn.Dropout, timm.layers.DropPath) == 0
+    assert not any(p.requires_grad for p in fused.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_args", "norms"),
+    [
+        (dict(mixer="wavemix"), 0),
+        (dict(mixer="wavemix", mixer_args=dict(level=2)), 0),
+        (dict(mixer="wavemix", mixer_args=dict(upsample="bilinear", ff_channel=0)), 0),
+        (dict(mixer="wavemix", mixer_args=dict(norm="group")), 0),
+        (dict(norm2="batchnorm2d"), 0),
+        (dict(norm1="batchnorm2d", norm2="batchnorm2d", mixer="nin"), 2),
+    ],
+)
+def test_batch_norm(model_args, norms):
+    model = randomize(timm.create_model("metaformer_pooling_nano", **SMALL | model_args))
+    fused = fuse(model)
+    assert_same(fused, model, images(2, 3, 32, 37))
+    assert count(fused, nn.BatchNorm2d) == norms and count(fused, LayerScale2d) == 0
+
+
+def test_parallel_kernels_of_raftmlp():
+    args = dict(depths=(1, 1), dims=(8, 16), patch_sizes=(4, 2), embedding_kernels=((4, 8), (2, 4)), img_size=32)
+    model = randomize(timm.create_model("raftmlp_s", **args))
+    fused = fuse(model)
+    for side in (32, 37):  # an image that the stride does not divide is resized
+        assert_same(fused, model, images(2, 3, side, 32))
+    assert count(fused, MultiScaleEmbed, RaftMlp) == 0
+
+
+def test_raft_weights_are_fixed_at_a_size_alone():
+    model = randomize(timm.create_model("metaformer_raft_nano", mixer_args=dict(resample="weights"), **SMALL))
+    assert_same(fuse(model), model, images(1, 3, 48, 40))
+    fixed = fuse(model, images(1, 3, 48, 40))
+    assert_same(fixed, model, images(2, 3, 48, 40))
+    assert count(fuse(model), RaftMlp) == 4 and count(fixed, RaftMlp) == 0
+
+
+def test_attention():
+    options = dict(
+        mixer="minattn", mixer_args=dict(qk="cholesky", num_heads=2, positions=True, context=None), pos_embed=True
+    )
+    model = randomize(timm.create_model("metaformer_pooling_nano", **SMALL | options))
+    fixed = fuse(model, images(1, 3, 48, 40))
+    assert_same(fixed, model, images(2, 3, 48, 40))
+    assert count(fixed, Cholesky, PositionBias) == 0 and fixed.pos_embed.shape != model.pos_embed.shape
+    assert_same(fuse(model), model, images(2, 3, 48, 40))
+
+
+def test_scale_of_a_norm_that_serves_twice_stays():
+    model = randomize(timm.create_model("metaformer_pooling_nano", tie_norms=True, **SMALL))
+    fused = fuse(model)
+    assert_same(fused, model, images(1, 3, 32, 32))
+    assert count(fused, LayerScale2d) == 2
+
+
+def test_inside_another_model_and_of_no_ours():
+    body = randomize(timm.create_model("metaformer_wavemix_nano", features_only=True, **SMALL | {"num_classes": 0}))
+    fused, x = fuse(nn.Sequential(body)), images(1, 3, 32, 32)
+    for given, expected in zip(fused(x), body(x), strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+    assert count(fused, Block) and not count(fused, LayerScale2d, nn.BatchNorm2d)
+    other = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)))
+    with torch.no_grad():
+        assert torch.equal(fuse(other)(x), other(x))
