@@ -14,7 +14,8 @@ The modules in `formats/` open splits. A `Source` is a part of a split; loaders 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -177,8 +178,15 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
     Raises:
         CorruptImage: "path: reason", for a file that cannot be opened or decoded.
     """
-    try:
+    with naming(path):
         return to_eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Turn any error of opening or decoding an image into CorruptImage, "path: reason"."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         raise CorruptImage(f"{path}: not an image of a known format") from error
     except CorruptImage as error:

@@ -15,26 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from metamix.data import CorruptImage, read_image_file
+from metamix.data import CorruptImage
 from metamix.data.counter_rng import stratified_choice
 from metamix.data.files import Header, read_header
 from metamix.data.find import by_stem, list_images
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
-from metamix.data.sources import decode, first_readable
+from metamix.data.sources import first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
 from metamix.utils.text import nearest
 
 from .colour import to_y
 from .degradations import PAIRS, Chain, parse_degradations
+from .files import read_picture
 from .inference import enlarge
 from .options import ImageOptions, RestorationOptions
 
@@ -321,12 +320,11 @@ def read_tensor(path: Path, channels: str) -> Tensor:
     Raises:
         CorruptImage: the file cannot be read.
     """
-    image = decode(partial(read_image_file, path), path, "L" if channels == "grey" else "RGB")
-    pixels = torch.from_numpy(np.array(image)).float() / 255
+    colours = read_picture(path).colours
     if channels == "grey":
-        return pixels[None]
-    pixels = pixels.permute(2, 0, 1).contiguous()
-    return to_y(pixels) if channels == "y" else pixels
+        return colours[:1]
+    colours = colours.expand(3, -1, -1)
+    return to_y(colours) if channels == "y" else colours
 
 
 def find_pairs(root: Path, options: ImageOptions) -> list[Sample]:

@@ -4,10 +4,10 @@
     metamix predict --task restoration photos --model maxim_s3.sidd --pretrained
 
 A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
-that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. Alpha channels and colour profiles are kept.
-Values are rounded, not truncated. Images of 16 bits are named, and read and written with 8. A model for the luminance
-restores Y of a colour image; Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and
-left out; the exit code is then 1.
+that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. Alpha channels, colour profiles and 16 bits a
+channel are kept where the format has them; 16 bits need the extra `restoration`. Values are rounded, not truncated. A
+model for the luminance restores Y of a colour image; Cb and Cr are enlarged. Images that cannot be read or do not fit
+the model are named and left out; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -15,33 +15,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, read_image_file
-from metamix.data.files import GREY_MODES
+from metamix.data import CorruptImage
 from metamix.data.find import find_images
-from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
-from metamix.utils.files import atomic_write
 from metamix.utils.text import exit_with_message, readable
 
 from .colour import to_rgb, to_ycbcr
+from .files import FORMATS, DoesNotFit, Picture, read_picture, write_picture
 from .inference import Restorer, enlarge
 from .load import load_trained
-from .resize import to_8_bits
-
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
-SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}
-
-
-class DoesNotFit(ValueError):
-    """An image that the model, or the format to write, cannot take."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         left_out = 0
         for path, output in tqdm(files.items(), unit="img", leave=False, disable=None):
             try:
-                restored = restore_file(model, path, found.spec.channels, restorer)
-                save_image(restored, output)
+                write_picture(restore_file(model, path, found.spec.channels, restorer), output)
             except (CorruptImage, DoesNotFit) as error:
                 print(readable(f"left out: {error}"), file=sys.stderr)
                 left_out += 1
@@ -126,7 +114,7 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
     return files
 
 
-def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer) -> Image.Image:
+def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer) -> Picture:
     """Read and restore an image file.
 
     Args:
@@ -135,40 +123,23 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
         restorer: how the model is applied.
 
     Returns:
-        The image, of mode L, LA, RGB or RGBA as the file is, with the file's colour profile in `info`.
+        The restored image, with the channels, bits and colour profile of the file.
 
     Raises:
         CorruptImage: the file cannot be read.
         DoesNotFit: it is in colour, and the model takes grey images.
     """
-    opened: list[Image.Image] = []
-
-    def open_image() -> Image.Image:
-        image = read_image_file(path)
-        if image.mode.startswith("I") or ";16" in str(getattr(image, "tile", "")):
-            print(readable(f"note: {path} has 16 bits a channel and is restored with 8"), file=sys.stderr)
-        opened.append(image)
-        return image
-
-    pixels = np.array(decode(open_image, path, "RGBA"))
-    grey = opened[0].mode in GREY_MODES
-    has_alpha = "A" in opened[0].getbands() or "transparency" in opened[0].info
-    values = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-    image, alpha = values[:3], values[3:]
-    if channels == "grey":
-        if not grey:
-            raise DoesNotFit(f"{path} is in colour, and the model was trained on grey images")
-        image = image[:1]
-    restored = restore_colours(model, image, channels, restorer)
+    picture = read_picture(path)
+    colours, alpha = picture.colours, picture.alpha
+    grey = len(colours) == 1
+    if channels == "grey" and not grey:
+        raise DoesNotFit(f"{path} is in colour, and the model was trained on grey images")
+    restored = restore_colours(model, colours if channels == "grey" else colours.expand(3, -1, -1), channels, restorer)
     if grey:
         restored = restored.mean(0, keepdim=True)
-    if has_alpha:
-        restored = torch.cat([restored, enlarge(alpha, restored.shape[-1] // alpha.shape[-1])])
-    array = to_8_bits(restored).mul(255).round().byte().permute(1, 2, 0).numpy()
-    result = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    if profile := opened[0].info.get("icc_profile"):
-        result.info["icc_profile"] = profile
-    return result
+    if alpha is not None:
+        alpha = enlarge(alpha, restored.shape[-1] // alpha.shape[-1])
+    return replace(picture, colours=restored, alpha=alpha)
 
 
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
@@ -179,18 +150,3 @@ def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Re
     ycbcr = to_ycbcr(image)
     y = restorer(model, ycbcr[None, :1].to(device))[0].float().cpu()
     return to_rgb(torch.cat([y, enlarge(ycbcr[1:], y.shape[-1] // ycbcr.shape[-1])]))
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image in the format that the path's ending names.
-
-    Raises:
-        DoesNotFit: the image has an alpha channel, which JPEG cannot hold.
-    """
-    kind = FORMATS[path.suffix.lower()]
-    if kind == "JPEG" and "A" in image.getbands():
-        raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile = image.info.get("icc_profile")
-    with atomic_write(path) as file:
-        image.save(file, kind, **SAVING[kind], **({"icc_profile": profile} if profile else {}))

@@ -1,18 +1,21 @@
 """Restoring files: formats, alpha, rounding, tiles, and what is left out."""
 
 import struct
+import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import nn
 
 from metamix.restoration import predict
+from metamix.restoration.files import read_picture, write_picture
 from metamix.restoration.inference import Restorer
 from metamix.restoration.load import RestorationSpec, TrainedModel, load_trained
-from metamix.restoration.predict import restore_colours, restore_file, save_image
+from metamix.restoration.predict import restore_colours, restore_file
 
 
 class Shift(nn.Module):
@@ -114,12 +117,13 @@ def test_what_does_not_fit_is_left_out_by_name(clean, tmp_path, run, capsys):
     assert "alpha channel, which JPEG cannot hold: give --format png" in capsys.readouterr().err
 
 
-def write_png(path, values):
-    """Write (H, W, 3) uint16 as a PNG of 16 bits, which Pillow cannot."""
+def write_png(path, values, kind=2, exif=b""):
+    """Write (H, W, C) uint16 as a PNG of 16 bits, which Pillow cannot; kind 2 is RGB, 4 grey with alpha."""
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+        *([(b"eXIf", exif)] if exif else []),
         (b"IDAT", zlib.compress(rows)),
         (b"IEND", b""),
     )
@@ -129,17 +133,53 @@ def write_png(path, values):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
-def test_images_of_16_bits_are_named(tmp_path, run, capsys):
-    values = np.full((12, 14, 3), 100 * 257, np.uint16)
-    write_png(tmp_path / "colour.png", values)
-    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
-    Image.new("RGB", (14, 12)).save(tmp_path / "plain.png")
-    places = [tmp_path / f"{name}.png" for name in ("colour", "grey", "plain")]
-    assert run(*places, "--output", tmp_path / "out")[0] == 0
-    said = capsys.readouterr().err
-    assert said.count("has 16 bits a channel and is restored with 8") == 2 and "plain" not in said
-    for name in "colour", "grey":
-        assert (pixels(tmp_path / "out" / f"{name}.png") == 101).all()
+@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bits_are_kept(kind, channels, tmp_path, run):
+    cv2 = pytest.importorskip("cv2")
+    values = np.random.default_rng(0).integers(0, 60000, (12, 14, channels), dtype=np.uint16).squeeze()
+    cv2.imwrite(str(tmp_path / f"a.{kind}"), values)
+    assert run(tmp_path / f"a.{kind}", "--output", tmp_path / "out")[0] == 0
+    restored = cv2.imread(str(tmp_path / "out" / f"a.{kind}"), cv2.IMREAD_UNCHANGED)
+    added = np.full(channels, 154)  # 0.6 / 255 of 65535 is 154.2
+    added[3:] = 0  # alpha
+    assert restored.dtype == np.uint16 and (restored.astype(int) - values == added.squeeze()).all()
+    assert run(tmp_path / f"a.{kind}", "--output", tmp_path / "webp", "--format", "webp")[0] == 0
+    assert Image.open(tmp_path / "webp" / "a.webp").size == (14, 12)
+
+
+def test_16_bits_upright_with_profile_and_grey_with_alpha(tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(coarse).save(tmp_path / "8.png", exif=exif)
+        write_png(tmp_path / "16.png", coarse.astype(np.uint16) * 257, exif=exif.tobytes()[6:])
+        assert torch.equal(read_picture(tmp_path / "16.png").colours, read_picture(tmp_path / "8.png").colours)
+    write_png(tmp_path / "la.png", rng.integers(0, 65536, (5, 7, 2), dtype=np.uint16), kind=4)
+    grey = read_picture(tmp_path / "la.png")
+    assert (len(grey.colours), len(grey.alpha), grey.bits) == (1, 1, 16)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_picture(replace(grey, profile=profile), tmp_path / "la.tif")
+    write_picture(replace(grey, profile=b"bad"), tmp_path / "bad.png")
+    assert capsys.readouterr().err.count("has no colour profile: OpenCV cannot write it") == 2
+    write_picture(replace(grey, profile=profile), tmp_path / "out.png")
+    again = read_picture(tmp_path / "out.png")
+    assert read_picture(tmp_path / "bad.png").profile is None
+    if hasattr(cv2, "imencodeWithMetadata"):
+        assert again.profile == profile
+    assert torch.equal(again.alpha, grey.alpha)
+    assert torch.equal(again.colours, grey.colours.expand(3, -1, -1))
+
+
+def test_16_bits_without_opencv_are_left_out(tmp_path, run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    write_png(tmp_path / "a.png", np.zeros((12, 14, 3), np.uint16))
+    assert run(tmp_path / "a.png", "--output", tmp_path / "out")[0] == 1
+    words = "a.png: it has 16 bits a channel, which need OpenCV: pip install 'metamix[restoration]', or save it with 8"
+    assert words in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(clean, tmp_path, run):
@@ -158,7 +198,7 @@ def test_turned_photographs_are_written_upright(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     restored = restore_file(Shift().eval(), tmp_path / "a.jpg", "rgb", Restorer())
-    save_image(restored, tmp_path / "out.jpg")
+    write_picture(restored, tmp_path / "out.jpg")
     assert Image.open(tmp_path / "out.jpg").size == (20, 30)
 
 

@@ -1,0 +1,138 @@
+"""Read and write image files of 8 and 16 bits a channel, with their alpha channels and colour profiles.
+
+Pillow reads and writes 8 bits, and has no colour images of 16. Those of PNG and TIFF go through OpenCV, which writes
+grey images with an alpha channel as colour images, and no colour profiles into TIFF.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from metamix.data import CorruptImage, read_image_file
+from metamix.data.sources import naming, to_eight_bits
+from metamix.utils.files import atomic_write
+from metamix.utils.text import readable
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}
+HAVE_16_BITS = ("PNG", "TIFF")
+FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # by EXIF's orientation; 5 to 8 transpose
+
+
+class DoesNotFit(ValueError):
+    """An image that the model, or the format to write, cannot take."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file, upright, with values from 0 to 1.
+
+    Attributes:
+        colours: (1 or 3, H, W) float32.
+        alpha: (1, H, W) float32, or None.
+        bits: 8 or 16 a channel.
+        profile: colour profile of the file (ICC), or None.
+    """
+
+    colours: Tensor
+    alpha: Tensor | None
+    bits: int = 8
+    profile: bytes | None = None
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image file.
+
+    Raises:
+        CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
+    """
+    with naming(path):
+        image = read_image_file(path)
+        profile = image.info.get("icc_profile")
+        layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
+        if image.mode.startswith("I") or ";16" in layout:
+            is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
+            return _read_16_bits(path, is_grey, image.getexif().get(0x0112, 1), profile)
+        image = to_eight_bits(ImageOps.exif_transpose(image))
+        has_alpha = "A" in image.getbands() or "transparency" in image.info
+        mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + "A" * has_alpha
+        pixels = np.array(image.convert(mode))
+    values = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
+    colours, alpha = (values[:-1], values[-1:]) if has_alpha else (values, None)
+    return Picture(colours.contiguous(), alpha, 8, profile)
+
+
+def write_picture(picture: Picture, path: Path) -> None:
+    """Write an image in the format that the path's ending names; values are clipped and rounded.
+
+    JPEG and WebP get 8 bits a channel.
+
+    Raises:
+        DoesNotFit: the image has an alpha channel, which JPEG cannot hold.
+    """
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "JPEG" and picture.alpha is not None:
+        raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
+    values = picture.colours if picture.alpha is None else torch.cat([picture.colours, picture.alpha])
+    bits = picture.bits if kind in HAVE_16_BITS else 8
+    levels = 2**bits - 1
+    # 1e-7: halves that are a little less in binary
+    pixels = (levels * values.double().clamp(0, 1) + (0.5 + 1e-7)).floor().permute(1, 2, 0).numpy()  # (H, W, C)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if bits == 16:
+        content = _encode_16_bits(pixels.astype(np.uint16), path, picture.profile)
+        with atomic_write(path) as file:
+            file.write(content)
+        return
+    image = Image.fromarray(pixels.astype(np.uint8).squeeze(-1) if len(values) == 1 else pixels.astype(np.uint8))
+    with atomic_write(path) as file:
+        image.save(file, kind, **SAVING[kind], **({"icc_profile": picture.profile} if picture.profile else {}))
+
+
+def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
+    """Read an image of 16 bits a channel; `orientation` is EXIF's."""
+    cv2 = _opencv()
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise CorruptImage("OpenCV finds no 16 bits a channel in it; save it with 8 or 16 bits a channel")
+    values = torch.from_numpy(pixels.astype(np.float32) / 65535).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+    values = (values.mT if orientation > 4 else values).flip(FLIPPED.get(orientation, ()))
+    colours = values[:1] if is_grey else values[:3].flip(0)  # OpenCV has blue first
+    return Picture(colours, values[3:] if len(values) == 4 else None, 16, profile)
+
+
+def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> bytes:
+    """Encode (H, W, C) uint16 as the path's ending says."""
+    cv2 = _opencv()
+    if pixels.shape[-1] == 2:
+        pixels = pixels[..., [0, 0, 0, 1]]
+    elif pixels.shape[-1] > 2:
+        pixels = pixels[..., [2, 1, 0, *range(3, pixels.shape[-1])]]  # OpenCV has blue first
+    pixels = np.ascontiguousarray(pixels)
+    done, content = False, np.empty(0, np.uint8)
+    if profile and FORMATS[path.suffix.lower()] == "PNG" and hasattr(cv2, "imencodeWithMetadata"):
+        entries = [cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)]
+        done, content = cv2.imencodeWithMetadata(path.suffix, pixels, *entries)  # not done: libpng refuses the profile
+    if not done:
+        if profile:
+            print(readable(f"note: {path} has no colour profile: OpenCV cannot write it"), file=sys.stderr)
+        content = cv2.imencode(path.suffix, pixels)[1]
+    return content.tobytes()
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise CorruptImage(
+            "it has 16 bits a channel, which need OpenCV: pip install 'metamix[restoration]', or save it with 8 bits"
+        ) from None
+    return cv2
