@@ -28,7 +28,7 @@ from benchmarks.paths import RESULTS
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
-from metamix.models.metaformer import ConvEmbed
+from metamix.models.metaformer import CeilEmbed, ConvEmbed
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule
 from metamix.training.processes import ProcessGroup
@@ -56,7 +56,7 @@ ENGINE: dict[str, Any] = dict(
 )
 
 
-class ConvPool(nn.Sequential):
+class ConvPool(CeilEmbed, nn.Sequential):
     """conv3x3, max-pooling 2x2, norm, activation: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
 
     Args:
@@ -84,11 +84,8 @@ class ConvPool(nn.Sequential):
             act(),
         )
 
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // 2), -(-size[1] // 2)
 
-
-class ConvPoolStem(nn.Sequential):
+class ConvPoolStem(CeilEmbed, nn.Sequential):
     """conv3x3, norm, activation, `ConvPool`: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
 
     Args:
@@ -115,9 +112,6 @@ class ConvPoolStem(nn.Sequential):
             act(),
             ConvPool(width, dim, pool=pool, norm=norm, act=act),
         )
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // 2), -(-size[1] // 2)
 
 
 MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))

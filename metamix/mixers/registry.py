@@ -13,7 +13,7 @@ skeleton. Two parts of the contract are optional:
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -132,6 +132,29 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
     raise ValueError(
         f"{mixer} returned {given} for a map of shape {tuple(x.shape)}: a mixer must keep the shape (B, C, H, W)."
     )
+
+
+def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:
+    """Return a mixer's name and options as text that is equal for mixers of the same function.
+
+    Args:
+        name: the mixer's name.
+        options: its options; dropout is left out, since it matters in training only.
+        defaults: show the options that are not given too; without them the text is the same after a mixer got a new
+            option.
+    """
+    known = {option.name: plain(option.default) for option in mixer_options(name) if "drop" not in option.name}
+    given = {option: plain(value) for option, value in options.items() if option in known}
+    shown = known | given if defaults else {option: value for option, value in given.items() if value != known[option]}
+    return f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
+
+
+def plain(value: Any) -> Any:
+    """Return a value in a form that compares equal: lists as tuples, two equal sides as one number."""
+    if isinstance(value, (list, tuple)):
+        value = tuple(map(plain, value))
+        return value[0] if len(value) == 2 and value[0] == value[1] else value
+    return value
 
 
 @dataclass(frozen=True)

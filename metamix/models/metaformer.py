@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
-from metamix.mixers.registry import check_shape
+from metamix.mixers.registry import check_shape, describe_mixer
 
 from .arguments import Activation, Norm, activation, check_count, check_rate, mixers_per_stage, norm_layer, per_stage
 from .timm_interface import TimmInterface
@@ -53,6 +53,15 @@ class ConvEmbed(Conv2d):
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]
         return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
+
+
+class CeilEmbed(nn.Module):
+    """Base of stems and downsamplings whose maps have the sides ceil(H / reduction) and ceil(W / reduction)."""
+
+    reduction: int
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
 
 STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)
@@ -157,7 +166,7 @@ class Stage(nn.Module):
         make_mixer: builds a mixer like those of the blocks, for maps of another `size`.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: Callable[..., nn.Module]):
+    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
@@ -165,6 +174,27 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
+
+    def mixer_text(self) -> str:
+        """Return the name of the mixer and the options that differ from their defaults."""
+        return describe_mixer(self.make_mixer.args[0], self.make_mixer.keywords, defaults=False)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Note the mixer beside the tensors, in the `_metadata` that torch keeps with a state dict."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["mixer"] = self.mixer_text()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict, *others: Any) -> None:
+        """Refuse the tensors of another mixer, which may have the same names and shapes."""
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+        theirs, ours = metadata.get("mixer"), self.mixer_text()
+        if theirs is not None and theirs != ours:
+            *_, errors = others
+            errors.append(
+                f"{prefix[:-1]} holds weights of the mixer {theirs}, but this model has {ours}: the tensors may fit, "
+                f"the function differs. Build the model of the weights, or pass dict(state), the tensors alone."
+            )
 
 
 class MetaFormer(TimmInterface):

@@ -24,11 +24,11 @@ from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
 
 from .arguments import mixers_per_stage
-from .metaformer import ConvEmbed
+from .metaformer import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, build, register
 
 
-class ConvStem(nn.Sequential):
+class ConvStem(CeilEmbed, nn.Sequential):
     """conv3x3, GroupNorm, GELU, conv3x3 of stride 2: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
 
     reduction = 2
@@ -41,11 +41,8 @@ class ConvStem(nn.Sequential):
             ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
         )
 
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // 2), -(-size[1] // 2)
 
-
-class ConvNormAct(nn.Sequential):
+class ConvNormAct(CeilEmbed, nn.Sequential):
     """conv3x3 of stride 2, BatchNorm, GELU: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
 
     reduction = 2
@@ -57,11 +54,8 @@ class ConvNormAct(nn.Sequential):
             GELU(),
         )
 
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // 2), -(-size[1] // 2)
 
-
-class ConvNormActStem(nn.Sequential):
+class ConvNormActStem(CeilEmbed, nn.Sequential):
     """conv3x3, BatchNorm, GELU, `ConvNormAct`: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
 
     reduction = 2
@@ -73,9 +67,6 @@ class ConvNormActStem(nn.Sequential):
             GELU(),
             ConvNormAct(dim // 2, dim),
         )
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // 2), -(-size[1] // 2)
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 
-from .metaformer import MetaFormer
+from .metaformer import CeilEmbed, MetaFormer
 from .registry import IMAGENET, build, register
 
 
 @register_notrace_module
-class MultiScaleEmbed(nn.Module):
+class MultiScaleEmbed(CeilEmbed):
     """Embed patches of several sizes around one centre by one linear map.
 
     (B, in, H, W) -> (B, dim, ceil(H / s), ceil(W / s)). As in the authors' code, an image that the stride does not
@@ -46,9 +46,6 @@ class MultiScaleEmbed(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(in_chans, dim, k, stride, padding=(k - stride) // 2, bias=i == 0) for i, k in enumerate(kernels)
         )
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         s, (h, w) = self.reduction, x.shape[-2:]

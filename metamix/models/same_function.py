@@ -5,7 +5,6 @@ changes no shape. `check_same_function` detects this. `check_described_size` ref
 larger model than the file can hold, before that model takes memory.
 """
 
-import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,8 @@ import timm
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+from metamix.mixers.registry import describe_mixer
 
 from .metadata import ModelMetadata
 from .metaformer import MetaFormer
@@ -112,24 +113,5 @@ def describe(model: nn.Module) -> dict[str, str]:
     for i, stage in enumerate(getattr(model, "stages", ())):
         make_mixer = getattr(stage, "make_mixer", None)
         if make_mixer is not None:
-            found[f"the mixer of stage {i}"] = describe_mixer(
-                stage.blocks[0].mixer, make_mixer.args[0], make_mixer.keywords
-            )
+            found[f"the mixer of stage {i}"] = describe_mixer(make_mixer.args[0], make_mixer.keywords)
     return found
-
-
-def describe_mixer(mixer: nn.Module, name: str, given: Mapping[str, Any]) -> str:
-    """Return a mixer's name with its options, defaults included and dropout left out."""
-    parameters = inspect.signature(type(mixer)).parameters.values()
-    options = {p.name: p.default for p in parameters if p.name not in ("dim", "size")}
-    options |= {option: value for option, value in given.items() if option in options}
-    shown = [f"{option}={plain(value)!r}" for option, value in options.items() if "drop" not in option]
-    return f"{name}({', '.join(shown)})"
-
-
-def plain(value: Any) -> Any:
-    """Return a value in a form that compares equal: lists as tuples, two equal sides as one number."""
-    if isinstance(value, (list, tuple)):
-        value = tuple(map(plain, value))
-        return value[0] if len(value) == 2 and value[0] == value[1] else value
-    return value

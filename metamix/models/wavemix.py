@@ -15,20 +15,17 @@ from torch import nn
 
 from metamix.layers import GELU
 
-from .metaformer import ConvEmbed
+from .metaformer import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
-class StridedStem(nn.Sequential):
+class StridedStem(CeilEmbed, nn.Sequential):
     """Two 3x3 convolutions of stride s, with nothing between: (B, in, H, W) -> (B, dim, H / s^2, W / s^2)."""
 
     def __init__(self, in_chans: int, dim: int, *, stride: int):
         conv = partial(ConvEmbed, kernel_size=3, stride=stride, padding=1)
         super().__init__(conv(in_chans, dim // 2), conv(dim // 2, dim))
         self.reduction = stride**2
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
 
 class PatchStem(nn.Sequential):

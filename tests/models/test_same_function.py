@@ -1,5 +1,6 @@
 """Test weights that fit a model which computes something else: an error, or a warning if the user asked for it."""
 
+import copy
 import warnings
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 
 import metamix  # noqa: F401  registers the models
+from metamix.mixers.registry import describe_mixer
 from metamix.models import weights as metamix_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.same_function import (
@@ -78,6 +80,26 @@ def test_weights_of_the_same_function_load_without_a_warning(name, args, other, 
         warnings.simplefilter("error", UserWarning)
         for way in ({"checkpoint_path": file}, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}):
             create(other, num_classes=10, **way, **other_args)
+
+
+@pytest.mark.parametrize("name, other, mixer_args, words", [
+    ("metaformer_pooling_nano", "metaformer_identity_nano", {}, r"stages.0 .*mixer pooling\(.*has identity\(\):.*dict"),
+    ("metaformer_pooling_nano", "metaformer_pooling_nano", {"pool_size": 7}, "has pooling.*pool_size=7"),
+    ("metaformer_minattn_nano", "metaformer_minattn_nano", {"num_heads": 4}, "has minattn.*num_heads=4"),
+])  # fmt: skip
+def test_load_state_dict_refuses_another_mixer(name, other, mixer_args, words, tmp_path):
+    torch.save(create(name).state_dict(), tmp_path / "w.pt")
+    state = torch.load(tmp_path / "w.pt", weights_only=True)
+    copy.deepcopy(create(name, drop_path_rate=0.1, proj_drop_rate=0.1)).load_state_dict(state)
+    model = create(other, mixer_args=mixer_args)
+    with pytest.raises(RuntimeError, match=words):
+        model.load_state_dict(state)
+    model.load_state_dict(dict(state))
+
+
+def test_a_mixer_may_get_options_later():
+    assert describe_mixer("pooling", {"pool_size": [3, 3], "proj_drop": 0.1}, defaults=False) == "pooling()"
+    assert describe_mixer("pooling", {}).startswith("pooling(pool_size=3")
 
 
 def test_another_mixer_with_published_weights_is_warned_about():
