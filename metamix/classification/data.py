@@ -66,7 +66,7 @@ class ClassificationData:
 
     @property
     def held_in_memory(self) -> bool:
-        """Whether images are decoded at the start. Evaluation does not crop such images."""
+        """Return whether images are decoded at the start. Evaluation does not crop such images."""
         return in_memory(self.splits.test, self.options)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:

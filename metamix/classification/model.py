@@ -72,6 +72,7 @@ class ClassificationModel:
             "holdout": options.holdout,
             "data": data.name,
             **({"test_on": options.test_on} if options.test_on else {}),
+            "test_split": data.splits.test.images.split,
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (data.in_chans, data.size, data.size)),

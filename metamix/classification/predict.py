@@ -27,7 +27,7 @@ from metamix.data.find import find_images
 from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .load import Classifier, load_classifier
 
@@ -67,7 +67,7 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     text = FORMATS[options.format](found)
     if options.output:
         write_text(options.output, text)
-        print(readable(f"written: {options.output}, {len(found):,} images"))
+        print(readable(f"written: {options.output}, {plural(len(found), 'image')}"))
     else:
         sys.stdout.write(readable(text))
     for reason in broken:

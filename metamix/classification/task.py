@@ -47,7 +47,7 @@ class Classification:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about how data and model were made."""
+        """Return what the user should know about how data and model were made."""
         return [*self.data.notes, *self.model.notes]
 
     @classmethod
@@ -68,6 +68,8 @@ class Classification:
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
         if task.data.size != _side(metadata.img_size):
             task.title += f"-{task.data.size}px"  # the result at another size goes to another folder
+        if options.test_on:
+            task.title += f"-{options.test_on}"
         if options.pretrained:
             task.model.notes.append(f"published weights {metadata.model}")
         return task, trained.model, metadata.to_dict()

@@ -28,7 +28,7 @@ from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import option, parse
 from metamix.utils.files import write_text
 from metamix.utils.system import versions
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .tasks import TASKS, eval_options, find_task
 
@@ -75,20 +75,15 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         raise ValueError(
-            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}"
-            + (
-                "; give --holdout SHARE, for data that the model was not trained on"
-                if hasattr(options, "holdout")
-                else ""
-            )
+            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: no share of train was held out "
+            f"in training. On other data, --holdout SHARE takes one"
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(group.device, memory_format=layout)  # type: ignore[call-overload]
     if group.is_main:
         for note in task.notes:
             print(readable(f"note: {note}"))
-    split = settings.split if settings.split != "test" else getattr(options, "test_on", "")
-    folder = Path(settings.output or "-".join(filter(None, [f"runs/eval-{task.title}", split])))
+    folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
     start = time.monotonic()
@@ -100,6 +95,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     if group.is_main:
         described = task.model.describe(model)
         count = described["samples"][settings.split]
+        split = settings.split if settings.split == "holdout" else described.get("test_split", "test")
         result = (
             {name: round(value, 4) for name, value in scores.items()}
             | described
@@ -114,7 +110,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             }
         )
         line = (
-            f"{described['model']} on {described['data']}, {settings.split} ({count:,} images"
+            f"{described['model']} on {described['data']}, {split} ({plural(count, 'image')}"
             + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
             + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             + f"; {count / seconds:.0f} img/s"

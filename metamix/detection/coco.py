@@ -25,7 +25,7 @@ from metamix.data import CorruptImage
 from metamix.data.files import read_image_file
 from metamix.data.sources import decode
 from metamix.utils.checksums import digest
-from metamix.utils.text import nearest
+from metamix.utils.text import nearest, plural
 
 from .annotations import (
     Entry,
@@ -179,7 +179,7 @@ class CocoSplit:
         ]
         if unknown:
             raise ValueError(
-                f"{self.annotations} has {len(unknown)} images without width and height in pixels, such as "
+                f"{self.annotations} has {plural(len(unknown), 'image')} without width and height in pixels, such as "
                 f"{unknown[0]}; mask_rcnn needs them for every image: add them, or take faster_rcnn"
             )
         problems = {}
@@ -191,8 +191,8 @@ class CocoSplit:
         if problems:
             number, problem = next(iter(problems.items()))
             raise ValueError(
-                f"{self.annotations} has {len(problems)} annotations without a segmentation, such as {number}; "
-                f"{problem}. mask_rcnn needs one for each: correct them, or take faster_rcnn"
+                f"{self.annotations} has {plural(len(problems), 'annotation')} without a segmentation, such as "
+                f"{number}; {problem}. mask_rcnn needs one for each: correct them, or take faster_rcnn"
             )
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from metamix.data import CorruptImage
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
 from metamix.data.sources import first_readable
 from metamix.training.task import Batch, State
+from metamix.utils.text import plural
 
 from .annotations import box_sizes
 from .coco import CocoSplit, Splits, find_splits, open_split
@@ -34,6 +35,7 @@ class DetectionData:
         name: name of the folder.
         train: splits to train on.
         scored: splits to score: "test", and "holdout" where val is not trained on.
+        test_split: name in the data set of the split that is scored as "test".
         classes: class names, the same in all splits.
         identity: values that must be the same when a run is resumed.
         notes: what was left out.
@@ -47,7 +49,7 @@ class DetectionData:
         self.options = options
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
-        test = choose_test_split(options, splits)
+        test = self.test_split = choose_test_split(options, splits)
         self.train = [open_split(splits, name, masks) for name in options.train_on]
         self.scored = {"test": open_split(splits, test, masks)}
         if "val" in splits and "val" not in (test, *options.train_on):
@@ -63,15 +65,15 @@ class DetectionData:
             "digest": self.digest(),
         }
         self.notes = [
-            f"{split.unusable} annotations of {split.annotations} are left out; "
-            f"metamix verify --task detection {options.data_dir} names them"
+            f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
+            f"metamix verify --task detection {options.data_dir} names what is wrong"
             for split in self.splits
             if split.unusable
         ]
 
     @property
     def splits(self) -> list[CocoSplit]:
-        """All splits that are trained on or scored."""
+        """Return all splits that are trained on or scored."""
         return [*self.train, *self.scored.values()]
 
     def check_splits(self) -> tuple[str, ...]:

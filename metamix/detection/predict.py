@@ -25,7 +25,7 @@ from metamix.data import CorruptImage
 from metamix.data.find import find_images
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.text import readable
+from metamix.utils.text import plural, readable
 
 from .coco import read_image
 from .load import load_detector
@@ -87,9 +87,9 @@ def predict_all(
         draw_image(picture, image, found, classes)
         objects = describe_objects(found, classes)
         records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-        print(readable(f"{path}: {len(objects)} objects"))
+        print(readable(f"{path}: {plural(len(objects), 'object')}"))
     write_text(output / "predictions.json", json.dumps(records, indent=2) + "\n")
-    print(readable(f"written: {output / 'predictions.json'} and {len(records)} pictures"))
+    print(readable(f"written: {output / 'predictions.json'} and {plural(len(records), 'picture')}"))
     return unreadable
 
 

@@ -58,6 +58,8 @@ class Detection:
         task = cls(as_trained)
         if "val" in spec.train_on:
             task.data.scored.pop("holdout", None)
+        if options.test_on:
+            task.title += f"-{options.test_on}"
         task.model.frozen_norms = spec.frozen_norms
         if task.data.classes != spec.classes:
             raise ValueError(
@@ -129,6 +131,7 @@ class DetectionModel:
             "std": list(model.transform.image_std),
             "img_size": size,
             "data": self.data.name,
+            "test_split": self.data.test_split,
             **self.data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_dense_macs(model, (size, size)),

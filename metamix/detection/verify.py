@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from metamix.data import CorruptImage
-from metamix.utils.text import readable
+from metamix.utils.text import plural, readable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
@@ -159,7 +159,7 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
             print(readable(problem))
             count += 1
     files = ", ".join(str(path) for path, _ in splits)
-    print(f"{count} problem{'s' * (count > 1)}" if count else readable(f"{files}: nothing is wrong"))
+    print(f"{plural(count, 'problem')}" if count else readable(f"{files}: nothing is wrong"))
     for annotations, _ in splits:
         if text := describe_boxes(annotations, min_size, max_size):
             print(readable(text))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, require, save_checkpoint
+from metamix.utils.text import plural
 
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
@@ -43,7 +44,7 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next checkpoint."""
+        """Return whether it is time for the next checkpoint."""
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
@@ -78,12 +79,12 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int) -> None:
-        """Note, on every rank, that rank 0 has written the checkpoint of this step."""
+        """Note on every rank that rank 0 has written the checkpoint of this step."""
         self._written_at, self.good_step = time.monotonic(), step
 
     @property
     def good(self) -> str:
-        """The last good checkpoint, as a part of an error message."""
+        """Describe the last good checkpoint, for a part of an error message."""
         if self.good_step is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.path}, step {self.good_step}"
@@ -103,14 +104,14 @@ def check_resumable(
     changes = resume_changes(state["recipe"], recipe)
     if state["step"] >= recipe.engine.epochs * steps_per_epoch and changes.keys() - {"score"}:
         raise ValueError(
-            f"{path} has trained {state['step'] // state['steps_per_epoch']} epochs already, and none is left to "
-            f"train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs, or "
+            f"{path} has trained {plural(state['step'] // state['steps_per_epoch'], 'epoch')} already, and none is "
+            f"left to train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs, or "
             f"start a new run with --output"
         )
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
-            f"{path} was made with {state['steps_per_epoch']} steps per epoch and there are now {steps_per_epoch}: "
-            f"the data have changed. Start a new run with --output"
+            f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch and there are now "
+            f"{steps_per_epoch}: the data have changed. Start a new run with --output"
         )
     check_identity(state["about"], identity, path)
     return list(changes.values())
@@ -145,6 +146,6 @@ def _round(value: Any) -> Any:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether no parameter is infinite or NaN."""
+    """Return whether no parameter is infinite or NaN."""
     norms = torch._foreach_norm([weight for weight in model.parameters() if weight.numel()])
     return math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item())

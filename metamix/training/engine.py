@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from metamix.utils.system import peak_memory
+from metamix.utils.text import plural
 
 from .checkpoints import Checkpoints, all_finite, check_resumable
 from .evaluation import evaluate
@@ -76,12 +77,12 @@ class Engine:
 
     @property
     def step(self) -> int:
-        """Number of steps done, over all epochs."""
+        """Return the number of steps done, over all epochs."""
         return self.stepper.done
 
     @property
     def total_steps(self) -> int:
-        """Number of steps of the whole run."""
+        """Return the number of steps of the whole run."""
         return self.options.epochs * self.steps_per_epoch
 
     @contextmanager
@@ -269,7 +270,7 @@ class Engine:
         raise Stopped(self.stop_signal.number)
 
     def _stop_at_once(self) -> bool:
-        """Whether to stop without waiting for other ranks: only if there are none."""
+        """Return whether to stop without waiting for other ranks: only if there are none."""
         return self.group.world_size == 1 and self._stop_requested()
 
     def _stop_requested(self) -> bool:
@@ -302,9 +303,9 @@ class Engine:
         norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
         if norms and size < self.options.batch_size:
             self.run.say(
-                f"note: the model has {norms} batch norms. Each sees {size} samples at a time instead of the whole "
-                f"batch of {self.options.batch_size}, so the result depends on the number of processes and on "
-                f"micro_batch"
+                f"note: the model has {plural(norms, 'batch norm')}. Each sees {plural(size, 'sample')} at a time "
+                f"instead of the whole batch of {self.options.batch_size}, so the result depends on the number of "
+                f"processes and on micro_batch"
             )
 
 

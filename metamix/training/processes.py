@@ -33,17 +33,17 @@ class ProcessGroup:
 
     @property
     def restarts_on_failure(self) -> bool:
-        """Whether a launcher restarts the processes unless all of them exit with 0."""
+        """Return whether a launcher restarts the processes unless all of them exit with 0."""
         return self.agent is not None or self.world_size > 1
 
     @property
     def orphaned(self) -> bool:
-        """Whether the torchrun agent is gone, so that nobody stops or restarts this process."""
+        """Return whether the torchrun agent is gone, so that nobody stops or restarts this process."""
         return self.agent is not None and os.getppid() != self.agent
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes the files."""
+        """Return whether this is rank 0, which writes the files."""
         return self.rank == 0
 
     @classmethod
@@ -127,7 +127,7 @@ class ProcessGroup:
         return values
 
     def exists_for_all(self, exists: bool, path: Path) -> bool:
-        """Whether `path` exists.
+        """Return whether `path` exists.
 
         Args:
             exists: whether this rank sees it.

@@ -65,7 +65,7 @@ class TrainStep:
 
     @property
     def lr(self) -> float:
-        """Highest learning rate of all parameter groups."""
+        """Return the highest learning rate of all parameter groups."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def weights(self, which: str) -> nn.Module:

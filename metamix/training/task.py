@@ -32,7 +32,7 @@ class TaskData(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Plain values that must stay the same when a run is resumed, such as class names and sample counts.
+        """Return plain values that must stay the same when a run is resumed, such as class names and sample counts.
 
         The entry "digest" is `metamix.utils.checksums.digest` of the samples: relative paths, labels, file sizes.
         """
@@ -55,7 +55,7 @@ class TaskModel(Protocol):
 
     @property
     def frozen_helpers(self) -> Sequence[nn.Module]:
-        """Modules that the loss uses and that are not trained, such as a teacher."""
+        """Return modules that the loss uses and that are not trained, such as a teacher."""
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model and load the weights to start from; called once, before any other method.
@@ -69,7 +69,8 @@ class TaskModel(Protocol):
         """Return plain values for the summary and for the metadata of a weight file.
 
         At least model, data, samples (a dict), parameters and macs, all entries of the data's identity, and everything
-        that is needed to build the model again.
+        that is needed to build the model again. "test_split" is the name that the split "test" has in the data set,
+        such as val, if that may be another.
         """
 
 
@@ -125,7 +126,7 @@ class Task(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the user should know about how data and model were made."""
+        """Return what the user should know about how data and model were made."""
 
 
 class TaskClass(Protocol):

@@ -14,7 +14,7 @@ import yaml
 from metamix.utils.files import write_text
 from metamix.utils.system import commit, versions
 from metamix.utils.tensor_files import CHECKPOINT, SUMMARY, WEIGHTS, save_weights
-from metamix.utils.text import readable
+from metamix.utils.text import plural, readable
 
 from .checkpoints import check_identity
 from .engine import Engine
@@ -105,9 +105,10 @@ def result_line(folder: Path) -> str:
     """Return the result of a finished run in two lines: the scores, and where the pictures are."""
     summary = _read_summary(folder)
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
+    split = summary.get("test_split", "test")
     return (
-        f"{summary['model']} on {summary['data']}, test: {scores} ({summary['weights']} weights); "
-        f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
+        f"{summary['model']} on {summary['data']}, {split}: {scores} ({summary['weights']} weights); "
+        f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.0f} s, {summary['img_per_s']:.0f} img/s\n"
         f"pictures: {' '.join(str(folder / picture) for picture in summary['pictures'])}"
     )
 
@@ -123,9 +124,12 @@ def _describe(engine: Engine, run: Run) -> None:
     )
     for note in engine.task.notes:
         run.say(f"         {note}")
-    run.say(f"steps    {options.epochs} epochs of {engine.steps_per_epoch} steps of {options.batch_size} samples")
     run.say(
-        f"machine  {group.world_size} x {group.device}, {share} samples each"
+        f"steps    {plural(options.epochs, 'epoch')} of {plural(engine.steps_per_epoch, 'step')} of "
+        f"{plural(options.batch_size, 'sample')}"
+    )
+    run.say(
+        f"machine  {group.world_size} x {group.device}, {plural(share, 'sample')} each"
         f"{f' in parts of {options.micro_batch}' if options.micro_batch else ''}, "
         f"{str(engine.stepper.dtype or 'float32').removeprefix('torch.')}"
     )

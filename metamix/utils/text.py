@@ -26,6 +26,12 @@ def short_count(count: float) -> str:
     return str(count)
 
 
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun: "1 image", "1,797 images", "2 batches"."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch", "x")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
     """Exit with the message of these errors instead of a traceback."""

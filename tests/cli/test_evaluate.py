@@ -112,7 +112,7 @@ def test_numbers_are_matched_to_names_by_their_order(folder_of_digits, capsys):
 def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
     """Nor all classes of the model: they are matched by name."""
     evaluate(*folder_of_digits([split], ["a", "c"], trained_for="abcdefghij"))
-    assert "on set, test (2 images of 32 pixels)" in capsys.readouterr().out
+    assert f"on set, {split} (2 images of 32 pixels)" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["classes"] == list("abcdefghij") and result["samples"] == {"test": 2}
 
@@ -122,9 +122,9 @@ def test_the_split_to_score_can_be_chosen(folder_of_digits, tmp_path, capsys):
     for i in range(3):
         (tmp_path / "set" / "test" / "a").mkdir(parents=True, exist_ok=True)
         Image.new("L", (32, 32)).save(tmp_path / "set" / "test" / "a" / f"{i}.png")
-    for given, count in (([], 10), (["--test-on", "test"], 3), (["--test-on", "val"], 10)):
+    for given, split, count in (([], "val", 10), (["--test-on", "test"], "test", 3), (["--test-on", "val"], "val", 10)):
         evaluate(*words, *given)
-        assert f"on set, test ({count} images" in capsys.readouterr().out
+        assert f"on set, {split} ({count} images" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="test_on is 'tset', but .*set has no such split; did you mean 'test'"):
         evaluate(*words, "--test-on", "tset")
 
@@ -146,7 +146,7 @@ def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsy
 
 
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test; give --holdout SHARE"):
+    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test: no share .*SHARE takes"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
     with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with 0.0, and so on images of that slice"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
@@ -194,7 +194,7 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
         tmp_path / "out",
     )
     size = timm.get_pretrained_cfg("test_resnet").input_size[-1]
-    assert f"test_resnet on set, test (3 images of {size} pixels)" in capsys.readouterr().out
+    assert f"test_resnet on set, val (3 images of {size} pixels)" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "result.json").read_text())["mean"] == [0.5, 0.5, 0.5]
 
 

@@ -251,7 +251,7 @@ def test_names_of_every_kind(tmp_path, capsys):
     metamix.cli.evaluate.main(
         [*TINY[:2], "--checkpoint", str(tmp_path / "run"), *map(str, words[:6]), "--output", str(tmp_path / "scored")]
     )
-    assert rf"{MODEL} on \udce8, test (8 images" in capsys.readouterr().out
+    assert rf"{MODEL} on \udce8, val (8 images" in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):

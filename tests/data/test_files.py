@@ -47,7 +47,7 @@ def test_a_file_above_the_limit_is_refused(tmp_path, image):
 
 def test_a_member_of_a_tar_file_has_the_same_limit():
     images = TarImages(
-        [Member("set.tar", 0, MAX_FILE_BYTES + 1, "cat/0.png", "cat/0.png")], torch.tensor([0]), ("cat",)
+        "train", [Member("set.tar", 0, MAX_FILE_BYTES + 1, "cat/0.png", "cat/0.png")], torch.tensor([0]), ("cat",)
     )
     with pytest.raises(CorruptImage, match=f"set.tar: cat/0.png: {MAX_FILE_BYTES + 1:,} bytes; images may have"):
         read_image(images, 0)

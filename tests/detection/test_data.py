@@ -273,15 +273,15 @@ def test_masks_need_segmentations(coco):
 
     splits = find_splits(coco(change=bare))
     assert len(open_split(splits, "train")) == 8
-    with pytest.raises(ValueError, match="1 annotations without a segmentation, such as 1; .* take faster_rcnn"):
+    with pytest.raises(ValueError, match="1 annotation without a segmentation, such as 1; .* take faster_rcnn"):
         open_split(splits, "train", masks=True)
 
 
 @pytest.mark.parametrize(
     "key, fields, words",
     [
-        ("images", dict(width=None), "1 images without width and height in pixels, such as 10; mask_rcnn needs them"),
-        ("images", dict(height=64.0), "1 images without width and height in pixels"),
+        ("images", dict(width=None), "1 image without width and height in pixels, such as 10; mask_rcnn needs them"),
+        ("images", dict(height=64.0), "1 image without width and height in pixels"),
         ("annotations", dict(segmentation=[[5, 5]]), "such as 1; it has neither a polygon of three points or more nor"),
         (
             "annotations",

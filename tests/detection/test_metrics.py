@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import SMALL
 from shapes import SQUARE, draw, write
 
 from metamix.detection.coco import find_splits, open_split
@@ -176,18 +177,9 @@ def five_sizes(tmp_path):
             data["annotations"].append(box)
 
     write(folder, train=5, test=5, change=resize)
-    options = DetectionOptions(
-        data_dir=str(folder),
-        model="metaformer_raft_nano",
-        model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
-        out_channels=64,
-        out_indices=(1, 2),
-        extra="none",
-        min_size=64,
-        max_size=120,
-        workers=0,
-        detector_args=dict(score_thresh=0.001),  # an untrained head is sure of nothing
-    )
+    detector_args = dict(score_thresh=0.001)  # an untrained head is sure of nothing
+    small = SMALL | dict(model="metaformer_raft_nano", detector_args=detector_args)
+    options = DetectionOptions(data_dir=str(folder), **small)
     torch.manual_seed(0)
     task = Detection(options)
     return task, task.model.build().eval()

@@ -327,8 +327,8 @@ def test_unusable_annotations_are_noted(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=spoil)
     task, _ = build(folder)
     assert task.data.notes == [
-        f"2 annotations of {folder / 'annotations' / f'instances_{split}.json'} are left out; "
-        f"metamix verify --task detection {folder} names them"
+        f"left out: 2 annotations of {folder / 'annotations' / f'instances_{split}.json'}; "
+        f"metamix verify --task detection {folder} names what is wrong"
         for split in ("train", "test")
     ]
     assert set(task.data.scored) == {"test"}

@@ -27,6 +27,7 @@ class Digits:
     def __init__(self, train: bool):
         from sklearn.datasets import load_digits  # takes half a second to import
 
+        self.split = "train" if train else "test"
         digits = load_digits()
         labels = torch.from_numpy(digits.target).long()
         chosen = stratified_choice(labels, TEST_IMAGES, seed=0) != train

@@ -89,7 +89,7 @@ class FolderImages:
 
     def __init__(self, root: Path):
         files = list_files(root)
-        self.root = root
+        self.root, self.split = root, root.name
         self.paths = sorted(filter(is_image, files), key=natural_order)
         warn_of_other_formats(files, root)
         self.labels, self.classes = label_by_folder(self.paths, root)
@@ -130,7 +130,7 @@ def open_tar(path: Path) -> TarImages:
     paths = strip_common_folders([name for name, _, _ in found], path.stem)
     labels, classes = label_by_folder(paths, path)
     members = [Member(path, offset, size, name, inside) for (name, offset, size), inside in zip(found, paths)]
-    return TarImages(members, labels, classes)
+    return TarImages(path.stem, members, labels, classes)
 
 
 def list_tar_images(tar: tarfile.TarFile, folder: str = "", start: int = 0) -> Iterator[tuple[str, int, int]]:

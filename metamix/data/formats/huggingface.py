@@ -57,7 +57,7 @@ class HuggingFace:
             raise ValueError(f"{name} has the columns {features}; expected one of images and one of class labels")
         (image,), (label,) = columns
         self.reader = create_reader(f"hfds/{name}", root=root, split=split, input_key=image, target_key=label)
-        self.name, self.labels = f"{name} {split}", torch.tensor(self.reader.dataset[label][:])
+        self.name, self.split, self.labels = f"{name} {split}", split, torch.tensor(self.reader.dataset[label][:])
         self.classes = tuple(self.reader.class_to_idx)
         if self.labels.min() < 0:
             raise ValueError(f"the split {split} of {name} has images without a label")

@@ -33,8 +33,8 @@ class TarImages:
 
     mode = "RGB"
 
-    def __init__(self, members: list[Member], labels: Tensor, classes: tuple[str, ...]):
-        self.members, self.labels, self.classes = members, labels, classes
+    def __init__(self, split: str, members: list[Member], labels: Tensor, classes: tuple[str, ...]):
+        self.split, self.members, self.labels, self.classes = split, members, labels, classes
 
     def open(self, i: int) -> Image.Image:
         member = self.members[i]

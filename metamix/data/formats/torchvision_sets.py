@@ -62,7 +62,8 @@ class Torchvision:
             [torch.as_tensor(_first_attribute(part, "targets", "labels", "_labels")).long() for part in parts]
         )
         self.files = [Path(file) for part in parts for file in _first_attribute(part, "_image_files", "_images")]
-        self.name, self.root = f"{name} {'train' if train else 'test'}", Path(root).expanduser()
+        self.split = "train" if train else "test"
+        self.name, self.root = f"{name} {self.split}", Path(root).expanduser()
         self.classes = tuple(getattr(parts[0], "classes", [str(i) for i in range(int(self.labels.max()) + 1)]))
         self.mode = "L" if self.open(0).mode == "L" else "RGB"
 

@@ -41,7 +41,7 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
         index_shards([root / name for name in shards[split]]) for split in ("train", chosen)
     )
     classes = tuple(str(i) for i in range(int(max(train_labels.max(), test_labels.max())) + 1))
-    return TarImages(train, train_labels, classes), TarImages(test, test_labels, classes)
+    return TarImages("train", train, train_labels, classes), TarImages(chosen, test, test_labels, classes)
 
 
 def find_shards(root: Path) -> dict[str, list[str]]:
