@@ -1,5 +1,6 @@
 """Score models on the test split of the data that they were trained on."""
 
+import argparse
 from functools import cache
 
 import timm
@@ -11,6 +12,14 @@ from metamix.classification.options import ModelOptions
 from metamix.classification.task import Classification
 from metamix.training.evaluation import evaluate
 from metamix.training.processes import ProcessGroup
+
+
+def tag_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser with --tag and --data-dir, for a command about the weights of one data set."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
+    parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
+    return parser
 
 
 def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:

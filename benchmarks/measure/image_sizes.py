@@ -6,13 +6,12 @@
 Only weights that changed since the last measurement are scored.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
 
 from benchmarks.paths import RESULTS
-from benchmarks.scoring import load, score, task_of
+from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.models.weights import weights_dir
 from metamix.utils.files import write_text
@@ -47,10 +46,7 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
-    parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
-    args = parser.parse_args(argv)
+    args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         cards = by_mixer(load_tag(args.tag)).values()
         results = json.loads(FILE.read_text()) if FILE.exists() else {}

@@ -7,7 +7,6 @@ mixer's own weights or activations. The functions take models of the comparison 
 images (N, C, H, W). Colours are relative values without a unit; the colour bar says relative to what.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.paths import IMAGES
 from benchmarks.report.style import WIDTH, save
-from benchmarks.scoring import load, score, task_of
+from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.classification.pictures import draw_confusion
 from metamix.layers import average_to
@@ -274,10 +273,7 @@ def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
-    parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
-    args = parser.parse_args(argv)
+    args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         IMAGES.mkdir(exist_ok=True)
         draw_all(args.tag, by_mixer(load_tag(args.tag)), args.data_dir)

@@ -41,7 +41,7 @@ from .maxim_format import maxim_format
 from .metadata import ModelMetadata
 from .official import flatten, flax_parameters
 from .wavemix_dense import WaveMixSisr, WaveMixSR
-from .weights import check_state, local_weights, read_weights, unwrap
+from .weights import check_state, local_weights, nothing_published, read_weights, unwrap
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def weight_file(name: str, tag: str) -> Path:
     """Return the file of published weights, downloaded if needed."""
     tags = tags_of(name)
     if not tags:
-        raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+        raise nothing_published(name)
     tag = tag or tags[0]
     card = local_weights().get(name, {}).get(tag)
     return Path(card["file"]) if card else download(_MODELS[name].tags[tag], f"{name}.{tag}")

@@ -91,7 +91,7 @@ class ModelMetadata:
 
     @property
     def architecture(self) -> str | None:
-        """The model's name without its tag."""
+        """Return the model's name without its tag."""
         return self.model and self.model.partition(".")[0]
 
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class ModelMetadata:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """Those of `num_classes`, `in_chans` and `img_size` that are known, as arguments of the constructor."""
+        """Return those of `num_classes`, `in_chans` and `img_size` that are known, as arguments of the constructor."""
         known = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
         return {key: value for key, value in known.items() if value is not None}
 

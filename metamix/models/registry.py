@@ -21,7 +21,7 @@ from metamix.utils.text import nearest
 
 from .arguments import mixers_per_stage
 from .metaformer import MetaFormer
-from .weights import cfg_of_file, checkpoint_filter, local_weights
+from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
 # The images that a model is made for, as entries of timm's PretrainedCfg. A family adds its own.
 IMAGENET = dict(
@@ -185,4 +185,4 @@ def check_published(name: str) -> None:
         ValueError: they are not.
     """
     if not (timm.models.is_model_pretrained(name) or ":" in name):
-        raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+        raise nothing_published(name)

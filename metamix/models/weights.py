@@ -105,6 +105,11 @@ def find_weights(checkpoint: str | Path) -> Path:
     return Path(published["file"]) if published and not path.exists() else path
 
 
+def nothing_published(name: str) -> ValueError:
+    """Return the error for weights of a model that has none."""
+    return ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+
+
 # Adapting
 
 

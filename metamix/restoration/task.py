@@ -12,7 +12,7 @@ from torch import nn
 from metamix.models import count_macs
 from metamix.models.image_models import create_image_model, list_image_models
 from metamix.models.metadata import ModelMetadata
-from metamix.models.weights import find_weights
+from metamix.models.weights import find_weights, nothing_published
 
 from .data import RestorationData
 from .inference import Restorer
@@ -176,4 +176,4 @@ def check_image_model(name: str, pretrained: bool) -> None:
     with torch.device("meta"):
         create_image_model(name)
     if pretrained and not tag and not list_image_models(base, pretrained=True):
-        raise ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")
+        raise nothing_published(name)

@@ -3,11 +3,9 @@
 import argparse
 import json
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from benchmarks.measure import ablate
 from benchmarks.report import ablations
@@ -89,18 +87,10 @@ def test_recipe_has_the_options_of_the_variant():
     assert recipe.engine.opt_args["fallback_list"] == ["head.*", "stem.0.*"]
 
 
-def test_tiny_run_is_scored_on_the_holdout_and_written_once(tmp_path, monkeypatch):
+def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_path, monkeypatch):
     monkeypatch.setitem(ablate.ENGINE, "batch_size", 10)
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("val", 1)):
-        for label, level in (("dark", 60), ("light", 190)):
-            folder = tmp_path / "data" / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = (level + rng.integers(-50, 50, (32, 32, 3))).astype("uint8")
-                Image.fromarray(pixels).save(folder / f"{i}.png")
     file = tmp_path / "ablations.json"
-    words = f"--runs wide:pooling --data-dir {tmp_path / 'data'} --results {file} --budget 3e9".split()
+    words = f"--runs wide:pooling --data-dir {dark_and_light(train=20, val=1)} --results {file} --budget 3e9".split()
     ablate.main(words)
     ablate.main(words)  # finished already
     (found,) = json.loads(file.read_text())

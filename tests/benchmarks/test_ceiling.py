@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from benchmarks.measure import ceiling
 
@@ -55,18 +53,10 @@ def test_net_has_the_cost_that_is_told():
     assert 115e6 < ceiling.count_macs(model, (3, 32, 32)) < 121e6
 
 
-def test_tiny_run_learns_and_is_written(tmp_path, monkeypatch):
+def test_tiny_run_learns_and_is_written(dark_and_light, tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "WIDTHS", (8, 8, 8))
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 40), ("val", 10)):
-        for label, level in (("dark", 60), ("light", 190)):
-            folder = tmp_path / "data" / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = (level + rng.integers(-50, 50, (32, 32, 3))).astype("uint8")
-                Image.fromarray(pixels).save(folder / f"{i}.png")
     results = tmp_path / "results.json"
-    words = f"--data-dir {tmp_path / 'data'} --results {results} --epochs 2 --batch-size 20 --split test"
+    words = f"--data-dir {dark_and_light(train=40, val=10)} --results {results} --epochs 2 --batch-size 20 --split test"
     ceiling.main(words.split())
     ceiling.main(words.split())
     first, second = json.loads(results.read_text())

@@ -38,6 +38,24 @@ def folder(tmp_path, image):
 
 
 @pytest.fixture
+def dark_and_light(tmp_path):
+    """A maker of folders of two classes of noise that even a tiny model tells apart: `train` and `val` of each."""
+
+    def make(train, val):
+        random = np.random.default_rng(0)
+        for split, count in ("train", train), ("val", val):
+            for label, level in ("dark", 60), ("light", 190):
+                place = tmp_path / "data" / split / label
+                place.mkdir(parents=True)
+                for i in range(count):
+                    pixels = (level + random.integers(-50, 50, (32, 32, 3))).astype("uint8")
+                    Image.fromarray(pixels).save(place / f"{i}.png")
+        return tmp_path / "data"
+
+    return make
+
+
+@pytest.fixture
 def break_image():
     def damage(path):
         """Truncate a file so that its header opens and its pixels do not: what timm's retry does not see."""
