@@ -99,9 +99,9 @@ class UPerHead(nn.Module):
         for lateral, output, x in reversed(list(zip(self.laterals, self.outputs, finer))):
             top = lateral(x) + resize_to(top, x.shape[-2:], "bilinear")
             results.append(output(top))
-        size = maps[0].shape[-2:]
-        results = [resize_to(x, size, "bilinear") for x in results[::-1]]
-        return self.classifier(self.drop(self.fuse(torch.cat(results, dim=1))))
+        finest, *coarser = results[::-1]
+        parts = [finest, *(resize_to(x, finest.shape[-2:], "bilinear") for x in coarser)]
+        return self.classifier(self.drop(self.fuse(torch.cat(parts, dim=1))))
 
     def pool(self, x: Tensor) -> Tensor:
         """Add the averages over grids to a map: (B, C, H, W) -> (B, channels, H, W)."""

@@ -48,7 +48,7 @@ from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .weights import check_state, read_weights, unwrap
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
-FEW_CHANNELS = 192  # a backbone whose widest map has fewer gets a narrow neck and head
+FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
 
 
 class Segmenter(OnBackbone):
@@ -76,14 +76,14 @@ class Segmenter(OnBackbone):
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         self.check(images)
-        size = images.shape[-2:]
-        multiple = (self.backbone.size_divisible,) * 2
-        padded = pad_to(images, multiple)
+        padded = pad_to(images, (self.backbone.size_divisible,) * 2)
         maps = list(self.backbone(padded).values())
         scores = [self.head(maps)]
         if self.training and self.auxiliary is not None:
             scores.append(self.auxiliary(maps))
-        scores = [crop_to(resize_to(x, padded.shape[-2:], "bilinear"), size) for x in scores]
+        if not isinstance(self.head, DeconvHead):  # whose scores have this size
+            scores = [resize_to(x, padded.shape[-2:], "bilinear") for x in scores]
+        scores = [crop_to(x, images.shape[-2:]) for x in scores]
         return scores if self.training else scores[0]
 
     def check(self, images: Tensor) -> None:
@@ -184,7 +184,7 @@ def upernet(
 
 def default_width(channels: int, plan: Plan) -> int:
     """Return the published width, or 64 for a backbone of few channels."""
-    return channels if max(plan.dims) >= FEW_CHANNELS else 64
+    return channels if max(plan.dims) > FEW_CHANNELS else 64
 
 
 def fcn_head(backbone: Backbone, num_classes: int, channels: int, dropout: float) -> FCNHead:
@@ -256,8 +256,8 @@ def build_segmenter(
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
-        options: of the head. Widths that are not given are the published ones, or 64 for a backbone without a map of
-            192 channels or more, such as those of the size nano.
+        options: of the head. Widths that are not given are the published ones, or 64 for a backbone whose widest map
+            has at most 192 channels, such as those of the size nano.
 
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
@@ -376,10 +376,12 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
                 f"{head} has no option {name!r}{nearest(name, accepted)} Arguments of the backbone go into "
                 f"backbone_args=dict({name}=...). Options of {head}: {', '.join(accepted)}."
             )
-        several = head == "wavemix" and isinstance(given, (list, tuple))
-        for width in given if several else [given]:
-            if name in WIDTHS and width is not None:
-                check_count(name, width, least=1)
+        if name not in WIDTHS or given is None:
+            continue
+        if head == "wavemix" and not isinstance(given, (list, tuple)):
+            raise ValueError(f"{name} is {given!r}: give a list of widths, one after each doubling, such as [128, 64].")
+        for width in given if head == "wavemix" else [given]:
+            check_count(name, width, least=1)
     if options.get("finest_stride", 4) not in FINEST:
         raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
     check_rate("dropout", options.get("dropout", 0))
