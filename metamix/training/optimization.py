@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         )
     if isinstance(optimizer, Muon):
         route_to_muon(optimizer, model)
+    scale_rates(optimizer, model, options.lr_factors)
     return optimizer
 
 
@@ -72,6 +74,30 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
             weight = module.weight
             if weight.requires_grad and weight not in fallback and min(len(weight), weight[0].numel()) >= 4:
                 optimizer.state[weight]["use_muon"] = True
+
+
+def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
+    """Multiply the learning rates of parts of a model, by groups of their own; timm's schedulers keep the factors.
+
+    Args:
+        optimizer: its groups are divided.
+        model: that it trains.
+        factors: by the part's name, see `find_weights_of`. A weight of several parts gets the product.
+
+    Raises:
+        ValueError: a name matches nothing.
+    """
+    for part, factor in factors.items():
+        chosen = {id(weight) for weight in find_weights_of(model, part, "lr_factors")}
+        for group in list(optimizer.param_groups):
+            inside = [weight for weight in group["params"] if id(weight) in chosen]
+            outside = [weight for weight in group["params"] if id(weight) not in chosen]
+            scale = {"lr_scale": group.get("lr_scale", 1.0) * factor}
+            if inside and outside:
+                group["params"] = outside
+                optimizer.add_param_group(group | {"params": inside} | scale)
+            elif inside:
+                group |= scale
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
@@ -116,7 +142,7 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
         warmup_prefix=True,
         warmup_lr=options.warmup_lr,
         min_lr=options.min_lr,
-        decay_rate=1.0,
+        decay_rate=options.power if options.schedule == "poly" else 1.0,
         cycle_decay=1.0,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
@@ -173,24 +199,39 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
         ValueError: a name matches nothing, or nothing is left to train.
     """
     for part in parts:
-        found = [
-            weight
-            for name, weight in model.named_parameters()
-            if name == part
-            or name.startswith(part + ".")
-            or fnmatch.fnmatch(name, part)
-            or fnmatch.fnmatch(name, part + ".*")
-        ]
-        if not found:
-            modules = [name for name, _ in model.named_modules() if name]
-            raise ValueError(
-                f"freeze names {part!r}, but no weight of this model is under it{nearest(part, modules)} "
-                f"Its parts: {', '.join(name for name, _ in model.named_children())}."
-            )
+        found = find_weights_of(model, part, "freeze")
         for weight in found:
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(f"nothing is left to train: freeze is {','.join(parts)}")
+
+
+def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
+    """Return the weights of a part of a model.
+
+    Args:
+        model: the model.
+        part: name of a module or a parameter, or a pattern such as stages.*.norm1.
+        option: that names the part, for the message.
+
+    Raises:
+        ValueError: the name matches nothing.
+    """
+    found = [
+        weight
+        for name, weight in model.named_parameters()
+        if name == part
+        or name.startswith(part + ".")
+        or fnmatch.fnmatch(name, part)
+        or fnmatch.fnmatch(name, part + ".*")
+    ]
+    if not found:
+        modules = [name for name, _ in model.named_modules() if name]
+        raise ValueError(
+            f"{option} names {part!r}, but no weight of this model is under it{nearest(part, modules)} "
+            f"Its parts: {', '.join(name for name, _ in model.named_children())}."
+        )
+    return found
 
 
 def train_mode(model: nn.Module) -> None:

@@ -43,13 +43,17 @@ class EngineOptions:
     eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="say")
 
     epochs: int = _schedule(10, "passes over the training split, including warm-up")
+    iterations: int = _schedule(0, "steps of the whole run, rounded to whole epochs; 0: --epochs says how long it is")
     batch_size: int = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
     micro_batch: int = _schedule(
         0, "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once"
     )
     lr: float = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
     min_lr: float = _schedule(1e-5, "learning rate at the end of the schedule")
-    schedule: Literal["cosine", "linear", "constant"] = _schedule("cosine", "learning rate schedule after warm-up")
+    schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule(
+        "cosine", "learning rate schedule after warm-up"
+    )
+    power: float = _schedule(0.9, "exponent of the schedule poly; 1 is linear")
     warmup_epochs: float = _schedule(1.0, "epochs of linear warm-up")
     warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step")
 
@@ -58,6 +62,12 @@ class EngineOptions:
     momentum: float = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: float | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
+    )
+    lr_factors: dict = option(
+        {},
+        "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
+        group="optimizer",
+        on_resume="refuse",
     )
     clip_grad: float | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
     opt_args: dict = option(
@@ -88,32 +98,46 @@ class EngineOptions:
     )
 
     def __post_init__(self) -> None:
-        finite = ("lr", "min_lr", "warmup_lr", "weight_decay", "momentum")
+        finite = ("lr", "min_lr", "warmup_lr", "power", "weight_decay", "momentum")
         least = dict.fromkeys(("epochs", "batch_size", "log_every", "eval_every"), 1)
-        least |= dict.fromkeys(("seed", "micro_batch", "warmup_epochs", "checkpoint_minutes", *finite), 0)
+        least |= dict.fromkeys(("seed", "iterations", "micro_batch", "warmup_epochs", "checkpoint_minutes", *finite), 0)
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {bound}")
         for name in finite:
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} is inf, but it must be finite")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
-                f"lower warmup_epochs or raise epochs"
-            )
+        if not self.iterations:
+            self.check_warmup()
         if self.schedule != "constant" and self.min_lr > self.lr:
             raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}; lower min_lr")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad is {self.clip_grad}, but it must be above 0; leave it out to clip nothing")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}, but it must be above 0 and at most 1, such as 0.75")
+        for part, factor in self.lr_factors.items():
+            if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
+                raise ValueError(f"lr_factors has {factor!r} for {part}, but a factor is a number of at least 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but it must be at least 0 and below 1")
         if self.score == "ema" and not self.ema:
             raise ValueError("score is 'ema', but no average is kept; add --ema, or use --score last")
         if self.score == "auto":
             self.score = "ema" if self.ema else "last"
+
+    def settle_epochs(self, steps_per_epoch: int) -> None:
+        """Set `epochs` where `iterations` says how long the run is, which takes the number of steps in an epoch."""
+        if self.iterations:
+            self.epochs = max(1, round(self.iterations / steps_per_epoch))
+            self.check_warmup()
+
+    def check_warmup(self) -> None:
+        """Raise ValueError if the warm-up is longer than the run."""
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, longer than the {self.epochs} epochs of training; "
+                f"lower warmup_epochs or raise epochs"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,9 +150,11 @@ class Recipe:
     imports: tuple[str, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Return every option by name, as plain values."""
+        """Return every option by name, as plain values; without epochs where they follow from iterations."""
         modules = {"import": self.imports} if self.imports else {}
         parts = {"task": self.task} | modules | vars(self.engine) | vars(self.options)
+        if parts.get("iterations"):
+            del parts["epochs"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in parts.items()}
 
     def to_yaml(self) -> str:

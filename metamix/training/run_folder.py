@@ -237,7 +237,7 @@ def check_output(folder: Path) -> None:
 
 def _is_recipe(path: Path) -> bool:
     try:
-        return {"task", "seed", "epochs", "batch_size", "lr"} <= read_yaml(path).keys()
+        return {"task", "seed", "batch_size", "lr"} <= read_yaml(path).keys()
     except (ValueError, OSError):
         return False
 

@@ -136,7 +136,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         return None
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
-    if text and tuple in kinds:
+    if text and tuple in kinds and value not in choices:
         value = [word.strip() for word in value.strip("[]() ").split(",") if word.strip()]
     if tuple in kinds and isinstance(value, list):
         value = tuple(value)

@@ -177,6 +177,33 @@ def test_linear_and_constant_rates():
     assert [whole(step) for step in (0, 5, 9)] == pytest.approx([0.0, 0.5, 0.9])
 
 
+def test_poly_follows_its_power():
+    rate = rates(schedule="poly", power=0.9, warmup_epochs=0.0, min_lr=0.0)
+    assert [rate(step) for step in (0, 10, 49)] == pytest.approx([(1 - step / 50) ** 0.9 for step in (0, 10, 49)])
+
+
+@pytest.mark.parametrize("iterations, epochs", [(1, 1), (20, 3), (60, 10)])
+def test_iterations_are_rounded_to_epochs(iterations, epochs):
+    made = engine(iterations=iterations, warmup_epochs=0.0)  # 6 steps an epoch
+    assert made.options.epochs == epochs and "epochs" not in made.recipe.flat()
+    with pytest.raises(ValueError, match="warmup_epochs is 4.0, longer than the 3 epochs"):
+        engine(iterations=20, warmup_epochs=4.0)
+
+
+def test_factors_scale_the_rates_of_parts():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    options = EngineOptions(warmup_epochs=0.0, lr=1.0, lr_factors={"0": 0.1, "*.bias": 0.5})
+    optimizer = make_optimizer(model, options)
+    make_schedule(optimizer, options, 5).step_update(0)
+    found = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    rates = {name: found[id(weight)] for name, weight in model.named_parameters()}
+    assert rates == pytest.approx({"0.weight": 0.1, "0.bias": 0.05, "1.weight": 1.0, "1.bias": 0.5})
+    with pytest.raises(ValueError, match="lr_factors names 'backbone', but no weight of this model is under it"):
+        make_optimizer(model, EngineOptions(lr_factors={"backbone": 0.1}))
+    with pytest.raises(ValueError, match="lr_factors has 'low' for backbone, but a factor is a number"):
+        EngineOptions(lr_factors={"backbone": "low"})
+
+
 def test_layer_decay_scales_the_rates():
     import timm
 

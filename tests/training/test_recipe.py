@@ -109,7 +109,7 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
         (["--lr", "fast"], "--lr is 'fast', but must be a valid number."),
         (
             ["--schedule", "cosin"],
-            "--schedule is 'cosin', but must be 'cosine', 'linear' or 'constant'; did you mean 'cosine'?",
+            "--schedule is 'cosin', but must be 'cosine', 'linear', 'poly' or 'constant'; did you mean 'cosine'?",
         ),
         (["--model-args", "3"], "--model-args is 3, but must be a mapping {key: value}."),
         (
@@ -279,7 +279,7 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
     path = ROOT / "configs" / "digits" / "demo.yaml"
     assert find_config("digits/demo") == find_config("digits/demo.yaml") == find_config(str(path)) == path
     with pytest.raises(
-        ValueError, match=r"no config digits/dmo; did you mean 'digits/demo'\? .* bccd/retinanet, cifar10/"
+        ValueError, match=r"no config digits/dmo; did you mean 'digits/demo'\? .* bccd/retinanet, camvid/.*, cifar10/"
     ):
         find_config("digits/dmo")
     (tmp_path / "digits").mkdir()
