@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metamix.utils.figures import plain, save_figure
+from metamix.utils.figures import draw_confusion, plain, save_figure
 
 from .metrics import State, class_scores, total_confusion
 
@@ -23,7 +22,9 @@ class ClassificationPictures:
         """Draw the pictures into the folder and return their files."""
         confusion = total_confusion(states)
         matrix, bars = (Path(folder) / f"test_{name}.png" for name in ("confusion", "classes"))
-        draw_confusion(matrix, confusion, self.classes)
+        accuracy = 100 * int(confusion.trace()) / max(1, int(confusion.sum()))
+        title = f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %"
+        draw_confusion(matrix, confusion, self.classes, title)
         draw_classes(bars, confusion, self.classes)
         return [matrix, bars]
 
@@ -31,36 +32,6 @@ class ClassificationPictures:
         """Say how many images were scored, if some could not be read."""
         scored, unreadable = (sum(int(state[key].sum()) for state in states) for key in ("confusion", "unreadable"))
         return f"{scored:,} images were scored; {unreadable:,} could not be read" if unreadable else ""
-
-
-def draw_confusion(path: Path, confusion: Tensor, classes: tuple[str, ...]) -> None:
-    """Draw a confusion matrix: the share of each label's samples by prediction, in percent.
-
-    With up to 20 classes, cells show counts.
-
-    Args:
-        confusion: (classes, classes) int64, rows are labels.
-    """
-    shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
-    count = len(classes)
-    side = min(12.0, 3.0 + 0.4 * count)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
-    names = [plain(name) for name in classes]
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, label="% of the label's samples", shrink=0.8)
-    accuracy = 100 * int(confusion.trace()) / max(1, int(confusion.sum()))
-    axes.set(xlabel="prediction", ylabel="label", title=f"{int(confusion.sum()):,} samples, top-1 {accuracy:.2f} %")
-    if count <= 40:
-        turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
-        axes.set_xticks(range(count), names, **turned)
-        axes.set_yticks(range(count), names)
-    if count <= 20:
-        for label, prediction in confusion.nonzero().tolist():
-            color = "white" if shares[label, prediction] > 50 else "black"
-            number = str(int(confusion[label, prediction]))
-            axes.text(prediction, label, number, ha="center", va="center", fontsize="small", color=color)
-    save_figure(path, figure)
 
 
 def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:

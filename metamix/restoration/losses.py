@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from metamix.models.maxim import shrink_image
 from metamix.training.task import Batch
-from metamix.utils.text import nearest
+from metamix.utils.weighted_sum import parse_weighted_sum
 
 from .metrics import WINDOW, ssim
 
@@ -65,21 +65,7 @@ def parse_loss(text: str) -> dict[str, float]:
     Raises:
         ValueError: an unknown or repeated name, or a weight that is not a number above 0.
     """
-    weights: dict[str, float] = {}
-    for term in text.split("+"):
-        first, star, second = term.strip().partition("*")
-        name = (second if star else first).strip()
-        if name not in LOSSES:
-            raise ValueError(f"there is no loss {name!r}{nearest(name, LOSSES)} Losses: {', '.join(LOSSES)}.")
-        if name in weights:
-            raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
-        try:
-            weights[name] = float(first) if star else 1.0
-        except ValueError:
-            weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
-            raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
-    return weights
+    return parse_weighted_sum(text, LOSSES)
 
 
 class RestorationLoss:

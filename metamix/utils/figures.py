@@ -1,8 +1,11 @@
-"""Write figures as PNG."""
+"""Write figures as PNG, and draw confusion matrices."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from .files import atomic_write
 from .text import readable
@@ -17,3 +20,40 @@ def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure atomically."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def draw_confusion(
+    path: Path, confusion: Tensor, classes: Sequence[str], title: str, *, of: str = "samples", percent: bool = False
+) -> None:
+    """Draw a confusion matrix: the share of each label's samples by prediction, in percent.
+
+    With up to 20 classes, cells show numbers.
+
+    Args:
+        path: PNG to write.
+        confusion: (classes, classes) int64, rows are labels.
+        classes: names of the classes.
+        title: above the matrix.
+        of: what is counted.
+        percent: show percentages of at least 1 in the cells, not counts.
+    """
+    shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
+    count = len(classes)
+    side = min(12.0, 3.0 + 0.4 * count)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    names = [plain(name) for name in classes]
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label=f"% of the label's {of}", shrink=0.8)
+    axes.set(xlabel="prediction", ylabel="label", title=title)
+    if count <= 40:
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axes.set_xticks(range(count), names, **turned)
+        axes.set_yticks(range(count), names)
+    if count <= 20:
+        for label, prediction in (shares >= 1 if percent else confusion).nonzero().tolist():
+            color = "white" if shares[label, prediction] > 50 else "black"
+            share, number = float(shares[label, prediction]), int(confusion[label, prediction])
+            text = f"{share:.0f}" if percent else str(number)
+            axes.text(prediction, label, text, ha="center", va="center", fontsize="small", color=color)
+    save_figure(path, figure)
