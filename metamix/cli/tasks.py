@@ -15,6 +15,7 @@ TASKS = {  # the package under metamix: the class in its task.py
     "classification": "Classification",
     "detection": "Detection",
     "restoration": "Restoration",
+    "segmentation": "Segmentation",
 }
 
 

@@ -1,0 +1,276 @@
+"""Load images and masks in batches, augmented by worker processes.
+
+A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
+target holds labels, 255 where a pixel is ignored. A batch to score holds lists: images of their sizes after resizing,
+targets of the size of their files. An image that cannot be read is replaced by the next one, and its index by -1:
+metrics leave it out. A mask with a value that is no label stops the run. Every random number is a function of (seed,
+epoch, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from metamix.data import CorruptImage, Normalize, read_image_file
+from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.sources import decode, first_readable
+from metamix.training.task import Batch
+from metamix.utils.checksums import digest
+
+from .labels import IGNORED, BadMask, Labels, read_mask
+from .options import SegmentationOptions
+from .sources import Split, check_sizes, open_set
+from .transforms import eval_transform, resized_size, train_transform
+
+MEMORY_LIMIT = 2**30  # bytes of decoded images and masks that memory="auto" holds at most
+
+Pair = tuple[str, Tensor, Tensor]  # name, image (3, H, W) uint8, mask (H, W) uint8
+
+
+class SegmentationData:
+    """Open the splits of a data set, check them, and make their loaders.
+
+    Args:
+        options: of training, or of evaluation with those of training filled in.
+        train: whether there is to be a training split.
+
+    Attributes:
+        name: name of the data set's folder.
+        labels: classes, and the labels of the values in mask files.
+        parts: samples by split: "train", "test", and "holdout" where val is neither trained on nor the test.
+        mean, std: of the channels, for values from 0 to 1; the task sets those of loaded weights.
+        identity: values that must be the same when a run is resumed.
+        notes: what the user should know.
+
+    Raises:
+        ValueError: images and masks do not match, differ in size, or are smaller than the crop.
+        FileNotFoundError: a folder or a file is missing.
+    """
+
+    def __init__(self, options: SegmentationOptions, *, train: bool = True):
+        self.options, self.notes = options, list[str]()
+        self.name = Path(options.data_dir).resolve().name
+        self.mean = options.mean or tuple(IMAGENET_DEFAULT_MEAN)
+        self.std = options.std or tuple(IMAGENET_DEFAULT_STD)
+        self.set = open_set(options)
+        self.labels = self.set.labels(options.ignore_index, options.reduce_zero_label)
+        self.parts = self._find_splits(train)
+        sizes = {split: check_sizes(samples) for split, samples in self.parts.items()}
+        if train:
+            self._check_crops(self.parts["train"], sizes["train"])
+            self.in_memory = options.memory == "yes" or (
+                options.memory == "auto" and sum(4 * h * w for h, w in sizes["train"]) <= MEMORY_LIMIT
+            )
+        self.identity: dict[str, Any] = {
+            "samples": {split: len(samples) for split, samples in self.parts.items()},
+            "classes": list(self.classes),
+            "digest": {
+                split: digest((s.name, s.image.stat().st_size, s.mask.stat().st_size) for s in samples)
+                for split, samples in self.parts.items()
+            },
+        }
+        self._train: MaskedImages | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.labels.classes
+
+    def _find_splits(self, train: bool) -> dict[str, Split]:
+        """Find the samples of the splits to train on and to score."""
+        options, splits = self.options, self.set.splits
+        test = options.test_on or next((name for name in ("test", "val") if name in splits), "test")
+        if train and test in options.train_on:
+            raise ValueError(
+                f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
+                f"--train-on. The splits are {', '.join(splits)}"
+            )
+        parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
+        parts["test"] = self.set.find(test)
+        if "val" in splits and "val" not in (test, *options.train_on):
+            parts["holdout"] = self.set.find("val")
+        return parts
+
+    def _check_crops(self, samples: Split, sizes: Sequence[tuple[int, int]]) -> None:
+        options = self.options
+        if options.pad:
+            return
+        for sample, size in zip(samples, sizes):
+            h, w = resized_size(size, options.min_size, options.max_size, options.scales[0])
+            if h < options.crop_size[0] or w < options.crop_size[1]:
+                raise ValueError(
+                    f"{sample.image} has {h} x {w} pixels at the smallest scale, less than the crop of "
+                    f"{options.crop_size[0]} x {options.crop_size[1]}: give a smaller --crop, or --pad"
+                )
+
+    def train_images(self) -> MaskedImages:
+        """Return the images to train on, in memory if they are small."""
+        if self._train is None:
+            self._train = MaskedImages(self.parts["train"], self.labels)
+            if self.in_memory:
+                self._train.load()
+        return self._train
+
+    def pixel_counts(self) -> Tensor:
+        """Count the pixels of each class in the masks to train on: (classes,) int64."""
+        images = self.train_images()
+        counts = torch.zeros(256, dtype=torch.int64)
+        for i in tqdm(range(len(images)), desc="counting", unit="mask", leave=False, disable=None):
+            counts += torch.bincount(images.mask(i).flatten(), minlength=256)
+        return counts[: len(self.classes)]
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
+        """Make the loader of augmented crops.
+
+        Raises:
+            BadMask: an image that is held in memory has a mask with a value that is no label.
+        """
+        images = self.train_images()
+        order = TrainOrder(len(images), batch_size, rank, world_size, seed)
+        return self._loader(images, order, train_transform(self.options, self.mean), seed, collate_crops)
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
+        """Make the loaders of the splits to score, whose images come one by one."""
+        loaders = {}
+        for split in (name for name in self.parts if name != "train"):
+            images = MaskedImages(self.parts[split], self.labels)
+            order = EvalOrder(len(images), 1, rank, world_size)
+            loaders[split] = self._loader(images, order, eval_transform(self.options), 0, collate_images)
+        return loaders
+
+    def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
+        loader = StreamLoader(
+            images, self.options, order, OnPairs(transform), seed, mark_replaced=True, collate=collate
+        )
+        loader.corrupt.command = f"metamix verify {self.options.data_dir} --task segmentation"
+        return loader
+
+    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+        """Normalise the images. The worker processes have augmented them."""
+        return batch | {"image": self.normalize(batch["image"]), "target": batch["target"].long()}
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images (n, 3, H, W) uint8 to float32."""
+        normalized = Normalize(mean=self.mean, std=self.std).normalize(images.permute(0, 2, 3, 1))
+        return normalized.permute(0, 3, 1, 2)
+
+
+class MaskedImages:
+    """The images and masks of a split, as `StreamLoader` reads them."""
+
+    def __init__(self, samples: Split, labels: Labels):
+        self.samples, self.labels = samples, labels
+        self.loaded: dict[int, Pair] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self) -> None:
+        """Decode all images and masks into memory; those that cannot be read are left out.
+
+        Raises:
+            BadMask: a mask has a value that is no label.
+        """
+        for i in tqdm(range(len(self)), desc="decoding", unit="img", leave=False, disable=None):
+            try:
+                self.loaded[i] = self.read(i)
+            except CorruptImage:  # the loader reports it once it comes up
+                continue
+
+    def mask(self, index: int) -> Tensor:
+        """Return a mask as labels (H, W) uint8, all of them ignored if it cannot be read.
+
+        Raises:
+            BadMask: it has a value that is no label.
+        """
+        if index in self.loaded:
+            return self.loaded[index][2]
+        try:
+            return read_mask(self.samples[index].mask, self.labels)
+        except CorruptImage:
+            return torch.full((1, 1), IGNORED, dtype=torch.uint8)
+
+    def read_or_next(self, index: int) -> tuple[Pair, None, Broken]:
+        """Read an image and its mask; see `first_readable` for what replaces one that cannot be read.
+
+        Raises:
+            CorruptImage: none can be read, or the mask has a value that is no label.
+        """
+        try:
+            pair, broken = first_readable(len(self), index, self.read, self.path)
+        except BadMask as error:
+            raise CorruptImage(str(error)) from None  # workers hand its message on; it ends the run
+        return pair, None, broken
+
+    def path(self, index: int) -> str:
+        return str(self.samples[index].image)
+
+    def read(self, index: int) -> Pair:
+        """Read an image and its mask.
+
+        Raises:
+            CorruptImage: one of them cannot be decoded.
+            BadMask: the mask has a value that is no label.
+        """
+        if index in self.loaded:
+            return self.loaded[index]
+        sample = self.samples[index]
+        return sample.name, read_image(sample.image), read_mask(sample.mask, self.labels)
+
+
+def read_image(path: Path) -> Tensor:
+    """Read an image file as (3, H, W) uint8.
+
+    Raises:
+        CorruptImage: the file cannot be read.
+    """
+    return F.pil_to_tensor(decode(lambda: read_image_file(path), path, "RGB"))
+
+
+class OnPairs:
+    """Apply a transform of torchvision to image and mask of a sample."""
+
+    def __init__(self, transform: Any):
+        self.transform = transform
+
+    def __call__(self, pair: Pair) -> Pair:
+        name, image, mask = pair
+        image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return name, image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+def collate_images(samples: list[Any]) -> Batch:
+    """Make a batch of samples with lists of images; "failure" alone where no image could be read."""
+    for sample in samples:
+        if isinstance(sample, CorruptImage):
+            return {"failure": str(sample)}
+    pairs, _, indices, broken = zip(*samples)
+    names, images, masks = (list(column) for column in zip(*pairs))
+    return {
+        "image": images,
+        "target": masks,
+        "index": torch.tensor(indices),
+        "name": names,
+        "broken": [pair for pairs in broken for pair in pairs],
+    }
+
+
+def collate_crops(samples: list[Any]) -> Batch:
+    """Make a batch of samples with tensors of crops."""
+    batch = collate_images(samples)
+    return batch | {key: torch.stack(batch[key]) for key in ("image", "target") if key in batch}
+
+
+def class_shares(counts: Tensor, classes: Sequence[str]) -> Mapping[str, float]:
+    """Return the share of each class among the pixels that are not ignored, by its name."""
+    total = max(1, int(counts.sum()))
+    return {name: int(count) / total for name, count in zip(classes, counts)}

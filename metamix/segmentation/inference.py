@@ -1,0 +1,89 @@
+"""Apply a segmenter to whole images or in windows, and average over flips and scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamix.models.image_inference import restore_tiles
+
+from .transforms import Size
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image: its scale and whether it is mirrored."""
+
+    scale: float = 1.0
+    mirrored: bool = False
+
+
+PLAIN = (View(),)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts the label of each pixel of normalised images (1, 3, H, W).
+
+    Attributes:
+        window: side of the windows in pixels of the image that the model gets; 0 for the whole image at once.
+        overlap: least overlap of neighbouring windows in pixels; their logits are averaged with weights that fall
+            towards the edge.
+        views: over which the probabilities are averaged.
+    """
+
+    window: int = 0
+    overlap: int = 0
+    views: tuple[View, ...] = PLAIN
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
+        """Return labels (H', W') uint8.
+
+        Args:
+            model: in evaluation mode.
+            image: (1, 3, H, W), normalised.
+            size: (H', W'), height and width of the result; logits are resized to it bilinearly.
+        """
+        if self.views == PLAIN:
+            return self.logits(model, image, size).argmax(1)[0].byte()
+        total = torch.zeros((), device=image.device)
+        for view in self.views:
+            total = total + self.look(model, image, view, size).softmax(1)
+        return total.argmax(1)[0].byte()
+
+    def look(self, model: nn.Module, image: Tensor, view: View, size: Size) -> Tensor:
+        """Return the logits (1, classes, H', W') of a view, for the image as it is."""
+        if view.scale != 1:
+            sides = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
+            image = F.interpolate(image, sides, mode="bilinear", antialias=True)
+        logits = self.logits(model, image.flip(-1) if view.mirrored else image, size)
+        return logits.flip(-1) if view.mirrored else logits
+
+    def logits(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
+        """Return logits (1, classes, H', W') in float32."""
+        if self.window and max(image.shape[-2:]) > self.window:
+            logits = restore_tiles(model, image, tile=self.window, overlap=self.overlap).float()
+        else:
+            logits = model(image).float()
+        return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
+
+    def describe(self) -> str:
+        """Say in words how images are looked at."""
+        text = (
+            f"windows of {self.window} pixels, overlapping by at least {self.overlap}"
+            if self.window
+            else "whole images"
+        )
+        if self.views == PLAIN:
+            return text
+        scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys(view.scale for view in self.views))
+        return f"{text}, mean over scales {scales}" + (" and flips" if any(v.mirrored for v in self.views) else "")
+
+
+def make_views(scales: tuple[float, ...], flip: bool) -> tuple[View, ...]:
+    """Return a view for each scale and, with `flip`, each mirrored one."""
+    return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))

@@ -1,0 +1,224 @@
+"""Masks: the values in their files, the labels of training, and the colours of the classes.
+
+A mask file holds a whole number for each pixel: it is a grey PNG, or one with a palette, which is not looked at. A mask
+in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...; ignored pixels get
+the label 255. Every other value is refused with the file's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metamix.data import CorruptImage, read_image_file
+
+IGNORED = 255  # label of pixels that are neither trained on nor scored
+MAX_CLASSES = 255
+ADVICE = "write the names of the classes into it, one a line, label 0 first"
+REFUSED = -1  # entry of `Labels.table` for values that no mask may have
+
+Colour = tuple[int, int, int]
+Palette = tuple[Colour, ...]
+
+
+class BadMask(ValueError):
+    """A mask holds a value that is no label, or is no mask. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set, and the label of each value in its mask files.
+
+    Attributes:
+        classes: names of the labels 0, 1, ...
+        table: labels of the values 0 to 255, int16; IGNORED and REFUSED are possible.
+        palette: colours of the classes, for masks in colour and for pictures; one more is that of ignored pixels.
+    """
+
+    classes: tuple[str, ...]
+    table: np.ndarray
+    palette: Palette | None = None
+
+    def accepted(self) -> str:
+        """Name the values that masks may have."""
+        ranges: list[list[int]] = []
+        for value in np.flatnonzero(self.table != REFUSED).tolist():
+            if ranges and ranges[-1][1] == value - 1:
+                ranges[-1][1] = value
+            else:
+                ranges.append([value, value])
+        return ", ".join(f"{low} to {high}" if high > low else str(low) for low, high in ranges)
+
+
+def make_labels(
+    classes: Sequence[str],
+    *,
+    ignore_index: int | None = 255,
+    reduce_zero_label: bool = False,
+    palette: Palette | None = None,
+) -> Labels:
+    """Number classes in the order of their names.
+
+    Args:
+        classes: names of the classes.
+        ignore_index: value of ignored pixels in the files; None if there is none.
+        reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
+        palette: colours of the classes.
+
+    Raises:
+        ValueError: there are too many classes, or the palette has another number of colours.
+    """
+    if not 1 <= len(classes) <= MAX_CLASSES:
+        raise ValueError(f"there are {len(classes)} classes; accepted are 1 to {MAX_CLASSES}")
+    if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
+        raise ValueError(
+            f"the palette has {len(palette)} colours and there are {len(classes)} classes: give one colour for each "
+            f"class, and one more if ignored pixels have a colour"
+        )
+    first = 1 if reduce_zero_label else 0
+    table = np.full(256, REFUSED, dtype=np.int16)
+    values = range(first, min(first + len(classes), 256))
+    table[values.start : values.stop] = np.arange(len(values))
+    if reduce_zero_label:
+        table[0] = IGNORED
+    if ignore_index is not None:
+        table[ignore_index] = IGNORED
+    return Labels(tuple(classes), table, palette)
+
+
+def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palette | None = None) -> Labels:
+    """Make the labels of a data set whose files hold other numbers; all values that are not in `values` are ignored."""
+    table = np.full(256, IGNORED, dtype=np.int16)
+    for value, label in values.items():
+        table[value] = label
+    return Labels(tuple(classes), table, palette)
+
+
+def read_mask(path: Path, labels: Labels) -> Tensor:
+    """Read a mask as labels: (H, W) uint8.
+
+    Raises:
+        CorruptImage: the file cannot be decoded.
+        BadMask: a value or a colour in it is no label, or it has colours and the data set no palette.
+    """
+    image = _open(path)
+    if image.mode in ("RGB", "RGBA"):
+        return torch.from_numpy(_from_colours(np.array(image.convert("RGB")), labels, path))
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
+    values = np.array(image, dtype=np.int32)
+    inside = (values >= 0) & (values < len(labels.table))
+    found = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
+    if (refused := found == REFUSED).any():
+        wrong = np.unique(values[refused]).tolist()
+        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+        raise BadMask(
+            f"{path} has the label {shown} at {int(refused.sum()):,} pixels, but there are {len(labels.classes)} "
+            f"classes and accepted are {labels.accepted()}: correct the mask, add the class to classes.txt, or give "
+            f"--ignore-index"
+        )
+    return torch.from_numpy(found.astype(np.uint8))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = read_image_file(path)
+        image.load()
+    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
+        raise CorruptImage(f"{path}: {error}") from error
+    return image
+
+
+def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray:
+    """Return the labels (H, W) uint8 of the colours (H, W, 3) of a mask."""
+    if labels.palette is None:
+        raise BadMask(
+            f"{path} is in colour: give the colours of the classes in palette.txt beside classes.txt, a line "
+            f"'red green blue' for each class, or save masks as PNGs of indices"
+        )
+    found = np.full(colours.shape[:2], IGNORED, dtype=np.uint8)
+    unknown = np.ones(colours.shape[:2], dtype=bool)
+    for i, colour in enumerate(labels.palette):
+        of_class = (colours == colour).all(-1)
+        found[of_class] = i if i < len(labels.classes) else IGNORED
+        unknown &= ~of_class
+    if unknown.any():
+        raise BadMask(
+            f"{path} has the colour {tuple(colours[unknown][0].tolist())}, which is not in palette.txt: correct the "
+            f"mask, or add a last line with the colour of ignored pixels"
+        )
+    return found
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read the names of the classes, one a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a name is there twice, or there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path}: write the names of the classes into it, one a line, label 0 first"
+        )
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise ValueError(f"{path} has the class {twice!r} twice: give each class its own name")
+    if not names:
+        raise ValueError(f"{path} is empty: {ADVICE}")
+    return tuple(names)
+
+
+def read_palette(path: Path) -> Palette | None:
+    """Read the colours of the classes, "red green blue" a line; None if there is no such file.
+
+    Raises:
+        ValueError: a line does not hold three numbers from 0 to 255.
+    """
+    if not path.is_file():
+        return None
+    lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    colours = []
+    for i, words in enumerate(lines, 1):
+        if words and not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
+            raise ValueError(f"{path}, line {i}: {' '.join(words)!r} is no colour: give three numbers, 0 to 255")
+        colours += [(int(words[0]), int(words[1]), int(words[2]))] if words else []
+    return tuple(colours)
+
+
+def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
+    """Return the colours of `count` classes, (256, 3) uint8; ignored pixels are black unless the palette says more.
+
+    Without a palette they are those of PASCAL VOC's colour map, without its black.
+    """
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    if palette is None:
+        colours[:count] = [_voc_colour(i + 1) for i in range(count)]
+        return colours
+    colours[: min(count, len(palette))] = palette[:count]
+    if len(palette) > count:
+        colours[IGNORED] = palette[count]
+    return colours
+
+
+def _voc_colour(index: int) -> Colour:
+    """Spread the bits of an index over the high bits of red, green and blue."""
+    channels = [0, 0, 0]
+    for place in range(7, -1, -1):
+        for i in range(3):
+            channels[i] |= (index >> i & 1) << place
+        index >>= 3
+    return channels[0], channels[1], channels[2]
+
+
+def index_image(labels: Tensor, colours: np.ndarray) -> Image.Image:
+    """Make a palette image of labels (H, W), whose pixels are the labels and whose colours show them."""
+    image = Image.fromarray(labels.cpu().numpy().astype(np.uint8), mode="P")
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    return image

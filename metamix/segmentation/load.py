@@ -1,0 +1,204 @@
+"""Load segmenters from files: the metadata of weights hold everything that is needed to build the model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from metamix.models.backbone import build_probe
+from metamix.models.metadata import ModelMetadata
+from metamix.models.same_function import check_described_size
+from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
+from metamix.models.weights import find_weights
+from metamix.utils.tensor_files import load_into, load_weights
+
+from .labels import Palette
+from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS
+
+MAX_SIDE = 65_536
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """The arguments that build a segmenter again, and how images and masks are read for it.
+
+    Attributes:
+        head, head_args: name and further arguments of the head, as in `build_segmenter`.
+        model, model_args: name and further arguments of the backbone.
+        classes: names of the classes.
+        crop: height and width of the training crops, which spatial weights are made for.
+        frozen_norms: whether the backbone's batch norms are frozen.
+        mean, std: of the channels, for values from 0 to 1.
+        min_size, max_size, ignore_index, reduce_zero_label: options of training.
+        palette: colours of the classes, if the data set has some.
+    """
+
+    head: str
+    head_args: dict[str, Any]
+    model: str
+    model_args: dict[str, Any]
+    classes: tuple[str, ...]
+    crop: tuple[int, int]
+    frozen_norms: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min_size: int = 0
+    max_size: int = 0
+    ignore_index: int | None = 255
+    reduce_zero_label: bool = False
+    palette: Palette | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
+        """Check the metadata of a file, which may come from a stranger.
+
+        Raises:
+            ValueError: the file holds no segmenter, or an entry is missing, of the wrong type or out of range.
+        """
+        common = ModelMetadata.from_dict(raw, source)
+        if common.task != "segmentation":
+            found = common.model or "weights without a description"
+            raise ValueError(
+                f"{source} holds no segmenter of metamix, but {found}; give a run of metamix train --task segmentation"
+            )
+        ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
+        values = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        for name, (accepted, check) in RULES.items():
+            if name not in values:
+                raise ValueError(f"{source}: the metadata lack {name}. Give a file that metamix train wrote")
+            if not check(values[name]):
+                raise ValueError(
+                    f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
+                    f"Give a file that metamix train wrote"
+                )
+        values |= {name: tuple(values[name]) for name in ("classes", "crop", "mean", "std")}
+        if values["palette"] is not None:
+            values["palette"] = tuple(tuple(colour) for colour in values["palette"])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries of the metadata, as plain values."""
+        return {"task": "segmentation"} | {
+            key: _lists(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    def build(self, **weights: Any) -> Segmenter:
+        """Build the segmenter.
+
+        Args:
+            weights: `pretrained` or `checkpoint` of `build_segmenter`, to load weights of the backbone.
+        """
+        arguments: dict[str, Any] = {"frozen_norms": self.frozen_norms} | self.head_args | weights
+        return build_segmenter(
+            self.head,
+            backbone=self.model,
+            num_classes=len(self.classes),
+            img_size=self.crop if takes_img_size(self.model, self.model_args) else None,
+            backbone_args=self.model_args,
+            **arguments,
+        )
+
+
+def takes_img_size(name: str, model_args: Mapping[str, Any]) -> bool:
+    """Whether a backbone is made for one image size; others, such as timm's resnet18, have no such argument."""
+    try:
+        build_probe(name, dict(model_args) | {"img_size": (256, 256)})
+    except ValueError as error:
+        if "'img_size'" in str(error):
+            return False
+        raise
+    return True
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_list(value: object, length: int, check: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == length and all(map(check, value))
+
+
+def _is_palette(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        _is_list(colour, 3, lambda channel: _is_whole(channel, 0, 255)) for colour in value
+    )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
+
+RULES: dict[str, Rule] = {
+    "head": (f"one of {', '.join(HEADS)}", lambda value: isinstance(value, str) and value in HEADS),
+    "head_args": (
+        "a mapping of options to plain values, without those of metamix train",
+        lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
+    ),
+    "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
+    "model_args": (
+        f"a mapping of arguments without {', '.join(sorted(NOT_MODEL_ARGS))}",
+        lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS.keys() & value.keys(),
+    ),
+    "classes": ("a list of 2 to 255 names", lambda value: isinstance(value, (list, tuple)) and 2 <= len(value) <= 255),
+    "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: _is_whole(n, 1, 8192))),
+    "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
+    "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, _is_share)),
+    "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: _is_share(n) and n > 0)),
+    "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: _is_whole(value, 0, MAX_SIDE)),
+    "max_size": (f"a whole number up to {MAX_SIDE}", lambda value: _is_whole(value, 0, MAX_SIDE)),
+    "ignore_index": ("null or 0 to 255", lambda value: value is None or _is_whole(value, 0, 255)),
+    "reduce_zero_label": ("true or false", lambda value: isinstance(value, bool)),
+    "palette": ("null or a list of colours", lambda value: value is None or _is_palette(value)),
+}
+
+
+@dataclass(frozen=True)
+class TrainedSegmenter:
+    """A segmenter in evaluation mode, how images go into it, and the metadata of its weights."""
+
+    model: Segmenter
+    spec: SegmenterSpec
+    metadata: dict[str, Any]
+
+
+def load_segmenter(path: str | Path) -> TrainedSegmenter:
+    """Load a segmenter that metamix trained.
+
+    Args:
+        path: a run folder, or a weight file or checkpoint in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    if not path:
+        raise ValueError("there are no weights: give --checkpoint FILE, or a run folder")
+    tensors, metadata = load_weights(find_weights(path))
+    spec = SegmenterSpec.from_dict(metadata, path)
+    check_described_size(ModelMetadata.from_dict(metadata, path), tensors, path)
+    model = spec.build()
+    load_into(model, tensors, str(path))
+    return TrainedSegmenter(model.eval(), spec, metadata)
+
+
+def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
+    """Load the weights of a segmenter of the same build, to fine-tune it.
+
+    Layers that depend on the classes keep their new weights where the file has other classes.
+
+    Returns:
+        The names of the weights that were not loaded.
+    """
+    tensors, metadata = load_weights(find_weights(path))
+    if metadata.get("classes", classes) != classes:  # the number of classes may be the same
+        parts = tuple(f"{part}." for part in model.classifier)
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(parts)}
+    return load_into(model, tensors, str(path), head=model.classifier)

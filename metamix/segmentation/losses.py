@@ -1,0 +1,163 @@
+"""Losses of segmentation, and weighted sums of them: `SegmentationLoss("ce+0.5*dice")`.
+
+    ce        cross-entropy, with class weights
+    ohem      cross-entropy over the hard pixels of an image: those whose class has a probability below 0.7, and at
+              least a sixteenth of all pixels
+    focal     focal loss with gamma 2, one sigmoid for each class
+    dice      1 - Dice coefficient of the softmax, mean over the classes
+    lovasz    Lovasz softmax, mean over the classes that are present
+
+The last three are those of segmentation_models_pytorch. Every loss is computed for each image and averaged over images,
+so that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all pixels;
+ignored ones count as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamix.training.task import Batch
+from metamix.utils.weighted_sum import parse_weighted_sum
+
+from .labels import IGNORED
+
+HARD, KEPT = 0.7, 1 / 16  # ohem: probability below which a pixel is hard, least share of the pixels that are kept
+
+Weights = Tensor | None  # (classes,)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    return F.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="sum") / target.numel()
+
+
+def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    with torch.no_grad():
+        plain = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none").flatten(1)  # (n, H W)
+        kept = max(1, int(KEPT * plain.shape[1]))
+        least = plain.kthvalue(plain.shape[1] - kept + 1, dim=1, keepdim=True).values.clamp(max=-math.log(HARD))
+        hard = (plain >= least) & (target.flatten(1) != IGNORED)
+    pixels = F.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="none").flatten(1)
+    return ((pixels * hard).sum(1) / hard.sum(1).clamp(min=1)).mean()
+
+
+def focal_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    loss = smp_losses().FocalLoss("multiclass", ignore_index=IGNORED, reduction="sum")
+    return loss(logits, target) / target.numel()
+
+
+def dice_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    loss = smp_losses().DiceLoss("multiclass", ignore_index=IGNORED)
+    return torch.stack([loss(one[None], mask[None]) for one, mask in zip(logits, target)]).mean()
+
+
+def lovasz_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    loss = smp_losses().LovaszLoss("multiclass", ignore_index=IGNORED)
+    known = [(one[None], mask[None]) for one, mask in zip(logits, target) if (mask != IGNORED).any()]
+    return sum((loss(one, mask) for one, mask in known), logits.sum() * 0) / len(logits)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
+    "ce": cross_entropy,
+    "ohem": ohem_loss,
+    "focal": focal_loss,
+    "dice": dice_loss,
+    "lovasz": lovasz_loss,
+}
+
+
+@cache
+def smp_losses() -> Any:
+    """Import the losses of segmentation_models_pytorch.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import segmentation_models_pytorch.losses as losses
+    except ImportError as error:
+        raise ValueError(
+            f"the losses focal, dice and lovasz need segmentation_models_pytorch ({error}): "
+            f"pip install 'metamix[segmentation]'"
+        ) from None
+    return losses
+
+
+def parse_loss(text: str) -> dict[str, float]:
+    """Read a weighted sum such as "ce+0.5*dice" into weights by name.
+
+    Raises:
+        ValueError: an unknown or repeated name, a weight that is not a number above 0, or a library that is missing.
+    """
+    weights = parse_weighted_sum(text, LOSSES)
+    if weights.keys() & {"focal", "dice", "lovasz"}:
+        smp_losses()
+    return weights
+
+
+def class_weights(rule: str, counts: Tensor) -> Tensor:
+    """Compute class weights from the numbers of pixels; their mean over all pixels is 1.
+
+    Args:
+        rule: "median" for the median of all frequencies over the frequency, or "log" for 1 / log(1.02 + frequency), as
+            ENet does.
+        counts: (classes,) int64. A class without pixels gets the weight 0.
+
+    Returns:
+        (classes,) float32.
+    """
+    share = counts.double() / counts.sum().clamp(min=1)
+    seen = counts > 0
+    weights = share[seen].median() / share if rule == "median" else 1 / (1.02 + share).log()
+    weights = torch.where(seen, weights, 0.0)
+    return (weights / (weights * share).sum()).float()
+
+
+class SegmentationLoss:
+    """Sum losses with weights, and add those of the auxiliary outputs.
+
+    Args:
+        text: the sum, see `parse_loss`.
+        aux_weight: weight of each auxiliary output.
+        weights: of the classes, (classes,); None weights them alike.
+    """
+
+    def __init__(self, text: str, aux_weight: float = 0.4, weights: Tensor | None = None):
+        self.terms, self.aux_weight, self.class_weights = parse_loss(text), aux_weight, weights
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch and the terms of the main output, in float32, and the share of right pixels."""
+        outputs, target = model(batch["image"]), batch["target"]
+        main, *auxiliary = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        with torch.autocast(target.device.type, enabled=False):
+            terms = self.compute(main.float(), target)
+            total = self.total(terms)
+            for output in auxiliary:
+                total = total + self.aux_weight * self.total(self.compute(output.float(), target))
+        logged = {f"{name}_loss": value for name, value in terms.items()} if len(terms) > 1 or auxiliary else {}
+        return total, logged | {"pixel_accuracy": 100 * right_pixels(main, target)}
+
+    def compute(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compute each term of logits (n, classes, h, w); they are resized to the target (n, H, W)."""
+        if logits.shape[-2:] != target.shape[-2:]:
+            logits = F.interpolate(logits, target.shape[-2:], mode="bilinear")
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        return {name: LOSSES[name](logits, target, weights) for name in self.terms}
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Sum the terms with their weights."""
+        return torch.stack([self.terms[name] * value for name, value in terms.items()]).sum()
+
+
+@torch.no_grad()
+def right_pixels(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the share of pixels that are not ignored and have the largest logit at their label, mean over images."""
+    known = (target != IGNORED).flatten(1)
+    right = (logits.argmax(1) == target).flatten(1) & known
+    return (right.sum(1) / known.sum(1).clamp(min=1)).mean()

@@ -1,0 +1,218 @@
+"""Scores of segmentation: mean IoU, accuracies and boundary F-score, and the metric of the task.
+
+With the confusion matrix C, whose rows are labels and columns predictions, over all pixels that are not ignored:
+
+    IoU_k = C_kk / (sum of row k + sum of column k - C_kk)      mean IoU: over the classes that occur in either
+    accuracy_k = C_kk / sum of row k                            mean accuracy: over the classes that occur as labels
+    pixel accuracy = trace C / sum C
+
+    boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k within a distance of a
+                                        boundary pixel of the truth; R: the converse
+
+The distance is 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A boundary pixel has a neighbour, above,
+below, left or right, of another class that is not ignored. Boundary pixels are counted over all images, so the state
+holds counts alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.training.task import Batch, State
+
+from .inference import Predictor
+from .labels import IGNORED
+
+TOLERANCE = 0.0075  # of the diagonal
+SHOWN = 4  # best and worst images of each process that are kept for pictures
+SCORES = ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
+
+Shown = tuple[float, int, str, Tensor, Tensor, Tensor]  # mean IoU, index, name, image, truth, prediction
+
+
+def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Count the pixels of each label and prediction: (classes, classes) int64, rows are labels.
+
+    Args:
+        truth: labels (H, W); IGNORED ones are left out.
+        predicted: labels (H, W).
+    """
+    known = truth != IGNORED
+    pairs = truth[known].long() * classes + predicted[known].long()
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute IoU and accuracy of each class, (classes,) float64; NaN where they are not defined."""
+    right, labelled, predicted = (x.double() for x in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
+    return right / (labelled + predicted - right), right / labelled
+
+
+def boundary_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Count boundary pixels of one image by class: (4, classes) int64.
+
+    The rows are: predicted ones, those of them near the truth, those of the truth, those of them near predicted ones.
+    """
+    predicted = torch.where(truth == IGNORED, truth, predicted)
+    labels = torch.cat([truth.unique(), predicted.unique()]).unique()
+    labels = labels[labels < classes]
+    boundaries = [boundary(labelled) & (labelled == labels[:, None, None]) for labelled in (predicted, truth)]
+    radius = TOLERANCE * math.hypot(*truth.shape)
+    found, real = boundaries
+    near_found, near_real = (dilate(pixels, radius) for pixels in boundaries)
+    counts = torch.zeros(4, classes, dtype=torch.int64, device=truth.device)
+    for row, pixels in zip(counts, (found, found & near_real, real, real & near_found)):
+        row[labels.long()] = pixels.sum((1, 2))
+    return counts
+
+
+def boundary(labels: Tensor) -> Tensor:
+    """Find the pixels of (H, W) with a neighbour of another label, neither being ignored: (H, W) bool."""
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    for dim in (0, 1):
+        length = labels.shape[dim] - 1
+        first, second = labels.narrow(dim, 0, length), labels.narrow(dim, 1, length)
+        differ = (first != second) & (first != IGNORED) & (second != IGNORED)
+        found.narrow(dim, 0, length).logical_or_(differ)
+        found.narrow(dim, 1, length).logical_or_(differ)
+    return found
+
+
+def dilate(pixels: Tensor, radius: float) -> Tensor:
+    """Find the pixels within a Euclidean distance of a true one: (n, H, W) bool -> (n, H, W) bool."""
+    height, width = pixels.shape[-2:]
+    row, reach, result = pixels.clone(), 0, torch.zeros_like(pixels)
+    for y in range(min(int(radius), height - 1), -1, -1):  # the disk's rows become wider towards its middle
+        while reach < min(int(math.sqrt(radius**2 - y**2)), width - 1):
+            reach += 1
+            row[..., reach:] |= pixels[..., :-reach]
+            row[..., :-reach] |= pixels[..., reach:]
+        result[:, y:] |= row[:, : height - y]
+        result[:, : height - y] |= row[:, y:]
+    return result
+
+
+def boundary_scores(counts: Tensor) -> Tensor:
+    """Compute the boundary F-score of each class, (classes,) float64, from `boundary_counts` of all images.
+
+    NaN for classes without a boundary in truth and predictions.
+    """
+    found, right, real, recalled = counts.double()
+    precision, recall = right / found.clamp(min=1), recalled / real.clamp(min=1)
+    scores = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    return torch.where(found + real > 0, scores, math.nan)
+
+
+class SegmentationMetric:
+    """Score predicted labels.
+
+    Args:
+        classes: names of the classes.
+        normalize: turns images (1, 3, H, W) uint8 into the model's input.
+        predictor: how the model is applied to an image.
+        augmented: another predictor, whose scores are reported beside; None for none.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        normalize: Callable[[Tensor], Tensor],
+        predictor: Predictor,
+        augmented: Predictor | None = None,
+    ):
+        self.classes, self.normalize = tuple(classes), normalize
+        self.predictors = {"": predictor} | ({"augmented_": augmented} if augmented else {})
+
+    def start(self) -> State:
+        """Return an empty state, on the CPU: counts, images to show, and the number of unreadable images."""
+        classes = len(self.classes)
+        counts = {
+            prefix + name: torch.zeros(shape, dtype=torch.int64)
+            for prefix in self.predictors
+            for name, shape in (("confusion", (classes, classes)), ("boundary", (4, classes)))
+        }
+        return counts | {"best": [], "worst": [], "unreadable": 0}
+
+    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
+        """Add the predictions on the images of a batch, one by one."""
+        for image, truth, index, name in zip(batch["image"], batch["target"], batch["index"].tolist(), batch["name"]):
+            if index < 0:
+                state["unreadable"] += 1
+                continue
+            normalized = self.normalize(image[None])
+            for prefix, predictor in self.predictors.items():
+                predicted = predictor(model, normalized, (truth.shape[0], truth.shape[1]))
+                confusion = confusion_matrix(truth, predicted, len(self.classes))
+                state[f"{prefix}confusion"] += confusion
+                state[f"{prefix}boundary"] += boundary_counts(truth, predicted, len(self.classes))
+                if not prefix:
+                    iou = float(class_scores(confusion)[0].nanmean())
+                    self._keep(state, (iou, index, name, image.cpu(), truth.cpu(), predicted.cpu()))
+
+    @staticmethod
+    def _keep(state: State, shown: Shown) -> None:
+        """Keep an image to show if it is among the best or the worst."""
+        if math.isnan(shown[0]):  # every pixel is ignored
+            return
+        for key, sign in (("best", -1), ("worst", 1)):
+            state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        """Compute the scores in percent, mean IoU first.
+
+        Raises:
+            ValueError: there is no pixel to score.
+        """
+        if not int(total(states, "confusion").sum()):
+            raise ValueError("no pixel is left to score: all images are unreadable, or all their pixels are ignored")
+        scores: dict[str, float] = {}
+        for prefix in self.predictors:
+            confusion = total(states, f"{prefix}confusion")
+            iou, accuracy = class_scores(confusion)
+            pixel = int(confusion.trace()) / int(confusion.sum())
+            found = (
+                iou.nanmean(),
+                pixel,
+                accuracy.nanmean(),
+                boundary_scores(total(states, f"{prefix}boundary")).nanmean(),
+            )
+            scores |= {prefix + name: 100 * float(value) for name, value in zip(SCORES, found)}
+        return scores
+
+    def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
+        """Compute IoU, accuracy, boundary F-score and share of the pixels of each class, in percent."""
+        confusion = total(states, "confusion")
+        share = confusion.sum(1).double() / confusion.sum()
+        columns = (*class_scores(confusion), boundary_scores(total(states, "boundary")), share)
+        names = ("iou", "accuracy", "boundary_f", "share")
+        return {
+            name: {key: _percent(column[k]) for key, column in zip(names, columns)}
+            for k, name in enumerate(self.classes)
+        }
+
+
+def total(states: Sequence[State], key: str) -> Tensor:
+    """Sum the counts of all processes."""
+    return torch.stack([state[key] for state in states]).sum(0)
+
+
+def images_to_show(states: Sequence[State]) -> list[Shown]:
+    """Return the best and then the worst images of all processes, each once."""
+    best = sorted((kept for state in states for kept in state["best"]), key=lambda kept: (-kept[0], kept[1]))[:SHOWN]
+    worst = sorted((kept for state in states for kept in state["worst"]), key=lambda kept: (kept[0], kept[1]))[:SHOWN]
+    chosen = {kept[1]: kept for kept in [*best, *reversed(worst)]}
+    return sorted(chosen.values(), key=lambda kept: (-kept[0], kept[1]))
+
+
+def describe_scores(predictor: Predictor) -> str:
+    """Say in a line what the scores compare."""
+    return f"scores of {predictor.describe()}, at the size of the masks; boundary F within 0.75 % of the diagonal"
+
+
+def _percent(value: Any) -> float | None:
+    return None if math.isnan(value) else round(100 * float(value), 2)

@@ -1,0 +1,183 @@
+"""Options of segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from metamix.models.options import BackboneOptions
+from metamix.utils.options import option
+
+from .losses import parse_loss
+
+_data = partial(option, group="data")
+_model = partial(option, group="model")
+_augment = partial(option, group="augmentation")
+_loss = partial(option, group="loss", on_resume="say")
+_score = partial(option, group="scoring", on_resume="say")
+
+# Arguments of the backbone that do not belong into model_args, and what sets them.
+NOT_MODEL_ARGS = {
+    "num_classes": "the data set",
+    "in_chans": "the images, which are read in colour",
+    "pretrained": "--pretrained",
+    "checkpoint": "--checkpoint",
+}
+# Arguments of build_segmenter that do not belong into head_args.
+NOT_HEAD_ARGS: Mapping[str, str] = {
+    "head": "--head",
+    "backbone": "--model",
+    "backbone_args": "--model-args",
+    "num_classes": "the data set",
+    "pretrained": "--pretrained",
+    "checkpoint": "--checkpoint",
+}
+
+
+@dataclass
+class ImageOptions:
+    """Where images and masks are, and how they are scored. The same for `metamix train` and `metamix eval`."""
+
+    data: Literal["folder", "ade20k", "cityscapes", "voc", "oxford_pets"] = _data(
+        "folder", "layout of data_dir; folder: SPLIT/images, SPLIT/masks and classes.txt"
+    )
+    data_dir: str = _data("", "folder of the data set", on_resume="free")
+    test_on: str = _data("", "split to score at the end; empty: test, or val if there is no test")
+    mask_name: str = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
+    download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="free")
+    workers: int = _data(2, "processes that read images; 0: the main process does it", on_resume="free")
+    corrupt_limit: float = _data(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
+
+    window: int = _score(0, "score in windows of this side, in pixels of the resized image; 0: whole images")
+    overlap: int = _score(0, "least overlap of neighbouring windows in pixels")
+    test_flip: bool = _score(False, "report scores of the mean over the image and its mirror image beside the others")
+    test_scales: tuple[float, ...] = _score(
+        (1.0,), "report scores of the mean over these scales, such as 0.75,1,1.25, beside the others"
+    )
+
+    def __post_init__(self) -> None:
+        if "{name}" not in self.mask_name:
+            raise ValueError(f"mask_name is {self.mask_name!r}, but it must hold {{name}}, such as '{{name}}_mask'")
+        if not 0 <= self.corrupt_limit <= 1:
+            raise ValueError(f"corrupt_limit is {self.corrupt_limit}, but it must be between 0 and 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, but it must be at least 0")
+        if self.window < 0 or (self.window and not 0 <= self.overlap < self.window):
+            raise ValueError(
+                f"window is {self.window} and overlap {self.overlap}: give 0 <= overlap < window, or window 0"
+            )
+        if not self.test_scales or not all(0 < scale < 16 for scale in self.test_scales):
+            raise ValueError(f"test_scales is {self.test_scales}, but it must be factors above 0, such as 0.75,1,1.25")
+
+
+@dataclass
+class LabelOptions:
+    """How masks are read. Those of a trained model are in its weight file."""
+
+    ignore_index: int | None = _data(255, "value of ignored pixels in the mask files; none: there is none")
+    reduce_zero_label: bool = _data(False, "ignore the value 0, and number the classes from 1 in the mask files")
+    min_size: int = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
+    max_size: int = _data(0, "largest longer side of resized images, in pixels; 0: no limit")
+
+    def check_labels(self) -> None:
+        """Check the ranges of these options."""
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= 255:
+            raise ValueError(f"ignore_index is {self.ignore_index}, but it must be from 0 to 255, or none")
+        for name in ("min_size", "max_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 0")
+        if self.max_size and self.max_size < self.min_size:
+            raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
+
+
+@dataclass
+class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
+    """Options of `metamix train` for segmentation."""
+
+    train_on: tuple[str, ...] = _data(
+        ("train",), "splits to train on; val is held out unless it is one of them or scored at the end"
+    )
+    memory: Literal["auto", "yes", "no"] = _data(
+        "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="free"
+    )
+    mean: tuple[float, ...] | None = _data(None, "of the three channels, of values 0 to 1; none: the backbone's")
+    std: tuple[float, ...] | None = _data(None, "of the three channels, of values 0 to 1; none: the backbone's")
+
+    head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
+    head_args: dict[str, Any] = option(
+        {}, "more arguments of the segmenter, such as '{out_channels: 64}'", group="model"
+    )
+
+    scales: tuple[float, ...] = _augment((0.5, 2.0), "smallest and largest factor on the size, drawn for each image")
+    crop: tuple[int, ...] = _augment(
+        (512,), "height and width of the crops to train on in pixels; one number: a square"
+    )
+    crop_share: float = _augment(
+        0.75, "largest share of one class in a crop; ten crops are tried; 1: the first is taken"
+    )
+    pad: bool = _augment(True, "fill images that are smaller than the crop with ignored pixels")
+    flip: float = _augment(0.5, "probability of a horizontal flip")
+    photometric: float = _augment(0.5, "probability of a random change of brightness, contrast and colours")
+
+    loss: str = _loss("ce", "ce, ohem, focal, dice, lovasz, or a sum of them such as ce+0.5*dice")
+    class_weights: tuple[float, ...] | Literal["none", "median", "log"] = _loss(
+        "none",
+        "weights of the classes in ce and ohem: one number each; median: median frequency over frequency; "
+        "log: 1 / log(1.02 + frequency)",
+    )
+    aux_weight: float = _loss(0.4, "weight of the auxiliary heads")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_backbone(NOT_MODEL_ARGS)
+        self.check_labels()
+        for name in self.head_args:
+            if name in NOT_HEAD_ARGS:
+                raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")
+        if not self.train_on:
+            raise ValueError("train_on is empty; name the splits to train on, such as train or train,val")
+        for name in ("flip", "photometric"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        if not 0 < self.crop_share <= 1:
+            raise ValueError(f"crop_share is {self.crop_share}, but it must be above 0 and at most 1")
+        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
+            raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.5,2")
+        if len(self.crop) not in (1, 2) or min(self.crop) < 1:
+            raise ValueError(f"crop is {self.crop}, but it must be a side in pixels, or height,width")
+        self.check_statistics()
+        parse_loss(self.loss)
+        if not isinstance(self.class_weights, str) and not all(0 <= w < float("inf") for w in self.class_weights):
+            raise ValueError(f"class_weights is {self.class_weights}, but weights must be finite and at least 0")
+        if not 0 <= self.aux_weight < float("inf"):
+            raise ValueError(f"aux_weight is {self.aux_weight}, but it must be a number of at least 0")
+
+    def check_statistics(self) -> None:
+        """Check that mean and std are given together, or neither."""
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give mean and std together, or neither")
+        for values, low in ((self.mean, 0.0), (self.std, 1e-6)):
+            if values is not None and not (len(values) == 3 and all(low <= value <= 1 for value in values)):
+                raise ValueError(f"mean {self.mean} and std {self.std} must have three values from 0 to 1")
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of the crops in pixels."""
+        return self.crop[0], self.crop[-1]
+
+
+@dataclass
+class SegmentationEvalOptions(ImageOptions):
+    """Options of `metamix eval` for segmentation. Those without a value are as in training."""
+
+    checkpoint: str = _model("", "weights of a segmenter: a run folder, or a file in it")
+    ignore_index: int | Literal["trained"] | None = _data(
+        "trained", "value of ignored pixels in the mask files; none: there is none; trained: as in training"
+    )
+    reduce_zero_label: bool | None = _data(
+        None, "ignore the value 0, and number the classes from 1; none: as in training"
+    )
+    min_size: int | None = _data(None, "shorter side that images are resized to, in pixels; none: as in training")
+    max_size: int | None = _data(None, "largest longer side of resized images, in pixels; none: as in training")

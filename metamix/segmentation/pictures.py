@@ -1,0 +1,102 @@
+"""Pictures of segmentation: the best and the worst images, the confusion matrix, and overlays."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from metamix.training.task import State
+from metamix.utils.figures import draw_confusion, plain, save_figure
+from metamix.utils.files import write_text
+
+from .labels import IGNORED, Labels, colours_of
+from .metrics import SegmentationMetric, Shown, images_to_show, total
+
+OPACITY = 0.55  # of the colours over an image
+MOST_NAMED = 40  # classes in a legend
+
+
+class SegmentationPictures:
+    """Shows the states of `SegmentationMetric`."""
+
+    def __init__(self, metric: SegmentationMetric, labels: Labels):
+        self.metric, self.labels = metric, labels
+
+    def draw(self, states: list[State], folder: Path) -> list[Path]:
+        """Draw the best and worst images and the confusion matrix, and write the matrix as a CSV; return the files."""
+        images, matrix, table = (
+            Path(folder) / f"test_{name}" for name in ("images.png", "confusion.png", "confusion.csv")
+        )
+        confusion, scores = total(states, "confusion"), self.metric.result(states)
+        draw_images(images, images_to_show(states), self.labels)
+        title = f"{int(confusion.sum()):,} pixels, mean IoU {scores['miou']:.2f} %"
+        draw_confusion(matrix, confusion, self.labels.classes, title, of="pixels", percent=True)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["label", *self.labels.classes])
+        writer.writerows([name, *row] for name, row in zip(self.labels.classes, confusion.tolist()))
+        write_text(table, text.getvalue())
+        return [images, matrix, table]
+
+    def report(self, states: list[State]) -> str:
+        """Return a table of the scores of each class, and say how many images could not be read."""
+        rows = self.metric.by_class(states)
+        width = max(map(len, ["class", *rows]))
+        names = {"iou": "IoU", "accuracy": "accuracy", "boundary_f": "boundary F", "share": "% of pixels"}
+        lines = [f"{'class':{width}}  " + "  ".join(f"{name:>11}" for name in names.values())]
+        for label, row in rows.items():
+            cells = ("-" if row[key] is None else f"{row[key]:.2f}" for key in names)
+            lines.append(f"{label:{width}}  " + "  ".join(f"{cell:>11}" for cell in cells))
+        unreadable = sum(state["unreadable"] for state in states)
+        lines += [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable)
+        return "\n".join(lines)
+
+
+def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
+    """Draw image, truth, prediction and errors of images, a row each."""
+    figure = Figure(figsize=(13, 2.6 * max(1, len(rows)) + 0.5), layout="constrained")
+    titles = ("image", "truth", "prediction", "errors")
+    grid = figure.subplots(max(1, len(rows)), len(titles), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    colours = colours_of(len(labels.classes), labels.palette)
+    present: set[int] = set()
+    for (iou, _, name, image, truth, predicted), line in zip(rows, grid):
+        pictures = (image.permute(1, 2, 0).numpy(), colours[truth.numpy()], colours[predicted.numpy()])
+        for axes, picture in zip(line, (*pictures, error_map(truth, predicted))):
+            axes.imshow(picture)
+        line[0].set_title(plain(f"{name}, mean IoU {100 * iou:.1f} %"), fontsize="small", loc="left")
+        for axes, title in zip(line[1:], titles[1:]):
+            axes.set_title(title, fontsize="small")
+        present |= set(truth.unique().tolist()) | set(predicted.unique().tolist())
+    handles = [
+        Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=plain(labels.classes[k]))
+        for k in sorted(present - {IGNORED})[:MOST_NAMED]
+    ]
+    if IGNORED in present:
+        handles.append(Patch(facecolor=tuple(colours[IGNORED] / 255), edgecolor="grey", label="ignored"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=10, fontsize="small")
+    save_figure(path, figure)
+
+
+def error_map(truth: Tensor, predicted: Tensor) -> np.ndarray:
+    """Show wrong pixels in red, right ones in white and ignored ones in grey: (H, W, 3) uint8."""
+    picture = np.full((*truth.shape, 3), 255, dtype=np.uint8)
+    picture[(truth != predicted).numpy()] = (200, 30, 30)
+    picture[(truth == IGNORED).numpy()] = (150, 150, 150)
+    return picture
+
+
+def overlay(image: Tensor, predicted: Tensor, colours: np.ndarray) -> np.ndarray:
+    """Lay the colours of labels (H, W) over an image (3, H, W) uint8: (H, W, 3) uint8."""
+    below = image.permute(1, 2, 0).numpy().astype(np.float32)
+    above = colours[predicted.numpy()].astype(np.float32)
+    return ((1 - OPACITY) * below + OPACITY * above).round().astype(np.uint8)

@@ -1,0 +1,143 @@
+"""Label the pixels of images.
+
+    metamix predict IMAGE_OR_FOLDER... --checkpoint RUN --output predicted
+
+RUN is the folder of a segmentation run, or a weight file in it. A folder stands for all images in it, at any depth.
+Images have any size; those with a side above --tile are predicted in overlapping tiles. For each image, two files get
+its path inside the folder that was given:
+
+    OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
+    OUTPUT/overlays/a.png    these colours over the image
+
+OUTPUT/classes.txt names the labels. Images that cannot be read are named and left out; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from metamix.data import CorruptImage, Normalize
+from metamix.data.find import find_images
+from metamix.training.processes import ProcessGroup
+from metamix.utils.files import atomic_write, write_text
+from metamix.utils.text import exit_with_message, readable
+
+from .data import read_image
+from .inference import Predictor, make_views
+from .labels import colours_of, index_image
+from .load import SegmenterSpec, TrainedSegmenter, load_segmenter
+from .pictures import overlay
+from .transforms import resized_size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `metamix predict` for segmentation.
+
+    Returns:
+        1 if an image was left out, else 0.
+    """
+    options = make_parser().parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        if options.tile < 0 or (options.tile and not 0 <= options.overlap < options.tile):
+            raise ValueError(
+                f"tile is {options.tile} and overlap {options.overlap}: give 0 <= overlap < tile, or tile 0"
+            )
+        names = name_outputs(options.places, options.output)
+        found = load_segmenter(options.checkpoint)
+        device = ProcessGroup.start(options.device).device
+        found.model.to(device)
+        predictor = Predictor(options.tile, options.overlap, make_views((1.0,), options.flip))
+        colours = colours_of(len(found.spec.classes), found.spec.palette)
+        left_out = 0
+        for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
+            try:
+                image = read_image(path)
+            except CorruptImage as error:
+                print(readable(f"left out: {error}"), file=sys.stderr)
+                left_out += 1
+                continue
+            labels = predict(found, image, predictor)
+            save(options.output / "masks" / name, index_image(labels, colours))
+            save(options.output / "overlays" / name, Image.fromarray(overlay(image, labels, colours)))
+        write_text(options.output / "classes.txt", "\n".join(found.spec.classes) + "\n")
+        print(readable(f"written: masks and overlays of {len(names) - left_out:,} images to {options.output}"))
+    return 1 if left_out else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="metamix predict", description="Label the pixels of images.", allow_abbrev=False
+    )
+    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--checkpoint", required=True, help="run folder or weight file")
+    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder (default: predicted)")
+    parser.add_argument(
+        "--tile", type=int, default=1024, help="side of the tiles in pixels; 0: whole images at once (default: 1024)"
+    )
+    parser.add_argument("--overlap", type=int, default=128, help="least overlap of tiles in pixels (default: 128)")
+    parser.add_argument("--flip", action="store_true", help="mean over the image and its mirror image")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    return parser
+
+
+def predict(found: TrainedSegmenter, image: Tensor, predictor: Predictor) -> Tensor:
+    """Label the pixels of an image.
+
+    Args:
+        found: the segmenter, on any device.
+        image: (3, H, W) uint8, of any size.
+        predictor: how the model is applied.
+
+    Returns:
+        Labels (H, W) uint8, on the CPU.
+    """
+    spec, device = found.spec, next(found.model.parameters()).device
+    size = image.shape[-2], image.shape[-1]
+    resized = resized_size(size, spec.min_size, spec.max_size)
+    small = image if resized == size else F.resize_image(image, list(resized), antialias=True)
+    return predictor(found.model, normalize(small[None].to(device), spec), size).cpu()
+
+
+def normalize(images: Tensor, spec: SegmenterSpec) -> Tensor:
+    """Normalise images (n, 3, H, W) uint8 as in training."""
+    pixels = Normalize(mean=spec.mean, std=spec.std).normalize(images.permute(0, 2, 3, 1))
+    return pixels.permute(0, 3, 1, 2)
+
+
+def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Return the path, inside the folders of masks and of overlays, that each image is written to.
+
+    Files of an earlier run, where `output` lies in one of the folders, are left out.
+
+    Raises:
+        FileNotFoundError: an image is missing, or a folder holds none.
+        ValueError: two images would be written to one file.
+    """
+    names: dict[Path, Path] = {}
+    sources: dict[Path, Path] = {}
+    for place in places:
+        root = place if place.is_dir() else place.parent
+        for path in find_images([place], without=output.resolve()):
+            name = path.relative_to(root).with_suffix(".png")
+            if sources.get(name, path) != path:
+                raise ValueError(
+                    f"{path} and {sources[name]} would both be written to {name}: give each its own --output"
+                )
+            names[path], sources[name] = name, path
+    return names
+
+
+def save(path: Path, image: Image.Image) -> None:
+    """Write an image as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        image.save(file, "PNG")

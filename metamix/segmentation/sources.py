@@ -1,0 +1,251 @@
+"""Find the images and masks of a data set.
+
+    folder        DIR/classes.txt, DIR/train/images/a.jpg, DIR/train/masks/a.png; likewise val and test.
+                  classes.txt has one name a line, label 0 first. palette.txt may have a line "red green blue" for each
+                  class, and one more for ignored pixels
+    ade20k        DIR/images/training, DIR/annotations/training, likewise validation; the 150 names are in
+                  DIR/objectInfo150.txt. Give --reduce-zero-label: 0 means "other"
+    cityscapes    DIR/leftImg8bit and DIR/gtFine, with the 19 classes that are scored
+    voc           DIR/VOCdevkit/VOC2012, 20 classes and the background
+    oxford_pets   DIR/oxford-iiit-pet: pet, background and border
+
+The last three are read by torchvision's data sets. Splits are called train, val and test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torchvision.datasets as torchvision_sets
+
+from metamix.data.files import read_header
+from metamix.data.find import by_stem, list_images
+from metamix.utils.text import nearest
+
+from .labels import Labels, Palette, make_labels, map_labels, read_classes, read_palette
+from .options import ImageOptions
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+PET_CLASSES = ("pet", "background", "border")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its mask; `name` is the image's path inside its split, without ending."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+Split = list[Sample]
+Finder = Callable[[], Split]
+
+
+@dataclass(frozen=True)
+class MaskedSet:
+    """A data set.
+
+    Attributes:
+        classes: names of the classes.
+        splits: by its name, a function that finds the samples of a split.
+        palette: colours of the classes, if the data set has some.
+        values: labels by values in the mask files, for data sets whose files do not hold the labels themselves.
+    """
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Finder]
+    palette: Palette | None = None
+    values: Mapping[int, int] | None = None
+
+    def labels(self, ignore_index: int | None, reduce_zero_label: bool) -> Labels:
+        """Make the table of labels; see `make_labels`."""
+        if self.values is not None:
+            return map_labels(self.classes, self.values, self.palette)
+        return make_labels(
+            self.classes, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label, palette=self.palette
+        )
+
+    def find(self, split: str) -> Split:
+        """Find the samples of a split.
+
+        Raises:
+            ValueError: there is no such split, or images and masks do not match.
+            FileNotFoundError: a folder is missing or empty.
+        """
+        if split not in self.splits:
+            raise ValueError(
+                f"there is no split {split!r}{nearest(split, self.splits)} Splits: {', '.join(self.splits)}."
+            )
+        return self.splits[split]()
+
+
+def open_set(options: ImageOptions) -> MaskedSet:
+    """Open the data set that the options name.
+
+    Raises:
+        ValueError: the folder holds something else.
+        FileNotFoundError: a folder or a file is missing.
+    """
+    if not options.data_dir:
+        raise ValueError("no data set is given: --data-dir FOLDER")
+    if not Path(options.data_dir).is_dir() and not options.download:
+        raise FileNotFoundError(f"there is no folder {options.data_dir}")
+    return OPENERS[options.data](options)
+
+
+def open_folder(options: ImageOptions) -> MaskedSet:
+    """Open DIR/SPLIT/images and DIR/SPLIT/masks."""
+    root = Path(options.data_dir)
+    names = [name for name in ("train", "val", "test") if (root / name / "images").is_dir()]
+    if not names:
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise FileNotFoundError(
+            f"there is no {root / 'train' / 'images'}, nor val or test; the folders in {root} are "
+            f"{', '.join(found) or 'none'}. Expected are SPLIT/images and SPLIT/masks, or give --data"
+        )
+    splits = {name: _pairs(root / name / "images", root / name / "masks", options.mask_name) for name in names}
+    return MaskedSet(read_classes(root / "classes.txt"), splits, read_palette(root / "palette.txt"))
+
+
+def open_ade20k(options: ImageOptions) -> MaskedSet:
+    """Open ADEChallengeData2016."""
+    root = Path(options.data_dir)
+    table = root / "objectInfo150.txt"
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no {table}: it comes with ADEChallengeData2016 and names the classes")
+    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+    splits = {
+        name: _pairs(root / "images" / folder, root / "annotations" / folder)
+        for name, folder in (("train", "training"), ("val", "validation"))
+    }
+    return MaskedSet(tuple(row[-1].split(",")[0].strip() for row in rows), splits)
+
+
+def open_cityscapes(options: ImageOptions) -> MaskedSet:
+    """Open Cityscapes, with the numbers and colours of torchvision's table."""
+    table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]
+    table.sort(key=lambda row: row.train_id)
+
+    def find(split: str) -> Split:
+        found: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
+        pairs = zip(found.images, (targets[0] for targets in found.targets))
+        return [_sample(Path(image), Path(mask), Path(found.images_dir)) for image, mask in sorted(pairs)]
+
+    return MaskedSet(
+        tuple(row.name for row in table),
+        {split: _of_torchvision(find, split) for split in ("train", "val")},
+        tuple(row.color for row in table),
+        {row.id: row.train_id for row in table},
+    )
+
+
+def open_voc(options: ImageOptions) -> MaskedSet:
+    """Open PASCAL VOC 2012."""
+
+    def find(split: str) -> Split:
+        found = torchvision_sets.VOCSegmentation(options.data_dir, "2012", split, download=options.download)
+        return [_sample(Path(image), Path(mask)) for image, mask in zip(found.images, found.masks)]
+
+    return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")})
+
+
+def open_oxford_pets(options: ImageOptions) -> MaskedSet:
+    """Open the trimaps of the Oxford-IIIT pets."""
+
+    def find(split: str) -> Split:
+        found = torchvision_sets.OxfordIIITPet(
+            options.data_dir, "trainval" if split == "train" else split, "segmentation", download=options.download
+        )
+        return [_sample(image, mask) for image, mask in zip(found._images, found._segs)]
+
+    splits = {split: _of_torchvision(find, split) for split in ("train", "test")}
+    return MaskedSet(PET_CLASSES, splits, values={1: 0, 2: 1, 3: 2})
+
+
+OPENERS: dict[str, Callable[[ImageOptions], MaskedSet]] = {
+    "folder": open_folder,
+    "ade20k": open_ade20k,
+    "cityscapes": open_cityscapes,
+    "voc": open_voc,
+    "oxford_pets": open_oxford_pets,
+}
+
+
+def _of_torchvision(find: Callable[[str], Split], split: str) -> Finder:
+    """Turn torchvision's error about missing files into one for the command line."""
+
+    def find_or_say() -> Split:
+        try:
+            return find(split)
+        except RuntimeError as error:
+            raise FileNotFoundError(str(error).replace("download=True", "--download")) from None
+
+    return find_or_say
+
+
+def _sample(image: Path, mask: Path, root: Path | None = None) -> Sample:
+    name = image.relative_to(root).with_suffix("").as_posix() if root else image.stem
+    return Sample(name, image, mask)
+
+
+def _pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Finder:
+    """Match images and masks by their names without endings, once the split is asked for."""
+
+    def find() -> Split:
+        return match(by_stem(list_images(images)), by_stem(list_images(masks)), images, masks, mask_name)
+
+    return find
+
+
+def match(
+    images: Mapping[str, Path], masks: Mapping[str, Path], image_folder: Path, mask_folder: Path, mask_name: str
+) -> Split:
+    """Match images and masks by name.
+
+    Raises:
+        ValueError: an image or a mask has no partner. Names the first, and how many there are.
+    """
+    partners = {stem: partner_name(stem, mask_name) for stem in images}
+    if alone := [stem for stem, partner in partners.items() if partner not in masks]:
+        partner = partners[alone[0]]
+        raise ValueError(
+            f"{images[alone[0]]} has no mask {partner} in {mask_folder}{nearest(partner, masks)} {len(alone)} of "
+            f"{len(images)} images have none. The name is made with --mask-name {mask_name!r}"
+        )
+    known = set(partners.values())
+    if alone := [stem for stem in masks if stem not in known]:
+        raise ValueError(
+            f"{masks[alone[0]]} has no image in {image_folder}; {len(alone)} of {len(masks)} masks have none"
+        )
+    return [Sample(stem, path, masks[partners[stem]]) for stem, path in images.items()]
+
+
+def partner_name(stem: str, mask_name: str) -> str:
+    """Return the name of an image's mask, without ending."""
+    folder, _, name = stem.rpartition("/")
+    return f"{folder}/" * bool(folder) + mask_name.format(name=name)
+
+
+def check_sizes(samples: Split) -> list[tuple[int, int]]:
+    """Check that images and masks have one size; return the sizes (height, width) of the images.
+
+    Raises:
+        ValueError: two sizes differ, or a file is no image.
+    """
+    sizes = []
+    for sample in samples:
+        (h, w), (mask_h, mask_w) = read_header(sample.image).size, read_header(sample.mask).size
+        if (h, w) != (mask_h, mask_w):
+            raise ValueError(
+                f"{sample.image} has {h} x {w} pixels and its mask {sample.mask} {mask_h} x {mask_w}: they must have "
+                f"one size"
+            )
+        sizes.append((h, w))
+    return sizes

@@ -1,0 +1,189 @@
+"""The segmentation task: a head on any backbone, trained on images with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.models import count_macs
+from metamix.models.segmenters import Segmenter
+from metamix.models.weights import find_weights
+from metamix.training.task import Batch
+from metamix.utils.tensor_files import load_weights
+
+from .data import SegmentationData
+from .inference import PLAIN, Predictor, make_views
+from .load import SegmenterSpec, load_pretrained, load_segmenter
+from .losses import SegmentationLoss, class_weights
+from .metrics import SegmentationMetric, describe_scores
+from .options import ImageOptions, SegmentationEvalOptions, SegmentationOptions
+from .pictures import SegmentationPictures
+
+
+class Segmentation:
+    """Assemble data, model, loss, metric and pictures of segmentation; see `metamix.training.task.Task`.
+
+    Args:
+        options: of training, or of evaluation with those of training filled in.
+        seed: of the run; the loaders take it from the engine.
+        trained: of the weights to evaluate; no split to train on is opened then.
+
+    Raises:
+        ValueError: the options do not fit together, or the weights do not fit the data.
+    """
+
+    Options, EvalOptions = SegmentationOptions, SegmentationEvalOptions
+    one_shape = False  # images to score may differ in size
+
+    def __init__(self, options: SegmentationOptions, seed: int = 0, trained: SegmenterSpec | None = None):
+        self.options = options
+        self.data = SegmentationData(options, train=trained is None)
+        self._check_class_weights()
+        self.title = f"{self.data.name}-{options.head}-{options.model}"
+        self.model = SegmentationModel(options, self.data, trained)
+        self.predictor = Predictor(options.window, options.overlap)
+        views = make_views(options.test_scales, options.test_flip)
+        augmented = Predictor(options.window, options.overlap, views) if views != PLAIN else None
+        self.metric = SegmentationMetric(self.data.classes, self.data.normalize, self.predictor, augmented)
+        self.pictures = SegmentationPictures(self.metric, self.data.labels)
+        self.loss = TaskLoss(options, self.data)
+
+    def _check_class_weights(self) -> None:
+        given, classes = self.options.class_weights, len(self.data.classes)
+        if not isinstance(given, str) and len(given) != classes:
+            raise ValueError(
+                f"class_weights has {len(given)} numbers, and there are {classes} classes: give one for each, in the "
+                f"order of classes.txt"
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how data and model were made, and what the scores compare."""
+        return [*self.data.notes, *self.model.notes, *map(describe_scores, self.metric.predictors.values())]
+
+    @classmethod
+    def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, Segmenter, dict[str, Any]]:
+        """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
+
+        Raises:
+            ValueError: there are no weights, or the data have other classes.
+        """
+        found = load_segmenter(options.checkpoint)
+        spec = found.spec
+        names = {field.name for field in fields(SegmentationOptions)}
+        values = {name: value for name, value in vars(spec).items() if name in names}
+        values |= {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
+        given = {name: getattr(options, name) for name in ("reduce_zero_label", "min_size", "max_size")}
+        values |= {name: value for name, value in given.items() if value is not None}
+        values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}
+        task = cls(SegmentationOptions(**values), trained=spec)
+        if task.data.classes != spec.classes:
+            raise ValueError(
+                f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
+                f"{options.data_dir} has {len(task.data.classes)} ({', '.join(task.data.classes)}); give other "
+                f"--data-dir, or fine-tune first: metamix train --task segmentation --checkpoint {options.checkpoint}"
+            )
+        return task, found.model, found.metadata
+
+
+class SegmentationModel:
+    """Build and describe the segmenter.
+
+    Attributes:
+        frozen_norms: whether the backbone's batch norms are frozen: those of loaded weights are.
+        notes: where the weights come from.
+    """
+
+    frozen_helpers: tuple[nn.Module, ...] = ()
+
+    def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
+        self.options, self.data = options, data
+        self.notes: list[str] = []
+        self.frozen_norms = trained.frozen_norms if trained else False
+        self.crop = trained.crop if trained else options.crop_size
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
+        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
+        options = self.options
+        checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
+        start = metadata or (load_weights(checkpoint)[1] if checkpoint else {})
+        if start.get("task") == "segmentation":
+            spec = SegmenterSpec.from_dict(start, options.checkpoint or "the checkpoint")
+            self.frozen_norms = spec.frozen_norms
+            self._normalize_as(spec.mean, spec.std)
+            model = self.spec().build()
+            if checkpoint and metadata is None:
+                new = load_pretrained(model, checkpoint, list(self.data.classes))
+                made = f"; made anew: {', '.join(new)}" if new else ""
+                self.notes.append(f"weights from {options.checkpoint}{made}")
+            return model
+        self.frozen_norms = bool(options.pretrained or checkpoint)
+        model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
+        self._normalize_as(model.mean, model.std)
+        if options.pretrained or checkpoint:
+            self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
+        return model
+
+    def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Normalise images as the weights were trained, unless the options say otherwise."""
+        if self.options.mean is None:
+            self.data.mean, self.data.std = tuple(mean), tuple(std)
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Describe the segmenter for the summary and for the metadata of its weights."""
+        options, data = self.options, self.data
+        predictor = Predictor(options.window, options.overlap)
+        return self.spec().to_dict() | {
+            "data": data.name,
+            "measured": describe_scores(predictor),
+            **data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (3, *self.crop)),
+        }
+
+    def spec(self) -> SegmenterSpec:
+        """Return what is needed to build the segmenter again."""
+        options, data = self.options, self.data
+        return SegmenterSpec(
+            head=options.head,
+            head_args=options.head_args,
+            model=options.model,
+            model_args=options.model_args,
+            classes=data.classes,
+            crop=self.crop,
+            frozen_norms=self.frozen_norms,
+            mean=data.mean,
+            std=data.std,
+            min_size=options.min_size,
+            max_size=options.max_size,
+            ignore_index=options.ignore_index,
+            reduce_zero_label=options.reduce_zero_label,
+            palette=data.labels.palette,
+        )
+
+
+class TaskLoss:
+    """The loss of the options, whose class weights are computed from the masks at the first step."""
+
+    def __init__(self, options: SegmentationOptions, data: SegmentationData):
+        self.options, self.data = options, data
+        self.loss: SegmentationLoss | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.loss is None:
+            self.loss = make_loss(self.options, self.data)
+        return self.loss(model, batch)
+
+
+def make_loss(options: SegmentationOptions, data: SegmentationData) -> SegmentationLoss:
+    """Make the loss, with its class weights."""
+    given, weights = options.class_weights, None
+    if given in ("median", "log"):
+        weights = class_weights(given, data.pixel_counts())
+    elif not isinstance(given, str):
+        weights = torch.tensor(given)
+    return SegmentationLoss(options.loss, options.aux_weight, weights)

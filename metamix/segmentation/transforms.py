@@ -1,0 +1,144 @@
+"""Random changes of an image and its mask together, as torchvision's v2 transforms.
+
+Images are uint8. Resizing is bilinear for images and takes the nearest pixel of masks. The loader seeds torch's
+generator for each sample.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from .labels import IGNORED
+from .options import SegmentationOptions
+
+TRIES = 10  # crops that are looked at before one with too large a share of one class is taken
+
+Size = tuple[int, int]
+
+
+def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -> Size:
+    """Return the size of an image whose shorter side becomes `scale` * `min_size`, with its shape kept.
+
+    Args:
+        size: (height, width).
+        min_size: 0 keeps the size, which `scale` then multiplies.
+        max_size: limit of `scale` * the longer side, before `scale`; 0 for none.
+    """
+    factor = min_size / min(size) if min_size else 1.0
+    if max_size:
+        factor = min(factor, max_size / max(size))
+    return max(1, round(size[0] * factor * scale)), max(1, round(size[1] * factor * scale))
+
+
+class RandomScale(v2.Transform):
+    """Resize image and mask by a random factor."""
+
+    def __init__(self, min_size: int, max_size: int, scales: tuple[float, ...]):
+        super().__init__()
+        self.min_size, self.max_size, self.scales = min_size, max_size, scales
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low, high = self.scales
+        scale = low + (high - low) * float(torch.rand(()))
+        size = mask_size(flat_inputs)
+        return {"size": resized_size(size, self.min_size, self.max_size, scale), "same": size}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if params["size"] == params["same"]:
+            return inpt
+        return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)
+
+
+class LimitedCrop(v2.Transform):
+    """Crop image and mask at random. A crop with too large a share of one class is drawn anew, ten times at most.
+
+    An image that is smaller than the crop is extended to the right and below, its mask with ignored pixels.
+
+    Args:
+        size: (height, width) of the crop.
+        share: largest share of one class among the pixels that are not ignored.
+        fill: colour of the pixels that are added.
+    """
+
+    def __init__(self, size: Size, share: float, fill: tuple[int, ...]):
+        super().__init__()
+        self.size, self.share, self.fill = size, share, fill
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        (height, width), (h, w) = self.size, mask_size(flat_inputs)
+        mask = find_mask(flat_inputs)
+        place = {"top": 0, "left": 0, "height": min(height, h), "width": min(width, w)}
+        for _ in range(TRIES if self.share < 1 else 1):
+            place["top"], place["left"] = (
+                int(torch.randint(free + 1, ())) for free in (h - place["height"], w - place["width"])
+            )
+            if self.share == 1 or largest_share(F.crop_mask(mask, **place)) <= self.share:
+                break
+        return place
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        cut = self._call_kernel(F.crop, inpt, **params)
+        bottom, right = self.size[0] - params["height"], self.size[1] - params["width"]
+        if not bottom and not right:
+            return cut
+        fill: Any = IGNORED if isinstance(inpt, tv_tensors.Mask) else list(self.fill)
+        return self._call_kernel(F.pad, cut, padding=[0, 0, right, bottom], fill=fill)
+
+
+def find_mask(inputs: list[Any]) -> tv_tensors.Mask:
+    """Return the mask among the inputs of a transform."""
+    return next(value for value in inputs if isinstance(value, tv_tensors.Mask))
+
+
+def mask_size(inputs: list[Any]) -> Size:
+    """Return height and width of the mask among the inputs of a transform."""
+    height, width = find_mask(inputs).shape[-2:]
+    return height, width
+
+
+def largest_share(mask: Tensor) -> float:
+    """Return the share of the most frequent class among the pixels that are not ignored; 0 if all are."""
+    counts = torch.bincount(mask.flatten(), minlength=256)[:IGNORED]
+    total = int(counts.sum())
+    return int(counts.max()) / total if total else 0.0
+
+
+def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2.Compose:
+    """Make the random scale, crop, flip and change of colours."""
+    fill = tuple(round(255 * value) for value in mean)
+    steps: list[v2.Transform] = [
+        RandomScale(options.min_size, options.max_size, options.scales),
+        LimitedCrop(options.crop_size, options.crop_share, fill),
+        v2.RandomHorizontalFlip(options.flip),
+    ]
+    if options.photometric:
+        colours = v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)
+        steps.append(v2.RandomApply([colours], p=options.photometric))
+    return v2.Compose(steps)
+
+
+def eval_transform(options: Any) -> v2.Transform:
+    """Make the resizing of an image to score. Its mask keeps the size of the file."""
+    return ResizeImage(options.min_size, options.max_size)
+
+
+class ResizeImage(v2.Transform):
+    """Resize the image alone."""
+
+    def __init__(self, min_size: int, max_size: int):
+        super().__init__()
+        self.min_size, self.max_size = min_size, max_size
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        size = resized_size((inpt.shape[-2], inpt.shape[-1]), self.min_size, self.max_size)
+        if size == tuple(inpt.shape[-2:]):
+            return inpt
+        return self._call_kernel(F.resize, inpt, size=list(size), antialias=True)

@@ -1,0 +1,112 @@
+"""Check the images and masks of a segmentation data set.
+
+    metamix verify DIR --task segmentation                                  DIR/train/images, DIR/train/masks, ...
+    metamix verify DIR --task segmentation --data cityscapes
+
+Missing partners, sizes that differ, files that cannot be read, values that are no label and classes without a pixel are
+printed, a line each. At the end stands the share of the pixels of each class by split. The exit code is 1 if there is a
+problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metamix.data import CorruptImage
+from metamix.utils.text import readable
+
+from .data import class_shares, read_image
+from .labels import IGNORED, BadMask, Labels, read_mask
+from .options import SegmentationOptions
+from .sources import OPENERS, MaskedSet, Sample, open_set
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `metamix verify` for segmentation.
+
+    Returns:
+        1 if something is wrong, else 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog="metamix verify", description="Check the images and masks of a segmentation data set."
+    )
+    parser.add_argument("data_dir", help="folder of the data set")
+    parser.add_argument(
+        "--data", choices=list(OPENERS), default="folder", help="layout of the folder (default: folder)"
+    )
+    parser.add_argument("--ignore-index", default="255", help="value of ignored pixels, or none (default: 255)")
+    parser.add_argument("--reduce-zero-label", action="store_true", help="ignore the value 0")
+    parser.add_argument("--mask-name", default="{name}", help="name of the mask of the image {name}")
+    words = parser.parse_args(argv)
+    try:
+        options = SegmentationOptions(
+            data=words.data,
+            data_dir=words.data_dir,
+            mask_name=words.mask_name,
+            ignore_index=None if words.ignore_index == "none" else int(words.ignore_index),
+            reduce_zero_label=words.reduce_zero_label,
+        )
+        found = open_set(options)
+        labels = found.labels(options.ignore_index, options.reduce_zero_label)
+    except (ValueError, OSError) as error:
+        print(readable(str(error)))
+        return 1
+    return 1 if verify(found, labels) else 0
+
+
+def verify(found: MaskedSet, labels: Labels) -> int:
+    """Print each problem of a data set, their number, and the share of the pixels of each class.
+
+    Returns:
+        The number of problems.
+    """
+    problems, counts = 0, {}
+    for split in found.splits:
+        try:
+            samples = found.find(split)
+        except (ValueError, OSError) as error:
+            print(readable(f"{split}: {error}"))
+            problems += 1
+            continue
+        counts[split] = torch.zeros(256, dtype=torch.int64)
+        for problem in check_samples(samples, labels, counts[split]):
+            print(readable(problem))
+            problems += 1
+        empty = [name for name, count in zip(labels.classes, counts[split]) if not count]
+        if empty:
+            print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {', '.join(empty)}"))
+            problems += 1
+    print(f"{problems} problem{'s' * (problems > 1)}" if problems else "nothing is wrong")
+    if counts:
+        print(readable(table_of_shares(counts, labels)))
+    return problems
+
+
+def check_samples(samples: Sequence[Sample], labels: Labels, counts: Tensor) -> Iterator[str]:
+    """Describe each problem of images and masks, and count the pixels of each label."""
+    for sample in tqdm(samples, unit="img", leave=False, disable=None):
+        try:
+            image, mask = read_image(sample.image), read_mask(sample.mask, labels)
+        except (CorruptImage, BadMask) as error:
+            yield str(error)
+            continue
+        counts += torch.bincount(mask.flatten(), minlength=256)
+        if image.shape[1:] != mask.shape:
+            (h, w), (mask_h, mask_w) = image.shape[1:], mask.shape
+            yield f"{sample.image} has {h} x {w} pixels and its mask {sample.mask} {mask_h} x {mask_w}"
+
+
+def table_of_shares(counts: dict[str, Tensor], labels: Labels) -> str:
+    """Return a table of the share of each class among the pixels of each split, and that of ignored pixels."""
+    width = max(map(len, ["% of the pixels", *labels.classes]))
+    shares = {split: class_shares(found[: len(labels.classes)], labels.classes) for split, found in counts.items()}
+    lines = [f"{'% of the pixels':{width}}  " + "  ".join(f"{split:>8}" for split in shares)]
+    for name in labels.classes:
+        lines.append(f"{name:{width}}  " + "  ".join(f"{100 * share[name]:8.2f}" for share in shares.values()))
+    ignored = (100 * int(found[IGNORED]) / max(1, int(found.sum())) for found in counts.values())
+    return "\n".join([*lines, f"{'(ignored)':{width}}  " + "  ".join(f"{share:8.2f}" for share in ignored)])

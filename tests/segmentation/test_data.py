@@ -1,0 +1,288 @@
+"""Layouts, masks, augmentation and the checks of a data set."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from metamix.segmentation.data import MaskedImages, SegmentationData
+from metamix.segmentation.labels import (
+    BadMask,
+    colours_of,
+    index_image,
+    make_labels,
+    read_mask,
+    read_palette,
+)
+from metamix.segmentation.options import SegmentationOptions
+from metamix.segmentation.sources import open_set
+from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size
+from metamix.segmentation.verify import main as verify
+
+ABC = ("a", "b", "c")
+
+
+def options(root, **given):
+    return SegmentationOptions(**{"data_dir": str(root), "workers": 0, "crop": (32,)} | given)
+
+
+def write_mask(path, values, mode="L"):
+    image = Image.fromarray(np.array(values, dtype=np.uint8))
+    if mode == "P":
+        image = index_image(torch.tensor(values, dtype=torch.uint8), colours_of(3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def test_values_become_labels(tmp_path):
+    values = [[0, 1, 2, 255], [0, 1, 2, 3]]
+    path = write_mask(tmp_path / "a.png", values)
+    labels = make_labels(ABC, reduce_zero_label=True)
+    assert read_mask(path, labels).tolist() == [[255, 0, 1, 255], [255, 0, 1, 2]]
+    assert (
+        read_mask(path, make_labels(ABC, ignore_index=3 if False else 255, reduce_zero_label=True)).dtype == torch.uint8
+    )
+    path = write_mask(tmp_path / "b.png", [[0, 1, 2, 11]])
+    assert read_mask(path, make_labels(ABC, ignore_index=11)).tolist() == [[0, 1, 2, 255]]
+    assert read_mask(write_mask(tmp_path / "p.png", [[0, 1, 2, 255]], "P"), make_labels(ABC)).tolist() == [
+        [0, 1, 2, 255]
+    ]
+    Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint16)).save(tmp_path / "16.png")
+    assert read_mask(tmp_path / "16.png", make_labels(ABC)).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (
+            [[0, 3, 3]],
+            r"a.png has the label 3 at 2 pixels, but there are 3 classes and accepted are 0 to 2, 255: correct",
+        ),
+        ([[9, 8, 7, 6, 5, 4]], "has the label 4, 5, 6, 7, 8, ... at 6 pixels"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_file_name(values, words, tmp_path):
+    with pytest.raises(BadMask, match=words):
+        read_mask(write_mask(tmp_path / "a.png", values), make_labels(ABC))
+
+
+def test_masks_in_colour_need_a_palette(tmp_path):
+    Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [9, 9, 9]]], dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(BadMask, match="a.png is in colour: give the colours of the classes in palette.txt"):
+        read_mask(tmp_path / "a.png", make_labels(("red", "green")))
+    (tmp_path / "palette.txt").write_text("255 0 0\n0,255,0\n")
+    palette = read_palette(tmp_path / "palette.txt")
+    with pytest.raises(BadMask, match=r"has the colour \(9, 9, 9\), which is not in palette.txt"):
+        read_mask(tmp_path / "a.png", make_labels(("red", "green"), palette=palette))
+    labels = make_labels(("red", "green"), palette=(*palette, (9, 9, 9)))
+    assert read_mask(tmp_path / "a.png", labels).tolist() == [[0, 1, 255]]
+    with pytest.raises(ValueError, match="the palette has 2 colours and there are 3 classes"):
+        make_labels(ABC, palette=palette)
+    (tmp_path / "palette.txt").write_text("255 0 256\n")
+    with pytest.raises(ValueError, match="palette.txt, line 1: '255 0 256' is no colour"):
+        read_palette(tmp_path / "palette.txt")
+
+
+def test_index_images_keep_the_labels(tmp_path):
+    labels = torch.tensor([[0, 1], [2, 255]], dtype=torch.uint8)
+    index_image(labels, colours_of(3, ((1, 2, 3), (4, 5, 6), (7, 8, 9)))).save(tmp_path / "a.png")
+    read = Image.open(tmp_path / "a.png")
+    assert np.array(read).tolist() == labels.tolist()
+    assert np.array(read.convert("RGB"))[0, 1].tolist() == [4, 5, 6]
+    assert len({tuple(colour) for colour in colours_of(150)[:150].tolist()}) == 150
+
+
+def test_folders(scenes):
+    data = SegmentationData(options(scenes()))
+    assert {split: len(samples) for split, samples in data.parts.items()} == {"train": 4, "test": 2, "holdout": 2}
+    assert data.classes == ("sky", "ground", "ball") and data.name == "scenes"
+    both = SegmentationData(options(scenes(), train_on=("train", "val")))
+    assert {split: len(samples) for split, samples in both.parts.items()} == {"train": 6, "test": 2}
+    on_val = SegmentationData(options(scenes("few", train=2, val=1)))
+    assert {split: len(samples) for split, samples in on_val.parts.items()} == {"train": 2, "test": 1}
+    loader = data.eval_loaders(8, 0, 1)["test"]
+    (first, second) = loader
+    assert first["image"][0].shape == (3, 40, 48) and first["target"][0].shape == (40, 48) and second["name"] == ["1"]
+
+
+def test_partners_and_sizes_are_checked(scenes):
+    root = scenes()
+    (root / "train" / "masks" / "2.png").rename(root / "train" / "masks" / "2b.png")
+    with pytest.raises(ValueError, match="2.png has no mask 2 in .*masks; did you mean '2b'.* 1 of 4 images have none"):
+        SegmentationData(options(root))
+    (root / "train" / "images" / "2.png").unlink()
+    with pytest.raises(ValueError, match="2b.png has no image in .*images; 1 of 4 masks have none"):
+        SegmentationData(options(root))
+    (root / "train" / "masks" / "2b.png").unlink()
+    Image.new("L", (47, 40)).save(root / "train" / "masks" / "3.png")
+    with pytest.raises(
+        ValueError, match="3.png has 40 x 48 pixels and its mask .*3.png 40 x 47: they must have one size"
+    ):
+        SegmentationData(options(root))
+    (root / "classes.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no .*classes.txt: write the names of the classes into it"):
+        SegmentationData(options(root))
+
+
+def test_names_of_masks_are_made(scenes):
+    root = scenes()
+    for path in root.glob("*/masks/*.png"):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    assert len(SegmentationData(options(root, mask_name="{name}_mask")).parts["train"]) == 4
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(scenes):
+    root = scenes()
+
+    def batches(seed=0, epoch=0, **given):
+        loader = SegmentationData(options(root, **given)).train_loader(4, 0, 1, seed)
+        (batch,) = loader.epoch(epoch)
+        order = batch["index"].argsort()
+        return batch["image"][order], batch["target"][order]
+
+    first, again = batches(), batches(memory="no", workers=1)
+    assert all(a.equal(b) for a, b in zip(first, again))
+    for other in (batches(seed=1), batches(epoch=1)):
+        assert not first[0].equal(other[0]) and not first[1].equal(other[1])
+    halves = [SegmentationData(options(root)).train_loader(4, rank, 2, 0) for rank in (0, 1)]
+    parts = [next(loader.epoch(0)) for loader in halves]
+    joined = torch.cat([part["image"] for part in parts])[torch.cat([part["index"] for part in parts]).argsort()]
+    assert joined.equal(first[0])
+    assert first[0].shape == (4, 3, 32, 32) and first[1].shape == (4, 32, 32) and first[1].dtype == torch.uint8
+
+
+def test_image_and_mask_stay_together(scenes):
+    """The colour of a pixel says its label, so the two must change alike."""
+    data = SegmentationData(options(scenes(train=8, test=1), photometric=0.0, scales=(1.0, 1.0)))
+    (batch,) = data.train_loader(8, 0, 1, 0).epoch(0)
+    shown = torch.tensor([(120, 180, 240), (110, 140, 60), (220, 60, 50)]).float()
+    distance = (batch["image"].permute(0, 2, 3, 1)[..., None, :].float() - shown).square().sum(-1)
+    known = batch["target"] != 255
+    assert (distance.argmin(-1)[known] == batch["target"][known]).float().mean() > 0.99
+
+
+def test_small_images_are_extended_with_ignored_pixels():
+    crop = LimitedCrop((8, 10), 1.0, (1, 2, 3))
+    image, mask = crop(
+        tv_tensors.Image(torch.full((3, 6, 7), 9, dtype=torch.uint8)), tv_tensors.Mask(torch.zeros(6, 7).byte())
+    )
+    assert image.shape == (3, 8, 10) and mask.shape == (8, 10)
+    assert image[:, 7, 9].tolist() == [1, 2, 3] and (mask[6:] == 255).all() and (mask[:, 7:] == 255).all()
+    assert (mask[:6, :7] == 0).all() and (image[:, :6, :7] == 9).all()
+
+
+def test_crops_limit_the_share_of_a_class():
+    mask = torch.zeros(40, 40, dtype=torch.uint8)
+    mask[:, :20] = 1  # most crops lie in one half
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    torch.manual_seed(0)
+    for share, few in ((0.8, True), (1.0, False)):
+        crop = LimitedCrop((10, 10), share, (0, 0, 0))
+        shares = [largest_share(crop(tv_tensors.Image(image), tv_tensors.Mask(mask))[1]) for _ in range(60)]
+        above = sum(found > 0.8 for found in shares) / 60
+        assert above < 0.25 if few else above > 0.6
+    assert largest_share(torch.full((4, 4), 255, dtype=torch.uint8)) == 0
+
+
+def test_sizes():
+    assert resized_size((360, 480), 0, 0) == (360, 480) and resized_size((360, 480), 180, 0) == (180, 240)
+    assert resized_size((360, 480), 180, 200) == (150, 200) and resized_size((360, 480), 180, 0, 2.0) == (360, 480)
+    scale = RandomScale(20, 0, (0.5, 2.0))
+    sides = [scale(tv_tensors.Mask(torch.zeros(40, 80).byte())).shape for _ in range(50)]
+    assert all(10 <= h <= 40 and w == pytest.approx(2 * h, abs=1) for h, w in sides) and len(set(sides)) > 10
+
+
+def test_a_broken_image_is_replaced_and_a_bad_label_ends_the_run(scenes, break_image):
+    root = scenes()
+    break_image(root / "test" / "images" / "0.png")
+    first, second = SegmentationData(options(root, corrupt_limit=1.0)).eval_loaders(1, 0, 1)["test"]
+    assert first["index"].tolist() == [-1] and first["name"] == ["1"] and second["index"].tolist() == [1]
+    write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
+    for memory in ("yes", "no"):
+        with pytest.raises((BadMask, OSError), match="masks/0.png has the label 7 at 1,920 pixels"):
+            list(SegmentationData(options(root, memory=memory)).train_loader(4, 0, 1, 0).epoch(0))
+
+
+def test_pixels_are_counted(scenes):
+    root = scenes()
+    counts = SegmentationData(options(root)).pixel_counts()
+    masks = [np.array(Image.open(path)) for path in (root / "train" / "masks").iterdir()]
+    assert counts.tolist() == [sum(int((mask == k).sum()) for mask in masks) for k in range(3)]
+    images = MaskedImages(SegmentationData(options(root)).parts["train"], make_labels(ABC))
+    assert not images.loaded
+    images.load()
+    assert len(images.loaded) == 4
+
+
+def test_ade20k(tmp_path):
+    for split in "training", "validation":
+        write_mask(tmp_path / "annotations" / split / "a.png", np.full((40, 48), 2))
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.new("RGB", (48, 40)).save(tmp_path / "images" / split / "a.jpg")
+    rows = "".join(f"{i}\t0.1\t1\t1\tname{i}, other\n" for i in range(1, 4))
+    (tmp_path / "objectInfo150.txt").write_text(f"Idx\tRatio\tTrain\tVal\tName\n{rows}")
+    data = SegmentationData(options(tmp_path, data="ade20k", reduce_zero_label=True))
+    assert data.classes == ("name1", "name2", "name3") and list(data.parts) == ["train", "test"]
+    assert data.pixel_counts().tolist() == [0, 40 * 48, 0]
+
+
+def test_cityscapes(tmp_path):
+    values = np.array([[7, 8, 0, 33]] * 40).repeat(12, 1)
+    for split in "train", "val":
+        write_mask(tmp_path / "gtFine" / split / "ulm" / "ulm_0_1_gtFine_labelIds.png", values)
+        (tmp_path / "leftImg8bit" / split / "ulm").mkdir(parents=True)
+        Image.new("RGB", (48, 40)).save(tmp_path / "leftImg8bit" / split / "ulm" / "ulm_0_1_leftImg8bit.png")
+    data = SegmentationData(options(tmp_path, data="cityscapes"))
+    assert len(data.classes) == 19 and data.parts["train"][0].name == "ulm/ulm_0_1_leftImg8bit"
+    _, _, mask = data.train_images().read(0)
+    assert mask[0, ::12].tolist() == [0, 1, 255, 18] and data.labels.palette[0] == (128, 64, 128)
+
+
+def test_voc_and_pets(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    for split in "train", "val":
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{split}1\n")
+        Image.new("RGB", (48, 40)).save(root / "JPEGImages" / f"{split}1.jpg")
+        write_mask(root / "SegmentationClass" / f"{split}1.png", np.full((40, 48), 20))
+    data = SegmentationData(options(tmp_path, data="voc"))
+    assert len(data.classes) == 21 and data.pixel_counts()[20] == 40 * 48
+
+    pets = tmp_path / "oxford-iiit-pet"
+    (pets / "images").mkdir(parents=True)
+    (pets / "annotations").mkdir()
+    for split in "trainval", "test":
+        (pets / "annotations" / f"{split}.txt").write_text(f"{split}_1 1 1 1\n")
+        Image.new("RGB", (48, 40)).save(pets / "images" / f"{split}_1.jpg")
+        write_mask(pets / "annotations" / "trimaps" / f"{split}_1.png", [[1] * 24 + [2] * 20 + [3] * 4] * 40)
+    data = SegmentationData(options(tmp_path, data="oxford_pets"))
+    assert data.pixel_counts().tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == ["train", "test"]
+    assert open_set(options(tmp_path, data="voc")).find("val")[0].name == "val1"
+
+
+def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
+    root = scenes()
+    assert verify([str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "nothing is wrong" in said and "% of the pixels" in said and "(ignored)" in said
+    break_image(root / "train" / "images" / "0.png")
+    write_mask(root / "train" / "masks" / "1.png", np.full((40, 48), 7))
+    write_mask(root / "val" / "masks" / "0.png", np.zeros((40, 47)))
+    (root / "test" / "masks" / "0.png").unlink()
+    (root / "classes.txt").write_text("sky\nground\nball\nbox\n")
+    assert verify([str(root)]) == 1
+    said = capsys.readouterr().out
+    for words in (
+        "train/images/0.png: ",
+        "masks/1.png has the label 7 at 1,920 pixels",
+        "val/images/0.png has 40 x 48 pixels and its mask",
+        "train: no pixel of 1 of 4 classes: box",
+        "test: ",
+        "0.png has no mask 0 in",
+        "6 problems",
+    ):
+        assert words in said, (words, said)
+    assert verify([str(root / "train")]) == 1 and "Expected are SPLIT/images and SPLIT/masks" in capsys.readouterr().out

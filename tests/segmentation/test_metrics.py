@@ -1,0 +1,180 @@
+"""Scores against literal computations, and what the state holds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metamix.segmentation.inference import Predictor, View, make_views
+from metamix.segmentation.metrics import (
+    SHOWN,
+    SegmentationMetric,
+    boundary_counts,
+    class_scores,
+    confusion_matrix,
+    dilate,
+    images_to_show,
+)
+
+IGNORED, CLASSES = 255, 5
+
+
+def blobs(seed, size=(24, 30)):
+    """Make labels in patches; class 3 is never a label and class 4 never anything, and some pixels are ignored."""
+    torch.manual_seed(seed)
+    coarse = torch.randint(0, 3, (1, 1, 6, 6)).float()
+    truth = nn.functional.interpolate(coarse, size)[0, 0].byte()
+    predicted = torch.where(torch.rand(size) < 0.2, torch.randint(0, 4, size).byte(), truth)
+    truth[torch.rand(size) < 0.1] = IGNORED
+    return truth, predicted
+
+
+class Fixed(nn.Module):
+    """Predicts labels that are given beforehand."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels = iter(labels)
+
+    def forward(self, x):
+        return nn.functional.one_hot(next(self.labels).long(), CLASSES).permute(2, 0, 1)[None].float()
+
+
+def literal_scores(pairs):
+    """Compute mean IoU, pixel accuracy, mean accuracy and boundary F with sets of pixels."""
+    real, found = [set() for _ in range(CLASSES)], [set() for _ in range(CLASSES)]
+    edges = []  # of each image: (class, pixels of the prediction, pixels of the truth, distance)
+    for i, (truth, predicted) in enumerate(pairs):
+        truth, predicted = truth.int().numpy(), predicted.int().numpy()
+        predicted = np.where(truth == IGNORED, IGNORED, predicted)
+        for (y, x), label in np.ndenumerate(truth):
+            if label != IGNORED:
+                real[label].add((i, y, x))
+                found[predicted[y, x]].add((i, y, x))
+        for k in range(CLASSES):
+            edges.append((k, edge(predicted, k), edge(truth, k), 0.0075 * math.hypot(*truth.shape)))
+    ious, accuracies, fs = [], [], []
+    for k in range(CLASSES):
+        both, either = real[k] & found[k], real[k] | found[k]
+        ious += [len(both) / len(either)] if either else []
+        accuracies += [len(both) / len(real[k])] if real[k] else []
+        counts = np.zeros(4)
+        for label, a, b, distance in edges:
+            if label == k:
+                counts += [len(a), near(a, b, distance), len(b), near(b, a, distance)]
+        if counts[0] + counts[2]:
+            p, r = counts[1] / max(1, counts[0]), counts[3] / max(1, counts[2])
+            fs.append(2 * p * r / (p + r) if p + r else 0.0)
+    right = sum(len(a & b) for a, b in zip(real, found)) / sum(map(len, real))
+    return [100 * x for x in (np.mean(ious), right, np.mean(accuracies), np.mean(fs))]
+
+
+def edge(labels, k):
+    pixels = set()
+    for (y, x), label in np.ndenumerate(labels):
+        for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            inside = 0 <= v < labels.shape[0] and 0 <= u < labels.shape[1]
+            if label == k and inside and labels[v, u] not in (k, IGNORED):
+                pixels.add((y, x))
+    return pixels
+
+
+def near(pixels, others, distance):
+    return sum(any(math.dist(a, b) <= distance for b in others) for a in pixels)
+
+
+@pytest.fixture
+def scored():
+    """A metric of four images, and its states on two processes."""
+    pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide: pixels at a distance count
+    metric = SegmentationMetric("abcde", lambda x: x.float(), Predictor())
+    states = []
+    for part in (pairs[:1], pairs[1:]):
+        state = metric.start()
+        for truth, predicted in part:
+            image = torch.zeros(3, *truth.shape, dtype=torch.uint8)
+            batch = {"image": [image], "target": [truth], "index": torch.tensor([len(part)]), "name": ["x"]}
+            metric.update(state, Fixed([predicted]), batch)
+        states.append(state)
+    return metric, states, pairs
+
+
+def test_scores_equal_a_literal_computation(scored):
+    metric, states, pairs = scored
+    scores = metric.result(states)
+    assert list(scores) == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
+    assert list(scores.values()) == pytest.approx(literal_scores(pairs), rel=1e-9)
+    table = metric.by_class(states)
+    assert table["e"] == {"iou": None, "accuracy": None, "boundary_f": None, "share": 0.0}
+    assert table["d"]["iou"] == 0 and table["d"]["accuracy"] is None and table["d"]["boundary_f"] == 0
+    assert sum(row["share"] for row in table.values()) == pytest.approx(100, abs=0.05)
+
+
+def test_the_state_does_not_grow_with_the_images():
+    metric, model = SegmentationMetric("abcde", lambda x: x.float(), Predictor()), None
+    state = metric.start()
+    for i in range(30):
+        truth, predicted = blobs(i, (8, 8))
+        model = Fixed([predicted])
+        image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        metric.update(state, model, {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]})
+    assert len(state["best"]) == len(state["worst"]) == SHOWN
+    shown = images_to_show([state])
+    assert [kept[0] for kept in shown] == sorted((kept[0] for kept in shown), reverse=True) and len(shown) == 2 * SHOWN
+
+
+def test_unreadable_and_ignored_images_are_not_scored():
+    metric = SegmentationMetric("ab", lambda x: x.float(), Predictor())
+    state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
+    ignored = torch.full((4, 4), IGNORED, dtype=torch.uint8)
+    batch = {"image": [image, image], "target": [ignored] * 2, "index": torch.tensor([-1, 1]), "name": ["a", "b"]}
+    metric.update(state, lambda x: torch.zeros(1, 2, 4, 4), batch)
+    assert state["unreadable"] == 1 and not state["best"]
+    with pytest.raises(ValueError, match="no pixel is left to score"):
+        metric.result([state])
+
+
+def test_perfect_labels_score_100():
+    truth, _ = blobs(0)
+    iou, accuracy = class_scores(confusion_matrix(truth, truth, CLASSES))
+    assert iou[:3].tolist() == accuracy[:3].tolist() == [1, 1, 1] and iou[3:].isnan().all()
+    found, right, real, recalled = boundary_counts(truth, truth, CLASSES)
+    assert found.equal(right) and real.equal(recalled) and found.equal(real) and found.sum() > 0
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 3.2, 50.0])
+def test_dilation_is_a_disk(radius):
+    pixels = torch.zeros(2, 11, 13, dtype=torch.bool)
+    pixels[0, 5, 6] = pixels[1, 0, 12] = True
+    near = dilate(pixels, radius)
+    for k, (y, x) in enumerate([(5, 6), (0, 12)]):
+        for v, u in np.ndindex(11, 13):
+            assert bool(near[k, v, u]) == (math.hypot(v - y, u - x) <= radius)
+
+
+class Nets:
+    """Logits that show where a pixel is, and whether the image was mirrored."""
+
+    @staticmethod
+    def identity(x):
+        return x
+
+
+def test_windows_and_views():
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 20, 33)
+    whole = Predictor()(Nets.identity, image, (20, 33))
+    assert whole.equal(image[0].argmax(0).byte())
+    assert Predictor(window=16, overlap=4)(Nets.identity, image, (20, 33)).equal(whole)  # windows agree
+    flipped = Predictor(views=make_views((1.0,), True))
+    assert flipped(Nets.identity, image, (20, 33)).equal(whole)  # mirrored back
+    assert not Predictor(views=(View(mirrored=True),))(lambda x: x.flip(-1), image, (20, 33)).equal(
+        whole
+    )  # the control
+    larger = Predictor()(Nets.identity, image, (40, 66))
+    assert larger.shape == (40, 66)
+    assert make_views((0.5, 1.0), True) == (View(0.5), View(0.5, True), View(), View(1.0, True))
+    text = Predictor(512, 128, make_views((0.5, 1.0), True)).describe()
+    assert text == "windows of 512 pixels that overlap by 128, mean over scales 0.5, 1 and flips" or "at least" in text

@@ -1,0 +1,166 @@
+"""Training, resuming, scoring and predicting from the command line, with a model that takes milliseconds."""
+
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import assert_same_run, metrics, start_all
+
+import metamix.cli.evaluate
+import metamix.cli.main
+import metamix.cli.train
+from metamix.training.engine import Engine
+from metamix.utils.tensor_files import load_checkpoint
+
+TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
+SMALL_HEAD = ["--head-args", "{neck_channels: 16, head_channels: 16}"]
+WORDS = ["--task", "segmentation", "--device", "cpu", "--workers", 0, "--batch-size", 2, "--amp", "none"]
+WORDS += ["--warmup-epochs", 0, "--epochs", 1, "--crop", "32,32", *TINY]
+
+
+def train(*words):
+    metamix.cli.train.main(list(map(str, [*WORDS, *words])))
+
+
+def evaluate(*words):
+    words = ["--task", "segmentation", "--device", "cpu", "--workers", 0, "--amp", "none", *words]
+    metamix.cli.evaluate.main(list(map(str, words)))
+
+
+def test_train_eval_and_predict(scenes, tmp_path, capsys):
+    root, run, out, new = scenes(train=32, test=2), tmp_path / "run", tmp_path / "out", tmp_path / "new"
+    words = ["--loss", "ce", "--class-weights", "log", "--epochs", 10, "--batch-size", 4, "--optimizer", "muon"]
+    train(*SMALL_HEAD, *words, "--lr", 2e-2, "--scales", "0.75,1.5", "--data-dir", root, "--output", run)
+    said = capsys.readouterr().out
+    assert "scenes: 32 train, 2 test" in said and "scores of whole images, at the size of the masks" in said
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
+    assert summary["miou"] > 75  # a constant prediction has at most a third
+
+    evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
+    said = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert result["miou"] == summary["miou"] and result["augmented_miou"] > 75
+    assert result["measured"] == summary["measured"]
+    assert "whole images, mean over scales 0.75, 1 and flips" in said and "boundary F" in said
+    assert list(result["by_class"]) == ["sky", "ground", "ball"]
+    with open(out / "test_confusion.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["label", "sky", "ground", "ball"]
+    assert sum(int(n) for row in rows[1:] for n in row[1:]) == 2 * 48 * 39  # without the line of ignored pixels
+    assert Image.open(out / "test_images.png").size[0] > 500 and Image.open(out / "test_confusion.png").size[0] > 200
+
+    with pytest.raises(SystemExit) as end:
+        words = ["predict", root / "test" / "images", "--checkpoint", run, "--output", new, "--device", "cpu"]
+        metamix.cli.main.main(list(map(str, words)))
+    assert end.value.code == 0 and (new / "classes.txt").read_text() == "sky\nground\nball\n"
+    confusion = np.zeros((3, 3), dtype=int)
+    for i in range(2):
+        predicted, overlay = (Image.open(new / kind / f"{i}.png") for kind in ("masks", "overlays"))
+        assert predicted.mode == "P" and overlay.mode == "RGB" and overlay.size == (48, 40)
+        truth = np.array(Image.open(root / "test" / "masks" / f"{i}.png"))
+        np.add.at(confusion, (truth[truth < 255], np.array(predicted)[truth < 255]), 1)
+    assert confusion.tolist() == [[int(n) for n in row[1:]] for row in rows[1:]]
+
+
+def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path, monkeypatch):
+    words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 3, "--ema", "--schedule", "poly"]
+    train(*words, "--output", tmp_path / "whole")
+    step = Engine.train_step
+
+    def stop_in_the_middle(engine, batch):
+        step(engine, batch)
+        if engine.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Engine, "train_step", stop_in_the_middle)
+        train(*words, "--output", tmp_path / "parts")
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    train(*words, "--output", tmp_path / "parts", "--workers", 1, "--memory", "no")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_two_processes_equal_one(scenes, tmp_path):
+    words = ["--head", "wavemix", "--head-args", "{head_channels: [8, 8, 8]}", "--data-dir", scenes(), "--seed", 1]
+    words = list(map(str, [*WORDS, *words, "--batch-size", 4]))
+    train(*words, "--output", tmp_path / "one")
+    ranks = start_all(2, *words, "--output", tmp_path / "two", logs=tmp_path)
+    for rank in ranks:
+        rank.output()
+    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert {key: float(value) for key, value in a.items()} == pytest.approx(
+            {key: float(value) for key, value in b.items()}, rel=1e-4, abs=1e-6
+        )
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, capsys):
+    root = scenes()
+    train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "first")
+    (root / "classes.txt").write_text("sky\nground\nball\nbox\n")
+    with pytest.raises(
+        SystemExit, match="has 3 classes .sky, ground, ball., and .* has 4 .sky, ground, ball, box.; give"
+    ):
+        evaluate("--checkpoint", tmp_path / "first", "--data-dir", root)
+    capsys.readouterr()
+    train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
+    assert "made anew: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
+
+
+def test_the_backbone_starts_from_a_classifier(scenes, tmp_path, capsys):
+    words = [
+        "--model",
+        "metaformer_identity_nano",
+        "--model-args",
+        "{}",
+        "--checkpoint",
+        "metaformer_identity_nano.cifar10",
+    ]
+    train(*words, "--data-dir", scenes(), "--output", tmp_path / "run")
+    assert "weights of the backbone from metaformer_identity_nano.cifar10" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["mean"] == pytest.approx([0.49, 0.48, 0.45], abs=0.01)  # CIFAR-10's, not ImageNet's
+
+
+MISTAKES = [
+    (["--head", "semantic_fpm"], "no head 'semantic_fpm'; did you mean 'semantic_fpn'"),
+    (["--head-args", "{neck_chanels: 8}"], "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
+    (["--head-args", "{num_classes: 8}"], "head_args has num_classes, which comes from the data set"),
+    (["--loss", "lovas"], "no loss 'lovas'; did you mean 'lovasz'"),
+    (["--loss", "ce+0*dice"], "the weight of dice must be a number above 0"),
+    (["--class-weights", "1,2"], "class_weights has 2 numbers, and there are 3 classes"),
+    (
+        ["--crop", 64, "--no-pad", "--scales", "1,1"],
+        "has 40 x 48 pixels at the smallest scale, less than the crop of 64",
+    ),
+    (["--train-on", "trian"], "no split 'trian'; did you mean 'train'"),
+    (["--train-on", "train,test"], "test is among the splits to train on"),
+    (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
+    (["--data", "voc"], "not found or corrupted. You can use --download"),
+    (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
+    (["--data-dir", "nowhere"], "there is no folder nowhere"),
+    (["--window", 16, "--overlap", 16], "window is 16 and overlap 16: give 0 <= overlap < window"),
+    (["--mean", "0.5,0.5,0.5"], "give mean and std together"),
+    (
+        ["--ignore-index", "none"],
+        r"0.png has the label 255 at 48 pixels, but there are 3 classes and accepted are 0 to 2",
+    ),
+    (["--ignore-index", "none", "--memory", "no"], "0.png has the label 255 at 48 pixels"),
+]
+
+
+@pytest.mark.parametrize("words, message", MISTAKES)
+def test_mistakes_are_refused_in_words(words, message, scenes, tmp_path):
+    given = [*SMALL_HEAD, "--data-dir", scenes(), "--output", tmp_path / "run", *words]
+    with pytest.raises(SystemExit, match=message):
+        train(*given)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
