@@ -17,6 +17,7 @@
 
     metamix.models.load_official("poolformer", state_dict, ...)     weights of the papers' authors
     from metamix.detection import build_detector                    torchvision's detectors on any of these models
+    from metamix.segmentation import build_segmenter                heads for semantic segmentation on them
 
 On the command line, `metamix --help` says how to train, evaluate and predict.
 """

@@ -19,7 +19,7 @@ NARROW = dict(
 @pytest.mark.parametrize("encoder", [S12, NANO], ids=["s12", "nano"])
 @pytest.mark.parametrize("head", NARROW)
 def test_heads_of_segmentation_models_pytorch(head, encoder):
-    smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install segmentation-models-pytorch")
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'metamix[segmentation]'")
     options = dict(NARROW[head])
     if encoder is NANO:  # whose maps have strides 2, 4 and 8
         options |= dict(Unet=dict(decoder_channels=(16, 8, 8)), FPN=dict(upsampling=1)).get(head, {})
