@@ -175,13 +175,9 @@ class SegmentationMetric:
             confusion = total(states, f"{prefix}confusion")
             iou, accuracy = class_scores(confusion)
             pixel = int(confusion.trace()) / int(confusion.sum())
-            found = (
-                iou.nanmean(),
-                pixel,
-                accuracy.nanmean(),
-                boundary_scores(total(states, f"{prefix}boundary")).nanmean(),
-            )
-            scores |= {prefix + name: 100 * float(value) for name, value in zip(SCORES, found)}
+            edges = boundary_scores(total(states, f"{prefix}boundary"))
+            found = (float(iou.nanmean()), pixel, float(accuracy.nanmean()), float(edges.nanmean()))
+            scores |= {prefix + name: 100 * value for name, value in zip(SCORES, found)}
         return scores
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
