@@ -70,7 +70,10 @@ class MinAttn(nn.Module):
             )
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
-        self.context = None if context is None else tuple(map(min, parse_size("context", context), size))
+        self.context: tuple[int, int] | None = None
+        if context is not None:
+            h, w = parse_size("context", context)
+            self.context = min(h, size[0]), min(w, size[1])
         self.bias = PositionBias(num_heads, self.context or size) if positions else None
         self.attn_drop = Dropout(attn_drop)
         d = dim // num_heads
