@@ -28,7 +28,7 @@ def short_count(count: float) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Write a count with its noun: "1 image", "1,797 images", "2 batches"."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch", "x")) else "s"
+    ending = "" if count == 1 else "es" if noun.endswith(("ss", "tch", "x")) else "s"
     return f"{count:,} {noun}{ending}"
 
 
