@@ -110,7 +110,7 @@ def create_image_model(
     parameters = inspect.signature(entry.build).parameters
     check_known(kwargs, parameters, base)
     if pretrained and checkpoint is None:
-        checkpoint = weight_file(base, tag)
+        checkpoint = published_weights(name)
     if checkpoint is None:
         return entry.build(**entry.preset | kwargs)
     tensors, metadata = read_image_weights(checkpoint)
@@ -135,8 +135,14 @@ def tags_of(name: str) -> list[str]:
     return list(dict.fromkeys([*local_weights().get(name, {}), *_MODELS[name].tags]))
 
 
-def weight_file(name: str, tag: str) -> Path:
-    """Return the file of published weights, downloaded if needed."""
+def published_weights(name: str) -> Path:
+    """Return the file of published weights of NAME or NAME.TAG, downloaded if needed.
+
+    Raises:
+        ValueError: none are published.
+        OSError: the download fails.
+    """
+    name, _, tag = name.partition(".")
     tags = tags_of(name)
     if not tags:
         raise nothing_published(name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from metamix.models.image_models import create_image_model, preset_arguments, read_image_weights
+from metamix.models.image_models import create_image_model, preset_arguments, published_weights, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 
@@ -115,27 +115,26 @@ def load_trained(
         FileNotFoundError: there is no such file.
     """
     arguments = dict(model_args or {})
-    if not checkpoint:
-        if not (pretrained and model):
-            raise ValueError(
-                "there are no weights: give --checkpoint FILE, or --model NAME --pretrained for published ones"
-            )
-        net = create_image_model(model, pretrained=True, **arguments)
-        metadata = ModelMetadata(task="restoration", model=model, model_args=arguments)
-    else:
+    if checkpoint:
         path = find_weights(checkpoint)
-        metadata = read_image_weights(path)[1]
-        if metadata.task not in (None, "restoration"):
-            raise ValueError(f"{checkpoint} holds weights of {metadata.task}, not of an image model")
-        name = model or metadata.model
-        if name is None:
-            raise ValueError(f"{checkpoint} does not say which model it holds the weights of; give --model NAME")
-        net = create_image_model(name, checkpoint=path, **arguments)
-        model = name
+    elif pretrained and model:
+        path = published_weights(model)
+    else:
+        raise ValueError(
+            "there are no weights: give --checkpoint FILE, or --model NAME --pretrained for published ones"
+        )
+    metadata = read_image_weights(path)[1]
+    if metadata.task not in (None, "restoration"):
+        raise ValueError(f"{path} holds weights of {metadata.task}, not of an image model")
+    name = model or metadata.model
+    if name is None:
+        raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
+    net = create_image_model(name, checkpoint=path, **arguments)
     if "channels" in metadata.extra:
-        spec = RestorationSpec.from_metadata(metadata, checkpoint)
+        spec = RestorationSpec.from_metadata(metadata, path)
     else:
         spec = RestorationSpec("rgb" if net.in_chans == 3 else "y", 1, PAIRS)
     if CHANNELS[spec.channels] != net.in_chans:
-        raise ValueError(f"{checkpoint}: the model takes {net.in_chans} channels, but channels is {spec.channels!r}")
-    return TrainedModel(model, net.eval(), spec, metadata)
+        raise ValueError(f"{path}: the model takes {net.in_chans} channels, but channels is {spec.channels!r}")
+    metadata = replace(metadata, task="restoration", model=name, model_args=metadata.model_args | arguments)
+    return TrainedModel(name, net.eval(), spec, metadata)

@@ -78,7 +78,7 @@ class Restoration:
         )
         metadata, spec = found.metadata, found.spec
         values = {f.name: getattr(options, f.name) for f in fields(ImageOptions)}
-        values |= {"model": found.name, "model_args": metadata.model_args | options.model_args}
+        values |= {"model": found.name, "model_args": metadata.model_args}
         values |= {"channels": spec.channels, "degradation": spec.degradation}
         share = metadata.extra.get("test_share")
         values |= {"test_share": share} if isinstance(share, float) else {}
