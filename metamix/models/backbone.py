@@ -264,6 +264,17 @@ def build_probe(name: str, model_args: dict[str, Any]) -> Any:
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
 
 
+def takes_img_size(name: str, model_args: dict[str, Any]) -> bool:
+    """Return whether a model is made for images of one size; others, such as timm's resnet18, have no such argument."""
+    try:
+        build_probe(name, model_args | {"img_size": (256, 256)})
+    except ValueError as error:
+        if "'img_size'" in str(error):
+            return False
+        raise
+    return True
+
+
 def load_body(
     name: str,
     indices: tuple[int, ...],

@@ -40,6 +40,7 @@ from .backbone import (
     plan_levels,
     refuse_fine_maps,
     settle_batch_norms,
+    takes_img_size,
 )
 from .download import Published, download
 from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
@@ -123,7 +124,7 @@ class Request:
 
     def padded_args(self, multiple: int) -> dict[str, Any]:
         """Return the arguments of the backbone, for images that are padded to a multiple."""
-        if self.img_size is None:
+        if self.img_size is None or not takes_img_size(self.name, self.model_args):
             return self.model_args
         sides = to_2tuple(self.img_size)
         return self.model_args | {"img_size": tuple(math.ceil(side / multiple) * multiple for side in sides)}
@@ -249,7 +250,8 @@ def build_segmenter(
         backbone: name of a timm model that has features, the zoo's included.
         num_classes: classes, the background included if it is one.
         in_chans: image channels.
-        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size.
+        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size. It does
+            nothing for backbones without spatial weights, such as resnet18.
         pretrained: load the published weights: of the whole segmenter for a name with a tag in `WEIGHTS`, such as
             "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of classes the classifier is
             new.

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from metamix.models.backbone import build_probe
 from metamix.models.metadata import ModelMetadata
 from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
@@ -95,21 +94,10 @@ class SegmenterSpec:
             self.head,
             backbone=self.model,
             num_classes=len(self.classes),
-            img_size=self.crop if takes_img_size(self.model, self.model_args) else None,
+            img_size=self.crop,
             backbone_args=self.model_args,
             **arguments,
         )
-
-
-def takes_img_size(name: str, model_args: Mapping[str, Any]) -> bool:
-    """Whether a backbone is made for one image size; others, such as timm's resnet18, have no such argument."""
-    try:
-        build_probe(name, dict(model_args) | {"img_size": (256, 256)})
-    except ValueError as error:
-        if "'img_size'" in str(error):
-            return False
-        raise
-    return True
 
 
 def _lists(value: Any) -> Any:

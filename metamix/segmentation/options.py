@@ -22,6 +22,7 @@ _score = partial(option, group="scoring", on_resume="say")
 NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
+    "img_size": "--crop",
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
 }
@@ -31,6 +32,8 @@ NOT_HEAD_ARGS: Mapping[str, str] = {
     "backbone": "--model",
     "backbone_args": "--model-args",
     "num_classes": "the data set",
+    "in_chans": "the images, which are read in colour",
+    "img_size": "--crop",
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
 }
@@ -107,7 +110,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
 
     head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
     head_args: dict[str, Any] = option(
-        {}, "more arguments of the segmenter, such as '{out_channels: 64}'", group="model"
+        {}, "more arguments of the segmenter, such as '{neck_channels: 64}'", group="model"
     )
 
     scales: tuple[float, ...] = _augment((0.5, 2.0), "smallest and largest factor on the size, drawn for each image")
