@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from metamix.cli.tasks import take_task, task_module
@@ -33,7 +34,10 @@ def main(argv: Sequence[str]) -> None:
                 raise SystemExit(predict_exported(words))
             if checkpoint is None:
                 print(DESCRIPTION)
-                raise SystemExit(0 if {"-h", "--help"} & set(words) else 2)
+                if {"-h", "--help"} & set(words):
+                    raise SystemExit(0)
+                print("\nerror: give the weights to predict with, --checkpoint RUN_OR_FILE", file=sys.stderr)
+                raise SystemExit(2)
             task = _task_of(checkpoint)
         module = task_module(task, "predict")
     raise SystemExit(module.main(words))

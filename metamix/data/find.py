@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .files import list_files
-from .formats.base import is_image, natural_order
+from .formats.base import is_image, natural_order, warn_of_other_formats
 
 
 def find_images(places: Sequence[Path], without: Path | None = None) -> list[Path]:
@@ -26,7 +26,9 @@ def find_images(places: Sequence[Path], without: Path | None = None) -> list[Pat
                 raise FileNotFoundError(f"there is no image {place}")
             found[place] = None
             continue
-        paths = [place / path for path in sorted(filter(is_image, list_files(place)), key=natural_order)]
+        files = list_files(place)
+        warn_of_other_formats(files, place)
+        paths = [place / path for path in sorted(filter(is_image, files), key=natural_order)]
         inside = [path for path in paths if without is None or not path.resolve().is_relative_to(without)]
         if not inside:
             raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")

@@ -1,6 +1,7 @@
 """Check the arguments of `MetaFormer`; turn them into values for each stage and into layer classes."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any
 
@@ -45,7 +46,8 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
     """Return the mixer's name and its arguments for each stage.
 
     Raises:
-        ValueError: a mixer is not a name, arguments are not a dict, or there are too few or too many of either.
+        ValueError: a mixer is not a name, arguments are not a dict or are set by the skeleton, or there are too few or
+            too many of either.
     """
     names = per_stage("mixer", mixer, stages)
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
@@ -53,7 +55,20 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
         raise ValueError(f"mixer is {mixer!r}: give the name of a registered mixer, or one for each stage.")
     if not all(isinstance(options, Mapping) for options in args):
         raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
+    if own := {"name", "dim", "size"}.intersection(chain(*args)):
+        raise ValueError(
+            f"mixer_args has {', '.join(sorted(own))}, which the skeleton sets: use mixer, dims and img_size."
+        )
     return names, [dict(options) for options in args]
+
+
+def check_stages(depths: Any, dims: Any) -> None:
+    """Raise ValueError unless both are sequences of whole numbers, of one length."""
+    for name, values in (("depths", depths), ("dims", dims)):
+        if not isinstance(values, Sequence) or not values or not all(isinstance(n, Integral) for n in values):
+            raise ValueError(f"{name} is {values!r}: give a whole number for each stage, such as (2, 2, 6, 2).")
+    if len(dims) != len(depths):
+        raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
 
 
 def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) -> None:

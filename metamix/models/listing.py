@@ -82,9 +82,11 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     for wanted in patterns:
         if not any(fnmatchcase(name, wanted) for name in default_cfgs):
-            raise ValueError(
-                f"No model matches {wanted!r}{nearest(wanted, default_cfgs)} metamix.list_models() lists all."
-            )
+            part = f"*{wanted}*"
+            meant = nearest(wanted, default_cfgs)
+            if any(fnmatchcase(name, part) for name in default_cfgs):
+                meant = f"; did you mean {part!r}?"
+            raise ValueError(f"No model matches {wanted!r}{meant} metamix.list_models() lists all.")
     names = [name for name in default_cfgs if any(fnmatchcase(name, wanted) for wanted in patterns)]
     models = map(model_info, names)
     return [model for model in models if model.weights or not pretrained]

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -29,7 +29,17 @@ from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import check_shape, describe_mixer
 
-from .arguments import Activation, Norm, activation, check_count, check_rate, mixers_per_stage, norm_layer, per_stage
+from .arguments import (
+    Activation,
+    Norm,
+    activation,
+    check_count,
+    check_rate,
+    check_stages,
+    mixers_per_stage,
+    norm_layer,
+    per_stage,
+)
 from .timm_interface import TimmInterface
 
 Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling, see ConvEmbed
@@ -261,23 +271,13 @@ class MetaFormer(TimmInterface):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        stages = len(depths)
-        if len(dims) != stages:
-            raise ValueError(
-                f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage."
-            )
+        check_stages(depths, dims)
         check_count("in_chans", in_chans, least=1)
-        for name, rate in (
-            ("drop_rate", drop_rate),
-            ("proj_drop_rate", proj_drop_rate),
-            ("drop_path_rate", drop_path_rate),
-        ):
-            check_rate(name, rate)
+        check_rate("drop_rate", drop_rate)
+        check_rate("proj_drop_rate", proj_drop_rate)
+        check_rate("drop_path_rate", drop_path_rate)
+        stages = len(depths)
         mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
-        if own := {"name", "dim", "size"}.intersection(chain(*mixer_args)):
-            raise ValueError(
-                f"mixer_args has {', '.join(sorted(own))}, which the skeleton sets: use mixer, dims and img_size."
-            )
         mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         make_block = partial(

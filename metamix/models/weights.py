@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 from metamix.utils.tensor_files import CHECKPOINT, load_metadata, load_weights
+from metamix.utils.text import nearest
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
 from .formats import format_of
@@ -98,11 +99,18 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Return a path as it is, and for a name of shipped weights, such as NAME.digits, the path of their file."""
+    """Return the path of a file or folder as it is, and for a name of shipped weights, such as NAME.digits, its file.
+
+    Raises:
+        FileNotFoundError: there is neither; the message suggests a name that is close.
+    """
     path = Path(checkpoint)
-    name, _, tag = str(checkpoint).partition(".")
-    published = local_weights().get(name, {}).get(tag)
-    return Path(published["file"]) if published and not path.exists() else path
+    if path.exists():
+        return path
+    shipped = {f"{name}.{tag}": cfg["file"] for name, tags in local_weights().items() for tag, cfg in tags.items()}
+    if str(checkpoint) not in shipped:
+        raise FileNotFoundError(f"there is no file {path}{nearest(path, shipped)}")
+    return Path(shipped[str(checkpoint)])
 
 
 def nothing_published(name: str) -> ValueError:

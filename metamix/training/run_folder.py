@@ -68,7 +68,10 @@ class Run:
         self._warnings = _WarningHandler(self)
         if not main or folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
         self._lock = _lock(folder)
         PACKAGE.addHandler(self._warnings)
         if tensorboard:

@@ -271,9 +271,8 @@ def _load_torch(path: str | Path) -> Any:
                 f"{path} holds Python objects other than tensors, and metamix never unpickles them from a file; "
                 f"save its tensors alone (a state dict) and give that file"
             ) from None
-        raise ValueError(
-            f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes; {text[:120]})"
-        ) from None
+        why = "" if text.startswith("Weights only load failed") else f"; {text[:120]}"  # torch's long advice
+        raise ValueError(f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict) and state.get("format") == FORMAT:
         expected = state.pop("checksums", None)
         _check_damage(path, state, expected)

@@ -88,6 +88,9 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         metamix.load_classifier(tmp_path / "d.safetensors")
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
         metamix.load_classifier(tmp_path / "nowhere")
+    words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"
+    with pytest.raises(FileNotFoundError, match=words):
+        metamix.load_classifier("metaformer_raft_nano.digit")
 
 
 def test_metadata_cannot_fetch_other_weights(tmp_path):

@@ -61,6 +61,13 @@ def test_each_image_comes_once(digits):
     assert len(find_images([folder, folder / "0.png", folder])) == 5
 
 
+def test_images_of_other_types_are_named(digits, caplog):
+    folder, _ = digits
+    Image.new("L", (8, 8)).save(folder / "a.gif")
+    assert len(find_images([folder])) == 5
+    assert f"{folder}: left out are files of other types, 1 .gif; save them as .png or .jpg" in caplog.text
+
+
 def test_mistakes_end_in_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "0.png")

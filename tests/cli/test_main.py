@@ -45,7 +45,7 @@ def test_predict_without_a_checkpoint_says_how(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["predict", "photo.jpg"])
     assert ended.value.code == 2
-    assert "--checkpoint RUN_OR_FILE" in capsys.readouterr().out
+    assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
 
 
 def test_unknown_task_names_the_nearest():

@@ -139,7 +139,9 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
         r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all",
     ):
         assert re.search(said, text), said
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and "repeated" not in text
+    train(*QUICK, "--dry-run", "--batch-size", 1440)
+    assert "note: 1,437 samples cannot fill a batch of 1440, so they are repeated" in capsys.readouterr().out
 
 
 def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
@@ -281,10 +283,14 @@ def test_tensorboard(tmp_path):
         (["--checkpoint", "nowhere"], "there is no file nowhere"),
         (["--freeze", "stage"], "freeze names 'stage'"),
         (["--resume", "nowhere"], "there is no file nowhere"),
+        (
+            ["--output", "/dev/null/run"],
+            "the folder /dev/null/run could not be made (Not a directory); give",
+        ),
     ],
 )
 def test_mistakes_end_in_one_sentence(words, said, tmp_path):
     with pytest.raises(SystemExit) as error:
-        train(*words, "--output", tmp_path)
+        train("--output", tmp_path, *words)
     assert str(error.value).startswith("error: ") and said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("checkpoint.pt"))

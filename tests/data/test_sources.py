@@ -248,6 +248,7 @@ def test_the_upper_half_of_16_bits_is_read(tmp_path, kind, dtype):
     [
         (np.float32([[0.5]]), "0.tif: its pixels are floating-point numbers; save it with 8 or 16 bits a channel"),
         (np.int32([[0, 65536]]), "0.tif: its pixels go from 0 to 65536, not 0 to 65535; save it with 8 or 16 bits"),
+        (np.int32([[0, 255]]), "0.tif: its pixels go from 0 to 255, not 0 to 65535"),  # they would become black
         (np.int32([[-1, 5]]), "0.tif: its pixels go from -1 to 5, not 0 to 65535"),
     ],
 )

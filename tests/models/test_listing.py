@@ -28,6 +28,11 @@ def test_patterns():
         metamix.list_models("metaformer_rat_s12")
 
 
+def test_a_part_of_a_name_needs_wildcards():
+    with pytest.raises(ValueError, match=r"No model matches 'raft'; did you mean '\*raft\*'\? metamix.list_models"):
+        metamix.list_models("raft")
+
+
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "wavemixlite_8_10", "minattn_minimal_nomlp_h1_mnist"])
 def test_sizes_are_those_of_the_models(name):
     assert listing.count_size(name) == tuple(listing.known_sizes()[name]), "run listing.write_sizes()"

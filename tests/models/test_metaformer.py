@@ -475,6 +475,8 @@ def test_device_and_dtype():
 @pytest.mark.parametrize(
     "kwargs, words",
     [
+        (dict(depths=3), r"depths is 3: give a whole number for each stage, such as \(2, 2, 6, 2\)"),
+        (dict(dims=(8, "16")), r"dims is \(8, '16'\): give a whole number for each stage"),
         (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),
         (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all, or one for each"),
         (dict(mixer_args=[{}]), "mixer_args has 1 entries, but 2 are needed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -72,6 +73,15 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
 def is_image(path: str) -> bool:
     """Return whether a file name is that of an image. Hidden files and files in hidden folders are not."""
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
+
+
+def warn_of_other_formats(files: list[str], root: Path) -> None:
+    """Log how many files are images of formats that are not read."""
+    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
+    pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
+    if pictures:
+        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
+        log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", readable(str(root)), counts)
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from metamix.utils.text import readable
 
 from ..files import list_files, read_image_file
 from .base import (
@@ -24,6 +21,7 @@ from .base import (
     label_by_folder,
     match_classes,
     natural_order,
+    warn_of_other_formats,
 )
 from .tar import Member, TarImages, read_tar
 
@@ -112,15 +110,6 @@ class FolderImages:
         except OSError:  # such as a link that leads nowhere
             size = -1
         return f"{self.paths[i]} {size}"
-
-
-def warn_of_other_formats(files: list[str], root: Path) -> None:
-    """Log how many files are images of formats that are not read."""
-    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
-    pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
-    if pictures:
-        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", readable(str(root)), counts)
 
 
 def open_tar(path: Path) -> TarImages:

@@ -55,7 +55,7 @@ class Torchvision:
         except (RuntimeError, OSError) as error:  # OSError: no network
             raise FileNotFoundError(
                 f"{name} was not found in {os.path.abspath(root)}: {error}. Give its folder with --data-dir, or fetch "
-                "it with --download"
+                "it with --download of metamix train or eval"
             ) from error
         self.parts: torch.utils.data.ConcatDataset = torch.utils.data.ConcatDataset(parts)
         self.labels = torch.cat(
