@@ -1,4 +1,4 @@
-"""The examples run: the two scripts with fewer epochs, and the notebook cell by cell."""
+"""The examples run: the scripts with fewer epochs, and the notebook cell by cell."""
 
 import json
 import runpy
@@ -24,6 +24,12 @@ def test_finetune_detector(tmp_path, capsys):
     runpy.run_path(str(EXAMPLES / "finetune_detector.py"))["main"](str(tmp_path), epochs="1", images=8)
     assert "test: AP" in capsys.readouterr().out
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_train_segmenter(tmp_path, capsys):
+    runpy.run_path(str(EXAMPLES / "train_segmenter.py"))["main"](str(tmp_path), epochs="1", images=8)
+    assert "test: miou" in capsys.readouterr().out
+    assert (tmp_path / "predicted" / "overlays" / "0.png").is_file()
 
 
 def test_notebook(tmp_path, capsys, monkeypatch):

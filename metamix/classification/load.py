@@ -192,11 +192,12 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """Read the weights of a classifier and their metadata.
 
     Raises:
-        ValueError: the file holds a detector, or metadata that are not accepted.
+        ValueError: the file holds a detector or a segmenter, or metadata that are not accepted.
     """
     tensors, metadata = read_weights(find_weights(source))
-    if metadata.task == "detection":
-        raise ValueError(f"{source} holds a detector: add --task detection")
+    held = {"detection": "a detector", "segmentation": "a segmenter"}.get(metadata.task or "")
+    if held:
+        raise ValueError(f"{source} holds {held}: add --task {metadata.task}")
     return tensors, metadata
 
 

@@ -1,4 +1,4 @@
-"""`metamix predict`: label or restore images, or find objects in them, with the model of a run or a weight file."""
+"""`metamix predict`: label images or pixels, find objects or restore images, with the model of a run or a file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from metamix.utils.text import exit_with_message
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
        metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]
 
-The checkpoint decides what is predicted: labels with probabilities (classification), boxes (detection) or restored
-images (restoration). A folder that metamix export wrote runs in the engine of its format. For all options: metamix
-predict --task NAME --help, with the name of one of these tasks.
+The checkpoint decides what is predicted: labels with probabilities (classification), boxes (detection), a label of each
+pixel (segmentation) or restored images (restoration). A folder that metamix export wrote runs in the engine of its
+format. For all options: metamix predict --task NAME --help, with the name of one of these tasks.
 --import MODULE imports your own mixers and models first."""
 
 

@@ -2,4 +2,6 @@
 
 from metamix.models.segmenters import Segmenter, build_segmenter
 
-__all__ = ["Segmenter", "build_segmenter"]
+from .load import load_segmenter
+
+__all__ = ["Segmenter", "build_segmenter", "load_segmenter"]

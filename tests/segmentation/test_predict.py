@@ -1,0 +1,128 @@
+"""Labelling files: any size, tiles, what is left out, and weight files from strangers."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from metamix.segmentation import predict
+from metamix.segmentation.load import RULES, SegmenterSpec, TrainedSegmenter
+
+SPEC = SegmenterSpec(
+    head="semantic_fpn",
+    head_args={},
+    model="metaformer_pooling_nano",
+    model_args={},
+    classes=("red", "green", "blue"),
+    crop=(32, 32),
+    frozen_norms=False,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)),
+)
+
+
+class Colours(nn.Module):
+    """Finds the strongest channel, and keeps the sizes that it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.sizes = nn.Parameter(torch.ones(())), []
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape[-2:]))
+        return x * self.weight
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A maker of calls of `metamix predict` with a model that finds the strongest channel."""
+
+    def call(*words, **spec):
+        model = Colours().eval()
+        found = TrainedSegmenter(model, SegmenterSpec(**vars(SPEC) | spec), {})
+        monkeypatch.setattr(predict, "load_segmenter", lambda path: found)
+        return predict.main([*map(str, words), "--checkpoint", "x", "--device", "cpu"]), model
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three images of other sizes, one of them in a folder inside; the strongest channel is known."""
+    sizes = {"a.jpg": (9, 7), "b.png": (64, 48), "inside/c.png": (3, 40)}
+    for name, (width, height) in sizes.items():
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.zeros((height, width, 3), dtype=np.uint8)
+        values[..., 1] = 200
+        values[height // 2 :, :, 2] = 250
+        Image.fromarray(values).save(path, quality=95)
+    return tmp_path / "photos"
+
+
+def test_masks_and_overlays(photos, tmp_path, run):
+    out = tmp_path / "out"
+    code, model = run(photos, "--output", out, "--tile", 32, "--overlap", 8)
+    assert code == 0 and (out / "classes.txt").read_text() == "red\ngreen\nblue\n"
+    for name, size in (("a", (9, 7)), ("b", (64, 48)), ("inside/c", (3, 40))):
+        mask, overlay = (Image.open(out / kind / f"{name}.png") for kind in ("masks", "overlays"))
+        assert mask.size == overlay.size == size
+        values = np.array(mask)
+        assert (values[: size[1] // 2 - 1] == 1).all() and (values[size[1] // 2 + 1 :] == 2).all()
+    assert np.array(mask.convert("RGB"))[-1, 0].tolist() == [0, 0, 255]
+    assert max(max(size) for size in model.sizes) == 32 and (7, 9) in model.sizes
+    codes = [run(photos, "--output", photos / "out")[0] for _ in range(2)]
+    assert codes == [0, 0]  # what an earlier run wrote is no image to label
+    assert not (photos / "out" / "masks" / "out").exists()
+
+
+def test_images_are_resized_as_in_training(photos, tmp_path, run):
+    code, model = run(photos / "b.png", "--output", tmp_path / "out", "--flip", min_size=24)
+    assert code == 0 and model.sizes == [(24, 32)] * 2
+    assert Image.open(tmp_path / "out" / "masks" / "b.png").size == (64, 48)
+
+
+def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
+    Image.new("RGB", (4, 4)).save(photos / "a.png")
+    with pytest.raises(SystemExit, match="a.png and .*a.jpg would both be written to a.png: give each its own"):
+        run(photos, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match="tile is 8 and overlap 8: give 0 <= overlap < tile, or tile 0"):
+        run(photos, "--tile", 8, "--overlap", 8)
+    (photos / "a.png").write_bytes(b"no image")
+    (photos / "a.jpg").unlink()
+    assert run(photos, "--output", tmp_path / "out")[0] == 1
+    assert "a.png: not an image of a known format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ({"task": "detection"}, "holds no segmenter of metamix, but metaformer_pooling_nano"),
+        ({"head": "deeplab"}, "head in the metadata is 'deeplab'; accepted is one of semantic_fpn, upernet, wavemix"),
+        ({"head_args": {"checkpoint": "x"}}, "head_args in the metadata is"),
+        ({"head_args": {"neck_channels": 1e9}}, "x, head_args: model_args.'neck_channels'. in the metadata is"),
+        ({"model_args": {"img_size": 8}}, "model_args in the metadata is"),
+        ({"classes": ["one"]}, "classes in the metadata is .'one'.; accepted is a list of 2 to 255 names"),
+        ({"crop": [0, 32]}, "crop in the metadata is .0, 32.; accepted is height and width in pixels"),
+        ({"std": [0.5, 0.5, 0]}, "std in the metadata is"),
+        ({"mean": [0.5]}, "mean in the metadata is .0.5.; accepted is three numbers from 0 to 1"),
+        ({"min_size": -1}, "min_size in the metadata is -1"),
+        ({"ignore_index": 256}, "ignore_index in the metadata is 256; accepted is null or 0 to 255"),
+        ({"palette": [[0, 0]]}, "palette in the metadata is"),
+        ({"frozen_norms": 1}, "frozen_norms in the metadata is 1; accepted is true or false"),
+    ],
+)
+def test_metadata_of_strangers_are_checked(entry, words):
+    good = SPEC.to_dict()
+    assert SegmenterSpec.from_dict(good, "x") == SPEC
+    with pytest.raises(ValueError, match=words):
+        SegmenterSpec.from_dict(good | entry, "x")
+
+
+def test_every_entry_of_the_metadata_is_needed():
+    good = SPEC.to_dict()
+    for name in RULES:
+        with pytest.raises(ValueError, match=f"the metadata lack {name}"):
+            SegmenterSpec.from_dict({key: value for key, value in good.items() if key != name}, "x")
