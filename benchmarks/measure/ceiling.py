@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from timm.optim import Muon
 from torch import Tensor, nn
 
+from benchmarks.measure.paired import six_views
 from benchmarks.paths import RESULTS
 from metamix.data import DataOptions, Source, open_data
 from metamix.data.memory import mean_std, pixels
@@ -107,16 +108,6 @@ def augment(images: Tensor, epoch: int, seed: int, margin: int = 2) -> Tensor:
             chosen = (moves[:, 0] == y) & (moves[:, 1] == x)
             moved[chosen] = padded[chosen, :, y : y + height, x : x + width]
     return moved
-
-
-def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield weights and views of (N, C, H, W): as they are, moved by (-1, -1) and (1, 1), and all three flipped."""
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (1,) * 4, mode="reflect")
-    moved = [padded[..., :height, :width], padded[..., 2:, 2:]]
-    for weight, view in [(0.25, images), (0.125, moved[0]), (0.125, moved[1])]:
-        yield weight, view
-        yield weight, view.flip(-1)
 
 
 def scaled(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

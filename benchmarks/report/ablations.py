@@ -6,15 +6,37 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.paths import RESULTS
+from metamix import list_models
+from metamix.models.metaformer_family import NANO_NEXT
 
 Row = Mapping[str, Any]
 
 ABLATIONS, CEILING = RESULTS / "ablations.json", RESULTS / "ceiling.json"
 
+MIXERS = "next", "next-mlps"  # variants that compare mixers
 
-def ablations_table() -> str:
-    """Make the table of the ablations, one line for each run."""
-    return lay_out(json.loads(ABLATIONS.read_text()))
+
+def layout_table() -> str:
+    """Make the table of the ablations of the layout, one line for each run."""
+    return lay_out([row for row in json.loads(ABLATIONS.read_text()) if row["variant"] not in MIXERS])
+
+
+def mixers_table() -> str:
+    """Make the table of the mixers in the layout of the next nano, one line for each run."""
+    return lay_out_mixers([row for row in json.loads(ABLATIONS.read_text()) if row["variant"] in MIXERS])
+
+
+def lay_out_mixers(rows: Sequence[Row]) -> str:
+    """Make a table of runs that differ in the mixer, with the gain over identity in the same variant and seed."""
+    header = "variant", "mixer", "seed", "held out, %", "over identity", "params", "MMACs", "epochs", "minutes"
+    floors = {(row["variant"], row["seed"]): row["holdout_top1"] for row in rows if row["mixer"] == "identity"}
+    lines = []
+    for row in rows:
+        floor = floors.get((row["variant"], row["seed"]))
+        over = "" if floor is None or row["mixer"] == "identity" else f"{row['holdout_top1'] - floor:+.1f}"
+        run = f"`{row['variant']}`", f"`{row['mixer']}`", row["seed"]
+        lines.append([*run, f"{row['holdout_top1']:.1f}", over, *cost(row)])
+    return table(header, lines)
 
 
 def lay_out(rows: Sequence[Row]) -> str:
@@ -31,13 +53,30 @@ def lay_out(rows: Sequence[Row]) -> str:
                 f"{row['holdout_top1']:.1f}",
                 "" if points is None else f"{points:+.1f}",
                 row["mixer"],
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['macs'] / 1e6:.1f}",
-                f"{row['epochs']:.2f}",
-                f"{row['minutes']:.1f}",
+                *cost(row),
             ]
         )
     return table(header, lines)
+
+
+def shares_table() -> str:
+    """Make the table of what each mixer gets in the next nano, from the registered models."""
+    lines = []
+    for mixer, share in NANO_NEXT.items():
+        (model,) = list_models(f"metaformer_{mixer}_nano_next")
+        options = []
+        for name in share.stages[0]:
+            values = [str(stage[name]) for stage in share.stages]
+            options.append(f"`{name}` {', '.join(values if len(set(values)) > 1 else values[:1])}")
+        sizes = f"{model.macs / 1e6:.1f}", f"{model.parameters / 1e6:.2f} M"
+        lines.append([f"`{mixer}`", f"{share.mlp_ratio:g}", "; ".join(options), *sizes])
+    return table(("mixer", "MLP ratio", "options, by stage where they differ", "MMACs", "params"), lines)
+
+
+def cost(row: Row) -> list[str]:
+    """Format parameters, millions of multiply-adds, epochs and minutes of a run."""
+    sizes = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f}"
+    return [*sizes, f"{row['epochs']:.2f}", f"{row['minutes']:.1f}"]
 
 
 def gain(row: Row, rows: Sequence[Row]) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paths import DOCS, ROOT
-from benchmarks.report import ablations, comparison, detection, minattn, models, speed
+from benchmarks.report import ablations, comparison, detection, minattn, models, paired, speed
 from benchmarks.report.sections import fill
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
@@ -21,6 +21,7 @@ SECTIONS = {
     "papers": models.papers,
     "weights": models.weights,
     "cifar10": lambda: comparison.family_table("cifar10"),
+    "cifar10-paired": lambda: paired.paired_table("cifar10"),
     "cifar10-recipes": comparison.recipe_table,
     "cifar10-sizes": lambda: comparison.size_table("cifar10"),
     "digits": lambda: comparison.family_table("digits"),
@@ -34,7 +35,9 @@ SECTIONS = {
     "scaling": speed.scaling_table,
     "memory": speed.memory_table,
     "train-loop": speed.train_loop_table,
-    "ablations": ablations.ablations_table,
+    "ablations": ablations.layout_table,
+    "ablations-mixers": ablations.mixers_table,
+    "ablations-shares": ablations.shares_table,
     "ceiling": ablations.ceiling_table,
 }
 

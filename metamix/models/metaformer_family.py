@@ -107,7 +107,7 @@ NANO_NEXT = {
     "identity": Share(4.0),
     "pooling": Share(4.0),
     "raft": Share(2.0, [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)]),
-    "maxim": Share(2.0, [dict(input_proj_factor=1, block_size=(n, n), grid_size=(n, n)) for n in (8, 4, 4)]),
+    "maxim": Share(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 4, 4)]),
     "wavemix": Share(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
     "nin": Share(
         1.5,

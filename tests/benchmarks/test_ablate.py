@@ -143,3 +143,15 @@ def test_table_has_a_line_for_each_run():
     assert first == "| `v0.1` | a change |  | 80.0 |  | pooling | 1.23 M | 58.7 | 3.50 | 10.0 |"
     assert second.startswith("| `wide` seed 1 |") and "| 81.5 |  | pooling |" in second
     assert "| 81.5 | +1.5 | pooling |" in third
+
+
+def test_mixers_are_compared_with_identity_of_the_same_variant_and_seed():
+    rows = [
+        row("next", None, 77.0, mixer="identity"),
+        row("next", None, 82.25, mixer="raft"),
+        row("next", None, 83.0, mixer="raft", seed=1),
+    ]
+    identity, raft, other_seed = ablations.lay_out_mixers(rows).splitlines()[2:]
+    assert identity == "| `next` | `identity` | 0 | 77.0 |  | 1.23 M | 58.7 | 3.50 | 10.0 |"
+    assert raft.startswith("| `next` | `raft` | 0 | 82.2 | +5.2 |")
+    assert other_seed.startswith("| `next` | `raft` | 1 | 83.0 |  |")

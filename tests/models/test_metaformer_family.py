@@ -86,6 +86,14 @@ def test_nano_next_costs_the_same_with_every_mixer():
     assert all(0.97 <= cost / costs["identity"] <= 1 for cost in costs.values()), costs
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_mixers_of_nano_next_have_at_most_the_parameters_of_full_mlps(mixer):
+    def total(part, name):
+        return sum(parameters(getattr(b, part)) for stage in shapes(name, "nano_next").stages for b in stage.blocks)
+
+    assert total("mixer", mixer) <= total("mlp", "identity")
+
+
 def test_mixers_of_stages_bring_their_share_of_the_mlps():
     model = create("metaformer_pooling_nano_next", mixer=("pooling", "raft", "minattn"))
     assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == [4 * 64, 2 * 128, 192]

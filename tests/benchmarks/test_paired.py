@@ -1,0 +1,45 @@
+"""Test the paired comparison of models on shared test images."""
+
+import pytest
+import torch
+
+from benchmarks.measure import paired
+from benchmarks.report.paired import lay_out
+
+
+def test_mcnemar_counts_images_that_one_model_alone_classifies():
+    right = {
+        "a": torch.tensor([True] * 9 + [False] * 3),
+        "b": torch.tensor([True] * 2 + [False] * 7 + [True] * 1 + [False] * 2),
+    }
+    (pair,) = paired.compare(right)
+    assert (pair["only_first"], pair["only_second"]) == (7, 1)
+    assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # two tails of 8 tosses of a coin
+
+
+def test_models_that_agree_do_not_differ():
+    right = torch.tensor([True, False])
+    assert paired.compare({"a": right, "b": right})[0]["p"] == 1.0
+
+
+def test_table_reads_from_the_side_of_the_mixer():
+    found = {
+        "top1": {name: {"one_view": 80.0, "six_views": 81.25} for name in ("identity", "raft")},
+        "pairs": [{"first": "identity", "second": "raft", "only_first": 30, "only_second": 90, "p": 3e-8}],
+    }
+    *_, identity, raft = lay_out(found).splitlines()
+    assert identity == "| `identity` | 80.00 | 81.25 |  |  |"
+    assert raft == "| `raft` | 80.00 | 81.25 | 90 : 30, p < 0.0001 |  |"
+
+
+def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
+    monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
+    monkeypatch.setattr(paired, "by_mixer", lambda cards: {"pooling": next(c for c in cards if "pooling" in c["name"])})
+    paired.main(["--tag", "digits"])
+    assert '"pooling"' in paired.FILE.read_text()
+
+
+def test_other_data_are_refused(monkeypatch):
+    card = next(c for c in paired.load_tag("digits") if "pooling" in c["name"])
+    with pytest.raises(ValueError, match="on these data, but its card says 50"):
+        paired.measure({"pooling": card | {"top1": 50.0}}, None)
