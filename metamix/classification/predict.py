@@ -112,7 +112,7 @@ def predict(
         batch_size: images per forward pass.
         broken: a list that the reasons why images cannot be read are added to.
     """
-    device = next((p.device for p in classifier.model.parameters()), torch.device("cpu"))
+    device = next(classifier.model.parameters()).device
     decoded = _read(classifier, images, [] if broken is None else broken)
     while batch := list(islice(decoded, batch_size)):
         paths, tensors = zip(*batch)

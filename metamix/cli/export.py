@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             data=options.data,
             data_dir=options.data_dir,
             images=options.images,
+            max_drop=options.max_drop,
             threads=options.threads,
         )
     print(readable(summary(report, options.output)))
@@ -58,6 +59,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="data set to compare on, and to calibrate int8 on (default: random images)")
     parser.add_argument("--data-dir", help="folder of the data set")
     parser.add_argument("--images", type=positive, metavar="N", help="most images to compare on (default: all)")
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.3,
+        metavar="POINTS",
+        help="of accuracy that int8 may lose on training images that calibration did not see (default: 0.3)",
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="to measure with (default: all cores)")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
     return parser
@@ -81,16 +89,29 @@ def positive(text: str) -> int:
 
 def summary(report: dict[str, Any], folder: Path) -> str:
     """Return the lines that the command prints."""
-    parity, speed = report["parity"], report["speed"]
     lines = [f"note: {note}" for note in report["notes"]]
-    lines.append(
-        f"parity: outputs differ by up to {parity['of_the_deviation']:.1e} of their deviation on {parity['images']:,} "
-        f"images ({parity['on']})" + (f", same class for {parity['same_top1']:.2%}" if "same_top1" in parity else "")
-    )
+    lines.append(f"parity: {parity(report['parity'])}")
+    if quantized := report["quantization"]:
+        lines.append(
+            f"int8: {quantized['fp32']:.2f} to {quantized['int8']:.2f} on training images held out, "
+            f"{len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
+        )
     for name, scores in report["scores"].items():
         lines.append(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-    for name, figures in speed.items():
+    for name, figures in report["speed"].items():
         lines.append(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in figures.items()))
     megabytes = sum(report["files"].values()) / 1e6
     lines.append(f"written: {folder}, {megabytes:.1f} MB, {report['format']} {report['precision']}")
     return "\n".join(lines)
+
+
+def parity(figures: dict[str, Any]) -> str:
+    """Say how close the outputs are."""
+    on = f"on {figures['images']:,} images ({figures['on']})"
+    if "largest_difference_px" in figures:
+        return (
+            f"{figures['objects'] - figures['unmatched']:,} of {figures['objects']:,} objects are found, their boxes "
+            f"differ by up to {figures['largest_difference_px']:.2g} pixels, {on}"
+        )
+    same = f", same class for {figures['same_top1']:.2%}" if "same_top1" in figures else ""
+    return f"outputs differ by up to {figures['of_the_deviation']:.1e} of their deviation{same}, {on}"

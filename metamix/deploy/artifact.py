@@ -56,6 +56,12 @@ class Artifact:
         return FORMATS[self.format]
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the input; None where they may vary."""
+        height, width = self.input_shape[2:]
+        return None if height is None or width is None else (height, width)
+
+    @property
     def task(self) -> str:
         """The task that trained the model; classification where the weights do not say."""
         return self.model.task or "classification"

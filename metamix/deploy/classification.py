@@ -16,8 +16,8 @@ from metamix.classification.task import Classification
 from metamix.data import Source, eval_loader
 from metamix.models.metadata import ModelMetadata
 
-from .exportable import Comparison, Model, Request, is_file
-from .report import Difference, fp32_problems
+from .exportable import HELD_OUT_IMAGES, Comparison, Model, Request, is_file
+from .report import Difference, missed_limits
 
 RANDOM_IMAGES = 64
 
@@ -54,13 +54,13 @@ class ExportableClassifier:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
-    def compare(self, exported: Model, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
         difference = Difference(ranked=True)
         if self.task is None:
             for images in self.random(RANDOM_IMAGES).split(batch_size):
                 difference.update(self.model(images), exported(images))
             figures: dict[str, Any] = {"on": "random images"} | difference.result()
-            return Comparison(figures, problems=fp32_problems(figures))
+            return Comparison(figures, problems=missed_limits(figures, precision))
         metric, source = self.task.metric, self.task.data.splits.test
         states = {"eager": metric.start(), "exported": metric.start()}
         for images, batch in self.batches(source, batch_size, self.images):
@@ -70,11 +70,24 @@ class ExportableClassifier:
                 metric.update(states[name], lambda _, logits=logits: logits, batch)  # type: ignore[arg-type, misc]
         figures = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
-        return Comparison(figures, scores, fp32_problems(figures))
+        return Comparison(figures, scores, missed_limits(figures, precision))
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         for images, _ in self.batches(self.training_images(), batch_size, count):
             yield images.numpy()
+
+    @torch.inference_mode()
+    def held_out_score(self, model: Model, count: int) -> float:
+        source = self.training_images()
+        held_out = min(HELD_OUT_IMAGES, len(source) // 5)
+        source = Source(source.images, source.indices[count:], source.in_memory, source.size)
+        right = total = 0
+        for images, batch in self.batches(source, 64, held_out):
+            right += int((model(images).argmax(1) == batch["label"]).sum())
+            total += len(images)
+        if not total:
+            raise ValueError(f"after {count} images for calibration no training image is left to score on")
+        return 100 * right / total
 
     def training_images(self) -> Source:
         """Return the training split in random order.

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,16 @@ from .extras import need
 from .fuse import fuse
 from .graphs import Bfloat16, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .report import speed
-from .runtime import ExportedModel, open_file
+from .runtime import ExportedModel, Run, open_file
 
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-CALIBRATION_IMAGES = 500
+CALIBRATION_BATCH = 50
+OPENERS = {  # task: the module and the function that load its models; a task may need extras that others do not
+    "classification": ("classification", "open_classifier"),
+    "detection": ("detection", "open_detector"),
+    "restoration": ("restoration", "open_restorer"),
+    "segmentation": ("segmentation", "open_segmenter"),
+}
 
 
 class ParityError(ValueError):
@@ -46,6 +54,8 @@ def export(
     data: str | None = None,
     data_dir: str | None = None,
     images: int | None = None,
+    max_drop: float = 0.3,
+    calibration_images: int = 500,
     batch_size: int = 32,
     threads: int | None = None,
     seconds: float = 1.0,
@@ -62,6 +72,8 @@ def export(
         data: data set to compare on (its test split) and to calibrate int8 on (its training split).
         data_dir: folder of the data set.
         images: most images to compare on; None for the whole test split.
+        max_drop: points that int8 may lose, of top-1 accuracy, on training images that calibration did not see.
+        calibration_images: training images that int8 is calibrated on.
         batch_size: images per forward pass of the comparison.
         threads: to measure the speed with; None for torch's number.
         seconds: that each measurement of the speed takes; 0 to measure none.
@@ -81,18 +93,22 @@ def export(
         raise ValueError(
             "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
         )
-    exportable = open_model(Request(source, img_size, data, data_dir, images))
+    exportable = open_model(Request(source, img_size, data, data_dir, images, dynamic))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ARTIFACT).unlink(missing_ok=True)
     artifact = write_model(exportable, folder, format, precision, dynamic)
+    quantized = None
+    if precision == "int8":
+        quantized = quantize(exportable, folder / artifact.file, max_drop, calibration_images)
     model = ExportedModel(open_file(folder / artifact.file, threads=threads, hints=artifact.hints), artifact)
-    comparison = exportable.compare(model, batch_size)
+    comparison = exportable.compare(model, precision, batch_size)
     report = {
         "source": source,
         "format": format,
         "precision": precision,
         "parity": comparison.parity,
         "scores": comparison.scores,
+        "quantization": quantized,
         "files": {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
         "speed": speeds(exportable, model, seconds) if seconds else {},
         "threads": threads or torch.get_num_threads(),
@@ -101,7 +117,7 @@ def export(
         "notes": exportable.notes,
     }
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
-    if precision == "fp32" and comparison.problems:
+    if comparison.problems:
         raise ParityError(
             f"{folder / artifact.file} does not compute what {source} does: {'; '.join(comparison.problems)}. The "
             f"folder is no valid export; see {folder / REPORT}"
@@ -118,11 +134,10 @@ def open_model(request: Request) -> Exportable:
         FileNotFoundError: there is no such file.
     """
     task = task_of(request.source)
-    if task != "classification":
-        raise ValueError(f"{request.source} is a model of the task {task}: only classifiers can be exported.")
-    from .classification import open_classifier
-
-    return open_classifier(request)
+    if task not in OPENERS:
+        raise ValueError(f"{request.source} is a model of the task {task}; exported are {', '.join(OPENERS)}.")
+    module, name = OPENERS[task]
+    return getattr(import_module(f"{__package__}.{module}"), name)(request)
 
 
 def check_output(folder: Path) -> Path:
@@ -170,6 +185,25 @@ def write_model(exportable: Exportable, folder: Path, format: str, precision: st
         exportable.extra,
         versions() | installed(PACKAGES[format]),
     )
+
+
+def quantize(exportable: Exportable, file: Path, max_drop: float, count: int) -> dict[str, Any]:
+    """Quantize a model file in place, and return what the report says of it.
+
+    Args:
+        exportable: gives the images and the score.
+        file: in fp32.
+        max_drop: see `export`.
+        count: images to calibrate on.
+    """
+
+    from .quantize import quantize_file
+
+    def score(run: Run) -> float:
+        return exportable.held_out_score(lambda images: torch.from_numpy(run(images.numpy())[0]), count)
+
+    found = quantize_file(file, exportable.calibration(count, CALIBRATION_BATCH), score, max_drop=max_drop)
+    return {"calibration_images": count, "max_drop": max_drop, "drop": found.drop} | asdict(found)
 
 
 def installed(packages: Sequence[str]) -> dict[str, str]:

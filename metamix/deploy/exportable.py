@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
+from metamix.models.image_models import list_image_models, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
-from metamix.utils.tensor_files import load_weights
 
 Model = Callable[[Tensor], Any]
+HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Request:
         data: name of the data set to compare and calibrate on; None for random images.
         data_dir: folder of the data set.
         images: most images of the test split to compare on; None for all.
+        dynamic: whether height and width may vary.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Request:
     data: str | None = None
     data_dir: str | None = None
     images: int | None = None
+    dynamic: bool = False
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Comparison:
     Attributes:
         parity: differences of the outputs.
         scores: of "eager" and "exported" on the data; empty without data.
-        problems: limits of fp32 that are missed, in words.
+        problems: limits of the precision that are missed, in words.
     """
 
     parity: dict[str, Any]
@@ -71,7 +73,7 @@ class Exportable(Protocol):
     def examples(self, count: int) -> Tensor:
         """Return prepared images (count, C, H, W): of the data, or random ones."""
 
-    def compare(self, exported: Model, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
         """Run both models on the same images."""
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
@@ -81,16 +83,35 @@ class Exportable(Protocol):
             ValueError: there are no data.
         """
 
+    def held_out_score(self, model: Model, count: int) -> float:
+        """Score a model on training images that `calibration(count, ...)` does not yield: 5,000, at most a fifth.
+
+        Higher is better; a classifier's score is its top-1 accuracy in percent. `--max-drop` is in its unit.
+        """
+
+
+class Float:
+    """Refuse int8 for the tasks whose models are not quantized."""
+
+    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
+        raise ValueError("int8 is written for classifiers alone: take --precision fp32 or bf16")
+
+    def held_out_score(self, model: Model, count: int) -> float:
+        raise ValueError("int8 is written for classifiers alone: take --precision fp32 or bf16")
+
 
 def task_of(source: str) -> str:
-    """Return the task of a model by the metadata of its weights; classification where they do not say."""
-    file = find_weights(source)
+    """Return the task of a model; classification where its weights do not say."""
+    if source.partition(".")[0] in list_image_models():
+        return "restoration"
     if not is_file(source):
         return "classification"
-    _, raw = load_weights(file)
-    return ModelMetadata.from_dict(raw, source).task or "classification"
+    path = find_weights(source)
+    task = read_image_weights(path)[1].task
+    return task or ("restoration" if path.suffix == ".npz" else "classification")
 
 
 def is_file(source: str) -> bool:
     """Return whether `source` is a weight file, a run folder or the name of shipped weights, not a model of timm."""
-    return find_weights(source).exists() or Path(source).suffix in (".safetensors", ".pt", ".pth") or "/" in source
+    path = find_weights(source)
+    return path.exists() or path.suffix in (".safetensors", ".pt", ".pth", ".npz") or "/" in source

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
 
 from .extras import need
 
@@ -34,7 +35,7 @@ class Bfloat16(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         outputs = self.model(images.to(torch.bfloat16))
-        return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
+        return tree_map(lambda x: x.float() if x.is_floating_point() else x, outputs)
 
 
 @torch.no_grad()

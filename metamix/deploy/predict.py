@@ -8,24 +8,29 @@ Images are prepared as in training, and results are written as those of the mode
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from metamix.utils.text import exit_with_message
+from metamix.data import CorruptImage
+from metamix.utils.text import exit_with_message, readable
 
 from .artifact import load_artifact
 from .runtime import ExportedModel, load_exported
 
 
 class EngineModule(nn.Module):
-    """An exported model as a module without parameters, for code that calls modules."""
+    """An exported model as a module, for code that calls modules."""
 
     def __init__(self, model: ExportedModel):
         super().__init__()
         self.exported = model
+        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
 
     def forward(self, images: Tensor) -> Any:
         return self.exported(images)
@@ -39,10 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """
     model = make_parser().parse_known_args([word for word in argv if word not in ("-h", "--help")])[0].model
     with exit_with_message(ValueError, OSError, ImportError):
-        task = load_artifact(model).task
-        if task != "classification":
-            raise ValueError(f"{model} is a model of the task {task}, which metamix predict does not run exported")
-        return label_images(argv)
+        return RUNNERS[load_artifact(model).task](argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,3 +71,85 @@ def label_images(argv: Sequence[str]) -> int:
     metadata = model.artifact.model
     classes = metadata.classes or tuple(map(str, range(metadata.num_classes or 0)))
     return label(Classifier(EngineModule(model), EvalTransform(metadata), classes, metadata), images, options)
+
+
+def restore_images(argv: Sequence[str]) -> int:
+    """Restore images with an exported image model, in tiles where its graph is of a fixed size."""
+    from metamix.restoration.files import DoesNotFit, write_picture
+    from metamix.restoration.inference import Restorer
+    from metamix.restoration.predict import name_outputs, restore_file
+
+    from .fit import fit, tiles
+
+    parser = make_parser()
+    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("restored"), help="folder (default: restored)")
+    options = parser.parse_args(argv)
+    files = name_outputs(options.places, options.output)
+    exported = load_exported(options.model, threads=options.threads)
+    extra, size = exported.artifact.extra, exported.artifact.size
+    model, restorer = fit(exported, extra, size), Restorer(extra["enlarge"], *tiles(size))
+    left_out = 0
+    for path, output in tqdm(files.items(), unit="img", leave=False, disable=None):
+        try:
+            write_picture(restore_file(model, path, extra["channels"], restorer), output)
+        except (CorruptImage, DoesNotFit) as error:
+            print(readable(f"left out: {error}"), file=sys.stderr)
+            left_out += 1
+    print(readable(f"written: {len(files) - left_out:,} images to {options.output}"))
+    return 1 if left_out else 0
+
+
+def label_pixels(argv: Sequence[str]) -> int:
+    """Label the pixels of images with an exported segmenter, in windows where its graph is of a fixed size."""
+    from metamix.segmentation.inference import Predictor
+    from metamix.segmentation.load import SegmenterSpec
+    from metamix.segmentation.predict import name_outputs, predict_all
+
+    from .fit import fit, tiles
+
+    parser = make_parser()
+    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder (default: predicted)")
+    options = parser.parse_args(argv)
+    names = name_outputs(options.places, options.output)
+    exported = load_exported(options.model, threads=options.threads)
+    extra, size = exported.artifact.extra, exported.artifact.size
+    spec = SegmenterSpec.from_dict(exported.artifact.model.to_dict(), options.model)
+    return predict_all(fit(exported, extra, size), spec, names, options.output, Predictor(*tiles(size)))
+
+
+def find_objects(argv: Sequence[str]) -> int:
+    """Find objects with an exported detector."""
+    from metamix.detection.predict import draw_all, name_pictures
+
+    from .detection import ExportedDetector
+
+    parser = make_parser()
+    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
+    parser.add_argument("--threshold", type=share, default=0.5, help="least score of an object (default: 0.5)")
+    options = parser.parse_args(argv)
+    pictures = name_pictures(options.places, options.output)
+    model = ExportedDetector.of(load_exported(options.model, threads=options.threads))
+    unreadable = draw_all(model, model.classes, pictures, options.output, options.threshold)
+    return 1 if unreadable else 0
+
+
+def share(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return number
+
+
+RUNNERS = {
+    "classification": label_images,
+    "detection": find_objects,
+    "restoration": restore_images,
+    "segmentation": label_pixels,
+}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 LARGEST_DIFFERENCE = 1e-4  # of fp32, relative to the standard deviation of the outputs
 SAME_TOP1 = 0.999  # share of the images
+BF16_DIFFERENCE = 0.05  # root mean square, relative to the standard deviation of the outputs
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Difference:
     largest: float = 0.0
     count: int = 0
     same: int = 0
-    _sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # values, their sum, the sum of their squares
+    # Values, their sum, the sum of their squares, that of their differences.
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
     def update(self, expected: Tensor, given: Tensor) -> None:
         """Add the outputs (n, ...) for the same images."""
@@ -35,7 +37,8 @@ class Difference:
         self.largest = max(self.largest, float((expected - given).abs().max()))
         if not given.isfinite().all():
             self.largest = float("inf")
-        for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), expected.square().sum())):
+        squares = expected.square().sum(), (expected - given).square().sum()
+        for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), *squares)):
             self._sums[i] += value.item()
         self.count += len(expected)
         if self.ranked:
@@ -44,18 +47,33 @@ class Difference:
     @property
     def deviation(self) -> float:
         """Standard deviation of the expected outputs."""
-        count, total, squares = self._sums
+        count, total, squares, _ = self._sums
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
-    def result(self) -> dict[str, float]:
-        """Return the figures for the report."""
-        relative = self.largest / self.deviation if self.deviation else float(self.largest > 0)
-        figures = {"images": self.count, "largest_difference": self.largest, "of_the_deviation": relative}
+    def result(self, images: int | None = None) -> dict[str, float]:
+        """Return the figures for the report; `images` is their number where outputs are not one for each."""
+        count, _, _, squares = self._sums
+        unit = self.deviation or 1.0
+        figures = {
+            "images": self.count if images is None else images,
+            "largest_difference": self.largest,
+            "of_the_deviation": self.largest / unit,
+            "rms_of_the_deviation": (squares / count) ** 0.5 / unit,
+        }
         return figures | ({"same_top1": self.same / self.count} if self.ranked else {})
 
 
-def fp32_problems(figures: dict[str, float]) -> list[str]:
-    """Say in words which limits of fp32 the figures of a `Difference` miss."""
+def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
+    """Say in words which limits the figures of a `Difference` miss. int8 has a limit on accuracy instead."""
+    if precision == "int8":
+        return []
+    if precision == "bf16":
+        if figures["rms_of_the_deviation"] <= BF16_DIFFERENCE:
+            return []
+        return [
+            f"the root mean square of the difference is {figures['rms_of_the_deviation']:.2g} of the outputs' standard "
+            f"deviation, the limit of bf16 is {BF16_DIFFERENCE:g}"
+        ]
     problems = []
     if not figures["of_the_deviation"] <= LARGEST_DIFFERENCE:
         problems.append(
@@ -64,7 +82,7 @@ def fp32_problems(figures: dict[str, float]) -> list[str]:
         )
     if figures.get("same_top1", 1) < SAME_TOP1:
         problems.append(
-            f"the most probable class is the same for {figures['same_top1']:.2%} of the images, the limit is "
+            f"the most probable class is the same for {figures['same_top1']:.2%} of the outputs, the limit is "
             f"{SAME_TOP1:.1%}"
         )
     return problems

@@ -136,6 +136,6 @@ def open_torch(file: Path, threads: int | None = None) -> Run:
     def run(images: np.ndarray) -> list[np.ndarray]:
         outputs = program(torch.from_numpy(images))
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-        return [output.float().numpy() for output in outputs]
+        return [output.numpy() for output in outputs]
 
     return run

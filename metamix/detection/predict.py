@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -74,8 +74,26 @@ def predict_all(
     pictures = name_pictures(places, output)
     model, metadata = load_detector(checkpoint)
     model.to(ProcessGroup.start(device).device)
+    return draw_all(model, metadata["classes"], pictures, output, threshold)
+
+
+def draw_all(
+    model: nn.Module, classes: Sequence[str], pictures: Mapping[Path, Path], output: Path, threshold: float
+) -> int:
+    """Find the objects in images, draw them, and write predictions.json.
+
+    Args:
+        model: called like a detector of torchvision, on any device.
+        classes: names of the labels 1, 2, ...
+        pictures: the picture that each image is drawn to.
+        output: folder to write predictions.json to.
+        threshold: least score of an object.
+
+    Returns:
+        The number of images that could not be read.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    records, unreadable, classes = [], 0, metadata["classes"]
+    records, unreadable = [], 0
     for path, picture in pictures.items():
         try:
             image, found = predict(model, path, threshold)

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ from metamix.utils.text import exit_with_message, readable
 from .data import read_image
 from .inference import Predictor, make_views
 from .labels import colours_of, index_image
-from .load import SegmenterSpec, TrainedSegmenter, load_segmenter
+from .load import SegmenterSpec, load_segmenter
 from .pictures import overlay
 from .transforms import resized_size
 
@@ -55,20 +55,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = ProcessGroup.start(options.device).device
         found.model.to(device)
         predictor = Predictor(options.tile, options.overlap, make_views((1.0,), options.flip))
-        colours = colours_of(len(found.spec.classes), found.spec.palette)
-        left_out = 0
-        for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
-            try:
-                image = read_image(path)
-            except CorruptImage as error:
-                print(readable(f"left out: {error}"), file=sys.stderr)
-                left_out += 1
-                continue
-            labels = predict(found, image, predictor)
-            save(options.output / "masks" / name, index_image(labels, colours))
-            save(options.output / "overlays" / name, Image.fromarray(overlay(image, labels, colours)))
-        write_text(options.output / "classes.txt", "\n".join(found.spec.classes) + "\n")
-        print(readable(f"written: masks and overlays of {len(names) - left_out:,} images to {options.output}"))
+        return predict_all(found.model, found.spec, names, options.output, predictor)
+
+
+def predict_all(
+    model: nn.Module, spec: SegmenterSpec, names: Mapping[Path, Path], output: Path, predictor: Predictor
+) -> int:
+    """Label the pixels of images, and write masks, overlays and classes.txt.
+
+    Args:
+        model: a segmenter in evaluation mode, on any device.
+        spec: how images go into it, and its classes.
+        names: for each image, where it is written to inside the folders of masks and of overlays.
+        output: the folder of these folders.
+        predictor: how the model is applied.
+
+    Returns:
+        1 if an image was left out, else 0.
+    """
+    colours = colours_of(len(spec.classes), spec.palette)
+    left_out = 0
+    for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
+        try:
+            image = read_image(path)
+        except CorruptImage as error:
+            print(readable(f"left out: {error}"), file=sys.stderr)
+            left_out += 1
+            continue
+        labels = predict(model, spec, image, predictor)
+        save(output / "masks" / name, index_image(labels, colours))
+        save(output / "overlays" / name, Image.fromarray(overlay(image, labels, colours)))
+    write_text(output / "classes.txt", "\n".join(spec.classes) + "\n")
+    print(readable(f"written: masks and overlays of {len(names) - left_out:,} images to {output}"))
     return 1 if left_out else 0
 
 
@@ -89,22 +107,23 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def predict(found: TrainedSegmenter, image: Tensor, predictor: Predictor) -> Tensor:
+def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Predictor) -> Tensor:
     """Label the pixels of an image.
 
     Args:
-        found: the segmenter, on any device.
+        model: a segmenter in evaluation mode, on any device.
+        spec: how images go into it.
         image: (3, H, W) uint8, of any size.
         predictor: how the model is applied.
 
     Returns:
         Labels (H, W) uint8, on the CPU.
     """
-    spec, device = found.spec, next(found.model.parameters()).device
+    device = next(model.parameters()).device
     size = image.shape[-2], image.shape[-1]
     resized = resized_size(size, spec.min_size, spec.max_size)
     small = image if resized == size else F.resize_image(image, list(resized), antialias=True)
-    return predictor(found.model, normalize(small[None].to(device), spec), size).cpu()
+    return predictor(model, normalize(small[None].to(device), spec), size).cpu()
 
 
 def normalize(images: Tensor, spec: SegmenterSpec) -> Tensor:

@@ -75,7 +75,7 @@ def test_on_the_command_line(tmp_path, capsys):
     folder, name = tmp_path / "out", "metaformer_identity_nano.digits"
     metamix.cli.export.main([name, "--output", str(folder), "--data", "digits", "--images", "50"])
     said = capsys.readouterr().out
-    assert "of their deviation on 50 images (digits, test), same class for 100.00%" in said
+    assert "of their deviation, same class for 100.00%, on 50 images (digits, test)" in said
     report = json.loads((folder / "report.json").read_text())
     assert report["scores"]["eager"] == pytest.approx(report["scores"]["exported"], abs=1e-4)
     assert report["scores"]["eager"]["top1"] > 90

@@ -1,0 +1,298 @@
+"""Export RetinaNet and FCOS at a fixed image size: boxes, scores and labels before suppression.
+
+    images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
+
+K candidates are the best of each pyramid level, as torchvision takes them. `suppress` drops low scores and boxes that
+overlap a better one of their class. The graph takes images that are normalised, resized and padded with zeros to H x W.
+`ExportedDetector` prepares images and suppresses boxes; it is called like the detector itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from metamix.detection.detectors import FCOS, Detector, RetinaNet
+from metamix.detection.load import load_detector
+from metamix.detection.options import DetectionEvalOptions
+from metamix.detection.task import Detection
+from metamix.models.metadata import ModelMetadata
+
+from .exportable import Comparison, Float, Model, Request
+from .runtime import ExportedModel
+
+MOST_PIXELS = 0.5  # that a box may differ
+MOST_UNMATCHED = 0.001  # share of the boxes
+RANDOM_IMAGES = 2
+
+Size = tuple[int, int]
+Objects = dict[str, Tensor]
+
+
+class DetectorGraph(nn.Module):
+    """Backbone, head, the best candidates of each level and their boxes, for one image size.
+
+    Args:
+        model: RetinaNet or FCOS, in evaluation mode.
+        size: (H, W) of the prepared images.
+    """
+
+    def __init__(self, model: Any, size: Size):
+        super().__init__()
+        self.backbone, self.head, self.box_coder = model.backbone, model.head, model.box_coder
+        self.size, self.centred = size, isinstance(model, FCOS)
+        images = torch.zeros(1, len(model.transform.image_mean), *size)
+        with torch.no_grad():
+            maps = list(self.backbone(images).values())
+        anchors = model.anchor_generator(ImageList(images, [size]), maps)[0]
+        places = [x.shape[-2] * x.shape[-1] for x in maps]
+        self.counts = [n * len(anchors) // sum(places) for n in places]
+        for i, level in enumerate(anchors.split(self.counts)):
+            self.register_buffer(f"anchors{i}", level, persistent=False)
+        self.candidates = model.topk_candidates
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = self.head(list(self.backbone(images).values()))
+        scores = outputs["cls_logits"].sigmoid()  # (n, anchors, classes)
+        if self.centred:
+            scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
+        levels = zip(scores.split(self.counts, 1), outputs["bbox_regression"].split(self.counts, 1))
+        found = [self.best(i, *level) for i, level in enumerate(levels)]
+        boxes, best, labels = (torch.cat(parts, 1) for parts in zip(*found))
+        return boxes, best, labels
+
+    def best(self, level: int, scores: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes (n, k, 4), scores and labels (n, k) of a level's best candidates."""
+        classes = scores.shape[-1]
+        best, index = scores.flatten(1).topk(min(self.candidates, scores.shape[1] * classes))
+        anchor = index // classes
+        chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4)).flatten(0, 1)  # (n k, 4)
+        anchors = getattr(self, f"anchors{level}")[anchor.flatten()]
+        decode = self.box_coder.decode if self.centred else self.box_coder.decode_single
+        boxes = decode(chosen, anchors).unflatten(0, (-1, best.shape[1]))
+        return clip_boxes_to_image(boxes, self.size), best, index % classes
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings: dict[str, Any]) -> Objects:
+    """Keep the objects of one image: scores above the threshold, no box that overlaps a better one of its class.
+
+    Args:
+        boxes, scores, labels: (K, 4), (K,) and (K,), outputs of the graph for the image.
+        size: (height, width) of the image without padding.
+        settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
+
+    Returns:
+        "boxes", "scores" and "labels", the highest score first.
+    """
+    sure = scores > settings["score_thresh"]
+    boxes, scores, labels = clip_boxes_to_image(boxes[sure], size), scores[sure], labels[sure]
+    keep = batched_nms(boxes, scores, labels, settings["nms_thresh"])[: settings["detections_per_img"]]
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+class ExportedDetector(nn.Module):
+    """A graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
+
+    Args:
+        model: the graph.
+        metadata: class names, mean and std.
+        size: (H, W) of the graph.
+        settings: `Artifact.extra`.
+    """
+
+    def __init__(self, model: Model, metadata: ModelMetadata, size: Size, settings: dict[str, Any]):
+        super().__init__()
+        self.run, self.size, self.settings = model, size, settings
+        self.classes = metadata.classes or ()
+        self.mean, self.std = (torch.tensor(v or (0.0,))[:, None, None] for v in (metadata.mean, metadata.std))
+        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
+
+    @classmethod
+    def of(cls, exported: ExportedModel) -> ExportedDetector:
+        """Make a detector of an exported model."""
+        artifact = exported.artifact
+        assert artifact.size is not None
+        return cls(exported, artifact.model, artifact.size, artifact.extra)
+
+    def forward(self, images: Sequence[Tensor]) -> list[Objects]:
+        return [self.find(image) for image in images]
+
+    def find(self, image: Tensor) -> Objects:
+        """Find the objects of an image, in its own pixels."""
+        prepared, size = self.prepare(image)
+        boxes, scores, labels = (output[0] for output in self.run(prepared[None]))
+        found = suppress(boxes, scores, labels, size, self.settings)
+        height, width = image.shape[-2:]
+        found["boxes"] = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)
+        return found
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
+        """Normalise and resize an image as in evaluation, but not beyond H x W, and pad it; return its size too."""
+        height, width = image.shape[-2:]
+        shorter = self.settings["min_size"] / min(height, width)
+        scale = min(shorter, self.settings["max_size"] / max(height, width))
+        scale = min(scale, self.size[0] / height, self.size[1] / width)
+        new = max(1, int(height * scale)), max(1, int(width * scale))
+        normal = (image - self.mean) / self.std
+        resized = F.interpolate(normal[None], new, mode="bilinear", antialias=True)[0]
+        return F.pad(resized, (0, self.size[1] - new[1], 0, self.size[0] - new[0])), new
+
+
+class ExportableDetector(Float):
+    """A detector, and the data set that it is compared on.
+
+    Args:
+        detector: RetinaNet or FCOS.
+        metadata: of its weights, with the size (H, W) of the graph.
+        task: the task on a data set in COCO's format; None for random images.
+        images: most images to compare on; None for all.
+    """
+
+    outputs: tuple[str, ...] = ("boxes", "scores", "labels")
+
+    def __init__(
+        self, detector: Detector, metadata: ModelMetadata, task: Detection | None = None, images: int | None = None
+    ):
+        self.detector: Any = detector.eval()
+        self.metadata, self.task, self.images = metadata, task, images
+        assert isinstance(metadata.img_size, tuple)
+        self.size = metadata.img_size
+        self.model = DetectorGraph(self.detector, self.size).eval()
+        transform = self.detector.transform
+        self.extra: dict[str, Any] = {
+            "score_thresh": self.detector.score_thresh,
+            "nms_thresh": self.detector.nms_thresh,
+            "detections_per_img": self.detector.detections_per_img,
+            "min_size": transform.min_size[-1],
+            "max_size": transform.max_size,
+        }
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, self.metadata.in_chans or 3, *self.size, generator=generator)
+
+    def eager(self, images: Tensor) -> list[Objects]:
+        """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
+        maps = list(self.detector.backbone(images).values())
+        outputs = self.detector.head(maps)
+        shapes = [self.size] * len(images)
+        anchors = self.detector.anchor_generator(ImageList(images, shapes), maps)
+        split = {name: list(output.split(self.model.counts, 1)) for name, output in outputs.items()}
+        levels = [list(each.split(self.model.counts)) for each in anchors]
+        return self.detector.postprocess_detections(split, levels, shapes)
+
+    @torch.no_grad()
+    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"])
+        ours = ExportedDetector(exported, self.metadata, self.size, self.extra)
+        states: dict[str, Any] = {}
+        figures: dict[str, Any] = {"on": "random images"}
+        if self.task is None:
+            for images in self.examples(RANDOM_IMAGES).split(1):
+                match.update(self.eager(images)[0], self.suppressed(exported, images))
+        else:
+            figures["on"] = f"{self.task.data.name}, test"
+            states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
+            for done, batch in enumerate(self.task.data.eval_loaders(1, 0, 1)["test"]):
+                if done == self.images:
+                    break
+                images = ours.prepare(batch["image"][0] / 255)[0][None]
+                match.update(self.eager(images)[0], self.suppressed(exported, images))
+                self.task.metric.update(states["eager"], self.detector, batch)
+                self.task.metric.update(states["exported"], ours, batch)
+        figures |= match.result()
+        scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
+        return Comparison(figures, scores, match.problems() if precision == "fp32" else [])
+
+    def suppressed(self, exported: Model, images: Tensor) -> Objects:
+        """Return the objects that an exported graph finds in one prepared image (1, C, H, W)."""
+        boxes, scores, labels = (output[0] for output in exported(images))
+        return suppress(boxes, scores, labels, self.size, self.extra)
+
+
+class BoxMatch:
+    """Find each object of one detector among those of another, over many images.
+
+    An object whose score lies at the threshold, or at the last place of a full list, may be missing in the other.
+
+    Args:
+        threshold: least score.
+        most: objects in a full list.
+    """
+
+    def __init__(self, threshold: float, most: int):
+        self.threshold, self.most = threshold, most
+        self.images = self.objects = self.unmatched = 0
+        self.largest = 0.0
+
+    def update(self, expected: Objects, given: Objects) -> None:
+        """Add the objects of one image."""
+        self.images += 1
+        last = float(expected["scores"][-1]) if len(expected["scores"]) == self.most else self.threshold
+        for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"]):
+            if score < last + 1e-3:
+                continue
+            self.objects += 1
+            alike = (given["labels"] == label) & ((given["scores"] - score).abs() < 1e-3)
+            distances = (given["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
+            distance = float(distances.min())
+            if distance > 16:  # another object
+                self.unmatched += 1
+            else:
+                self.largest = max(self.largest, distance)
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures for the report."""
+        return {
+            "images": self.images,
+            "objects": self.objects,
+            "unmatched": self.unmatched,
+            "largest_difference_px": self.largest,
+        }
+
+    def problems(self) -> list[str]:
+        """Say in words which limits are missed."""
+        problems = []
+        if self.largest > MOST_PIXELS:
+            problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")
+        if self.unmatched > MOST_UNMATCHED * self.objects:
+            problems.append(
+                f"{self.unmatched} of {self.objects} objects are not found, the limit is {MOST_UNMATCHED:.1%}"
+            )
+        return problems
+
+
+def open_detector(request: Request) -> ExportableDetector:
+    """Load a detector that metamix trained, with its data set if a folder is given."""
+    task = None
+    model: Any
+    if request.data_dir:
+        options = DetectionEvalOptions(checkpoint=request.source, data_dir=request.data_dir, workers=0)
+        task, model, entries = Detection.trained(options)
+    else:
+        model, entries = load_detector(request.source)
+    if not isinstance(model, (RetinaNet, FCOS)):
+        raise ValueError(f"{request.source} is a {type(model).__name__}: exported are RetinaNet and FCOS")
+    if request.dynamic:
+        raise ValueError(
+            "a detector is exported for one image size, since its candidates and anchors depend on it: leave --dynamic "
+            "out and give --img-size H,W"
+        )
+    metadata = ModelMetadata.from_dict(entries, request.source)
+    step = model.backbone.size_divisible
+    size = request.img_size or tuple(
+        -(-side // step) * step for side in (model.transform.min_size[-1], model.transform.max_size)
+    )
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if height % step or width % step:
+        raise ValueError(f"img_size is {height} x {width}, but {request.source} takes multiples of {step} pixels")
+    metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
+    return ExportableDetector(model, metadata, task, request.images)

@@ -1,0 +1,55 @@
+"""Run a graph of certain image sizes on images of any size: padding and tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.models.image_inference import crop, pad_by_reflection
+
+from .exportable import Model
+
+Size = tuple[int, int]
+
+
+class Fitted(nn.Module):
+    """Pad images by reflection to the sizes that a model takes, run it, and crop its maps.
+
+    Args:
+        model: (n, C, H, W) -> (n, C', s H, s W).
+        scale: s.
+        sides: (height, width) that the model takes multiples of; images are padded to the next ones.
+    """
+
+    def __init__(self, model: Model, scale: int, sides: Size):
+        super().__init__()
+        self.run, self.scale, self.sides = model, scale, sides
+        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        top = left = 0
+        if self.sides != (1, 1):
+            images, (top, left) = pad_by_reflection(images, self.sides)
+        s = self.scale
+        return crop(self.run(images), (s * top, s * left), (s * height, s * width))
+
+
+def fit(model: Model, extra: dict[str, Any], size: Size | None) -> Fitted:
+    """Fit a graph to images that are no larger than it.
+
+    Args:
+        model: the graph.
+        extra: `Artifact.extra`, with its scale and the multiples that a dynamic graph takes.
+        size: (height, width) of the graph; None for a dynamic one, which takes images of any size.
+    """
+    height, width = size or extra["multiple"]
+    return Fitted(model, extra["scale"], (height, width)).eval()
+
+
+def tiles(size: Size | None) -> Size:
+    """Return the side and the overlap of the tiles in which a graph of this size sees large images; 0 for no tiles."""
+    side = 0 if size is None else min(size)
+    return side, side // 8

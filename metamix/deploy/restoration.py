@@ -1,0 +1,136 @@
+"""Export image models: one output, the restored images.
+
+A graph of a fixed size restores tiles of that size; smaller images are padded by reflection. A dynamic graph restores
+images of any size, padded to the multiples that the model needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.models.metadata import ModelMetadata
+from metamix.restoration.inference import Restorer
+from metamix.restoration.load import RestorationSpec, load_trained
+from metamix.restoration.options import RestorationEvalOptions
+from metamix.restoration.task import Restoration
+
+from .exportable import Comparison, Float, Model, Request, is_file
+from .fit import fit, tiles
+from .report import Difference, missed_limits
+
+TILE = 256  # pixels of the model's input
+RANDOM_IMAGES = 4
+
+
+class ExportableRestorer(Float):
+    """An image model, and the images that it is compared on.
+
+    Args:
+        model: in evaluation mode.
+        metadata: of its weights, with the size of the tiles.
+        spec: how images go into it.
+        dynamic: whether the graph takes any size.
+        task: the task on a folder of images; None for random images.
+        images: most images to compare on; None for all.
+    """
+
+    outputs: tuple[str, ...] = ("restored",)
+
+    def __init__(
+        self,
+        model: Any,
+        metadata: ModelMetadata,
+        spec: RestorationSpec,
+        dynamic: bool,
+        task: Restoration | None = None,
+        images: int | None = None,
+    ):
+        self.model, self.metadata, self.spec, self.task, self.images = model.eval(), metadata, spec, task, images
+        size: Any = metadata.img_size
+        self.size: tuple[int, int] = size if isinstance(size, tuple) else (size, size)
+        self.dynamic = dynamic
+        self.extra: dict[str, Any] = {
+            **vars(spec), "scale": model.scale if hasattr(model, "scale") else 1, "multiple": list(model.multiple),
+        }  # fmt: skip
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(count, self.model.in_chans, *self.size, generator=generator)
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+        difference = Difference()
+        if self.task is None:
+            for images in self.examples(RANDOM_IMAGES):
+                difference.update(self.model(images[None]), exported(images[None]))
+            figures: dict[str, Any] = {"on": "random images"} | difference.result()
+            return Comparison(figures, problems=missed_limits(figures, precision))
+        metric = self.task.metric
+        states = {"eager": metric.start(), "exported": metric.start()}
+        size = None if self.dynamic else self.size
+        models = {"eager": fit(self.model, self.extra, size), "exported": fit(exported, self.extra, size)}
+        restorer = Restorer(self.spec.enlarge, *tiles(size))
+        for batch in self.batches("test", self.images):
+            outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
+            difference.update(outputs["eager"], outputs["exported"])
+            for name, output in outputs.items():
+                metric.restorer = Given(output, self.spec.enlarge)
+                metric.update(states[name], self.model, batch)
+        figures = {"on": f"{self.task.data.name}, test"} | difference.result()
+        scores = {name: metric.result([state]) for name, state in states.items()}
+        return Comparison(figures, scores, missed_limits(figures, precision))
+
+    def batches(self, split: str, count: int | None) -> Iterator[dict[str, Any]]:
+        """Yield the first `count` images that can be read, or all, in batches of one."""
+        assert self.task is not None
+        loader = self.task.data.eval_loaders(1, 0, 1)[split]
+        for done, batch in enumerate(batch for batch in loader if int(batch["index"][0]) >= 0):
+            if done == count:
+                return
+            yield batch
+
+
+class Given(Restorer):
+    """Return an image that was restored before, in place of restoring it."""
+
+    def __init__(self, output: Tensor, enlarge: int):
+        super().__init__(enlarge)
+        object.__setattr__(self, "output", output)
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        return self.output  # type: ignore[attr-defined]
+
+
+def open_restorer(request: Request) -> ExportableRestorer:
+    """Load an image model, with the images if a folder is given."""
+    file = request.source if is_file(request.source) else None
+    name = None if file else request.source
+    task = None
+    if request.data_dir:
+        options = RestorationEvalOptions(
+            data_dir=request.data_dir, workers=0, checkpoint=file, model=name, pretrained=file is None
+        )
+        model: Any
+        task, model, entries = Restoration.trained(options)
+        metadata = ModelMetadata.from_dict(entries)
+        spec = RestorationSpec(task.data.channels, task.model.enlarge, task.options.degradation)
+    else:
+        found = load_trained(file, model=name, pretrained=file is None)
+        model, metadata, spec = found.model, found.metadata, found.spec
+    size = request.img_size or TILE
+    height, width = size if isinstance(size, tuple) else (size, size)
+    rows, columns = model.multiple
+    if height % rows or width % columns or height % 2 or width % 2:  # padding by reflection makes sides even
+        raise ValueError(
+            f"img_size is {height} x {width}, but {request.source} takes multiples of {math.lcm(rows, 2)} x "
+            f"{math.lcm(columns, 2)} pixels"
+        )
+    metadata = replace(metadata, task="restoration", img_size=(height, width), in_chans=model.in_chans)
+    return ExportableRestorer(model, metadata, spec, request.dynamic, task, request.images)

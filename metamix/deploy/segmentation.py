@@ -1,0 +1,108 @@
+"""Export segmenters: one output, the logits of each pixel, (n, classes, H, W).
+
+A graph of a fixed size sees large images in windows of that size; smaller images are padded by reflection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.models.metadata import ModelMetadata
+from metamix.segmentation.inference import Predictor
+from metamix.segmentation.load import load_segmenter
+from metamix.segmentation.options import SegmentationEvalOptions
+from metamix.segmentation.task import Segmentation
+
+from .exportable import Comparison, Float, Model, Request
+from .fit import fit, tiles
+from .report import Difference, missed_limits
+
+RANDOM_IMAGES = 4
+
+
+class ExportableSegmenter(Float):
+    """A segmenter, and the data set that it is compared on.
+
+    Args:
+        model: in evaluation mode.
+        metadata: of its weights, with the size of the windows.
+        dynamic: whether the graph takes any size.
+        task: the task on a data set; None for random images.
+        images: most images to compare on; None for all.
+    """
+
+    outputs: tuple[str, ...] = ("logits",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        metadata: ModelMetadata,
+        dynamic: bool,
+        task: Segmentation | None = None,
+        images: int | None = None,
+    ):
+        self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
+        assert isinstance(metadata.img_size, tuple)
+        self.size = metadata.img_size
+        self.fixed = None if dynamic else self.size
+        self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, self.metadata.in_chans or 3, *self.size, generator=generator)
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+        difference = Difference(ranked=True)
+        if self.task is None:
+            for images in self.examples(RANDOM_IMAGES).split(1):
+                difference.update(by_pixel(self.model(images)), by_pixel(exported(images)))
+            figures: dict[str, Any] = {"on": "random images"} | difference.result(RANDOM_IMAGES)
+            return Comparison(figures, problems=missed_limits(figures, precision))
+        metric = self.task.metric
+        metric.predictors = {"": Predictor(*tiles(self.fixed))}
+        models = {"eager": fit(self.model, self.extra, self.fixed), "exported": fit(exported, self.extra, self.fixed)}
+        states = {name: metric.start() for name in models}
+        done = 0
+        for batch in self.task.data.eval_loaders(1, 0, 1)["test"]:
+            if done == self.images:
+                break
+            images = metric.normalize(batch["image"][0][None])
+            size: Any = tuple(images.shape[-2:])
+            logits = [by_pixel(metric.predictors[""].logits(model, images, size)) for model in models.values()]
+            difference.update(*logits)
+            for name, model in models.items():
+                metric.update(states[name], model, batch)
+            done += 1
+        figures = {"on": f"{self.task.data.name}, test"} | difference.result(done)
+        scores = {name: metric.result([state]) for name, state in states.items()}
+        return Comparison(figures, scores, missed_limits(figures, precision))
+
+
+def by_pixel(logits: Tensor) -> Tensor:
+    """Turn logits (n, classes, H, W) into those of each pixel, (n H W, classes)."""
+    return logits.movedim(1, -1).flatten(0, 2)
+
+
+def open_segmenter(request: Request) -> ExportableSegmenter:
+    """Load a segmenter that metamix trained, with its data set if a folder is given."""
+    task = None
+    if request.data_dir:
+        data: Any = request.data or "folder"
+        options = SegmentationEvalOptions(data=data, data_dir=request.data_dir, workers=0, checkpoint=request.source)
+        task, model, entries = Segmentation.trained(options)
+    else:
+        found = load_segmenter(request.source)
+        model, entries = found.model, found.metadata
+    metadata = ModelMetadata.from_dict(entries, request.source)
+    size: Any = request.img_size or tuple(entries["crop"])
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if height % 2 or width % 2:  # padding by reflection makes sides even
+        raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
+    metadata = replace(metadata, img_size=(height, width), in_chans=3)
+    return ExportableSegmenter(model, metadata, request.dynamic, task, request.images)

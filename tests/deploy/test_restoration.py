@@ -1,0 +1,81 @@
+"""Test exported image models: sizes, tiles, PSNR before and after, `metamix predict`."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import metamix
+import metamix.cli.predict
+from metamix.deploy import export, load_exported
+from metamix.deploy.fit import fit, tiles
+from metamix.models.image_inference import restore_tiles
+from metamix.restoration.inference import Restorer
+from metamix.utils.tensor_files import save_weights
+
+MAXIM = ("maxim_nano", dict(features=4, depth=1, block_size_hr=4, grid_size_hr=4, block_size_lr=4))
+WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three photographs of 40 x 56 pixels."""
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        small = Image.fromarray(random.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+        small.resize((56, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def weights(folder, name, model_args, degradation):
+    torch.manual_seed(0)
+    model = metamix.create_image_model(name, **model_args)
+    metadata = dict(
+        task="restoration", model=name, model_args=model_args, in_chans=3, channels="rgb", enlarge=1,
+        degradation=degradation, test_share=0.4,
+    )  # fmt: skip
+    save_weights(folder / "restorer.safetensors", model.state_dict(), metadata)
+    return str(folder / "restorer.safetensors"), model.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "degradation", "format", "dynamic"),
+    [
+        (MAXIM, "noise:25", "onnx", False),
+        (WAVEMIX, "downscale:2", "openvino", True),
+        pytest.param(MAXIM, "noise:25", "openvino", False, marks=pytest.mark.slow),
+        pytest.param(MAXIM, "noise:25", "torch", False, marks=pytest.mark.slow),
+        pytest.param(WAVEMIX, "downscale:2", "onnx", False, marks=pytest.mark.slow),
+    ],
+)
+def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, tmp_path):
+    source, eager = weights(tmp_path, *model, degradation)
+    folder = tmp_path / "out"
+    report = export(source, output=folder, format=format, data_dir=str(photos), img_size=32, dynamic=dynamic, seconds=0)
+    assert report["parity"]["of_the_deviation"] < 2e-5
+    assert report["scores"]["exported"]["psnr"] == pytest.approx(report["scores"]["eager"]["psnr"], abs=0.01)
+    exported = load_exported(folder)
+    restorer = Restorer(1, *tiles(None if dynamic else (32, 32)))
+    image = torch.rand(1, 3, 40, 27)
+    restored = restorer(fit(exported, exported.artifact.extra, None if dynamic else (32, 32)), image)
+    scale = exported.artifact.extra["scale"]
+    assert restored.shape == (1, 3, 40 * scale, 27 * scale)
+    if dynamic:
+        torch.testing.assert_close(restored, eager(image).detach(), rtol=0, atol=1e-4)
+    else:
+        pad = fit(eager, exported.artifact.extra, (32, 32))
+        torch.testing.assert_close(restored, restore_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
+    with pytest.raises(SystemExit) as exit:
+        metamix.cli.predict.main(
+            [str(photos / "0.png"), "--model", str(folder), "--output", str(tmp_path / "restored")]
+        )
+    assert exit.value.code == 0
+    with Image.open(tmp_path / "restored" / "0.png") as picture:
+        assert picture.size == (56 * scale, 40 * scale)
+
+
+def test_size_that_the_model_does_not_take(tmp_path):
+    source, _ = weights(tmp_path, *MAXIM, "noise:25")
+    with pytest.raises(ValueError, match=r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"):
+        export(source, output=tmp_path / "out", img_size=30)

@@ -1,0 +1,74 @@
+"""Test exported segmenters: windows, mean IoU before and after, `metamix predict`."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import metamix.cli.predict
+from metamix.deploy import export, load_exported
+from metamix.segmentation.load import SegmenterSpec, load_segmenter
+from metamix.utils.tensor_files import save_weights
+
+SPEC = SegmenterSpec(
+    head="semantic_fpn",
+    head_args=dict(neck_channels=32, head_channels=32),
+    model="metaformer_pooling_nano",
+    model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),
+    classes=("sky", "ground"),
+    crop=(32, 32),
+    frozen_norms=False,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    torch.manual_seed(0)
+    save_weights(tmp_path / "segmenter.safetensors", SPEC.build().state_dict(), SPEC.to_dict())
+    return str(tmp_path / "segmenter.safetensors")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A data set of two images of 40 x 56 pixels to score."""
+    random = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "scenes" / "test" / folder).mkdir(parents=True)
+    for i in range(2):
+        image, mask = random.integers(0, 256, (40, 56, 3), np.uint8), random.integers(0, 2, (40, 56), np.uint8)
+        Image.fromarray(image).save(tmp_path / "scenes" / "test" / "images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "scenes" / "test" / "masks" / f"{i}.png")
+    (tmp_path / "scenes" / "classes.txt").write_text("sky\nground\n")
+    return tmp_path / "scenes"
+
+
+@pytest.mark.parametrize(
+    ("format", "dynamic"),
+    [
+        ("openvino", True),
+        pytest.param("onnx", False, marks=pytest.mark.slow),
+        pytest.param("onnx", True, marks=pytest.mark.slow),
+        pytest.param("torch", False, marks=pytest.mark.slow),
+    ],
+)
+def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
+    folder = tmp_path / "out"
+    report = export(source, output=folder, format=format, dynamic=dynamic, data_dir=str(scenes), seconds=0)
+    assert report["parity"]["images"] == 2 and report["parity"]["same_top1"] > 0.999
+    assert report["scores"]["exported"]["miou"] == pytest.approx(report["scores"]["eager"]["miou"], abs=0.1)
+    images = torch.randn(2, 3, 40, 56) if dynamic else torch.randn(2, 3, 32, 32)
+    expected = load_segmenter(source).model(images).detach()
+    torch.testing.assert_close(load_exported(folder)(images), expected, rtol=1e-4, atol=1e-4)
+    pictures = scenes / "test" / "images"
+    with pytest.raises(SystemExit) as exit:
+        metamix.cli.predict.main([str(pictures), "--model", str(folder), "--output", str(tmp_path / "found")])
+    assert exit.value.code == 0
+    with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
+        assert mask.size == (56, 40) and set(np.unique(np.array(mask))) <= {0, 1}
+
+
+def test_refusals(source, tmp_path):
+    with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
+        export(source, output=tmp_path / "out", img_size=33)
