@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(readable(problem))
             count += 1
     if count:
-        print(f"{count} of {total:,} images of {options.data} cannot be read")
+        print(f"{count} of {total:,} images of {options.data_dir or options.data} cannot be read")
     else:
         print(f"all {total:,} images can be read")
     return 1 if count else 0

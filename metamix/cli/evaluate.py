@@ -27,7 +27,7 @@ from metamix.training.optimization import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import option, parse
 from metamix.utils.files import write_text
-from metamix.utils.system import versions
+from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .tasks import TASKS, eval_options, find_task
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
+        exit_if_out_of_memory("give a smaller --batch-size"),
         exit_with_message(ValueError, OSError, ImportError),
     ):
         score(recipe.task, recipe.engine, recipe.options, group)

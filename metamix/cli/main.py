@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"metamix: there is no command {command!r}{nearest(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
     sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
-    import_module(COMMANDS[command][0]).main(rest)
+    try:
+        import_module(COMMANDS[command][0]).main(rest)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # as a shell reports a program that Ctrl-C ended
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from metamix.training.recipe import Recipe, parse
 from metamix.training.reports import compare_runs
 from metamix.training.signals import Stopped
 from metamix.training.train import train
+from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message, readable
 
 from .tasks import TASKS, find_task, train_options
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
+        exit_if_out_of_memory("give a smaller --batch-size, --micro-batch N, or --grad-checkpointing"),
         exit_with_message(ValueError, OSError, ImportError, NotFinite),
     ):
         train_all(recipe, group)

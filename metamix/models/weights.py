@@ -109,7 +109,8 @@ def find_weights(checkpoint: str | Path) -> Path:
         return path
     shipped = {f"{name}.{tag}": cfg["file"] for name, tags in local_weights().items() for tag, cfg in tags.items()}
     if str(checkpoint) not in shipped:
-        raise FileNotFoundError(f"there is no file {path}{nearest(path, shipped)}")
+        beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
+        raise FileNotFoundError(f"there is no file {path}{nearest(path, beside)}")
     return Path(shipped[str(checkpoint)])
 
 

@@ -16,12 +16,18 @@ from .text import readable
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk.
 
+    A device or a pipe, such as /dev/stdout, is written to and never replaced.
+
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        if path.exists() and (not path.is_file() or path.parent == Path("/dev")):  # /dev/stdout may be a link to a file
+            with open(path, "wb") as file:
+                yield file
+            return
         with open(temporary, "wb") as file:
             yield file
             file.flush()

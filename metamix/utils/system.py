@@ -8,6 +8,8 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,22 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+@contextmanager
+def exit_if_out_of_memory(advice: str) -> Iterator[None]:
+    """Exit with a message instead of a traceback when a GPU or the machine has no memory left.
+
+    Args:
+        advice: what needs less memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        if not gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise SystemExit(f"error: {'the GPU' if gpu else 'the machine'} is out of memory; {advice}") from error
 
 
 def versions() -> dict[str, str]:

@@ -91,6 +91,9 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"
     with pytest.raises(FileNotFoundError, match=words):
         metamix.load_classifier("metaformer_raft_nano.digit")
+    (tmp_path / "digits-raft-seed0").mkdir()
+    with pytest.raises(FileNotFoundError, match="digits-raft-seed1; did you mean '.*/digits-raft-seed0'"):
+        metamix.load_classifier(tmp_path / "digits-raft-seed1")
 
 
 def test_metadata_cannot_fetch_other_weights(tmp_path):

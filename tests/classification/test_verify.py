@@ -17,7 +17,7 @@ def test_a_whole_set(folder, break_image, capsys, workers):
     first, second, summary = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{root}/train/dog/1.jpg: OSError: image file is truncated")
     assert second == f"{root}/val/eel/0.jpg: not an image of a known format"
-    assert summary == "2 of 18 images of folder cannot be read"
+    assert summary == f"2 of 18 images of {root} cannot be read"
 
 
 def test_files_that_are_not_images_are_named(folder, capsys):
@@ -28,7 +28,7 @@ def test_files_that_are_not_images_are_named(folder, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{root}/train/dog/pipe.png: not a regular file",
         f"{root}/val/eel/zero.png: not a regular file",
-        "2 of 20 images of folder cannot be read",
+        f"2 of 20 images of {root} cannot be read",
     ]
 
 

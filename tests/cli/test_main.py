@@ -4,8 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import metamix
+import metamix.cli.evaluate
+import metamix.cli.models
+import metamix.cli.train
 from metamix.cli.main import COMMANDS, main
 
 
@@ -39,6 +43,42 @@ def test_every_command_explains_itself(name, capsys):
 def test_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "metamix", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"metamix {metamix.__version__}\n"
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metamix.cli.models.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("error, where", [
+    (torch.OutOfMemoryError("CUDA out of memory"), "the GPU"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "the machine"),
+    (MemoryError(), "the machine"),
+])  # fmt: skip
+def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("metamix.cli.train.train_all", fail)
+    monkeypatch.setattr("metamix.cli.evaluate.score", fail)
+    with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; give a smaller --batch-size, --micro-b"):
+        main(["train", "--data", "digits"])
+    with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; give a smaller --batch-size$"):
+        main(["eval"])
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("metamix.cli.train.train_all", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train", "--data", "digits"])
 
 
 def test_predict_without_a_checkpoint_says_how(capsys):

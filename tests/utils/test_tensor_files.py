@@ -56,6 +56,15 @@ def test_names_that_are_no_text_are_written_out(net, tmp_path):
     assert load_weights(tmp_path / "w.safetensors")[1] == {"data": r"\udce9", "classes": ["\udce9"]}
 
 
+def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
+    """A replaced /dev/stdout or /dev/null would break other programs."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
 @pytest.mark.parametrize("data", ["2012", "true", "1e5", '"quoted"', "digits", "ünïcode"])
 def test_text_stays_text(data, net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
