@@ -22,6 +22,7 @@ class View:
 
 
 PLAIN = (View(),)
+AT_ONCE = 16  # classes whose logits are resized together
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Predictor:
             size: (H', W'), height and width of the result; logits are resized to it bilinearly.
         """
         if self.views == PLAIN:
-            return self.logits(model, image, size).argmax(1)[0].byte()
+            return best_labels(self.logits(model, image), size)
         total = torch.zeros((), device=image.device)
         for view in self.views:
             total = total + self.look(model, image, view, size).softmax(1)
@@ -60,28 +61,39 @@ class Predictor:
         if view.scale != 1:
             sides = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
             image = F.interpolate(image, sides, mode="bilinear", antialias=True)
-        logits = self.logits(model, image.flip(-1) if view.mirrored else image, size)
+        logits = resize(self.logits(model, image.flip(-1) if view.mirrored else image), size)
         return logits.flip(-1) if view.mirrored else logits
 
-    def logits(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
-        """Return logits (1, classes, H', W') in float32."""
+    def logits(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Return logits (1, classes, H, W) in float32."""
         if self.window and max(image.shape[-2:]) > self.window:
-            logits = restore_tiles(model, image, tile=self.window, overlap=self.overlap).float()
-        else:
-            logits = model(image).float()
-        return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
+            return restore_tiles(model, image, tile=self.window, overlap=self.overlap).float()
+        return model(image).float()
 
     def describe(self) -> str:
         """Say in words how images are looked at."""
         text = (
-            f"windows of {self.window} pixels, overlapping by at least {self.overlap}"
-            if self.window
-            else "whole images"
+            f"windows of {self.window} pixels that overlap by {self.overlap} or more" if self.window else "whole images"
         )
         if self.views == PLAIN:
             return text
         scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys(view.scale for view in self.views))
         return f"{text}, mean over scales {scales}" + (" and flips" if any(v.mirrored for v in self.views) else "")
+
+
+def resize(logits: Tensor, size: Size) -> Tensor:
+    """Resize logits (1, classes, H, W) bilinearly."""
+    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
+
+
+def best_labels(logits: Tensor, size: Size) -> Tensor:
+    """Return the labels (H', W') uint8 of the largest logits (1, classes, H, W), resized a few classes at a time."""
+    best, labels = torch.full(size, -torch.inf, device=logits.device), torch.zeros(size, device=logits.device).byte()
+    for first in range(0, logits.shape[1], AT_ONCE):
+        values, places = resize(logits[:, first : first + AT_ONCE], size)[0].max(0)
+        better = values > best
+        best, labels = torch.where(better, values, best), torch.where(better, places.byte() + first, labels)
+    return labels
 
 
 def make_views(scales: tuple[float, ...], flip: bool) -> tuple[View, ...]:

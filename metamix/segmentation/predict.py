@@ -15,10 +15,13 @@ OUTPUT/classes.txt names the labels. Images that cannot be read are named and le
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
@@ -36,6 +39,8 @@ from .labels import colours_of, index_image
 from .load import SegmenterSpec, load_segmenter
 from .pictures import overlay
 from .transforms import resized_size
+
+MOST_BYTES = 2**31  # of logits that are held at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,6 +115,8 @@ def make_parser() -> argparse.ArgumentParser:
 def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Predictor) -> Tensor:
     """Label the pixels of an image.
 
+    An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
+
     Args:
         model: a segmenter in evaluation mode, on any device.
         spec: how images go into it.
@@ -123,7 +130,23 @@ def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Pre
     size = image.shape[-2], image.shape[-1]
     resized = resized_size(size, spec.min_size, spec.max_size)
     small = image if resized == size else F.resize_image(image, list(resized), antialias=True)
-    return predictor(model, normalize(small[None].to(device), spec), size).cpu()
+    normalized = normalize(small[None].to(device), spec)
+    side = max(2 * predictor.window, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
+    if predictor.window and resized == size and max(size) > side:
+        return predict_blocks(model, normalized, predictor, side)
+    return predictor(model, normalized, size).cpu()
+
+
+def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: int) -> Tensor:
+    """Label an image (1, 3, H, W) in blocks of `side` pixels, each with a window's width of the image around it."""
+    height, width = image.shape[-2:]
+    labels, margin = torch.zeros(height, width, dtype=torch.uint8), predictor.window
+    for top, left in product(range(0, height, side), range(0, width, side)):
+        above, before = min(top, margin), min(left, margin)
+        block = image[..., top - above : top + side + margin, left - before : left + side + margin]
+        found = predictor(model, block, (block.shape[-2], block.shape[-1])).cpu()
+        labels[top : top + side, left : left + side] = found[above : above + side, before : before + side]
+    return labels
 
 
 def normalize(images: Tensor, spec: SegmenterSpec) -> Tensor:

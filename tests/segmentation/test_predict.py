@@ -84,6 +84,15 @@ def test_images_are_resized_as_in_training(photos, tmp_path, run):
     assert Image.open(tmp_path / "out" / "masks" / "b.png").size == (64, 48)
 
 
+def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch):
+    whole = run(photos / "b.png", "--output", tmp_path / "whole", "--tile", 8, "--overlap", 2)[1]
+    monkeypatch.setattr(predict, "MOST_BYTES", 4 * 3 * 20**2)
+    blocks = run(photos / "b.png", "--output", tmp_path / "blocks", "--tile", 8, "--overlap", 2)[1]
+    assert len(blocks.sizes) > len(whole.sizes)  # tiles around blocks are predicted twice
+    first, second = (np.array(Image.open(tmp_path / name / "masks" / "b.png")) for name in ("whole", "blocks"))
+    assert (first == second).all()
+
+
 def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
     with pytest.raises(SystemExit, match="a.png and .*a.jpg would both be written to a.png: give each its own"):
