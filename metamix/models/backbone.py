@@ -260,16 +260,16 @@ def build_probe(name: str, model_args: dict[str, Any]) -> Any:
     try:
         with torch.device("meta"):
             return timm.create_model(name, features_only=True, **model_args)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise ValueError(f"{name} does not take {model_args}: {error}") from None
 
 
-def takes_img_size(name: str, model_args: dict[str, Any]) -> bool:
-    """Return whether a model is made for images of one size; others, such as timm's resnet18, have no such argument."""
+def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: Any) -> bool:
+    """Return whether the constructor of a model has an argument, such as img_size; timm's resnet18 does not."""
     try:
-        build_probe(name, model_args | {"img_size": (256, 256)})
+        build_probe(name, model_args | {argument: value})
     except ValueError as error:
-        if "'img_size'" in str(error):
+        if f"'{argument}'" in str(error):
             return False
         raise
     return True

@@ -40,11 +40,12 @@ from .backbone import (
     plan_levels,
     refuse_fine_maps,
     settle_batch_norms,
-    takes_img_size,
+    takes_argument,
 )
 from .download import Published, download
 from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
 from .pyramids import LastMap
+from .registry import check_model, check_published
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .weights import check_state, read_weights, unwrap
 
@@ -124,7 +125,7 @@ class Request:
 
     def padded_args(self, multiple: int) -> dict[str, Any]:
         """Return the arguments of the backbone, for images that are padded to a multiple."""
-        if self.img_size is None or not takes_img_size(self.name, self.model_args):
+        if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = to_2tuple(self.img_size)
         return self.model_args | {"img_size": tuple(math.ceil(side / multiple) * multiple for side in sides)}
@@ -227,6 +228,7 @@ def last_map_backbone(request: Request, index: int, stride: int, dim: int, size:
 
 
 HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}
+ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # of timm's ViT and Swin, for images of any size
 WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
 
 
@@ -250,8 +252,8 @@ def build_segmenter(
         backbone: name of a timm model that has features, the zoo's included.
         num_classes: classes, the background included if it is one.
         in_chans: image channels.
-        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size. It does
-            nothing for backbones without spatial weights, such as resnet18.
+        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size, but for
+            a few of timm's models. It does nothing for backbones without spatial weights, such as resnet18.
         pretrained: load the published weights: of the whole segmenter for a name with a tag in `WEIGHTS`, such as
             "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of classes the classifier is
             new.
@@ -287,6 +289,9 @@ def build_segmenter(
     for name in ("in_chans", "img_size", "num_classes"):
         if name in model_args:
             raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
+    for name, value in ANY_SIZE.items():
+        if name not in model_args and takes_argument(backbone, model_args, name, value):
+            model_args[name] = value
     weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, frozen_norms=frozen_norms)
     request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)
@@ -347,6 +352,15 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
         if backbone in known and other != head:
             raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
     return WEIGHTS[head].get(backbone)
+
+
+def check_backbone_name(name: str, pretrained: bool) -> None:
+    """Raise ValueError for an unknown backbone or tag, or if `pretrained` weights are not published."""
+    if any(name in known for known in WEIGHTS.values()):
+        return
+    check_model(name)
+    if pretrained:
+        check_published(name)
 
 
 def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.models import count_macs
-from metamix.models.segmenters import Segmenter
+from metamix.models.segmenters import Segmenter, check_backbone_name
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
@@ -64,6 +64,15 @@ class Segmentation:
     def notes(self) -> list[str]:
         """What the user should know about how data and model were made, and what the scores compare."""
         return [*self.data.notes, *self.model.notes, *map(describe_scores, self.metric.predictors.values())]
+
+    @staticmethod
+    def check_model(name: str, pretrained: bool) -> None:
+        """Check a backbone's name before any model is trained.
+
+        Raises:
+            ValueError: there is no model or tag of that name, or no weights are published for it.
+        """
+        check_backbone_name(name, pretrained)
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, Segmenter, dict[str, Any]]:

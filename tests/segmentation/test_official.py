@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from metamix.models import load_official, segmenters
 from metamix.models.download import Published
+from metamix.models.segmenters import check_backbone_name
 from metamix.segmentation import build_segmenter
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "segmentation"
@@ -121,6 +122,15 @@ def test_published_addresses():
         "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/fpn_poolformer_m48_8x4_512x512_40k_ade20k/"
         "fpn_poolformer_m48_8x4_512x512_40k_ade20k_20220504_003923-64168d3b.pth"
     )
+
+
+def test_names_with_a_tag():
+    check_backbone_name("wavemix_192_16_l3.cityscapes", True)
+    check_backbone_name("wavemix_192_16_l3.galaxy10", True)
+    with pytest.raises(ValueError, match="wavemix_192_16_l3 has no tag 'cityscape'"):
+        check_backbone_name("wavemix_192_16_l3.cityscape", True)
+    with pytest.raises(ValueError, match="No weights are published for ninformer_cifar"):
+        check_backbone_name("ninformer_cifar", True)
 
 
 def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):

@@ -61,6 +61,14 @@ def test_scores_have_the_size_of_any_image(head, backbone):
             assert model(torch.rand(1, 3, *size)).shape == (1, 5, *size)
 
 
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@torch.no_grad()
+def test_transformers_take_any_size(backbone):
+    depth = dict(depth=3) if backbone.startswith("vit") else dict(depths=(1, 1, 1, 1), embed_dim=24)
+    model = segmenter(backbone=backbone, backbone_args=depth, img_size=64).eval()
+    assert model(torch.rand(1, 3, 100, 70)).shape == (1, 5, 100, 70)
+
+
 @torch.no_grad()
 def test_images_are_padded_below_and_to_the_right():
     model, images = segmenter().eval(), torch.rand(1, 3, 40, 50)
@@ -176,6 +184,7 @@ def test_export_for_any_size(head, backbone, options):
         (dict(dropout=2), "dropout is 2: give a number from 0 to 1"),
         (dict(backbone_args=dict(in_chans=1)), "backbone_args has in_chans, which is an argument of build_segmenter"),
         (dict(backbone_args=dict(widths=1)), "metaformer_pooling_nano does not take"),
+        (dict(backbone="vit_tiny_patch16_224", backbone_args=dict(depth=1)), "vit_tiny_patch16_224 does not take"),
         (dict(pretrained=True, checkpoint="a.pt"), "both say where weights come from: give one"),
         (dict(backbone="ninformer_cifar", pretrained=True), "No weights are published for ninformer_cifar"),
         (dict(backbone="wavemix_144_7"), r"keeps all its maps at stride 1: .* would take \d+ GiB"),
