@@ -9,9 +9,10 @@ from metamix.models.weights import weights_dir
 from metamix.utils.files import write_text
 
 
-def load_cards(tag: str = "*") -> list[dict]:
-    """Load all cards, or the cards of one tag."""
-    return [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
+def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
+    """Load the cards of a task, or those of one tag."""
+    cards = [json.loads(path.read_text()) for path in sorted(weights_dir().glob(f"*.{tag}.json"))]
+    return [card for card in cards if card["task"] == task]
 
 
 def load_tag(tag: str | None) -> list[dict]:

@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 
 from benchmarks.markdown import wrap
 from benchmarks.paths import ROOT
+from benchmarks.report import restoration
 from benchmarks.report.models import arxiv_link, arxiv_of
 from benchmarks.weight_cards import image_size, load_cards, standard_error
 from metamix.cli.tasks import find_task
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pages() -> dict[Path, str]:
     """Make the pages of all cards."""
-    return {weights_dir() / f"{card['name']}.md": page(card) for card in load_cards()}
+    texts = {card["name"]: page(card) for card in load_cards()}
+    texts |= {card["name"]: restoration.page(card, command(card)) for card in load_cards(task="restoration")}
+    return {weights_dir() / f"{name}.md": text for name, text in texts.items()}
 
 
 def stale() -> list[str]:
@@ -226,6 +229,8 @@ def command(card: dict) -> str:
 
 
 def data_dir(card: dict) -> list[str]:
+    if card["task"] == "restoration":
+        return []  # the recipe names the folders
     return [] if card["recipe"]["data"] == "digits" else ["--data-dir DIR"]
 
 

@@ -143,7 +143,7 @@ class RestorationMetric:
                 row |= dict(zip(("input_psnr", "input_ssim"), self.measure.score(before, target)))
             state["rows"].append({"index": index, "image": name, **row})
             if len(state["shown"]) < SHOWN:
-                trio = [to_8_bits(picture).mul(255).byte().cpu() for picture in (before, restored, target)]
+                trio = [to_8_bits(picture).mul(255).round().byte().cpu() for picture in (before, restored, target)]
                 state["shown"].append((index, name, trio))
 
     def result(self, states: list[State]) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""Score the shipped restoration weights on the literature's photographs, and time them: results/restoration.json.
+
+    python -m benchmarks.measure.restoration data/photos
+    python -m benchmarks.measure.restoration data/photos --names wavemix_restore_nano.noise25
+
+The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, those for
+super-resolution on set5/hr and set14, in float32; `psnr_x8` is that of the mean over eight orientations. The other
+weights are only timed: one image of 256 x 256 output pixels, float32.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import timing
+from benchmarks.paths import RESULTS
+from benchmarks.ship_restoration import score
+from benchmarks.weight_cards import load_cards
+from metamix.models.image_models import create_image_model
+from metamix.restoration.options import RestorationEvalOptions
+from metamix.restoration.task import Restoration
+from metamix.utils.system import keep_freed_memory
+
+FILE = RESULTS / "restoration.json"
+SETS = {"noise": ("bsd68", "set12"), "downscale": ("set5/hr", "set14")}
+SIDE = 256  # pixels of the restored image
+
+
+def measure(card: dict, photos: Path, seconds: float) -> list[dict]:
+    """Score and time the weights of a card."""
+    kind = card["degradation"].partition(":")[0]
+    rows = [score_set(card, photos / name) | {"set": name} for name in SETS.get(kind, ())]
+    return [*rows, {"name": card["name"], "set": "speed", "ms": round(1000 * time_model(card, seconds), 1)}]
+
+
+def score_set(card: dict, folder: Path) -> dict:
+    """Score the weights of a card on the images of a folder, as they are and with the self-ensemble."""
+    options = RestorationEvalOptions(model=card["name"], pretrained=True, test_dir=str(folder), workers=0)
+    task, model, _ = Restoration.trained(options)
+    row = {"name": card["name"], "images": len(task.data.parts["test"])}
+    row |= {key: round(value, 4) for key, value in score(task, model).items()}
+    task.metric.restorer = replace(task.metric.restorer, ensemble=True)
+    return row | {"psnr_x8": round(score(task, model)["psnr"], 4), "measured": task.measure.describe(task.data.channels)}
+
+
+def time_model(card: dict, seconds: float) -> float:
+    """Return the median seconds of one image."""
+    model = create_image_model(card["name"], pretrained=True).eval().to(memory_format=torch.channels_last)
+    side = SIDE // model.scale
+    image = torch.rand(1, card["in_chans"], side, side).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(image)
+
+    return timing.interleaved({"": step}, seconds)[""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
+    parser.add_argument("--names", nargs="+", help="names of weights; all if not given")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for timing each of them")
+    options = parser.parse_args()
+    keep_freed_memory()
+    cards = [card for card in load_cards(task="restoration") if card["name"] in (options.names or [card["name"]])]
+    if not cards:
+        parser.error(f"no shipped restoration weights have the names {options.names}")
+    for card in cards:
+        timing.save(FILE, timing.machine(), measure(card, options.photos, options.seconds), ("name", "set"))
+
+
+if __name__ == "__main__":
+    main()

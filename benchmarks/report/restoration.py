@@ -1,0 +1,174 @@
+"""Make the pages of the restoration weights, and the table of their scores from results/restoration.json."""
+
+import json
+
+from huggingface_hub import EvalResult, ModelCardData  # installed with timm
+
+from benchmarks.markdown import table, wrap
+from benchmarks.measure.restoration import FILE, SIDE
+from benchmarks.weight_cards import load_cards, model_of
+from metamix.utils.text import short_count
+
+ARXIV = {"maxim": "2201.02973", "wavemixsr": "2307.00430", "wavemix": "2205.14375"}
+JOBS = {
+    "noise": "removes Gaussian noise of sigma {value} from {colour} images",
+    "downscale": "enlarges images {value} times; it takes the luminance, and the colours are only upsampled",
+    "jpeg": "removes artifacts of JPEG of quality {value} from {colour} images",
+}
+COLOURS = {"rgb": "colour", "grey": "grey", "y": "luminance"}
+NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
+# Means over the images as the papers print them. Their PSNR may differ in rounding.
+REFERENCES = {
+    "bsd68": "BM3D 28.57, DnCNN-S 29.23",
+    "set12": "BM3D 29.97, DnCNN-S 30.43",
+    "set5/hr": "bicubic 33.66, SRCNN 36.66, VDSR 37.53",
+    "set14": "bicubic 30.24, SRCNN 32.45, VDSR 33.03",
+}
+
+
+def scores_table() -> str:
+    """Make the table of scores by weights and set, with what was compared."""
+    rows, cards = json.loads(FILE.read_text())["rows"], {card["name"]: card for card in load_cards(task="restoration")}
+    scored = [row for row in rows if row["set"] in NAMES]
+    cells = [
+        [
+            f"`{row['name']}`",
+            NAMES[row["set"]],
+            f"{row['input_psnr']:.2f}",
+            f"{row['psnr']:.2f}",
+            f"{row['psnr_x8']:.2f}",
+            f"{row['ssim']:.4f}",
+            REFERENCES[row["set"]],
+        ]
+        for row in scored
+    ]
+    cells += [
+        [f"`{name}`", f"{card['samples']['test']} images of {card['data']}", f"{card['input_psnr']:.2f}"]
+        + [f"{card['psnr']:.2f}", "", f"{card['ssim']:.4f}", ""]
+        for name, card in cards.items()
+        if name not in {row["name"] for row in scored}
+    ]
+    header = ["weights", "images", "input, dB", "PSNR, dB", "of eight orientations", "SSIM", "published PSNR"]
+    measured = dict.fromkeys(row["measured"] for row in scored)
+    note = f"{'. '.join(measured)}. Published numbers: BM3D and DnCNN (arXiv 1608.03981), SRCNN and VDSR (1511.04587)."
+    return f"{table(header, cells)}\n\n{wrap(note)}"
+
+
+def cost_table() -> str:
+    """Make the table of sizes and costs."""
+    found = json.loads(FILE.read_text())
+    ms = {row["name"]: row["ms"] for row in found["rows"] if row["set"] == "speed"}
+    cells = [
+        [
+            f"`{card['name']}`",
+            short_count(card["parameters"]),
+            f"{per_pixel(card) / 1000:.0f} K",
+            f"{ms[card['name']]:.0f}",
+            f"{card['seconds'] / 60:.0f}",
+        ]
+        for card in load_cards(task="restoration")
+    ]
+    threads = found["machine"]["threads"]
+    header = ["weights", "parameters", "multiply-adds a pixel", f"ms for {SIDE} x {SIDE}", "minutes of training"]
+    note = f"Inference in float32 on {threads} thread{'s' * (threads > 1)} of an {found['machine']['cpu']}."
+    return f"{table(header, cells)}\n\n{wrap(note)}"
+
+
+def per_pixel(card: dict) -> float:
+    """Return the multiply-adds for each pixel of the restored image."""
+    return card["macs"] / card["crop"] ** 2
+
+
+def page(card: dict, command: str) -> str:
+    """Make the page of a card: header and text.
+
+    Args:
+        command: that trained the weights, as an indented block.
+    """
+    name, arxiv = card["name"], arxiv_of(card)
+    kind, _, value = card["degradation"].partition(":")
+    job = JOBS[kind].format(value=value.replace("-", " to "), colour=COLOURS[card["channels"]])
+    weights = {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
+    rows = [
+        ("PSNR", f"{card['psnr']:.2f} dB, mean of {card['samples']['test']} images, with {weights}"),
+        ("SSIM", f"{card['ssim']:.4f}"),
+        ("before", f"{card['input_psnr']:.2f} dB, {card['input_ssim']:.4f}"),
+        ("compared", card["measured"]),
+        ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
+        ("float16", f"changes the PSNR by {card['float16_changes_psnr']:.5f} dB"),
+        ("multiply-adds", f"{per_pixel(card):,.0f} for each pixel of the result"),
+        ("training", f"{card['seconds'] / 60:.0f} minutes"),
+        ("versions", ", ".join(f"{package} {version}" for package, version in card["versions"].items())),
+        ("commit", card["commit"] or "unknown"),
+        ("license", "Apache-2.0 for these weights; the photographs have their own terms"),
+    ]
+    intro = f"{model_of(card)} (arXiv [{arxiv}](https://arxiv.org/abs/{arxiv})) {job}. Trained on {card['data']}."
+    limits = [
+        "It knows this degradation alone. Other noise, blur or compression of real photographs is another job.",
+        "One seed was trained.",
+    ]
+    return f"""---
+{header(card, arxiv)}
+---
+
+# {name}
+
+{wrap(intro)}
+
+## Use
+
+    metamix predict photos --task restoration --model {name} --pretrained --output restored
+
+```python
+import metamix
+
+model = metamix.create_image_model("{name}", pretrained=True).eval()
+```
+
+The model takes images (B, {card["in_chans"]}, H, W) of any size, with values from 0 to 1.
+
+## Results
+
+| | |
+|---|---|
+{chr(10).join(f"| {key} | {value} |" for key, value in rows)}
+
+## Recipe
+
+From a clone of metamix:
+
+{command}
+
+## Limits
+
+{chr(10).join(f"- {line}" for line in limits)}
+"""
+
+
+def header(card: dict, arxiv: str) -> str:
+    """Make the YAML block that Hugging Face reads, without its fences."""
+    results = [
+        EvalResult(
+            task_type="image-to-image",
+            dataset_type=card["name"].partition(".")[2],
+            dataset_name=card["data"],
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=metric.upper(),
+            metric_value=card[metric],
+        )
+        for metric in ("psnr", "ssim")
+    ]
+    return ModelCardData(
+        license=card["license"],
+        library_name="metamix",
+        tags=["image-to-image", "metamix", f"arxiv:{arxiv}"],
+        metrics=["psnr", "ssim"],
+        model_name=card["name"],
+        eval_results=results,
+    ).to_yaml()
+
+
+def arxiv_of(card: dict) -> str:
+    """Return the arXiv number of the model's paper."""
+    return ARXIV[model_of(card).split("_")[0]]

@@ -1,0 +1,106 @@
+"""Add a trained restoration model to weights/: its tensors, and a card that says how they were made.
+
+    python -m benchmarks.ship_restoration RUN --tag noise25 --data-name "400 grey photographs of BSD500"
+
+RUN is the folder of a finished run of `metamix train --task restoration`, whose data must lie where they were. Tensors
+are stored in float16 if that changes the PSNR of the test images by at most 0.005 dB, else in float32. The scores on the
+card are those of the stored tensors, computed in float32; the card also says how much the PSNR changed.
+`benchmarks.measure.restoration` scores shipped weights on more images, and `benchmarks.report.cards` makes the pages.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.runs import free_options, read_run
+from metamix.models.weights import weights_dir
+from metamix.restoration.options import RestorationEvalOptions
+from metamix.restoration.task import Restoration
+from metamix.training.evaluation import evaluate
+from metamix.training.processes import ProcessGroup
+from metamix.utils.files import write_text
+from metamix.utils.tensor_files import load_weights, save_weights
+from metamix.utils.text import exit_with_message
+
+ALLOWED = 0.005  # dB
+COPIED = (
+    "in_chans", "channels", "enlarge", "degradation", "scale", "samples", "measured", "weights", "parameters", "macs",
+    "seconds", "versions", "commit",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--tag", required=True, help="short name of the job, such as noise25")
+    parser.add_argument("--data-name", required=True, help="name of the training images on the card")
+    args = parser.parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        print(ship(args.run, args.tag, args.data_name))
+
+
+def ship(run: Path, tag: str, data_name: str) -> str:
+    """Write the weights and the card of a run.
+
+    Returns:
+        What was written, in one line.
+
+    Raises:
+        ValueError: the run is not finished, or of another task.
+    """
+    summary, recipe = read_run(run)
+    if recipe["task"] != "restoration":
+        raise ValueError(f"{run} is a run of --task {recipe['task']}: give one of --task restoration")
+    options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}
+    task, model, _ = Restoration.trained(RestorationEvalOptions(**options | {"checkpoint": str(run)}))
+    tensors, about = load_weights(run)
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    scores, stored = (score(task, with_tensors(model, state)) for state in (tensors, half))
+    change = stored["psnr"] - scores["psnr"]
+    if abs(change) > ALLOWED:
+        half, stored = tensors, scores
+    card = {
+        "name": f"{about['model']}.{tag}",
+        "task": "restoration",
+        "data": data_name,
+        **{name: round(stored[name], 4) for name in ("psnr", "ssim", "input_psnr", "input_ssim")},
+        "stored_as": "float32" if half is tensors else "float16",
+        "float16_changes_psnr": round(change, 5),
+        **{name: summary[name] for name in COPIED},
+        "crop": recipe["crop"],
+        "curve": read_curve(run),
+        "recipe": {key: value for key, value in recipe.items() if key not in free_options("restoration")},
+        "license": "apache-2.0",
+        "pretrained_cfg": {},  # timm has no use for image models
+    }
+    path = weights_dir() / f"{card['name']}.safetensors"
+    save_weights(path, half, about)
+    write_text(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    return f"{path.name}: {card['psnr']:.2f} dB, {card['stored_as']}, {path.stat().st_size / 1e6:.2f} MB"
+
+
+def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """Load tensors into a model and return it."""
+    model.load_state_dict(tensors)
+    return model
+
+
+def score(task: Restoration, model: nn.Module) -> dict[str, float]:
+    """Score a model on the task's test images, in float32."""
+    loader = task.data.eval_loaders(1, 0, 1)["test"]
+    return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
+
+
+def read_curve(run: Path) -> dict[str, list[float]]:
+    """Read the training loss of each epoch."""
+    with open(run / "metrics.csv", newline="") as file:
+        return {"train_loss": [float(row["train_loss"]) for row in csv.DictReader(file)]}
+
+
+if __name__ == "__main__":
+    main()

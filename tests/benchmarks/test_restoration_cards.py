@@ -1,0 +1,57 @@
+"""Test the shipped restoration weights: by name they restore pictures of scikit-image, and their pages are the cards."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from skimage import data
+
+from benchmarks import ship_restoration
+from benchmarks.report import restoration
+from benchmarks.report.cards import command
+from benchmarks.weight_cards import load_cards
+from metamix.cli.tasks import find_task
+from metamix.models.image_models import create_image_model, list_image_models
+from metamix.models.weights import weights_dir
+from metamix.restoration.degradations import parse_degradations
+from metamix.restoration.inference import enlarge
+from metamix.restoration.load import load_trained
+from metamix.restoration.metrics import Measure
+from metamix.training.recipe import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+CARDS = {card["name"]: card for card in load_cards(task="restoration")}
+GAIN = {"noise": 7, "downscale": 1.5, "jpeg": 0.5}  # least dB on the picture
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_weights_by_name_restore_a_picture_they_never_saw(name):
+    card, trained = CARDS[name], load_trained(None, model=name, pretrained=True)
+    assert name in list_image_models(pretrained=True) and trained.spec.degradation == card["degradation"]
+    clean = torch.from_numpy(data.astronaut() if card["in_chans"] == 3 else data.camera()[..., None])
+    clean = clean[100:356, 100:356].permute(2, 0, 1).float() / 255
+    degraded = parse_degradations(card["degradation"])(clean, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        restored = trained.model(degraded[None])[0]
+    before, after = (Measure().score(x, clean)[0] for x in (enlarge(degraded, card["scale"]), restored))
+    assert after > before + GAIN[card["degradation"].partition(":")[0]]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_is_that_of_its_weights(name):
+    card, model = CARDS[name], create_image_model(name, pretrained=True)
+    assert card["parameters"] == sum(p.numel() for p in model.parameters()) and card["psnr"] > card["input_psnr"]
+    assert (weights_dir() / f"{name}.safetensors").stat().st_size < 8e6
+    words = shlex.split(command(card).replace("\\\n", " "))
+    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
+    options = {"restoration": lambda: find_task("restoration").Options}
+    recipe = parse(words, options, default_task="restoration", description="").flat()
+    assert card["recipe"].items() <= recipe.items()
+    text = (weights_dir() / f"{name}.md").read_text()
+    assert text == restoration.page(card, command(card))
+
+
+def test_other_runs_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"has no summary.json: give the folder of a finished run"):
+        ship_restoration.main([str(tmp_path), "--tag", "noise25", "--data-name", "photographs"])
