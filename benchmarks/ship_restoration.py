@@ -3,8 +3,8 @@
     python -m benchmarks.ship_restoration RUN --tag noise25 --data-name "400 grey photographs of BSD500"
 
 RUN is the folder of a finished run of `metamix train --task restoration`, whose data must lie where they were. Tensors
-are stored in float16 if that changes the PSNR of the test images by at most 0.005 dB, else in float32. The scores on the
-card are those of the stored tensors, computed in float32; the card also says how much the PSNR changed.
+are stored in float16 if that changes the PSNR of the test images by at most 0.005 dB, else in float32. The scores on
+the card are those of the stored tensors, computed in float32; the card also says how much the PSNR changed.
 `benchmarks.measure.restoration` scores shipped weights on more images, and `benchmarks.report.cards` makes the pages.
 """
 

@@ -42,7 +42,10 @@ def score_set(card: dict, folder: Path) -> dict:
     row = {"name": card["name"], "images": len(task.data.parts["test"])}
     row |= {key: round(value, 4) for key, value in score(task, model).items()}
     task.metric.restorer = replace(task.metric.restorer, ensemble=True)
-    return row | {"psnr_x8": round(score(task, model)["psnr"], 4), "measured": task.measure.describe(task.data.channels)}
+    return row | {
+        "psnr_x8": round(score(task, model)["psnr"], 4),
+        "measured": task.measure.describe(task.data.channels),
+    }
 
 
 def time_model(card: dict, seconds: float) -> float:

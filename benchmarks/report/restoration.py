@@ -43,8 +43,15 @@ def scores_table() -> str:
         for row in scored
     ]
     cells += [
-        [f"`{name}`", f"{card['samples']['test']} images of {card['data']}", f"{card['input_psnr']:.2f}"]
-        + [f"{card['psnr']:.2f}", "", f"{card['ssim']:.4f}", ""]
+        [
+            f"`{name}`",
+            f"{card['samples']['test']} images of {card['data']}",
+            f"{card['input_psnr']:.2f}",
+            f"{card['psnr']:.2f}",
+            "",
+            f"{card['ssim']:.4f}",
+            "",
+        ]
         for name, card in cards.items()
         if name not in {row["name"] for row in scored}
     ]

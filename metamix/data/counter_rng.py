@@ -1,4 +1,4 @@
-"""Counter-based random numbers: hashes of integers (seed, purpose, epoch, index, ...).
+"""Make counter-based random numbers: hashes of integers (seed, purpose, epoch, index, ...).
 
 A sample therefore looks the same on every process, worker and device, and a run can be resumed at any step. The hash
 chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).

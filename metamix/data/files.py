@@ -21,12 +21,12 @@ GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 class CorruptImage(OSError):
-    """One image, or too many images, cannot be decoded. The message names the image and the reason."""
+    """Report that an image, or too many of them, cannot be decoded. The message names the image and the reason."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says: size in pixels (height, width) of the upright image, and colour."""
+    """Hold what the header of an image file says: (height, width) in pixels of the upright image, and colour."""
 
     size: tuple[int, int]
     grey: bool

@@ -40,7 +40,7 @@ Broken = list[tuple[str, str]]  # path and reason of images that could not be re
 
 
 class Order(Protocol):
-    """The samples that this rank takes in each step."""
+    """Define the samples that this rank takes in each step."""
 
     def __len__(self) -> int:
         """Return the number of steps in an epoch."""
@@ -50,7 +50,7 @@ class Order(Protocol):
 
 
 class Samples(Protocol):
-    """What workers read: a `Source`, or samples of another kind."""
+    """Define what workers read: a `Source`, or samples of another kind."""
 
     def __len__(self) -> int: ...
 
@@ -100,7 +100,7 @@ def eval_loader(
 
 
 class TrainOrder:
-    """This rank's samples in each step of an epoch, at random."""
+    """Order this rank's samples in each step of an epoch at random."""
 
     def __init__(self, total: int, batch_size: int, rank: int, world: int, seed: int):
         self.total, self.batch_size, self.seed = total, batch_size, seed
@@ -120,7 +120,7 @@ class TrainOrder:
 
 
 class BalancedOrder(TrainOrder):
-    """A random order with equally many samples of each class, for data sets with rare classes.
+    """Order samples at random, equally many of each class, for data sets with rare classes.
 
     An epoch has as many samples as the source. Samples of rare classes are repeated, and some of frequent ones left
     out.
@@ -147,7 +147,7 @@ class BalancedOrder(TrainOrder):
 
 
 class EvalOrder:
-    """This rank's samples, in order. Over all ranks every sample comes once."""
+    """Keep this rank's samples in order. Over all ranks every sample comes once."""
 
     def __init__(self, total: int, batch_size: int, rank: int, world: int):
         part = torch.arange(rank * total // world, (rank + 1) * total // world)
@@ -161,7 +161,7 @@ class EvalOrder:
 
 
 class MemoryLoader:
-    """Batches picked from a split in memory."""
+    """Pick batches from a split in memory."""
 
     def __init__(self, source: Source, options: SourceOptions, order: Order, mark_replaced: bool = False):
         decoded = pixels(source, options)
@@ -198,7 +198,7 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Batches decoded and transformed by worker processes.
+    """Decode and transform batches in worker processes.
 
     Args:
         samples: what the workers read.
@@ -268,7 +268,7 @@ def survive_first_signal(worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """The batches of one epoch. A sample is (epoch, index), since workers outlive epochs and need the number."""
+    """Batch one epoch. A sample is (epoch, index), since workers outlive epochs and need the number."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
@@ -282,7 +282,7 @@ class EpochSampler(Sampler):
 
 
 class TransformedSamples:
-    """The data set that workers read. Random numbers are seeded anew for each sample."""
+    """Read samples in workers. Random numbers are seeded anew for each sample."""
 
     def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, mark_replaced: bool):
         self.samples, self.transform, self.seed, self.mark_replaced = samples, transform, seed, mark_replaced
@@ -343,7 +343,7 @@ def eval_transform(source: Source, options: SourceOptions) -> Transform:
 
 
 class CorruptImages(dict[str, str]):
-    """Images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
+    """Collect the images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
 
     Args:
         total: images of the source.

@@ -1,4 +1,4 @@
-"""Options of data and augmentation."""
+"""Define the options of data and augmentation."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Splits:
-    """An open data set.
+    """Hold an open data set.
 
     `holdout` is None if no share is held out. `train` is None if a data set for evaluation has no training split.
     `size` is the side of the images in pixels, or None if sizes differ.
@@ -260,7 +260,7 @@ class Source:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Labels (n,) int64."""
+        """Return the labels (n,) int64."""
         return self.images.labels[self.indices]
 
     def path(self, index: int) -> str:

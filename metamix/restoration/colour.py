@@ -1,4 +1,4 @@
-"""Colour spaces of ITU-R BT.601, for images (..., 3, H, W) with values from 0 to 1."""
+"""Convert between the colour spaces of ITU-R BT.601, for images (..., 3, H, W) with values from 0 to 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and pairs of images for restoration: files, crops and batches.
+"""Load images and pairs of images for restoration: files, crops and batches.
 
     DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
     DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val
@@ -42,7 +42,7 @@ TEST_FOLDERS = ("test", "val")
 
 @dataclass(frozen=True)
 class Sample:
-    """A clean image and, of a pair, the degraded one; `name` is the clean one's path inside its folder."""
+    """Name a clean image and, of a pair, the degraded one; `name` is the clean one's path inside its folder."""
 
     name: str
     target: Path
@@ -208,7 +208,7 @@ Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
 
 
 class Samples:
-    """The images of a split, as `StreamLoader` reads them. Numbers beyond the last image begin again with the first."""
+    """Read the images of a split for `StreamLoader`. Numbers beyond the last image begin again with the first."""
 
     def __init__(self, samples: Sequence[Sample], channels: str, scale: int):
         self.samples, self.channels, self.scale = samples, channels, scale

@@ -1,4 +1,4 @@
-"""Degradations of clean images, and chains of them: `parse_degradations("blur:0.5-3,noise:0-50,jpeg:30-90")`.
+"""Degrade clean images by chains of steps: `parse_degradations("blur:0.5-3,noise:0-50,jpeg:30-90")`.
 
     noise:SIGMA         Gaussian noise, sigma on the scale of 0 to 255; noise:25:clip also clips to 0 to 255;
                         noise:25:grey adds the same noise to all channels
@@ -38,7 +38,7 @@ PAIRS = "pairs"  # in place of a chain: the images are degraded already
 
 @dataclass(frozen=True)
 class Range:
-    """A number, or a range that each image draws from uniformly."""
+    """Hold a number, or a range that each image draws from uniformly."""
 
     low: float
     high: float
@@ -200,7 +200,7 @@ DEGRADATIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Chain:
-    """Degradations that are applied one after the other.
+    """Apply degradations one after the other.
 
     Attributes:
         steps: the degradations.

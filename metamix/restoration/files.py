@@ -28,12 +28,12 @@ FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # 
 
 
 class DoesNotFit(ValueError):
-    """An image that the model, or the format to write, cannot take."""
+    """Name an image that the model, or the format to write, cannot take."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image file, upright, with values from 0 to 1.
+    """Hold a decoded image file, upright, with values from 0 to 1.
 
     Attributes:
         colours: (1 or 3, H, W) float32.

@@ -15,7 +15,7 @@ from .resize import resize_bicubic
 
 @dataclass(frozen=True)
 class Restorer:
-    """Restores images (B, C, H, W) of any size.
+    """Restore images (B, C, H, W) of any size.
 
     Attributes:
         enlarge: factor of the bicubic enlargement before the model, for a model whose output has its input's size.

@@ -1,4 +1,4 @@
-"""Image models for restoration: built for the data, and trained ones from files."""
+"""Build image models for the data, and load trained ones from files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 
 @dataclass(frozen=True)
 class RestorationSpec:
-    """What a weight file says beside its model: how images go into it.
+    """Hold what a weight file says beside its model: how images go into it.
 
     Attributes:
         channels: rgb, grey or y.
@@ -54,7 +54,7 @@ class RestorationSpec:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A restoration model in evaluation mode, and how images go into it."""
+    """Hold a restoration model in evaluation mode, and how images go into it."""
 
     name: str
     model: nn.Module

@@ -1,4 +1,4 @@
-"""Losses of restoration, and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
+"""Compute losses of restoration and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
 
     charbonnier   mean of sqrt((x - y)^2 + 1e-6)
     l1            mean of |x - y|

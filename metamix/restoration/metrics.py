@@ -1,4 +1,4 @@
-"""PSNR and SSIM, exactly defined, and the metric of the restoration task.
+"""Define PSNR and SSIM exactly, and the metric of the restoration task.
 
     PSNR = 10 log10(1 / MSE)        for values from 0 to 1; the mean is over all pixels and channels of an image
     SSIM = mean of (2 m n + c1)(2 s_xy + c2) / ((m^2 + n^2 + c1)(s_x^2 + s_y^2 + c2))
@@ -33,7 +33,7 @@ CHANNELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared: channels, border and rounding.
+    """Define what is compared: channels, border and rounding.
 
     Attributes:
         channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in
@@ -114,7 +114,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 class RestorationMetric:
-    """Scores restored images, and the inputs before restoration.
+    """Score restored images, and the inputs before restoration.
 
     Args:
         measure: what is compared.

@@ -1,4 +1,4 @@
-"""Options of restoration."""
+"""Define the options of restoration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _score = partial(option, group="scoring", on_resume="say")
 
 @dataclass
 class ImageOptions:
-    """Where the images are, and how they are scored. The same for `metamix train` and `metamix eval`."""
+    """Say where the images are and how they are scored, for `metamix train` and `metamix eval`."""
 
     data = "images"  # not an option; the loader's messages name it
 
@@ -63,7 +63,7 @@ class ImageOptions:
 
 @dataclass
 class RestorationOptions(BackboneOptions, ImageOptions):
-    """Options of `metamix train` for restoration."""
+    """Define the options of `metamix train` for restoration."""
 
     model: str = _model("maxim_nano", "image model; several names, a,b,c, are trained one after the other and compared")
     degradation: str = _data(
@@ -100,7 +100,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
 
 @dataclass
 class RestorationEvalOptions(ImageOptions):
-    """Options of `metamix eval`. Those without a value are as in training."""
+    """Define the options of `metamix eval`. Those without a value are as in training."""
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
     model: str | None = _model(None, "image model, for weights that do not name it")

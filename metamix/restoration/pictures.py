@@ -1,4 +1,4 @@
-"""Pictures of restoration: a contact sheet of input, output, target and error, and the scores of each image."""
+"""Draw restored images: a contact sheet of input, output, target and error, and the scores of each image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ZOOM = 64  # pixels of the side of the zoomed crop
 
 
 class RestorationPictures:
-    """Shows the states of `RestorationMetric`."""
+    """Show the states of `RestorationMetric`."""
 
     def __init__(self, measure: Measure, channels: str):
         self.measure, self.channels = measure, channels

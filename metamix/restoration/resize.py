@@ -1,4 +1,4 @@
-"""Bicubic resizing as MATLAB's `imresize` does it, which papers on super-resolution use.
+"""Resize bicubically as MATLAB's `imresize` does, which papers on super-resolution use.
 
 Shrinking widens the kernel by the factor (antialiasing), and images are reflected at their borders.
 """

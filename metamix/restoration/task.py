@@ -1,4 +1,4 @@
-"""The restoration task: image models on pairs of images, or on clean images that are degraded on the fly."""
+"""Define the restoration task: image models on pairs of images, or on clean images that are degraded on the fly."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Restoration:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about how data and model were made, and what the scores compare."""
+        """Say how data and model were made, and what the scores compare."""
         return [*self.data.notes, *self.model.notes, self.measure.describe(self.data.channels)]
 
     @staticmethod
@@ -111,7 +111,7 @@ class RestorationModel:
 
     @property
     def crop(self) -> int:
-        """Side of the training crops that the model takes, in pixels."""
+        """Return the side of the training crops that the model takes, in pixels."""
         return self.options.crop * self.enlarge // self.data.scale
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Test the shipped restoration weights: by name they restore pictures of scikit-image, and their pages are the cards."""
+"""Test the shipped restoration weights: by name they restore pictures of scikit-image, and pages are fresh."""
 
 import shlex
 from pathlib import Path

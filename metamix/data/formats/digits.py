@@ -19,7 +19,7 @@ def open_digits(test_on: str) -> tuple[Digits, Digits]:
 
 
 class Digits:
-    """One split: 8x8 images of one channel, enlarged to 32x32."""
+    """Read one split: 8x8 images of one channel, enlarged to 32x32."""
 
     mode = "L"
     classes = tuple("0123456789")

@@ -81,7 +81,7 @@ def open_split(place: Path) -> FolderImages | TarImages:
 
 
 class FolderImages:
-    """One split of image files in folders named by class."""
+    """Read one split of image files in folders named by class."""
 
     mode = "RGB"
 

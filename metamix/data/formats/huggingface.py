@@ -41,7 +41,7 @@ def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[Hugging
 
 
 class HuggingFace:
-    """One split, with one column of images and one of class labels."""
+    """Read one split, with one column of images and one of class labels."""
 
     mode = "RGB"
 

@@ -26,7 +26,7 @@ class Member(NamedTuple):
 
 
 class TarImages:
-    """One split of images in tar files.
+    """Read one split of images in tar files.
 
     Each image is read by its offset from a newly opened file, so processes and threads share no position.
     """

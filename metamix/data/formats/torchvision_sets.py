@@ -47,7 +47,7 @@ def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tupl
 
 
 class Torchvision:
-    """One split, which may consist of several splits of torchvision (flowers: train and val)."""
+    """Read one split, which may consist of several splits of torchvision (flowers: train and val)."""
 
     def __init__(self, name: str, root: str, train: bool, download: bool):
         try:
