@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             precision=options.precision,
             img_size=options.img_size,
             dynamic=options.dynamic,
+            compiled=options.compile,
             data=options.data,
             data_dir=options.data_dir,
             images=options.images,
@@ -56,6 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--img-size", type=size, metavar="N or H,W", help="images in pixels (default: as in training)")
     parser.add_argument("--dynamic", action="store_true", help="let height and width vary; the batch always may")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch: also compile the graph for this CPU, which takes minutes"
+    )
     parser.add_argument("--data", help="data set to compare on, and to calibrate int8 on (default: random images)")
     parser.add_argument("--data-dir", help="folder of the data set")
     parser.add_argument("--images", type=positive, metavar="N", help="most images to compare on (default: all)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from metamix.cli.tasks import take_task, task_module
-from metamix.deploy.artifact import is_exported
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_weights
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         task, words = take_task(argv)
         if task is None:
             checkpoint, model = _weights(words)
-            if checkpoint is None and model is not None and is_exported(model):
+            if checkpoint is None and model is not None and Path(model).is_dir():
                 from metamix.deploy.predict import main as predict_exported
 
                 raise SystemExit(predict_exported(words))

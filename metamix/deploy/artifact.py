@@ -21,6 +21,7 @@ from metamix.utils.text import nearest
 
 ARTIFACT = "export.json"
 REPORT = "report.json"
+COMPILED = "model.compiled.pt2"
 VERSION = 1
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # format: its main file
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -70,11 +71,6 @@ class Artifact:
         """Write export.json."""
         known = asdict(self) | {"model": self.model.to_dict()}
         write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
-
-
-def is_exported(folder: str | Path) -> bool:
-    """Return whether `metamix export` wrote this folder."""
-    return (Path(folder) / ARTIFACT).is_file()
 
 
 def load_artifact(folder: str | Path) -> Artifact:

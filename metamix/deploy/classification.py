@@ -16,7 +16,7 @@ from metamix.classification.task import Classification
 from metamix.data import Source, eval_loader
 from metamix.models.metadata import ModelMetadata
 
-from .exportable import HELD_OUT_IMAGES, Comparison, Model, Request, is_file
+from .exportable import HELD_OUT_IMAGES, Comparison, Model, Request, weight_path
 from .report import Difference, missed_limits
 
 RANDOM_IMAGES = 64
@@ -30,14 +30,21 @@ class ExportableClassifier:
         metadata: complete metadata of its weights.
         task: the task on the data set; None for random images.
         images: most images to compare on; None for all of the test split.
+        dynamic: whether the graph takes any size.
     """
 
     outputs: tuple[str, ...] = ("logits",)
 
     def __init__(
-        self, model: nn.Module, metadata: ModelMetadata, task: Classification | None = None, images: int | None = None
+        self,
+        model: nn.Module,
+        metadata: ModelMetadata,
+        task: Classification | None = None,
+        images: int | None = None,
+        dynamic: bool = False,
     ):
         self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
+        self.dynamic = dynamic
         self.extra: dict[str, Any] = {}
         self.notes = list(task.notes) if task else []
 
@@ -55,12 +62,13 @@ class ExportableClassifier:
 
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+        problems = self.problems_of_another_size(exported, precision) if self.dynamic else []
         difference = Difference(ranked=True)
         if self.task is None:
             for images in self.random(RANDOM_IMAGES).split(batch_size):
                 difference.update(self.model(images), exported(images))
             figures: dict[str, Any] = {"on": "random images"} | difference.result()
-            return Comparison(figures, problems=missed_limits(figures, precision))
+            return Comparison(figures, problems=missed_limits(figures, precision) + problems)
         metric, source = self.task.metric, self.task.data.splits.test
         states = {"eager": metric.start(), "exported": metric.start()}
         for images, batch in self.batches(source, batch_size, self.images):
@@ -70,7 +78,15 @@ class ExportableClassifier:
                 metric.update(states[name], lambda _, logits=logits: logits, batch)  # type: ignore[arg-type, misc]
         figures = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
-        return Comparison(figures, scores, missed_limits(figures, precision))
+        return Comparison(figures, scores, missed_limits(figures, precision) + problems)
+
+    def problems_of_another_size(self, exported: Model, precision: str) -> list[str]:
+        """Compare the models on images that are larger than the example of the export."""
+        images = self.random(2, taller=32, wider=16)
+        difference = Difference(ranked=True)
+        difference.update(self.model(images), exported(images))
+        size = " x ".join(map(str, images.shape[2:]))
+        return [f"on images of {size} pixels, {problem}" for problem in missed_limits(difference.result(), precision)]
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         for images, _ in self.batches(self.training_images(), batch_size, count):
@@ -83,8 +99,9 @@ class ExportableClassifier:
         source = Source(source.images, source.indices[count:], source.in_memory, source.size)
         right = total = 0
         for images, batch in self.batches(source, 64, held_out):
-            right += int((model(images).argmax(1) == batch["label"]).sum())
-            total += len(images)
+            readable = batch["index"] >= 0
+            right += int((model(images).argmax(1) == batch["label"])[readable].sum())
+            total += int(readable.sum())
         if not total:
             raise ValueError(f"after {count} images for calibration no training image is left to score on")
         return 100 * right / total
@@ -119,7 +136,7 @@ class ExportableClassifier:
 
 def open_classifier(request: Request) -> ExportableClassifier:
     """Load a classifier of metamix or timm, with the data if some are given."""
-    file = request.source if is_file(request.source) else None
+    file = request.source if weight_path(request.source) else None
     name = None if file else request.source
     size = request.img_size
     if isinstance(size, tuple):
@@ -133,12 +150,12 @@ def open_classifier(request: Request) -> ExportableClassifier:
             )
         model = create_model(name)
         metadata = complete_metadata(ModelMetadata(model=name), model, {})
-        found = ExportableClassifier(model, with_size(metadata, size))
+        found = ExportableClassifier(model, with_size(metadata, size), dynamic=request.dynamic)
         found.notes.append(f"{name} without a tag has random weights: its speed is right, its classes mean nothing")
         return found
     if not request.data:
         trained = load_trained(file, model=name, pretrained=file is None)
-        return ExportableClassifier(trained.model, with_size(trained.metadata, size))
+        return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=request.dynamic)
     options = ClassificationEvalOptions(
         model=name,
         pretrained=file is None,
@@ -149,7 +166,7 @@ def open_classifier(request: Request) -> ExportableClassifier:
     )
     task, model, entries = Classification.trained(options)
     metadata = ModelMetadata.from_dict(entries)
-    return ExportableClassifier(model, with_size(metadata, task.data.size), task, request.images)
+    return ExportableClassifier(model, with_size(metadata, task.data.size), task, request.images, request.dynamic)
 
 
 def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:

@@ -25,7 +25,7 @@ from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.task import Detection
 from metamix.models.metadata import ModelMetadata
 
-from .exportable import Comparison, Float, Model, Request
+from .exportable import Comparison, Model, Request
 from .runtime import ExportedModel
 
 MOST_PIXELS = 0.5  # that a box may differ
@@ -145,7 +145,7 @@ class ExportedDetector(nn.Module):
         return F.pad(resized, (0, self.size[1] - new[1], 0, self.size[0] - new[0])), new
 
 
-class ExportableDetector(Float):
+class ExportableDetector:
     """A detector, and the data set that it is compared on.
 
     Args:

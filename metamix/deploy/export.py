@@ -14,18 +14,18 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 
-from .artifact import ARTIFACT, FORMATS, REPORT, Artifact, check_cell
-from .exportable import Exportable, Request, task_of
+from .artifact import ARTIFACT, COMPILED, FORMATS, REPORT, Artifact, check_cell
+from .exportable import Exportable, Quantizable, Request, task_of
 from .extras import need
 from .fuse import fuse
-from .graphs import Bfloat16, to_openvino, to_program, write_onnx, write_openvino, write_torch
+from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .report import speed
 from .runtime import ExportedModel, Run, open_file
 
@@ -51,6 +51,7 @@ def export(
     precision: str = "fp32",
     img_size: int | tuple[int, int] | None = None,
     dynamic: bool = False,
+    compiled: bool = False,
     data: str | None = None,
     data_dir: str | None = None,
     images: int | None = None,
@@ -69,6 +70,7 @@ def export(
         precision: "fp32", "bf16" or "int8".
         img_size: side of the images in pixels, or (height, width); None: as in training.
         dynamic: let height and width vary. The batch always may.
+        compiled: torch: also compile the graph for this CPU with AOTInductor, which needs a C++ compiler and minutes.
         data: data set to compare on (its test split) and to calibrate int8 on (its training split).
         data_dir: folder of the data set.
         images: most images to compare on; None for the whole test split.
@@ -86,6 +88,8 @@ def export(
         ImportError: a package of the extra `deploy` is missing.
     """
     check_cell(format, precision)
+    if compiled and format != "torch":
+        raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
     folder = check_output(Path(output))
     for package in (*PACKAGES[format], *(["nncf"] if (format, precision) == ("openvino", "int8") else [])):
         need(package)
@@ -93,13 +97,15 @@ def export(
         raise ValueError(
             "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
         )
+    if precision == "int8" and task_of(source) != "classification":
+        raise ValueError(f"int8 is written for classifiers alone, not for {source}: take --precision fp32 or bf16")
     exportable = open_model(Request(source, img_size, data, data_dir, images, dynamic))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ARTIFACT).unlink(missing_ok=True)
-    artifact = write_model(exportable, folder, format, precision, dynamic)
+    artifact = write_model(exportable, folder, format, precision, dynamic, compiled)
     quantized = None
     if precision == "int8":
-        quantized = quantize(exportable, folder / artifact.file, max_drop, calibration_images)
+        quantized = quantize(cast(Quantizable, exportable), folder / artifact.file, max_drop, calibration_images)
     model = ExportedModel(open_file(folder / artifact.file, threads=threads, hints=artifact.hints), artifact)
     comparison = exportable.compare(model, precision, batch_size)
     report = {
@@ -155,12 +161,15 @@ def check_output(folder: Path) -> Path:
 
 def known_files() -> set[str]:
     """Return the names of all files that an export may have."""
-    return {ARTIFACT, REPORT, "model.bin", "model.compiled.pt2", *FORMATS.values()}
+    return {ARTIFACT, REPORT, "model.bin", COMPILED, *FORMATS.values()}
 
 
-def write_model(exportable: Exportable, folder: Path, format: str, precision: str, dynamic: bool) -> Artifact:
+def write_model(
+    exportable: Exportable, folder: Path, format: str, precision: str, dynamic: bool, compiled: bool
+) -> Artifact:
     """Write the model's files and return what to say about them."""
     examples = exportable.examples(2)
+    check_runs(exportable.model, examples)
     for name in known_files():  # of an export to another format
         (folder / name).unlink(missing_ok=True)
     file = folder / FORMATS[format]
@@ -169,11 +178,14 @@ def write_model(exportable: Exportable, folder: Path, format: str, precision: st
     if format == "onnx":
         write_onnx(model, examples, file, dynamic, exportable.outputs)
     elif format == "openvino":
-        graph = to_openvino(to_program(model, examples, dynamic), dynamic, exportable.outputs)
+        graph = to_openvino(to_program(model, examples, dynamic), exportable.outputs)
         hints = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
         write_openvino(graph, file)
     else:
-        write_torch(to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic), file)
+        program = to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic)
+        write_torch(program, file)
+        if compiled:
+            compile_torch(program, folder / COMPILED)
     shape = (None, examples.shape[1], *((None, None) if dynamic else examples.shape[2:]))
     return Artifact(
         format,
@@ -187,7 +199,17 @@ def write_model(exportable: Exportable, folder: Path, format: str, precision: st
     )
 
 
-def quantize(exportable: Exportable, file: Path, max_drop: float, count: int) -> dict[str, Any]:
+@torch.inference_mode()
+def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Raise ValueError if a model does not take these images, such as one that is made for another size alone."""
+    try:
+        model(images)
+    except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise ValueError(f"{type(model).__name__} does not take images of {shape}: {error}") from None
+
+
+def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -> dict[str, Any]:
     """Quantize a model file in place, and return what the report says of it.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +77,10 @@ class Exportable(Protocol):
     def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
         """Run both models on the same images."""
 
+
+class Quantizable(Exportable, Protocol):
+    """A model that int8 can be made of."""
+
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W).
 
@@ -90,28 +95,25 @@ class Exportable(Protocol):
         """
 
 
-class Float:
-    """Refuse int8 for the tasks whose models are not quantized."""
-
-    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
-        raise ValueError("int8 is written for classifiers alone: take --precision fp32 or bf16")
-
-    def held_out_score(self, model: Model, count: int) -> float:
-        raise ValueError("int8 is written for classifiers alone: take --precision fp32 or bf16")
-
-
 def task_of(source: str) -> str:
     """Return the task of a model; classification where its weights do not say."""
     if source.partition(".")[0] in list_image_models():
         return "restoration"
-    if not is_file(source):
+    path = weight_path(source)
+    if path is None:
         return "classification"
-    path = find_weights(source)
-    task = read_image_weights(path)[1].task
-    return task or ("restoration" if path.suffix == ".npz" else "classification")
+    return read_image_weights(path)[1].task or ("restoration" if path.suffix == ".npz" else "classification")
 
 
-def is_file(source: str) -> bool:
-    """Return whether `source` is a weight file, a run folder or the name of shipped weights, not a model of timm."""
-    path = find_weights(source)
-    return path.exists() or path.suffix in (".safetensors", ".pt", ".pth", ".npz") or "/" in source
+def weight_path(source: str) -> Path | None:
+    """Return the path of a weight file, a run folder or shipped weights; None for a model of timm.
+
+    Raises:
+        FileNotFoundError: `source` is a path, and there is nothing.
+    """
+    try:
+        return find_weights(source)
+    except FileNotFoundError:
+        if "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".npz"):
+            raise
+        return None

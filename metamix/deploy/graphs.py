@@ -22,6 +22,10 @@ from .extras import need
 INPUT = "images"
 
 
+class GraphError(ValueError):
+    """A model cannot be written as a graph."""
+
+
 class Bfloat16(nn.Module):
     """Compute a model in bf16, with images and outputs in float32.
 
@@ -46,8 +50,11 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
         model: in evaluation mode.
         images: an example, (2 or more, C, H, W).
         dynamic: whether height and width may vary.
+
+    Raises:
+        GraphError: torch.export cannot record it.
     """
-    with quiet():
+    with quiet(), in_words("torch.export cannot record the model"):
         return torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
 
 
@@ -61,14 +68,27 @@ def write_torch(program: ExportedProgram, file: Path) -> None:
     torch.export.save(program, file)
 
 
+def compile_torch(program: ExportedProgram, file: Path) -> None:
+    """Compile the program of `to_program` for this CPU with AOTInductor, and write the package.
+
+    Raises:
+        GraphError: it cannot be compiled, for example without a C++ compiler.
+    """
+    from torch._inductor import aoti_compile_and_package  # takes seconds to import
+
+    with quiet(), in_words("AOTInductor cannot compile the model"):
+        aoti_compile_and_package(program, package_path=str(file))
+
+
 def write_onnx(model: nn.Module, images: Tensor, file: Path, dynamic: bool, outputs: Sequence[str]) -> None:
     """Write a model as ONNX, by torch's exporter on top of torch.export; arguments as in `to_program`.
 
     Raises:
+        GraphError: torch cannot convert it.
         ImportError: onnx or onnxscript is missing.
     """
     need("onnx"), need("onnxscript")
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), in_words("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
             model,
             (images,),
@@ -82,14 +102,15 @@ def write_onnx(model: nn.Module, images: Tensor, file: Path, dynamic: bool, outp
     program.save(str(file), external_data=False)
 
 
-def to_openvino(program: ExportedProgram, dynamic: bool, outputs: Sequence[str]) -> Any:
+def to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
     """Convert the program of `to_program` to an `openvino.Model`.
 
     Raises:
+        GraphError: OpenVINO cannot convert it.
         ImportError: openvino is missing.
     """
     openvino = need("openvino")
-    with quiet():
+    with quiet(), in_words("OpenVINO cannot convert the model"):
         model = openvino.convert_model(program)
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, outputs):
@@ -100,6 +121,16 @@ def to_openvino(program: ExportedProgram, dynamic: bool, outputs: Sequence[str])
 def write_openvino(model: Any, file: Path) -> None:
     """Write an `openvino.Model` as .xml and .bin, with its weights as they are."""
     need("openvino").save_model(model, str(file), compress_to_fp16=False)
+
+
+@contextmanager
+def in_words(problem: str) -> Iterator[None]:
+    """Turn what an exporter raises into a `GraphError` that begins with `problem`; exporters raise many types."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise GraphError(f"{problem}: {reason}") from error
 
 
 @contextmanager

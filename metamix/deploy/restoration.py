@@ -20,7 +20,7 @@ from metamix.restoration.load import RestorationSpec, load_trained
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 
-from .exportable import Comparison, Float, Model, Request, is_file
+from .exportable import Comparison, Model, Request, weight_path
 from .fit import fit, tiles
 from .report import Difference, missed_limits
 
@@ -28,7 +28,7 @@ TILE = 256  # pixels of the model's input
 RANDOM_IMAGES = 4
 
 
-class ExportableRestorer(Float):
+class ExportableRestorer:
     """An image model, and the images that it is compared on.
 
     Args:
@@ -110,7 +110,7 @@ class Given(Restorer):
 
 def open_restorer(request: Request) -> ExportableRestorer:
     """Load an image model, with the images if a folder is given."""
-    file = request.source if is_file(request.source) else None
+    file = request.source if weight_path(request.source) else None
     name = None if file else request.source
     task = None
     if request.data_dir:

@@ -8,6 +8,7 @@ An engine takes and returns numpy arrays. `open_file` opens a single model file,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifact import Artifact, load_artifact
+from .artifact import COMPILED, Artifact, load_artifact
 from .extras import need
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -127,10 +130,10 @@ def open_openvino(model: Any, threads: int | None = None, hints: Mapping[str, st
 
 
 def open_torch(file: Path, threads: int | None = None) -> Run:
-    """Load a program of `torch.export`; its compiled package is preferred where this machine can load it."""
+    """Load a program of `torch.export`, or the compiled package beside it where this machine can load that."""
     if threads:
         torch.set_num_threads(threads)
-    program = torch.export.load(file).module()
+    program = load_compiled(file.with_name(COMPILED)) or torch.export.load(file).module()
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -139,3 +142,16 @@ def open_torch(file: Path, threads: int | None = None) -> Run:
         return [output.numpy() for output in outputs]
 
     return run
+
+
+def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
+    """Load a package of AOTInductor; None, with a warning, if it was compiled for another machine or torch."""
+    if not file.is_file():
+        return None
+    from torch._inductor import aoti_load_package  # takes seconds to import
+
+    try:
+        return aoti_load_package(str(file))
+    except (RuntimeError, OSError) as error:
+        log.warning("%s cannot be loaded here, the uncompiled program is used: %s", file, str(error).partition("\n")[0])
+        return None

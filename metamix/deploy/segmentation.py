@@ -17,14 +17,14 @@ from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 
-from .exportable import Comparison, Float, Model, Request
+from .exportable import Comparison, Model, Request
 from .fit import fit, tiles
 from .report import Difference, missed_limits
 
 RANDOM_IMAGES = 4
 
 
-class ExportableSegmenter(Float):
+class ExportableSegmenter:
     """A segmenter, and the data set that it is compared on.
 
     Args:

@@ -1,12 +1,15 @@
 """Test `export` of classifiers: files, parity, refusals, and what `metamix predict` does with them."""
 
 import json
+import re
 import sys
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import metamix
@@ -15,8 +18,10 @@ import metamix.cli.predict
 from metamix.data import open_data
 from metamix.deploy import export, load_exported
 from metamix.deploy.export import ParityError
+from metamix.deploy.graphs import GraphError
 from metamix.mixers import list_mixers
 
+ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "openvino", "torch")
 CELLS = list(zip(list_mixers(), cycle(FORMATS)))  # each mixer in one format; the others are slow tests
 OTHERS = [(mixer, format) for mixer in list_mixers() for format in FORMATS if (mixer, format) not in CELLS]
@@ -91,6 +96,36 @@ def test_on_the_command_line(tmp_path, capsys):
     assert printed[0] == printed[1]
 
 
+def test_ten_lines_of_onnxruntime(weights, tmp_path, monkeypatch, capsys):
+    """The snippet of docs/deploy.md gives the label of `metamix predict`."""
+    folder = tmp_path / "raft-onnx"
+    export(weights("identity"), output=folder, format="onnx", seconds=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100)
+    with pytest.raises(SystemExit):
+        metamix.cli.predict.main(
+            [str(tmp_path / "photo.jpg"), "--model", str(folder), "--top", "1", "--format", "json"]
+        )
+    label = json.loads(capsys.readouterr().out)[0]["labels"][0]["label"]
+    (snippet,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "snippet", "exec"), {})
+    assert capsys.readouterr().out == f"{label}\n"
+
+
+@pytest.mark.slow
+def test_compiled_package(weights, tmp_path, caplog):
+    source, folder = weights("pooling"), tmp_path / "out"
+    export(source, output=folder, format="torch", compiled=True, seconds=0)
+    package = folder / "model.compiled.pt2"
+    assert package.is_file()
+    images = torch.randn(3, 3, 16, 16)
+    compiled = load_exported(folder)(images)
+    package.write_bytes(b"of another machine")
+    torch.testing.assert_close(load_exported(folder)(images), compiled, rtol=1e-4, atol=1e-4)
+    assert "cannot be loaded here, the uncompiled program is used" in caplog.text
+
+
 def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     def fuse(model, images=None):  # a rewrite that is wrong
         return nn.Sequential(model.eval(), nn.Linear(3, 3))
@@ -114,12 +149,32 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"metaformer_raft_s12 has no trained weights to compare on",
         ),
         (dict(source="runs/none"), r"runs/none"),
+        (dict(compiled=True), r"AOTInductor compiles torch.export alone, not onnx: leave --compile out"),
+        (
+            dict(source="mixer_s16_224", img_size=64),
+            r"MlpMixer does not take images of 3 x 64 x 64: Input height \(64\)",
+        ),
     ],
 )
 def test_refusals(options, words, tmp_path):
     given = dict(source="metaformer_identity_nano.digits", output=tmp_path / "out") | options
     with pytest.raises((ValueError, OSError), match=words):
         export(**given)
+
+
+def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "fuse", lambda model, images=None: Reads())
+    with pytest.raises(GraphError, match=r"^torch.export cannot record the model: \S+"):
+        export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
+
+
+def test_folder_that_is_no_export(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .* is not an exported model, it has no export.json: make one with"):
+        metamix.cli.predict.main(["photo.jpg", "--model", str(tmp_path)])
 
 
 def test_output_that_holds_other_files(tmp_path):

@@ -72,3 +72,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
 def test_refusals(source, tmp_path):
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
+    with pytest.raises(
+        ValueError, match="int8 is written for classifiers alone, not for .*: take --precision fp32 or bf16"
+    ):
+        export(source, output=tmp_path / "out", format="onnx", precision="int8", data="folder", seconds=0)
