@@ -1,0 +1,237 @@
+"""Quantize model files to int8 after training: NNCF for OpenVINO, ONNX Runtime for ONNX.
+
+    found = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3)
+
+Weights get a scale per output channel, activations one scale per tensor from the calibration images. If the score drops
+by more than the limit, layers are ranked by how much closer the outputs come to those of fp32 when that layer alone is
+left out. Then the first 1, 2, 4, ... of them stay in fp32, until the limit is met.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+
+from .extras import need
+from .runtime import Run, open_file
+
+Score = Callable[[Run], float]
+OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+ONNX_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+class QuantizationError(ValueError):
+    """A model cannot be quantized within the limit."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the quantization of a file did.
+
+    Attributes:
+        fp32: score before.
+        int8: score after.
+        layers: number of convolutions and matrix products.
+        kept: names of those that stay in fp32.
+    """
+
+    fp32: float
+    int8: float
+    layers: int
+    kept: tuple[str, ...]
+
+    @property
+    def drop(self) -> float:
+        """Points lost."""
+        return self.fp32 - self.int8
+
+
+class Quantizer(Protocol):
+    """A model file that can be quantized.
+
+    Attributes:
+        layers: names of its convolutions and matrix products.
+        input_shape: (n, C, H, W); None where any length is accepted.
+    """
+
+    layers: list[str]
+    input_shape: list[int | None]
+
+    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+        """Write the int8 model.
+
+        Args:
+            output: file to write.
+            batches: calibration images, prepared, (n, C, H, W) float32 each.
+            keep: layers that stay in fp32.
+        """
+
+
+def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, max_drop: float) -> Quantized:
+    """Quantize an ONNX or OpenVINO file in place.
+
+    Args:
+        file: .onnx or .xml, in fp32.
+        batches: calibration images, prepared, (n, C, H, W) float32 each.
+        score: accuracy of a model in points, higher is better, on training images that are not in `batches`.
+        max_drop: largest accepted loss of score in points.
+
+    Raises:
+        QuantizationError: the model has nothing to quantize, or loses more than `max_drop`. The file is unchanged.
+        ValueError: `max_drop` is negative, or the calibration images do not fit.
+        ImportError: nncf or onnxruntime is missing.
+    """
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop is {max_drop}: give the points that int8 may lose, 0 or more, such as 0.3")
+    batches = list(batches)
+    if not batches:
+        raise ValueError("there are no calibration images: give some of the training split")
+    with TemporaryDirectory() as folder:
+        quantizer: Quantizer = (OnnxFile if file.suffix == ".onnx" else OpenVinoFile)(file, Path(folder))
+        if not quantizer.layers:
+            raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
+        check_shapes(batches, quantizer.input_shape)
+        output = Path(folder) / f"int8{file.suffix}"
+        found = search(quantizer, file, output, batches, score, max_drop)
+        for part in output.parent.glob("int8.*"):  # .xml has a .bin
+            file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
+            shutil.move(part, file.with_suffix(part.suffix))
+    return found
+
+
+def search(
+    quantizer: Quantizer, file: Path, output: Path, batches: Sequence[np.ndarray], score: Score, max_drop: float
+) -> Quantized:
+    """Write the int8 model to `output`, with as few layers in fp32 as the limit allows; arguments as above."""
+    before = score(open_file(file))
+    ranked: list[str] = []
+    count = 0
+    while True:
+        quantizer.quantize(output, batches, ranked[:count])
+        found = Quantized(before, score(open_file(output)), len(quantizer.layers), tuple(ranked[:count]))
+        if found.drop <= max_drop:
+            return found
+        count = max(1, 2 * count)
+        if count > len(quantizer.layers) // 2:
+            raise QuantizationError(
+                f"int8 loses {found.drop:.2f} points on training images held out, with {len(found.kept)} of "
+                f"{found.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take fp32 "
+                f"or bf16"
+            )
+        ranked = ranked or rank(quantizer, file, output, batches[0])
+
+
+def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) -> list[str]:
+    """Sort the layers by the error of the int8 model in which that layer alone stays in fp32, smallest first.
+
+    Args:
+        quantizer: of the file.
+        file: in fp32.
+        scratch: file to write int8 models to.
+        images: to calibrate on, and to compare the outputs on.
+    """
+    expected = open_file(file)(images)
+
+    def error(layer: str) -> float:
+        quantizer.quantize(scratch, [images], [layer])
+        return sum(float(np.square(a - b).mean()) for a, b in zip(open_file(scratch)(images), expected))
+
+    return sorted(quantizer.layers, key=error)
+
+
+class OpenVinoFile:
+    """An OpenVINO model that NNCF quantizes.
+
+    Args:
+        file: .xml.
+        folder: for temporary files.
+    """
+
+    def __init__(self, file: Path, folder: Path):
+        self.model = need("openvino").Core().read_model(str(file))
+        self.layers = [op.get_friendly_name() for op in self.model.get_ops() if op.get_type_name() in OPENVINO_LAYERS]
+        self.input_shape = [d.get_length() if d.is_static else None for d in self.model.input().partial_shape]
+
+    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+        nncf, openvino = need("nncf"), need("openvino")
+        nncf.set_log_level(logging.ERROR)
+        with redirect_stdout(io.StringIO()):  # of progress bars
+            model = nncf.quantize(
+                self.model,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                preset=nncf.QuantizationPreset.MIXED,
+                # Keeps norms, gates and residual sums of token mixers in fp32; loses a third as much accuracy.
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(names=list(keep)),
+            )
+        output.with_suffix(".bin").unlink(missing_ok=True)  # a model that is still open has mapped it into memory
+        openvino.save_model(model, str(output), compress_to_fp16=False)
+
+
+class OnnxFile:
+    """An ONNX model that ONNX Runtime quantizes, with pairs of QuantizeLinear and DequantizeLinear.
+
+    Args:
+        file: .onnx.
+        folder: for temporary files.
+    """
+
+    def __init__(self, file: Path, folder: Path):
+        onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
+        self.prepared = folder / "prepared.onnx"  # folded and with shapes; quantization refers to its names
+        shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
+        graph = onnx.load(str(self.prepared)).graph
+        self.layers = [node.name for node in graph.node if node.op_type in ONNX_LAYERS]
+        self.input = graph.input[0].name
+        self.input_shape = [d.dim_value or None for d in graph.input[0].type.tensor_type.shape.dim]
+
+    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+        quantization = need("onnxruntime.quantization")
+        reader = BatchReader(self.input, batches)
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it logs what it leaves out
+        try:
+            quantization.quantize_static(
+                str(self.prepared),
+                str(output),
+                reader,
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(ONNX_LAYERS),
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                activation_type=quantization.QuantType.QUInt8,  # the fastest kernels on a CPU with VNNI
+                nodes_to_exclude=list(keep),
+            )
+        finally:
+            logging.disable(disabled)
+
+
+class BatchReader:
+    """Hand batches to ONNX Runtime's calibration, which asks for one after another."""
+
+    def __init__(self, name: str, batches: Sequence[np.ndarray]):
+        self.name, self.batches = name, iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        images = next(self.batches, None)
+        return None if images is None else {self.name: images}
+
+
+def check_shapes(batches: Sequence[np.ndarray], accepted: Sequence[int | None]) -> None:
+    """Raise ValueError if a batch does not fit a model's input (n, C, H, W), where None accepts any side."""
+    for images in batches:
+        if images.ndim != len(accepted) or any(a not in (None, n) for a, n in zip(accepted, images.shape)):
+            wanted = ", ".join("any" if side is None else str(side) for side in accepted)
+            raise ValueError(
+                f"calibration images have shape {images.shape}, the model takes ({wanted}): prepare them at its size"
+            )

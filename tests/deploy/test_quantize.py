@@ -1,0 +1,132 @@
+"""Test int8: what is quantized, what stays in fp32, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metamix.deploy import quantize
+from metamix.deploy.graphs import to_openvino, to_program, write_onnx, write_openvino
+from metamix.deploy.quantize import QuantizationError, quantize_file
+from metamix.deploy.runtime import open_file
+
+pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
+IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+BATCHES = [IMAGES[:8].numpy(), IMAGES[8:].numpy()]
+
+
+class Cube(nn.Module):
+    def forward(self, x):
+        return x * x * x
+
+
+def fragile() -> nn.Module:
+    """Return three convolutions, of which the second reads a channel 125 times as large as the others."""
+    torch.manual_seed(0)
+    first, second, third = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 4, 1)
+    with torch.no_grad():
+        first.weight[0] *= 5
+        second.weight[:, 0] /= 125
+    return nn.Sequential(first, Cube(), second, nn.ReLU(), third, nn.Flatten(2)).eval()
+
+
+def write(model: nn.Module, suffix: str, folder) -> Path:
+    """Write a model in fp32 and return the file."""
+    file = folder / f"model{suffix}"
+    if suffix == ".onnx":
+        write_onnx(model, IMAGES[:2], file, False, ["y"])
+    else:
+        write_openvino(to_openvino(to_program(model, IMAGES[:2], False), False, ["y"]), file)
+    return file
+
+
+@pytest.fixture(scope="module", params=[".onnx", ".xml"])
+def written(request, tmp_path_factory):
+    return write(fragile(), request.param, tmp_path_factory.mktemp("fp32"))
+
+
+@pytest.fixture
+def file(written, tmp_path):
+    for part in written.parent.iterdir():
+        shutil.copy(part, tmp_path)
+    return tmp_path / written.name
+
+
+def score_of(file):
+    """Return a score: 100 minus the error in percent of the deviation of fp32."""
+    expected = open_file(file)(IMAGES.numpy())[0]
+    return lambda run: 100 - 100 * float(np.abs(run(IMAGES.numpy())[0] - expected).mean() / expected.std())
+
+
+def sizes(file):
+    return {part.name: part.stat().st_size for part in file.parent.iterdir()}
+
+
+def test_all_layers_are_int8_where_the_limit_allows(file):
+    score, before = score_of(file), sizes(file)
+    found = quantize_file(file, BATCHES, score, max_drop=100)
+    assert (found.fp32, found.layers, found.kept) == (100, 3, ())
+    assert 1 < found.drop < 100 and score(open_file(file)) == pytest.approx(found.int8)
+    after = sizes(file)
+    assert after.keys() == before.keys()
+    largest = max(before, key=before.get)  # the weights
+    assert after[largest] < (0.6 if file.suffix == ".onnx" else 0.35) * before[largest]
+
+
+def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
+    score = score_of(file)
+    found = quantize_file(file, BATCHES, score, max_drop=10)
+    assert len(found.kept) == 1 and "conv" in found.kept[0] and "_1" in found.kept[0]
+    assert found.drop <= 10 and score(open_file(file)) == pytest.approx(found.int8)
+
+
+def test_more_layers_stay_in_fp32_until_the_limit_is_met(monkeypatch, tmp_path):
+    """Ten layers, three of which cost one, two and three points and as much of the output."""
+    costs = {"3": 1, "5": 2, "7": 3}
+
+    class Fake:
+        layers = tuple("0123456789")
+
+        def quantize(self, output, batches, keep=()):
+            output.write_text(" ".join(keep))
+
+    def lost(file):
+        return 0 if file.name == "fp32" else sum(costs[k] for k in costs.keys() - file.read_text().split())
+
+    monkeypatch.setattr(quantize, "open_file", lambda file: lambda images: [np.array([lost(file)])])
+    (tmp_path / "fp32").touch()
+    files = tmp_path / "fp32", tmp_path / "int8"
+    score = lambda run: 90 - run(None)[0][0]  # noqa: E731
+    assert quantize.search(Fake(), *files, BATCHES, score, 6).kept == ()
+    assert quantize.search(Fake(), *files, BATCHES, score, 3).kept == ("7",)
+    assert quantize.search(Fake(), *files, BATCHES, score, 1.5).kept == ("7", "5")
+    found = quantize.search(Fake(), *files, BATCHES, score, 0.5)
+    assert found.kept[:3] == ("7", "5", "3") and len(found.kept) == 4 and found.drop == 0
+
+
+def test_a_model_that_loses_too_much_is_refused_and_stays(file):
+    score, before = score_of(file), file.read_bytes()
+    message = r"int8 loses \d\.\d\d points on .* with 1 of 3 layers in fp32; the limit is 0: accept a larger --max-drop"
+    with pytest.raises(QuantizationError, match=message):
+        quantize_file(file, BATCHES, score, max_drop=0)
+    assert file.read_bytes() == before
+
+
+def test_what_cannot_be_quantized_is_refused(file, tmp_path):
+    def unused(run):
+        raise AssertionError("scored before the arguments were checked")
+
+    with pytest.raises(ValueError, match="max_drop is -1: give the points that int8 may lose, 0 or more"):
+        quantize_file(file, BATCHES, unused, max_drop=-1)
+    with pytest.raises(ValueError, match="there are no calibration images: give some of the training split"):
+        quantize_file(file, [], unused, max_drop=1)
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 3, 9, 8\), the model takes \(any, 3, 8, 8\): prepare them at its size"
+    ):
+        quantize_file(file, [np.zeros((2, 3, 9, 8), np.float32)], unused, max_drop=1)
+    pool = write(nn.AvgPool2d(2), file.suffix, tmp_path)
+    with pytest.raises(QuantizationError, match="has no convolution and no matrix product: int8 would change nothing"):
+        quantize_file(pool, BATCHES, unused, max_drop=1)
