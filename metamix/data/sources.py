@@ -305,4 +305,6 @@ def _open_splits(
         raise ValueError("data is 'coco', a data set of boxes: add --task detection")
     known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
     advice = f" For its images write --data folder --data-dir {name}." if os.path.isdir(name) else ""
+    if os.path.isdir(os.path.join(name, "annotations")):
+        advice = " It holds annotations of boxes: add --task detection."
     raise ValueError(f"no data set is called {name!r}{nearest(name, known)}{advice} Known are {', '.join(known)}")

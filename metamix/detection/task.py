@@ -58,6 +58,8 @@ class Detection:
         task = cls(as_trained)
         if "val" in spec.train_on:
             task.data.scored.pop("holdout", None)
+        if task.data.test_split in spec.train_on:
+            task.model.notes.append(f"the detector was trained on the split {task.data.test_split}")
         if options.test_on:
             task.title += f"-{options.test_on}"
         task.model.frozen_norms = spec.frozen_norms

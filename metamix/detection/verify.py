@@ -152,6 +152,8 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
     Raises:
         FileNotFoundError, ValueError: the folder holds no data set, or one split twice.
     """
+    if not data.exists():
+        raise FileNotFoundError(f"there is no file or folder {data}")
     splits = list(find_splits(data).values()) if data.is_dir() else [(data, images or data.parent)]
     count = 0
     for annotations, folder in splits:

@@ -90,7 +90,10 @@ def get_mixer(name: str) -> type[nn.Module]:
         ValueError: unknown name; the message gives the nearest valid one.
     """
     if name not in _MIXERS:
-        raise ValueError(f"Unknown mixer {name!r}{nearest(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}.")
+        raise ValueError(
+            f"Unknown mixer {name!r}{nearest(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}. "
+            f"Import the module that registers yours; on the command line, --import MODULE."
+        )
     return _MIXERS[name]
 
 

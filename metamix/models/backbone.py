@@ -150,7 +150,7 @@ def build_backbone(
     check_request(name, out_indices, extra, pretrained, checkpoint)
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
-    model_args = dict(in_chans=3) | model_args
+    model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
     loaded = pretrained or bool(checkpoint)
@@ -174,6 +174,9 @@ def build_backbone(
         channels=[out_channels or dim for dim in own],
         size_divisible=plan.size_divisible,
     )
+
+
+ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # of timm's ViT and Swin
 
 
 @dataclass(frozen=True)
@@ -273,6 +276,12 @@ def takes_argument(name: str, model_args: dict[str, Any], argument: str, value: 
             return False
         raise
     return True
+
+
+def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Add the arguments with which timm's ViT and Swin take images of any size, where they are not given."""
+    missing = {argument: value for argument, value in ANY_SIZE.items() if argument not in model_args}
+    return model_args | {a: value for a, value in missing.items() if takes_argument(name, model_args, a, value)}
 
 
 def load_body(

@@ -36,6 +36,7 @@ from .backbone import (
     build_backbone,
     build_probe,
     check_request,
+    for_any_size,
     load_body,
     plan_levels,
     refuse_fine_maps,
@@ -228,7 +229,6 @@ def last_map_backbone(request: Request, index: int, stride: int, dim: int, size:
 
 
 HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}
-ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # of timm's ViT and Swin, for images of any size
 WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
 
 
@@ -289,9 +289,7 @@ def build_segmenter(
     for name in ("in_chans", "img_size", "num_classes"):
         if name in model_args:
             raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
-    for name, value in ANY_SIZE.items():
-        if name not in model_args and takes_argument(backbone, model_args, name, value):
-            model_args[name] = value
+    model_args = for_any_size(backbone, model_args)
     weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, frozen_norms=frozen_norms)
     request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)

@@ -65,6 +65,9 @@ def test_bad_words_are_refused(given, words):
 
 
 def test_a_path_for_a_name_is_understood(tmp_path):
+    (tmp_path / "boxes" / "annotations").mkdir(parents=True)
+    with pytest.raises(ValueError, match="boxes'. It holds annotations of boxes: add --task detection. Known are"):
+        open_data(str(tmp_path / "boxes"))
     with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir {tmp_path}"):
         open_data(str(tmp_path))
 

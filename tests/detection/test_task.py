@@ -394,6 +394,14 @@ def test_options_choose_the_splits(few):
     assert splits(test_on="val") == ([train], {"test": val})
 
 
+def test_scores_on_the_training_split_are_noted(few, tmp_path):
+    task, model = build(few)
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
+    for test_on, notes in (("train", ["the detector was trained on the split train"]), ("test", [])):
+        options = DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors"), test_on=test_on)
+        assert Detection.trained(options)[0].notes == notes
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -140,3 +140,6 @@ def test_folder_without_a_data_set_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path)])
     assert stop.value.code == 2 and "holds no data set: expected" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nowhere")])
+    assert "there is no file or folder" in capsys.readouterr().err

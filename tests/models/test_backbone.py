@@ -35,7 +35,7 @@ def without_gradient(module):
         ("raftmlp_s", dict(depths=(1, 1, 1, 1)), (4, 8, 16, 32)),
         ("resnet18", {}, (4, 8, 16, 32)),
         ("swin_tiny_patch4_window7_224", dict(depths=(1, 1, 1, 1), img_size=(64, 96)), (4, 8, 16, 32)),  # NHWC
-        ("vit_tiny_patch16_224", dict(depth=3, dynamic_img_size=True), (4, 8, 16, 32)),
+        ("vit_tiny_patch16_224", dict(depth=3), (4, 8, 16, 32)),
     ],
 )
 def test_any_model_gives_strides_4_to_32(name, args, strides):
