@@ -4,15 +4,16 @@
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
                        in training mode a list of such scores: the head's, then the auxiliary head's if there is one
 
-Images are normalised with the model's `mean` and `std`. Sides that are no multiple of the coarsest stride are padded
-with zeros inside, and the scores are cropped.
+Normalise images by `model.mean` and `model.std` first. Sides that are no multiple of the coarsest stride are padded with
+zeros inside, and the scores are cropped. Scores are float32 under autocast too.
 
     semantic_fpn    PoolFormer's head on a feature pyramid
     upernet         UPerNet on the maps of the stages, with an auxiliary head on stride 16 in training
     wavemix         the transposed convolutions of WaveMix's authors on the last map
 
-A model of several stages keeps its maps, an isotropic one gets the simple pyramid. With `wavemix` the backbones
-wavemix_* are the authors' networks: `wavemix_256_16_l4` is their SemSegment.
+A model of several stages gives a map for each stride, an isotropic one gets the simple pyramid. With the head `wavemix`
+the backbone `wavemix_256_16_l4` is the authors' SemSegment, and `wavemix_192_16_l3.cityscapes` has their published
+weights. Tags of PoolFormer with Semantic FPN are `metaformer_pooling_s12.ade20k` to `metaformer_pooling_m48.ade20k`.
 """
 
 import inspect
@@ -84,6 +85,7 @@ class Segmenter(OnBackbone):
         scores = [self.head(maps)]
         if self.training and self.auxiliary is not None:
             scores.append(self.auxiliary(maps))
+        scores = [x.float() if x.dtype.itemsize < 4 else x for x in scores]  # before they are interpolated
         if not isinstance(self.head, DeconvHead):  # whose scores have this size
             scores = [resize_to(x, padded.shape[-2:], "bilinear") for x in scores]
         scores = [crop_to(x, images.shape[-2:]) for x in scores]
