@@ -135,6 +135,8 @@ class SegmentationData:
             BadMask: an image that is held in memory has a mask with a value that is no label.
         """
         images = self.train_images()
+        if images.loaded and (missing := [c for c, n in zip(self.classes, self.pixel_counts()) if not n]):
+            self.notes.append(f"no mask to train on has a pixel of {', '.join(missing)}; see metamix verify")
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
         return self._loader(images, order, train_transform(self.options, self.mean), seed, collate_crops)
 

@@ -217,6 +217,17 @@ def test_pixels_are_counted(scenes):
     assert len(images.loaded) == 4
 
 
+def test_masks_of_0_and_255_are_noticed(scenes):
+    """255 is ignored by default, so that the second class would never be trained."""
+    root = scenes(train=1, test=1)
+    (root / "classes.txt").write_text("background\nobject\n")
+    for path in root.glob("*/masks/*.png"):
+        write_mask(path, [[0, 255] * 24] * 40)
+    data = SegmentationData(options(root))
+    data.train_loader(1, 0, 1, 0)
+    assert data.notes == ["no mask to train on has a pixel of object; see metamix verify"]
+
+
 def test_ade20k(tmp_path):
     for split in "training", "validation":
         write_mask(tmp_path / "annotations" / split / "a.png", np.full((40, 48), 2))
