@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -195,11 +196,14 @@ def read_palette(path: Path) -> Palette | None:
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
     """Return the colours of `count` classes, (256, 3) uint8; ignored pixels are black unless the palette says more.
 
-    Without a palette they are those of PASCAL VOC's colour map, without its black.
+    Without a palette they are matplotlib's, and PASCAL VOC's for more than 20 classes.
     """
     colours = np.zeros((256, 3), dtype=np.uint8)
     if palette is None:
-        colours[:count] = [_voc_colour(i + 1) for i in range(count)]
+        named = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+        colours[:count] = [
+            voc_colour(i + 1) if count > 20 else np.round(255 * np.array(named(i)[:3])) for i in range(count)
+        ]
         return colours
     colours[: min(count, len(palette))] = palette[:count]
     if len(palette) > count:
@@ -207,8 +211,8 @@ def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
     return colours
 
 
-def _voc_colour(index: int) -> Colour:
-    """Spread the bits of an index over the high bits of red, green and blue."""
+def voc_colour(index: int) -> Colour:
+    """Return a colour of PASCAL VOC's map: the bits of the index, spread over the high bits of red, green and blue."""
     channels = [0, 0, 0]
     for place in range(7, -1, -1):
         for i in range(3):

@@ -25,7 +25,7 @@ from metamix.data.files import read_header
 from metamix.data.find import by_stem, list_images
 from metamix.utils.text import nearest
 
-from .labels import Labels, Palette, make_labels, map_labels, read_classes, read_palette
+from .labels import Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
 from .options import ImageOptions
 
 VOC_CLASSES = (
@@ -153,7 +153,8 @@ def open_voc(options: ImageOptions) -> MaskedSet:
         found = torchvision_sets.VOCSegmentation(options.data_dir, "2012", split, download=options.download)
         return [_sample(Path(image), Path(mask)) for image, mask in zip(found.images, found.masks)]
 
-    return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")})
+    colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
+    return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")}, colours)
 
 
 def open_oxford_pets(options: ImageOptions) -> MaskedSet:

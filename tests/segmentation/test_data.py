@@ -92,7 +92,9 @@ def test_index_images_keep_the_labels(tmp_path):
     read = Image.open(tmp_path / "a.png")
     assert np.array(read).tolist() == labels.tolist()
     assert np.array(read.convert("RGB"))[0, 1].tolist() == [4, 5, 6]
-    assert len({tuple(colour) for colour in colours_of(150)[:150].tolist()}) == 150
+    for count in (10, 20, 150):
+        colours = colours_of(count)
+        assert len({tuple(colour) for colour in colours[:count].tolist()}) == count and not colours[count:].any()
 
 
 def test_folders(scenes):
@@ -262,6 +264,11 @@ def test_voc_and_pets(tmp_path):
         write_mask(root / "SegmentationClass" / f"{split}1.png", np.full((40, 48), 20))
     data = SegmentationData(options(tmp_path, data="voc"))
     assert len(data.classes) == 21 and data.pixel_counts()[20] == 40 * 48
+    assert data.labels.palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0)) and data.labels.palette[21] == (
+        224,
+        224,
+        192,
+    )
 
     pets = tmp_path / "oxford-iiit-pet"
     (pets / "images").mkdir(parents=True)
