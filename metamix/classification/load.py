@@ -90,7 +90,14 @@ class EvalTransform:
         self.normalize = Normalize(mean=metadata.mean, std=metadata.std)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn an image into a (C, H, W) float32 tensor."""
+        """Turn an image into a (C, H, W) float32 tensor.
+
+        Raises:
+            TypeError: it is no PIL image.
+            CorruptImage: it cannot be decoded.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
         return self.normalize.normalize(pixels.permute(1, 2, 0)[None])[0].permute(2, 0, 1)
 

@@ -67,6 +67,8 @@ class WaveMix(nn.Module):
             raise ValueError(f"wavemix splits its channels in four: {dim} is no multiple of 4.")
         if level not in (1, 2, 3, 4):
             raise ValueError(f"level is {level}; the transform has 1, 2, 3 or 4 levels.")
+        if mult < 1:
+            raise ValueError(f"mult is {mult}: the MLP needs a width of at least 1 times its channels.")
         if wavelet not in pywt.wavelist(kind="discrete"):
             raise ValueError(
                 f"{wavelet!r} is no discrete wavelet of PyWavelets{nearest(wavelet, pywt.wavelist(kind='discrete'))} "

@@ -63,10 +63,11 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
 
 
 def check_stages(depths: Any, dims: Any) -> None:
-    """Raise ValueError unless both are sequences of whole numbers, of one length."""
+    """Raise ValueError unless both are sequences of whole numbers of at least 1, of one length."""
     for name, values in (("depths", depths), ("dims", dims)):
-        if not isinstance(values, Sequence) or not values or not all(isinstance(n, Integral) for n in values):
-            raise ValueError(f"{name} is {values!r}: give a whole number for each stage, such as (2, 2, 6, 2).")
+        whole = isinstance(values, Sequence) and all(isinstance(n, Integral) and int(n) >= 1 for n in values)
+        if not whole or not values:
+            raise ValueError(f"{name} is {values!r}: give a whole number of at least 1 for each stage.")
     if len(dims) != len(depths):
         raise ValueError(f"depths {tuple(depths)} and dims {tuple(dims)} differ in length: give one of each per stage.")
 
@@ -85,6 +86,12 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a number of at least 0."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) >= 0:
+        raise ValueError(f"{name} is {value!r}: give a number of at least 0.")
 
 
 def check_rate(name: str, value: Any) -> None:

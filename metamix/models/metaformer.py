@@ -34,6 +34,7 @@ from .arguments import (
     Norm,
     activation,
     check_count,
+    check_not_negative,
     check_rate,
     check_stages,
     mixers_per_stage,
@@ -279,6 +280,9 @@ class MetaFormer(TimmInterface):
         stages = len(depths)
         mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
         mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
+        for ratio in mlp_ratios:
+            check_not_negative("mlp_ratio", ratio)
+        check_not_negative("layer_scale", layer_scale or 0)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         make_block = partial(
             Block,

@@ -82,6 +82,12 @@ def test_a_file_that_does_not_say_what_it_holds_needs_a_name(tmp_path):
     assert classifier.transform(Image.new("L", (50, 70))).shape == (3, size, size)
 
 
+def test_only_pil_images_are_transformed():
+    transform = metamix.load_classifier("wavemixlite_8_10.mnist").transform
+    with pytest.raises(TypeError, match=r"transform takes a PIL image, got a str: see PIL.Image.open\(path\)"):
+        transform("digit.png")
+
+
 def test_what_is_no_classifier_is_refused(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": "test_resnet"})
     with pytest.raises(ValueError, match="d.safetensors holds a detector"):

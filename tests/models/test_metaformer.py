@@ -475,8 +475,12 @@ def test_device_and_dtype():
 @pytest.mark.parametrize(
     "kwargs, words",
     [
-        (dict(depths=3), r"depths is 3: give a whole number for each stage, such as \(2, 2, 6, 2\)"),
-        (dict(dims=(8, "16")), r"dims is \(8, '16'\): give a whole number for each stage"),
+        (dict(depths=3), "depths is 3: give a whole number of at least 1 for each stage"),
+        (dict(depths=(1, 0)), r"depths is \(1, 0\): give a whole number of at least 1"),
+        (dict(dims=(8, "16")), r"dims is \(8, '16'\): give a whole number of at least 1"),
+        (dict(mlp_ratio=-1), "mlp_ratio is -1: give a number of at least 0"),
+        (dict(mlp_ratio=(4, "4")), "mlp_ratio is '4': give a number of at least 0"),
+        (dict(layer_scale="1"), "layer_scale is '1': give a number of at least 0"),
         (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),
         (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all, or one for each"),
         (dict(mixer_args=[{}]), "mixer_args has 1 entries, but 2 are needed"),
