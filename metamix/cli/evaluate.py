@@ -87,6 +87,9 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
+        other = _scored_in(folder)
+        if other not in (None, options.checkpoint):
+            print(readable(f"note: the result of {other} in {folder} is replaced; --output keeps both"))
     start = time.monotonic()
     scores, states = evaluate(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
@@ -122,6 +125,14 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         pictures = task.pictures.draw(states, folder)
         print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
+
+
+def _scored_in(folder: Path) -> str | None:
+    """Return the checkpoint whose result a folder holds; None if it holds none, or none that can be read."""
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf-8")).get("checkpoint")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ def test_each_size_and_split_has_its_own_folder(run, tmp_path, monkeypatch):
     assert sizes == {f"eval-digits-{MODEL}": 32, f"eval-digits-{MODEL}-48px": 48}
 
 
+def test_a_replaced_result_is_noted(run, tmp_path, capsys):
+    for checkpoint, noted in ((run, False), (run, False), (run / "checkpoint.pt", True)):
+        evaluate("--checkpoint", checkpoint, "--output", tmp_path)
+        words = f"note: the result of {run} in {tmp_path} is replaced; --output keeps both\n"
+        assert (words in capsys.readouterr().out) is noted
+
+
 def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     name = "metaformer_identity_nano.digits"
     card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
