@@ -4,8 +4,8 @@
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
                        in training mode a list of such scores: the head's, then the auxiliary head's if there is one
 
-Normalise images by `model.mean` and `model.std` first. Sides that are no multiple of the coarsest stride are padded with
-zeros inside, and the scores are cropped. Scores are float32 under autocast too.
+Normalise images by `model.mean` and `model.std` first. Sides that are no multiple of the coarsest stride are padded
+with zeros inside, and the scores are cropped. Scores are float32 under autocast too.
 
     semantic_fpn    PoolFormer's head on a feature pyramid
     upernet         UPerNet on the maps of the stages, with an auxiliary head on stride 16 in training
