@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import singledispatch
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,10 +26,10 @@ from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from metamix.layers import rearrange, resize_to
+from metamix.layers import average_to, rearrange, resize_to
 from metamix.mixers.identity import Identity
 from metamix.mixers.maxim import Maxim
-from metamix.mixers.minattn import Cholesky, MinAttn, PositionBias, triangular
+from metamix.mixers.minattn import Cholesky, MinAttn, triangular
 from metamix.mixers.nin import Nin, TokenMlp
 from metamix.mixers.pooling import Pooling
 from metamix.mixers.raft import Raft, RaftMlp, resize_inputs, resize_outputs
@@ -44,7 +45,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a leaner copy of a model that computes the same in evaluation.
 
     The given model stays as it is. The copy is for inference alone: it is in evaluation mode and needs no gradients.
-    Of layers that are not metamix's, only dropout is removed.
+    Of layers that are not metamix's, dropout is removed and BatchNorm is folded inside `nn.Sequential`.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
@@ -61,6 +62,10 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
             fold_norm2(module)
         elif isinstance(module, Raft):
             fix_matrices(module, sizes)
+        elif isinstance(module, MinAttn) and module in sizes:
+            fix_biases(module, sizes[module])
+        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            fold_next_norms(module)
         elif isinstance(module, MetaFormer) and module.pos_embed is not None and module in sizes:
             module.pos_embed = nn.Parameter(resize_to(module.pos_embed, sizes[module]))
     return replace(fused, sizes).requires_grad_(False)
@@ -74,7 +79,7 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
         height, width = arguments[0].shape[-2:]
         sizes[module] = height, width
 
-    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, (Raft, PositionBias))]
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, (Raft, MinAttn))]
     for module in model.modules():
         if isinstance(module, MetaFormer):
             # The positions are added to the stem's output.
@@ -100,8 +105,6 @@ def replace(module: nn.Module, sizes: Sizes) -> nn.Module:
     if isinstance(module, Cholesky):
         weight = rearrange(triangular(module.entries, module.d), "n i o -> (n o) i 1 1")
         return convolution(weight, None, groups=module.heads)
-    if isinstance(module, PositionBias) and module in sizes:
-        return Constant(module(torch.empty(1, 1, *sizes[module], device="meta")))
     return module
 
 
@@ -117,6 +120,14 @@ def fold_batch_norm(mlp: BandMlp) -> None:
     else:  # interpolation weights sum to 1, so the shift passes through it too
         mlp.fc2 = fuse_conv_bn_eval(mlp.fc2, mlp.norm)
     mlp.norm = nn.Identity()
+
+
+def fold_next_norms(layers: nn.Sequential) -> None:
+    """Fold each BatchNorm that follows a convolution, such as those of stems and downsamplings."""
+    for (name, layer), (following, norm) in pairwise(list(layers.named_children())):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(layers, name, fuse_conv_bn_eval(layer, norm))
+            setattr(layers, following, nn.Identity())
 
 
 def fold_norm2(block: Block) -> None:
@@ -204,6 +215,14 @@ def fix_matrices(mixer: Raft, sizes: Sizes) -> None:
             setattr(mixer, name, FixedRaftMlp(getattr(mixer, name), length))
 
 
+def fix_biases(mixer: MinAttn, size: tuple[int, int]) -> None:
+    """Fix the position biases of an attention mixer, if it has any, at the size of its map."""
+    if mixer.bias is not None:
+        x = torch.empty(1, 1, *size, device="meta")
+        biases: Any = Constant(mixer.bias(x, x if mixer.context is None else average_to(x, mixer.context)))
+        mixer.bias = biases
+
+
 class FixedRaftMlp(nn.Module):
     """A raft MLP for one length, (B, C, H, W) -> (B, C, H, W).
 
@@ -256,13 +275,13 @@ class SummedEmbed(nn.Module):
 
 
 class Constant(nn.Module):
-    """Return a tensor, whatever the input."""
+    """Return a tensor, whatever the inputs."""
 
     def __init__(self, value: Tensor):
         super().__init__()
         self.value = nn.Parameter(value)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         return self.value
 
 

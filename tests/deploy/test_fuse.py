@@ -79,6 +79,14 @@ def test_batch_norm(model_args, norms):
     assert count(fused, nn.BatchNorm2d) == norms and count(fused, LayerScale2d) == 0
 
 
+def test_batch_norm_of_stem_and_downsampling():
+    model = randomize(timm.create_model("metaformer_pooling_nano_next", **SMALL))
+    fused = fuse(model)
+    assert_same(fused, model, images(2, 3, 33, 32))
+    norms = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms == ["stages.0.blocks.0.norm1", "stages.1.blocks.0.norm1", "norm"]
+
+
 def test_parallel_kernels_of_raftmlp():
     args = dict(depths=(1, 1), dims=(8, 16), patch_sizes=(4, 2), embedding_kernels=((4, 8), (2, 4)), img_size=32)
     model = randomize(timm.create_model("raftmlp_s", **args))
@@ -96,9 +104,10 @@ def test_raft_weights_are_fixed_at_a_size_alone():
     assert count(fuse(model), RaftMlp) == 4 and count(fixed, RaftMlp) == 0
 
 
-def test_attention():
+@pytest.mark.parametrize("context", [None, 4])
+def test_attention(context):
     options = dict(
-        mixer="minattn", mixer_args=dict(qk="cholesky", num_heads=2, positions=True, context=None), pos_embed=True
+        mixer="minattn", mixer_args=dict(qk="cholesky", num_heads=2, positions=True, context=context), pos_embed=True
     )
     model = randomize(timm.create_model("metaformer_pooling_nano", **SMALL | options))
     fixed = fuse(model, images(1, 3, 48, 40))
@@ -121,5 +130,5 @@ def test_inside_another_model_and_of_no_ours():
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
     assert count(fused, Block) and not count(fused, LayerScale2d, nn.BatchNorm2d)
     other = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)))
-    with torch.no_grad():
-        assert torch.equal(fuse(other)(x), other(x))
+    assert_same(fuse(other), other, x)
+    assert not count(fuse(other), nn.BatchNorm2d, nn.Dropout)
