@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks.measure.timing import MODES, PRECISIONS
 from metamix.utils.text import nearest
@@ -32,3 +33,13 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     """Add --batch and --size."""
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add --compile, --seconds, --device and --authors."""
+    parser.add_argument("--compile", action="store_true", help="time torch.compile of the models too")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="for each model, mode and precision; 5 turns at least"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.markdown import table
 from benchmarks.measure import reference_models, timing
-from benchmarks.measure.arguments import add_modes, list_of
+from benchmarks.measure.arguments import add_modes, add_run, list_of
 from benchmarks.measure.speed import REFERENCE, Bench
 from benchmarks.paths import RESULTS
 from metamix.utils.system import keep_freed_memory
@@ -96,12 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=list_of(tuple(MODELS)), default=list(MODELS), help="comma list")
     add_modes(parser)
-    parser.add_argument("--compile", action="store_true", help="time torch.compile of our models too")
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, help="for each model, mode and precision; 5 turns at least"
-    )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
+    add_run(parser)
     parser.add_argument("--output", type=Path, default=RESULTS / "authors_speed.json", help="JSON file")
     options = parser.parse_args()
     if options.authors:

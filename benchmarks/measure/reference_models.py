@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import numpy
 import timm
-from timm.models.convmixer import ConvMixer
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
@@ -31,9 +30,7 @@ def wavemix(**options) -> nn.Module:
     return WaveMix(**options)
 
 
-# timm has no ConvMixer near the 1.81 G multiply-adds of PoolFormer-S12; this one has 1.79 G.
 PEERS: dict[str, Callable[[], nn.Module]] = {
-    "convmixer_768_10": lambda: ConvMixer(dim=768, depth=10, kernel_size=9, patch_size=14),
     "authors_wavemix_192_16": lambda: wavemix(depth=16, final_dim=192, ff_channel=192, level=1, patch_size=4),
     "authors_wavemix_144_7": lambda: wavemix(
         num_classes=10, depth=7, final_dim=144, ff_channel=144, level=1, initial_conv="strided", stride=1

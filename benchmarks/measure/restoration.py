@@ -22,6 +22,7 @@ from metamix.models.image_models import create_image_model
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 from metamix.utils.system import keep_freed_memory
+from metamix.utils.timing import interleaved
 
 FILE = RESULTS / "restoration.json"
 SETS = {"noise": ("bsd68", "set12"), "downscale": ("set5/hr", "set14")}
@@ -58,7 +59,7 @@ def time_model(card: dict, seconds: float) -> float:
         with torch.inference_mode():
             model(image)
 
-    return timing.interleaved({"": step}, seconds)[""]
+    return interleaved({"": step}, seconds)[""]
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from benchmarks.measure.timing import Subject
 from benchmarks.paths import RESULTS
 from metamix.models import count_macs
 from metamix.utils.system import keep_freed_memory
+from metamix.utils.timing import interleaved
 
 # torch counts the floating-point operations of its ops, except fused attention on CPUs.
 FLOP = flop_registry | {
@@ -213,7 +214,7 @@ def measure(name: str, mode: str, precision: str, options: argparse.Namespace) -
     )
     roof = roofs(precision, options.device)
     steps = {"model": subject.step(mode, precision)} | {what: step for what, (step, _) in roof.items()}
-    seconds = timing.interleaved(steps, options.seconds)
+    seconds = interleaved(steps, options.seconds)
     rates = {what: amount / seconds[what] for what, (_, amount) in roof.items()}
     convolution = max(rates["conv 1x1"], rates["conv 3x3"])
     macs = count_macs(subject.model, tuple(subject.images.shape[1:])) * options.batch

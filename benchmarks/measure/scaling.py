@@ -17,6 +17,7 @@ from benchmarks.measure.timing import Subject
 from benchmarks.paths import RESULTS
 from metamix.mixers import list_mixers
 from metamix.utils.system import keep_freed_memory
+from metamix.utils.timing import interleaved
 
 SIZES = (32, 64, 128, 224, 256, 512, 1024)
 
@@ -42,7 +43,7 @@ def measure(mixers: list[str], seconds: float) -> list[dict]:
     rows = []
     for i, size in enumerate(SIZES):
         steps = {mixer: subject(mixer, size).step("infer", "fp32") for mixer in mixers}
-        for mixer, spent in timing.interleaved(steps, seconds).items():
+        for mixer, spent in interleaved(steps, seconds).items():
             rows.append(dict(mixer=mixer, size=size, ms=round(1000 * spent, 3), mib=memory[mixer][i]))
     return rows
 

@@ -1,10 +1,11 @@
 """Time models side by side: medians of interleaved steps, ratios to a reference, peak memory of training.
 
     python -m benchmarks.measure.speed
-    python -m benchmarks.measure.speed --models metaformer_raft_s12,poolformer_s12,mixer_b16_224,convmixer_768_10
+    python -m benchmarks.measure.speed --models metaformer_raft_s12,poolformer_s12,resnet18
 
-`--models` takes any timm model, including ours, and the models of benchmarks/measure/reference_models.py. The default
-is the s12 model of each mixer and models of about the same cost. Results are merged into results/speed.json.
+`--models` takes any name that timm knows, ours among them, and the packages and authors' code of
+benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and models of timm of about the same
+cost. Results are merged into results/speed.json, with the machine, the commit and the date.
 
 Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is that of
 three training steps in a new process, above what it held after its imports.
@@ -19,14 +20,15 @@ import torch
 
 from benchmarks.markdown import table
 from benchmarks.measure import reference_models, timing
-from benchmarks.measure.arguments import add_images, add_modes
+from benchmarks.measure.arguments import add_images, add_modes, add_run
 from benchmarks.measure.timing import FORMATS, Subject
 from benchmarks.paths import RESULTS
 from metamix import list_mixers
 from metamix.utils.system import keep_freed_memory
+from metamix.utils.timing import interleaved
 
 REFERENCE = "poolformer_s12"
-PEERS = ("poolformer_s12", "mixer_b16_224", "convmixer_768_10", "vit_xsmall_patch16_clip_224")
+PEERS = ("poolformer_s12", "resnet18", "mixer_b16_224", "vit_xsmall_patch16_clip_224")
 MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in list_mixers())
 
 
@@ -53,7 +55,7 @@ class Bench:
         key = name, batch, size, mode, precision
         if key not in self.formats:
             steps = {f: self.subject(name, batch, size, f).step(mode, precision) for f in FORMATS}
-            seconds = timing.interleaved(steps, seconds=0, least=2)
+            seconds = interleaved(steps, seconds=0, least=2)
             self.formats[key] = min(seconds, key=seconds.get)
         return self.formats[key]
 
@@ -87,7 +89,7 @@ class Bench:
             steps[name, "ms"] = subject.step(mode, precision)
             if name in compiled:
                 steps[name, "compiled_ms"] = subject.step(mode, precision, compiled=True)
-        for (name, what), median in timing.interleaved(steps, seconds).items():
+        for (name, what), median in interleaved(steps, seconds).items():
             found[name][what] = round(1000 * median, 3)
         return found
 
@@ -115,13 +117,8 @@ def main() -> None:
     )
     add_modes(parser)
     add_images(parser)
-    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    add_run(parser)
     parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, help="for each model, mode and precision; 5 turns at least"
-    )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
     parser.add_argument("--output", type=Path, default=RESULTS / "speed.json", help="JSON file")
     options = parser.parse_args()
     names = list(dict.fromkeys([options.reference, *options.models]))

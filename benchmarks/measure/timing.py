@@ -1,7 +1,4 @@
-"""Time models in turns, measure the memory of a process, and save result files.
-
-The speed of one machine drifts by 10 % and more from one minute to the next. So models that are compared take turns in
-one process, and a comparison is the ratio of two medians over the same turns.
+"""Run steps of models, measure the memory of a process, and save result files.
 
 Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
 return large freed blocks to the system, which clears their pages again: a third of the time of fp32 inference of
@@ -13,12 +10,10 @@ import multiprocessing
 import os
 import platform
 import re
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
 
 import timm
 import torch
@@ -29,7 +24,6 @@ from metamix.utils.system import commit
 PRECISIONS = ("fp32", "bf16")
 MODES = ("infer", "train")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it runs on caches that it filled itself
 
 
 class Subject:
@@ -94,46 +88,6 @@ class Subject:
         self.optimizer.zero_grad()
 
 
-def interleaved(steps: dict[str, Callable[[], None]], seconds: float, least: int = 5) -> dict[str, float]:
-    """Run `steps` in turns and return the median seconds of each.
-
-    Each step runs once before, untimed. Warns if other programs were busy meanwhile.
-
-    Args:
-        steps: functions by name.
-        seconds: time for all of them together.
-        least: turns of each, at least.
-    """
-    times = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    start, others = time.perf_counter(), others_seconds()
-    end = start + seconds
-    turns = 0
-    while turns < least or time.perf_counter() < end:
-        for name, step in steps.items():
-            spent = 0.0
-            while spent < TURN:
-                began = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - began)
-                spent += times[name][-1]
-        turns += 1
-    share = (others_seconds() - others) / (time.perf_counter() - start) / os.cpu_count()
-    if share > 0.1:
-        print(f"Other programs took {share:.0%} of the processor meanwhile: measure again.", file=sys.stderr)
-    return {name: median(spent) for name, spent in times.items()}
-
-
-def others_seconds() -> float:
-    """Return the processor seconds that other processes used since the machine started (Linux; else 0)."""
-    path = Path("/proc/stat")
-    if not path.exists():
-        return 0.0
-    user, nice, system, _idle, _iowait, *others = map(int, path.read_text().splitlines()[0].split()[1:9])
-    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK") - time.process_time()
-
-
 def in_fresh_process(function: Callable, *args):
     """Call `function(*args)` in a new interpreter and return the result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -167,14 +121,20 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
     """Merge `rows` into a result file and return all rows.
 
     Rows of earlier runs on the same machine are kept unless their `key` fields equal those of a new row, so a long
-    measurement can be made in parts. Rows of another machine or other versions are dropped. Each row gets the commit.
+    measurement can be made in parts. Rows of another machine or other versions are dropped. Each row gets commit and
+    date.
     """
     old = json.loads(path.read_text()) if path.exists() else {}
-    at = commit()
-    fresh = {tuple(row[k] for k in key): row | {"commit": at} for row in rows}
+    origin = {"commit": commit(), "date": today()}
+    fresh = {tuple(row[k] for k in key): row | origin for row in rows}
     kept = old["rows"] if old.get("machine") == machine else []
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     return rows
+
+
+def today() -> str:
+    """Return the date in UTC, such as "2026-11-26"."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")

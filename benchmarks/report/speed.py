@@ -37,8 +37,8 @@ def mixers_table() -> str:
         )
 
     note = (
-        f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {where(machine)}: milliseconds, and the speed relative to "
-        f"timm's `{REFERENCE}`. Memory: what training adds to the imports, in fp32 / bf16."
+        f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {where(machine, models)}: milliseconds, and the speed "
+        f"relative to timm's `{REFERENCE}`. Memory: what training adds to the imports, in fp32 / bf16."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('training memory, MiB', memory))}"
 
@@ -57,9 +57,9 @@ def authors_table() -> str:
         return f"{row['mib']} / {theirs}"
 
     note = (
-        f"Milliseconds of one step {where(machine)}, the speed relative to the authors' code, and the time with "
-        f"`torch.compile`. Values marked * compare with times of the authors' code on another machine (two AMD EPYC "
-        f"cores), rescaled by timm's `{REFERENCE}`; they are less certain, most of all in bf16. Memory: what fp32 "
+        f"Milliseconds of one step {where(machine, models)}, the speed relative to the authors' code, and the time "
+        f"with `torch.compile`. Values marked * compare with times of the authors' code on another machine (two "
+        f"AMD EPYC cores), rescaled by timm's `{REFERENCE}`; they are less certain, most of all in bf16. Memory: what fp32 "
         f"training adds to the imports, ours / the authors'; * on the other machine."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
@@ -73,8 +73,8 @@ def roofline_table() -> str:
         return f"{row['of_convolution']:.0%}, `{row['ops'][0]['op']}` in {row['ops'][0]['part']}"
 
     note = (
-        f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {where(machine)}, and the op "
-        f"that loses most time."
+        f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {where(machine, models)}, and "
+        f"the op that loses most time."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell)}"
 
@@ -178,9 +178,12 @@ def by_precision(
     return table(["model", *(CELLS[cell] for cell in measured), *(title for title, _ in more)], rows)
 
 
-def where(machine: dict) -> str:
+def where(machine: dict, models: dict[str, Cells] | None = None) -> str:
+    """Say on which machine, with which torch and on which days a table was measured."""
     cpu = machine["cpu"].replace("(R)", "").removesuffix(" Processor")
-    return f"on {machine['cores']} {cpu} cores with torch {machine['torch'].partition('+')[0]}"
+    dates = sorted({row["date"] for cells in (models or {}).values() for row in cells.values() if "date" in row})
+    days = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
+    return f"on {machine['cores']} {cpu} cores with torch {machine['torch'].partition('+')[0]}{days}"
 
 
 def milliseconds(ms: float) -> str:

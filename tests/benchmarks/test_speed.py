@@ -17,30 +17,13 @@ MACHINE = {"cpu": "one"}
 
 
 def rows(**times):
-    return [dict(model=model, ms=ms, commit="now") for model, ms in times.items()]
-
-
-def test_models_take_turns():
-    calls = []
-    steps = {name: lambda name=name: calls.append(name) or timing.time.sleep(timing.TURN) for name in "ab"}
-    medians = timing.interleaved(steps, seconds=0, least=3)
-    assert calls == ["a", "b"] * 4  # one of them untimed
-    assert all(timing.TURN <= seconds < 3 * timing.TURN for seconds in medians.values())
-
-
-@pytest.mark.parametrize(
-    "share, said", [(0.05, ""), (0.5, "Other programs took 50% of the processor meanwhile: measure again.\n")]
-)
-def test_busy_machines_are_reported(share, said, monkeypatch, capsys):
-    clock, count = timing.time.perf_counter, timing.os.cpu_count()
-    monkeypatch.setattr(timing, "others_seconds", lambda: share * count * clock())
-    timing.interleaved({"a": lambda: timing.time.sleep(timing.TURN)}, seconds=0, least=2)
-    assert capsys.readouterr().err == said
+    return [dict(model=model, ms=ms, commit="now", date="2026-11-26") for model, ms in times.items()]
 
 
 def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
     path = tmp_path / "speed.json"
-    monkeypatch.setattr("benchmarks.measure.timing.commit", lambda: "now")
+    monkeypatch.setattr(timing, "commit", lambda: "now")
+    monkeypatch.setattr(timing, "today", lambda: "2026-11-26")
     timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
     assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
@@ -72,7 +55,7 @@ def test_ratio_to_the_authors():
     assert authors_speed.make_row("wavemix_144_7", "train", "bf16", found)["ratio"] is None
 
 
-@pytest.mark.parametrize("name", ["convmixer_768_10", "vit_xsmall_patch16_clip_224"])
+@pytest.mark.parametrize("name", ["resnet18", "vit_xsmall_patch16_clip_224"])
 def test_peers_are_of_equal_cost(name):
     macs = [count_macs(reference_models.create(n, 224), (3, 224, 224)) for n in (name, "poolformer_s12")]
     assert macs[0] == pytest.approx(macs[1], rel=0.03)
@@ -82,6 +65,16 @@ def test_the_exponent_is_over_pixels():
     sizes = [32, 224, 512, 1024]
     assert speed.exponent(sizes, [9e9, *(n**2 for n in sizes[1:])]) == pytest.approx(1)
     assert speed.exponent(sizes, [9e9, *(n**4 for n in sizes[1:])]) == pytest.approx(2)
+
+
+def test_tables_say_where_and_when():
+    machine = dict(cpu="AMD EPYC Processor", cores=2, torch="2.13.0+cpu")
+    cells = [dict(date="2026-11-26"), dict(date="2026-11-28"), {}]
+    models = {str(i): {("infer", "fp32"): cell} for i, cell in enumerate(cells)}
+    assert speed.where(machine) == "on 2 AMD EPYC cores with torch 2.13.0"
+    assert speed.where(machine, models) == "on 2 AMD EPYC cores with torch 2.13.0, 2026-11-26 to 2026-11-28"
+    del models["1"]
+    assert speed.where(machine, models).endswith(", 2026-11-26")
 
 
 def test_ops_are_listed_by_what_they_lose():
