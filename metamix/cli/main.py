@@ -15,6 +15,7 @@ COMMANDS = {  # name: (module with a `main`, what it does)
     "predict": ("metamix.cli.predict", "Label images, or find objects in them."),
     "export": ("metamix.cli.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
     "verify": ("metamix.cli.verify", "Find broken images and bad annotations in a data set."),
+    "benchmark": ("metamix.cli.benchmark", "Measure how fast models are in each engine on this machine."),
     "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
 }
 

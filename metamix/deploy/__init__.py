@@ -1,16 +1,18 @@
 """Turn a trained model into a small, fast one, and check that it still computes the same.
 
-    from metamix.deploy import export, fuse, load_exported
+    from metamix.deploy import benchmark, export, fuse, load_exported
 
     export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")       a folder: model, JSON, report
     model = load_exported("raft-onnx")                                              runs it: model(images) -> logits
     fuse(model)                                                                     a leaner copy of a torch model
+    benchmark(["metaformer_raft_s12", "resnet18"])                                  how fast models are in each engine
 
 The formats need packages that training does not: pip install 'metamix[deploy]'.
 """
 
+from .benchmark import benchmark
 from .export import export
 from .fuse import fuse
 from .runtime import load_exported
 
-__all__ = ["export", "fuse", "load_exported"]
+__all__ = ["benchmark", "export", "fuse", "load_exported"]

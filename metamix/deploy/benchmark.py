@@ -1,0 +1,248 @@
+"""Measure how fast models are in each engine: `benchmark`.
+
+    result = benchmark(["metaformer_pooling_s12", "resnet18"], precisions=["fp32", "int8"])
+    print(table(result))
+
+All models and engines take turns in one process, with the same images and number of threads. ONNX Runtime and OpenVINO
+run what `metamix export` writes, OpenVINO compiled for the batch. Weights and images are random, also the images that
+int8 is calibrated on, since the speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.classification.load import create_model, timm_config
+from metamix.utils.system import keep_freed_memory, processor, versions
+from metamix.utils.text import nearest
+from metamix.utils.timing import interleaved
+
+from .extras import need
+from .fuse import fuse
+from .graphs import GraphError, to_openvino, to_program, write_onnx, write_openvino
+from .quantize import OnnxFile, OpenVinoFile
+from .runtime import open_onnx, open_openvino
+
+ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
+    "eager": ("fp32", "bf16"),
+    "compile": ("fp32", "bf16"),
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+PRECISIONS = ("fp32", "bf16", "int8")
+PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+CALIBRATION_IMAGES = 8
+Cell = tuple[str, str]  # engine and precision
+Step = Callable[[], object]
+
+
+def benchmark(
+    models: Sequence[str],
+    *,
+    engines: Sequence[str] = tuple(ENGINES),
+    precisions: Sequence[str] = PRECISIONS,
+    batch_sizes: Sequence[int] = (1, 8),
+    img_size: int | None = None,
+    threads: int | None = None,
+    seconds: float = 1.0,
+    reference: str | None = None,
+) -> dict[str, Any]:
+    """Time models in several engines.
+
+    Args:
+        models: names that timm knows, ours among them.
+        engines: keys of `ENGINES`.
+        precisions: "fp32", "bf16" and "int8"; each engine is timed in those that it has.
+        batch_sizes: images in a call.
+        img_size: side of the images in pixels; None for each model's own.
+        threads: to compute with; None for torch's number.
+        seconds: for each model, engine, precision and batch; five calls at least.
+        reference: model whose eager fp32 the others are compared with; None for the first one.
+
+    Returns:
+        {"machine", "threads", "versions", "measured", "reference", "rows", "failed"}. A row has "model", "engine",
+        "precision", "img_size", "batch", "ms" (median of a call), "img_per_s" and "speedup" (times as fast as the
+        reference in eager fp32 at the same batch). `failed` says which cells could not be built and why.
+
+    Raises:
+        ValueError: an unknown model, engine or precision, or nothing to time.
+        ImportError: a package of the extra `deploy` is missing.
+    """
+    cells = cells_of(engines, precisions)
+    if not models or not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}: give one of each at least")
+    reference = reference or models[0]
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    try:
+        with TemporaryDirectory() as folder:
+            names = dict.fromkeys([reference, *models])
+            subjects = [Subject(name, img_size, Path(folder) / str(i)) for i, name in enumerate(names)]
+            for batch in batch_sizes:
+                steps: dict[tuple[Subject, Cell], Step] = {}
+                for subject in subjects:
+                    own = [("eager", "fp32")] if subject.name == reference else []
+                    for cell in dict.fromkeys([*own, *(cells if subject.name in models else [])]):
+                        try:
+                            step = subject.step(*cell, batch)
+                            step()
+                        except (GraphError, RuntimeError) as error:
+                            failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
+                        else:
+                            steps[subject, cell] = step
+                found = interleaved(steps, seconds * len(steps))
+                base = found.get((subjects[0], ("eager", "fp32")))
+                rows += [make_row(subject, *cell, batch, spent, base) for (subject, cell), spent in found.items()]
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "machine": processor(),
+        "threads": threads or before,
+        "versions": versions() | {p: version(p) for e in engines for p in PACKAGES.get(e, ())},
+        "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "reference": reference,
+        "rows": rows,
+        "failed": failed,
+    }
+
+
+def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
+    """Return the pairs of engine and precision to time.
+
+    Raises:
+        ValueError: an unknown engine or precision, or no pair.
+        ImportError: the package of an engine is missing.
+    """
+    for what, given, known in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
+        for word in given:
+            if word not in known:
+                raise ValueError(f"{what} is {word!r}{nearest(word, known)} Accepted: {', '.join(known)}.")
+    cells = [(engine, p) for engine in engines for p in ENGINES[engine] if p in precisions]
+    if not cells:
+        raise ValueError(
+            f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: onnxruntime has fp32 and int8, openvino "
+            f"fp32, bf16 and int8, eager and compile fp32 and bf16"
+        )
+    for engine, precision in cells:
+        for package in (*PACKAGES.get(engine, ()), *(["nncf"] if (engine, precision) == ("openvino", "int8") else [])):
+            need(package)
+    return cells
+
+
+class Subject:
+    """A model that is timed, with random weights and images.
+
+    Args:
+        name: of the model.
+        img_size: side of its images in pixels; None for its own.
+        folder: for its files; it is made.
+    """
+
+    def __init__(self, name: str, img_size: int | None, folder: Path):
+        arguments: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+        model: Any = create_model(name, **arguments)
+        self.name, self.folder = name, folder
+        self.model = model.eval().to(memory_format=torch.channels_last)
+        channels, height, width = timm_config(model)["input_size"]
+        height, width = (height, width) if img_size is None else (img_size, img_size)
+        self.images = torch.randn(CALIBRATION_IMAGES, channels, height, width, generator=torch.manual_seed(0))
+        folder.mkdir()
+
+    def step(self, engine: str, precision: str, batch: int) -> Step:
+        """Return a function that runs the model once on `batch` images.
+
+        Args:
+            engine, precision: a pair of `cells_of`.
+            batch: number of images.
+        """
+        images = self.images[torch.arange(batch) % len(self.images)]
+        if engine in ("eager", "compile"):
+            return torch_step(self.model, images, engine == "compile", precision)
+        file, array, threads = self.file(engine, precision), images.numpy(), torch.get_num_threads()
+        if engine == "onnxruntime":
+            run = open_onnx(file, threads)
+        else:
+            graph = need("openvino").Core().read_model(str(file))
+            graph.reshape(list(images.shape))
+            run = open_openvino(graph, threads, {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"})
+        return lambda: run(array)
+
+    def file(self, engine: str, precision: str) -> Path:
+        """Write the model for ONNX Runtime or OpenVINO, once, and return the file."""
+        suffix = {"onnxruntime": ".onnx", "openvino": ".xml"}[engine]
+        file = self.folder / f"fp32{suffix}"
+        if not file.exists():
+            fused, example = fuse(self.model, self.images[:2]), self.images[:2]
+            if suffix == ".onnx":
+                write_onnx(fused, example, file, False, ["logits"])
+            else:
+                write_openvino(to_openvino(to_program(fused, example, False), ["logits"]), file)
+        if precision != "int8":
+            return file
+        quantized = self.folder / f"int8{suffix}"
+        if not quantized.exists():
+            quantizer = (OnnxFile if suffix == ".onnx" else OpenVinoFile)(file, self.folder)
+            quantizer.quantize(quantized, [self.images.numpy()])
+        return quantized
+
+
+def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str) -> Step:
+    """Return a function that runs a model in torch, in channels_last, bf16 by autocast."""
+    images = images.to(memory_format=torch.channels_last)
+    if compiled:
+        torch._dynamo.config.recompile_limit = 64  # our models share one forward function
+    call: Any = torch.compile(model, dynamic=False) if compiled else model
+
+    @torch.inference_mode()
+    def step() -> object:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return call(images)
+
+    return step
+
+
+def make_row(
+    subject: Subject, engine: str, precision: str, batch: int, seconds: float, base: float | None
+) -> dict[str, Any]:
+    """Make a row of the result; `base` is the reference's time in seconds."""
+    return {
+        "model": subject.name,
+        "engine": engine,
+        "precision": precision,
+        "img_size": subject.images.shape[-1],
+        "batch": batch,
+        "ms": round(1000 * seconds, 2),
+        "img_per_s": round(batch / seconds, 1),
+        "speedup": None if base is None else round(base / seconds, 2),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Write a result of `benchmark` as text: where it was measured, a line for each row, and what failed."""
+    machine = result["machine"]
+    known = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    lines = [
+        f"{machine['cpu']}, {threads}, {result['measured']}; {known}",
+        f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch",
+        "",
+    ]
+    header = ("model", "engine", "precision", "pixels", "batch", "ms", "images/s", "speedup")
+    keys = ("model", "engine", "precision", "img_size", "batch", "ms", "img_per_s", "speedup")
+    rows = [["-" if row[key] is None else f"{row[key]}" for key in keys] for row in result["rows"]]
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    for row in (header, *rows):
+        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, *(f"{cell} failed: {why}" for cell, why in result["failed"].items())])

@@ -1,0 +1,97 @@
+"""Test `metamix benchmark`: what is timed, what is said of it, and what is refused."""
+
+import json
+import sys
+from importlib import import_module
+
+import pytest
+import timm
+import torch
+
+import metamix.cli.benchmark
+from metamix.deploy import benchmark
+from metamix.deploy.benchmark import table
+from metamix.deploy.graphs import GraphError
+
+module = import_module("metamix.deploy.benchmark")  # `metamix.deploy.benchmark` is the function
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """Build shallow models under any name."""
+
+    def create(name, img_size=16):
+        arguments = dict(mixer=name.split("_")[1], img_size=img_size, depths=(1,), dims=(16,))
+        model = timm.create_model("metaformer_pooling_nano", **arguments)
+        model.pretrained_cfg["input_size"] = (3, 16, 16)
+        return model
+
+    monkeypatch.setattr(module, "create_model", create)
+
+
+def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
+    pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
+    file, threads = tmp_path / "speed.json", torch.get_num_threads()
+    words = ["metaformer_pooling_s12", "--engines", "eager,onnxruntime,openvino", "--batch-sizes", "2"]
+    metamix.cli.benchmark.main([*words, "--threads", "1", "--seconds", "0", "--json", str(file)])
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    cells = {(row["engine"], row["precision"]): row for row in result["rows"]}
+    assert [*cells] == [
+        *(("eager", "fp32"), ("eager", "bf16"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")),
+        *(("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")),
+    ]
+    row = cells["openvino", "int8"]
+    assert row["ms"] > 0 and row["img_per_s"] == pytest.approx(2000 / row["ms"], rel=0.1)
+    assert row["speedup"] == pytest.approx(cells["eager", "fp32"]["ms"] / row["ms"], rel=0.1)
+    assert result["threads"] == 1 and {"openvino", "onnxruntime", "torch"} <= result["versions"].keys()
+    assert result["machine"]["cpu"] in printed and f"1 thread, {result['measured']}; " in printed
+    assert "metaformer_pooling_s12  openvino     int8           16      2  " in printed
+    assert torch.get_num_threads() == threads
+
+
+def test_models_are_compared_with_the_reference(monkeypatch):
+    times = {"pooling": 0.004, "raft": 0.002, "nin": 0.001}
+    monkeypatch.setattr(
+        module, "interleaved", lambda steps, seconds: {key: times[key[0].name.split("_")[1]] for key in steps}
+    )
+    names = ["metaformer_raft_s12", "metaformer_nin_s12"]
+    result = benchmark(names, engines=["eager"], precisions=["bf16"], batch_sizes=[1, 4], img_size=24)
+    assert [(row["model"], row["batch"], row["speedup"]) for row in result["rows"]] == [
+        *(("metaformer_raft_s12", 1, 1.0), ("metaformer_raft_s12", 1, 1.0), ("metaformer_nin_s12", 1, 2.0)),
+        *(("metaformer_raft_s12", 4, 1.0), ("metaformer_raft_s12", 4, 1.0), ("metaformer_nin_s12", 4, 2.0)),
+    ]
+    assert {row["img_size"] for row in result["rows"]} == {24} and result["rows"][-1]["img_per_s"] == 4000
+    result = benchmark(
+        names, engines=["eager"], precisions=["fp32"], batch_sizes=[1], reference="metaformer_pooling_s12"
+    )
+    assert [row["speedup"] for row in result["rows"]] == [1.0, 2.0, 4.0]
+    assert "speedup: times as fast as metaformer_pooling_s12 in eager fp32 at the same batch" in table(result)
+
+
+def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
+    def fail(*arguments):
+        raise GraphError("OpenVINO cannot convert the model: no such op\nand more")
+
+    monkeypatch.setattr(module, "to_openvino", fail)
+    options = dict(engines=["eager", "openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0)
+    result = benchmark(["metaformer_nin_s12"], **options)
+    assert [row["engine"] for row in result["rows"]] == ["eager"]
+    assert table(result).endswith(
+        "metaformer_nin_s12 openvino fp32 failed: OpenVINO cannot convert the model: no such op"
+    )
+
+
+def test_what_does_not_fit_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="engine is 'openvin'; did you mean 'openvino'. Accepted: eager, compile,"):
+        benchmark(["metaformer_nin_s12"], engines=["openvin"])
+    with pytest.raises(ValueError, match="precision is 'int4'; did you mean 'int8'. Accepted: fp32, bf16, int8"):
+        benchmark(["metaformer_nin_s12"], precisions=["int4"])
+    with pytest.raises(ValueError, match="eager, compile cannot compute in int8: onnxruntime has fp32 and int8"):
+        benchmark(["metaformer_nin_s12"], engines=["eager", "compile"], precisions=["int8"])
+    with pytest.raises(ValueError, match=r"models are \[\], batch sizes \[1\]: give one of each at least"):
+        benchmark([], engines=["eager"], batch_sizes=[1])
+    with pytest.raises(SystemExit):
+        metamix.cli.benchmark.main(["metaformer_nin_s12", "--batch-sizes", "1,x"])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]'"):
+        benchmark(["metaformer_nin_s12"], engines=["openvino"])
