@@ -44,6 +44,15 @@ class Sample:
     mask: Path
 
 
+class Unmatched(ValueError):
+    """Images or masks have no partner; `problems` holds a sentence on each."""
+
+    def __init__(self, problems: list[str], mask_name: str):
+        self.problems = problems
+        others = f" {len(problems) - 1} more have no partner." if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{others} The name of a mask is made with --mask-name {mask_name!r}")
+
+
 Split = list[Sample]
 Finder = Callable[[], Split]
 
@@ -76,7 +85,7 @@ class MaskedSet:
         """Find the samples of a split.
 
         Raises:
-            ValueError: there is no such split, or images and masks do not match.
+            ValueError: there is no such split, or images and masks do not match (`Unmatched`).
             FileNotFoundError: a folder is missing or empty.
         """
         if split not in self.splits:
@@ -211,20 +220,18 @@ def match(
     """Match images and masks by name.
 
     Raises:
-        ValueError: an image or a mask has no partner. Names the first, and how many there are.
+        Unmatched: an image or a mask has no partner.
     """
     partners = {stem: partner_name(stem, mask_name) for stem in images}
-    if alone := [stem for stem, partner in partners.items() if partner not in masks]:
-        partner = partners[alone[0]]
-        raise ValueError(
-            f"{images[alone[0]]} has no mask {partner} in {mask_folder}{nearest(partner, masks)} {len(alone)} of "
-            f"{len(images)} images have none. The name is made with --mask-name {mask_name!r}"
-        )
     known = set(partners.values())
-    if alone := [stem for stem in masks if stem not in known]:
-        raise ValueError(
-            f"{masks[alone[0]]} has no image in {image_folder}; {len(alone)} of {len(masks)} masks have none"
-        )
+    problems = [
+        f"{images[stem]} has no mask {partner} in {mask_folder}{nearest(partner, masks)}"
+        for stem, partner in partners.items()
+        if partner not in masks
+    ]
+    problems += [f"{mask} has no image in {image_folder}." for stem, mask in masks.items() if stem not in known]
+    if problems:
+        raise Unmatched(problems, mask_name)
     return [Sample(stem, path, masks[partners[stem]]) for stem, path in images.items()]
 
 

@@ -23,7 +23,7 @@ from metamix.utils.text import readable
 from .data import class_shares, read_image
 from .labels import IGNORED, BadMask, Labels, read_mask
 from .options import SegmentationOptions
-from .sources import OPENERS, MaskedSet, Sample, open_set
+from .sources import OPENERS, MaskedSet, Sample, Unmatched, open_set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +69,10 @@ def verify(found: MaskedSet, labels: Labels) -> int:
     for split in found.splits:
         try:
             samples = found.find(split)
+        except Unmatched as error:
+            print(readable("\n".join(error.problems)))
+            problems += len(error.problems)
+            continue
         except (ValueError, OSError) as error:
             print(readable(f"{split}: {error}"))
             problems += 1

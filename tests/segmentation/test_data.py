@@ -113,10 +113,12 @@ def test_folders(scenes):
 def test_partners_and_sizes_are_checked(scenes):
     root = scenes()
     (root / "train" / "masks" / "2.png").rename(root / "train" / "masks" / "2b.png")
-    with pytest.raises(ValueError, match="2.png has no mask 2 in .*masks; did you mean '2b'.* 1 of 4 images have none"):
+    with pytest.raises(ValueError, match="2.png has no mask 2 in .*masks; did you mean '2b'.* 1 more have no partner"):
         SegmentationData(options(root))
     (root / "train" / "images" / "2.png").unlink()
-    with pytest.raises(ValueError, match="2b.png has no image in .*images; 1 of 4 masks have none"):
+    with pytest.raises(
+        ValueError, match="2b.png has no image in .*images. The name of a mask is made with --mask-name"
+    ):
         SegmentationData(options(root))
     (root / "train" / "masks" / "2b.png").unlink()
     Image.new("L", (47, 40)).save(root / "train" / "masks" / "3.png")
@@ -290,7 +292,7 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
     break_image(root / "train" / "images" / "0.png")
     write_mask(root / "train" / "masks" / "1.png", np.full((40, 48), 7))
     write_mask(root / "val" / "masks" / "0.png", np.zeros((40, 47)))
-    (root / "test" / "masks" / "0.png").unlink()
+    (root / "test" / "masks" / "0.png").rename(root / "test" / "masks" / "other.png")
     (root / "classes.txt").write_text("sky\nground\nhouse\ntree\nbox\n")
     assert verify([str(root)]) == 1
     said = capsys.readouterr().out
@@ -299,9 +301,9 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
         "masks/1.png has the label 7 at 1,920 pixels",
         "val/images/0.png has 40 x 48 pixels and its mask",
         "train: no pixel of 1 of 5 classes: box",
-        "test: ",
         "0.png has no mask 0 in",
-        "6 problems",
+        "other.png has no image in",
+        "7 problems",
     ):
         assert words in said, (words, said)
     assert verify([str(root / "train")]) == 1 and "Expected are SPLIT/images and SPLIT/masks" in capsys.readouterr().out
