@@ -64,7 +64,8 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     broken: list[str] = []
     predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
     found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
-    text = FORMATS[options.format](found)
+    ending = Path(options.output or "").suffix.removeprefix(".")
+    text = FORMATS[options.format or (ending if ending in FORMATS else "table")](found)
     if options.output:
         write_text(options.output, text)
         print(readable(f"written: {options.output}, {plural(len(found), 'image')}"))
@@ -91,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the images, and how their labels are written."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--top", type=_positive, default=5, help="labels for each image (default: 5)")
-    parser.add_argument("--format", choices=list(FORMATS), default="table", help="table, csv or json (default: table)")
+    parser.add_argument("--format", choices=list(FORMATS), help="table, csv or json (default: by --output, or table)")
     parser.add_argument("--output", type=Path, help="file to write to (default: print)")
     parser.add_argument("--batch-size", type=_positive, default=64, help="images per forward pass (default: 64)")
 

@@ -271,7 +271,7 @@ def _load_torch(path: str | Path) -> Any:
                 f"{path} holds Python objects other than tensors, and metamix never unpickles them from a file; "
                 f"save its tensors alone (a state dict) and give that file"
             ) from None
-        why = "" if text.startswith("Weights only load failed") else f"; {text[:120]}"  # torch's long advice
+        why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict) and state.get("format") == FORMAT:
         expected = state.pop("checksums", None)
