@@ -87,26 +87,18 @@ def export(
         ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
-    check_cell(format, precision)
-    if compiled and format != "torch":
-        raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
+    check_request(source, format, precision, compiled, data)
     folder = check_output(Path(output))
-    for package in (*PACKAGES[format], *(["nncf"] if (format, precision) == ("openvino", "int8") else [])):
-        need(package)
-    if precision == "int8" and not data:
-        raise ValueError(
-            "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
-        )
-    if precision == "int8" and task_of(source) != "classification":
-        raise ValueError(f"int8 is written for classifiers alone, not for {source}: take --precision fp32 or bf16")
+    threads = threads or torch.get_num_threads()
     exportable = open_model(Request(source, img_size, data, data_dir, images, dynamic))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ARTIFACT).unlink(missing_ok=True)
     artifact = write_model(exportable, folder, format, precision, dynamic, compiled)
+    file = folder / artifact.file
     quantized = None
     if precision == "int8":
-        quantized = quantize(cast(Quantizable, exportable), folder / artifact.file, max_drop, calibration_images)
-    model = ExportedModel(open_file(folder / artifact.file, threads=threads, hints=artifact.hints), artifact)
+        quantized = quantize(cast(Quantizable, exportable), file, max_drop, calibration_images)
+    model = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
     comparison = exportable.compare(model, precision, batch_size)
     report = {
         "source": source,
@@ -116,8 +108,8 @@ def export(
         "scores": comparison.scores,
         "quantization": quantized,
         "files": {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
-        "speed": speeds(exportable, model, seconds) if seconds else {},
-        "threads": threads or torch.get_num_threads(),
+        "speed": speeds(exportable, model, threads, seconds) if seconds else {},
+        "threads": threads,
         "machine": processor(),
         "versions": artifact.versions,
         "notes": exportable.notes,
@@ -125,11 +117,34 @@ def export(
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     if comparison.problems:
         raise ParityError(
-            f"{folder / artifact.file} does not compute what {source} does: {'; '.join(comparison.problems)}. The "
-            f"folder is no valid export; see {folder / REPORT}"
+            f"{file} does not compute what {source} does: {'; '.join(comparison.problems)}. The folder is no valid "
+            f"export; see {folder / REPORT}"
         )
     artifact.save(folder)
     return report
+
+
+def check_request(source: str, format: str, precision: str, compiled: bool, data: str | None) -> None:
+    """Refuse what cannot be exported before any work; arguments as in `export`.
+
+    Raises:
+        ValueError: it cannot.
+        ImportError: a package is missing.
+    """
+    check_cell(format, precision)
+    if compiled and format != "torch":
+        raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
+    for package in PACKAGES[format]:
+        need(package)
+    if precision == "int8":
+        if format == "openvino":
+            need("nncf")
+        if not data:
+            raise ValueError(
+                "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
+            )
+        if task_of(source) != "classification":
+            raise ValueError(f"int8 is written for classifiers alone, not for {source}: take --precision fp32 or bf16")
 
 
 def open_model(request: Request) -> Exportable:
@@ -240,12 +255,19 @@ def installed(packages: Sequence[str]) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def speeds(exportable: Exportable, exported: ExportedModel, seconds: float) -> dict[str, dict[str, float]]:
+def speeds(
+    exportable: Exportable, exported: ExportedModel, threads: int, seconds: float
+) -> dict[str, dict[str, float]]:
     """Measure the eager model, in channels_last, and the exported one, as `speed` does."""
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = exportable.examples(1)
+    image = exportable.examples(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
 
     def eager(batch: Any) -> Any:
         return model(torch.from_numpy(batch).to(memory_format=torch.channels_last))
 
-    return {"eager": speed(eager, images, seconds), "exported": speed(exported, images, seconds)}
+    try:
+        return {"eager": speed(eager, image, seconds), "exported": speed(exported, image, seconds)}
+    finally:
+        torch.set_num_threads(before)

@@ -96,7 +96,7 @@ def replace(module: nn.Module, sizes: Sizes) -> nn.Module:
     """Replace the modules inside `module`, and itself, by leaner ones."""
     for name, child in module.named_children():
         setattr(module, name, replace(child, sizes))
-    if isinstance(module, (nn.Dropout, DropPath)):
+    if isinstance(module, (nn.Dropout, nn.Dropout2d, DropPath)):
         return nn.Identity()
     if isinstance(module, MultiScaleEmbed):
         return SummedEmbed(module)

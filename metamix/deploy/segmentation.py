@@ -73,9 +73,7 @@ class ExportableSegmenter:
             if done == self.images:
                 break
             images = metric.normalize(batch["image"][0][None])
-            size: Any = tuple(images.shape[-2:])
-            logits = [by_pixel(metric.predictors[""].logits(model, images, size)) for model in models.values()]
-            difference.update(*logits)
+            difference.update(*(by_pixel(metric.predictors[""].logits(model, images)) for model in models.values()))
             for name, model in models.items():
                 metric.update(states[name], model, batch)
             done += 1
