@@ -14,8 +14,8 @@ from metamix.utils.text import exit_with_message, readable
 
 EXAMPLES = """examples:
   metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
-  metamix export runs/cifar10-metaformer_raft_nano-seed0 --format openvino --precision int8 --data cifar10 --output raft
-  metamix predict --model raft photo.jpg"""
+  metamix export metaformer_raft_nano.cifar10 --format openvino --precision int8 --data cifar10 --output raft-int8
+  metamix predict --model raft-int8 photo.jpg"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
