@@ -59,8 +59,8 @@ def authors_table() -> str:
     note = (
         f"Milliseconds of one step {where(machine, models)}, the speed relative to the authors' code, and the time "
         f"with `torch.compile`. Values marked * compare with times of the authors' code on another machine (two "
-        f"AMD EPYC cores), rescaled by timm's `{REFERENCE}`; they are less certain, most of all in bf16. Memory: what fp32 "
-        f"training adds to the imports, ours / the authors'; * on the other machine."
+        f"AMD EPYC cores), rescaled by timm's `{REFERENCE}`; they are less certain, most of all in bf16. Memory: what "
+        f"fp32 training adds to the imports, ours / the authors'; * on the other machine."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
 
