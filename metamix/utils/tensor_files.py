@@ -131,8 +131,16 @@ def newest_weights(folder: Path) -> Path:
 
     A finished run has a summary and its final weights. A run that was continued afterwards and stopped has newer
     weights in its checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights; the message names the runs in it.
     """
     weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
+    if not weights.exists() and not checkpoint.exists():
+        runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}")))
+        raise FileNotFoundError(
+            f"there is no file {weights}" + (f"; {folder} holds the runs {runs}: give one of them" if runs else "")
+        )
     if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
         return weights
     step = load_checkpoint(checkpoint)["step"]

@@ -99,6 +99,15 @@ def test_weights_carry_what_they_are(net, tmp_path):
     refused(load_weights, tmp_path, said="is not a whole safetensors file")
 
 
+def test_a_folder_of_runs_is_no_run(net, tmp_path):
+    for run in ("b", "a"):
+        (tmp_path / run).mkdir()
+        save_weights(tmp_path / run / "model.safetensors", net.state_dict(), {})
+    words = f"there is no file {tmp_path}/model.safetensors; {tmp_path} holds the runs a, b: give one of them"
+    with pytest.raises(FileNotFoundError, match=words):
+        load_weights(tmp_path)
+
+
 def test_metadata_alone(net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"model": "mine", "mean": [0.5], "note": "1"})
     assert load_metadata(tmp_path / "w.safetensors") == load_weights(tmp_path / "w.safetensors")[1]
