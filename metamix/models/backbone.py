@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
+from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d, to_2tuple
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
@@ -24,6 +24,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from metamix.layers import GroupNorm1
 from metamix.utils.text import nearest
 
+from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model, check_published
 from .weights import adapt_checkpoint, check_all_but_head, read_weights
@@ -282,6 +283,25 @@ def for_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
     """Add the arguments with which timm's ViT and Swin take images of any size, where they are not given."""
     missing = {argument: value for argument, value in ANY_SIZE.items() if argument not in model_args}
     return model_args | {a: value for a, value in missing.items() if takes_argument(name, model_args, a, value)}
+
+
+@torch.no_grad()
+def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the only image size (H, W) that a model takes, or None if it takes others too, as most do."""
+    probe = build_probe(name, model_args).eval()
+    if isinstance(getattr(probe, "model", None), MetaFormer):
+        return None
+    channels, *own = probe.pretrained_cfg["input_size"]
+    h, w = to_2tuple(model_args.get("img_size", tuple(own)))
+
+    def runs(height: int, width: int) -> bool:
+        try:
+            probe(torch.empty(1, model_args.get("in_chans", channels), height, width, device="meta"))
+        except (AssertionError, RuntimeError):
+            return False
+        return True
+
+    return None if runs(2 * h, 2 * w) or not runs(h, w) else (h, w)
 
 
 def load_body(

@@ -37,6 +37,7 @@ from .backbone import (
     build_backbone,
     build_probe,
     check_request,
+    find_fixed_size,
     for_any_size,
     load_body,
     plan_levels,
@@ -66,7 +67,10 @@ class Segmenter(OnBackbone):
         classifier: names of the layers whose shape depends on the number of classes.
         in_chans: image channels.
         mean, std: per image channel, for images on a scale from 0 to 1.
+        fixed_size: (H, W) of the largest images for a backbone of one size, such as an MLP-Mixer; None for any size.
     """
+
+    fixed_size: tuple[int, int] | None = None
 
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, auxiliary: nn.Module | None = None):
         super().__init__()
@@ -80,7 +84,7 @@ class Segmenter(OnBackbone):
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         self.check(images)
-        padded = pad_to(images, (self.backbone.size_divisible,) * 2)
+        padded = pad_to(images, self.fixed_size or (self.backbone.size_divisible,) * 2)
         maps = list(self.backbone(padded).values())
         scores = [self.head(maps)]
         if self.training and self.auxiliary is not None:
@@ -96,6 +100,13 @@ class Segmenter(OnBackbone):
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
+            )
+        height, width = images.shape[-2:]
+        if self.fixed_size and (height > self.fixed_size[0] or width > self.fixed_size[1]):
+            h, w = self.fixed_size
+            raise ValueError(
+                f"images have {height} x {width} pixels, and this backbone takes {h} x {w} at most: give windows of "
+                f"{min(h, w)} pixels, or build it with another img_size."
             )
         if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
             raise ValueError(
@@ -254,8 +265,9 @@ def build_segmenter(
         backbone: name of a timm model that has features, the zoo's included.
         num_classes: classes, the background included if it is one.
         in_chans: image channels.
-        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size, but for
-            a few of timm's models. It does nothing for backbones without spatial weights, such as resnet18.
+        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size; for a few
+            of timm's models, any size up to this one. It does nothing for backbones without spatial weights, such as
+            resnet18.
         pretrained: load the published weights: of the whole segmenter for a name with a tag in `WEIGHTS`, such as
             "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of classes the classifier is
             new.
@@ -295,6 +307,7 @@ def build_segmenter(
     weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, frozen_norms=frozen_norms)
     request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)
+    model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
         load_published(model, whole, f"{head} on {backbone}")
         settle_batch_norms(model.backbone, frozen=frozen_norms is not False, keep=True)

@@ -129,12 +129,22 @@ class SegmentationModel:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
                 made = f"; made anew: {', '.join(new)}" if new else ""
                 self.notes.append(f"weights from {options.checkpoint}{made}")
-            return model
+            return self._with_windows(model)
         self.frozen_norms = bool(options.pretrained or checkpoint)
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
         self._normalize_as(model.mean, model.std)
         if options.pretrained or checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
+        return self._with_windows(model)
+
+    def _with_windows(self, model: Segmenter) -> Segmenter:
+        """Check that a backbone of one size scores images in windows, and return the model."""
+        if model.fixed_size and not 0 < self.options.window <= min(model.fixed_size):
+            h, w = model.fixed_size
+            raise ValueError(
+                f"{self.options.model} takes images of {h} x {w} pixels at most: score larger ones in windows, with "
+                f"--window {min(h, w)}"
+            )
         return model
 
     def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -70,6 +70,16 @@ def test_transformers_take_any_size(backbone):
 
 
 @torch.no_grad()
+def test_backbones_of_one_size_take_images_up_to_it():
+    model = segmenter(backbone="mixer_s32_224", backbone_args={}, img_size=(60, 90)).eval()
+    assert model.fixed_size == (64, 96) and segmenter().fixed_size is None
+    for size in ((64, 96), (30, 40)):
+        assert model(torch.rand(1, 3, *size)).shape == (1, 5, *size)
+    with pytest.raises(ValueError, match="images have 65 x 96 pixels.* takes 64 x 96 at most: give windows of 64"):
+        model(torch.rand(1, 3, 65, 96))
+
+
+@torch.no_grad()
 def test_images_are_padded_below_and_to_the_right():
     model, images = segmenter().eval(), torch.rand(1, 3, 40, 50)
     padded = model(F.pad(images, (0, 14, 0, 24)))
