@@ -32,7 +32,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
         (B, n, N, d).
     """
     on_cpu = q.device.type == "cpu"
-    eager_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a graph is for training and inference
+    eager_inference = not (torch.is_grad_enabled() or traced or dropout_p)
     if on_cpu and q.dtype.itemsize > 2 and eager_inference and k.shape[-2] < SHORT_ROW:
         columns = torch.matmul(k * q.shape[-1] ** -0.5, q.mT)  # (B, n, M, N)
         if bias is not None:

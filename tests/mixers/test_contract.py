@@ -422,7 +422,7 @@ def test_mixer_that_changes_the_shape_in_a_compiled_model(forget):
         torch.compile(model, backend="eager")(torch.randn(2, 3, 16, 16))
 
 
-@pytest.mark.parametrize("mixer", ["raft", "maxim", "wavemix", "nin-grid"])
+@pytest.mark.parametrize("mixer", ["raft", "maxim", "wavemix", "nin-grid", "minattn-shared", "minattn-positions"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tracing_warns_of_other_sizes(mixer):
     name, options = CASES[mixer]

@@ -226,3 +226,12 @@ def test_bias_acts_alike_with_and_without_the_fused_attention():
     torch.testing.assert_close(attention(q, k, v, 0.0, bias), want)
     halves = (t.bfloat16() for t in (q, k, v))
     torch.testing.assert_close(attention(*halves, 0.0, bias).float(), want, rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+def test_dropout_in_training_mode_without_gradients():
+    torch.manual_seed(0)
+    mixer = create_mixer("minattn", 16, size=(4, 4), context=2, attn_drop=0.5).train()
+    x = torch.randn(2, 16, 4, 4)
+    assert not torch.equal(mixer(x), mixer(x))
+    assert torch.equal(mixer.eval()(x), mixer(x))
