@@ -10,7 +10,7 @@ model.pt2                   torch.export; beside it, model.compiled.pt2, where A
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ REPORT = "report.json"
 COMPILED = "model.compiled.pt2"
 VERSION = 1
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # format: its main file
+HINTS = ({}, *({"INFERENCE_PRECISION_HINT": precision} for precision in ("f32", "bf16")))  # see `Artifact.hints`
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
@@ -73,6 +74,20 @@ class Artifact:
         write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(n is None or (type(n) is int and n > 0) for n in value)
+
+
+# What a file from a stranger may say: in words, and the check. OpenVINO has properties that name files.
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "input_shape": ("four whole numbers or null", _is_shape),
+    "outputs": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value)),
+    "hints": ("INFERENCE_PRECISION_HINT f32 or bf16", lambda value: value in HINTS),
+    "extra": ("a mapping", lambda value: isinstance(value, dict)),
+    "versions": ("a mapping", lambda value: isinstance(value, dict)),
+}
+
+
 def load_artifact(folder: str | Path) -> Artifact:
     """Read export.json of a folder.
 
@@ -98,6 +113,9 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_cell(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
+    for name, (accepted, check) in RULES.items():
+        if not check(raw[name]):
+            raise ValueError(f"{path}: {name} is {raw[name]!r:.80}; accepted is {accepted}. Export the model again")
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
     return Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
