@@ -26,7 +26,8 @@ from .exportable import Exportable, Quantizable, Request, task_of
 from .extras import need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
-from .report import speed
+from .quantize import quantize_file
+from .report import speeds
 from .runtime import ExportedModel, Run, open_file
 
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -59,7 +60,7 @@ def export(
     calibration_images: int = 500,
     batch_size: int = 32,
     threads: int | None = None,
-    seconds: float = 1.0,
+    seconds: float = 4.0,
 ) -> dict[str, Any]:
     """Export a model to a folder and check it.
 
@@ -78,7 +79,7 @@ def export(
         calibration_images: training images that int8 is calibrated on.
         batch_size: images per forward pass of the comparison.
         threads: to measure the speed with; None for torch's number.
-        seconds: that each measurement of the speed takes; 0 to measure none.
+        seconds: for measuring the speed; 0 to measure none.
 
     Returns:
         The content of report.json.
@@ -108,7 +109,7 @@ def export(
         "scores": comparison.scores,
         "quantization": quantized,
         "files": {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
-        "speed": speeds(exportable, model, threads, seconds) if seconds else {},
+        "speed": measure(exportable, model, threads, seconds) if seconds else {},
         "threads": threads,
         "machine": processor(),
         "versions": artifact.versions,
@@ -234,8 +235,6 @@ def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -
         count: images to calibrate on.
     """
 
-    from .quantize import quantize_file
-
     def score(run: Run) -> float:
         return exportable.held_out_score(lambda images: torch.from_numpy(run(images.numpy())[0]), count)
 
@@ -255,19 +254,16 @@ def installed(packages: Sequence[str]) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def speeds(
-    exportable: Exportable, exported: ExportedModel, threads: int, seconds: float
-) -> dict[str, dict[str, float]]:
-    """Measure the eager model, in channels_last, and the exported one, as `speed` does."""
+def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
+    """Measure the eager model, in channels_last, and the exported one, see `speeds`."""
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = exportable.examples(1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
 
-    def eager(batch: Any) -> Any:
-        return model(torch.from_numpy(batch).to(memory_format=torch.channels_last))
+    def eager(images: torch.Tensor) -> Any:
+        return model(images.to(memory_format=torch.channels_last))
 
     try:
-        return {"eager": speed(eager, image, seconds), "exported": speed(exported, image, seconds)}
+        return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)
     finally:
         torch.set_num_threads(before)

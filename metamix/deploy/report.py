@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
+
+from metamix.utils.timing import interleaved
 
 LARGEST_DIFFERENCE = 1e-4  # of fp32, relative to the standard deviation of the outputs
 SAME_TOP1 = 0.999  # share of the images
@@ -88,26 +88,25 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
     return problems
 
 
-def latency(run: Callable[[Any], Any], images: Any, seconds: float) -> float:
-    """Return the median milliseconds of a call; the calls take about `seconds` after a warm-up."""
-    for _ in range(2):
-        run(images)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        start = time.perf_counter()
-        run(images)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def speed(run: Callable[[np.ndarray], Any], image: Tensor, seconds: float) -> dict[str, float]:
-    """Measure the latency of batches of 1 and 8, and the throughput of the latter.
+def speeds(models: Mapping[str, Callable[[Tensor], object]], image: Tensor, seconds: float) -> dict[str, dict]:
+    """Measure the latency of batches of 1 and 8, and the throughput of the latter; models take turns.
 
     Args:
-        run: the model, on a numpy array (n, C, H, W).
+        models: by name.
         image: (1, C, H, W).
-        seconds: that each measurement takes.
+        seconds: for all measurements together.
+
+    Returns:
+        "batch_1_ms", "batch_8_ms" and "img_per_s" of each model, by name.
     """
-    one, eight = (latency(run, image.repeat(n, 1, 1, 1).numpy(), seconds) for n in (1, 8))
-    return {"batch_1_ms": round(one, 3), "batch_8_ms": round(eight, 3), "img_per_s": round(8000 / eight, 1)}
+    batches = {n: image.repeat(n, 1, 1, 1) for n in (1, 8)}
+    steps = {(name, n): partial(model, batch) for name, model in models.items() for n, batch in batches.items()}
+    found = interleaved(steps, seconds)
+    return {
+        name: {
+            "batch_1_ms": round(1000 * found[name, 1], 3),
+            "batch_8_ms": round(1000 * found[name, 8], 3),
+            "img_per_s": round(8 / found[name, 8], 1),
+        }
+        for name in models
+    }

@@ -126,6 +126,21 @@ def test_compiled_package(weights, tmp_path, caplog):
     assert "cannot be loaded here, the uncompiled program is used" in caplog.text
 
 
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_int8(format, tmp_path):
+    """The limit is decided on training images that calibration does not see; the test split is only reported."""
+    folder, name = tmp_path / "out", "metaformer_identity_nano.digits"
+    options = dict(format=format, precision="int8", data="digits", images=100, calibration_images=32, seconds=0)
+    report = export(name, output=folder, max_drop=1.0, **options)
+    quantization = report["quantization"]
+    assert quantization["drop"] <= 1.0 and quantization["fp32"] > 98
+    assert report["scores"]["exported"]["top1"] >= report["scores"]["eager"]["top1"] - 2
+    assert report["parity"]["largest_difference"] > 1e-3  # it is not fp32
+    sizes = report["files"]
+    assert sum(sizes.values()) < 0.4 * 4 * sum(p.numel() for p in metamix.load_classifier(name).model.parameters())
+    assert load_exported(folder)(torch.randn(3, 1, 32, 32)).shape == (3, 10)
+
+
 def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     def fuse(model, images=None):  # a rewrite that is wrong
         return nn.Sequential(model.eval(), nn.Linear(3, 3))
