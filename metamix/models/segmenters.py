@@ -23,10 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from metamix.layers import crop_to, pad_to, resize_to
+from metamix.layers import crop_to, pad_to, parse_size, resize_to
 from metamix.utils.text import nearest
 
 from .arguments import check_count, check_rate
@@ -141,7 +140,7 @@ class Request:
         """Return the arguments of the backbone, for images that are padded to a multiple."""
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
-        sides = to_2tuple(self.img_size)
+        sides = parse_size("img_size", self.img_size)
         return self.model_args | {"img_size": tuple(math.ceil(side / multiple) * multiple for side in sides)}
 
     def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
@@ -174,10 +173,10 @@ def semantic_fpn(
     """Build a segmenter with Semantic FPN; see `build_segmenter`."""
     plan, levels = request.levels(finest_stride)
     backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
-    channels, classes = head_channels or default_width(128, plan), request.num_classes
-    head = SemanticFPNHead(backbone.channels, classes, channels=channels, dropout=dropout)
-    channels = auxiliary_channels or default_width(256, plan)
-    return Segmenter(backbone, head, classes, fcn_head(backbone, classes, channels, dropout) if auxiliary else None)
+    classes, width = request.num_classes, head_channels or default_width(128, plan)
+    head = SemanticFPNHead(backbone.channels, classes, channels=width, dropout=dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
+    return Segmenter(backbone, head, classes, second if auxiliary else None)
 
 
 def upernet(
@@ -192,10 +191,10 @@ def upernet(
     """Build a segmenter with UPerNet; see `build_segmenter`."""
     plan, levels = request.levels(finest_stride)
     backbone = request.build(plan, levels, None)
-    channels, classes = head_channels or default_width(512, plan), request.num_classes
-    head = UPerHead(backbone.channels, classes, channels=channels, dropout=dropout)
-    channels = auxiliary_channels or default_width(256, plan)
-    return Segmenter(backbone, head, classes, fcn_head(backbone, classes, channels, dropout) if auxiliary else None)
+    classes, width = request.num_classes, head_channels or default_width(512, plan)
+    head = UPerHead(backbone.channels, classes, channels=width, dropout=dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
+    return Segmenter(backbone, head, classes, second if auxiliary else None)
 
 
 def default_width(channels: int, plan: Plan) -> int:
@@ -211,7 +210,8 @@ def fcn_head(backbone: Backbone, num_classes: int, channels: int, dropout: float
 
 def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> Segmenter:
     """Build a segmenter with WaveMix's head; see `build_segmenter`."""
-    name, info = request.name, (probe := build_probe(request.name, request.model_args)).feature_info
+    name, probe = request.name, build_probe(request.name, request.model_args)
+    info = probe.feature_info
     index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
     doublings = round(math.log2(stride))
     if 2**doublings != stride:
