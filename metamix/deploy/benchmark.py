@@ -28,6 +28,7 @@ from metamix.utils.timing import interleaved
 from .extras import need
 from .fuse import fuse
 from .graphs import GraphError, to_openvino, to_program, write_onnx, write_openvino
+from .openvino_form import to_openvino_form
 from .quantize import OnnxFile, OpenVinoFile
 from .runtime import open_onnx, open_openvino
 
@@ -187,7 +188,7 @@ class Subject:
             if suffix == ".onnx":
                 write_onnx(fused, example, file, False, ["logits"])
             else:
-                write_openvino(to_openvino(to_program(fused, example, False), ["logits"]), file)
+                write_openvino(to_openvino(to_program(to_openvino_form(fused), example, False), ["logits"]), file)
         if precision != "int8":
             return file
         quantized = self.folder / f"int8{suffix}"

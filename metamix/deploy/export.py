@@ -26,6 +26,7 @@ from .exportable import Exportable, Quantizable, Request, task_of
 from .extras import need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
+from .openvino_form import to_openvino_form
 from .quantize import quantize_file
 from .report import speeds
 from .runtime import ExportedModel, Run, open_file
@@ -194,7 +195,7 @@ def write_model(
     if format == "onnx":
         write_onnx(model, examples, file, dynamic, exportable.outputs)
     elif format == "openvino":
-        graph = to_openvino(to_program(model, examples, dynamic), exportable.outputs)
+        graph = to_openvino(to_program(to_openvino_form(model), examples, dynamic), exportable.outputs)
         hints = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
         write_openvino(graph, file)
     else:

@@ -1,0 +1,23 @@
+"""Test that layers in the form for OpenVINO compute the same."""
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from metamix.deploy.openvino_form import ChannelNorm, to_openvino_form
+from metamix.layers import Float32LayerNorm2d
+
+
+def test_channel_norms_compute_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(LayerNorm2d(8, eps=1e-3), nn.Sequential(Float32LayerNorm2d(8), nn.Conv2d(8, 4, 1))).double()
+    for norm in (model[0], model[1][0]):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = 3 + torch.randn(2, 8, 5, 6).double()
+    expected = model(x)
+    found = to_openvino_form(model)
+    assert isinstance(found[0], ChannelNorm) and isinstance(found[1][0], ChannelNorm)
+    torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
+    alone = LayerNorm2d(8).double()
+    torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)
