@@ -33,6 +33,9 @@ def test_published_sizes():
     with torch.device("meta"):
         fpn = build_segmenter("semantic_fpn", "metaformer_pooling_s12", 150)
         uper = build_segmenter("upernet", "metaformer_pooling_s12", 150)
+        semseg = build_segmenter("wavemix", "wavemix_256_16_l4", 20)
+        cityscapes = build_segmenter("wavemix", "wavemix_192_16_l3.cityscapes", 20)
+    assert (count(semseg), count(cityscapes)) == (63_164_628, 28_190_388)
     assert count(fpn.backbone.pyramid.fpn, fpn.head) == 4_266_646
     assert uper.head.classifier.in_channels == 512 and uper.auxiliary.conv[0].weight.shape == (256, 320, 3, 3)
     assert uper.backbone.channels == (64, 128, 320, 512)
