@@ -174,6 +174,8 @@ class ExportableDetector:
             "max_size": transform.max_size,
         }
         self.notes = list(task.notes) if task else []
+        if task and images:
+            self.notes.append(f"the scores of {images} images count the objects of all others as missed")
 
     def examples(self, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -65,7 +65,8 @@ def free_sides(dynamic: bool) -> dict[int, Any]:
 
 def write_torch(program: ExportedProgram, file: Path) -> None:
     """Write the program of `to_program` as .pt2."""
-    torch.export.save(program, file)
+    with quiet():
+        torch.export.save(program, file)
 
 
 def compile_torch(program: ExportedProgram, file: Path) -> None:
