@@ -26,17 +26,20 @@ def main(argv: Sequence[str]) -> None:
     """Pass the command line to the task that trained the checkpoint. Exits with 1 where an image cannot be read."""
     with exit_with_message(ValueError, OSError):
         task, words = take_task(argv)
-        if task is None:
-            checkpoint, model = _weights(words)
-            if checkpoint is None and model is not None and Path(model).is_dir():
-                from metamix.deploy.predict import main as predict_exported
+        checkpoint, model = _weights(words)
+        if checkpoint is None and model is not None and Path(model).is_dir():
+            from metamix.deploy.predict import main as predict_exported
 
-                raise SystemExit(predict_exported(words))
+            raise SystemExit(predict_exported(words))
+        if task is None:
             if checkpoint is None:
                 print(DESCRIPTION)
                 if {"-h", "--help"} & set(words):
                     raise SystemExit(0)
-                print("\nerror: give the weights to predict with, --checkpoint RUN_OR_FILE", file=sys.stderr)
+                print(
+                    "\nerror: give the weights to predict with, --checkpoint RUN_OR_FILE or --model EXPORTED_FOLDER",
+                    file=sys.stderr,
+                )
                 raise SystemExit(2)
             task = _task_of(checkpoint)
         module = task_module(task, "predict")

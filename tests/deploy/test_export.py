@@ -189,7 +189,7 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
 
 def test_folder_that_is_no_export(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .* is not an exported model, it has no export.json: make one with"):
-        metamix.cli.predict.main(["photo.jpg", "--model", str(tmp_path)])
+        metamix.cli.predict.main(["photo.jpg", "--task", "classification", "--model", str(tmp_path)])
 
 
 def test_output_that_holds_other_files(tmp_path):
