@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paths import DOCS, ROOT
-from benchmarks.report import ablations, comparison, detection, minattn, models, paired, restoration, speed
+from benchmarks.report import (
+    ablations,
+    comparison,
+    detection,
+    minattn,
+    models,
+    paired,
+    restoration,
+    segmentation,
+    speed,
+)
 from benchmarks.report.sections import fill
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
@@ -31,6 +41,7 @@ SECTIONS = {
     "detection-memory": detection.memory_table,
     "restoration-scores": restoration.scores_table,
     "restoration-cost": restoration.cost_table,
+    "segmentation": segmentation.scores_table,
     "speed-mixers": speed.mixers_table,
     "speed-authors": speed.authors_table,
     "roofline": speed.roofline_table,
