@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", choices=list(OPENERS), default="folder", help="layout of the folder (default: folder)"
     )
-    parser.add_argument("--ignore-index", default="255", help="value of ignored pixels, or none (default: 255)")
+    parser.add_argument(
+        "--ignore-index", type=label_or_none, default=255, help="value of ignored pixels, or none (default: 255)"
+    )
     parser.add_argument("--reduce-zero-label", action="store_true", help="ignore the value 0")
     parser.add_argument("--mask-name", default="{name}", help="name of the mask of the image {name}")
     words = parser.parse_args(argv)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data=words.data,
             data_dir=words.data_dir,
             mask_name=words.mask_name,
-            ignore_index=None if words.ignore_index == "none" else int(words.ignore_index),
+            ignore_index=words.ignore_index,
             reduce_zero_label=words.reduce_zero_label,
         )
         found = open_set(options)
@@ -57,6 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(readable(str(error)))
         return 1
     return 1 if verify(found, labels) else 0
+
+
+def label_or_none(text: str) -> int | None:
+    """Parse a value of a mask, or "none"."""
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 255, or none")
+    return int(text)
 
 
 def verify(found: MaskedSet, labels: Labels) -> int:

@@ -42,9 +42,7 @@ def test_values_become_labels(tmp_path):
     path = write_mask(tmp_path / "a.png", values)
     labels = make_labels(ABC, reduce_zero_label=True)
     assert read_mask(path, labels).tolist() == [[255, 0, 1, 255], [255, 0, 1, 2]]
-    assert (
-        read_mask(path, make_labels(ABC, ignore_index=3 if False else 255, reduce_zero_label=True)).dtype == torch.uint8
-    )
+    assert read_mask(path, make_labels(ABC, reduce_zero_label=True)).dtype == torch.uint8
     path = write_mask(tmp_path / "b.png", [[0, 1, 2, 11]])
     assert read_mask(path, make_labels(ABC, ignore_index=11)).tolist() == [[0, 1, 2, 255]]
     assert read_mask(write_mask(tmp_path / "p.png", [[0, 1, 2, 255]], "P"), make_labels(ABC)).tolist() == [
@@ -282,6 +280,12 @@ def test_voc_and_pets(tmp_path):
     data = SegmentationData(options(tmp_path, data="oxford_pets"))
     assert data.pixel_counts().tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == ["train", "test"]
     assert open_set(options(tmp_path, data="voc")).find("val")[0].name == "val1"
+
+
+def test_verify_refuses_what_is_no_label(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        verify([str(tmp_path), "--ignore-index", "abc"])
+    assert "'abc' is not a number from 0 to 255, or none" in capsys.readouterr().err
 
 
 def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
