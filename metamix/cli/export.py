@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             images=options.images,
             max_drop=options.max_drop,
             threads=options.threads,
+            seconds=options.seconds,
         )
     print(readable(summary(report, options.output)))
 
@@ -71,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of accuracy that int8 may lose on training images that calibration did not see (default: 0.3)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="to measure with (default: all cores)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for measuring the speed; 0: none (default: 4)")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
     return parser
 

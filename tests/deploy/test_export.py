@@ -78,7 +78,8 @@ def test_bf16(format, weights, tmp_path):
 def test_on_the_command_line(tmp_path, capsys):
     """Export shipped weights, compare them on their data set, and label images with the result."""
     folder, name = tmp_path / "out", "metaformer_identity_nano.digits"
-    metamix.cli.export.main([name, "--output", str(folder), "--data", "digits", "--images", "50"])
+    words = ["--data", "digits", "--images", "50", "--seconds", "0.1"]
+    metamix.cli.export.main([name, "--output", str(folder), *words])
     said = capsys.readouterr().out
     assert "of their deviation, same class for 100.00%, on 50 images (digits, test)" in said
     report = json.loads((folder / "report.json").read_text())
