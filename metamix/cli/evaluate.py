@@ -108,7 +108,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
                 "checkpoint": options.checkpoint,
                 "weights": metadata.get("weights"),
                 "trained_img_size": metadata.get("img_size"),
-                "by_class": task.metric.by_class(states),
+                **({"by_class": by_class} if (by_class := task.metric.by_class(states)) else {}),
                 "img_per_s": round(count / seconds, 1),
                 "versions": versions(),
             }

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metamix.data import CorruptImage
-from metamix.data.counter_rng import stratified_choice
+from metamix.data.augment import neighbour
+from metamix.data.counter_rng import MIX, seeded, stratified_choice
 from metamix.data.files import Header, read_header
 from metamix.data.find import by_stem, list_images
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
@@ -72,7 +74,7 @@ class RestorationData:
     """
 
     def __init__(self, options: RestorationOptions, *, train: bool = True):
-        self.options, self.notes, self.enlarge = options, list[str](), 1
+        self.options, self.notes, self.enlarge, self.seed = options, list[str](), 1, 0
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
         parts = self._find(train)
@@ -182,8 +184,17 @@ class RestorationData:
         return [sample for samples in self.parts.values() for sample in samples.samples]
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of random crops; an epoch has `crops` of each image."""
-        options, samples = self.options, self.parts["train"]
+        """Make the loader of random crops; an epoch has `crops` of each image.
+
+        Raises:
+            ValueError: mixup leaves a process an odd number of crops.
+        """
+        if self.options.mixup and batch_size // world_size % 2:
+            raise ValueError(
+                f"mixup pairs neighbours, and batch_size {batch_size} leaves each of {world_size} processes an odd "
+                f"number of crops; give an even one"
+            )
+        options, samples, self.seed = self.options, self.parts["train"], seed
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
         transform = TrainCrop(options.crop, options.flip, options.rotate, self.chain, self.scale, self.enlarge)
         return self._loader(samples, order, transform, seed, collate_crops)
@@ -200,8 +211,13 @@ class RestorationData:
         return loader
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
-        """Return the batch: the worker processes have done everything."""
-        return batch
+        """Mix neighbouring crops, and their targets in the same ratio. The worker processes have done all else."""
+        if not self.options.mixup:
+            return batch
+        with seeded(self.seed, MIX, epoch, step):
+            share = np.random.beta(self.options.mixup, self.options.mixup)
+        mixed = {key: share * batch[key] + (1 - share) * neighbour(batch[key]) for key in ("image", "target")}
+        return batch | mixed
 
 
 Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image

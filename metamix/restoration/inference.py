@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +25,54 @@ class Restorer:
         tile: side of the tiles in pixels of the model's input; 0 for the whole image at once.
         overlap: least overlap of neighbouring tiles in pixels.
         ensemble: average over the eight orientations.
+        pooling: side in pixels of the windows that channel attention averages over; 0 for the whole image.
     """
 
     enlarge: int = 1
     tile: int = 0
     overlap: int = 32
     ensemble: bool = False
+    pooling: int = 0
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Restore images; `model` is in evaluation mode."""
         restore = partial(self_ensemble, model) if self.ensemble else model
         images = enlarge(images, self.enlarge)
-        if self.tile and max(images.shape[-2:]) > self.tile:
-            return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap)
-        return restore(images)
+        with pooled_locally(model, self.pooling):
+            if self.tile and max(images.shape[-2:]) > self.tile:
+                return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap)
+            return restore(images)
 
     @staticmethod
     def enlarge_to(image: Tensor, target: Tensor) -> Tensor:
         """Enlarge an image to the size of its target, bicubically: what a viewer would do without a model."""
         return enlarge(image, target.shape[-1] // image.shape[-1])
+
+
+def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
+    """Check that a model can pool locally in windows of `side` pixels, if that is not 0.
+
+    Raises:
+        ValueError: it has no channel attention, or the side is below 0.
+    """
+    if side < 0:
+        raise ValueError(f"local_pooling is {side}, but it must be at least 0")
+    if side and not hasattr(model, "set_local_pooling"):
+        raise ValueError(f"local_pooling is {side}, but {name} has no channel attention to pool in: leave it out")
+
+
+@contextmanager
+def pooled_locally(model: Any, side: int) -> Iterator[None]:
+    """Let channel attention average over windows of `side` pixels inside the context; 0 changes nothing."""
+    if not side:
+        yield
+        return
+    model.set_local_pooling(side)
+    try:
+        yield
+    finally:
+        model.set_local_pooling(None)
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:

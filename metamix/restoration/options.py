@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -45,6 +46,11 @@ class ImageOptions:
     score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
     tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
     overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels")
+    local_pooling: int = _score(
+        0,
+        "side of the windows that MAXIM's channel attention averages over while scoring, such as the crop of "
+        "training, in pixels of its input; 0: the whole image",
+    )
 
     def __post_init__(self) -> None:
         if not self.data_dir and not self.test_dir:
@@ -79,6 +85,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
     crops: int = _crops(1, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
     rotate: bool = _crops(True, "turn by 90 degrees at random")
+    mixup: float = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: none")
     loss: str = option(
         "charbonnier",
         "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft",
@@ -94,6 +101,8 @@ class RestorationOptions(BackboneOptions, ImageOptions):
         for name in ("crop", "crops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        if not 0 <= self.mixup < math.inf:
+            raise ValueError(f"mixup is {self.mixup}, but it must be at least 0 and finite")
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share is {self.test_share}, but it must be above 0 and below 1")
 

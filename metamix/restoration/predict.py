@@ -29,7 +29,7 @@ from metamix.utils.text import exit_with_message, readable
 
 from .colour import to_rgb, to_ycbcr
 from .files import FORMATS, DoesNotFit, Picture, read_picture, write_picture
-from .inference import Restorer, enlarge
+from .inference import Restorer, check_local_pooling, enlarge
 from .load import load_trained
 
 
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
         device = ProcessGroup.start(options.device).device
         model = found.model.to(device)
-        restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble)
+        restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
+        check_local_pooling(model, found.name, options.local_pooling)
         left_out = 0
         for path, output in tqdm(files.items(), unit="img", leave=False, disable=None):
             try:
@@ -76,6 +77,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", type=int, default=32, help="least overlap of tiles in pixels (default: 32)")
     parser.add_argument(
         "--ensemble", action="store_true", help="average over eight orientations; takes eight times as long"
+    )
+    parser.add_argument(
+        "--local-pooling",
+        type=int,
+        default=0,
+        help="side of the windows that MAXIM's channel attention averages over; 0: the whole tile (default: 0)",
     )
     parser.add_argument(
         "--format", choices=["keep", "png", "jpg", "webp", "tif"], default="keep", help="to write (default: keep)"

@@ -15,7 +15,7 @@ from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights, nothing_published
 
 from .data import RestorationData
-from .inference import Restorer
+from .inference import Restorer, check_local_pooling
 from .load import RestorationSpec, fit_arguments, load_trained
 from .losses import RestorationLoss
 from .metrics import Measure, RestorationMetric
@@ -45,7 +45,7 @@ class Restoration:
         self.model = RestorationModel(options, self.data)
         self.data.enlarge = self.model.enlarge
         self.measure = choose_measure(options, self.data)
-        restorer = Restorer(self.model.enlarge, options.tile, options.overlap)
+        restorer = Restorer(self.model.enlarge, options.tile, options.overlap, pooling=options.local_pooling)
         self.loss = RestorationLoss(options.loss, options.crop)
         self.metric = RestorationMetric(self.measure, restorer)
         self.pictures = RestorationPictures(self.measure, self.data.channels)
@@ -77,6 +77,7 @@ class Restoration:
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
         )
         metadata, spec = found.metadata, found.spec
+        check_local_pooling(found.model, found.name, options.local_pooling)
         values = {f.name: getattr(options, f.name) for f in fields(ImageOptions)}
         values |= {"model": found.name, "model_args": metadata.model_args}
         values |= {"channels": spec.channels, "degradation": spec.degradation}
@@ -129,6 +130,7 @@ class RestorationModel:
             weights = {"pretrained": True}
             self.notes.append(f"published weights of {options.model}")
         model = create_image_model(options.model, **self.arguments, **weights)
+        check_local_pooling(model, options.model, options.local_pooling)
         if any(self.crop % side for side in model.multiple):
             h, w = (side * self.data.scale // self.enlarge for side in model.multiple)
             raise ValueError(

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import assert_same_run
+from running import assert_same_run, start_all
 
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
+from metamix.restoration.data import RestorationData
+from metamix.restoration.inference import Restorer
+from metamix.restoration.load import load_trained
 from metamix.restoration.metrics import Measure
+from metamix.restoration.options import RestorationOptions
 from metamix.restoration.predict import main as predict
 from metamix.training.engine import Engine
 
@@ -96,6 +100,58 @@ def test_an_interrupted_run_ends_as_one_in_a_piece(clean, tmp_path, monkeypatch)
     assert not (tmp_path / "parts" / "summary.json").exists()
     train(*words, "--output", tmp_path / "parts", "--workers", 1)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(clean, tmp_path):
+    words = [*WORDS, *MAXIM, "--data-dir", clean(), "--degradation", "noise:25", "--batch-size", 4, "--mixup", 1.2]
+    words = list(map(str, [*words, "--crops", 3, "--epochs", 2]))
+    train(*words, "--output", tmp_path / "one")
+    for rank in start_all(2, *words, "--output", tmp_path / "two", logs=tmp_path):
+        rank.output()
+    one, two = (read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert [float(row["train_loss"]) for row in two] == pytest.approx(
+        [float(row["train_loss"]) for row in one], rel=1e-4
+    )
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert two["psnr"] == pytest.approx(one["psnr"], abs=1e-2) and two["input_psnr"] == one["input_psnr"]
+
+
+def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
+    options = RestorationOptions(data_dir=str(clean()), degradation="noise:25", crop=16, mixup=1.2, workers=0)
+    data = RestorationData(options)
+    batch = next(iter(data.train_loader(4, 0, 1, seed=3).epoch(0)))
+    mixed = data.augment(batch, 0, 5, 0, 1)
+    other = batch["image"][[1, 0, 3, 2]] - batch["image"]
+    share = ((mixed["image"] - batch["image"]) * other).sum() / other.square().sum()
+    assert 0.01 < share < 0.99
+    for key in "image", "target":
+        expected = batch[key] + share * (batch[key][[1, 0, 3, 2]] - batch[key])
+        torch.testing.assert_close(mixed[key], expected, rtol=0, atol=1e-5)
+    assert torch.equal(data.augment(batch, 0, 5, 0, 1)["image"], mixed["image"])
+    assert not torch.equal(data.augment(batch, 0, 6, 0, 1)["image"], mixed["image"])
+    with pytest.raises(ValueError, match="mixup pairs neighbours, and batch_size 6 leaves each of 2 processes an odd"):
+        data.train_loader(6, 0, 2, seed=3)
+
+
+def test_local_pooling_of_scores_alone(clean, tmp_path):
+    photos, run = clean(size=(70, 60)), tmp_path / "run"
+    train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
+    results = {}
+    for side in (0, 16, 128):
+        evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out", "--local-pooling", side)
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        results[side] = result["psnr"]
+    assert results[16] != results[0] and results[128] == pytest.approx(results[0], abs=1e-3)
+    assert "by_class" not in result
+    found = load_trained(run)
+    image = torch.rand(1, 3, 40, 40)
+    windows, whole = Restorer(pooling=16)(found.model, image), found.model(image)
+    assert not torch.equal(windows, whole) and torch.equal(found.model(image), whole)
+    with pytest.raises(
+        SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention to pool in"
+    ):
+        train(*WAVEMIX, "--data-dir", photos, "--degradation", "downscale:2", "--channels", "y", "--local-pooling", 16)
 
 
 def test_pairs(pairs, tmp_path, capsys):
