@@ -36,7 +36,7 @@ def scores_table() -> str:
             NAMES[row["set"]],
             f"{row['input_psnr']:.2f}",
             f"{row['psnr']:.2f}",
-            f"{row["psnr_x8"]:.2f}" if "psnr_x8" in row else "",
+            f"{row['psnr_x8']:.2f}" if "psnr_x8" in row else "",
             f"{row['ssim']:.4f}",
             REFERENCES[row["set"]],
         ]
