@@ -23,6 +23,7 @@ from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 from metamix.training.evaluation import evaluate
 from metamix.training.processes import ProcessGroup
+from metamix.utils.checksums import list_sha256
 from metamix.utils.files import write_text
 from metamix.utils.tensor_files import load_weights, save_weights
 from metamix.utils.text import exit_with_message
@@ -39,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--tag", required=True, help="short name of the job, such as noise25")
     parser.add_argument("--data-name", required=True, help="name of the training images on the card")
+    parser.add_argument("--limit", help="sentence on what the weights cannot do, for the card")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        print(ship(args.run, args.tag, args.data_name))
+        print(ship(args.run, args.tag, args.data_name, args.limit))
 
 
-def ship(run: Path, tag: str, data_name: str) -> str:
+def ship(run: Path, tag: str, data_name: str, limit: str | None = None) -> str:
     """Write the weights and the card of a run.
 
     Returns:
@@ -76,10 +78,12 @@ def ship(run: Path, tag: str, data_name: str) -> str:
         "curve": read_curve(run),
         "recipe": {key: value for key, value in recipe.items() if key not in free_options("restoration")},
         "license": "apache-2.0",
+        "limits": [limit] if limit else [],
         "pretrained_cfg": {},  # timm has no use for image models
     }
     path = weights_dir() / f"{card['name']}.safetensors"
     save_weights(path, half, about)
+    list_sha256(path)
     write_text(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     return f"{path.name}: {card['psnr']:.2f} dB, {card['stored_as']}, {path.stat().st_size / 1e6:.2f} MB"
 

@@ -111,6 +111,7 @@ def page(card: dict, command: str) -> str:
     ]
     intro = f"{model_of(card)} (arXiv [{arxiv}](https://arxiv.org/abs/{arxiv})) {job}. Trained on {card['data']}."
     limits = [
+        *card["limits"],
         "It knows this degradation alone. Other noise, blur or compression of real photographs is another job.",
         "One seed was trained.",
     ]

@@ -22,20 +22,25 @@ from metamix.training.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = {card["name"]: card for card in load_cards(task="restoration")}
-GAIN = {"noise": 7, "downscale": 1.5, "jpeg": 0.5}  # least dB on the picture
+PICTURES = {  # picture, degradation, least gain in dB
+    "noise": (data.camera, "noise:25", 7),
+    "downscale": (data.camera, "downscale:2", 1.5),
+    "jpeg": (data.immunohistochemistry, "jpeg:10", 0.3),
+}
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_weights_by_name_restore_a_picture_they_never_saw(name):
     card, trained = CARDS[name], load_trained(None, model=name, pretrained=True)
     assert name in list_image_models(pretrained=True) and trained.spec.degradation == card["degradation"]
-    clean = torch.from_numpy(data.astronaut() if card["in_chans"] == 3 else data.camera()[..., None])
-    clean = clean[100:356, 100:356].permute(2, 0, 1).float() / 255
-    degraded = parse_degradations(card["degradation"])(clean, torch.Generator().manual_seed(0))
+    picture, degradation, gain = PICTURES[card["degradation"].partition(":")[0]]
+    pixels = torch.from_numpy(picture()[100:292, 100:292])
+    clean = pixels.view(192, 192, -1).permute(2, 0, 1).float() / 255
+    degraded = parse_degradations(degradation)(clean, torch.Generator().manual_seed(0))
     with torch.no_grad():
         restored = trained.model(degraded[None])[0]
     before, after = (Measure().score(x, clean)[0] for x in (enlarge(degraded, card["scale"]), restored))
-    assert after > before + GAIN[card["degradation"].partition(":")[0]]
+    assert after > before + gain
 
 
 @pytest.mark.parametrize("name", CARDS)
