@@ -45,7 +45,7 @@ def scores_table() -> str:
     cells += [
         [
             f"`{name}`",
-            f"{card['samples']['test']} images of {card['data']}",
+            f"{card['samples']['test']} held out",
             f"{card['input_psnr']:.2f}",
             f"{card['psnr']:.2f}",
             "",
