@@ -40,8 +40,7 @@ def lay_out_mixers(rows: Sequence[Row]) -> str:
 
 
 def lay_out(rows: Sequence[Row]) -> str:
-    """Make a table of runs, in the order given."""
-    header = "variant", "change", "against", "held out, %", "gain", "mixer", "params", "MMACs", "epochs", "minutes"
+    """Make a table of runs that differ in the layout, in the order given."""
     lines = []
     for row in rows:
         points = gain(row, rows)
@@ -49,14 +48,12 @@ def lay_out(rows: Sequence[Row]) -> str:
             [
                 f"`{row['variant']}`" + (f" seed {row['seed']}" if row["seed"] else ""),
                 row["about"],
-                f"`{row['parent']}`" if row["parent"] else "",
                 f"{row['holdout_top1']:.1f}",
-                "" if points is None else f"{points:+.1f}",
-                row["mixer"],
+                "" if points is None else f"{points:+.1f} on `{row['parent']}`",
                 *cost(row),
             ]
         )
-    return table(header, lines)
+    return table(("variant", "change", "held out, %", "gain", "params", "MMACs", "epochs", "minutes"), lines)
 
 
 def shares_table() -> str:

@@ -140,9 +140,9 @@ def test_gain_is_against_the_parent_with_the_same_mixer_and_seed():
 def test_table_has_a_line_for_each_run():
     rows = [row("v0.1", None, 80.04), row("wide", "v0.1", 81.5, seed=1), row("wide", "v0.1", 81.5)]
     first, second, third = ablations.lay_out(rows).splitlines()[2:]
-    assert first == "| `v0.1` | a change |  | 80.0 |  | pooling | 1.23 M | 58.7 | 3.50 | 10.0 |"
-    assert second.startswith("| `wide` seed 1 |") and "| 81.5 |  | pooling |" in second
-    assert "| 81.5 | +1.5 | pooling |" in third
+    assert first == "| `v0.1` | a change | 80.0 |  | 1.23 M | 58.7 | 3.50 | 10.0 |"
+    assert second.startswith("| `wide` seed 1 |") and "| 81.5 |  | 1.23 M |" in second
+    assert "| 81.5 | +1.5 on `v0.1` | 1.23 M |" in third
 
 
 def test_mixers_are_compared_with_identity_of_the_same_variant_and_seed():
