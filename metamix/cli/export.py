@@ -10,7 +10,7 @@ from typing import Any
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
 from metamix.training.recipe import import_modules
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 EXAMPLES = """examples:
   metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
@@ -113,7 +113,7 @@ def summary(report: dict[str, Any], folder: Path) -> str:
 
 def parity(figures: dict[str, Any]) -> str:
     """Say how close the outputs are."""
-    on = f"on {figures['images']:,} images ({figures['on']})"
+    on = f"on {plural(figures['images'], 'image')} ({figures['on']})"
     if "largest_difference_px" in figures:
         return (
             f"{figures['objects'] - figures['unmatched']:,} of {figures['objects']:,} objects are found, their boxes "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .artifact import load_artifact
 from .runtime import ExportedModel, load_exported
@@ -96,7 +96,7 @@ def restore_images(argv: Sequence[str]) -> int:
         except (CorruptImage, DoesNotFit) as error:
             print(readable(f"left out: {error}"), file=sys.stderr)
             left_out += 1
-    print(readable(f"written: {len(files) - left_out:,} images to {options.output}"))
+    print(readable(f"written: {plural(len(files) - left_out, 'image')} to {options.output}"))
     return 1 if left_out else 0
 
 
