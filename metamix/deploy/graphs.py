@@ -100,6 +100,8 @@ def write_onnx(model: nn.Module, images: Tensor, file: Path, dynamic: bool, outp
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.save(str(file), external_data=False)
 
 

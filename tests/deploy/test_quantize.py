@@ -39,7 +39,7 @@ def write(model: nn.Module, suffix: str, folder) -> Path:
     if suffix == ".onnx":
         write_onnx(model, IMAGES[:2], file, False, ["y"])
     else:
-        write_openvino(to_openvino(to_program(model, IMAGES[:2], False), False, ["y"]), file)
+        write_openvino(to_openvino(to_program(model, IMAGES[:2], False), ["y"]), file)
     return file
 
 
@@ -63,6 +63,10 @@ def score_of(file):
 
 def sizes(file):
     return {part.name: part.stat().st_size for part in file.parent.iterdir()}
+
+
+def test_files_name_no_path_of_this_machine(written):
+    assert all(b"site-packages" not in part.read_bytes() for part in written.parent.iterdir())
 
 
 def test_all_layers_are_int8_where_the_limit_allows(file):
