@@ -50,6 +50,8 @@ class ExportableSegmenter:
         self.size = metadata.img_size
         self.fixed = None if dynamic else self.size
         self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
+        if task:
+            task.metric.predictors = {"": Predictor(*tiles(self.fixed))}
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int) -> Tensor:
@@ -65,7 +67,6 @@ class ExportableSegmenter:
             figures: dict[str, Any] = {"on": "random images"} | difference.result(RANDOM_IMAGES)
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        metric.predictors = {"": Predictor(*tiles(self.fixed))}
         models = {"eager": fit(self.model, self.extra, self.fixed), "exported": fit(exported, self.extra, self.fixed)}
         states = {name: metric.start() for name in models}
         done = 0
