@@ -111,7 +111,7 @@ def attention(mixer: MinAttn, x: Tensor) -> Tensor:
     context = x if mixer.context is None else average_to(x, mixer.context)
     keys = mixer.query(context) if mixer.symmetric else mixer.key(context)
     q, k = (rearrange(t, "b (n d) h w -> b n (h w) d", n=mixer.heads) for t in (mixer.query(x), keys))
-    bias = 0.0 if mixer.bias is None else mixer.bias(x)
+    bias = 0.0 if mixer.bias is None else mixer.bias(x, context)
     return (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)
 
 
@@ -241,7 +241,8 @@ def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
     """Draw all pictures of one tag from the cards of its family."""
     best = max(family.values(), key=lambda card: card["top1"])
     _, confusion = score(task_of(best, data_dir), load(best))
-    draw_confusion(IMAGES / f"{tag}-confusion.png", confusion, tuple(best["pretrained_cfg"]["label_names"]))
+    classes, title = tuple(best["pretrained_cfg"]["label_names"]), f"{best['name']}, top-1 {best['top1']:.2f} %"
+    draw_confusion(IMAGES / f"{tag}-confusion.png", confusion, classes, title)
 
     models = {mixer: load(card) for mixer, card in family.items()}
     spread, samples = {}, {}

@@ -9,7 +9,7 @@ from benchmarks.weight_cards import load_cards, model_of
 from metamix import list_mixers, list_models
 from metamix.utils.text import short_count
 
-SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
+SIZES = ("nano", "nano_next", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
 FAMILIES = (
     ("raftmlp_*", "2108.04384", "resized", "authors' tensors and counts"),

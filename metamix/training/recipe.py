@@ -94,7 +94,7 @@ class EngineOptions:
     deterministic: bool = _speed(
         False,
         "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch has none for the "
-        "mixers nin and minattn, nor for raft at another size than its own, and raises an error",
+        "mixers raft, nin and minattn at another size than their own, and raises an error",
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from benchmarks.measure import paired
-from benchmarks.report.paired import lay_out
 
 
 def test_mcnemar_counts_images_that_one_model_alone_classifies():
@@ -20,16 +19,6 @@ def test_mcnemar_counts_images_that_one_model_alone_classifies():
 def test_models_that_agree_do_not_differ():
     right = torch.tensor([True, False])
     assert paired.compare({"a": right, "b": right})[0]["p"] == 1.0
-
-
-def test_table_reads_from_the_side_of_the_mixer():
-    found = {
-        "top1": {name: {"one_view": 80.0, "six_views": 81.25} for name in ("identity", "raft")},
-        "pairs": [{"first": "identity", "second": "raft", "only_first": 30, "only_second": 90, "p": 3e-8}],
-    }
-    *_, identity, raft = lay_out(found).splitlines()
-    assert identity == "| `identity` | 80.00 | 81.25 |  |  |"
-    assert raft == "| `raft` | 80.00 | 81.25 | 90 : 30, p < 0.0001 |  |"
 
 
 def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):

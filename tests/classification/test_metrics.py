@@ -1,5 +1,7 @@
 """Scores of classification."""
 
+from functools import partial
+
 import pytest
 import torch
 from PIL import Image
@@ -101,7 +103,7 @@ def test_the_pictures(tmp_path):
 def test_pictures_of_many_classes(tmp_path):
     """Without numbers in the cells, and with the classes of lowest recall alone."""
     names = tuple(map(str, range(100)))
-    draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names)
+    draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names, "title")
     assert min(Image.open(tmp_path / "c.png").size) > 500
     heights = []
     for count in (10, 40, 100):
@@ -113,6 +115,6 @@ def test_pictures_of_many_classes(tmp_path):
 @pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
 def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
     """No formula begins at a $, and bytes that are no text are written out."""
-    for draw in draw_confusion, draw_classes:
+    for draw in partial(draw_confusion, title="title"), draw_classes:
         draw(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name))
         assert min(Image.open(tmp_path / "c.png").size) > 200

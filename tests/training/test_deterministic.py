@@ -24,9 +24,9 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("size, besides", [(32, {"raft"}), (40, set())])
+@pytest.mark.parametrize("size, besides", [(32, {"raft", "nin", "minattn"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, besides):
-    """raft is one of them only at another size than its own."""
+    """They lack one only at other sizes than their own."""
     said = EngineOptions.__dataclass_fields__["deterministic"].metadata["help"]
     expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", said)} - besides
     found = set()
