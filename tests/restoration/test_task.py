@@ -231,5 +231,5 @@ def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
 
 
 def test_published_weights_are_named_in_words(clean):
-    with pytest.raises(SystemExit, match="No weights are published for maxim_nano"):
-        train("--model", "maxim_nano", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")
+    with pytest.raises(SystemExit, match="No weights are published for maxim_s1"):
+        train("--model", "maxim_s1", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")
