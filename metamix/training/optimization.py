@@ -63,7 +63,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
 
 
 def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
-    """Give Muon the dense convolutions of one input channel, such as the token MLPs of raft and nin.
+    """Give Muon the dense convolutions of one input channel: token MLPs of raft and nin, stems for grey images.
 
     Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 gives every weight of that shape to AdamW, as it
     does with the weights of depthwise convolutions.
