@@ -8,17 +8,14 @@ Images are prepared as in training, and results are written as those of the mode
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from metamix.data import CorruptImage
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message
 
 from .artifact import load_artifact
 from .runtime import ExportedModel, load_exported
@@ -75,9 +72,8 @@ def label_images(argv: Sequence[str]) -> int:
 
 def restore_images(argv: Sequence[str]) -> int:
     """Restore images with an exported image model, in tiles where its graph is of a fixed size."""
-    from metamix.restoration.files import DoesNotFit, write_picture
     from metamix.restoration.inference import Restorer
-    from metamix.restoration.predict import name_outputs, restore_file
+    from metamix.restoration.predict import name_outputs, restore_all
 
     from .fit import fit, tiles
 
@@ -89,15 +85,7 @@ def restore_images(argv: Sequence[str]) -> int:
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
     model, restorer = fit(exported, extra, size), Restorer(extra["enlarge"], *tiles(size))
-    left_out = 0
-    for path, output in tqdm(files.items(), unit="img", leave=False, disable=None):
-        try:
-            write_picture(restore_file(model, path, extra["channels"], restorer), output)
-        except (CorruptImage, DoesNotFit) as error:
-            print(readable(f"left out: {error}"), file=sys.stderr)
-            left_out += 1
-    print(readable(f"written: {plural(len(files) - left_out, 'image')} to {options.output}"))
-    return 1 if left_out else 0
+    return restore_all(model, extra["channels"], restorer, files, options.output)
 
 
 def label_pixels(argv: Sequence[str]) -> int:

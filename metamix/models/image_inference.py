@@ -110,6 +110,16 @@ def restore_tiles(restore: Restore, images: Tensor, *, tile: int = 256, overlap:
     return result
 
 
+def check_tiles(tile: int, overlap: int) -> None:
+    """Check the size of tiles that a user gives, in pixels; `tile` 0 means whole images.
+
+    Raises:
+        ValueError: a tile does not reach beyond its overlap.
+    """
+    if tile < 0 or (tile and not 0 <= overlap < tile):
+        raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0")
+
+
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     """Return where tiles begin along a side of `length` pixels: at equal distances, the last one ending with it."""
     if length <= tile:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import option
 
@@ -63,8 +64,7 @@ class ImageOptions:
         for name, least, given in (("workers", 0, self.workers), ("score_border", 0, border)):
             if given < least:
                 raise ValueError(f"{name} is {given}, but it must be at least {least}")
-        if self.tile < 0 or (self.tile and not 0 <= self.overlap < self.tile):
-            raise ValueError(f"tile is {self.tile} and overlap {self.overlap}: give 0 <= overlap < tile, or tile 0")
+        check_tiles(self.tile, self.overlap)
 
 
 @dataclass

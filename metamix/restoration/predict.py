@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import find_images
+from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .colour import to_rgb, to_ycbcr
 from .files import FORMATS, DoesNotFit, Picture, read_picture, write_picture
@@ -41,10 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        if options.tile < 0 or (options.tile and not 0 <= options.overlap < options.tile):
-            raise ValueError(
-                f"tile is {options.tile} and overlap {options.overlap}: give 0 <= overlap < tile, or tile 0"
-            )
+        check_tiles(options.tile, options.overlap)
         suffix = None if options.format == "keep" else f".{options.format}"
         files = name_outputs(options.places, options.output, suffix)
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
@@ -52,14 +50,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = found.model.to(device)
         restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
         check_local_pooling(model, found.name, options.local_pooling)
-        left_out = 0
-        for path, output in tqdm(files.items(), unit="img", leave=False, disable=None):
-            try:
-                write_picture(restore_file(model, path, found.spec.channels, restorer), output)
-            except (CorruptImage, DoesNotFit) as error:
-                print(readable(f"left out: {error}"), file=sys.stderr)
-                left_out += 1
-        print(readable(f"written: {len(files) - left_out:,} images to {options.output}"))
+        return restore_all(model, found.spec.channels, restorer, files, options.output)
+
+
+def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapping[Path, Path], output: Path) -> int:
+    """Restore image files, and say which were left out.
+
+    Args:
+        model: an image model in evaluation mode, on any device.
+        channels: that the model takes: "rgb", "grey" or "y".
+        restorer: how the model is applied.
+        files: file to write for each image.
+        output: folder that the summary names.
+
+    Returns:
+        1 if an image was left out, else 0.
+    """
+    left_out = 0
+    for path, written in tqdm(files.items(), unit="img", leave=False, disable=None):
+        try:
+            write_picture(restore_file(model, path, channels, restorer), written)
+        except (CorruptImage, DoesNotFit) as error:
+            print(readable(f"left out: {error}"), file=sys.stderr)
+            left_out += 1
+    print(readable(f"written: {plural(len(files) - left_out, 'image')} to {output}"))
     return 1 if left_out else 0
 
 

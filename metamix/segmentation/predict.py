@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, Normalize
 from metamix.data.find import find_images
+from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
 from metamix.utils.text import exit_with_message, readable
@@ -51,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        if options.tile < 0 or (options.tile and not 0 <= options.overlap < options.tile):
-            raise ValueError(
-                f"tile is {options.tile} and overlap {options.overlap}: give 0 <= overlap < tile, or tile 0"
-            )
+        check_tiles(options.tile, options.overlap)
         names = name_outputs(options.places, options.output)
         found = load_segmenter(options.checkpoint)
         device = ProcessGroup.start(options.device).device
