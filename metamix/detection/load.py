@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from metamix.models.backbone import EXTRA
-from metamix.models.metadata import ModelMetadata
+from metamix.models.metadata import ModelMetadata, Rule, check_entries, is_whole
 from metamix.models.same_function import check_described_size
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_into, load_weights
@@ -64,14 +64,7 @@ class DetectorSpec:
         values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
             field.name: raw[field.name] for field in fields(cls) if field.name in raw
         }
-        for name, (accepted, check) in RULES.items():
-            if name not in values:
-                raise ValueError(f"{source}: the metadata lack {name}. Give a file that metamix train wrote")
-            if not check(values[name]):
-                raise ValueError(
-                    f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
-                    f"Give a file that metamix train wrote"
-                )
+        check_entries(values, RULES, source)
         values |= {name: tuple(values[name]) for name in ("classes", "out_indices", "train_on")}
         unknown = values["detector_args"].keys() - accepted_options(values["detector"])
         if unknown:
@@ -116,10 +109,6 @@ class DetectorSpec:
         )
 
 
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
 def _is_setting(value: object) -> bool:
     """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
     if isinstance(value, (list, tuple)):
@@ -130,8 +119,6 @@ def _is_setting(value: object) -> bool:
         )
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= 65_536)
 
-
-Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
 
 RULES: dict[str, Rule] = {
     "detector": (f"one of {', '.join(DETECTORS)}", lambda value: isinstance(value, str) and value in DETECTORS),
@@ -154,15 +141,15 @@ RULES: dict[str, Rule] = {
         lambda value: (
             isinstance(value, (list, tuple))
             and len(value) > 0
-            and all(_is_whole(index, 0, 3) for index in value)
+            and all(is_whole(index, 0, 3) for index in value)
             and list(value) == sorted(set(value))
         ),
     ),
     "extra": (f"one of {', '.join(EXTRA)}", lambda value: isinstance(value, str) and value in EXTRA),
-    "out_channels": ("a whole number from 1 to 4096", lambda value: _is_whole(value, 1, 4096)),
+    "out_channels": ("a whole number from 1 to 4096", lambda value: is_whole(value, 1, 4096)),
     "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
-    "min_size": ("a whole number from 1 to 8192", lambda value: _is_whole(value, 1, 8192)),
-    "max_size": ("a whole number from 1 to 8192", lambda value: _is_whole(value, 1, 8192)),
+    "min_size": ("a whole number from 1 to 8192", lambda value: is_whole(value, 1, 8192)),
+    "max_size": ("a whole number from 1 to 8192", lambda value: is_whole(value, 1, 8192)),
     "anchor_scale": (
         f"a number above 0 and at most {MAX_ANCHOR_SCALE}",
         lambda value: value is None or (type(value) in (int, float) and 0 < value <= MAX_ANCHOR_SCALE),

@@ -239,6 +239,30 @@ class _Reader:
         return dict(value)
 
 
+Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
+
+
+def check_entries(values: Mapping[str, Any], rules: Mapping[str, Rule], source: object) -> None:
+    """Check the entries of a task's metadata.
+
+    Raises:
+        ValueError: an entry is missing, or its rule does not accept it.
+    """
+    for name, (accepted, check) in rules.items():
+        if name not in values:
+            raise ValueError(f"{source}: the metadata lack {name}. Give a file that metamix train wrote")
+        if not check(values[name]):
+            raise ValueError(
+                f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
+                f"Give a file that metamix train wrote"
+            )
+
+
+def is_whole(value: object, low: int, high: int) -> bool:
+    """Return whether a value is a whole number from `low` to `high`; true and false are none."""
+    return type(value) is int and low <= value <= high
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

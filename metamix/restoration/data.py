@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metamix.data import CorruptImage
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
 from metamix.data.files import Header, read_header
 from metamix.data.find import by_stem, list_images
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.data.sources import first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
@@ -203,7 +203,7 @@ class RestorationData:
         """Make the loader of the test images, whole, one by one."""
         samples = self.parts["test"]
         order = EvalOrder(len(samples), 1, rank, world_size)
-        return {"test": self._loader(samples, order, WholeImage(self.chain), 0, collate_images)}
+        return {"test": self._loader(samples, order, WholeImage(self.chain), 0, collate_pairs)}
 
     def _loader(self, samples: Samples, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
         loader = StreamLoader(samples, self.options, order, transform, seed, mark_replaced=True, collate=collate)
@@ -302,29 +302,6 @@ class WholeImage:
 
 def shrink(part: slice, scale: int) -> slice:
     return slice(part.start // scale, part.stop // scale)
-
-
-def collate_images(samples: list[Any]) -> Batch:
-    """Make a batch of samples with lists of images; "failure" alone where no image could be read."""
-    for sample in samples:
-        if isinstance(sample, CorruptImage):
-            return {"failure": str(sample)}
-    read, _, indices, broken = zip(*samples)
-    names, images, targets = (list(column) for column in zip(*read))
-    return {
-        "image": images,
-        "target": targets,
-        "index": torch.tensor(indices),
-        "name": names,
-        "broken": [pair for pairs in broken for pair in pairs],
-    }
-
-
-def collate_crops(samples: list[Any]) -> Batch:
-    """Make a batch of samples with tensors of crops."""
-    batch = collate_images(samples)
-    stacked = {key: torch.stack(batch[key]) for key in ("image", "target") if key in batch}
-    return batch | stacked
 
 
 def read_tensor(path: Path, channels: str) -> Tensor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, Normalize, read_image_file
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.data.sources import decode, first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
@@ -146,7 +147,7 @@ class SegmentationData:
         for split in (name for name in self.parts if name != "train"):
             images = MaskedImages(self.parts[split], self.labels)
             order = EvalOrder(len(images), 1, rank, world_size)
-            loaders[split] = self._loader(images, order, eval_transform(self.options), 0, collate_images)
+            loaders[split] = self._loader(images, order, eval_transform(self.options), 0, collate_pairs)
         return loaders
 
     def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
@@ -248,28 +249,6 @@ class OnPairs:
         name, image, mask = pair
         image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return name, image.as_subclass(Tensor), mask.as_subclass(Tensor)
-
-
-def collate_images(samples: list[Any]) -> Batch:
-    """Make a batch of samples with lists of images; "failure" alone where no image could be read."""
-    for sample in samples:
-        if isinstance(sample, CorruptImage):
-            return {"failure": str(sample)}
-    pairs, _, indices, broken = zip(*samples)
-    names, images, masks = (list(column) for column in zip(*pairs))
-    return {
-        "image": images,
-        "target": masks,
-        "index": torch.tensor(indices),
-        "name": names,
-        "broken": [pair for pairs in broken for pair in pairs],
-    }
-
-
-def collate_crops(samples: list[Any]) -> Batch:
-    """Make a batch of samples with tensors of crops."""
-    batch = collate_images(samples)
-    return batch | {key: torch.stack(batch[key]) for key in ("image", "target") if key in batch}
 
 
 def class_shares(counts: Tensor, classes: Sequence[str]) -> Mapping[str, float]:

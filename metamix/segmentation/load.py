@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import ModelMetadata
+from metamix.models.metadata import ModelMetadata, Rule, check_entries, is_whole
 from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
@@ -64,14 +64,7 @@ class SegmenterSpec:
             )
         ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
         values = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
-        for name, (accepted, check) in RULES.items():
-            if name not in values:
-                raise ValueError(f"{source}: the metadata lack {name}. Give a file that metamix train wrote")
-            if not check(values[name]):
-                raise ValueError(
-                    f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
-                    f"Give a file that metamix train wrote"
-                )
+        check_entries(values, RULES, source)
         values |= {name: tuple(values[name]) for name in ("classes", "crop", "mean", "std")}
         if values["palette"] is not None:
             values["palette"] = tuple(tuple(colour) for colour in values["palette"])
@@ -104,25 +97,19 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
 def _is_list(value: object, length: int, check: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == length and all(map(check, value))
 
 
 def _is_palette(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(
-        _is_list(colour, 3, lambda channel: _is_whole(channel, 0, 255)) for colour in value
+        _is_list(colour, 3, lambda channel: is_whole(channel, 0, 255)) for colour in value
     )
 
 
 def _is_share(value: object) -> bool:
     return isinstance(value, (int, float)) and 0 <= value <= 1
 
-
-Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
 
 RULES: dict[str, Rule] = {
     "head": (f"one of {', '.join(HEADS)}", lambda value: isinstance(value, str) and value in HEADS),
@@ -136,13 +123,13 @@ RULES: dict[str, Rule] = {
         lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS.keys() & value.keys(),
     ),
     "classes": ("a list of 2 to 255 names", lambda value: isinstance(value, (list, tuple)) and 2 <= len(value) <= 255),
-    "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: _is_whole(n, 1, 8192))),
+    "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, 8192))),
     "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
     "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, _is_share)),
     "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: _is_share(n) and n > 0)),
-    "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: _is_whole(value, 0, MAX_SIDE)),
-    "max_size": (f"a whole number up to {MAX_SIDE}", lambda value: _is_whole(value, 0, MAX_SIDE)),
-    "ignore_index": ("null or 0 to 255", lambda value: value is None or _is_whole(value, 0, 255)),
+    "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
+    "max_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
+    "ignore_index": ("null or 0 to 255", lambda value: value is None or is_whole(value, 0, 255)),
     "reduce_zero_label": ("true or false", lambda value: isinstance(value, bool)),
     "palette": ("null or a list of colours", lambda value: value is None or _is_palette(value)),
 }

@@ -1,0 +1,32 @@
+"""Make batches of samples that are pairs of images, such as an image and its mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .loader import Batch
+from .sources import CorruptImage
+
+
+def collate_pairs(samples: list[Any]) -> Batch:
+    """Make a batch with lists of images and targets; "failure" alone where no image could be read."""
+    for sample in samples:
+        if isinstance(sample, CorruptImage):
+            return {"failure": str(sample)}
+    read, _, indices, broken = zip(*samples)
+    names, images, targets = (list(column) for column in zip(*read))
+    return {
+        "image": images,
+        "target": targets,
+        "index": torch.tensor(indices),
+        "name": names,
+        "broken": [pair for pairs in broken for pair in pairs],
+    }
+
+
+def collate_crops(samples: list[Any]) -> Batch:
+    """Make a batch with tensors of images and targets, which are all of one size."""
+    batch = collate_pairs(samples)
+    return batch | {key: torch.stack(batch[key]) for key in ("image", "target") if key in batch}
