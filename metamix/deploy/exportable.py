@@ -20,7 +20,7 @@ HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for.
+    """Hold what the user asks for.
 
     Attributes:
         source: a model's name, which may have a tag; a run folder or a weight file.
@@ -41,7 +41,7 @@ class Request:
 
 @dataclass
 class Comparison:
-    """How an exported model compares with the eager one.
+    """Hold how an exported model compares with the eager one.
 
     Attributes:
         parity: differences of the outputs.

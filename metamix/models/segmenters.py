@@ -109,7 +109,7 @@ class Segmenter(OnBackbone):
             )
         if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
             raise ValueError(
-                "upernet trains on batches of at least 2 images: its pooling to 1 x 1 leaves a batch norm one value."
+                "upernet trains on batches of at least 2 images: after 1 x 1 pooling its BatchNorm sees one value."
             )
 
 
@@ -120,7 +120,7 @@ def last_layer(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What a head is to be built on, and its number of classes.
+    """Hold the backbone that a head is built on, and the number of classes.
 
     Attributes:
         name: the backbone.

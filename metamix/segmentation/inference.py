@@ -71,7 +71,7 @@ class Predictor:
         return model(image).float()
 
     def describe(self) -> str:
-        """Say in words how images are looked at."""
+        """Describe windows, scales and flips in words."""
         text = (
             f"windows of {self.window} pixels that overlap by {self.overlap} or more" if self.window else "whole images"
         )

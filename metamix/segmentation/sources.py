@@ -59,7 +59,7 @@ Finder = Callable[[], Split]
 
 @dataclass(frozen=True)
 class MaskedSet:
-    """A data set.
+    """Hold the splits, classes and colours of a data set.
 
     Attributes:
         classes: names of the classes.
