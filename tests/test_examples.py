@@ -22,7 +22,7 @@ def test_own_mixer(tmp_path, capsys, monkeypatch):
 def test_finetune_detector(tmp_path, capsys):
     pytest.importorskip("pycocotools", reason="COCO scores need the extra `detection`")
     runpy.run_path(str(EXAMPLES / "finetune_detector.py"))["main"](str(tmp_path), epochs="1", images=8)
-    assert "test: AP" in capsys.readouterr().out
+    assert "val: AP" in capsys.readouterr().out
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
