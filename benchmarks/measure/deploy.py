@@ -1,18 +1,21 @@
 """Measure deployed models: results/deploy.json.
 
-    python -m benchmarks.measure.deploy speed
+    python -m benchmarks.measure.deploy convert --folder converted
+    python -m benchmarks.measure.deploy speed --folder converted
     python -m benchmarks.measure.deploy int8 --tag cifar10 --data-dir cifar10
 
-`speed` times the s12 and nano models in each engine, several times, and keeps the median of the runs. `int8` exports
-the shipped models of a tag to int8 and compares accuracy on the test split and sizes of files with fp32. Both print
-their table.
+`speed` times the s12 and nano models in each engine: one model after another, each s12 in turns with timm's
+poolformer_s12, in several runs. `convert` writes the files for that, on a machine that need not be quiet. `int8`
+exports the shipped models of a tag to int8 and compares accuracy on the test split and sizes of files with fp32.
+Results are saved after each model, and replace earlier ones of that model.
 """
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.markdown import table
@@ -22,48 +25,90 @@ from benchmarks.paths import RESULTS
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
-from metamix.deploy.benchmark import ENGINES, PRECISIONS
+from metamix.deploy.benchmark import ENGINES, PACKAGES, PRECISIONS, Subject, cells_of
 from metamix.utils.files import write_text
 from metamix.utils.system import processor
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "deploy.json"
 REFERENCE = "poolformer_s12"
-MODELS = tuple(f"metaformer_{mixer}_{size}" for size in ("s12", "nano") for mixer in list_mixers())
+SIZES = ("s12", "nano")
+MODELS = tuple(f"metaformer_{mixer}_{size}" for size in SIZES for mixer in list_mixers())
 FORMATS = ("onnx", "openvino")
 
 
-def speed(options: argparse.Namespace) -> dict:
-    """Run the benchmark several times and return one result, with the medians of the runs and their range."""
-    runs = [
-        benchmark(
-            options.models,
+def convert(options: argparse.Namespace) -> None:
+    """Write the files of all models that `speed` needs."""
+    cells = [cell for cell in cells_of(options.engines, options.precisions) if cell[0] in PACKAGES]
+    for name in options.models:
+        start = time.perf_counter()
+        subject = Subject(name, None, options.folder)
+        for cell in cells:
+            subject.file(*cell)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Time one model after another, print its lines and save them."""
+    for name in options.models:
+        result = benchmark(
+            [name],
             engines=options.engines,
             precisions=options.precisions,
             threads=options.threads,
             seconds=options.seconds,
-            reference=REFERENCE,
+            runs=options.runs,
+            reference=reference_of(name),
+            folder=options.folder,
         )
-        for _ in range(options.runs)
-    ]
-    return runs[-1] | {"runs": len(runs), "rows": merge([run["rows"] for run in runs])}
+        for row in result["rows"]:
+            if row["model"] == name:
+                print(name, *(row[key] for key in ("engine", "precision", "batch", "ms", "speedup", "from", "to")))
+        for cell, why in result["failed"].items():
+            print(f"{cell} failed: {why}")
+        sys.stdout.flush()
+        save("speed", add_speeds(load("speed"), name, result))
 
 
-def merge(runs: Sequence[Sequence[dict]]) -> list[dict]:
-    """Return the rows with the median of times and speedups over runs, and the smallest and largest speedup."""
-    merged = []
-    for rows in zip(*runs):
-        speedups = [row["speedup"] for row in rows]
-        ms = median(row["ms"] for row in rows)
-        row = rows[0] | {"ms": ms, "img_per_s": round(1000 * rows[0]["batch"] / ms, 1), "speedup": median(speedups)}
-        merged.append(row | {"from": min(speedups), "to": max(speedups)})
-    return merged
+def reference_of(name: str) -> str:
+    """Return the model that a model is compared with; itself if its images are not of 224 pixels."""
+    return REFERENCE if name.endswith("_s12") else name
 
 
-def int8(options: argparse.Namespace) -> dict:
-    """Export the shipped models in fp32 and int8, and return accuracy and sizes."""
-    rows = []
-    for mixer, card in by_mixer(load_tag(options.tag)).items():
+def add_speeds(found: dict, name: str, result: dict) -> dict:
+    """Replace the rows of a model by new ones; rows of another machine, versions or threads are dropped.
+
+    Args:
+        found: earlier result, empty if there is none.
+        name: of the model.
+        result: of `benchmark` for this model.
+    """
+    same = all(found.get(key) == result[key] for key in ("machine", "threads", "versions", "runs"))
+    reference = result.pop("reference")
+    base = {row["batch"]: row["ms"] for row in reversed(result["rows"]) if row["model"] == reference}
+    own = [row for row in result["rows"] if row["model"] == name]
+    fresh = [row | {"reference": reference, "reference_ms": base[row["batch"]]} for row in own]
+    kept = [row for row in found["rows"] if row["model"] != name] if same else []
+    failed = {cell: why for cell, why in found["failed"].items() if cell.split()[0] != name} if same else {}
+    return result | {"rows": kept + fresh, "failed": failed | result["failed"]}
+
+
+def load(part: str) -> dict:
+    """Read a part of the result file; empty if there is none."""
+    return json.loads(FILE.read_text()).get(part, {}) if FILE.exists() else {}
+
+
+def save(part: str, result: dict) -> None:
+    """Replace a part of the result file."""
+    found = json.loads(FILE.read_text()) if FILE.exists() else {}
+    write_text(FILE, json.dumps(found | {part: result}, indent=1) + "\n")
+
+
+def int8(options: argparse.Namespace) -> None:
+    """Export the shipped models in fp32 and int8, print and save accuracy and sizes."""
+    about = {"tag": options.tag, "machine": processor(), "measured": today()}
+    for card in by_mixer(load_tag(options.tag)).values():
+        rows = []
         for format in options.formats:
             with TemporaryDirectory() as folder:
                 place = dict(format=format, data=card["recipe"]["data"], data_dir=options.data_dir, seconds=0)
@@ -71,26 +116,14 @@ def int8(options: argparse.Namespace) -> dict:
                 report = export(
                     card["name"], output=Path(folder) / "int8", precision="int8", max_drop=options.max_drop, **place
                 )
-            row = {"mixer": mixer, "model": card["name"], "format": format, "limit": options.max_drop}
+            row = {"model": card["name"], "format": format, "limit": options.max_drop}
             row |= {"eager_top1": report["scores"]["eager"]["top1"], "top1": report["scores"]["exported"]["top1"]}
             row |= {"fp32_bytes": sum(fp32["files"].values()), "bytes": sum(report["files"].values())}
             rows.append(row | {"quantization": report["quantization"]})
             print(int8_table({"rows": rows[-1:]}).splitlines()[-1], flush=True)
-    return {"tag": options.tag, "machine": processor(), "measured": today(), "rows": rows}
-
-
-def speed_table(result: dict, batch: int = 8) -> str:
-    """Make the table of one batch size: milliseconds, and in brackets times as fast as the reference."""
-    cells = list(dict.fromkeys((row["engine"], row["precision"]) for row in result["rows"]))
-    models: dict[str, dict] = {}
-    for row in result["rows"]:
-        if row["batch"] == batch:
-            models.setdefault(row["model"], {})[row["engine"], row["precision"]] = row
-    rows = [
-        [f"`{name}`", *(f"{own[cell]['ms']:.1f} ({own[cell]['speedup']:.2f})" if cell in own else "" for cell in cells)]
-        for name, own in models.items()
-    ]
-    return table(["model", *(f"{engine} {precision}" for engine, precision in cells)], rows)
+        found = load("int8")
+        kept = found["rows"] if found.get("tag") == options.tag and found["machine"] == about["machine"] else []
+        save("int8", about | {"rows": [row for row in kept if row["model"] != card["name"]] + rows})
 
 
 def int8_table(result: dict) -> str:
@@ -114,13 +147,16 @@ def int8_table(result: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
+    converted = parts.add_parser("convert", help="write the files that `speed` needs")
     timed = parts.add_parser("speed", help="time models in each engine")
-    timed.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS), help="names, comma list")
-    timed.add_argument("--engines", type=list_of(tuple(ENGINES)), default=["eager", "onnxruntime", "openvino"])
-    timed.add_argument("--precisions", type=list_of(PRECISIONS), default=list(PRECISIONS))
+    for part in (converted, timed):
+        part.add_argument("--models", type=list_of(MODELS), default=list(MODELS), help="names, comma list")
+        part.add_argument("--engines", type=list_of(tuple(ENGINES)), default=["eager", "onnxruntime", "openvino"])
+        part.add_argument("--precisions", type=list_of(PRECISIONS), default=list(PRECISIONS))
+        part.add_argument("--folder", type=Path, required=part is converted, help="for the converted models")
     timed.add_argument("--runs", type=int, default=3, help="of which the median is taken")
     timed.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
-    timed.add_argument("--seconds", type=float, default=1.0, help="for each cell and run")
+    timed.add_argument("--seconds", type=float, default=0.5, help="for each cell and run; five calls at least")
     scored = parts.add_parser("int8", help="compare the accuracy of int8 with that of fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")
@@ -128,16 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scored.add_argument("--max-drop", type=float, default=0.2, help="points that int8 may lose on training images")
     options = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
-        results = json.loads(FILE.read_text()) if FILE.exists() else {}
-        if options.part == "speed":
-            results["speed"] = speed(options)
-            for batch in (1, 8):
-                print(f"\nbatch {batch}: ms, times as fast as {REFERENCE} in eager fp32")
-                print(speed_table(results["speed"], batch))
-        else:
-            results["int8"] = int8(options)
-            print(int8_table(results["int8"]))
-        write_text(FILE, json.dumps(results, indent=1) + "\n")
+        {"convert": convert, "speed": speed, "int8": int8}[options.part](options)
 
 
 if __name__ == "__main__":

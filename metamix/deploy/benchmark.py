@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -54,7 +55,9 @@ def benchmark(
     img_size: int | None = None,
     threads: int | None = None,
     seconds: float = 1.0,
+    runs: int = 1,
     reference: str | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Time models in several engines.
 
@@ -65,21 +68,26 @@ def benchmark(
         batch_sizes: images in a call.
         img_size: side of the images in pixels; None for each model's own.
         threads: to compute with; None for torch's number.
-        seconds: for each model, engine, precision and batch; five calls at least.
+        seconds: for each model, engine, precision and batch in each run; five calls at least.
+        runs: of which the medians are taken.
         reference: model whose eager fp32 the others are compared with; None for the first one.
+        folder: for the converted models. Those that it has are not converted again. None: they are not kept.
 
     Returns:
-        {"machine", "threads", "versions", "measured", "reference", "rows", "failed"}. A row has "model", "engine",
-        "precision", "img_size", "batch", "ms" (median of a call), "img_per_s" and "speedup" (times as fast as the
-        reference in eager fp32 at the same batch). `failed` says which cells could not be built and why.
+        {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",
+        "engine", "precision", "img_size", "batch", "ms" (median of a call), "img_per_s", "speedup" (times as fast as
+        the reference in eager fp32 at the same batch), and the smallest and largest speedup of the runs as "from" and
+        "to". `failed` says which cells could not be built and why.
 
     Raises:
         ValueError: an unknown model, engine or precision, or nothing to time.
         ImportError: a package of the extra `deploy` is missing.
     """
     cells = cells_of(engines, precisions)
-    if not models or not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"models are {list(models)}, batch sizes {list(batch_sizes)}: give one of each at least")
+    if not models or not batch_sizes or min(batch_sizes) < 1 or runs < 1:
+        raise ValueError(
+            f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
+        )
     reference = reference or models[0]
     keep_freed_memory()
     before = torch.get_num_threads()
@@ -87,9 +95,9 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as temporary:
             names = dict.fromkeys([reference, *models])
-            subjects = [Subject(name, img_size, Path(folder) / str(i)) for i, name in enumerate(names)]
+            subjects = [Subject(name, img_size, Path(folder or temporary)) for name in names]
             for batch in batch_sizes:
                 steps: dict[tuple[Subject, Cell], Step] = {}
                 for subject in subjects:
@@ -102,9 +110,10 @@ def benchmark(
                             failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
                         else:
                             steps[subject, cell] = step
-                found = interleaved(steps, seconds * len(steps))
-                base = found.get((subjects[0], ("eager", "fp32")))
-                rows += [make_row(subject, *cell, batch, spent, base) for (subject, cell), spent in found.items()]
+                found = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
+                base = [run.get((subjects[0], ("eager", "fp32"))) for run in found]
+                for subject, cell in steps:
+                    rows.append(make_row(subject, *cell, batch, [run[subject, cell] for run in found], base))
     finally:
         torch.set_num_threads(before)
     return {
@@ -112,6 +121,7 @@ def benchmark(
         "threads": threads or before,
         "versions": versions() | {p: version(p) for e in engines for p in PACKAGES.get(e, ())},
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "runs": runs,
         "reference": reference,
         "rows": rows,
         "failed": failed,
@@ -147,7 +157,7 @@ class Subject:
     Args:
         name: of the model.
         img_size: side of its images in pixels; None for its own.
-        folder: for its files; it is made.
+        folder: for its files, which begin with the name.
     """
 
     def __init__(self, name: str, img_size: int | None, folder: Path):
@@ -158,7 +168,7 @@ class Subject:
         channels, height, width = timm_config(model)["input_size"]
         height, width = (height, width) if img_size is None else (img_size, img_size)
         self.images = torch.randn(CALIBRATION_IMAGES, channels, height, width, generator=torch.manual_seed(0))
-        folder.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
 
     def step(self, engine: str, precision: str, batch: int) -> Step:
         """Return a function that runs the model once on `batch` images.
@@ -180,9 +190,10 @@ class Subject:
         return lambda: run(array)
 
     def file(self, engine: str, precision: str) -> Path:
-        """Write the model for ONNX Runtime or OpenVINO, once, and return the file."""
+        """Write the model for ONNX Runtime or OpenVINO, if that is not done, and return the file."""
         suffix = {"onnxruntime": ".onnx", "openvino": ".xml"}[engine]
-        file = self.folder / f"fp32{suffix}"
+        stem = f"{self.name.replace('/', '-')}-{self.images.shape[-1]}"
+        file = self.folder / f"{stem}-fp32{suffix}"
         if not file.exists():
             fused, example = fuse(self.model, self.images[:2]), self.images[:2]
             if suffix == ".onnx":
@@ -191,7 +202,7 @@ class Subject:
                 write_openvino(to_openvino(to_program(to_openvino_form(fused), example, False), ["logits"]), file)
         if precision != "int8":
             return file
-        quantized = self.folder / f"int8{suffix}"
+        quantized = self.folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
             quantizer = (OnnxFile if suffix == ".onnx" else OpenVinoFile)(file, self.folder)
             quantizer.quantize(quantized, [self.images.numpy()])
@@ -214,18 +225,22 @@ def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str)
 
 
 def make_row(
-    subject: Subject, engine: str, precision: str, batch: int, seconds: float, base: float | None
+    subject: Subject, engine: str, precision: str, batch: int, seconds: Sequence[float], base: Sequence[float | None]
 ) -> dict[str, Any]:
-    """Make a row of the result; `base` is the reference's time in seconds."""
+    """Make a row of the result from the seconds of a call in each run; `base` are the reference's."""
+    spent = median(seconds)
+    speedups = [round(b / s, 2) for s, b in zip(seconds, base) if b is not None]
     return {
         "model": subject.name,
         "engine": engine,
         "precision": precision,
         "img_size": subject.images.shape[-1],
         "batch": batch,
-        "ms": round(1000 * seconds, 2),
-        "img_per_s": round(batch / seconds, 1),
-        "speedup": None if base is None else round(base / seconds, 2),
+        "ms": round(1000 * spent, 2),
+        "img_per_s": round(batch / spent, 1),
+        "speedup": round(median(speedups), 2) if speedups else None,
+        "from": min(speedups, default=None),
+        "to": max(speedups, default=None),
     }
 
 

@@ -1,28 +1,56 @@
 """Test how the tables of deployed models are made from runs and reports."""
 
+import pytest
+
 from benchmarks.measure import deploy
 
 
-def row(engine, precision, ms, speedup, batch=8):
-    return dict(model="metaformer_nin_s12", engine=engine, precision=precision, batch=batch, ms=ms, speedup=speedup)
+def row(engine, precision, ms, speedup, batch=8, model="metaformer_nin_s12"):
+    return dict(model=model, engine=engine, precision=precision, batch=batch, ms=ms, speedup=speedup)
 
 
-def test_runs_are_merged_by_their_medians():
-    runs = [
-        [row("eager", "fp32", 100.0, s), row("openvino", "int8", ms, 4 * s)] for s, ms in ((1, 30), (3, 20), (2, 10))
-    ]
-    eager, int8 = deploy.merge(runs)
-    assert (eager["ms"], eager["speedup"], eager["from"], eager["to"], eager["img_per_s"]) == (100, 2, 1, 3, 80)
-    assert (int8["ms"], int8["speedup"], int8["img_per_s"]) == (20, 8, 400)
+def result(rows, machine="here", **more):
+    about = dict(machine=machine, threads=2, versions={}, runs=3, reference="poolformer_s12", failed={})
+    return about | dict(rows=rows) | more
 
 
-def test_the_speed_table_has_a_column_for_each_engine_and_precision():
-    rows = [row("eager", "fp32", 100.0, 1.0), row("openvino", "int8", 25.04, 3.99), row("eager", "fp32", 9.0, 1.0, 1)]
-    assert deploy.speed_table({"rows": rows}).splitlines() == [
-        "| model | eager fp32 | openvino int8 |",
-        "| --- | --- | --- |",
-        "| `metaformer_nin_s12` | 100.0 (1.00) | 25.0 (3.99) |",
-    ]
+def test_results_of_models_are_put_together():
+    reference = row("eager", "fp32", 120.0, 1.0, model="poolformer_s12")
+    nin, raft = row("openvino", "int8", 40.0, 3.0), row("eager", "fp32", 60.0, 2.0, model="metaformer_raft_s12")
+    found = deploy.add_speeds(
+        {}, nin["model"], result([reference, nin], failed={"metaformer_nin_s12 eager bf16": "no"})
+    )
+    nin |= {"reference": "poolformer_s12", "reference_ms": 120.0}
+    assert found["rows"] == [nin] and found["failed"] == {"metaformer_nin_s12 eager bf16": "no"}
+    both = deploy.add_speeds(found, raft["model"], result([reference, raft]))
+    raft |= {"reference": "poolformer_s12", "reference_ms": 120.0}
+    assert both["rows"] == [nin, raft] and both["failed"] == found["failed"]
+    again = deploy.add_speeds(both, nin["model"], result([reference, nin | {"ms": 30.0}]))
+    assert [r["ms"] for r in again["rows"]] == [60, 30] and again["failed"] == {}
+    assert deploy.add_speeds(both, nin["model"], result([reference, nin], machine="there"))["rows"] == [nin]
+
+
+def test_a_nano_is_compared_with_itself():
+    own = [row("eager", "fp32", ms, 1.0, batch, "metaformer_nin_nano") for batch, ms in ((1, 5.0), (8, 40.0))]
+    found = deploy.add_speeds({}, "metaformer_nin_nano", result(own, reference="metaformer_nin_nano"))
+    assert [r["reference_ms"] for r in found["rows"]] == [5, 40]
+    assert deploy.reference_of("metaformer_nin_nano") == "metaformer_nin_nano"
+    assert deploy.reference_of("metaformer_nin_s12") == "poolformer_s12"
+
+
+def test_each_model_is_saved_when_it_is_measured(tmp_path, monkeypatch, capsys):
+    def measure(names, reference, **options):
+        if names == ["metaformer_pooling_s12"]:
+            raise KeyboardInterrupt
+        ms = dict(reference=reference) | {"from": 1, "to": 1}
+        return result([row("eager", "fp32", 9.0, 1.0, model=name) | ms for name in dict.fromkeys([reference, *names])])
+
+    monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
+    monkeypatch.setattr(deploy, "benchmark", measure)
+    with pytest.raises(KeyboardInterrupt):
+        deploy.main(["speed", "--models", "metaformer_identity_s12,metaformer_pooling_s12"])
+    assert [r["model"] for r in deploy.load("speed")["rows"]] == ["metaformer_identity_s12"]
+    assert capsys.readouterr().out == "metaformer_identity_s12 eager fp32 8 9.0 1.0 1 1\n"
 
 
 def test_the_int8_table_says_what_is_lost():

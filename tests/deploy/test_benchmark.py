@@ -68,6 +68,25 @@ def test_models_are_compared_with_the_reference(monkeypatch):
     assert "speedup: times as fast as metaformer_pooling_s12 in eager fp32 at the same batch" in table(result)
 
 
+def test_runs_are_merged_by_their_medians(monkeypatch):
+    runs = iter([(0.1, 0.1), (0.3, 0.1), (0.2, 0.05)])
+    monkeypatch.setattr(module, "interleaved", lambda steps, seconds: dict(zip(steps, next(runs))))
+    result = benchmark(["metaformer_nin_s12"], engines=["eager"], batch_sizes=[8], runs=3)
+    fp32, bf16 = result["rows"]
+    assert (fp32["ms"], fp32["speedup"], fp32["from"], fp32["to"], fp32["img_per_s"]) == (200, 1, 1, 1, 40)
+    assert (bf16["ms"], bf16["speedup"], bf16["from"], bf16["to"], bf16["img_per_s"]) == (100, 3, 1, 4, 80)
+    assert result["runs"] == 3
+
+
+def test_converted_models_are_used_again(monkeypatch, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    options = dict(engines=["openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0, folder=tmp_path)
+    assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
+    assert {file.name for file in tmp_path.iterdir()} == {f"metaformer_nin_s12-16-fp32.{s}" for s in ("xml", "bin")}
+    monkeypatch.setattr(module, "to_openvino", lambda *arguments: pytest.fail("converted again"))
+    assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
+
+
 def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
     def fail(*arguments):
         raise GraphError("OpenVINO cannot convert the model: no such op\nand more")
@@ -88,7 +107,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         benchmark(["metaformer_nin_s12"], precisions=["int4"])
     with pytest.raises(ValueError, match="eager, compile cannot compute in int8: onnxruntime has fp32 and int8"):
         benchmark(["metaformer_nin_s12"], engines=["eager", "compile"], precisions=["int8"])
-    with pytest.raises(ValueError, match=r"models are \[\], batch sizes \[1\]: give one of each at least"):
+    with pytest.raises(ValueError, match=r"models are \[\], batch sizes \[1\], runs 1: give one of each at least"):
         benchmark([], engines=["eager"], batch_sizes=[1])
     with pytest.raises(SystemExit):
         metamix.cli.benchmark.main(["metaformer_nin_s12", "--batch-sizes", "1,x"])
