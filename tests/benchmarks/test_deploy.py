@@ -17,9 +17,8 @@ def result(rows, machine="here", **more):
 def test_results_of_models_are_put_together():
     reference = row("eager", "fp32", 120.0, 1.0, model="poolformer_s12")
     nin, raft = row("openvino", "int8", 40.0, 3.0), row("eager", "fp32", 60.0, 2.0, model="metaformer_raft_s12")
-    found = deploy.add_speeds(
-        {}, nin["model"], result([reference, nin], failed={"metaformer_nin_s12 eager bf16": "no"})
-    )
+    failed = {"metaformer_nin_s12 eager bf16": "no"}
+    found = deploy.add_speeds({}, nin["model"], result([reference, nin], failed=failed))
     nin |= {"reference": "poolformer_s12", "reference_ms": 120.0}
     assert found["rows"] == [nin] and found["failed"] == failed
     both = deploy.add_speeds(found, raft["model"], result([reference, raft]))
