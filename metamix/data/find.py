@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from metamix.utils.text import nearest
+
 from .files import list_files
 from .formats.base import is_image, natural_order, warn_of_other_formats
 
@@ -63,3 +65,52 @@ def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
             raise ValueError(f"{path} and {stems[stem]} have one name without their endings: rename one of them")
         stems[stem] = path
     return stems
+
+
+Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path without ending
+
+
+class Unmatched(ValueError):
+    """Report files without a partner.
+
+    Attributes:
+        problems: a sentence on each of them.
+        pairs: the files that have one, as `match_partners` returns them.
+    """
+
+    def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
+        self.problems, self.pairs = problems, pairs
+        others = f" {len(problems) - 1} more have no partner." if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{others} The name of a partner is made with {option} {template!r}")
+
+
+def match_partners(folder: Path, partner_folder: Path, option: str, template: str = "{name}") -> Pairs:
+    """Match the images of two folders by their relative paths without endings.
+
+    Args:
+        folder: of the images that name their partners.
+        partner_folder: of the partners.
+        option: the command's option for `template`, for messages.
+        template: name of the partner of {name}.
+
+    Raises:
+        Unmatched: an image of either folder has no partner.
+        ValueError: two images of a folder have one name.
+        FileNotFoundError: a folder is missing or empty.
+    """
+    images, partners = (by_stem(list_images(place)) for place in (folder, partner_folder))
+    wanted = {}
+    for stem in images:
+        inside, _, name = stem.rpartition("/")
+        wanted[stem] = f"{inside}/" * bool(inside) + template.format(name=name)
+    problems = [
+        f"{images[stem]} has no partner {partner} in {partner_folder}{nearest(partner, partners)}"
+        for stem, partner in wanted.items()
+        if partner not in partners
+    ]
+    taken = set(wanted.values())
+    problems += [f"{path} has no partner in {folder}." for stem, path in partners.items() if stem not in taken]
+    pairs = {stem: (path, partners[wanted[stem]]) for stem, path in images.items() if wanted[stem] in partners}
+    if problems:
+        raise Unmatched(problems, pairs, option, template)
+    return pairs

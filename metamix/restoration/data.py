@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
 from metamix.data.files import Header, read_header
-from metamix.data.find import by_stem, list_images
+from metamix.data.find import Pairs, list_images, match_partners
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.data.sources import first_readable
@@ -49,7 +50,11 @@ class Sample:
     name: str
     target: Path
     input: Path | None
-    header: Header
+
+    @cached_property
+    def header(self) -> Header:
+        """Read the size and colour of the clean image."""
+        return read_header(self.target)
 
 
 class RestorationData:
@@ -82,7 +87,7 @@ class RestorationData:
         self.name = Path(options.data_dir or options.test_dir).resolve().name
         self.channels = self._choose_channels(everything)
         self.in_chans = 3 if self.channels == "rgb" else 1
-        self.scale = self._pair_scale(everything) if self.paired else self.chain.scale
+        self.scale = scale_of_pairs(everything) if self.paired else self.chain.scale
         if train and options.crop > 1:
             self._check_crops(parts["train"])
         self.parts = {split: Samples(samples, self.channels, self.scale) for split, samples in parts.items()}
@@ -96,18 +101,15 @@ class RestorationData:
 
     def _find(self, train: bool) -> dict[str, list[Sample]]:
         """Find the samples of each split by the layout of the folders."""
-        options, root = self.options, Path(self.options.data_dir)
-        train_root = root / "train" if options.data_dir and (root / "train").is_dir() else root
-        test_root = Path(options.test_dir) if options.test_dir else None
-        if test_root is None:
-            test_root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+        options = self.options
+        train_root, test_root = find_roots(options)
         parts: dict[str, list[Sample]] = {}
         if train and not options.data_dir:
             raise ValueError("no images to train on are given: --data-dir FOLDER")
         if train or test_root is None:
-            parts["train"] = self._read_folder(train_root)
+            parts["train"] = find_samples(train_root, options, self.paired)
         if test_root is not None:
-            parts["test"] = self._read_folder(test_root)
+            parts["test"] = find_samples(test_root, options, self.paired)
             return parts if train else {"test": parts["test"]}
         samples = parts["train"]
         if len(samples) < 2:
@@ -123,46 +125,15 @@ class RestorationData:
         }
         return parts if train else {"test": parts["test"]}
 
-    def _read_folder(self, root: Path) -> list[Sample]:
-        if self.paired:
-            return find_pairs(root, self.options)
-        if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder {root}")
-        clean = root / self.options.target_folder if (root / self.options.target_folder).is_dir() else root
-        return [Sample(name, path, None, read_header(path)) for name, path in list_images(clean).items()]
-
     def _choose_channels(self, samples: Sequence[Sample]) -> str:
         """Return rgb, grey or y; ValueError where grey was asked for and an image has colours."""
         asked = self.options.channels
-        coloured = next((sample for sample in samples if not sample.header.grey), None)
+        coloured = [sample.target for sample in samples if not sample.header.grey]
         if asked == "grey" and coloured:
             raise ValueError(
-                f"channels is grey, but {coloured.target} is in colour: give --channels rgb, or y for its luminance"
+                f"channels is grey, but {coloured[0]} is in colour: give --channels rgb, or y for its luminance"
             )
         return asked if asked != "auto" else "rgb" if coloured else "grey"
-
-    def _pair_scale(self, samples: Sequence[Sample]) -> int:
-        """Return how many times larger targets are than inputs: whole, and the same for all pairs.
-
-        Targets may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
-        """
-        first: int | None = None
-        for sample in samples:
-            assert sample.input is not None
-            (h, w), (th, tw) = read_header(sample.input).size, sample.header.size
-            scale = max(th // h, 1)
-            if (h * scale, w * scale) != (th - th % scale, tw - tw % scale):
-                raise ValueError(
-                    f"{sample.input} has {h} x {w} pixels and {sample.target} {th} x {tw}; the target of a pair must "
-                    f"have the input's size, or a whole number of times that size"
-                )
-            if first not in (None, scale):
-                raise ValueError(
-                    f"{sample.target} is {scale} times as large as its input, but other pairs have a scale of {first}; "
-                    f"keep pairs of one scale"
-                )
-            first = scale
-        return first or 1
 
     def _check_crops(self, samples: Sequence[Sample]) -> None:
         crop = self.options.crop
@@ -178,10 +149,6 @@ class RestorationData:
                     f"{sample.target} has {h} x {w} pixels, less than the crop of {crop}: give a smaller --crop, or "
                     f"take the image out"
                 )
-
-    def all_samples(self) -> list[Sample]:
-        """Return the samples of all splits."""
-        return [sample for samples in self.parts.values() for sample in samples.samples]
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of random crops; an epoch has `crops` of each image.
@@ -320,32 +287,76 @@ def read_tensor(path: Path, channels: str) -> Tensor:
     return to_y(colours) if channels == "y" else colours
 
 
-def find_pairs(root: Path, options: ImageOptions) -> list[Sample]:
-    """Match the degraded and the clean images of a folder by their names without endings.
+def find_roots(options: ImageOptions) -> tuple[Path, Path | None]:
+    """Return the folders of the images to train on and to score; None where a share of the former is scored."""
+    root = Path(options.data_dir)
+    train_root = root / "train" if options.data_dir and (root / "train").is_dir() else root
+    if options.test_dir:
+        return train_root, Path(options.test_dir)
+    return train_root, next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+
+
+def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample]:
+    """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without endings.
 
     Raises:
-        ValueError: an image has no partner, or two have one name.
-        FileNotFoundError: there are no pairs.
+        Unmatched: an image has no partner.
+        ValueError: two images have one name.
+        FileNotFoundError: there are no images.
     """
-    places = [root / options.input_folder, root / options.target_folder]
-    if missing := [str(place) for place in places if not place.is_dir()]:
+    inputs, targets = root / options.input_folder, root / options.target_folder
+    if not paired:
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {root}")
+        return [Sample(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()]
+    if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
         found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
-            f"there is no folder {missing[0]}{nearest(Path(missing[0]).name, found)} Pairs need {places[0]} and "
-            f"{places[1]}; for clean images that are to be degraded, give --degradation, such as noise:25"
+            f"there is no folder {missing}{nearest(missing.name, found)} Pairs need {inputs} and {targets}; for clean "
+            f"images that are to be degraded, give --degradation, such as noise:25"
         )
-    inputs, targets = (by_stem(list_images(place)) for place in places)
-    samples, partners = [], set()
-    for stem, target in targets.items():
-        folder, _, name = stem.rpartition("/")
-        partner = f"{folder}/" * bool(folder) + options.input_name.format(name=name)
-        if partner not in inputs:
-            raise ValueError(
-                f"{target} has no partner {partner} in {places[0]}{nearest(partner, inputs)} "
-                f"The name is made with --input-name {options.input_name!r}"
-            )
-        partners.add(partner)
-        samples.append(Sample(stem, target, inputs[partner], read_header(target)))
-    if alone := [path for stem, path in inputs.items() if stem not in partners]:
-        raise ValueError(f"{alone[0]} has no partner in {places[1]}; {len(alone)} of {len(inputs)} images have none")
-    return samples
+    return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
+
+
+def samples_of(pairs: Pairs) -> list[Sample]:
+    """Return the samples of matched clean and degraded images."""
+    return [Sample(name, target, degraded) for name, (target, degraded) in pairs.items()]
+
+
+def scale_of_pairs(samples: Sequence[Sample]) -> int:
+    """Return how many times larger targets are than inputs: whole, and the same for all pairs.
+
+    Raises:
+        ValueError: see `scale_of_pair`.
+    """
+    scale = None
+    for sample in samples:
+        scale = scale_of_pair(sample, scale)
+    return scale or 1
+
+
+def scale_of_pair(sample: Sample, expected: int | None) -> int:
+    """Return how many times larger the target is than the input.
+
+    The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
+
+    Args:
+        expected: scale of the other pairs, if it is known.
+
+    Raises:
+        ValueError: no scale fits, or another one than the expected.
+    """
+    assert sample.input is not None
+    (h, w), (th, tw) = read_header(sample.input).size, sample.header.size
+    scale = max(th // h, 1)
+    if (h * scale, w * scale) != (th - th % scale, tw - tw % scale):
+        raise ValueError(
+            f"{sample.input} has {h} x {w} pixels and {sample.target} {th} x {tw}; the target of a pair must have the "
+            f"input's size, or a whole number of times that size"
+        )
+    if expected not in (None, scale):
+        raise ValueError(
+            f"{sample.target} is {scale} times as large as its input, but other pairs have a scale of {expected}; keep "
+            f"pairs of one scale"
+        )
+    return scale

@@ -3,20 +3,24 @@
     metamix verify DIR --task restoration            pairs: DIR/input and DIR/target, or in DIR/train and DIR/test
     metamix verify DIR --task restoration --clean    clean images, which training degrades
 
-Names, sizes and scale of pairs are checked, then every image is decoded. Each problem is printed. The exit code is 1 if
-there is one.
+Every image is decoded, and names, sizes and the scale of pairs are checked. Each problem is printed. The exit code is 1
+if there is one.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from metamix.data import CorruptImage
-from metamix.utils.text import readable
+from tqdm import tqdm
 
-from .data import RestorationData, read_tensor
+from metamix.data import CorruptImage
+from metamix.data.find import Unmatched
+from metamix.utils.text import plural, readable
+
+from .data import Sample, find_roots, find_samples, read_tensor, samples_of, scale_of_pair
 from .degradations import PAIRS
 from .options import RestorationOptions
 
@@ -43,17 +47,51 @@ def main(argv: Sequence[str] | None = None) -> int:
             input_name=words.input_name,
             crop=1,
         )
-        samples = RestorationData(options).all_samples()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(readable(str(error)))
         return 1
-    broken = 0
-    for path in (path for sample in samples for path in (sample.target, sample.input) if path is not None):
+    return 1 if verify(options) else 0
+
+
+def verify(options: RestorationOptions) -> int:
+    """Print each problem of a data set, and their number.
+
+    Returns:
+        The number of problems.
+    """
+    paired = options.degradation == PAIRS
+    samples, unmatched = list[Sample](), list[str]()
+    for root in filter(None, find_roots(options)):
         try:
-            read_tensor(path, "rgb")
-        except CorruptImage as error:
-            print(readable(str(error)))
-            broken += 1
-    count = f"{len(samples):,} {'images' if words.clean else 'pairs'}"
-    print(f"{broken} images of {count} cannot be read" if broken else f"all {count} can be read")
-    return 1 if broken else 0
+            samples += find_samples(root, options, paired)
+        except Unmatched as error:
+            unmatched += error.problems
+            samples += samples_of(error.pairs)
+        except (ValueError, OSError) as error:
+            unmatched.append(str(error))
+    problems = 0
+    for problem in chain(unmatched, find_problems(samples)):
+        print(readable(problem))
+        problems += 1
+    count = plural(len(samples), "pair" if paired else "image")
+    print(f"{plural(problems, 'problem')}; {count} checked" if problems else f"all {count} can be read")
+    return problems
+
+
+def find_problems(samples: Sequence[Sample]) -> Iterator[str]:
+    """Decode the images of both sides, and describe each that cannot be read and each pair of another scale."""
+    scale = None
+    for sample in tqdm(samples, unit="img", leave=False, disable=None):
+        broken = False
+        for path in filter(None, (sample.target, sample.input)):
+            try:
+                read_tensor(path, "rgb")
+            except CorruptImage as error:
+                broken = True
+                yield str(error)
+        if sample.input is None or broken:
+            continue
+        try:
+            scale = scale_of_pair(sample, scale)
+        except ValueError as error:
+            yield str(error)

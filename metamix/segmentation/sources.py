@@ -22,7 +22,7 @@ from typing import Any
 import torchvision.datasets as torchvision_sets
 
 from metamix.data.files import read_header
-from metamix.data.find import by_stem, list_images
+from metamix.data.find import Pairs, match_partners
 from metamix.utils.text import nearest
 
 from .labels import Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
@@ -42,15 +42,6 @@ class Sample:
     name: str
     image: Path
     mask: Path
-
-
-class Unmatched(ValueError):
-    """Images or masks have no partner; `problems` holds a sentence on each."""
-
-    def __init__(self, problems: list[str], mask_name: str):
-        self.problems = problems
-        others = f" {len(problems) - 1} more have no partner." if len(problems) > 1 else ""
-        super().__init__(f"{problems[0]}{others} The name of a mask is made with --mask-name {mask_name!r}")
 
 
 Split = list[Sample]
@@ -209,36 +200,14 @@ def _pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Finder:
     """Match images and masks by their names without endings, once the split is asked for."""
 
     def find() -> Split:
-        return match(by_stem(list_images(images)), by_stem(list_images(masks)), images, masks, mask_name)
+        return samples_of(match_partners(images, masks, "--mask-name", mask_name))
 
     return find
 
 
-def match(
-    images: Mapping[str, Path], masks: Mapping[str, Path], image_folder: Path, mask_folder: Path, mask_name: str
-) -> Split:
-    """Match images and masks by name.
-
-    Raises:
-        Unmatched: an image or a mask has no partner.
-    """
-    partners = {stem: partner_name(stem, mask_name) for stem in images}
-    known = set(partners.values())
-    problems = [
-        f"{images[stem]} has no mask {partner} in {mask_folder}{nearest(partner, masks)}"
-        for stem, partner in partners.items()
-        if partner not in masks
-    ]
-    problems += [f"{mask} has no image in {image_folder}." for stem, mask in masks.items() if stem not in known]
-    if problems:
-        raise Unmatched(problems, mask_name)
-    return [Sample(stem, path, masks[partners[stem]]) for stem, path in images.items()]
-
-
-def partner_name(stem: str, mask_name: str) -> str:
-    """Return the name of an image's mask, without ending."""
-    folder, _, name = stem.rpartition("/")
-    return f"{folder}/" * bool(folder) + mask_name.format(name=name)
+def samples_of(pairs: Pairs) -> Split:
+    """Return the samples of matched images and masks."""
+    return [Sample(stem, image, mask) for stem, (image, mask) in pairs.items()]
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:

@@ -18,12 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
+from metamix.data.find import Unmatched
 from metamix.utils.text import readable
 
 from .data import class_shares, read_image
 from .labels import IGNORED, BadMask, Labels, read_mask
 from .options import SegmentationOptions
-from .sources import OPENERS, MaskedSet, Sample, Unmatched, open_set
+from .sources import OPENERS, MaskedSet, Sample, open_set, samples_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +84,7 @@ def verify(found: MaskedSet, labels: Labels) -> int:
         except Unmatched as error:
             print(readable("\n".join(error.problems)))
             problems += len(error.problems)
-            continue
+            samples = samples_of(error.pairs)
         except (ValueError, OSError) as error:
             print(readable(f"{split}: {error}"))
             problems += 1

@@ -117,7 +117,9 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
         data(data_dir=root)
     (root / "train" / "input" / "two.png").rename(root / "train" / "input" / "2.png")
     image((40, 48)).save(root / "test" / "input" / "9.png")
-    with pytest.raises(ValueError, match="input/9.png has no partner in .*test/target; 1 of 3 images have none"):
+    with pytest.raises(
+        ValueError, match="input/9.png has no partner in .*test/target. The name of a partner is made with --input-name"
+    ):
         data(data_dir=root)
     (root / "test" / "input" / "9.png").unlink()
     image((39, 48)).save(root / "train" / "input" / "0.png")
@@ -137,13 +139,35 @@ def test_broken_images(clean, break_image):
         data(data_dir=photos, degradation="noise:1")
 
 
-def test_verify(pairs, clean, break_image, capsys):
+def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
     root = pairs()
     assert verify([str(root)]) == 0 and "all 6 pairs can be read" in capsys.readouterr().out
     break_image(root / "train" / "target" / "1.png")
+    (root / "train" / "input" / "1.png").write_bytes(b"no image")
+    (root / "train" / "target" / "2.png").write_bytes(b"no image")
+    image((39, 48)).save(root / "train" / "input" / "3.png")
+    (root / "test" / "input" / "0.png").unlink()
+    image((40, 48)).save(root / "test" / "input" / "9.png")
     assert verify([str(root)]) == 1
     said = capsys.readouterr().out
-    assert "target/1.png: " in said and "1 images of 6 pairs cannot be read" in said
-    (root / "test" / "input" / "0.png").unlink()
-    assert verify([str(root)]) == 1 and "target/0.png has no partner" in capsys.readouterr().out
-    assert verify([str(clean()), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    for words in (
+        "train/target/1.png: ",
+        "train/input/1.png: ",
+        "train/target/2.png: ",
+        "train/input/3.png has 48 x 39 pixels and ",
+        "test/target/0.png has no partner 0 in ",
+        "test/input/9.png has no partner in ",
+        "6 problems; 5 pairs checked",
+    ):
+        assert words in said
+
+
+def test_verify_of_clean_images(clean, capsys):
+    photos = clean()
+    assert verify([str(photos), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    for i in (1, 4):
+        (photos / f"{i}.png").write_bytes(b"no image")
+    assert verify([str(photos), "--clean"]) == 1
+    said = capsys.readouterr().out
+    assert "photos/1.png: " in said and "photos/4.png: " in said and "2 problems; 6 images checked" in said
+    assert verify([str(photos)]) == 1 and "there is no folder" in capsys.readouterr().out

@@ -111,11 +111,13 @@ def test_folders(scenes):
 def test_partners_and_sizes_are_checked(scenes):
     root = scenes()
     (root / "train" / "masks" / "2.png").rename(root / "train" / "masks" / "2b.png")
-    with pytest.raises(ValueError, match="2.png has no mask 2 in .*masks; did you mean '2b'.* 1 more have no partner"):
+    with pytest.raises(
+        ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no partner"
+    ):
         SegmentationData(options(root))
     (root / "train" / "images" / "2.png").unlink()
     with pytest.raises(
-        ValueError, match="2b.png has no image in .*images. The name of a mask is made with --mask-name"
+        ValueError, match="2b.png has no partner in .*images. The name of a partner is made with --mask-name"
     ):
         SegmentationData(options(root))
     (root / "train" / "masks" / "2b.png").unlink()
@@ -305,9 +307,9 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
         "masks/1.png has the label 7 at 1,920 pixels",
         "val/images/0.png has 40 x 48 pixels and its mask",
         "train: no pixel of 1 of 5 classes: box",
-        "0.png has no mask 0 in",
-        "other.png has no image in",
-        "7 problems",
+        "0.png has no partner 0 in",
+        "other.png has no partner in",
+        "8 problems",
     ):
         assert words in said, (words, said)
     assert verify([str(root / "train")]) == 1 and "Expected are SPLIT/images and SPLIT/masks" in capsys.readouterr().out
