@@ -13,7 +13,7 @@ import yaml
 
 from metamix.utils.files import write_text
 from metamix.utils.system import commit, versions
-from metamix.utils.tensor_files import CHECKPOINT, SUMMARY, WEIGHTS, save_weights
+from metamix.utils.tensor_files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, save_weights
 from metamix.utils.text import plural, readable
 
 from .checkpoints import check_identity
@@ -86,7 +86,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
     A run that was killed while it drew its pictures is not finished if its checkpoint is there to score it again.
 
     Raises:
-        ValueError: the folder holds another run, which cannot be continued.
+        ValueError: the folder holds another run, which cannot be continued; or damaged weights.
     """
     if not (folder / SUMMARY).exists():
         return False
@@ -98,7 +98,11 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
             f"{folder} holds a finished run of another recipe ({'; '.join(changes.values())}), and no {CHECKPOINT} to "
             f"continue from: give another --output, and --checkpoint {folder} to start from its weights"
         )
-    return not changes and not (read_state(folder) == "scored" and has_checkpoint)
+    if changes or (read_state(folder) == "scored" and has_checkpoint):
+        return False
+    if (folder / WEIGHTS).exists():
+        _check_weights(folder, has_checkpoint)
+    return True
 
 
 def result_line(folder: Path) -> str:
@@ -201,6 +205,18 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise ValueError(f"{path} holds no result; delete it to score the run again")
     return summary
+
+
+def _check_weights(folder: Path, has_checkpoint: bool) -> None:
+    try:
+        load_weights(folder / WEIGHTS)
+    except ValueError as error:
+        advice = (
+            f"delete {folder / SUMMARY} and train again: the weights are then written from {CHECKPOINT}"
+            if has_checkpoint
+            else f"there is no {CHECKPOINT} to write them from: give another --output to train anew"
+        )
+        raise ValueError(f"{folder} is finished, but {error}. Or {advice}") from None
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -145,6 +145,29 @@ def test_a_run_does_not_resume_from_a_damaged_checkpoint(tmp_path):
         train(*words, "--epochs", 2)
 
 
+def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tmp_path):
+    words = ["--batch-size", 512, "--warmup-epochs", 0, "--output", tmp_path, "--epochs", 1]
+    train(*words)
+    weights = tmp_path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_weights(weights)[0].items()}  # they are mapped to the file
+    flip(weights, find(weights, tensors["head.weight"]) + 2)
+    with pytest.raises(
+        SystemExit, match=r"is finished, but .*model.safetensors is damaged: .*Or delete .*summary.json and train again"
+    ):
+        train(*words)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=r"is finished, but .*model.safetensors is not a whole safetensors file"):
+        train(*words)
+    (tmp_path / "summary.json").unlink()
+    train(*words)
+    again, _ = load_weights(weights)
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    (tmp_path / "checkpoint.pt").unlink()
+    weights.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"there is no checkpoint.pt to write them from: give another --output"):
+        train(*words)
+
+
 def test_a_checkpoint_without_some_entries_is_refused(net, tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", {"model": net.state_dict(), "recipe": {}})
     with pytest.raises(ValueError, match=r"checkpoint.pt is not a whole checkpoint: it has no about. Use another one"):
