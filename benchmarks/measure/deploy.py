@@ -2,12 +2,12 @@
 
     python -m benchmarks.measure.deploy convert --folder converted
     python -m benchmarks.measure.deploy speed --folder converted
-    python -m benchmarks.measure.deploy int8 --tag cifar10 --data-dir cifar10
+    python -m benchmarks.measure.deploy accuracy --tag cifar10 --data-dir cifar10
 
 `speed` times the s12 and nano models in each engine: one model after another, each s12 in turns with timm's
-poolformer_s12, in several runs. `convert` writes the files for that, on a machine that need not be quiet. `int8`
-exports the shipped models of a tag to int8 and compares accuracy on the test split and sizes of files with fp32.
-Results are saved after each model, and replace earlier ones of that model.
+poolformer_s12, in several runs. `convert` writes the files for that, on a machine that need not be quiet. `accuracy`
+exports the shipped models of a tag in lower precision and compares accuracy on the test split and sizes of files with
+fp32. Results are saved after each model, and replace earlier ones of that model.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FILE = RESULTS / "deploy.json"
 REFERENCE = "poolformer_s12"
 SIZES = ("s12", "nano")
 MODELS = tuple(f"metaformer_{mixer}_{size}" for size in SIZES for mixer in list_mixers())
-FORMATS = ("onnx", "openvino")
+LOWER = ("onnx int8", "openvino bf16", "openvino int8")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -104,44 +104,56 @@ def save(part: str, result: dict) -> None:
     write_text(FILE, json.dumps(found | {part: result}, indent=1) + "\n")
 
 
-def int8(options: argparse.Namespace) -> None:
-    """Export the shipped models in fp32 and int8, print and save accuracy and sizes."""
+def accuracy(options: argparse.Namespace) -> None:
+    """Export the shipped models in fp32 and in lower precision, print and save accuracy and sizes."""
     about = {"tag": options.tag, "machine": processor(), "measured": today()}
     for card in by_mixer(load_tag(options.tag)).values():
         rows = []
-        for format in options.formats:
+        for format, precision in map(str.split, options.exports):
             with TemporaryDirectory() as folder:
                 place = dict(format=format, data=card["recipe"]["data"], data_dir=options.data_dir, seconds=0)
                 fp32 = export(card["name"], output=Path(folder) / "fp32", **place | {"data": None, "data_dir": None})
                 report = export(
-                    card["name"], output=Path(folder) / "int8", precision="int8", max_drop=options.max_drop, **place
+                    card["name"],
+                    output=Path(folder) / precision,
+                    precision=precision,
+                    max_drop=options.max_drop,
+                    **place,
                 )
-            row = {"model": card["name"], "format": format, "limit": options.max_drop}
+            row = {"model": card["name"], "format": format, "precision": precision, "limit": options.max_drop}
             row |= {"eager_top1": report["scores"]["eager"]["top1"], "top1": report["scores"]["exported"]["top1"]}
             row |= {"fp32_bytes": sum(fp32["files"].values()), "bytes": sum(report["files"].values())}
             rows.append(row | {"quantization": report["quantization"]})
-            print(int8_table({"rows": rows[-1:]}).splitlines()[-1], flush=True)
-        found = load("int8")
-        kept = found["rows"] if found.get("tag") == options.tag and found["machine"] == about["machine"] else []
-        save("int8", about | {"rows": [row for row in kept if row["model"] != card["name"]] + rows})
+            print(accuracy_table(rows[-1:]).splitlines()[-1], flush=True)
+        found = load("accuracy")
+        same = found.get("tag") == options.tag and found["machine"] == about["machine"]
+        fresh = {cell_of(row): row for row in rows}
+        kept = [row for row in found["rows"] if cell_of(row) not in fresh] if same else []
+        save("accuracy", about | {"rows": kept + rows})
 
 
-def int8_table(result: dict) -> str:
-    """Make the table of what int8 costs and saves."""
-    rows = []
-    for row in result["rows"]:
-        kept = row["quantization"]
-        rows.append([
+def cell_of(row: dict) -> tuple[str, str, str]:
+    """Return what a row of `accuracy` is about."""
+    return row["model"], row["format"], row["precision"]
+
+
+def accuracy_table(rows: Sequence[dict]) -> str:
+    """Make the table of what lower precision costs and saves."""
+    cells = []
+    for row in rows:
+        found = row["quantization"]
+        cells.append([
             f"`{row['model']}`",
-            row["format"],
+            f"{row['format']} {row['precision']}",
             f"{row['eager_top1']:.2f}",
             f"{row['top1']:.2f}",
             f"{row['eager_top1'] - row['top1']:+.2f}",
+            f"{row['bytes'] / 1000:,.0f} kB",
             f"{row['bytes'] / row['fp32_bytes']:.0%}",
-            f"{len(kept['kept'])} of {kept['layers']}",
+            f"{len(found['kept'])} of {found['layers']}" if found else "",
         ])  # fmt: skip
-    columns = ["model", "format", "top-1 fp32, %", "int8, %", "lost", "files, of fp32's", "layers in fp32"]
-    return table(columns, rows)
+    header = ["model", "export", "top-1 of fp32, %", "its own, %", "lost", "files", "of fp32's", "layers kept in fp32"]
+    return table(header, cells)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -157,14 +169,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     timed.add_argument("--runs", type=int, default=3, help="of which the median is taken")
     timed.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
     timed.add_argument("--seconds", type=float, default=0.5, help="for each cell and run; five calls at least")
-    scored = parts.add_parser("int8", help="compare the accuracy of int8 with that of fp32")
+    scored = parts.add_parser("accuracy", help="compare lower precision with fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")
-    scored.add_argument("--formats", type=list_of(FORMATS), default=list(FORMATS), help="comma list of onnx, openvino")
+    scored.add_argument("--exports", type=list_of(LOWER), default=list(LOWER), help='such as "onnx int8,openvino bf16"')
     scored.add_argument("--max-drop", type=float, default=0.2, help="points that int8 may lose on training images")
     options = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
-        {"convert": convert, "speed": speed, "int8": int8}[options.part](options)
+        {"convert": convert, "speed": speed, "accuracy": accuracy}[options.part](options)
 
 
 if __name__ == "__main__":

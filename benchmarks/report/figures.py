@@ -2,7 +2,8 @@
 
     python -m benchmarks.report.figures
 
-Accuracy against cost and the learning curves of the mixers on CIFAR-10, and time and memory against image size.
+Accuracy against cost and the learning curves of the mixers on CIFAR-10, accuracy against latency in each engine, and
+time and memory against image size.
 `python -m benchmarks.report.mixer_views` draws what each mixer looks at, which needs the images.
 """
 
@@ -17,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.paths import IMAGES
+from benchmarks.report import deploy
 from benchmarks.report.speed import scaling_curves
 from benchmarks.report.style import COLORS, WIDTH, save
 from benchmarks.weight_cards import by_mixer, load_cards
@@ -144,3 +146,5 @@ if __name__ == "__main__":
     draw_front(IMAGES / "cifar10-front.png", family)
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
+    if engines := deploy.points():
+        deploy.draw_engines(deploy.PICTURE, engines)

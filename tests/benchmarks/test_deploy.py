@@ -1,8 +1,12 @@
 """Test how the tables of deployed models are made from runs and reports."""
 
+import json
+
 import pytest
+from PIL import Image
 
 from benchmarks.measure import deploy
+from benchmarks.report import deploy as report
 
 
 def row(engine, precision, ms, speedup, batch=8, model="metaformer_nin_s12"):
@@ -52,7 +56,86 @@ def test_each_model_is_saved_when_it_is_measured(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "metaformer_identity_s12 eager fp32 8 9.0 1.0 1 1\n"
 
 
-def test_the_int8_table_says_what_is_lost():
-    found = dict(model="nin.cifar10", format="onnx", eager_top1=88.0, top1=87.85, bytes=35, fp32_bytes=100)
-    line = deploy.int8_table({"rows": [found | {"quantization": {"kept": ["a"], "layers": 20}}]}).splitlines()[-1]
-    assert line == "| `nin.cifar10` | onnx | 88.00 | 87.85 | +0.15 | 35% | 1 of 20 |"
+def exported(format, precision, top1, **more):
+    about = dict(model="metaformer_nin_nano.cifar10", format=format, precision=precision, limit=0.2, quantization=None)
+    return about | dict(eager_top1=88.0, top1=top1, bytes=35_000, fp32_bytes=100_000) | more
+
+
+ROWS = [
+    exported("onnx", "int8", 87.85, quantization={"kept": ["a"], "layers": 20}),
+    exported("openvino", "bf16", 88.01, bytes=100_000),
+]
+
+
+def test_the_printed_table_says_what_is_lost():
+    lines = deploy.accuracy_table(ROWS).splitlines()[2:]
+    assert lines == [
+        "| `metaformer_nin_nano.cifar10` | onnx int8 | 88.00 | 87.85 | +0.15 | 35 kB | 35% | 1 of 20 |",
+        "| `metaformer_nin_nano.cifar10` | openvino bf16 | 88.00 | 88.01 | -0.01 | 100 kB | 100% |  |",
+    ]
+
+
+MACHINE = dict(cpu="AMD EPYC", cores=2, instructions=["avx2", "avx512_vnni", "avx512_bf16"])
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Put a result file in place of results/deploy.json."""
+
+    def line(model, engine, precision, ms, speedup, batch=1, size=32, **more):
+        return row(engine, precision, ms, speedup, batch, model) | dict(img_size=size) | more
+
+    def s12(mixer, *cell, reference=127.0, batch=8):
+        beside = dict(reference="poolformer_s12", reference_ms=reference, size=224)
+        return line(f"metaformer_{mixer}_s12", *cell, batch, **beside)
+
+    rows = [
+        line("metaformer_nin_nano", "eager", "fp32", 4.0, 1.0),
+        line("metaformer_nin_nano", "onnxruntime", "int8", 1.234, 3.24),
+        line("metaformer_nin_nano", "openvino", "int8", 1.0, 4.0),  # accuracy not measured
+        s12("nin", "eager", "fp32", 1127.0, 1.0, reference=131.0),
+        s12("pooling", "eager", "fp32", 126.4, 1.0),
+        s12("pooling", "openvino", "int8", 34.56, 3.7),
+    ]
+    about = dict(machine=MACHINE, measured="2026-11-26", threads=2, runs=3, versions={"torch": "2", "openvino": "3"})
+    found = {"speed": about | {"rows": rows}, "accuracy": about | {"tag": "cifar10", "rows": ROWS}}
+    monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
+    deploy.FILE.write_text(json.dumps(found))
+
+
+def test_tables_of_engines(measured):
+    text = report.speed_table(8).replace("\n", " ")
+    assert (
+        "8 images of 224 x 224 pixels, and times as fast as timm's `poolformer_s12` in eager fp32, 127 to 131 ms"
+        in text
+    )
+    assert (
+        "3 runs in turns with 2 threads on 2 AMD EPYC cores (avx512_vnni, avx512_bf16), 2026-11-26, torch 2, " in text
+    )
+    assert report.speed_table(8).splitlines()[-4:] == [
+        "| s12 with | torch eager fp32 | OpenVINO int8 |",
+        "| --- | --- | --- |",
+        "| `pooling` | 126, 1.00 | 34.6, 3.70 |",
+        "| `nin` | 1127, 1.00 |  |",
+    ]
+    assert report.speed_table(1) == "Not measured yet."
+    assert report.nanos_table().splitlines()[-1] == "| `nin` | 4.00, 1.00 | 1.23, 3.24 | 1.00, 4.00 |"
+
+
+def test_table_of_accuracy(measured):
+    assert report.accuracy_table().splitlines()[-1] == "| `nin` | 88.00 | 0.15 | -0.01 |  | 35 kB, 35% |  | 1 of 20 |"
+
+
+def test_picture_of_engines(measured, tmp_path):
+    found = report.points()
+    assert found == {("eager", "fp32"): {"nin": (4, 88)}, ("onnxruntime", "int8"): {"nin": (1.234, 87.85)}}
+    report.draw_engines(tmp_path / "engines.png", found)
+    assert min(Image.open(tmp_path / "engines.png").size) > 700
+    assert report.apart({"a": 90.0, "b": 89.99, "c": 80.0}, (80.0, 90.0)) == {"c": 80, "b": 89.99, "a": 90.44}
+
+
+def test_without_results_nothing_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy, "FILE", tmp_path / "none.json")
+    monkeypatch.setattr(report, "PICTURE", tmp_path / "none.png")
+    pages = report.speed_table(8), report.nanos_table(), report.accuracy_table(), report.picture()
+    assert set(pages) == {"Not measured yet."} and report.points() == {}
