@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metamix.data import Normalize
 from metamix.data.memory import SMALL_SIDE
 from metamix.data.sources import decode
+from metamix.models.download import check_hub
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, check_published
@@ -253,6 +254,8 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
     check_model(name)
     if pretrained:
         check_published(name)
+    if pretrained or ":" in name:
+        check_hub(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:

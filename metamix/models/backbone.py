@@ -24,6 +24,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from metamix.layers import GroupNorm1
 from metamix.utils.text import nearest
 
+from .download import check_hub
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model, check_published
@@ -321,6 +322,8 @@ def load_body(
         size: (H, W) of the images that the model is made for.
     """
     weights: dict[str, Any] = {"pretrained": pretrained}
+    if pretrained:
+        check_hub(name)
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]

@@ -4,7 +4,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import HfHubHTTPError
+from timm.models import PretrainedCfg
 
 
 @dataclass(frozen=True)
@@ -39,3 +45,37 @@ def download(published: Published, name: str) -> Path:
             raise ValueError(f"{published.url} has {size:,} bytes where {published.size:,} were published: it changed.")
         part.replace(path)
     return path
+
+
+def check_hub(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
+    """Check that a model's weights on the Hugging Face Hub are cached or can be reached.
+
+    Without a network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
+
+    Args:
+        name: a model of timm, or hf-hub:REPOSITORY.
+        cfg: the model's configuration, if it is not the registered one.
+        cache_dir: of timm, if it is not the hub's own.
+
+    Raises:
+        OSError: they are not cached, and the hub cannot be reached.
+    """
+    cfg = cfg or timm.get_pretrained_cfg(name)
+    where = (
+        name.partition(":")[2] if name.startswith(("hf-hub:", "hf_hub:")) else cfg and not cfg.file and cfg.hf_hub_id
+    )
+    if not where:
+        return
+    repository, _, revision = where.partition("@")
+    folder = Path(cache_dir or HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    if any(folder.glob("snapshots/*/*")):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision or None))
+    except HfHubHTTPError:
+        return  # the hub answers; timm says what it refuses
+    except Exception as error:  # the HTTP libraries of huggingface_hub's versions have errors of their own
+        raise OSError(
+            f"the weights of {name} are not in the cache, and the Hugging Face Hub ({repository}) cannot be reached "
+            f"({error}): connect to the network, or give a file of weights as checkpoint"
+        ) from None

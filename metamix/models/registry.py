@@ -20,6 +20,7 @@ from torch import nn
 from metamix.utils.text import nearest
 
 from .arguments import mixers_per_stage
+from .download import check_hub
 from .metaformer import MetaFormer
 from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
@@ -70,6 +71,8 @@ def build(
     if overlay.get("file"):  # a file of ours says which images and classes it was trained on
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
+    if pretrained and cfg.state_dict is None:
+        check_hub(name, cfg, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
     if default_mixer_args:

@@ -1,0 +1,62 @@
+"""Weights that others publish, without a network."""
+
+import socket
+import time
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+import metamix
+from metamix.classification.load import create_model
+from metamix.models import download
+from metamix.models.backbone import build_backbone
+from metamix.models.download import check_hub
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """Resolve no name, and cache nothing yet."""
+
+    def fail(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(download, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda: timm.create_model("metaformer_pooling_s12", pretrained=True),
+        lambda: create_model("resnet18", pretrained=True),
+        lambda: create_model("hf-hub:timm/resnet18.a1_in1k"),
+        lambda: build_backbone("resnet18", pretrained=True),
+        lambda: metamix.create_image_model("maxim_s3.sidd", pretrained=True),
+    ],
+)
+def test_without_a_network_the_error_comes_at_once_and_names_the_weights(load, no_network):
+    start = time.monotonic()
+    with pytest.raises(
+        OSError, match=r"(pooling_s12|resnet18|maxim/ckpt).* (cannot be reached|could not be down).*check"
+    ):
+        load()
+    assert time.monotonic() - start < 20  # huggingface_hub alone takes 45 s
+
+
+def test_cached_weights_need_no_network(no_network, tmp_path):
+    with pytest.raises(OSError, match="are not in the cache"):
+        check_hub("resnet18.a1_in1k")
+    path = tmp_path / "models--timm--resnet18.a1_in1k" / "snapshots" / "0" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({}, path)
+    check_hub("resnet18.a1_in1k")
+
+
+def test_weights_of_files_need_no_hub(no_network):
+    check_hub("metaformer_pooling_nano.digits")
+    check_hub("local-dir:weights")
