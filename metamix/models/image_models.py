@@ -99,14 +99,8 @@ def create_image_model(
         ValueError: the name, the tag or an argument is unknown, no weights are published, or the file does not fit.
         OSError: the weights cannot be downloaded or read.
     """
-    base, _, tag = name.partition(".")
-    if base not in _MODELS:
-        raise ValueError(
-            f"There is no image model {base!r}{nearest(base, _MODELS)} `metamix.list_image_models()` lists all."
-        )
+    base, _ = split_name(name)
     entry = _MODELS[base]
-    if tag and tag not in (tags := tags_of(base)):
-        raise ValueError(f"{base} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
     parameters = inspect.signature(entry.build).parameters
     check_known(kwargs, parameters, base)
     if pretrained and checkpoint is None:
@@ -120,6 +114,22 @@ def create_image_model(
     model = entry.build(**entry.preset | {k: v for k, v in saved.items() if k in parameters} | kwargs)
     load_image_weights(model, tensors, f"the {base} of these arguments", checkpoint)
     return model
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split NAME or NAME.TAG into the name and the tag, "" for none.
+
+    Raises:
+        ValueError: there is no such model, or it has no such tag.
+    """
+    base, _, tag = name.partition(".")
+    if base not in _MODELS:
+        raise ValueError(
+            f"There is no image model {base!r}{nearest(base, _MODELS)} `metamix.list_image_models()` lists all."
+        )
+    if tag and tag not in (tags := tags_of(base)):
+        raise ValueError(f"{base} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
+    return base, tag
 
 
 def preset_arguments(name: str) -> dict[str, Any]:
@@ -139,10 +149,10 @@ def published_weights(name: str) -> Path:
     """Return the file of published weights of NAME or NAME.TAG, downloaded if needed.
 
     Raises:
-        ValueError: none are published.
+        ValueError: the name or the tag is unknown, or none are published.
         OSError: the download fails.
     """
-    name, _, tag = name.partition(".")
+    name, tag = split_name(name)
     tags = tags_of(name)
     if not tags:
         raise nothing_published(name)

@@ -10,7 +10,13 @@ from safetensors.torch import save_file
 
 import metamix
 from metamix.models import image_models, maxim_format
-from metamix.models.image_models import MAXIM_URL, Published, create_image_model, list_image_models
+from metamix.models.image_models import (
+    MAXIM_URL,
+    Published,
+    create_image_model,
+    list_image_models,
+    published_weights,
+)
 from metamix.utils.tensor_files import save_weights
 
 TINY = dict(
@@ -73,6 +79,12 @@ REFUSED = [
 def test_refusals(arguments, options, words):
     with pytest.raises(ValueError, match=words):
         create_image_model(*arguments, **options)
+
+
+@pytest.mark.parametrize("name, words", [("maxim_s4", "no image model 'maxim_s4'"), ("maxim_s3.gopr", "no tag 'gopr'")])
+def test_weights_of_unknown_names_are_refused(name, words):
+    with pytest.raises(ValueError, match=words):
+        published_weights(name)
 
 
 # Files
