@@ -7,7 +7,7 @@ grey images with an alpha channel as colour images, and no colour profiles into 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from metamix.utils.text import readable
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}
 HAVE_16_BITS = ("PNG", "TIFF")
+OTHER_COLOURS = ("CMYK", "LAB")  # Pillow's modes whose colour profiles do not fit RGB
 FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # by EXIF's orientation; 5 to 8 transpose
 
 
@@ -40,34 +41,43 @@ class Picture:
         alpha: (1, H, W) float32, or None.
         bits: 8 or 16 a channel.
         profile: colour profile of the file (ICC), or None.
+        lost: what the file has and the picture has not, for messages.
     """
 
     colours: Tensor
     alpha: Tensor | None
     bits: int = 8
     profile: bytes | None = None
+    lost: tuple[str, ...] = ()
 
 
 def read_picture(path: Path) -> Picture:
-    """Read an image file.
+    """Read an image file; of several pages, the first.
 
     Raises:
         CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
     """
     with naming(path):
         image = read_image_file(path)
-        profile = image.info.get("icc_profile")
+        profile, lost = image.info.get("icc_profile"), list[str]()
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1 and image.format != "MPO":  # in MPO, a JPEG of cameras, the others are views of the first
+            lost.append(f"all but the first of {pages} images")
+        if profile and image.mode in OTHER_COLOURS:
+            profile = None
+            lost.append(f"the colour profile: it is of {image.mode}, and the colours become RGB")
         layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
         if image.mode.startswith("I") or ";16" in layout:
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
-            return _read_16_bits(path, is_grey, image.getexif().get(0x0112, 1), profile)
+            picture = _read_16_bits(path, is_grey, image.getexif().get(0x0112, 1), profile)
+            return replace(picture, lost=tuple(lost))
         image = to_eight_bits(ImageOps.exif_transpose(image))
-        has_alpha = "A" in image.getbands() or "transparency" in image.info
+        has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info
         mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + "A" * has_alpha
         pixels = np.array(image.convert(mode))
     values = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
     colours, alpha = (values[:-1], values[-1:]) if has_alpha else (values, None)
-    return Picture(colours.contiguous(), alpha, 8, profile)
+    return Picture(colours.contiguous(), alpha, 8, profile, tuple(lost))
 
 
 def write_picture(picture: Picture, path: Path) -> None:

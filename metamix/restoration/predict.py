@@ -69,7 +69,10 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
     left_out = 0
     for path, written in tqdm(files.items(), unit="img", leave=False, disable=None):
         try:
-            write_picture(restore_file(model, path, channels, restorer), written)
+            picture = restore_file(model, path, channels, restorer)
+            write_picture(picture, written)
+            for lost in picture.lost:
+                print(readable(f"note: {path}: not written is {lost}"), file=sys.stderr)
         except (CorruptImage, DoesNotFit) as error:
             print(readable(f"left out: {error}"), file=sys.stderr)
             left_out += 1
