@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if an image cannot be read, else 0.
     """
     parser = argparse.ArgumentParser(
-        prog="metamix verify", description="Find the images of a data set that cannot be read."
+        prog="metamix verify --task classification", description="Find the images of a data set that cannot be read."
     )
     parser.add_argument("data", help="digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
     parser.add_argument("--data-dir", help="folder of the data set")

@@ -172,8 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="metamix verify --task detection", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
     parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
-    parser.add_argument("--min-size", type=int, default=800, help="of training, in pixels (default: 800)")
-    parser.add_argument("--max-size", type=int, default=1333, help="of training, in pixels (default: 1333)")
+    parser.add_argument(
+        "--min-size", type=int, default=800, help="shorter side of the training images, in pixels (default: 800)"
+    )
+    parser.add_argument(
+        "--max-size", type=int, default=1333, help="their largest longer side, in pixels (default: 1333)"
+    )
     options = parser.parse_args(argv)
     if not 0 < options.min_size <= options.max_size:
         parser.error(f"--min-size is {options.min_size} and --max-size {options.max_size}; give 0 < min <= max")

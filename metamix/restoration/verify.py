@@ -31,12 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         1 if something is wrong, else 0.
     """
-    parser = argparse.ArgumentParser(prog="metamix verify", description="Check the images of a restoration data set.")
+    parser = argparse.ArgumentParser(
+        prog="metamix verify --task restoration", description="Check the images of a restoration data set."
+    )
     parser.add_argument("data", type=Path, help="folder of the images, or one with train/ and test/")
     parser.add_argument("--clean", action="store_true", help="the images are clean ones, without partners")
-    for name in "input_folder", "target_folder", "input_name":
+    for name, what in (
+        ("input_folder", "folder of the degraded images of pairs"),
+        ("target_folder", "folder of the clean images of pairs"),
+        ("input_name", "name of the degraded image of the clean image {name}"),
+    ):
         default = getattr(RestorationOptions, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"of pairs (default: {default})")
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"{what} (default: {default})")
     words = parser.parse_args(argv)
     try:
         options = RestorationOptions(

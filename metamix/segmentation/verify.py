@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if something is wrong, else 0.
     """
     parser = argparse.ArgumentParser(
-        prog="metamix verify", description="Check the images and masks of a segmentation data set."
+        prog="metamix verify --task segmentation", description="Check the images and masks of a segmentation data set."
     )
     parser.add_argument("data_dir", help="folder of the data set")
     parser.add_argument(

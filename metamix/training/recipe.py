@@ -292,7 +292,8 @@ def _first_parser(tasks: str, description: str) -> Parser:
     parser = Parser(
         description=description,
         usage="%(prog)s [--config FILE] [--option value ...]",
-        epilog="A config has the same options, with underscores. Flags override the config.",
+        epilog="Each task has options of its own: add --task NAME to --help. A config has the same options, with "
+        "underscores. Flags override the config.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
         add_help=False,
         allow_abbrev=False,

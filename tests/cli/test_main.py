@@ -88,6 +88,15 @@ def test_predict_without_a_checkpoint_says_how(capsys):
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_verify_names_its_tasks(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", *words])
+    said = capsys.readouterr().out
+    assert ended.value.code == (0 if words else 2)
+    assert all(f"--task {task}" in said for task in ("detection", "segmentation", "restoration", "NAME --help"))
+
+
 def test_unknown_task_names_the_nearest():
     with pytest.raises(SystemExit, match="there is no task 'detecton'; did you mean 'detection'\\?"):
         main(["verify", "folder", "--task", "detecton"])
