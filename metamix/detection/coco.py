@@ -61,7 +61,7 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
     if not splits:
         raise FileNotFoundError(
             f"{folder.absolute()} holds no data set: expected {folder / 'annotations/instances_train.json'} and the "
-            f"like, with images in {folder / 'images'}; --data-dir gives another folder"
+            f"like, with images in {folder / 'images'}; give another folder"
         )
     return splits
 

@@ -82,11 +82,14 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     for wanted in patterns:
         if not any(fnmatchcase(name, wanted) for name in default_cfgs):
-            part = f"*{wanted}*"
+            part = f"*{wanted.strip('*')}*"
             meant = nearest(wanted, default_cfgs)
             if any(fnmatchcase(name, part) for name in default_cfgs):
                 meant = f"; did you mean {part!r}?"
-            raise ValueError(f"No model matches {wanted!r}{meant} metamix.list_models() lists all.")
+            raise ValueError(
+                f"No model matches {wanted!r}{meant} metamix.list_models() lists all, and metamix.list_image_models() "
+                f"those that return images."
+            )
     names = [name for name in default_cfgs if any(fnmatchcase(name, wanted) for wanted in patterns)]
     models = map(model_info, names)
     return [model for model in models if model.weights or not pretrained]

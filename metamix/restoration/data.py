@@ -313,7 +313,7 @@ def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample
         found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
             f"there is no folder {missing}{nearest(missing.name, found)} Pairs need {inputs} and {targets}; for clean "
-            f"images that are to be degraded, give --degradation, such as noise:25"
+            f"images that are to be degraded, give --degradation, such as noise:25, or to metamix verify --clean"
         )
     return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
 

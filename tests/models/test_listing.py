@@ -28,9 +28,19 @@ def test_patterns():
         metamix.list_models("metaformer_rat_s12")
 
 
-def test_a_part_of_a_name_needs_wildcards():
-    with pytest.raises(ValueError, match=r"No model matches 'raft'; did you mean '\*raft\*'\? metamix.list_models"):
-        metamix.list_models("raft")
+@pytest.mark.parametrize("pattern, meant", [("raft", r"\*raft\*"), ("raft_n*", r"\*raft_n\*")])
+def test_a_part_of_a_name_needs_wildcards(pattern, meant):
+    with pytest.raises(
+        ValueError, match=rf"No model matches .*; did you mean '{meant}'\? metamix.list_models\(\) lists"
+    ):
+        metamix.list_models(pattern)
+
+
+def test_models_that_return_images_have_a_list_of_their_own():
+    with pytest.raises(
+        ValueError, match=r"matches 'maxim_s3'.* metamix.list_image_models\(\) those that return images"
+    ):
+        metamix.list_models("maxim_s3")
 
 
 @pytest.mark.parametrize("name", ["metaformer_raft_nano", "wavemixlite_8_10", "minattn_minimal_nomlp_h1_mnist"])
