@@ -31,7 +31,7 @@ from .fuse import fuse
 from .graphs import GraphError, to_openvino, to_program, write_onnx, write_openvino
 from .openvino_form import to_openvino_form
 from .quantize import OnnxFile, OpenVinoFile
-from .runtime import open_onnx, open_openvino
+from .runtime import HINTS, open_onnx, open_openvino
 
 ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "eager": ("fp32", "bf16"),
@@ -186,7 +186,7 @@ class Subject:
         else:
             graph = need("openvino").Core().read_model(str(file))
             graph.reshape(list(images.shape))
-            run = open_openvino(graph, threads, {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"})
+            run = open_openvino(graph, threads, HINTS[precision])
         return lambda: run(array)
 
     def file(self, engine: str, precision: str) -> Path:

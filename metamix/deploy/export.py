@@ -29,7 +29,7 @@ from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx
 from .openvino_form import to_openvino_form
 from .quantize import quantize_file
 from .report import speeds
-from .runtime import ExportedModel, Run, open_file
+from .runtime import HINTS, ExportedModel, Run, open_file
 
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_BATCH = 50
@@ -196,7 +196,7 @@ def write_model(
         write_onnx(model, examples, file, dynamic, exportable.outputs)
     elif format == "openvino":
         graph = to_openvino(to_program(to_openvino_form(model), examples, dynamic), exportable.outputs)
-        hints = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        hints = HINTS[precision]
         write_openvino(graph, file)
     else:
         program = to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -25,13 +26,40 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x - x.mean(1, keepdim=True)
         x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + self.eps)
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return x * self.weight[None, :, None, None] + self.bias[None, :, None, None]
+
+
+class GroupNorm(nn.Module):
+    """Normalise the groups of (B, C, H, W), with weights of shape (1, C, 1, 1).
+
+    Why: OpenVINO 2026.4 gives the weights of a group norm the shape (C, 1, 1). Where int8 separates them from the
+    norm, operands of unequal rank keep the sums around it from the layout of the convolutions, and maps are reordered.
+
+    Args:
+        norm: whose parameters to use.
+    """
+
+    def __init__(self, norm: nn.GroupNorm):
+        super().__init__()
+        self.weight, self.bias, self.eps, self.groups = norm.weight, norm.bias, norm.eps, norm.num_groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.group_norm(x, self.groups, eps=self.eps)
+        return x * self.weight[None, :, None, None] + self.bias[None, :, None, None]
 
 
 def to_openvino_form(model: nn.Module) -> nn.Module:
-    """Replace timm's channel norms in a model, in place, and return it."""
+    """Replace the norms of a model, in place, and return it."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, LayerNorm2d) and child.elementwise_affine:
-                setattr(parent, name, ChannelNorm(child))
-    return ChannelNorm(model) if isinstance(model, LayerNorm2d) else model
+            setattr(parent, name, in_form(child))
+    return in_form(model)
+
+
+def in_form(module: nn.Module) -> nn.Module:
+    """Return a norm in the form for OpenVINO, and any other module as it is."""
+    if isinstance(module, LayerNorm2d) and module.elementwise_affine:
+        return ChannelNorm(module)
+    if isinstance(module, nn.GroupNorm) and module.affine:
+        return GroupNorm(module)
+    return module

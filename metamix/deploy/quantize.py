@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .extras import need
-from .runtime import Run, open_file
+from .runtime import HINTS, Run, open_file
 
 Score = Callable[[Run], float]
 OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
@@ -117,7 +117,9 @@ def search(
     count = 0
     while True:
         quantizer.quantize(output, batches, ranked[:count])
-        found = Quantized(before, score(open_file(output)), len(quantizer.layers), tuple(ranked[:count]))
+        found = Quantized(
+            before, score(open_file(output, hints=HINTS["int8"])), len(quantizer.layers), tuple(ranked[:count])
+        )
         if found.drop <= max_drop:
             return found
         count = max(1, 2 * count)
@@ -143,7 +145,8 @@ def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) ->
 
     def error(layer: str) -> float:
         quantizer.quantize(scratch, [images], [layer])
-        return sum(float(np.square(a - b).mean()) for a, b in zip(open_file(scratch)(images), expected))
+        run = open_file(scratch, hints=HINTS["int8"])
+        return sum(float(np.square(a - b).mean()) for a, b in zip(run(images), expected))
 
     return sorted(quantizer.layers, key=error)
 

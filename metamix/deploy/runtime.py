@@ -23,6 +23,9 @@ from .extras import need
 log = logging.getLogger(__name__)
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
+HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
+# What OpenVINO computes in; in an int8 model this is the precision of norms, gates and sums.
+HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 
 
 class ExportedModel:
@@ -117,13 +120,16 @@ def open_openvino(model: Any, threads: int | None = None, hints: Mapping[str, st
     Args:
         model: path of an .xml, or an `openvino.Model`.
         threads: as in `load_exported`.
-        hints: properties; without a precision among them, the model computes in fp32.
+        hints: properties; without a precision among them, the model computes in fp32. So it does where the hint is
+            bf16 and the CPU lacks it.
     """
     openvino = need("openvino")
-    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"} | dict(hints or {})
+    core = openvino.Core()
+    properties: dict[str, Any] = HINTS["fp32"] | dict(hints or {})
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        properties |= HINTS["fp32"]
     if threads:
         properties["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
     model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
     compiled = core.compile_model(model, "CPU", properties)
     return lambda images: [np.array(output) for output in compiled([images]).values()]

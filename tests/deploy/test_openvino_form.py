@@ -1,10 +1,10 @@
 """Test that layers in the form for OpenVINO compute the same."""
 
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import GroupNorm1, LayerNorm2d
 from torch import nn
 
-from metamix.deploy.openvino_form import ChannelNorm, to_openvino_form
+from metamix.deploy.openvino_form import ChannelNorm, GroupNorm, to_openvino_form
 from metamix.layers import Float32LayerNorm2d
 
 
@@ -20,4 +20,19 @@ def test_channel_norms_compute_the_same():
     assert isinstance(found[0], ChannelNorm) and isinstance(found[1][0], ChannelNorm)
     torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
     alone = LayerNorm2d(8).double()
+    torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)
+
+
+def test_group_norms_compute_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(GroupNorm1(8, eps=1e-3), nn.GroupNorm(2, 8), nn.GroupNorm(2, 8, affine=False)).double()
+    for norm in model[:2]:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = 3 + torch.randn(2, 8, 5, 6).double()
+    expected = model(x)
+    found = to_openvino_form(model)
+    assert [type(norm) for norm in found] == [GroupNorm, GroupNorm, nn.GroupNorm]
+    torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
+    alone = nn.GroupNorm(2, 8).double()
     torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)

@@ -11,7 +11,7 @@ from torch import nn
 from metamix.deploy import quantize
 from metamix.deploy.graphs import to_openvino, to_program, write_onnx, write_openvino
 from metamix.deploy.quantize import QuantizationError, quantize_file
-from metamix.deploy.runtime import open_file
+from metamix.deploy.runtime import HINTS, open_file
 
 pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def test_all_layers_are_int8_where_the_limit_allows(file):
     score, before = score_of(file), sizes(file)
     found = quantize_file(file, BATCHES, score, max_drop=100)
     assert (found.fp32, found.layers, found.kept) == (100, 3, ())
-    assert 1 < found.drop < 100 and score(open_file(file)) == pytest.approx(found.int8)
+    assert 1 < found.drop < 100 and score(open_file(file, hints=HINTS["int8"])) == pytest.approx(found.int8)
     after = sizes(file)
     assert after.keys() == before.keys()
     largest = max(before, key=before.get)  # the weights
@@ -84,7 +84,7 @@ def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     score = score_of(file)
     found = quantize_file(file, BATCHES, score, max_drop=10)
     assert len(found.kept) == 1 and "conv" in found.kept[0] and "_1" in found.kept[0]
-    assert found.drop <= 10 and score(open_file(file)) == pytest.approx(found.int8)
+    assert found.drop <= 10 and score(open_file(file, hints=HINTS["int8"])) == pytest.approx(found.int8)
 
 
 def test_more_layers_stay_in_fp32_until_the_limit_is_met(monkeypatch, tmp_path):
@@ -100,7 +100,7 @@ def test_more_layers_stay_in_fp32_until_the_limit_is_met(monkeypatch, tmp_path):
     def lost(file):
         return 0 if file.name == "fp32" else sum(costs[k] for k in costs.keys() - file.read_text().split())
 
-    monkeypatch.setattr(quantize, "open_file", lambda file: lambda images: [np.array([lost(file)])])
+    monkeypatch.setattr(quantize, "open_file", lambda file, **hints: lambda images: [np.array([lost(file)])])
     (tmp_path / "fp32").touch()
     files = tmp_path / "fp32", tmp_path / "int8"
     score = lambda run: 90 - run(None)[0][0]  # noqa: E731
