@@ -18,22 +18,19 @@ def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):
     assert_same_run(tmp_path, straight)  # with a constant rate a longer schedule changes nothing
 
 
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        (["--lr", 2e-3], "lr was 0.001 and is now 0.002"),
-        (["--epochs", 1], "epochs was 2 and is now 1"),
-        (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
-    ],
-)
-def test_a_finished_run_is_not_given_another_recipe(change, said, tmp_path, capsys):
+def test_a_finished_run_is_not_given_another_recipe(tmp_path, capsys):
     """Its summary would name a recipe that it was not trained with. Only `score` may change."""
     words = ["--batch-size", 256, "--epochs", 2, "--warmup-epochs", 0, "--ema", "--output", tmp_path]
     train(*words)
     before = (tmp_path / "summary.json").read_text()
-    with pytest.raises(SystemExit, match=f"has trained 2 epochs already, and none is left .*: {said}. Take the"):
-        train(*words, *change)
-    assert (tmp_path / "summary.json").read_text() == before
+    for change, said in (
+        (["--lr", 2e-3], "lr was 0.001 and is now 0.002"),
+        (["--epochs", 1], "epochs was 2 and is now 1"),
+        (["--smoothing", 0.1], "smoothing was 0.0 and is now 0.1"),
+    ):
+        with pytest.raises(SystemExit, match=f"has trained 2 epochs already, and none is left .*: {said}. Take the"):
+            train(*words, *change)
+        assert (tmp_path / "summary.json").read_text() == before
     train(*words, "--score", "last")
     assert "(last weights)" in capsys.readouterr().out
 
@@ -54,6 +51,13 @@ def test_a_finished_run_without_its_checkpoint_is_not_replaced(tmp_path, capsys)
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def run_of_one_epoch(tmp_path_factory):
+    words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path_factory.mktemp("run")]
+    train(*words)
+    return words
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -67,14 +71,12 @@ def test_a_finished_run_without_its_checkpoint_is_not_replaced(tmp_path, capsys)
         (["--opt-args", "{eps: 0.1}"], r"opt_args was \{\} and is now \{'eps': 0.1\}"),
     ],
 )
-def test_another_model_or_other_data_are_refused(change, said, tmp_path):
-    words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path]
-    train(*words)
+def test_another_model_or_other_data_are_refused(change, said, run_of_one_epoch):
     with pytest.raises(
         SystemExit,
         match=f"cannot be continued with another recipe: {said}. Use the old values, or start a new run with --output",
     ):
-        train(*words, "--epochs", 2, *change)
+        train(*run_of_one_epoch, "--epochs", 2, *change)
 
 
 def test_another_set_of_the_same_name_is_refused(tmp_path):
