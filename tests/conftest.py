@@ -1,6 +1,10 @@
-"""Settings of all tests: one thread for each process, since pytest-xdist runs one process per core."""
+"""Settings of all tests: one thread for each process, since pytest-xdist runs one process per core; no rendering."""
 
 import os
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; threads that wait for each other starve
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -9,3 +13,20 @@ os.environ.setdefault("MPLBACKEND", "agg")
 def pytest_collection_modifyitems(items):
     """Run the tests of deployment last: after OpenVINO 2026.4 and NNCF 3.4, training in the same process may crash."""
     items.sort(key=lambda item: "deploy" in item.path.parts)
+
+
+RENDER = Figure.savefig
+
+
+def write_pixel(figure, file, **options):
+    """Write a picture of one pixel in place of a figure; rendering takes two thirds of a short run."""
+    Image.new("L", (1, 1)).save(file, "png")
+
+
+Figure.savefig = write_pixel
+
+
+@pytest.fixture
+def rendered_figures(monkeypatch):
+    """Render figures, for tests that look at them."""
+    monkeypatch.setattr(Figure, "savefig", RENDER)

@@ -126,6 +126,7 @@ def test_table_of_accuracy(measured):
     assert report.accuracy_table().splitlines()[-1] == "| `nin` | 88.00 | 0.15 | -0.01 |  | 35 kB, 35% |  | 1 of 20 |"
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_picture_of_engines(measured, tmp_path):
     found = report.points()
     assert found == {("eager", "fp32"): {"nin": (4, 88)}, ("onnxruntime", "int8"): {"nin": (1.234, 87.85)}}

@@ -1,5 +1,6 @@
 """Test the pictures that are drawn from results/ and the cards."""
 
+import pytest
 from PIL import Image
 
 from benchmarks.report import figures
@@ -13,6 +14,7 @@ def test_front():
     assert figures.front(points, -1) == [(4, 88), (3, 88), (3, 90)]  # larger is better
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_curves_skip_cards_and_epochs_without_scores(tmp_path):
     curve = {"train_loss": [2.0, 1.0, 0.5], "holdout_top1": [50.0, 60.0, None]}
     unscored = {"train_loss": [2.0, 1.0], "holdout_top1": [None, None]}
@@ -23,6 +25,7 @@ def test_curves_skip_cards_and_epochs_without_scores(tmp_path):
     assert min(Image.open(tmp_path / "curves.png").size) > 700
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_front_and_scaling_are_drawn(tmp_path):
     figures.draw_front(tmp_path / "front.png", by_mixer(load_cards("cifar10")))
     figures.draw_scaling(tmp_path / "scaling.png", scaling_curves())

@@ -92,6 +92,7 @@ def test_recall_and_precision_of_each_class():
     assert class_scores(torch.eye(2, dtype=torch.int64)) == ([100.0, 100.0], [100.0, 100.0], [1, 1])
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_the_pictures(tmp_path):
     few = metric(("ant", "bee", "cat", "dog"))
     states = states_of(few, torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 2]))
@@ -100,6 +101,7 @@ def test_the_pictures(tmp_path):
     assert all(min(Image.open(path).size) > 250 for path in drawn)
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_pictures_of_many_classes(tmp_path):
     """Without numbers in the cells, and with the classes of lowest recall alone."""
     names = tuple(map(str, range(100)))
@@ -112,6 +114,7 @@ def test_pictures_of_many_classes(tmp_path):
     assert heights[0] < heights[1] == heights[2]
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
 def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
     """No formula begins at a $, and bytes that are no text are written out."""

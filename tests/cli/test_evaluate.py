@@ -26,6 +26,7 @@ def evaluate(*words):
     metamix.cli.evaluate.main(["--device", "cpu", "--amp", "none", *map(str, words)])
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("file", ["", "model.safetensors", "checkpoint.pt"])
 def test_the_score_is_that_of_the_run(file, run, tmp_path, capsys):
     evaluate("--model", MODEL, "--checkpoint", run / file, "--data", "digits", "--output", tmp_path)

@@ -29,6 +29,7 @@ QUICK = ["--epochs", 2, "--batch-size", 256]
 SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     metamix.cli.train.main(
         [
@@ -157,6 +158,7 @@ def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch
     assert "not trained yet: metaformer_raft_nano; the same command continues with them" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys):
     words = [*QUICK, "--output", tmp_path, "--model"]
     train(*words, f"{MODEL},metaformer_pooling_nano")
@@ -235,6 +237,7 @@ def test_unreadable_images_are_counted_and_named_in_the_log(memory, tmp_path, ca
         assert counted == ("1 of 8", "2 of 8") and sorted(named) == ["ant/1", "bee/3"]
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_names_of_every_kind(tmp_path, capsys):
     """A class that looks like a formula, and names that are no text: of the set, a class and an unreadable image."""
     data = tmp_path / os.fsdecode(b"\xe8")

@@ -86,6 +86,7 @@ def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
         assert len(calls) == count
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     words = [
         "--task",
@@ -445,6 +446,7 @@ def test_weights_of_other_models_are_refused(few, tmp_path):
         Detection.trained(DetectionEvalOptions(data_dir=str(few)))
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_pictures_show_any_name(tmp_path):
     """A $ starts no formula, and bytes that are not UTF-8 are escaped."""
     objects = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([1])}

@@ -41,6 +41,7 @@ def evaluate(*words):
 
 def read_csv(path):
     with open(path, newline="") as file:
+@pytest.mark.usefixtures("rendered_figures")
         return list(csv.DictReader(file))
 
 

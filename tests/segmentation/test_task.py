@@ -29,6 +29,7 @@ def train(*words):
 
 def evaluate(*words):
     words = ["--task", "segmentation", "--device", "cpu", "--workers", 0, "--amp", "none", *words]
+@pytest.mark.usefixtures("rendered_figures")
     metamix.cli.evaluate.main(list(map(str, words)))
 
 
