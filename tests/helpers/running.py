@@ -5,11 +5,15 @@ import multiprocessing
 import os
 import signal
 import socket
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import pytest
 import torch
 
 import metamix.cli.train
+from metamix.training.engine import Engine
 from metamix.utils.tensor_files import load_checkpoint
 
 torch.set_num_threads(1)  # tests share the machine
@@ -65,6 +69,20 @@ class Process:
         """Wait for a successful end and return what was printed."""
         assert self.wait() == 0, self.text()
         return self.text()
+
+
+@contextmanager
+def stopped_at(step):
+    """Send this process SIGTERM after a step of training."""
+    train_step = Engine.train_step
+
+    def train_and_stop(engine, batch):
+        train_step(engine, batch)
+        if engine.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with patch.object(Engine, "train_step", train_and_stop), pytest.raises(SystemExit):
+        yield
 
 
 def start_all(world_size, *words, logs):

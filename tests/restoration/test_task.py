@@ -2,14 +2,12 @@
 
 import csv
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import assert_same_run, start_all
+from running import assert_same_run, start_all, stopped_at
 
 import metamix.cli.evaluate
 import metamix.cli.main
@@ -20,7 +18,6 @@ from metamix.restoration.load import load_trained
 from metamix.restoration.metrics import Measure
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.predict import main as predict
-from metamix.training.engine import Engine
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
 WORDS = ["--task", "restoration", "--device", "cpu", "--workers", 0, "--batch-size", 2, "--amp", "none"]
@@ -41,10 +38,10 @@ def evaluate(*words):
 
 def read_csv(path):
     with open(path, newline="") as file:
-@pytest.mark.usefixtures("rendered_figures")
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_train_eval_and_predict(clean, tmp_path, capsys):
     photos, run, out = clean(), tmp_path / "run", tmp_path / "out"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--loss", "charbonnier+0.1*fft", "--output", run)
@@ -85,18 +82,10 @@ def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
     assert tiles["psnr"] != whole["psnr"] and tiles["psnr"] == pytest.approx(whole["psnr"], abs=1)
 
 
-def test_an_interrupted_run_ends_as_one_in_a_piece(clean, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_one_in_a_piece(clean, tmp_path):
     words = [*MAXIM, "--data-dir", clean(), "--degradation", "blur:0-2,noise:0-50", "--crops", 2, "--epochs", 2]
     train(*words, "--output", tmp_path / "whole")
-    step = Engine.train_step
-
-    def stop_in_the_middle(engine, batch):
-        step(engine, batch)
-        if engine.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Engine, "train_step", stop_in_the_middle)
+    with stopped_at(7):
         train(*words, "--output", tmp_path / "parts")
     assert not (tmp_path / "parts" / "summary.json").exists()
     train(*words, "--output", tmp_path / "parts", "--workers", 1)

@@ -2,19 +2,16 @@
 
 import csv
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import assert_same_run, metrics, start_all
+from running import assert_same_run, metrics, start_all, stopped_at
 
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
-from metamix.training.engine import Engine
 from metamix.utils.tensor_files import load_checkpoint
 
 TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
@@ -29,10 +26,10 @@ def train(*words):
 
 def evaluate(*words):
     words = ["--task", "segmentation", "--device", "cpu", "--workers", 0, "--amp", "none", *words]
-@pytest.mark.usefixtures("rendered_figures")
     metamix.cli.evaluate.main(list(map(str, words)))
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_train_eval_and_predict(scenes, tmp_path, capsys):
     root, run, out, new = scenes(train=32, test=2), tmp_path / "run", tmp_path / "out", tmp_path / "new"
     words = ["--loss", "ce", "--class-weights", "log", "--epochs", 10, "--batch-size", 4, "--optimizer", "muon"]
@@ -71,18 +68,10 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert confusion.tolist() == [[int(n) for n in row[1:]] for row in rows[1:]]
 
 
-def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):
     words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 3, "--ema", "--schedule", "poly"]
     train(*words, "--output", tmp_path / "whole")
-    step = Engine.train_step
-
-    def stop_in_the_middle(engine, batch):
-        step(engine, batch)
-        if engine.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Engine, "train_step", stop_in_the_middle)
+    with stopped_at(3):
         train(*words, "--output", tmp_path / "parts")
     assert not (tmp_path / "parts" / "summary.json").exists()
     train(*words, "--output", tmp_path / "parts", "--workers", 1, "--memory", "no")
