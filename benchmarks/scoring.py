@@ -2,6 +2,7 @@
 
 import argparse
 from functools import cache
+from typing import Any
 
 import timm
 import torch
@@ -50,6 +51,7 @@ def _open(data: str, data_dir: str | None, size: int, mean: tuple, std: tuple, i
     )
 
 
-def load(card: dict) -> nn.Module:
-    """Load the shipped weights of a card in evaluation mode."""
-    return timm.create_model(card["name"], pretrained=True).eval().to(memory_format=torch.channels_last)
+def load(card: dict, **arguments: Any) -> nn.Module:
+    """Load the shipped weights of a card in evaluation mode; `arguments` are more of those of the model."""
+    model = timm.create_model(card["name"], pretrained=True, **arguments)
+    return model.eval().to(memory_format=torch.channels_last)

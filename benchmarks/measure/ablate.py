@@ -203,6 +203,16 @@ VARIANTS = {
     "next-mlps": Variant(
         "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "next", model={"mlp_ratio": 4.0}
     ),
+} | {
+    # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `next`.
+    f"next-{'-'.join(mixers)}": Variant("one mixer for each stage", "next", model={"mixer": mixers})
+    for mixers in (
+        ("pooling", "pooling", "raft"),
+        ("pooling", "raft", "raft"),
+        ("pooling", "raft", "minattn"),
+        ("raft", "raft", "minattn"),
+        ("wavemix", "raft", "minattn"),
+    )
 }
 
 

@@ -1,5 +1,7 @@
 """Score the shipped weights on images of other sizes than they were trained on: results/image_sizes.json.
 
+Each is scored as it is (`top1`) and made for the size by `img_size=` (`made`).
+
     python -m benchmarks.measure.image_sizes --tag digits
     python -m benchmarks.measure.image_sizes --tag cifar10 --data-dir cifar10
 
@@ -22,7 +24,9 @@ SIZES = (24, 32, 40, 48)  # sides in pixels, for models that were trained at 32
 
 
 def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
-    """Return `known` with the accuracy at each of `SIZES` of the weights that it lacks: {name: {"weights", "top1"}}.
+    """Return `known` with the scores of the weights that it lacks: {name: {"weights", "top1", "made"}}.
+
+    Both "top1" and "made" are {size: accuracy}, with sizes as text.
 
     Raises:
         ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.
@@ -31,17 +35,18 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
     for card in cards:
         name, trained_at = card["name"], card["pretrained_cfg"]["input_size"][1]
         digest = hashlib.sha256((weights_dir() / f"{name}.safetensors").read_bytes()).hexdigest()[:16]
-        if known.get(name, {}).get("weights") == digest or trained_at not in SIZES:
+        if known.get(name, {}).get("weights") == digest and "made" in known[name] or trained_at not in SIZES:
             continue
-        model = load(card)
-        top1 = {str(size): round(score(task_of(card, data_dir, size), model)[0], 2) for size in SIZES}
+        model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES}
+        top1 = {str(size): round(score(task, model)[0], 2) for size, task in tasks.items()}
         if top1[str(trained_at)] != card["top1"]:
             raise ValueError(
                 f"{name} scores {top1[str(trained_at)]} % on these data, but its card says {card['top1']} %: give "
                 f"--data-dir with the data that it was trained on, or ship the weights again"
             )
-        known[name] = {"weights": digest, "top1": top1}
-        print(f"{name}: {top1}")
+        made = {str(size): round(score(task, load(card, img_size=size))[0], 2) for size, task in tasks.items()}
+        known[name] = {"weights": digest, "top1": top1, "made": made}
+        print(f"{name}: {top1}, made for the size: {made}")
     return known
 
 

@@ -1,10 +1,11 @@
-"""Make the pages of the restoration weights, and the table of their scores from results/restoration.json."""
+"""Make the pages of the restoration weights, and the tables of docs/restoration.md from results/."""
 
 import json
 
 from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 
 from benchmarks.markdown import table, wrap
+from benchmarks.measure import restoration_memory
 from benchmarks.measure.restoration import FILE, SIDE
 from benchmarks.weight_cards import load_cards, model_of
 from metamix.utils.text import short_count
@@ -75,10 +76,35 @@ def cost_table() -> str:
         ]
         for card in load_cards(task="restoration")
     ]
-    threads = found["machine"]["threads"]
     header = ["weights", "parameters", "multiply-adds a pixel", f"ms for {SIDE} x {SIDE}", "minutes of training"]
-    note = f"Inference in float32 on {threads} thread{'s' * (threads > 1)} of an {found['machine']['cpu']}."
+    note = f"Inference in float32 on {cpu(found['machine'])}."
     return f"{table(header, cells)}\n\n{wrap(note)}"
+
+
+def memory_table() -> str:
+    """Make the table of time and memory by image size, with the photograph of 12 megapixels."""
+    found = json.loads(restoration_memory.FILE.read_text())
+    cells = [
+        [
+            f"`{row['model']}`",
+            f"{row['width']:,} x {row['height']:,}",
+            f"of {row['tile']}" if row["tile"] else "none",
+            f"{row['seconds']:,.2f}" if row["seconds"] < 10 else f"{row['seconds']:,.0f}",
+            f"{1e6 * row['seconds'] / (row['width'] * row['height']):.2f}",
+            f"{row['adds_mib']:,}",
+        ]
+        for row in found["rows"]
+    ]
+    header = ["model", "pixels of the input", "tiles", "seconds", "microseconds a pixel", "memory, MiB"]
+    note = (
+        f"One RGB image in float32 on {cpu(found['machine'])}. Memory: what the pass adds to torch, weights and image."
+    )
+    return f"{table(header, cells)}\n\n{wrap(note)}"
+
+
+def cpu(machine: dict) -> str:
+    """Name the processor and the number of threads."""
+    return f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of an {machine['cpu']}"
 
 
 def per_pixel(card: dict) -> float:

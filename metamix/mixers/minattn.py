@@ -13,12 +13,15 @@
 T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2: then
 every token attends to itself alone, and training stays at chance level.
 
-With `positions` a learned bias for each head and each offset between two tokens is added to s / sqrt(d), so that a head
-can learn a local filter. The biases are made for the context at `size`, and resampled on other maps.
+With `positions` a learned bias for each head and each offset between two tokens is added to s / sqrt(d). At the start
+each head looks at a neighbour of the token in a direction of its own, as a local filter does. The biases are made for
+the context at `size`, and resampled on other maps.
 
 Any size. Cost is quadratic in the number of tokens. With `context` it is linear: keys and values come from the map
 averaged over that grid (or repeated, if the map is smaller), and every token keeps its query.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +110,9 @@ class PositionBias(nn.Module):
 
     (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 
+    The biases start as -2 log(1 + d^2), where d is the distance from the point that the head looks at: the heads' points
+    lie on a circle of one token around the query. This falls slowly, so that a head can also learn to look far away.
+
     Args:
         heads: number of heads.
         size: (h, w) of the context that the table of offsets is made for; the table is resampled for others.
@@ -114,7 +120,10 @@ class PositionBias(nn.Module):
 
     def __init__(self, heads: int, size: tuple[int, int]):
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(1, heads, 2 * size[0] - 1, 2 * size[1] - 1))
+        angle = torch.arange(heads)[:, None, None] * (2 * math.pi / heads)
+        row, column = (torch.arange(1 - side, side) for side in size)
+        d = torch.hypot(row[:, None] - angle.sin(), column - angle.cos())  # (heads, 2 h - 1, 2 w - 1)
+        self.table = nn.Parameter(-2 * torch.log1p(d**2)[None])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         bias = offset_biases(context, self.table)  # (heads, h w, h w)

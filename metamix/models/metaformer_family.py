@@ -117,9 +117,7 @@ NANO_NEXT = {
             dict(grid=8, token_dim=128, channel_dim=192),
         ],
     ),
-    "minattn": Share(
-        1.0, [dict(qk="shared", num_heads=h, context=n, positions=True) for h, n in ((2, 16), (4, 8), (6, 8))]
-    ),
+    "minattn": Share(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
 
 

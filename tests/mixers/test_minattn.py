@@ -181,13 +181,14 @@ def test_positions_add_a_bias_for_each_offset(qk):
     assert_equal(mixer(x), linear(y, mixer.proj))
 
 
-def test_positions_start_without_effect():
-    torch.manual_seed(0)
-    mixer = create_mixer("minattn", 8, size=SIZE, positions=True)
-    plain = create_mixer("minattn", 8, size=SIZE)
-    plain.load_state_dict(mixer.state_dict(), strict=False)
-    x = torch.randn(2, 8, 5, 4)
-    torch.testing.assert_close(mixer(x), plain(x))
+def test_positions_start_as_local_filters():
+    """Each of four heads looks at the neighbour left, above, right or below, most of all."""
+    mixer = create_mixer("minattn", 8, size=(5, 5), num_heads=4, positions=True)
+    x = torch.zeros(1, 8, 5, 5)
+    weights = mixer.bias(x, x).softmax(-1).view(4, 5, 5, 5, 5)[:, 2, 2]  # of the token in the middle
+    places = [divmod(int(head.argmax()), 5) for head in weights]
+    assert places == [(2, 1), (1, 2), (2, 3), (3, 2)]
+    assert weights.flatten(1).amax(1).min() > 0.3 and weights.min() > 1e-3
 
 
 def test_positions_are_resampled_for_other_sizes():
