@@ -57,8 +57,11 @@ def scores_table() -> str:
         if name not in {row["name"] for row in scored}
     ]
     header = ["weights", "images", "input, dB", "PSNR, dB", "of eight orientations", "SSIM", "published PSNR"]
-    measured = dict.fromkeys(row["measured"] for row in scored)
-    note = f"{'. '.join(measured)}. Published numbers: BM3D and DnCNN (arXiv 1608.03981), SRCNN and VDSR (1511.04587)."
+    names: dict[str, list[str]] = {}
+    for row in scored:
+        names.setdefault(row["measured"], []).append(NAMES[row["set"]])
+    notes = [f"{', '.join(dict.fromkeys(sets))}: {measured}." for measured, sets in names.items()]
+    note = f"{' '.join(notes)} Published numbers: BM3D and DnCNN (arXiv 1608.03981), SRCNN and VDSR (1511.04587)."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

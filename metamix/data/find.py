@@ -102,7 +102,7 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
     wanted = {}
     for stem in images:
         inside, _, name = stem.rpartition("/")
-        wanted[stem] = f"{inside}/" * bool(inside) + template.format(name=name)
+        wanted[stem] = f"{inside}/" * bool(inside) + template.replace("{name}", name)
     problems = [
         f"{images[stem]} has no partner {partner} in {partner_folder}{nearest(partner, partners)}"
         for stem, partner in wanted.items()

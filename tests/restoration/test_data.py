@@ -72,12 +72,13 @@ def test_crops_are_enlarged_as_the_whole_image_is(paired):
         assert torch.allclose(image, whole[:, top : top + 16, left : left + 16], atol=1e-6)
 
 
-def test_pairs_of_a_scale_and_names(tmp_path, image):
+@pytest.mark.parametrize("ending", ["x2", "{x}"])
+def test_pairs_of_a_scale_and_names(tmp_path, image, ending):
     for i, size in enumerate([(41, 50), (44, 48)]):  # targets have up to scale - 1 pixels more
-        for folder, name, shape in ("hr", f"{i}", size), ("lr", f"{i}x2", (size[0] // 2, size[1] // 2)):
+        for folder, name, shape in ("hr", f"{i}", size), ("lr", f"{i}{ending}", (size[0] // 2, size[1] // 2)):
             (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
             image(shape).save(tmp_path / "set" / folder / f"{name}.png")
-    found = data(data_dir=tmp_path / "set", target_folder="hr", input_folder="lr", input_name="{name}x2")
+    found = data(data_dir=tmp_path / "set", target_folder="hr", input_folder="lr", input_name="{name}" + ending)
     assert found.scale == 2
     batch = next(iter(found.eval_loaders(1, 0, 1)["test"]))
     (image,), (target,) = batch["image"], batch["target"]
