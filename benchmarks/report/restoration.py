@@ -56,7 +56,7 @@ def scores_table() -> str:
         for name, card in cards.items()
         if name not in {row["name"] for row in scored}
     ]
-    header = ["weights", "images", "input, dB", "PSNR, dB", "of eight orientations", "SSIM", "published PSNR"]
+    header = ["weights", "images", "input, dB", "PSNR, dB", "PSNR of eight orientations", "SSIM", "published PSNR"]
     names: dict[str, list[str]] = {}
     for row in scored:
         names.setdefault(row["measured"], []).append(NAMES[row["set"]])
@@ -73,13 +73,13 @@ def cost_table() -> str:
         [
             f"`{card['name']}`",
             short_count(card["parameters"]),
-            f"{per_pixel(card) / 1000:.0f} K",
+            f"{per_pixel(card) / 1000:.0f} k",
             f"{ms[card['name']]:.0f}" if card["name"] in ms else "not measured",
             f"{card['seconds'] / 60:.0f}",
         ]
         for card in load_cards(task="restoration")
     ]
-    header = ["weights", "parameters", "multiply-adds a pixel", f"ms for {SIDE} x {SIDE}", "minutes of training"]
+    header = ["weights", "parameters", "multiply-adds per pixel", f"ms for {SIDE} x {SIDE}", "minutes of training"]
     note = f"Inference in float32 on {cpu(found['machine'])}."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
