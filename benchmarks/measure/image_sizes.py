@@ -35,7 +35,8 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
     for card in cards:
         name, trained_at = card["name"], card["pretrained_cfg"]["input_size"][1]
         digest = hashlib.sha256((weights_dir() / f"{name}.safetensors").read_bytes()).hexdigest()[:16]
-        if known.get(name, {}).get("weights") == digest and "made" in known[name] or trained_at not in SIZES:
+        scores = known.get(name, {})
+        if (scores.get("weights") == digest and "made" in scores) or trained_at not in SIZES:
             continue
         model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES}
         top1 = {str(size): round(score(task, model)[0], 2) for size, task in tasks.items()}

@@ -125,10 +125,9 @@ def size_table(tag: str) -> str:
     found = json.loads(FILE.read_text()).get(tag, {}).get("sizes", {})
     rows = []
     for mixer, card in by_mixer(load_cards(tag)).items():
-        scores = found.get(card["name"])
-        cells = [
-            f"{scores['top1'][n]:.1f} / {scores['made'][n]:.1f}" if scores else "not scored" for n in map(str, SIZES)
-        ]
+        scores = found.get(card["name"], {})
+        forms = [scores[form] for form in ("top1", "made") if form in scores]
+        cells = [" / ".join(f"{form[size]:.1f}" for form in forms) or "not scored" for size in map(str, SIZES)]
         rows.append([f"`{mixer}`", *cells])
     return table(["mixer", *(f"{size} px" for size in SIZES)], rows)
 

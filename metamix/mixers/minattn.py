@@ -110,8 +110,8 @@ class PositionBias(nn.Module):
 
     (B, C, H, W), (B, C, h, w) -> (heads, H W, h w). Queries between the context's grid points get interpolated biases.
 
-    The biases start as -2 log(1 + d^2), where d is the distance from the point that the head looks at: the heads' points
-    lie on a circle of one token around the query. This falls slowly, so that a head can also learn to look far away.
+    The biases start as -2 log(1 + d^2), where d is the distance from the point that the head looks at. These points lie
+    on a circle of one token around the query. The biases fall slowly, so that a head can also learn to look far.
 
     Args:
         heads: number of heads.
