@@ -145,7 +145,7 @@ def header(card: dict, arxiv: str) -> str:
 
 def describe(model: str) -> tuple[str, str]:
     """Return what the model is, in words, and the arXiv number of its paper."""
-    if match := re.fullmatch(r"metaformer_(\w+)_(\w+)", model):
+    if match := re.fullmatch(r"metaformer_([a-z]+)_(\w+)", model):
         mixer, size = match.groups()
         text = import_module(f"metamix.mixers.{mixer}").__doc__
         return f"the MetaFormer skeleton of size {size} with the mixer `{mixer}`", re.search(r"\d{4}\.\d{5}", text)[0]
