@@ -99,9 +99,7 @@ def memory_table() -> str:
         for row in found["rows"]
     ]
     header = ["model", "pixels of the input", "tiles", "seconds", "microseconds a pixel", "memory, MiB"]
-    note = (
-        f"One RGB image in float32 on {cpu(found['machine'])}. Memory: what the pass adds to torch, weights and image."
-    )
+    note = f"One image in float32 on {cpu(found['machine'])}. Memory: what the pass adds to torch, weights and image."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
 

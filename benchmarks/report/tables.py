@@ -46,6 +46,7 @@ SECTIONS = {
     "detection-memory": detection.memory_table,
     "restoration-scores": restoration.scores_table,
     "restoration-cost": restoration.cost_table,
+    "restoration-memory": restoration.memory_table,
     "segmentation": segmentation.scores_table,
     "speed-mixers": speed.mixers_table,
     "speed-authors": speed.authors_table,
