@@ -85,7 +85,7 @@ def cost_table() -> str:
 
 
 def memory_table() -> str:
-    """Make the table of time and memory by image size, with the photograph of 12 megapixels."""
+    """Make the table of time and memory by image size."""
     found = json.loads(restoration_memory.FILE.read_text())
     cells = [
         [

@@ -41,7 +41,7 @@ class Request:
 
 @dataclass
 class Comparison:
-    """Hold how an exported model compares with the eager one.
+    """Hold the differences between an exported model and the eager one.
 
     Attributes:
         parity: differences of the outputs.

@@ -60,10 +60,11 @@ def check_hub(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path
     Raises:
         OSError: they are not cached, and the hub cannot be reached.
     """
-    cfg = cfg or timm.get_pretrained_cfg(name)
-    where = (
-        name.partition(":")[2] if name.startswith(("hf-hub:", "hf_hub:")) else cfg and not cfg.file and cfg.hf_hub_id
-    )
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        where = name.partition(":")[2]
+    else:
+        cfg = cfg or timm.get_pretrained_cfg(name)
+        where = cfg.hf_hub_id if cfg and not cfg.file else None
     if not where:
         return
     repository, _, revision = where.partition("@")

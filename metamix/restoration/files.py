@@ -41,7 +41,7 @@ class Picture:
         alpha: (1, H, W) float32, or None.
         bits: 8 or 16 a channel.
         profile: colour profile of the file (ICC), or None.
-        lost: what the file has and the picture has not, for messages.
+        lost: sentences on what the file has and the picture lacks.
     """
 
     colours: Tensor
@@ -62,10 +62,10 @@ def read_picture(path: Path) -> Picture:
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # in MPO, a JPEG of cameras, the others are views of the first
-            lost.append(f"all but the first of {pages} images")
+            lost.append(f"only the first of {pages} images is kept")
         if profile and image.mode in OTHER_COLOURS:
             profile = None
-            lost.append(f"the colour profile: it is of {image.mode}, and the colours become RGB")
+            lost.append(f"the colour profile of {image.mode} is dropped, and the colours become RGB")
         layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
         if image.mode.startswith("I") or ";16" in layout:
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA

@@ -72,7 +72,7 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
             picture = restore_file(model, path, channels, restorer)
             write_picture(picture, written)
             for lost in picture.lost:
-                print(readable(f"note: {path}: not written is {lost}"), file=sys.stderr)
+                print(readable(f"note: {path}: {lost}"), file=sys.stderr)
         except (CorruptImage, DoesNotFit) as error:
             print(readable(f"left out: {error}"), file=sys.stderr)
             left_out += 1
