@@ -60,11 +60,11 @@ def check_hub(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path
     Raises:
         OSError: they are not cached, and the hub cannot be reached.
     """
+    where: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):
         where = name.partition(":")[2]
-    else:
-        cfg = cfg or timm.get_pretrained_cfg(name)
-        where = cfg.hf_hub_id if cfg and not cfg.file else None
+    elif (found := cfg or timm.get_pretrained_cfg(name)) and not found.file:
+        where = found.hf_hub_id
     if not where:
         return
     repository, _, revision = where.partition("@")
