@@ -19,9 +19,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
     Remove when: that test skips on the oldest supported torch.
 
-    Inference over few keys takes matrix products too. Its softmax runs over the columns of k q^T, which torch
-    vectorizes along the queries. For 16 tokens that takes four fifths of the fused kernel's time.
-
     Args:
         q: queries, (B, n, N, d).
         k, v: keys and values, (B, n, M, d).
@@ -32,13 +29,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
         (B, n, N, d).
     """
     on_cpu = q.device.type == "cpu"
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a graph is for training and inference
-    eager_inference = not (torch.is_grad_enabled() or traced or dropout_p)
-    if on_cpu and q.dtype.itemsize > 2 and eager_inference and k.shape[-2] < SHORT_ROW:
-        columns = torch.matmul(k * q.shape[-1] ** -0.5, q.mT)  # (B, n, M, N)
-        if bias is not None:
-            columns = columns + bias.mT
-        return torch.matmul(columns.softmax(-2).mT, v)
     if not on_cpu or (q.dtype.itemsize > 2 and not dropout_p):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
