@@ -2,6 +2,7 @@
 
     python -m benchmarks.measure.restoration data/photos
     python -m benchmarks.measure.restoration data/photos --names wavemix_restore_nano.noise25
+    python -m benchmarks.measure.restoration data/photos --parts speed
 
 The folder holds bsd68, set12, set14 and set5/hr. Weights for noise are scored on bsd68 and set12, those for
 super-resolution on set5/hr and set14, in float32; `psnr_x8` is that of the mean over eight orientations. The other
@@ -9,6 +10,7 @@ weights are only timed: one image of 256 x 256 output pixels, float32.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +28,17 @@ from metamix.utils.timing import interleaved
 
 FILE = RESULTS / "restoration.json"
 SETS = {"noise": ("bsd68", "set12"), "downscale": ("set5/hr", "set14")}
+PARTS = ("scores", "speed")
 SIDE = 256  # pixels of the restored image
 
 
-def measure(card: dict, photos: Path, seconds: float) -> list[dict]:
-    """Score and time the weights of a card."""
+def measure(card: dict, photos: Path, seconds: float, parts: Sequence[str] = PARTS) -> list[dict]:
+    """Score the weights of a card, or time them, or both."""
     kind = card["degradation"].partition(":")[0]
-    rows = [score_set(card, photos / name) | {"set": name} for name in SETS.get(kind, ())]
-    return [*rows, {"name": card["name"], "set": "speed", "ms": round(1000 * time_model(card, seconds), 1)}]
+    rows = [score_set(card, photos / name) | {"set": name} for name in SETS.get(kind, ()) if "scores" in parts]
+    if "speed" in parts:
+        rows.append({"name": card["name"], "set": "speed", "ms": round(1000 * time_model(card, seconds), 1)})
+    return rows
 
 
 def score_set(card: dict, folder: Path) -> dict:
@@ -66,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
     parser.add_argument("--names", nargs="+", help="names of weights; all if not given")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="time on a quiet machine")
     parser.add_argument("--seconds", type=float, default=5.0, help="for timing each of them")
     options = parser.parse_args()
     keep_freed_memory()
@@ -73,7 +79,9 @@ def main() -> None:
     if not cards:
         parser.error(f"no shipped restoration weights have the names {options.names}")
     for card in cards:
-        timing.save(FILE, timing.machine(), measure(card, options.photos, options.seconds), ("name", "set"))
+        timing.save(
+            FILE, timing.machine(), measure(card, options.photos, options.seconds, options.parts), ("name", "set")
+        )
 
 
 if __name__ == "__main__":
