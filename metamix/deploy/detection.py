@@ -1,14 +1,16 @@
-"""Export RetinaNet and FCOS at a fixed image size: boxes, scores and labels before suppression.
+"""Export RetinaNet and FCOS: boxes, scores and labels before suppression.
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
 K candidates are the best of each pyramid level, as torchvision takes them. `suppress` drops low scores and boxes that
-overlap a better one of their class. The graph takes images that are normalised, resized and padded with zeros to H x W.
-`ExportedDetector` prepares images and suppresses boxes; it is called like the detector itself.
+overlap a better one of their class. The graph takes images that are normalised, resized and padded with zeros: to
+H x W, or, where it is dynamic, to multiples of the detector's coarsest stride. `ExportedDetector` prepares images and
+suppresses boxes; it is called like the detector itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,54 +32,52 @@ from .runtime import ExportedModel
 
 MOST_PIXELS = 0.5  # that a box may differ
 MOST_UNMATCHED = 0.001  # share of the boxes
-RANDOM_IMAGES = 2
 
 Size = tuple[int, int]
 Objects = dict[str, Tensor]
 
 
 class DetectorGraph(nn.Module):
-    """Backbone, head, the best candidates of each level and their boxes, for one image size.
+    """Backbone, head, the best candidates of each level and their boxes, which may extend beyond the image.
 
     Args:
         model: RetinaNet or FCOS, in evaluation mode.
-        size: (H, W) of the prepared images.
+        dynamic: whether images of any size are given. K is then the same for all sizes: where a level has fewer
+            candidates, others with the score -1 follow.
     """
 
-    def __init__(self, model: Any, size: Size):
+    def __init__(self, model: Any, dynamic: bool):
         super().__init__()
         self.backbone, self.head, self.box_coder = model.backbone, model.head, model.box_coder
-        self.size, self.centred = size, isinstance(model, FCOS)
-        images = torch.zeros(1, len(model.transform.image_mean), *size)
-        with torch.no_grad():
-            maps = list(self.backbone(images).values())
-        anchors = model.anchor_generator(ImageList(images, [size]), maps)[0]
-        places = [x.shape[-2] * x.shape[-1] for x in maps]
-        self.counts = [n * len(anchors) // sum(places) for n in places]
-        for i, level in enumerate(anchors.split(self.counts)):
-            self.register_buffer(f"anchors{i}", level, persistent=False)
-        self.candidates = model.topk_candidates
+        self.dynamic, self.centred = dynamic, isinstance(model, FCOS)
+        self.anchors, self.candidates = model.anchor_generator, model.topk_candidates
+        self.anchors.set_cell_anchors(torch.float32, torch.device("cpu"))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = self.head(list(self.backbone(images).values()))
+        maps = list(self.backbone(images).values())
+        strides = [(stride, stride) for stride in self.anchors.strides]
+        anchors = self.anchors.grid_anchors([x.shape[-2:] for x in maps], strides)
+        found = [self.best(self.head([x]), level) for x, level in zip(maps, anchors)]
+        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found))
+        return boxes, scores, labels
+
+    def best(self, outputs: dict[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes (n, k, 4), scores and labels (n, k) of a level's best candidates."""
         scores = outputs["cls_logits"].sigmoid()  # (n, anchors, classes)
         if self.centred:
             scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
-        levels = zip(scores.split(self.counts, 1), outputs["bbox_regression"].split(self.counts, 1))
-        found = [self.best(i, *level) for i, level in enumerate(levels)]
-        boxes, best, labels = (torch.cat(parts, 1) for parts in zip(*found))
-        return boxes, best, labels
-
-    def best(self, level: int, scores: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes (n, k, 4), scores and labels (n, k) of a level's best candidates."""
         classes = scores.shape[-1]
-        best, index = scores.flatten(1).topk(min(self.candidates, scores.shape[1] * classes))
-        anchor = index // classes
-        chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4)).flatten(0, 1)  # (n k, 4)
-        anchors = getattr(self, f"anchors{level}")[anchor.flatten()]
+        scores = scores.flatten(1)
+        if self.dynamic:  # OpenVINO 2026.4 cannot convert a k that is the smaller of a number and a size
+            scores, count = F.pad(scores, (0, self.candidates), value=-1.0), self.candidates
+        else:
+            count = min(self.candidates, scores.shape[1])
+        best, index = scores.topk(count)
+        anchor = index // classes * (best >= 0)
+        chosen = outputs["bbox_regression"].gather(1, anchor[..., None].expand(-1, -1, 4)).flatten(0, 1)  # (n k, 4)
         decode = self.box_coder.decode if self.centred else self.box_coder.decode_single
-        boxes = decode(chosen, anchors).unflatten(0, (-1, best.shape[1]))
-        return clip_boxes_to_image(boxes, self.size), best, index % classes
+        boxes = decode(chosen, anchors[anchor.flatten()]).unflatten(0, (-1, count))
+        return boxes, best, index % classes
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings: dict[str, Any]) -> Objects:
@@ -85,7 +85,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings
 
     Args:
         boxes, scores, labels: (K, 4), (K,) and (K,), outputs of the graph for the image.
-        size: (height, width) of the image without padding.
+        size: (height, width) of the image without padding, to which boxes are cut.
         settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
 
     Returns:
@@ -103,11 +103,11 @@ class ExportedDetector(nn.Module):
     Args:
         model: the graph.
         metadata: class names, mean and std.
-        size: (H, W) of the graph.
+        size: (H, W) of the graph; None for a dynamic one.
         settings: `Artifact.extra`.
     """
 
-    def __init__(self, model: Model, metadata: ModelMetadata, size: Size, settings: dict[str, Any]):
+    def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):
         super().__init__()
         self.run, self.size, self.settings = model, size, settings
         self.classes = metadata.classes or ()
@@ -118,7 +118,6 @@ class ExportedDetector(nn.Module):
     def of(cls, exported: ExportedModel) -> ExportedDetector:
         """Make a detector of an exported model."""
         artifact = exported.artifact
-        assert artifact.size is not None
         return cls(exported, artifact.model, artifact.size, artifact.extra)
 
     def forward(self, images: Sequence[Tensor]) -> list[Objects]:
@@ -134,15 +133,23 @@ class ExportedDetector(nn.Module):
         return found
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
-        """Normalise and resize an image as in evaluation, but not beyond H x W, and pad it; return its size too."""
+        """Normalise, resize and pad an image as in evaluation, but not beyond H x W; return its size too."""
         height, width = image.shape[-2:]
         shorter = self.settings["min_size"] / min(height, width)
         scale = min(shorter, self.settings["max_size"] / max(height, width))
-        scale = min(scale, self.size[0] / height, self.size[1] / width)
+        if self.size:
+            scale = min(scale, self.size[0] / height, self.size[1] / width)
         new = max(1, int(height * scale)), max(1, int(width * scale))
         normal = (image - self.mean) / self.std
         resized = F.interpolate(normal[None], new, mode="bilinear", antialias=True)[0]
-        return F.pad(resized, (0, self.size[1] - new[1], 0, self.size[0] - new[0])), new
+        full = self.size or round_up(new, self.settings["multiple"])
+        return F.pad(resized, (0, full[1] - new[1], 0, full[0] - new[0])), new
+
+
+def round_up(size: Sequence[int], step: int) -> Size:
+    """Return the next multiples of `step`."""
+    height, width = (-(-side // step) * step for side in size)
+    return height, width
 
 
 class ExportableDetector:
@@ -150,7 +157,8 @@ class ExportableDetector:
 
     Args:
         detector: RetinaNet or FCOS.
-        metadata: of its weights, with the size (H, W) of the graph.
+        metadata: of its weights, with the size (H, W) of the graph, or of an example for a dynamic one.
+        dynamic: whether the graph takes any size.
         task: the task on a data set in COCO's format; None for random images.
         images: most images to compare on; None for all.
     """
@@ -158,13 +166,18 @@ class ExportableDetector:
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 
     def __init__(
-        self, detector: Detector, metadata: ModelMetadata, task: Detection | None = None, images: int | None = None
+        self,
+        detector: Detector,
+        metadata: ModelMetadata,
+        dynamic: bool,
+        task: Detection | None = None,
+        images: int | None = None,
     ):
         self.detector: Any = detector.eval()
         self.metadata, self.task, self.images = metadata, task, images
         assert isinstance(metadata.img_size, tuple)
-        self.size = metadata.img_size
-        self.model = DetectorGraph(self.detector, self.size).eval()
+        self.size, self.dynamic = metadata.img_size, dynamic
+        self.model = DetectorGraph(self.detector, dynamic).eval()
         transform = self.detector.transform
         self.extra: dict[str, Any] = {
             "score_thresh": self.detector.score_thresh,
@@ -172,33 +185,44 @@ class ExportableDetector:
             "detections_per_img": self.detector.detections_per_img,
             "min_size": transform.min_size[-1],
             "max_size": transform.max_size,
+            "multiple": transform.size_divisible,
         }
         self.notes = list(task.notes) if task else []
         if task and images:
             self.notes.append(f"the scores of {images} images count the objects of all others as missed")
 
     def examples(self, count: int) -> Tensor:
+        return self.random(count, self.size)
+
+    def random(self, count: int, size: Size) -> Tensor:
+        """Return normally distributed values in the shape of prepared images."""
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(count, self.metadata.in_chans or 3, *self.size, generator=generator)
+        return torch.randn(count, self.metadata.in_chans or 3, *size, generator=generator)
 
     def eager(self, images: Tensor) -> list[Objects]:
         """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
         maps = list(self.detector.backbone(images).values())
         outputs = self.detector.head(maps)
-        shapes = [self.size] * len(images)
+        height, width = images.shape[-2:]
+        shapes = [(height, width)] * len(images)
         anchors = self.detector.anchor_generator(ImageList(images, shapes), maps)
-        split = {name: list(output.split(self.model.counts, 1)) for name, output in outputs.items()}
-        levels = [list(each.split(self.model.counts)) for each in anchors]
+        places = [x.shape[-2] * x.shape[-1] for x in maps]
+        counts = [n * len(anchors[0]) // sum(places) for n in places]
+        split = {name: list(output.split(counts, 1)) for name, output in outputs.items()}
+        levels = [list(each.split(counts)) for each in anchors]
         return self.detector.postprocess_detections(split, levels, shapes)
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
         match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"])
-        ours = ExportedDetector(exported, self.metadata, self.size, self.extra)
+        ours = ExportedDetector(exported, self.metadata, None if self.dynamic else self.size, self.extra)
         states: dict[str, Any] = {}
         figures: dict[str, Any] = {"on": "random images"}
         if self.task is None:
-            for images in self.examples(RANDOM_IMAGES).split(1):
+            step = self.extra["multiple"]
+            larger = (self.size[0] + step, self.size[1] + 2 * step) if self.dynamic else self.size
+            for size in (self.size, larger):
+                images = self.random(1, size)
                 match.update(self.eager(images)[0], self.suppressed(exported, images))
         else:
             figures["on"] = f"{self.task.data.name}, test"
@@ -217,7 +241,8 @@ class ExportableDetector:
     def suppressed(self, exported: Model, images: Tensor) -> Objects:
         """Return the objects that an exported graph finds in one prepared image (1, C, H, W)."""
         boxes, scores, labels = (output[0] for output in exported(images))
-        return suppress(boxes, scores, labels, self.size, self.extra)
+        height, width = images.shape[-2:]
+        return suppress(boxes, scores, labels, (height, width), self.extra)
 
 
 class BoxMatch:
@@ -283,18 +308,21 @@ def open_detector(request: Request) -> ExportableDetector:
         model, entries = load_detector(request.source)
     if not isinstance(model, (RetinaNet, FCOS)):
         raise ValueError(f"{request.source} is a {type(model).__name__}: exported are RetinaNet and FCOS")
-    if request.dynamic:
-        raise ValueError(
-            "a detector is exported for one image size, since its candidates and anchors depend on it: leave --dynamic "
-            "out and give --img-size H,W"
-        )
     metadata = ModelMetadata.from_dict(entries, request.source)
     step = model.backbone.size_divisible
-    size = request.img_size or tuple(
-        -(-side // step) * step for side in (model.transform.min_size[-1], model.transform.max_size)
-    )
+    size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), step)
     height, width = size if isinstance(size, tuple) else (size, size)
     if height % step or width % step:
         raise ValueError(f"img_size is {height} x {width}, but {request.source} takes multiples of {step} pixels")
+    if request.dynamic:  # torch.export would fix the size if a map of the example were a single pixel
+        least = 2 * math.ceil(max(model.backbone.strides))
+        height, width = round_up((max(height, least), max(width, least)), step)
     metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
-    return ExportableDetector(model, metadata, task, request.images)
+    found = ExportableDetector(model, metadata, request.dynamic, task, request.images)
+    least, most = model.transform.min_size[-1], model.transform.max_size
+    if not request.dynamic and max(height, width) > round_up((most, most), step)[0]:
+        found.notes.append(
+            f"images are resized as in training, to a shorter side of {least} but at most {most} pixels: the rest of "
+            f"{height} x {width} is padding, which costs time and changes scores"
+        )
+    return found
