@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.deploy.predict import positive
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
@@ -50,8 +51,10 @@ def make_parser(engines: Sequence[str], precisions: Sequence[str]) -> argparse.A
     for name, known in (("engines", engines), ("precisions", precisions)):
         parser.add_argument(f"--{name}", type=words, default=list(known), help=f"default: {','.join(known)}")
     parser.add_argument("--batch-sizes", type=counts, default=[1, 8], metavar="N,N", help="default: 1,8")
-    parser.add_argument("--img-size", type=int, metavar="N", help="side of the images in pixels (default: the model's)")
-    parser.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
+    parser.add_argument(
+        "--img-size", type=positive, metavar="N", help="side of the images in pixels (default: the model's)"
+    )
+    parser.add_argument("--threads", type=positive, help="to compute with (default: torch's number)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each cell of the table (default: 1)")
     parser.add_argument("--reference", metavar="MODEL", help="model that speedups refer to (default: the first)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")

@@ -9,6 +9,7 @@ from typing import Any
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
+from metamix.deploy.predict import positive
 from metamix.training.recipe import import_modules
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -84,13 +85,6 @@ def size(text: str) -> int | tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give the side of a square, or height,width in pixels")
     numbers = [int(side) for side in sides]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:

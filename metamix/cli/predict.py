@@ -32,6 +32,11 @@ def main(argv: Sequence[str]) -> None:
 
             raise SystemExit(predict_exported(words))
         if task is None:
+            if checkpoint is None and model is not None:
+                raise ValueError(
+                    f"there is no folder {model}: --model is a folder that metamix export wrote. For weights give "
+                    f"--checkpoint, and for a name of published weights --task too"
+                )
             if checkpoint is None:
                 print(DESCRIPTION)
                 if {"-h", "--help"} & set(words):

@@ -27,7 +27,7 @@ from .extras import need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .openvino_form import to_openvino_form
-from .quantize import quantize_file
+from .quantize import check_max_drop, quantize_file
 from .report import speeds
 from .runtime import HINTS, ExportedModel, Run, open_file
 
@@ -89,10 +89,11 @@ def export(
         ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
-    check_request(source, format, precision, compiled, data)
+    request = Request(source, img_size, data, data_dir, images, dynamic)
+    check_request(request, format, precision, compiled, max_drop)
     folder = check_output(Path(output))
     threads = threads or torch.get_num_threads()
-    exportable = open_model(Request(source, img_size, data, data_dir, images, dynamic))
+    exportable = open_model(request)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ARTIFACT).unlink(missing_ok=True)
     artifact = write_model(exportable, folder, format, precision, dynamic, compiled)
@@ -126,7 +127,7 @@ def export(
     return report
 
 
-def check_request(source: str, format: str, precision: str, compiled: bool, data: str | None) -> None:
+def check_request(request: Request, format: str, precision: str, compiled: bool, max_drop: float) -> None:
     """Refuse what cannot be exported before any work; arguments as in `export`.
 
     Raises:
@@ -138,15 +139,23 @@ def check_request(source: str, format: str, precision: str, compiled: bool, data
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
     for package in PACKAGES[format]:
         need(package)
+    task = task_of(request.source)
     if precision == "int8":
+        if task != "classification":
+            raise ValueError(
+                f"int8 is written for classifiers alone, not for {request.source}: take --precision fp32 or bf16"
+            )
         if format == "openvino":
             need("nncf")
-        if not data:
+        if not request.data:
             raise ValueError(
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
             )
-        if task_of(source) != "classification":
-            raise ValueError(f"int8 is written for classifiers alone, not for {source}: take --precision fp32 or bf16")
+        check_max_drop(max_drop)
+    if task == "classification" and request.data_dir and not request.data:
+        raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
+    if task != "classification" and request.data and not request.data_dir:
+        raise ValueError(f"data is {request.data}: give its folder, --data-dir DIR, to compare {request.source} on it")
 
 
 def open_model(request: Request) -> Exportable:

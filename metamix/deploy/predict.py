@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="metamix predict", description="Run an exported model on images.", allow_abbrev=False
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="what metamix export wrote")
-    parser.add_argument("--threads", type=int, help="that the engine computes with (default: all cores)")
+    parser.add_argument("--threads", type=positive, help="that the engine computes with (default: all cores)")
     return parser
 
 
@@ -122,6 +122,13 @@ def find_objects(argv: Sequence[str]) -> int:
     model = ExportedDetector.of(load_exported(options.model, threads=options.threads))
     unreadable = draw_all(model, model.classes, pictures, options.output, options.threshold)
     return 1 if unreadable else 0
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def share(text: str) -> float:

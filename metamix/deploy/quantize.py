@@ -90,8 +90,7 @@ def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, ma
         ValueError: `max_drop` is negative, or the calibration images do not fit.
         ImportError: nncf or onnxruntime is missing.
     """
-    if not max_drop >= 0:
-        raise ValueError(f"max_drop is {max_drop}: give the points that int8 may lose, 0 or more, such as 0.3")
+    check_max_drop(max_drop)
     batches = list(batches)
     if not batches:
         raise ValueError("there are no calibration images: give some of the training split")
@@ -106,6 +105,12 @@ def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, ma
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
             shutil.move(part, file.with_suffix(part.suffix))
     return found
+
+
+def check_max_drop(points: float) -> None:
+    """Raise ValueError if a limit of lost points is negative or not a number."""
+    if not points >= 0:
+        raise ValueError(f"max_drop is {points}: give the points that int8 may lose, 0 or more, such as 0.3")
 
 
 def search(

@@ -79,13 +79,21 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
 
     Raises:
         FileNotFoundError: the folder holds no exported model.
+        ValueError: its files are damaged.
         ImportError: the engine is not installed.
     """
     artifact = load_artifact(folder)
     file = Path(folder) / artifact.file
     if not file.is_file():
         raise FileNotFoundError(f"{folder} lacks {artifact.file}: export the model again")
-    return ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
+    try:
+        run = open_file(file, threads=threads, hints=artifact.hints)
+    except ImportError:
+        raise
+    except Exception as error:  # each engine has its own types
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{file} cannot be loaded ({reason}): copy the whole folder, or export it again") from error
+    return ExportedModel(run, artifact)
 
 
 def open_file(file: Path, *, threads: int | None = None, hints: Mapping[str, str] | None = None) -> Run:
@@ -115,7 +123,13 @@ def open_onnx(file: Path, threads: int | None = None) -> Run:
 
 
 def open_openvino(model: Any, threads: int | None = None, hints: Mapping[str, str] | None = None) -> Run:
-    """Compile a model for OpenVINO's CPU plugin.
+    """Open a model in OpenVINO, on the CPU; arguments as in `compile_openvino`."""
+    compiled = compile_openvino(model, threads, hints)
+    return lambda images: [np.array(output) for output in compiled([images]).values()]
+
+
+def compile_openvino(model: Any, threads: int | None = None, hints: Mapping[str, str] | None = None) -> Any:
+    """Compile a model for OpenVINO's CPU plugin, and return the `openvino.CompiledModel`.
 
     Args:
         model: path of an .xml, or an `openvino.Model`.
@@ -131,8 +145,7 @@ def open_openvino(model: Any, threads: int | None = None, hints: Mapping[str, st
     if threads:
         properties["INFERENCE_NUM_THREADS"] = threads
     model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
-    compiled = core.compile_model(model, "CPU", properties)
-    return lambda images: [np.array(output) for output in compiled([images]).values()]
+    return core.compile_model(model, "CPU", properties)
 
 
 def open_torch(file: Path, threads: int | None = None) -> Run:

@@ -164,6 +164,8 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             dict(source="metaformer_raft_s12", data="digits"),
             r"metaformer_raft_s12 has no trained weights to compare on",
         ),
+        (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
+        (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
         (dict(source="runs/none"), r"runs/none"),
         (dict(compiled=True), r"AOTInductor compiles torch.export alone, not onnx: leave --compile out"),
         (
@@ -188,7 +190,18 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
 
 
+def test_damaged_export(weights, tmp_path):
+    export(weights("identity"), output=tmp_path / "out", format="onnx", seconds=0)
+    (tmp_path / "out" / "model.onnx").write_bytes(b"half a download")
+    with pytest.raises(ValueError, match=r"model.onnx cannot be loaded \(.+\): copy the whole folder, or export it"):
+        load_exported(tmp_path / "out")
+
+
 def test_folder_that_is_no_export(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"error: there is no folder raft-onx: --model is a folder that metamix export"
+    ):
+        metamix.cli.predict.main(["photo.jpg", "--model", "raft-onx"])
     with pytest.raises(SystemExit, match=r"error: .* is not an exported model, it has no export.json: make one with"):
         metamix.cli.predict.main(["photo.jpg", "--task", "classification", "--model", str(tmp_path)])
 

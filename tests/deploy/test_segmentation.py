@@ -75,4 +75,6 @@ def test_refusals(source, tmp_path):
     with pytest.raises(
         ValueError, match="int8 is written for classifiers alone, not for .*: take --precision fp32 or bf16"
     ):
-        export(source, output=tmp_path / "out", format="onnx", precision="int8", data="folder", seconds=0)
+        export(source, output=tmp_path / "out", format="onnx", precision="int8", seconds=0)
+    with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
+        export(source, output=tmp_path / "out", data="folder", seconds=0)
