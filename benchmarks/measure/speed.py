@@ -80,7 +80,7 @@ class Bench:
                 memory_format = self.format(name, batch, size, mode, precision)
                 subject = self.subject(name, batch, size, memory_format)
                 subject.step(mode, precision)()
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError, ValueError) as error:
                 if reference_models.ours(name):
                     raise
                 print(f"{name} fails, {precision} {mode}: {str(error).splitlines()[0]}")
