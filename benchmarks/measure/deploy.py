@@ -3,20 +3,26 @@
     python -m benchmarks.measure.deploy convert --folder converted
     python -m benchmarks.measure.deploy speed --folder converted
     python -m benchmarks.measure.deploy accuracy --tag cifar10 --data-dir cifar10
+    python -m benchmarks.measure.deploy profile --models metaformer_raft_s12 --threads 1
 
 `speed` times the s12 and nano models in each engine: one model after another, each s12 in turns with timm's
 poolformer_s12, in several runs. `convert` writes the files for that, on a machine that need not be quiet. `accuracy`
 exports the shipped models of a tag in lower precision and compares accuracy on the test split and sizes of files with
-fp32. Results are saved after each model, and replace earlier ones of that model.
+fp32. `profile` says which operators OpenVINO spends its time in. Results are saved after each model, and replace
+earlier ones of that model.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import torch
 
 from benchmarks.markdown import table
 from benchmarks.measure.arguments import list_of
@@ -26,8 +32,10 @@ from benchmarks.weight_cards import by_mixer, load_tag
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.benchmark import ENGINES, PACKAGES, PRECISIONS, Subject, cells_of
+from metamix.deploy.extras import need
+from metamix.deploy.runtime import HINTS, compile_openvino
 from metamix.utils.files import write_text
-from metamix.utils.system import processor
+from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "deploy.json"
@@ -104,6 +112,47 @@ def save(part: str, result: dict) -> None:
     write_text(FILE, json.dumps(found | {part: result}, indent=1) + "\n")
 
 
+def profile(options: argparse.Namespace) -> None:
+    """Print and save which share of the time OpenVINO spends in each type of operator, one model after another."""
+    threads = options.threads or torch.get_num_threads()
+    about = {"machine": processor(), "threads": threads, "versions": versions() | {"openvino": version("openvino")}}
+    with TemporaryDirectory() as temporary:
+        for name in options.models:
+            subject = Subject(name, None, options.folder or Path(temporary))
+            row = {"model": name, "precision": options.precision, "batch": options.batch_size}
+            row |= {"shares": operator_shares(subject, options.precision, options.batch_size, threads)}
+            found = load("profile")
+            same = all(found.get(key) == value for key, value in about.items())
+            cell = ("model", "precision", "batch")
+            kept = [old for old in found["rows"] if any(old[key] != row[key] for key in cell)] if same else []
+            save("profile", about | {"measured": today(), "rows": [*kept, row]})
+            print(name, *(f"{kind} {share:.1%}" for kind, share in row["shares"].items() if share >= 0.01), flush=True)
+
+
+def operator_shares(subject: Subject, precision: str, batch: int, threads: int, runs: int = 5) -> dict[str, float]:
+    """Return the share of each type of operator in the time of a model in OpenVINO, the largest first.
+
+    The types are those of OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds
+    several operators, such as a gate or a norm, in one kernel. The shortest time of each operator counts, since other
+    programs only add to it.
+    """
+    graph = need("openvino").Core().read_model(str(subject.file("openvino", precision)))
+    images = subject.images[torch.arange(batch) % len(subject.images)].numpy()
+    graph.reshape(list(images.shape))
+    request = compile_openvino(graph, threads, HINTS[precision] | {"PERF_COUNT": "YES"}).create_infer_request()
+    request.infer([images])
+    shortest: dict[tuple[str, str], float] = {}
+    for _ in range(runs):
+        request.infer([images])
+        for node in request.profiling_info:
+            key, seconds = (node.node_type, node.node_name), node.real_time.total_seconds()
+            shortest[key] = min(seconds, shortest.get(key, seconds))
+    spent: Counter[str] = Counter()
+    for (kind, _), seconds in shortest.items():
+        spent[kind] += seconds
+    return {kind: round(seconds / spent.total(), 4) for kind, seconds in spent.most_common() if seconds}
+
+
 def accuracy(options: argparse.Namespace) -> None:
     """Export the shipped models in fp32 and in lower precision, print and save accuracy and sizes."""
     about = {"tag": options.tag, "machine": processor(), "measured": today()}
@@ -174,9 +223,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     scored.add_argument("--data-dir", help="folder of the data, as in training")
     scored.add_argument("--exports", type=list_of(LOWER), default=list(LOWER), help='such as "onnx int8,openvino bf16"')
     scored.add_argument("--max-drop", type=float, default=0.2, help="points that int8 may lose on training images")
+    profiled = parts.add_parser("profile", help="share of the time of each type of operator in OpenVINO")
+    profiled.add_argument("--models", type=list_of(MODELS), default=list(MODELS[:7]), help="names, comma list")
+    profiled.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    profiled.add_argument("--batch-size", type=int, default=8, help="images in a call")
+    profiled.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
+    profiled.add_argument("--folder", type=Path, help="for the converted models (default: they are not kept)")
     options = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
-        {"convert": convert, "speed": speed, "accuracy": accuracy}[options.part](options)
+        {"convert": convert, "speed": speed, "accuracy": accuracy, "profile": profile}[options.part](options)
 
 
 if __name__ == "__main__":
