@@ -1,8 +1,10 @@
 """Test how the tables of deployed models are made from runs and reports."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.measure import deploy
@@ -54,6 +56,24 @@ def test_each_model_is_saved_when_it_is_measured(tmp_path, monkeypatch, capsys):
         deploy.main(["speed", "--models", "metaformer_identity_s12,metaformer_pooling_s12"])
     assert [r["model"] for r in deploy.load("speed")["rows"]] == ["metaformer_identity_s12"]
     assert capsys.readouterr().out == "metaformer_identity_s12 eager fp32 8 9.0 1.0 1 1\n"
+
+
+def test_the_profile_names_what_takes_the_time(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'metamix[deploy]'")
+    from metamix.deploy.graphs import to_openvino, to_program, write_openvino
+
+    images = torch.randn(8, 3, 32, 32)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 7), torch.nn.Conv2d(64, 8, 7), torch.nn.Softmax(1))
+    write_openvino(to_openvino(to_program(layers.eval(), images[:2], False), ["y"]), tmp_path / "m.xml")
+    subject = SimpleNamespace(images=images, file=lambda engine, precision: tmp_path / "m.xml")
+    monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
+    monkeypatch.setattr(deploy, "Subject", lambda *arguments: subject)
+    for _ in range(2):  # the second replaces the first
+        deploy.main(["profile", "--models", "metaformer_nin_s12", "--batch-size", "4", "--threads", "1"])
+    (found,) = deploy.load("profile")["rows"]
+    assert (found["model"], found["batch"]) == ("metaformer_nin_s12", 4)
+    assert next(iter(found["shares"])) == "Convolution" and sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert capsys.readouterr().out.startswith("metaformer_nin_s12 Convolution ")
 
 
 def exported(format, precision, top1, **more):
