@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = make_parser(tuple(ENGINES), PRECISIONS).parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
+        if options.json:  # refuse a wrong path before the measurement
+            options.json.parent.mkdir(parents=True, exist_ok=True)
         result = benchmark(
             options.models,
             engines=options.engines,

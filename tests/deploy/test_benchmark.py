@@ -31,7 +31,7 @@ def shallow(monkeypatch):
 
 def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
-    file, threads = tmp_path / "speed.json", torch.get_num_threads()
+    file, threads = tmp_path / "new" / "speed.json", torch.get_num_threads()
     words = ["metaformer_pooling_s12", "--engines", "eager,onnxruntime,openvino", "--batch-sizes", "2"]
     metamix.cli.benchmark.main([*words, "--threads", "1", "--seconds", "0", "--json", str(file)])
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
