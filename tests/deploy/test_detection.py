@@ -1,6 +1,7 @@
 """Test exported detectors: boxes against torchvision's, COCO's scores, `metamix predict`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import shapes
@@ -8,8 +9,9 @@ import torch
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
-from metamix.deploy.detection import BoxMatch, ExportedDetector
+from metamix.deploy.detection import BoxMatch, ExportableDetector, ExportedDetector
 from metamix.detection.load import DetectorSpec, load_detector
+from metamix.models.metadata import ModelMetadata
 from metamix.utils.tensor_files import save_weights
 
 SPEC = DetectorSpec(
@@ -91,6 +93,18 @@ def test_refusals(changes, options, words, tmp_path):
     save_weights(tmp_path / "d.safetensors", spec.build().state_dict(), metadata)
     with pytest.raises(ValueError, match=words):
         export(str(tmp_path / "d.safetensors"), output=tmp_path / "out", **options)
+
+
+def test_noise_without_objects_still_compares_boxes(tmp_path):
+    """A detector that finds nothing in random images is compared by its candidates, and a wrong one is not accepted."""
+    model, entries = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
+    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False)
+    same = exportable.compare(exportable.model, "fp32", 1)
+    assert same.parity["objects"] == 200 and not same.problems
+    wrong = exportable.compare(
+        lambda images: (exportable.model(images)[0] + 1, *exportable.model(images)[1:]), "fp32", 1
+    )
+    assert wrong.problems == ["boxes differ by up to 1.00 pixels, the limit is 0.5"]
 
 
 def objects(shift=0.0, score=0.9, label=1):
