@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from metamix.utils.system import processor
+
 from .extras import need
 from .runtime import HINTS, Run, open_file
 
@@ -218,10 +220,19 @@ class OnnxFile:
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
                 activation_type=quantization.QuantType.QUInt8,  # the fastest kernels on a CPU with VNNI
+                reduce_range=sums_saturate(processor()["instructions"]),
                 nodes_to_exclude=list(keep),
             )
         finally:
             logging.disable(disabled)
+
+
+def sums_saturate(instructions: Collection[str]) -> bool:
+    """Return whether ONNX Runtime's kernels for a processor add pairs of products of 8 bits in 16 bits, which overflow.
+
+    It does so on x86 without VNNI. Weights of 7 bits avoid it, and run the same on processors with VNNI.
+    """
+    return "avx2" in instructions and not any(name.endswith(("vnni", "amx_int8")) for name in instructions)
 
 
 class BatchReader:
