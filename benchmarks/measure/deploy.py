@@ -129,7 +129,7 @@ def profile(options: argparse.Namespace) -> None:
             print(name, *(f"{kind} {share:.1%}" for kind, share in row["shares"].items() if share >= 0.01), flush=True)
 
 
-def operator_shares(subject: Subject, precision: str, batch: int, threads: int, runs: int = 5) -> dict[str, float]:
+def operator_shares(subject: Subject, precision: str, batch: int, threads: int, runs: int = 20) -> dict[str, float]:
     """Return the share of each type of operator in the time of a model in OpenVINO, the largest first.
 
     The types are those of OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds
