@@ -6,9 +6,11 @@ import timm
 
 from benchmarks.markdown import table
 from benchmarks.weight_cards import load_cards, model_of
-from metamix import list_mixers, list_models
+from metamix import list_image_models, list_mixers, list_models
+from metamix.models.listing import image_model_info
 from metamix.utils.text import short_count
 
+IMAGE_ARXIV = {"maxim": "2201.02973", "wavemixsr": "2307.00430", "wavemix": "2205.14375"}
 SIZES = ("nano", "nano_next", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
 FAMILIES = (
@@ -39,8 +41,28 @@ def papers() -> str:
     return table(header, rows)
 
 
+def image_models() -> str:
+    """Make the table of the models that return images."""
+    rows = []
+    for name in list_image_models():
+        model = image_model_info(name)
+        scores = [f" {w.psnr:.2f} dB on {w.test_data}" if w.psnr is not None else "" for w in model.weights]
+        rows.append(
+            [
+                f"`{name}`",
+                short_count(model.parameters),
+                short_count(model.macs_per_pixel),
+                f"{model.in_chans}",
+                f"x{model.scale}" if model.scale > 1 else "same",
+                arxiv_link(image_arxiv_of(name)),
+                ", ".join(f"`{w.tag}`{score}" for w, score in zip(model.weights, scores)),
+            ]
+        )
+    return table(["name", "parameters", "MACs a pixel", "channels", "size", "paper", "weights"], rows)
+
+
 def weights() -> str:
-    """Make the table of the weights in weights/."""
+    """Make the table of the classifiers in weights/."""
     rows = [
         [
             f"`{card['name']}`",
@@ -73,3 +95,8 @@ def arxiv_link(arxiv: str) -> str:
 def arxiv_of(model: str) -> str:
     """Return the arXiv number of the paper of a model that is not of the comparison family."""
     return next(arxiv for pattern, arxiv, *_ in FAMILIES if re.match(pattern.replace("*", r"\w+"), model))
+
+
+def image_arxiv_of(model: str) -> str:
+    """Return the arXiv number of the paper of an image model."""
+    return IMAGE_ARXIV[model.split("_")[0]]

@@ -29,6 +29,7 @@ from metamix.utils.text import exit_with_message
 SECTIONS = {
     "family": models.family,
     "papers": models.papers,
+    "image-models": models.image_models,
     "weights": models.weights,
     "cifar10": lambda: comparison.family_table("cifar10"),
     "cifar10-recipes": comparison.recipe_table,

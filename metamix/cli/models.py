@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
-import metamix
-from metamix.models import ModelInfo
+from metamix.models import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models
 from metamix.utils.text import exit_with_message, short_count
 
 
@@ -20,21 +19,48 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table or json (default: table)")
     options = parser.parse_args(argv)
     with exit_with_message(ValueError):
-        models = metamix.list_models(options.patterns, pretrained=options.pretrained)
-    print(json.dumps([dataclasses.asdict(m) for m in models], indent=2) if options.format == "json" else table(models))
+        models = list_all_models(options.patterns, pretrained=options.pretrained)
+    print(json.dumps([asdict(m) for m in models], indent=2) if options.format == "json" else table(models))
 
 
-def table(models: Sequence[ModelInfo]) -> str:
-    """Return a line for each model and, indented below it, a line for each of its weights."""
+def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
+    """Return a line for each model and, indented below it, a line for each of its weights.
+
+    Models that return images come last, below a header of their own.
+    """
     width = max([len(model.name) for model in models], default=0)
-    lines = [f"{'model':<{width}}  {'parameters':>10}  {'MACs':>8}  {'images':>11}"]
-    for model in models:
-        channels, height, side = model.input_size
-        size = f"{channels} x {height} x {side}"
-        lines.append(
-            f"{model.name:<{width}}  {short_count(model.parameters):>10}  {short_count(model.macs):>8}  {size:>11}"
-        )
-        for weights in model.weights:
-            accuracy = f": top1 {weights.top1:.2f} %" if weights.top1 is not None else ""
-            lines.append(f"  .{weights.tag}  {weights.data or weights.source}{accuracy}")
+    lines: list[str] = []
+    for kind, header in (
+        (ModelInfo, ("model", "parameters", "MACs", "images")),
+        (ImageModelInfo, ("model", "parameters", "MACs a pixel", "images")),
+    ):
+        own = [model for model in models if isinstance(model, kind)]
+        if own:
+            lines += [""] * bool(lines) + [line(header, width)]
+        for model in own:
+            lines += [line(cells(model), width), *map(weights_line, model.weights)]
     return "\n".join(lines)
+
+
+def cells(model: ModelInfo | ImageModelInfo) -> tuple[str, str, str, str]:
+    """Return the name, the parameters, the multiply-adds and the images of a model."""
+    if isinstance(model, ImageModelInfo):
+        images = f"{model.in_chans} x H x W" + f", x{model.scale}" * (model.scale > 1)
+        return model.name, short_count(model.parameters), short_count(model.macs_per_pixel), images
+    images = " x ".join(map(str, model.input_size))
+    return model.name, short_count(model.parameters), short_count(model.macs), images
+
+
+def line(texts: tuple[str, str, str, str], width: int) -> str:
+    """Align the cells of a model or of a header; `width` is that of the names."""
+    name, parameters, macs, images = texts
+    return f"{name:<{width}}  {parameters:>10}  {macs:>12}  {images:>14}"
+
+
+def weights_line(weights: WeightsInfo | ImageWeightsInfo) -> str:
+    """Return the line of a model's weights: their data, and their score if they have one."""
+    if isinstance(weights, ImageWeightsInfo):
+        score = f": PSNR {weights.psnr:.2f} dB on {weights.test_data}" if weights.psnr is not None else ""
+    else:
+        score = f": top1 {weights.top1:.2f} %" if weights.top1 is not None else ""
+    return f"  .{weights.tag}  {weights.data or weights.source}{score}"

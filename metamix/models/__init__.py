@@ -2,14 +2,14 @@
 
 from . import metaformer_family, minattn, ninformer, raftmlp, wavemix
 from .image_models import create_image_model, list_image_models
-from .listing import ModelInfo, WeightsInfo, list_models
+from .listing import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models, list_models
 from .macs import count_macs
 from .metaformer import MetaFormer
 from .official import load_official
 from .raftmlp import ShortcutClassifier
 
 __all__ = [
-    "MetaFormer", "ModelInfo", "ShortcutClassifier", "WeightsInfo", "count_macs", "create_image_model",
-    "list_image_models", "list_models", "load_official",
+    "ImageModelInfo", "ImageWeightsInfo", "MetaFormer", "ModelInfo", "ShortcutClassifier", "WeightsInfo", "count_macs",
+    "create_image_model", "list_all_models", "list_image_models", "list_models", "load_official",
     "metaformer_family", "minattn", "ninformer", "raftmlp", "wavemix",
 ]  # fmt: skip

@@ -1,4 +1,7 @@
-"""Every registered model with its size, its weights and their accuracy: `metamix.list_models(pattern)`.
+"""Every registered model with its size, its weights and their scores.
+
+    list_models(pattern)        classifiers, which are registered with timm; `metamix.list_models`
+    list_all_models(patterns)   models that return images as well, as `metamix models` prints them
 
 Sizes are counted once and kept in `sizes.json`. After changing a model, write the file again:
 
@@ -11,17 +14,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 
 from metamix.utils.text import nearest
 
+from .image_models import create_image_model, list_image_models, published_source, tags_of
 from .macs import count_macs
 from .registry import default_cfgs
 from .weights import local_cards
 
-SIZES = Path(__file__).with_name("sizes.json")  # {name: [parameters, multiply-adds]}
+# {name: [parameters, multiply-adds]}; image models add [channels, scale]
+SIZES = Path(__file__).with_name("sizes.json")
+IMAGE_SIDE = 256  # pixels of the restored image that the multiply-adds of an image model are counted for
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,46 @@ class ModelInfo:
     weights: tuple[WeightsInfo, ...]
 
 
+@dataclass(frozen=True)
+class ImageWeightsInfo:
+    """Trained weights of a model that returns images.
+
+    Attributes:
+        tag: the weights are `metamix.create_image_model("NAME.TAG", pretrained=True)`.
+        data: the images that they were trained on, if known.
+        test_data: the images that they were scored on, if they were scored here.
+        psnr: mean PSNR of these in dB.
+        source: path or address of the file.
+    """
+
+    tag: str
+    data: str | None
+    test_data: str | None
+    psnr: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class ImageModelInfo:
+    """A registered model that returns images.
+
+    Attributes:
+        name: registered name, for `metamix.create_image_model`.
+        parameters: number of parameters.
+        macs_per_pixel: multiply-adds for each pixel of the result, see `count_macs`.
+        in_chans: channels of the images.
+        scale: size of the result over that of the input.
+        weights: trained weights, the default first.
+    """
+
+    name: str
+    parameters: int
+    macs_per_pixel: int
+    in_chans: int
+    scale: int
+    weights: tuple[ImageWeightsInfo, ...]
+
+
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
     """List the models of the zoo, and those that you registered with `metamix.models.registry.register`.
 
@@ -79,20 +126,42 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
     Raises:
         ValueError: a pattern matches no model.
     """
+    others = "metamix.list_models() lists all, and metamix.list_image_models() those that return images."
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    for wanted in patterns:
-        if not any(fnmatchcase(name, wanted) for name in default_cfgs):
-            part = f"*{wanted.strip('*')}*"
-            meant = nearest(wanted, default_cfgs)
-            if any(fnmatchcase(name, part) for name in default_cfgs):
-                meant = f"; did you mean {part!r}?"
-            raise ValueError(
-                f"No model matches {wanted!r}{meant} metamix.list_models() lists all, and metamix.list_image_models() "
-                f"those that return images."
-            )
-    names = [name for name in default_cfgs if any(fnmatchcase(name, wanted) for wanted in patterns)]
-    models = map(model_info, names)
+    models = map(model_info, matching(patterns, list(default_cfgs), others))
     return [model for model in models if model.weights or not pretrained]
+
+
+def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
+    """List the classifiers, and after them the models that return images, as `list_models` does.
+
+    Raises:
+        ValueError: a pattern matches no model.
+    """
+    names = matching(list(patterns), [*default_cfgs, *list_image_models()], "`metamix models` lists all.")
+    models = [model_info(name) if name in default_cfgs else image_model_info(name) for name in names]
+    return [model for model in models if model.weights or not pretrained]
+
+
+def matching(patterns: list[str], known: list[str], lists: str) -> list[str]:
+    """Return the known names that match a pattern.
+
+    Args:
+        patterns: names with wildcards.
+        known: all names.
+        lists: sentence on what lists all names, for the message.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    for wanted in patterns:
+        if not any(fnmatchcase(name, wanted) for name in known):
+            part = f"*{wanted.strip('*')}*"
+            meant = nearest(wanted, known)
+            if any(fnmatchcase(name, part) for name in known):
+                meant = f"; did you mean {part!r}?"
+            raise ValueError(f"No model matches {wanted!r}{meant} {lists}")
+    return [name for name in known if any(fnmatchcase(name, wanted) for wanted in patterns)]
 
 
 def model_info(name: str) -> ModelInfo:
@@ -123,6 +192,31 @@ def weights_info(name: str, tag: str) -> WeightsInfo:
     )
 
 
+def image_model_info(name: str) -> ImageModelInfo:
+    """Describe a registered image model."""
+    parameters, macs, in_chans, scale = image_size_of(name)
+    return ImageModelInfo(
+        name=name,
+        parameters=parameters,
+        macs_per_pixel=round(macs / IMAGE_SIDE**2),
+        in_chans=in_chans,
+        scale=scale,
+        weights=tuple(image_weights_info(name, tag) for tag in tags_of(name)),
+    )
+
+
+def image_weights_info(name: str, tag: str) -> ImageWeightsInfo:
+    """Describe the weights NAME.TAG of an image model."""
+    card = local_cards().get(name, {}).get(tag, {})
+    return ImageWeightsInfo(
+        tag=tag,
+        data=card.get("data"),
+        test_data=card.get("test_data"),
+        psnr=card.get("psnr"),
+        source=published_source(name, tag),
+    )
+
+
 @cache
 def known_sizes() -> dict[str, list[int]]:
     """Return the sizes in `sizes.json`."""
@@ -143,7 +237,28 @@ def count_size(name: str) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), count_macs(model, default_cfgs[name].cfgs[""].input_size)
 
 
+def image_size_of(name: str) -> tuple[int, int, int, int]:
+    """Do as `count_image_size`, but count only if the name is not in `sizes.json`."""
+    parameters, macs, in_chans, scale = known_sizes().get(name) or count_image_size(name)
+    return parameters, macs, in_chans, scale
+
+
+@cache
+def count_image_size(name: str) -> tuple[int, int, int, int]:
+    """Count an image model on the meta device.
+
+    Returns:
+        Parameters, multiply-adds for a result of `IMAGE_SIDE` x `IMAGE_SIDE` pixels, channels, scale.
+    """
+    with torch.device("meta"):
+        model: Any = create_image_model(name)
+    side = IMAGE_SIDE // model.scale
+    macs = count_macs(model, (model.in_chans, side, side))
+    return sum(p.numel() for p in model.parameters()), macs, model.in_chans, model.scale
+
+
 def write_sizes() -> None:
     """Count the sizes of all registered names, and write `sizes.json`."""
-    sizes = {name: count_size(name) for name in default_cfgs}
+    sizes: dict[str, tuple[int, ...]] = {name: count_size(name) for name in default_cfgs}
+    sizes |= {name: count_image_size(name) for name in list_image_models()}
     SIZES.write_text("{\n" + ",\n".join(f'  "{name}": {list(size)}' for name, size in sizes.items()) + "\n}\n")

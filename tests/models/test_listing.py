@@ -8,7 +8,7 @@ import pytest
 import timm
 
 import metamix
-from metamix.models import listing
+from metamix.models import list_all_models, listing
 from metamix.models.registry import CIFAR10, build, default_cfgs, document, register
 
 
@@ -48,8 +48,31 @@ def test_sizes_are_those_of_the_models(name):
     assert listing.count_size(name) == tuple(listing.known_sizes()[name]), "run listing.write_sizes()"
 
 
+@pytest.mark.parametrize("name", ["maxim_nano", "wavemixsr_nano", "wavemix_restore_nano"])
+def test_sizes_of_image_models_are_those_of_the_models(name):
+    assert listing.count_image_size(name) == tuple(listing.known_sizes()[name]), "run listing.write_sizes()"
+
+
 def test_every_name_has_a_size():
-    assert listing.known_sizes().keys() == default_cfgs.keys()
+    assert listing.known_sizes().keys() == {*default_cfgs, *metamix.list_image_models()}
+
+
+def test_image_models_come_after_the_classifiers():
+    raft, maxim = list_all_models(["maxim_s3", "raftmlp_s"])
+    assert raft == metamix.list_models("raftmlp_s")[0]
+    assert (maxim.name, maxim.parameters, maxim.in_chans, maxim.scale) == ("maxim_s3", 22_212_795, 3, 1)
+    sidd = maxim.weights[0]
+    assert sidd.source.endswith("maxim/ckpt/Denoising/SIDD/checkpoint.npz") and sidd.psnr is None
+    names = [model.name for model in list_all_models()]
+    assert names == [*default_cfgs, *metamix.list_image_models()]
+    assert "maxim_s1" not in {model.name for model in list_all_models(pretrained=True)}
+
+
+def test_shipped_weights_of_image_models_have_their_score():
+    (model,) = list_all_models(["wavemixsr_nano"])
+    (weights,) = model.weights
+    assert (weights.tag, weights.test_data, round(weights.psnr, 2)) == ("x2", "Set5", 36.76)
+    assert weights.source.endswith("wavemixsr_nano.x2.safetensors") and model.macs_per_pixel == 64_752
 
 
 def test_one_model_with_its_weights():
