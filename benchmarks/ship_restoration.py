@@ -1,6 +1,6 @@
 """Add a trained restoration model to weights/: its tensors, and a card that says how they were made.
 
-    python -m benchmarks.ship_restoration RUN --tag noise25 --data-name "400 grey photographs of BSD500"
+    python -m benchmarks.ship_restoration RUN --tag noise25 --data-name "400 photographs of BSD500" --test-name BSD68
 
 RUN is the folder of a finished run of `metamix train --task restoration`, whose data must lie where they were. Tensors
 are stored in float16 if that changes the PSNR of the test images by at most 0.005 dB, else in float32. The scores on
@@ -40,13 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--tag", required=True, help="short name of the job, such as noise25")
     parser.add_argument("--data-name", required=True, help="name of the training images on the card")
+    parser.add_argument("--test-name", required=True, help="name of the scored images on the card, such as BSD68")
     parser.add_argument("--limit", help="sentence on what the weights cannot do, for the card")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        print(ship(args.run, args.tag, args.data_name, args.limit))
+        print(ship(args.run, args.tag, args.data_name, args.test_name, args.limit))
 
 
-def ship(run: Path, tag: str, data_name: str, limit: str | None = None) -> str:
+def ship(run: Path, tag: str, data_name: str, test_name: str, limit: str | None = None) -> str:
     """Write the weights and the card of a run.
 
     Returns:
@@ -70,6 +71,7 @@ def ship(run: Path, tag: str, data_name: str, limit: str | None = None) -> str:
         "name": f"{about['model']}.{tag}",
         "task": "restoration",
         "data": data_name,
+        "test_data": test_name,
         **{name: round(stored[name], 4) for name in ("psnr", "ssim", "input_psnr", "input_ssim")},
         "stored_as": "float32" if half is tensors else "float16",
         "float16_changes_psnr": round(change, 5),

@@ -7,10 +7,10 @@ from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 from benchmarks.markdown import table, wrap
 from benchmarks.measure import restoration_memory
 from benchmarks.measure.restoration import FILE, SIDE
+from benchmarks.report.models import arxiv_link, image_arxiv_of
 from benchmarks.weight_cards import load_cards, model_of
 from metamix.utils.text import short_count
 
-ARXIV = {"maxim": "2201.02973", "wavemixsr": "2307.00430", "wavemix": "2205.14375"}
 JOBS = {
     "noise": "removes Gaussian noise of sigma {value} from {colour} images",
     "downscale": "enlarges images {value} times; it takes the luminance, and the colours are only upsampled",
@@ -46,7 +46,7 @@ def scores_table() -> str:
     cells += [
         [
             f"`{name}`",
-            f"{card['samples']['test']} held out",
+            card["test_data"],
             f"{card['input_psnr']:.2f}",
             f"{card['psnr']:.2f}",
             "",
@@ -56,7 +56,7 @@ def scores_table() -> str:
         for name, card in cards.items()
         if name not in {row["name"] for row in scored}
     ]
-    header = ["weights", "images", "input, dB", "PSNR, dB", "PSNR of eight orientations", "SSIM", "published PSNR"]
+    header = ["weights", "images", "PSNR of the input", "PSNR", "PSNR, x8 ensemble", "SSIM", "published PSNR"]
     names: dict[str, list[str]] = {}
     for row in scored:
         names.setdefault(row["measured"], []).append(NAMES[row["set"]])
@@ -119,14 +119,14 @@ def page(card: dict, command: str) -> str:
     Args:
         command: that trained the weights, as an indented block.
     """
-    name, arxiv = card["name"], arxiv_of(card)
+    name, arxiv = card["name"], image_arxiv_of(model_of(card))
     kind, _, value = card["degradation"].partition(":")
     job = JOBS[kind].format(value=value.replace("-", " to "), colour=COLOURS[card["channels"]])
     weights = {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
     rows = [
-        ("PSNR", f"{card['psnr']:.2f} dB, mean of {card['samples']['test']} images, with {weights}"),
+        ("PSNR", f"{card['psnr']:.2f} dB, mean over {card['test_data']}, with {weights}"),
         ("SSIM", f"{card['ssim']:.4f}"),
-        ("before", f"{card['input_psnr']:.2f} dB, {card['input_ssim']:.4f}"),
+        ("of the input", f"PSNR {card['input_psnr']:.2f} dB, SSIM {card['input_ssim']:.4f}"),
         ("compared", card["measured"]),
         ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
         ("float16", f"changes the PSNR by {card['float16_changes_psnr']:.5f} dB"),
@@ -136,9 +136,13 @@ def page(card: dict, command: str) -> str:
         ("commit", card["commit"] or "unknown"),
         ("license", "Apache-2.0 for these weights; the photographs have their own terms"),
     ]
-    intro = f"{model_of(card)} (arXiv [{arxiv}](https://arxiv.org/abs/{arxiv})) {job}. Trained on {card['data']}."
+    intro = f"{model_of(card)} (arXiv {arxiv_link(arxiv)}) {job}. Trained on {card['data']}."
+    takes = f"The model takes images (B, {card['in_chans']}, H, W) of any size, with values from 0 to 1"
+    if card["enlarge"] > 1:
+        takes += f", enlarged {card['enlarge']} times: `predict` does that, `metamix.restoration.inference.enlarge` too"
     limits = [
         *card["limits"],
+        *["It takes grey files only: `predict` leaves out those in colour."] * (card["channels"] == "grey"),
         "It knows this degradation alone. Other noise, blur or compression of real photographs is another job.",
         "One seed was trained.",
     ]
@@ -160,7 +164,7 @@ import metamix
 model = metamix.create_image_model("{name}", pretrained=True).eval()
 ```
 
-The model takes images (B, {card["in_chans"]}, H, W) of any size, with values from 0 to 1.
+{wrap(takes + ".")}
 
 ## Results
 
@@ -186,7 +190,7 @@ def header(card: dict, arxiv: str) -> str:
         EvalResult(
             task_type="image-to-image",
             dataset_type=card["name"].partition(".")[2],
-            dataset_name=card["data"],
+            dataset_name=card["test_data"],
             dataset_split="test",
             metric_type=metric,
             metric_name=metric.upper(),
@@ -202,8 +206,3 @@ def header(card: dict, arxiv: str) -> str:
         model_name=card["name"],
         eval_results=results,
     ).to_yaml()
-
-
-def arxiv_of(card: dict) -> str:
-    """Return the arXiv number of the model's paper."""
-    return ARXIV[model_of(card).split("_")[0]]

@@ -38,7 +38,7 @@ def test_weights_by_name_restore_a_picture_they_never_saw(name):
     clean = pixels.view(192, 192, -1).permute(2, 0, 1).float() / 255
     degraded = parse_degradations(degradation)(clean, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        restored = trained.model(degraded[None])[0]
+        restored = trained.model(enlarge(degraded[None], card["enlarge"]))[0]
     before, after = (Measure().score(x, clean)[0] for x in (enlarge(degraded, card["scale"]), restored))
     assert after > before + gain
 
@@ -55,8 +55,10 @@ def test_a_card_is_that_of_its_weights(name):
     assert card["recipe"].items() <= recipe.items()
     text = (weights_dir() / f"{name}.md").read_text()
     assert text == restoration.page(card, command(card))
+    assert f"| PSNR | {card['psnr']:.2f} dB, mean over {card['test_data']}, " in text
+    assert f"      name: {card['test_data']}\n" in text  # the data set of the score, for Hugging Face
 
 
 def test_other_runs_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"has no summary.json: give the folder of a finished run"):
-        ship_restoration.main([str(tmp_path), "--tag", "noise25", "--data-name", "photographs"])
+        ship_restoration.main([str(tmp_path), "--tag", "noise25", "--data-name", "photographs", "--test-name", "BSD68"])
