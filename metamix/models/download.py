@@ -21,14 +21,19 @@ class Published:
     size: int | None = None
 
 
-def download(published: Published, name: str) -> Path:
-    """Download published weights into torch's cache of checkpoints, and check their size if it is known.
+def download(published: Published, name: str, folder: str | Path | None = None) -> Path:
+    """Download published weights, and check their size if it is known.
+
+    Args:
+        published: the weights.
+        name: name of the file without its suffix.
+        folder: where to put it; None is torch's cache of checkpoints.
 
     Raises:
         ValueError: the file has another size than it should.
         OSError: the download fails.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder = Path(folder or Path(torch.hub.get_dir()) / "checkpoints")
     path = folder / f"{name}{Path(published.url).suffix}"
     if not path.is_file() or published.size not in (None, path.stat().st_size):
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -20,7 +21,7 @@ from torch import nn
 from metamix.utils.text import nearest
 
 from .arguments import mixers_per_stage
-from .download import check_hub
+from .download import Published, check_hub, download
 from .metaformer import MetaFormer
 from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
@@ -46,6 +47,7 @@ DefaultMixerArgs = Callable[[int, int], dict[str, dict]]  # stage, channels -> {
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registered
 __all__: list[str] = []  # timm adds each name
+known_sizes: dict[str, int] = {}  # bytes of published files, by address
 
 
 def build(
@@ -73,6 +75,9 @@ def build(
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
         check_hub(name, cfg, kwargs.get("cache_dir"))
+        if not cfg.file and cfg.url in known_sizes:  # timm does not check sizes; it finds what we downloaded
+            published = Published(cfg.url, known_sizes[cfg.url])
+            download(published, Path(cfg.url).stem, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
     if default_mixer_args:
@@ -112,7 +117,7 @@ def register(
         name: the model's name.
         builder: `build`, or a family's own, which takes the paper's arguments.
         cfg: entries of timm's `PretrainedCfg` for the model without weights.
-        tags: entries for weights that are published elsewhere, by tag.
+        tags: entries for weights that are published elsewhere, by tag; `size` is that of the file in bytes, if known.
         preset: arguments of the builder.
 
     Raises:
@@ -122,7 +127,9 @@ def register(
     known = timm.model_entrypoint(name) if timm.is_model(name) else None
     if known and getattr(known, "registered_in", None) != caller:
         raise ValueError(f"timm knows a model named {name!r} already ({known.__module__}): choose another name.")
-    default_cfgs[name] = tagged_cfgs(name, cfg, tags or {})
+    known_sizes.update({entries["url"]: entries["size"] for entries in (tags or {}).values() if "size" in entries})
+    tags = {tag: {k: v for k, v in entries.items() if k != "size"} for tag, entries in (tags or {}).items()}
+    default_cfgs[name] = tagged_cfgs(name, cfg, tags)
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return builder(name, pretrained, **{**preset, **kwargs})
