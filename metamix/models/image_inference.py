@@ -61,6 +61,14 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
     return x[..., top : top + h, left : left + w]
 
 
+def shrink_image(images: Tensor, factor: int) -> Tensor:
+    """Take one pixel of each cell of `factor` x `factor` pixels, the one right below the cell's centre.
+
+    MAXIM's authors make the images of the coarser scales like this, with jax's nearest-neighbour resizing.
+    """
+    return images[..., factor // 2 :: factor, factor // 2 :: factor]
+
+
 # Tiles
 
 

@@ -20,6 +20,8 @@ Departures from the authors' code, which change no number of a published model:
 - The coarser levels have grids of `block_size_lr`. The authors' code ignores `grid_size_lr` and uses it too.
 - use_bias and dropout_rate are left out: all published models have biases and no dropout.
 - Input and output have the same number of channels, any; the authors' num_outputs is 3.
+- The convolutions whose output is added to an image start at zero, so an untrained network returns its input. The
+  authors' start far from the identity, from which a short training does not return.
 
 Cost: linear in the number of pixels.
 """
@@ -38,7 +40,7 @@ from torch import Tensor, nn
 from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, parse_size, to_sets
 from metamix.mixers import Maxim
 
-from .image_inference import crop, local_mean, pad_by_reflection
+from .image_inference import crop, local_mean, pad_by_reflection, shrink_image
 
 Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
@@ -565,16 +567,11 @@ def resize_map(x: Tensor, ratio: float) -> Tensor:
     return small.to(x.dtype)
 
 
-def shrink_image(images: Tensor, factor: int) -> Tensor:
-    """Take one pixel of each cell of `factor` x `factor` pixels, the one right below the cell's centre.
-
-    The authors make the images of the coarser scales like this, with jax's nearest-neighbour resizing.
-    """
-    return images[..., factor // 2 :: factor, factor // 2 :: factor]
-
-
 def init_weights(model: nn.Module) -> None:
-    """Initialize as the authors: LeCun's normal; a normal of 0.02 in gMLPs, MLPs and spatial maps; biases 0 or 1."""
+    """Initialize as the authors, but for zeros in the convolutions whose output is added to an image.
+
+    The authors': LeCun's normal; a normal of 0.02 in gMLPs, MLPs and spatial maps; biases 0 or 1.
+    """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             # 0.8796 is the deviation of a standard normal that is cut off at -2 and 2.
@@ -587,6 +584,8 @@ def init_weights(model: nn.Module) -> None:
             for linear in module.modules():
                 if isinstance(linear, nn.Conv2d):
                     nn.init.normal_(linear.weight, std=0.02)
+        elif isinstance(module, (OutputConv, Sam)):
+            nn.init.zeros_((module.conv if isinstance(module, OutputConv) else module.residual).weight)
         elif isinstance(module, SpatialGate):
             for name, parameter in (*module.grid.named_parameters(), *module.block.named_parameters()):
                 if name == "weight":

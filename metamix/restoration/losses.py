@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from metamix.models.maxim import shrink_image
+from metamix.models.image_inference import shrink_image
 from metamix.training.task import Batch
 from metamix.utils.weighted_sum import parse_weighted_sum
 

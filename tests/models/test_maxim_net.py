@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metamix.models import load_official, maxim, maxim_format, official
+from metamix.models.image_inference import shrink_image
+from metamix.models.image_models import create_image_model
 from metamix.models.maxim import CrossGating, Down, Level, MaximUNet, Norm, Rcab, Rdcab, Rescale, Sam, Up
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
@@ -279,7 +281,14 @@ def tiny(**options):
     torch.manual_seed(0)
     sizes = dict(block_size_hr=2, grid_size_hr=2, block_size_lr=2)
     small = dict(features=8, depth=2, num_groups=1, num_bottleneck_blocks=1, num_supervision_scales=2, num_stages=2)
-    return MaximUNet(**sizes | small | options).double()
+    return with_random_outputs(MaximUNet(**sizes | small | options).double())
+
+
+def with_random_outputs(model):
+    for module in model.modules():
+        if isinstance(module, (maxim.OutputConv, Sam)):
+            nn.init.normal_((module.conv if isinstance(module, maxim.OutputConv) else module.residual).weight, std=0.1)
+    return model
 
 
 def random_images(*shape):
@@ -305,6 +314,20 @@ def test_training_returns_the_images_of_all_stages_and_scales():
     torch.testing.assert_close(model.eval()(x), images[-1])
     with pytest.raises(ValueError, match="9 x 8: MaximUNet trains on multiples of 8 x 8"):
         model.train()(x[:, :, :9])
+
+
+@pytest.mark.parametrize("name", ["maxim_nano", "maxim_s2"])
+@torch.no_grad()
+def test_training_starts_from_the_identity(name):
+    """In every stage and at every scale; the control is a network whose outputs do not start at zero."""
+    small = dict(features=8, num_groups=1, num_bottleneck_blocks=1) if name == "maxim_s2" else {}
+    model, x = create_image_model(name, **small), torch.rand(1, 3, 64, 64)
+    images, count = model.train()(x), len(model.stages) * model.num_scales
+    assert len(images) == count
+    for restored in images:
+        assert torch.equal(restored, shrink_image(x, 64 // restored.shape[-1]))
+    assert torch.equal(model.eval()(x[..., :50, :30]), x[..., :50, :30])
+    assert not torch.allclose(with_random_outputs(model)(x), x, atol=0.01)
 
 
 @pytest.mark.parametrize("options", [{}, dict(num_stages=1), dict(use_cross_gating=False), dict(use_global_mlp=False)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metamix.models.maxim import shrink_image
+from metamix.models.image_inference import shrink_image
 from metamix.restoration.losses import LOSSES, RestorationLoss, parse_loss
 from metamix.restoration.metrics import psnr
 
