@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
@@ -71,6 +71,18 @@ class ImageOptions:
 class RestorationOptions(BackboneOptions, ImageOptions):
     """Define the options of `metamix train` for restoration."""
 
+    # The engine's defaults are for images in batches of 128, which leaves a few hundred photographs a few steps.
+    engine_defaults: ClassVar[dict[str, Any]] = {
+        "batch_size": 16,
+        "optimizer": "muon",
+        "lr": 3e-3,
+        "schedule": "linear",
+        "warmup_epochs": 0.5,
+        "weight_decay": 0.01,
+        "ema": True,
+        "ema_decay": 0.999,
+    }
+
     model: str = _model("maxim_nano", "image model; several names, a,b,c, are trained one after the other and compared")
     degradation: str = _data(
         PAIRS,
@@ -82,7 +94,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
     )
     test_share: float = _data(0.1, "share of the images that is scored where there is no test folder")
     crop: int = _crops(64, "side of the random crops of the clean images, in pixels")
-    crops: int = _crops(1, "crops of each image in an epoch")
+    crops: int = _crops(8, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
     rotate: bool = _crops(True, "turn by 90 degrees at random")
     mixup: float = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: none")

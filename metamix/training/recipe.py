@@ -16,7 +16,16 @@ from typing import Any, Literal
 
 import yaml
 
-from metamix.utils.options import Parser, convert, option, options_of, parse_config, parse_flags, read_yaml
+from metamix.utils.options import (
+    Parser,
+    convert,
+    option,
+    options_of,
+    parse_config,
+    parse_flags,
+    read_yaml,
+    with_defaults,
+)
 from metamix.utils.text import exit_with_message, nearest
 
 __all__ = ["EngineOptions", "Recipe", "option", "parse", "read_yaml", "resume_changes"]
@@ -182,7 +191,8 @@ def parse(
 
     Args:
         argv: Words of the command line.
-        tasks: For each task, a function that imports it and returns its options, a dataclass.
+        tasks: For each task, a function that imports it and returns its options, a dataclass. Its attribute
+            `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
         default_task: Task if neither `--task` nor the config names one.
         description: Text at the top of --help.
         engine: Options that every task has, a dataclass.
@@ -207,9 +217,10 @@ def parse(
             raise ValueError(f"there is no task {task!r}{nearest(task, tasks)} Tasks: {', '.join(tasks)}.")
 
         classes = engine, tasks[task]()
-        options = options_of(*classes)
+        defaults = getattr(classes[1], "engine_defaults", {})
+        options = with_defaults(options_of(*classes), defaults)
         parser.add_argument("-h", "--help", action="help", help="show this help and exit")
-        values = parse_config(config, options, str(path)) | parse_flags(parser, words, options)
+        values = {**defaults, **parse_config(config, options, str(path)), **parse_flags(parser, words, options)}
         engine_options, task_options = (
             cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
             for cls in classes

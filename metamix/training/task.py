@@ -132,7 +132,7 @@ class Task(Protocol):
 class TaskClass(Protocol):
     """The class of a task, as the command line uses it."""
 
-    Options: type  # dataclass of the options of `metamix train`; has a field `model`
+    Options: type  # dataclass of the options of `metamix train`; has a field `model`, and may have `engine_defaults`
     EvalOptions: type  # dataclass of the options of `metamix eval`
 
     def __call__(self, options: Any, seed: int = 0) -> Task:

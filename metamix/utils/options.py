@@ -7,6 +7,7 @@ int, float, str, dict, tuple[X, ...], Literal[...], or a union such as `int | No
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
@@ -62,6 +63,17 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
                     raise TypeError(f"two options have the name {name!r}")
                 options[name] = f, types[f.name]
     return options
+
+
+def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of which some have another default, which --help then shows."""
+    changed = dict(options)
+    for name, value in defaults.items():
+        f, hint = options[name]
+        shown = copy.copy(f)
+        shown.default = value
+        changed[name] = shown, hint
+    return changed
 
 
 class Parser(argparse.ArgumentParser):

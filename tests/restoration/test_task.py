@@ -21,6 +21,7 @@ from metamix.restoration.predict import main as predict
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
 WORDS = ["--task", "restoration", "--device", "cpu", "--workers", 0, "--batch-size", 2, "--amp", "none"]
+WORDS += ["--optimizer", "adamw", "--crops", 1, "--no-ema"]
 WORDS += ["--warmup-epochs", 0, "--epochs", 1, "--crop", 16]
 MAXIM = ["--model", "maxim_nano", "--model-args", TINY]
 WAVEMIX = ["--model", "wavemixsr_144_4", "--model-args", "{dim: 8, depth: 1}"]

@@ -3,7 +3,8 @@
 import re
 import sys
 from dataclasses import dataclass, fields
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -47,6 +48,24 @@ def test_defaults_then_config_then_command_line(config):
     recipe = read("--config", config("epochs: 7\nlr: 1e-3\nsize: 32\nmodel_args: {a: [1, x]}\n"), "--epochs", "9")
     assert (recipe.engine.epochs, recipe.engine.lr, recipe.engine.batch_size) == (9, 1e-3, 128)
     assert (recipe.options.size, recipe.options.model_args, recipe.options.model) == (32, {"a": [1, "x"]}, "small")
+
+
+def test_a_task_may_have_defaults_of_engine_options(config, capsys):
+    class Task(Options):
+        engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
+
+    tasks = {"toy": lambda: Task}
+    own = partial(parse, tasks=tasks, default_task="toy", description="")
+    engine = own([]).engine
+    assert (engine.batch_size, engine.ema, engine.score, engine.epochs) == (16, True, "ema", 10)
+    assert own([]) == own([]) and type(engine) is EngineOptions
+    file = config("batch_size: 32\nema: false\n")
+    assert (own(["--config", file]).engine.batch_size, own(["--config", file]).engine.ema) == (32, False)
+    assert own(["--config", file, "--batch-size", "8"]).engine.batch_size == 8
+    assert own([]).replace(lr=0.1).engine.batch_size == 16 and read().engine.batch_size == 128
+    with pytest.raises(SystemExit):
+        own(["--help"])
+    assert "over all processes together (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_way_to_write_an_option():
