@@ -31,7 +31,7 @@ from torch import Generator, Tensor
 
 from metamix.utils.text import nearest
 
-from .resize import resize_bicubic, to_8_bits
+from .resize import resize_bicubic, to_levels
 
 PAIRS = "pairs"  # in place of a chain: the images are degraded already
 
@@ -132,7 +132,7 @@ class Jpeg:
         return 8
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
-        pixels = to_8_bits(image).mul(255).round().byte().permute(1, 2, 0).numpy()
+        pixels = to_levels(image).byte().permute(1, 2, 0).numpy()
         file = io.BytesIO()
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
             file, "JPEG", quality=round(self.quality.draw(rng))

@@ -21,6 +21,8 @@ from metamix.data.sources import naming, to_eight_bits
 from metamix.utils.files import atomic_write
 from metamix.utils.text import readable
 
+from .resize import to_levels
+
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "PNG": {}, "TIFF": {}}
 HAVE_16_BITS = ("PNG", "TIFF")
@@ -93,9 +95,7 @@ def write_picture(picture: Picture, path: Path) -> None:
         raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
     values = picture.colours if picture.alpha is None else torch.cat([picture.colours, picture.alpha])
     bits = picture.bits if kind in HAVE_16_BITS else 8
-    levels = 2**bits - 1
-    # 1e-7: halves that are a little less in binary
-    pixels = (levels * values.double().clamp(0, 1) + (0.5 + 1e-7)).floor().permute(1, 2, 0).numpy()  # (H, W, C)
+    pixels = to_levels(values.double(), 2**bits - 1).permute(1, 2, 0).numpy()  # (H, W, C)
     path.parent.mkdir(parents=True, exist_ok=True)
     if bits == 16:
         content = _encode_16_bits(pixels.astype(np.uint16), path, picture.profile)

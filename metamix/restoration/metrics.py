@@ -23,7 +23,7 @@ from metamix.training.task import Batch, State
 
 from .colour import to_grey, to_y
 from .inference import Restorer
-from .resize import to_8_bits, to_float64
+from .resize import to_8_bits, to_float64, to_levels
 
 WINDOW, SIGMA = 11, 1.5
 BEST_PSNR = 100.0  # dB; what an image that equals its target counts in a mean
@@ -143,7 +143,7 @@ class RestorationMetric:
                 row |= dict(zip(("input_psnr", "input_ssim"), self.measure.score(before, target)))
             state["rows"].append({"index": index, "image": name, **row})
             if len(state["shown"]) < SHOWN:
-                trio = [to_8_bits(picture).mul(255).round().byte().cpu() for picture in (before, restored, target)]
+                trio = [to_levels(picture).byte().cpu() for picture in (before, restored, target)]
                 state["shown"].append((index, name, trio))
 
     def result(self, states: list[State]) -> dict[str, float]:

@@ -36,8 +36,13 @@ def to_float64(images: Tensor) -> Tensor:
 
 
 def to_8_bits(images: Tensor) -> Tensor:
-    """Clip images with values from 0 to 1 and round them to multiples of 1 / 255, halves upward as MATLAB does."""
-    return (255 * images.clamp(0, 1) + (0.5 + 1e-7)).floor() / 255  # 1e-7: halves that are a little less in binary
+    """Clip images with values from 0 to 1 and round them to multiples of 1 / 255."""
+    return to_levels(images) / 255
+
+
+def to_levels(images: Tensor, highest: int = 255) -> Tensor:
+    """Clip images with values from 0 to 1 and round them to whole numbers up to `highest`, halves upward as MATLAB."""
+    return (highest * images.clamp(0, 1) + (0.5 + 1e-7)).floor()  # 1e-7: halves that are a little less in binary
 
 
 def _resize_side(images: Tensor, dim: int, scale: float) -> Tensor:
