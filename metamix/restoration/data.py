@@ -9,6 +9,10 @@ Names of pairs are matched without their endings. A training batch is {"image": 
 float32 with values from 0 to 1 (noise goes beyond), "index": (n,) int64 and "name": a list. A batch to score holds
 lists of images of different sizes. Its degradation depends on the image's number alone, so every run is scored on the
 same images.
+
+With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file to score or to
+restore is its own luminance and keeps its range, 0 to 255, as in MATLAB's scripts of the field. A grey file to train on
+is scaled to studio range: it stands for the luminance of photographs in colour.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.data.sources import first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
-from metamix.utils.text import nearest
+from metamix.utils.text import nearest, plural
 
 from .colour import to_y
 from .degradations import PAIRS, Chain, parse_degradations
@@ -55,6 +59,11 @@ class Sample:
     def header(self) -> Header:
         """Read the size and colour of the clean image."""
         return read_header(self.target)
+
+    @cached_property
+    def grey(self) -> bool:
+        """Return whether no image of the sample has colours."""
+        return self.header.grey and (self.input is None or read_header(self.input).grey)
 
 
 class RestorationData:
@@ -90,7 +99,12 @@ class RestorationData:
         self.scale = scale_of_pairs(everything) if self.paired else self.chain.scale
         if train and options.crop > 1:
             self._check_crops(parts["train"])
-        self.parts = {split: Samples(samples, self.channels, self.scale) for split, samples in parts.items()}
+        self.parts = {
+            split: Samples(samples, self.channels, self.scale, studio_range=split == "train")
+            for split, samples in parts.items()
+        }
+        if self.channels == "y" and (grey := sum(sample.grey for sample in parts["test"])):
+            self.notes.append(f"{plural(grey, 'scored image')} in grey: compared as stored, from 0 to 255")
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in parts.items()},
             "digest": {
@@ -191,10 +205,17 @@ Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
 
 
 class Samples:
-    """Read the images of a split for `StreamLoader`. Numbers beyond the last image begin again with the first."""
+    """Read the images of a split for `StreamLoader`. Numbers beyond the last image begin again with the first.
 
-    def __init__(self, samples: Sequence[Sample], channels: str, scale: int):
-        self.samples, self.channels, self.scale = samples, channels, scale
+    Args:
+        samples: of the split.
+        channels: rgb, grey or y.
+        scale: that the sides of clean images are cut to multiples of.
+        studio_range: with y, scale grey images to studio range too.
+    """
+
+    def __init__(self, samples: Sequence[Sample], channels: str, scale: int, *, studio_range: bool):
+        self.samples, self.channels, self.scale, self.studio_range = samples, channels, scale, studio_range
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -210,9 +231,10 @@ class Samples:
     def read(self, index: int) -> Pair:
         """Read the clean image, cut to a multiple of the scale, and the degraded one of a pair: (C, H, W) each."""
         sample = self.samples[index]
-        target = read_tensor(sample.target, self.channels)
+        studio_range = self.channels == "y" and (self.studio_range or not sample.grey)
+        target = read_tensor(sample.target, self.channels, studio_range)
         h, w = (side - side % self.scale for side in target.shape[-2:])
-        degraded = None if sample.input is None else read_tensor(sample.input, self.channels)
+        degraded = None if sample.input is None else read_tensor(sample.input, self.channels, studio_range)
         return sample.name, target[:, :h, :w], degraded
 
 
@@ -271,17 +293,18 @@ def shrink(part: slice, scale: int) -> slice:
     return slice(part.start // scale, part.stop // scale)
 
 
-def read_tensor(path: Path, channels: str) -> Tensor:
+def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor:
     """Read an image file as (C, H, W) float32 with values from 0 to 1.
 
     Args:
-        channels: "rgb", "grey", or "y" for the luminance in studio range.
+        channels: "rgb", "grey", or "y" for the luminance, in studio range where the file has colours.
+        studio_range: with y, scale a grey file to studio range too.
 
     Raises:
         CorruptImage: the file cannot be read.
     """
     colours = read_picture(path).colours
-    if channels == "grey":
+    if channels == "grey" or (channels == "y" and len(colours) == 1 and not studio_range):
         return colours[:1]
     colours = colours.expand(3, -1, -1)
     return to_y(colours) if channels == "y" else colours

@@ -37,7 +37,8 @@ class Measure:
 
     Attributes:
         channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in
-            full range. Images of one channel are compared as they are.
+            full range. Images of one channel are compared as they are: with the channels y, a grey file counts as its
+            own luminance. Read with the channels rgb, it has three equal channels, whose luminance is in studio range.
         border: pixels that are left out at each side.
         rounding: clip and round the restored image to 8 bits first, as a file would hold it.
     """

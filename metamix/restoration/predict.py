@@ -6,8 +6,8 @@
 A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
 that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. Alpha channels, colour profiles and 16 bits a
 channel are kept where the format has them; 16 bits need the extra `restoration`. Values are rounded, not truncated. A
-model for the luminance restores Y of a colour image; Cb and Cr are enlarged. Images that cannot be read or do not fit
-the model are named and left out; the exit code is then 1.
+model for the luminance restores a grey image as it is and Y of a colour image, whose Cb and Cr are enlarged. Images
+that cannot be read or do not fit the model are named and left out; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -157,8 +157,11 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
     colours, alpha = picture.colours, picture.alpha
     grey = len(colours) == 1
     if channels == "grey" and not grey:
-        raise DoesNotFit(f"{path} is in colour, and the model was trained on grey images")
-    restored = restore_colours(model, colours if channels == "grey" else colours.expand(3, -1, -1), channels, restorer)
+        raise DoesNotFit(
+            f"{path} is in colour, and the model was trained on grey images: save it in grey, or give a model trained "
+            f"with --channels rgb or y"
+        )
+    restored = restore_colours(model, colours.expand(3, -1, -1) if channels == "rgb" else colours, channels, restorer)
     if grey:
         restored = restored.mean(0, keepdim=True)
     if alpha is not None:
@@ -169,7 +172,7 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
     """Restore an image (C, H, W) on the CPU; of an image in colour, the luminance alone where channels is y."""
     device = next(model.parameters()).device
-    if channels != "y":
+    if channels != "y" or len(image) == 1:
         return restorer(model, image[None].to(device))[0].float().cpu()
     ycbcr = to_ycbcr(image)
     y = restorer(model, ycbcr[None, :1].to(device))[0].float().cpu()

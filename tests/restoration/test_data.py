@@ -103,6 +103,28 @@ def test_channels(clean):
     assert np.allclose(255 * y[0].numpy(), 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255, atol=1e-3)
 
 
+def test_a_grey_file_is_its_own_luminance_where_it_is_scored(clean):
+    grey, colour = clean("grey", mode="L"), clean("colour")
+    stored = torch.from_numpy(np.array(Image.open(grey / "0.png")))[None] / 255
+    assert torch.equal(read_tensor(grey / "0.png", "y"), stored)
+    found = data(data_dir=grey, test_dir=grey, degradation="noise:0", channels="y")
+    assert torch.equal(next(iter(found.eval_loaders(1, 0, 1)["test"]))["target"][0], stored)
+    assert "6 scored images in grey: compared as stored, from 0 to 255" in found.notes
+    trained_on = found.parts["train"].read(0)[1]  # it stands for the luminance of a photograph in colour
+    assert torch.allclose(255 * trained_on, 16 + 219 * stored, atol=1e-3)
+    assert not any("grey" in note for note in data(data_dir=colour, degradation="noise:0", channels="y").notes)
+
+
+def test_the_images_of_a_pair_have_one_range(pairs, image):
+    root = pairs()
+    for split in "train", "test":
+        image((40, 48), "L").save(root / split / "target" / "0.png")
+    found = data(data_dir=root, channels="y")
+    for part in found.parts.values():
+        _, target, _ = part.read(0)
+        assert target.min() >= 15.9 / 255 and target.max() <= 235.1 / 255
+
+
 def test_a_changed_data_set_is_another_identity(clean, image):
     photos = clean()
     before = data(data_dir=photos, degradation="noise:1").identity

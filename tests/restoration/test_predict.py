@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import nn
 
+import metamix.cli.main
 from metamix.restoration import predict
 from metamix.restoration.files import read_picture, write_picture
 from metamix.restoration.inference import Restorer
@@ -83,6 +84,21 @@ def test_luminance_models_restore_y_and_enlarge_colours(tmp_path):
     assert restore_colours(Shift(2).eval(), image, "y", Restorer()).shape == (3, 24, 20)
 
 
+def test_luminance_models_restore_grey_files_as_they_are(clean, tmp_path, run):
+    """As they are scored: by 0.6 of a grey level, not of 219 levels."""
+    photos = clean(count=1, mode="L")
+    assert run(photos, "--output", tmp_path / "out", channels="y")[0] == 0
+    assert (pixels(tmp_path / "out" / "0.png") == np.minimum(pixels(photos / "0.png") + 1, 255)).all()
+    image = torch.rand(1, 12, 10)
+    assert torch.allclose(restore_colours(Shift(1).eval(), image, "y", Restorer()), image + 0.6 / 255)
+
+
+def test_names_of_image_models_need_the_task():
+    message = "wavemixsr_nano.x2 is a model that restores images: give --task restoration too"
+    with pytest.raises(SystemExit, match=message):
+        metamix.cli.main.main(["predict", "photos", "--model", "wavemixsr_nano.x2", "--pretrained"])
+
+
 def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
     photos = clean(count=1, size=(100, 70))
     code, model = run(photos, "--output", tmp_path / "out", "--tile", 32, "--overlap", 8)
@@ -111,7 +127,10 @@ def test_what_does_not_fit_is_left_out_by_name(clean, tmp_path, run, capsys):
     said = capsys.readouterr()
     assert "written: 2 images to" in said.out and "left out: " in said.err and "broken.png: not an image" in said.err
     assert run(photos / "0.png", "--output", tmp_path / "out", channels="grey")[0] == 1
-    assert "0.png is in colour, and the model was trained on grey images" in capsys.readouterr().err
+    assert (
+        "trained on grey images: save it in grey, or give a model trained with --channels rgb or y"
+        in capsys.readouterr().err
+    )
     Image.new("RGBA", (8, 8)).save(photos / "alpha.png")
     assert run(photos / "alpha.png", "--output", tmp_path / "out", "--format", "jpg")[0] == 1
     assert "alpha channel, which JPEG cannot hold: give --format png" in capsys.readouterr().err
