@@ -151,11 +151,6 @@ class RestorationData:
 
     def _check_crops(self, samples: Sequence[Sample]) -> None:
         crop = self.options.crop
-        if crop % self.scale:
-            raise ValueError(
-                f"crop is {crop}, which the scale of {self.scale} does not divide; "
-                f"take {crop - crop % self.scale or self.scale}"
-            )
         for sample in samples:
             h, w = (side - side % self.scale for side in sample.header.size)
             if min(h, w) < crop:
@@ -336,7 +331,8 @@ def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample
         found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
             f"there is no folder {missing}{nearest(missing.name, found)} Pairs need {inputs} and {targets}; for clean "
-            f"images that are to be degraded, give --degradation, such as noise:25, or to metamix verify --clean"
+            f"images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); images "
+            f"without targets are restored by metamix predict"
         )
     return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
 

@@ -7,8 +7,8 @@
     motion:LENGTH       blur along a line of a random direction, length in pixels
     jpeg:QUALITY        JPEG compression, quality 1 to 100
     low_light:GAMMA     image ^ gamma, gamma of at least 1; low_light:3:10 then adds noise of sigma 10 and clips
-    haze:BETA           image * t + light * (1 - t) with t = exp(-beta * depth): a smooth random depth from 0 to 1, and
-                        a grey light from 0.7 to 1
+    haze:BETA           image * t + light * (1 - t) with t = exp(-beta * depth): a grey light from 0.7 to 1, and a
+                        smooth random depth from 0 to 1 over the image, or over the crop in training
     rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
 
 Every value may be a range, LOW-HIGH, of which each image takes a random value. Steps are applied from left to right.
@@ -205,7 +205,9 @@ class Chain:
     Attributes:
         steps: the degradations.
         scale: how many times smaller the result is.
-        reach: pixels around a crop, a multiple of `scale`, by which it is degraded as the whole image would be.
+        reach: pixels around a crop, a multiple of `scale`, by which its borders are degraded as its middle is. The
+            result is that of the whole image but for random numbers, the blocks of JPEG, which begin where the
+            degraded part begins, and the depth of haze, which spans it.
     """
 
     steps: Sequence[Any] = ()

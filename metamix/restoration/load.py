@@ -14,6 +14,7 @@ from torch import nn
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
+from metamix.utils.text import plural
 
 from .degradations import PAIRS, parse_degradations
 
@@ -85,11 +86,12 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
     if model.in_chans != in_chans:
         advice = "--channels y or grey" if model.in_chans == 1 else "--channels rgb"
         raise ValueError(
-            f"{name} takes images of {model.in_chans} channels, and the data have {in_chans}: give {advice}"
+            f"{name} takes images of {plural(model.in_chans, 'channel')}, and the data have {in_chans}: give {advice}"
         )
     if model.scale not in (1, scale):
+        size = f"are {scale} times as large as the inputs" if scale > 1 else "have the size of the inputs"
         raise ValueError(
-            f"{name} enlarges images {model.scale} times, and the targets are {scale} times as large as the inputs: "
+            f"{name} enlarges images {model.scale} times, and the targets {size}: "
             f"give --degradation downscale:{model.scale}, pairs of that scale, or another model"
         )
     return arguments, scale // model.scale

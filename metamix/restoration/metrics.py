@@ -59,12 +59,16 @@ class Measure:
         if image.shape[0] == 3 and self.channel != "rgb":
             image = to_y(image) if self.channel == "y" else to_grey(image)
         height, width = image.shape[-2:]
+        self.check_size(height, width)
+        return image[:, self.border : height - self.border, self.border : width - self.border]
+
+    def check_size(self, height: int, width: int, name: object = "an image") -> None:
+        """Raise ValueError if nothing of an image of this size is left inside the border."""
         if min(height, width) <= 2 * self.border:
             raise ValueError(
-                f"an image of {height} x {width} pixels has nothing inside a border of {self.border}: "
+                f"{name} of {height} x {width} pixels has nothing inside a border of {self.border}: "
                 f"give a smaller --score-border"
             )
-        return image[:, self.border : height - self.border, self.border : width - self.border]
 
     def score(self, restored: Tensor, target: Tensor) -> tuple[float, float]:
         """Return PSNR in dB and SSIM of a restored image and its target, (C, H, W) each.

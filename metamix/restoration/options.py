@@ -90,7 +90,9 @@ class RestorationOptions(BackboneOptions, ImageOptions):
         "Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
-        "auto", "rgb, grey, y (luminance of BT.601); auto: grey if all images are, else rgb"
+        "auto",
+        "rgb, grey, y (luminance of BT.601, 16 to 235, to which degradations apply: noise:25 is 25 of 219 levels); "
+        "auto: grey if all images are, else rgb",
     )
     test_share: float = _data(0.1, "share of the images that is scored where there is no test folder")
     crop: int = _crops(64, "side of the random crops of the clean images, in pixels")

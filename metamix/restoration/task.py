@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -131,11 +132,14 @@ class RestorationModel:
             self.notes.append(f"published weights of {options.model}")
         model = create_image_model(options.model, **self.arguments, **weights)
         check_local_pooling(model, options.model, options.local_pooling)
-        if any(self.crop % side for side in model.multiple):
-            h, w = (side * self.data.scale // self.enlarge for side in model.multiple)
+        scale = self.data.scale
+        h, w = (math.lcm(side * scale // self.enlarge, scale) for side in model.multiple)
+        if options.crop % h or options.crop % w:
+            side = math.lcm(h, w)
+            of_scale = f" at a scale of {scale}" if scale > 1 else ""
             raise ValueError(
-                f"crop is {options.crop}, but {options.model} trains on multiples of {h} x {w} pixels: "
-                f"give such a --crop"
+                f"crop is {options.crop}, but {options.model} trains on multiples of {h} x {w} pixels{of_scale}: "
+                f"give such a --crop, such as {max(options.crop // side, 1) * side}"
             )
         return model
 

@@ -201,11 +201,18 @@ MISTAKES = [
     (["--channels", "grey"], "is in colour: give --channels rgb, or y for its luminance"),
     (
         ["--degradation", "pairs"],
-        "Pairs need .*input and .*target; for clean images .* give --degradation, such as noise:25",
+        "Pairs need .*input and .*target; for clean images .* give --degradation, such as noise:25 .* metamix predict",
     ),
-    (["--degradation", "downscale:3"], "crop is 16, which the scale of 3 does not divide; take 15"),
-    (["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"], "enlarges images 2 times, and the targets are 1"),
-    (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channels, and the data have 3"),
+    (
+        ["--degradation", "downscale:3"],
+        "crop is 16, but maxim_nano trains on multiples of 24 x 24 pixels at a scale of 3: .*such as 24",
+    ),
+    (["--score-border", 20], "of 48 x 40 pixels has nothing inside a border of 20: give a smaller --score-border"),
+    (
+        ["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"],
+        "enlarges images 2 times, and the targets have the size of",
+    ),
+    (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
     (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "'feature' is no argument of maxim_nano; did you mean"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
