@@ -153,13 +153,9 @@ class RestorationMetric:
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the means over all images, PSNR first."""
-        rows = all_rows(states)
-        if not rows:
+        if not all_rows(states):
             raise ValueError("no image could be read, so there is nothing to score")
-        return {
-            name: _mean([min(row[name], BEST_PSNR) for row in rows])
-            for name in ("psnr", "ssim", "input_psnr", "input_ssim")
-        }
+        return mean_scores(states)
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
         """Return nothing: images have no classes."""
@@ -169,6 +165,15 @@ class RestorationMetric:
 def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
     """Return the scores of all images in their order."""
     return sorted((row for state in states for row in state["rows"]), key=lambda row: row["index"])
+
+
+def mean_scores(states: Sequence[State]) -> dict[str, float]:
+    """Return the means over all images, PSNR first."""
+    rows = all_rows(states)
+    return {
+        name: _mean([min(row[name], BEST_PSNR) for row in rows])
+        for name in ("psnr", "ssim", "input_psnr", "input_ssim")
+    }
 
 
 def _mean(values: list[float]) -> float:

@@ -47,6 +47,7 @@ class ImageOptions:
     score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
     tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
     overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels")
+    ensemble: bool = _score(False, "average over eight orientations of the images to score; takes eight times as long")
     local_pooling: int = _score(
         0,
         "side of the windows that MAXIM's channel attention averages over while scoring, such as the crop of "

@@ -14,17 +14,21 @@ from metamix.training.task import State
 from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
 
-from .metrics import SHOWN, Measure, all_rows
+from .metrics import SHOWN, all_rows, mean_scores
 
 COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
 ZOOM = 64  # pixels of the side of the zoomed crop
 
 
 class RestorationPictures:
-    """Show the states of `RestorationMetric`."""
+    """Show the states of `RestorationMetric`.
 
-    def __init__(self, measure: Measure, channels: str):
-        self.measure, self.channels = measure, channels
+    Args:
+        measured: what the scores compare.
+    """
+
+    def __init__(self, measured: str):
+        self.measured = measured
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the contact sheet and write a CSV with a row for each image; return the files."""
@@ -41,10 +45,21 @@ class RestorationPictures:
         return [sheet, table]
 
     def report(self, states: list[State]) -> str:
-        """Say what the scores compare, and how many images could not be read."""
+        """Say what the scores compare, how many images could not be read, and what to do about bad scores."""
         unreadable = sum(state["unreadable"] for state in states)
-        lines = [f"scores: {self.measure.describe(self.channels)}; input_ are those of the images before restoration"]
-        return "\n".join(lines + [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable))
+        lines = [f"scores: {self.measured}; input_ are those of the images before restoration"]
+        lines += [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable)
+        return "\n".join(filter(None, [*lines, self.advice(states)]))
+
+    def advice(self, states: list[State]) -> str:
+        """Say what to do where the restored images score below the images before restoration; else nothing."""
+        scores = mean_scores(states)
+        if scores["psnr"] >= scores["input_psnr"]:
+            return ""
+        return (
+            f"note: the restored images score below the images before restoration, {scores['psnr']:.2f} and "
+            f"{scores['input_psnr']:.2f} dB: train longer (--epochs, --crops), or on images like these"
+        )
 
 
 def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None:

@@ -46,15 +46,18 @@ class Restoration:
         self.model = RestorationModel(options, self.data)
         self.data.enlarge = self.model.enlarge
         self.measure = choose_measure(options, self.data)
-        restorer = Restorer(self.model.enlarge, options.tile, options.overlap, pooling=options.local_pooling)
+        for sample in self.data.parts["test"].samples:
+            height, width = (side - side % self.data.scale for side in sample.header.size)
+            self.measure.check_size(height, width, sample.target)
+        restorer = Restorer(self.model.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
         self.loss = RestorationLoss(options.loss, options.crop)
         self.metric = RestorationMetric(self.measure, restorer)
-        self.pictures = RestorationPictures(self.measure, self.data.channels)
+        self.pictures = RestorationPictures(describe_scores(options, self.data))
 
     @property
     def notes(self) -> list[str]:
         """Say how data and model were made, and what the scores compare."""
-        return [*self.data.notes, *self.model.notes, self.measure.describe(self.data.channels)]
+        return [*self.data.notes, *self.model.notes, describe_scores(self.options, self.data)]
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
@@ -157,7 +160,7 @@ class RestorationModel:
             "scale": data.scale,
             "data": data.name,
             "test_share": options.test_share,
-            "measured": choose_measure(options, data).describe(data.channels),
+            "measured": describe_scores(options, data),
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (data.in_chans, self.crop, self.crop)),
@@ -170,6 +173,12 @@ def choose_measure(options: ImageOptions, data: RestorationData) -> Measure:
     channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
     border = (data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border
     return Measure(channel, border, options.score_rounding)
+
+
+def describe_scores(options: ImageOptions, data: RestorationData) -> str:
+    """Say in a line what the scores compare."""
+    ensemble = ", restored in eight orientations" if options.ensemble else ""
+    return choose_measure(options, data).describe(data.channels) + ensemble
 
 
 def check_image_model(name: str, pretrained: bool) -> None:

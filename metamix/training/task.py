@@ -99,7 +99,10 @@ class Metric(Protocol):
 
 
 class Pictures(Protocol):
-    """Draw and report the metric's states."""
+    """Draw and report the metric's states.
+
+    An optional method `advice(states) -> str` says what to do about bad scores; `metamix train` prints it.
+    """
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the states of all ranks into the folder and return the files."""

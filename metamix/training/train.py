@@ -194,6 +194,8 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     _write_summary(folder, summary)
     run.set_state("finished")
     run.say(result_line(folder))
+    if advice := getattr(engine.task.pictures, "advice", lambda _: "")(states):
+        run.say(advice)
 
 
 def _read_summary(folder: Path) -> dict[str, Any]:

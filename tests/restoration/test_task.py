@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from metamix.restoration.load import load_trained
 from metamix.restoration.metrics import Measure
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.predict import main as predict
+from metamix.training.recipe import parse
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
 WORDS = ["--task", "restoration", "--device", "cpu", "--workers", 0, "--batch-size", 2, "--amp", "none"]
@@ -123,6 +125,43 @@ def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
     assert not torch.equal(data.augment(batch, 0, 6, 0, 1)["image"], mixed["image"])
     with pytest.raises(ValueError, match="mixup pairs neighbours, and batch_size 6 leaves each of 2 processes an odd"):
         data.train_loader(6, 0, 2, seed=3)
+
+
+def test_scores_of_eight_orientations(clean, tmp_path, capsys):
+    photos, run, results = clean(), tmp_path / "run", []
+    train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
+    for words in [], ["--ensemble"]:
+        capsys.readouterr()
+        evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out", *words)
+        assert ("8 bits, restored in eight orientations; input_" in capsys.readouterr().out) == bool(words)
+        results.append(json.loads((tmp_path / "out" / "result.json").read_text()))
+    assert results[0]["psnr"] != results[1]["psnr"]
+    assert results[1]["measured"].endswith("restored in eight orientations")
+
+
+def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
+    photos, run = clean(), tmp_path / "run"
+    words = [*MAXIM, "--data-dir", photos, "--degradation", "noise:5", "--schedule", "constant"]
+    advice = "the restored images score below the images before restoration, .* dB: train longer"
+    train(*words, "--output", tmp_path / "good", "--lr", 0)
+    assert not re.search(advice, capsys.readouterr().out)
+    train(*words, "--output", run, "--lr", 0.05)
+    assert re.search(advice, capsys.readouterr().out)
+    evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out")
+    assert re.search(advice, capsys.readouterr().out)
+
+
+def test_a_recipe_without_numbers_is_one_for_photographs(clean):
+    recipe = parse(
+        ["--data-dir", "photos"],
+        {"restoration": lambda: RestorationOptions},
+        default_task="restoration",
+        description="",
+    )
+    engine = recipe.engine
+    assert (engine.batch_size, engine.optimizer, engine.lr, engine.ema, recipe.options.crops) == (
+        16, "muon", 3e-3, True, 8
+    )  # fmt: skip
 
 
 def test_local_pooling_of_scores_alone(clean, tmp_path):
