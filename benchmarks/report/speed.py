@@ -7,7 +7,6 @@ from math import log
 from statistics import linear_regression
 
 from benchmarks.markdown import table, wrap
-from benchmarks.measure.authors_speed import MODELS
 from benchmarks.measure.inference_memory import SIZES
 from benchmarks.measure.speed import REFERENCE
 from benchmarks.paths import RESULTS
@@ -48,19 +47,16 @@ def authors_table() -> str:
     machine, models = load("authors_speed.json")
 
     def cell(row: dict) -> str:
-        ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}{'' if row['authors_ms'] else '*'}"
-        return milliseconds(row["ms"]) + ratio + compiled(row)
+        ratio = f", {row['ratio']:.2f}" if "ratio" in row else ""
+        return f"{milliseconds(row['ms'])}{ratio}{compiled(row)}"
 
     def memory(cells: Cells) -> str:
-        row = cells["train", "fp32"]
-        theirs = f"{row['authors_mib']}" if "authors_mib" in row else f"{MODELS[row['model']].mib}*"
-        return f"{row['mib']} / {theirs}"
+        row = cells.get(("train", "fp32"))
+        return f"{row['mib']} / {row['authors_mib']}" if row else "-"
 
     note = (
-        f"Milliseconds of one step {where(machine, models)}, the speed relative to the authors' code, and the time "
-        f"with `torch.compile`. Values marked * compare with times of the authors' code on another machine (two "
-        f"AMD EPYC cores), rescaled by timm's `{REFERENCE}`; they are less certain, most of all in bf16. Memory: what "
-        f"fp32 training adds to the imports, ours / the authors'; * on the other machine."
+        f"Milliseconds of one step {where(machine, models)}, and the speed relative to the authors' code in the same "
+        f"run. Memory: what fp32 training adds to the imports, ours / the authors'."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
 
