@@ -12,8 +12,8 @@ from benchmarks.paths import RESULTS
 from benchmarks.runs import collect_runs, free_options, read_run
 
 FILE = RESULTS / "segmentation.json"
-KEPT = ("model", "head", "data", "measured", "miou", "pixel_accuracy", "mean_accuracy", "boundary_f", "parameters")
-KEPT += ("macs", "samples", "epochs", "steps", "seconds", "weights", "seed", "commit", "versions")
+KEPT = ("model", "head", "data", "test_split", "measured", "miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
+KEPT += ("parameters", "macs", "samples", "epochs", "steps", "seconds", "weights", "seed", "commit", "versions")
 
 
 def add(results: dict, run: Path) -> None:

@@ -48,6 +48,7 @@ class SegmentationData:
         name: name of the data set's folder.
         labels: classes, and the labels of the values in mask files.
         parts: samples by split: "train", "test", and "holdout" where val is neither trained on nor the test.
+        test_split: name in the data set of the split that is scored as "test".
         mean, std: of the channels, for values from 0 to 1; the task sets those of loaded weights.
         identity: values that must be the same when a run is resumed.
         notes: what the user should know.
@@ -72,6 +73,7 @@ class SegmentationData:
                 options.memory == "auto" and sum(4 * h * w for h, w in sizes["train"]) <= MEMORY_LIMIT
             )
         self.identity: dict[str, Any] = {
+            "test_split": self.test_split,
             "samples": {split: len(samples) for split, samples in self.parts.items()},
             "classes": list(self.classes),
             "digest": {
@@ -90,6 +92,7 @@ class SegmentationData:
         """Find the samples of the splits to train on and to score."""
         options, splits = self.options, self.set.splits
         test = options.test_on or next((name for name in ("test", "val") if name in splits), "test")
+        self.test_split = test
         if train and test in options.train_on:
             raise ValueError(
                 f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "

@@ -103,6 +103,8 @@ def test_folders(scenes):
     assert {split: len(samples) for split, samples in both.parts.items()} == {"train": 6, "test": 2}
     on_val = SegmentationData(options(scenes("few", train=2, val=1)))
     assert {split: len(samples) for split, samples in on_val.parts.items()} == {"train": 2, "test": 1}
+    assert (data.test_split, on_val.test_split) == ("test", "val")
+    assert on_val.identity["test_split"] == "val"
     loader = data.eval_loaders(8, 0, 1)["test"]
     (first, second) = loader
     assert first["image"][0].shape == (3, 40, 48) and first["target"][0].shape == (40, 48) and second["name"] == ["1"]

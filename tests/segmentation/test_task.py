@@ -68,6 +68,18 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert confusion.tolist() == [[int(n) for n in row[1:]] for row in rows[1:]]
 
 
+@pytest.mark.usefixtures("rendered_figures")
+def test_scores_name_their_split(scenes, tmp_path, capsys):
+    root, run, out = scenes(train=2, val=1), tmp_path / "run", tmp_path / "out"  # without test, val is scored
+    train(*SMALL_HEAD, "--data-dir", root, "--output", run)
+    said = capsys.readouterr().out
+    assert "on scenes, val: " in said and "on scenes, test" not in said
+    assert json.loads((run / "summary.json").read_text())["test_split"] == "val"
+    evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-on", "train")
+    assert "on scenes, train (2 images)" in capsys.readouterr().out
+    assert json.loads((out / "result.json").read_text())["test_split"] == "train"
+
+
 def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):
     words = [*SMALL_HEAD, "--data-dir", scenes(), "--epochs", 3, "--ema", "--schedule", "poly"]
     train(*words, "--output", tmp_path / "whole")
