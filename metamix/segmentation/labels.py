@@ -40,11 +40,13 @@ class Labels:
         classes: names of the labels 0, 1, ...
         table: labels of the values 0 to 255, int16; IGNORED and REFUSED are possible.
         palette: colours of the classes, for masks in colour and for pictures; one more is that of ignored pixels.
+        advice: what to do about a value that is refused.
     """
 
     classes: tuple[str, ...]
     table: np.ndarray
     palette: Palette | None = None
+    advice: str = "correct the mask, add the class to classes.txt, or give --ignore-index"
 
     def accepted(self) -> str:
         """Name the values that masks may have."""
@@ -94,11 +96,11 @@ def make_labels(
 
 
 def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palette | None = None) -> Labels:
-    """Make the labels of a data set whose files hold other numbers; all values that are not in `values` are ignored."""
-    table = np.full(256, IGNORED, dtype=np.int16)
+    """Make the labels of a data set whose values are known; all values that are not in `values` are refused."""
+    table = np.full(256, REFUSED, dtype=np.int16)
     for value, label in values.items():
         table[value] = label
-    return Labels(tuple(classes), table, palette)
+    return Labels(tuple(classes), table, palette, "correct the mask, or take the file as it is published")
 
 
 def read_mask(path: Path, labels: Labels) -> Tensor:
@@ -121,8 +123,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
         shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise BadMask(
             f"{path} has the label {shown} at {int(refused.sum()):,} pixels, but there are {len(labels.classes)} "
-            f"classes and accepted are {labels.accepted()}: correct the mask, add the class to classes.txt, or give "
-            f"--ignore-index"
+            f"classes and accepted are {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(found.astype(np.uint8))
 

@@ -79,8 +79,10 @@ class ImageOptions:
 class LabelOptions:
     """How masks are read. Those of a trained model are in its weight file."""
 
-    ignore_index: int | None = _data(255, "value of ignored pixels in the mask files; none: there is none")
-    reduce_zero_label: bool = _data(False, "ignore the value 0, and number the classes from 1 in the mask files")
+    ignore_index: int | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
+    reduce_zero_label: bool = _data(
+        False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
+    )
     min_size: int = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
     max_size: int = _data(0, "largest longer side of resized images, in pixels; 0: no limit")
 
@@ -136,6 +138,10 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
         super().__post_init__()
         self.check_backbone(NOT_MODEL_ARGS)
         self.check_labels()
+        if self.data != "folder" and (self.ignore_index != 255 or self.reduce_zero_label):
+            raise ValueError(
+                f"the values in the masks of {self.data} are known: leave out --ignore-index and --reduce-zero-label"
+            )
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")

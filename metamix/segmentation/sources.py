@@ -4,7 +4,7 @@
                   classes.txt has one name a line, label 0 first. palette.txt may have a line "red green blue" for each
                   class, and one more for ignored pixels
     ade20k        DIR/images/training, DIR/annotations/training, likewise validation; the 150 names are in
-                  DIR/objectInfo150.txt. Give --reduce-zero-label: 0 means "other"
+                  DIR/objectInfo150.txt. 0 means "other" and is ignored
     cityscapes    DIR/leftImg8bit and DIR/gtFine, with the 19 classes that are scored
     voc           DIR/VOCdevkit/VOC2012, 20 classes and the background
     oxford_pets   DIR/oxford-iiit-pet: pet, background and border
@@ -25,7 +25,7 @@ from metamix.data.files import read_header
 from metamix.data.find import Pairs, match_partners
 from metamix.utils.text import nearest
 
-from .labels import Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
+from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
 from .options import ImageOptions
 
 VOC_CLASSES = (
@@ -56,7 +56,7 @@ class MaskedSet:
         classes: names of the classes.
         splits: by its name, a function that finds the samples of a split.
         palette: colours of the classes, if the data set has some.
-        values: labels by values in the mask files, for data sets whose files do not hold the labels themselves.
+        values: labels of all values in the mask files, for data sets whose values are known.
     """
 
     classes: tuple[str, ...]
@@ -65,7 +65,7 @@ class MaskedSet:
     values: Mapping[int, int] | None = None
 
     def labels(self, ignore_index: int | None, reduce_zero_label: bool) -> Labels:
-        """Make the table of labels; see `make_labels`."""
+        """Make the table of labels; see `make_labels`. Data sets with known values need no options."""
         if self.values is not None:
             return map_labels(self.classes, self.values, self.palette)
         return make_labels(
@@ -125,13 +125,16 @@ def open_ade20k(options: ImageOptions) -> MaskedSet:
         name: _pairs(root / "images" / folder, root / "annotations" / folder)
         for name, folder in (("train", "training"), ("val", "validation"))
     }
-    return MaskedSet(tuple(row[-1].split(",")[0].strip() for row in rows), splits)
+    classes = tuple(row[-1].split(",")[0].strip() for row in rows)
+    return MaskedSet(classes, splits, values={0: IGNORED} | {i + 1: i for i in range(len(classes))})
 
 
 def open_cityscapes(options: ImageOptions) -> MaskedSet:
     """Open Cityscapes, with the numbers and colours of torchvision's table."""
     table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]
     table.sort(key=lambda row: row.train_id)
+    values = {row.id: IGNORED for row in torchvision_sets.Cityscapes.classes if row.id >= 0}  # -1 is not drawn
+    values |= {row.id: row.train_id for row in table}
 
     def find(split: str) -> Split:
         found: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
@@ -142,7 +145,7 @@ def open_cityscapes(options: ImageOptions) -> MaskedSet:
         tuple(row.name for row in table),
         {split: _of_torchvision(find, split) for split in ("train", "val")},
         tuple(row.color for row in table),
-        {row.id: row.train_id for row in table},
+        values,
     )
 
 
@@ -154,7 +157,8 @@ def open_voc(options: ImageOptions) -> MaskedSet:
         return [_sample(Path(image), Path(mask)) for image, mask in zip(found.images, found.masks)]
 
     colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
-    return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")}, colours)
+    values = {i: i for i in range(len(VOC_CLASSES))} | {255: IGNORED}
+    return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")}, colours, values)
 
 
 def open_oxford_pets(options: ImageOptions) -> MaskedSet:

@@ -86,6 +86,8 @@ class Segmentation:
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
         values |= {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
+        if options.data != "folder":  # whose values are known, whatever the masks of training held
+            values |= dict(ignore_index=255, reduce_zero_label=False)
         given = {name: getattr(options, name) for name in ("reduce_zero_label", "min_size", "max_size")}
         values |= {name: value for name, value in given.items() if value is not None}
         values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}

@@ -241,9 +241,10 @@ def test_ade20k(tmp_path):
         Image.new("RGB", (48, 40)).save(tmp_path / "images" / split / "a.jpg")
     rows = "".join(f"{i}\t0.1\t1\t1\tname{i}, other\n" for i in range(1, 4))
     (tmp_path / "objectInfo150.txt").write_text(f"Idx\tRatio\tTrain\tVal\tName\n{rows}")
-    data = SegmentationData(options(tmp_path, data="ade20k", reduce_zero_label=True))
+    data = SegmentationData(options(tmp_path, data="ade20k"))
     assert data.classes == ("name1", "name2", "name3") and list(data.parts) == ["train", "test"]
-    assert data.pixel_counts().tolist() == [0, 40 * 48, 0]
+    assert data.pixel_counts().tolist() == [0, 40 * 48, 0] and data.labels.accepted() == "0 to 3"
+    assert data.labels.table[:4].tolist() == [255, 0, 1, 2]
 
 
 def test_cityscapes(tmp_path):
@@ -256,6 +257,10 @@ def test_cityscapes(tmp_path):
     assert len(data.classes) == 19 and data.parts["train"][0].name == "ulm/ulm_0_1_leftImg8bit"
     _, _, mask = data.train_images().read(0)
     assert mask[0, ::12].tolist() == [0, 1, 255, 18] and data.labels.palette[0] == (128, 64, 128)
+    assert data.labels.accepted() == "0 to 33"
+    write_mask(data.parts["train"][0].mask, np.full((40, 48), 99))
+    with pytest.raises(BadMask, match="label 99 at 1,920 pixels.* accepted are 0 to 33: correct the mask, or take"):
+        SegmentationData(options(tmp_path, data="cityscapes")).pixel_counts()
 
 
 def test_voc_and_pets(tmp_path):
@@ -267,6 +272,7 @@ def test_voc_and_pets(tmp_path):
         Image.new("RGB", (48, 40)).save(root / "JPEGImages" / f"{split}1.jpg")
         write_mask(root / "SegmentationClass" / f"{split}1.png", np.full((40, 48), 20))
     data = SegmentationData(options(tmp_path, data="voc"))
+    assert data.labels.accepted() == "0 to 20, 255"
     assert len(data.classes) == 21 and data.pixel_counts()[20] == 40 * 48
     assert data.labels.palette[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0)) and data.labels.palette[21] == (
         224,
@@ -283,6 +289,7 @@ def test_voc_and_pets(tmp_path):
         write_mask(pets / "annotations" / "trimaps" / f"{split}_1.png", [[1] * 24 + [2] * 20 + [3] * 4] * 40)
     data = SegmentationData(options(tmp_path, data="oxford_pets"))
     assert data.pixel_counts().tolist() == [40 * 24, 40 * 20, 40 * 4] and list(data.parts) == ["train", "test"]
+    assert data.labels.accepted() == "1 to 3"
     assert open_set(options(tmp_path, data="voc")).find("val")[0].name == "val1"
 
 

@@ -12,6 +12,8 @@ from running import assert_same_run, metrics, start_all, stopped_at
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
+from metamix.segmentation.options import SegmentationEvalOptions
+from metamix.segmentation.task import Segmentation
 from metamix.utils.tensor_files import load_checkpoint
 
 TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
@@ -136,6 +138,17 @@ def test_the_backbone_starts_from_a_classifier(scenes, tmp_path, capsys):
     assert summary["mean"] == pytest.approx([0.49, 0.48, 0.45], abs=0.01)  # CIFAR-10's, not ImageNet's
 
 
+def test_known_values_replace_those_of_training(scenes, tmp_path):
+    root, run = scenes(train=2, val=1), tmp_path / "run"
+    train(*SMALL_HEAD, "--data-dir", root, "--ignore-index", 255, "--reduce-zero-label", "--output", run)
+    given = SegmentationEvalOptions(checkpoint=str(run), data="voc", data_dir=str(root))
+    with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # not that the options are refused
+        Segmentation.trained(given)
+    given.reduce_zero_label = True
+    with pytest.raises(ValueError, match="masks of voc are known"):
+        Segmentation.trained(given)
+
+
 MISTAKES = [
     (["--head", "semantic_fpm"], "no head 'semantic_fpm'; did you mean 'semantic_fpn'"),
     (["--head-args", "{neck_chanels: 8}"], "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
@@ -150,6 +163,8 @@ MISTAKES = [
     (["--train-on", "trian"], "no split 'trian'; did you mean 'train'"),
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
+    (["--data", "cityscapes", "--ignore-index", 7], "masks of cityscapes are known: leave out --ignore-index"),
+    (["--data", "oxford_pets", "--reduce-zero-label"], "masks of oxford_pets are known"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
