@@ -63,6 +63,8 @@ def lovasz_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
     return sum((loss(one, mask) for one, mask in known), logits.sum() * 0) / len(logits)
 
 
+WEIGHTED = ("ce", "ohem")  # the losses that take class weights
+
 LOSSES: dict[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
     "ce": cross_entropy,
     "ohem": ohem_loss,

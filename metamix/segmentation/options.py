@@ -10,7 +10,7 @@ from typing import Any, Literal
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import option
 
-from .losses import parse_loss
+from .losses import WEIGHTED, parse_loss
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
@@ -157,7 +157,11 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
         if len(self.crop) not in (1, 2) or min(self.crop) < 1:
             raise ValueError(f"crop is {self.crop}, but it must be a side in pixels, or height,width")
         self.check_statistics()
-        parse_loss(self.loss)
+        if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
+            raise ValueError(
+                f"class_weights does nothing for the loss {self.loss}: leave it out, or add {' or '.join(WEIGHTED)} to "
+                f"the loss, such as ce+{self.loss}"
+            )
         if not isinstance(self.class_weights, str) and not all(0 <= w < float("inf") for w in self.class_weights):
             raise ValueError(f"class_weights is {self.class_weights}, but weights must be finite and at least 0")
         if not 0 <= self.aux_weight < float("inf"):

@@ -165,6 +165,8 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"ignore_index": 256}, "ignore_index is 256, but it must be from 0 to 255, or none"),
         ({"min_size": 64, "max_size": 32}, "max_size is 32, less than min_size, which is 64"),
         ({"class_weights": (1.0, -1.0)}, "weights must be finite and at least 0"),
+        ({"loss": "dice", "class_weights": "log"}, r"does nothing for the loss dice: .* or add ce or ohem .* ce\+dice"),
+        ({"loss": "focal+lovasz", "class_weights": (1.0, 2.0)}, "does nothing for the loss focal"),
         ({"aux_weight": -1.0}, "aux_weight is -1.0, but it must be a number of at least 0"),
         ({"test_scales": ()}, "test_scales is"),
         ({"mask_name": "mask"}, "mask_name is 'mask', but it must hold {name}"),
@@ -177,5 +179,13 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
     ],
 )
 def test_options_out_of_range_are_refused(options, words):
+    if "loss" in options:
+        pytest.importorskip("segmentation_models_pytorch", reason="pip install 'metamix[segmentation]'")
     with pytest.raises(ValueError, match=words):
         SegmentationOptions(**{"data_dir": "x"} | options)
+
+
+@pytest.mark.parametrize("loss", ["ohem", "ce+0.5*dice"])
+def test_class_weights_are_accepted_for_a_sum_with_cross_entropy(loss):
+    pytest.importorskip("segmentation_models_pytorch", reason="pip install 'metamix[segmentation]'")
+    assert SegmentationOptions(data_dir="x", loss=loss, class_weights="log").loss == loss
