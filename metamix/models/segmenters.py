@@ -89,8 +89,7 @@ class Segmenter(OnBackbone):
         if self.training and self.auxiliary is not None:
             scores.append(self.auxiliary(maps))
         scores = [x.float() if x.dtype.itemsize < 4 else x for x in scores]  # before they are interpolated
-        if not isinstance(self.head, DeconvHead):  # whose scores have this size
-            scores = [resize_to(x, padded.shape[-2:], "bilinear") for x in scores]
+        scores = [resize_to(x, padded.shape[-2:], "bilinear") for x in scores]
         scores = [crop_to(x, images.shape[-2:]) for x in scores]
         return scores if self.training else scores[0]
 

@@ -73,6 +73,15 @@ def test_transformers_take_any_size(backbone):
 
 
 @torch.no_grad()
+def test_maps_may_be_smaller_than_their_stride_says():
+    """The convolutions of Inception-v3's stem are not padded: the last map of 96 x 128 pixels is 1 x 2, not 3 x 4."""
+    model = build_segmenter("wavemix", "inception_v3", 5, head_channels=[8] * 5).eval()
+    maps = list(model.backbone(torch.rand(1, 3, 96, 128)).values())
+    assert maps[0].shape[-2:] == (1, 2)
+    assert model(torch.rand(1, 3, 65, 97)).shape == (1, 5, 65, 97)
+
+
+@torch.no_grad()
 def test_backbones_of_one_size_take_images_up_to_it():
     model = segmenter(backbone="mixer_s32_224", backbone_args={}, img_size=(60, 90)).eval()
     assert model.fixed_size == (64, 96) and segmenter().fixed_size is None
