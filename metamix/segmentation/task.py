@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.models import count_macs
-from metamix.models.segmenters import Segmenter, check_backbone_name
+from metamix.models.segmenters import Segmenter, check_backbone_name, published_segmenter
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
@@ -129,13 +129,17 @@ class SegmentationModel:
             model = self.spec().build()
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
-                made = f"; made anew: {', '.join(new)}" if new else ""
-                self.notes.append(f"weights from {options.checkpoint}{made}")
+                self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
             return self._with_windows(model)
         self.frozen_norms = bool(options.pretrained or checkpoint)
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
         self._normalize_as(model.mean, model.std)
-        if options.pretrained or checkpoint:
+        whole = published_segmenter(options.head, options.model) if options.pretrained else None
+        if whole:
+            same = whole.num_classes == len(self.data.classes)
+            new = [] if same else [f"{layer}.{name}" for layer in model.classifier for name in ("weight", "bias")]
+            self.notes.append(f"weights of backbone and head from {options.model}{describe_new(new)}")
+        elif options.pretrained or checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
         return self._with_windows(model)
 
@@ -185,6 +189,11 @@ class SegmentationModel:
             reduce_zero_label=options.reduce_zero_label,
             palette=data.labels.palette,
         )
+
+
+def describe_new(names: Sequence[str]) -> str:
+    """Name the weights that are not loaded, for the end of a note."""
+    return f"; newly initialised: {', '.join(names)}" if names else ""
 
 
 class TaskLoss:

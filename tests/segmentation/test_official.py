@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from metamix.models import load_official, segmenters
 from metamix.models.download import Published
 from metamix.models.segmenters import check_backbone_name
 from metamix.segmentation import build_segmenter
+from metamix.segmentation.options import SegmentationOptions
+from metamix.segmentation.task import Segmentation
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "segmentation"
 SEMSEG = "wavemix_semseg_level1_48x32"
@@ -163,3 +166,29 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
         build(5, neck=8)
     with pytest.raises(ValueError, match="has weights for the head semantic_fpn, not for upernet: take that head"):
         build_segmenter("upernet", "metaformer_pooling_s12.ade20k", 150, pretrained=True)
+
+
+@pytest.mark.parametrize("classes", ["abcde", "abc"])
+def test_the_note_on_a_whole_segmenter(classes, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    torch.save({"state_dict": mmsegmentation_state()}, tmp_path / "fpn.pth")
+    published = Published((tmp_path / "fpn.pth").as_uri())
+    entry = segmenters.PublishedSegmenter(published, 5, segmenters.POOLFORMER_SEMANTIC_FPN)
+    monkeypatch.setitem(segmenters.WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            Image.new("RGB" if kind == "images" else "L", (40, 40)).save(tmp_path / split / kind / "a.png")
+    (tmp_path / "classes.txt").write_text("\n".join(classes))
+    options = SegmentationOptions(
+        data_dir=str(tmp_path),
+        model="metaformer_pooling_s12.ade20k",
+        pretrained=True,
+        model_args=WIDTHS,
+        head_args=dict(neck_channels=16, head_channels=8),
+        crop=(32,),
+    )
+    model = Segmentation(options).model
+    model.build()
+    new = "" if len(classes) == 5 else "; newly initialised: head.classifier.weight, head.classifier.bias"
+    assert model.notes == [f"weights of backbone and head from metaformer_pooling_s12.ade20k{new}"]

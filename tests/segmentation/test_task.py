@@ -120,7 +120,7 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
         evaluate("--checkpoint", tmp_path / "first", "--data-dir", root)
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
-    assert "made anew: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
+    assert "newly initialised: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
 
 
 def test_the_backbone_starts_from_a_classifier(scenes, tmp_path, capsys):
