@@ -14,10 +14,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from metamix.data import CorruptImage, read_image_file
+from metamix.data import read_image_file
+from metamix.data.sources import naming
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
 MAX_CLASSES = 255
@@ -108,9 +109,14 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
     Raises:
         CorruptImage: the file cannot be decoded.
-        BadMask: a value or a colour in it is no label, or it has colours and the data set no palette.
+        BadMask: a value or a colour in it is no label, it has colours and the data set no palette, or it is a JPEG.
     """
-    image = _open(path)
+    with naming(path):
+        file = read_image_file(path)
+        image = ImageOps.exif_transpose(file)  # as images are turned
+        image.load()
+    if file.format == "JPEG":
+        raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
     if image.mode in ("RGB", "RGBA"):
         return torch.from_numpy(_from_colours(np.array(image.convert("RGB")), labels, path))
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -126,15 +132,6 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
             f"classes and accepted are {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(found.astype(np.uint8))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = read_image_file(path)
-        image.load()
-    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
-        raise CorruptImage(f"{path}: {error}") from error
-    return image
 
 
 def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from examples.train_segmenter import CLASSES, COLOURS
+from metamix.data import CorruptImage
 from metamix.segmentation.data import MaskedImages, SegmentationData
 from metamix.segmentation.labels import (
     BadMask,
@@ -65,6 +66,24 @@ def test_values_become_labels(tmp_path):
 def test_values_out_of_range_are_refused_by_file_name(values, words, tmp_path):
     with pytest.raises(BadMask, match=words):
         read_mask(write_mask(tmp_path / "a.png", values), make_labels(ABC))
+
+
+def test_masks_that_cannot_be_read_say_why(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(CorruptImage, match="a.png: not an image of a known format$"):
+        read_mask(tmp_path / "a.png", make_labels(ABC))
+    write_mask(tmp_path / "b.jpg", np.zeros((8, 8)))
+    with pytest.raises(BadMask, match="b.jpg is a JPEG, and JPEG changes labels: save masks as PNGs"):
+        read_mask(tmp_path / "b.jpg", make_labels(ABC))
+
+
+def test_masks_are_turned_by_their_exif_data(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn to the right
+    for mode in "L", "P":
+        image = Image.open(write_mask(tmp_path / "a.png", [[0, 1, 2], [1, 1, 1]], mode))
+        image.save(tmp_path / "b.png", exif=turned)
+        assert read_mask(tmp_path / "b.png", make_labels(ABC)).tolist() == [[1, 0], [1, 1], [1, 2]]
 
 
 def test_masks_in_colour_need_a_palette(tmp_path):
