@@ -55,9 +55,9 @@ class ImageOptions:
 
     window: int = _score(0, "score in windows of this side, in pixels of the resized image; 0: whole images")
     overlap: int = _score(0, "least overlap of neighbouring windows in pixels")
-    test_flip: bool = _score(False, "report scores of the mean over the image and its mirror image beside the others")
+    test_flip: bool = _score(False, "also report scores of the mean over the image and its mirror image")
     test_scales: tuple[float, ...] = _score(
-        (1.0,), "report scores of the mean over these scales, such as 0.75,1,1.25, beside the others"
+        (1.0,), "also report scores of the mean over these scales, such as 0.75,1,1.25"
     )
 
     def __post_init__(self) -> None:
