@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.deploy.predict import positive
 from metamix.utils.files import write_text
+from metamix.utils.options import positive
 from metamix.utils.text import exit_with_message
 
 EXAMPLES = """examples:

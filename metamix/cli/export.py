@@ -9,8 +9,8 @@ from typing import Any
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
-from metamix.deploy.predict import positive
 from metamix.training.recipe import import_modules
+from metamix.utils.options import positive
 from metamix.utils.text import exit_with_message, plural, readable
 
 EXAMPLES = """examples:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metamix.utils.options import positive
 from metamix.utils.text import exit_with_message
 
 from .artifact import load_artifact
@@ -122,13 +123,6 @@ def find_objects(argv: Sequence[str]) -> int:
     model = ExportedDetector.of(load_exported(options.model, threads=options.threads))
     unreadable = draw_all(model, model.classes, pictures, options.output, options.threshold)
     return 1 if unreadable else 0
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def share(text: str) -> float:

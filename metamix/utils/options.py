@@ -167,6 +167,13 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     )
 
 
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1; a type for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of options.
 
