@@ -39,7 +39,6 @@ ALLOWED = {
         ("clone", 4, 4, "each of two gated MLPs copies the map to sets of tokens and back"),
         ("convolution", 2, 0, "the sets come with their channels innermost"),
         ("convolution_backward", 0, 2, "so do their gradients"),
-        ("mul", 2, 2, "the mixed map comes back contiguous, and gates a channels_last one"),
         ("native_layer_norm_backward", 0, 2, "the gradient of the sets comes back contiguous"),
     ],
     "wavemix": [],
