@@ -39,16 +39,16 @@ def to_sets(x: Tensor, set_size: Sequence[int], layout: str) -> Tensor:
 def from_sets(x: Tensor, size: Sequence[int], set_size: Sequence[int], layout: str) -> Tensor:
     """Put the sets of `to_sets` back on the map of `size` = (H, W): (B, kh * kw, sets, C) -> (B, C, H, W)."""
     (kh, kw), (nh, nw) = set_size, set_counts(size, set_size)
-    back = "b (kh kw) (nh nw) c -> b c"
-    if not (may_vary(nh, nw) or torch.compiler.is_exporting()):
-        # In the memory format channels_last: copying runs of C values is fast, and convolutions take it.
-        return rearrange(x, f"b (kh kw) (nh nw) c -> b {layout} c", kh=kh, kw=kw, nh=nh, nw=nw).movedim(-1, 1)
-    if not may_vary(nh, nw):
-        return rearrange(x, f"{back} {layout}", kh=kh, kw=kw, nh=nh, nw=nw)
-    x = crop_to(rearrange(x, f"{back} {BLOCK}", kh=kh, kw=kw, nh=nh + 1, nw=nw + 1), size)
-    if layout == GRID:
-        x = x[:, :, grid_order(nh, kh, x).argsort()][..., grid_order(nw, kw, x).argsort()]
-    return x
+    sets = "b (kh kw) (nh nw) c"
+    if may_vary(nh, nw):
+        x = crop_to(rearrange(x, f"{sets} -> b c {BLOCK}", kh=kh, kw=kw, nh=nh + 1, nw=nw + 1), size)
+        if layout == GRID:
+            x = x[:, :, grid_order(nh, kh, x).argsort()][..., grid_order(nw, kw, x).argsort()]
+        return x
+    if torch.compiler.is_exporting():
+        return rearrange(x, f"{sets} -> b c {layout}", kh=kh, kw=kw, nh=nh, nw=nw)
+    # In the memory format channels_last: copying runs of C values is fast, and convolutions take it.
+    return rearrange(x, f"{sets} -> b {layout} c", kh=kh, kw=kw, nh=nh, nw=nw).movedim(-1, 1)
 
 
 def set_counts(size: Sequence[int], set_size: Sequence[int]) -> tuple[int, int]:

@@ -238,7 +238,7 @@ def count_size(name: str) -> tuple[int, int]:
 
 
 def image_size_of(name: str) -> tuple[int, int, int, int]:
-    """Do as `count_image_size`, but count only if the name is not in `sizes.json`."""
+    """Return what `count_image_size` does, counted if the name is not in `sizes.json`."""
     parameters, macs, in_chans, scale = known_sizes().get(name) or count_image_size(name)
     return parameters, macs, in_chans, scale
 

@@ -584,8 +584,10 @@ def init_weights(model: nn.Module) -> None:
             for linear in module.modules():
                 if isinstance(linear, nn.Conv2d):
                     nn.init.normal_(linear.weight, std=0.02)
-        elif isinstance(module, (OutputConv, Sam)):
-            nn.init.zeros_((module.conv if isinstance(module, OutputConv) else module.residual).weight)
+        elif isinstance(module, OutputConv):
+            nn.init.zeros_(module.conv.weight)
+        elif isinstance(module, Sam):
+            nn.init.zeros_(module.residual.weight)
         elif isinstance(module, SpatialGate):
             for name, parameter in (*module.grid.named_parameters(), *module.block.named_parameters()):
                 if name == "weight":

@@ -47,7 +47,7 @@ DefaultMixerArgs = Callable[[int, int], dict[str, dict]]  # stage, channels -> {
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registered
 __all__: list[str] = []  # timm adds each name
-known_sizes: dict[str, int] = {}  # bytes of published files, by address
+file_sizes: dict[str, int] = {}  # bytes of published files, by address
 
 
 def build(
@@ -75,8 +75,8 @@ def build(
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
         check_hub(name, cfg, kwargs.get("cache_dir"))
-        if not cfg.file and cfg.url in known_sizes:  # timm does not check sizes; it finds what we downloaded
-            published = Published(cfg.url, known_sizes[cfg.url])
+        if not cfg.file and cfg.url in file_sizes:  # timm does not check sizes; it finds what we downloaded
+            published = Published(cfg.url, file_sizes[cfg.url])
             download(published, Path(cfg.url).stem, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
@@ -127,7 +127,7 @@ def register(
     known = timm.model_entrypoint(name) if timm.is_model(name) else None
     if known and getattr(known, "registered_in", None) != caller:
         raise ValueError(f"timm knows a model named {name!r} already ({known.__module__}): choose another name.")
-    known_sizes.update({entries["url"]: entries["size"] for entries in (tags or {}).values() if "size" in entries})
+    file_sizes.update({entries["url"]: entries["size"] for entries in (tags or {}).values() if "size" in entries})
     tags = {tag: {k: v for k, v in entries.items() if k != "size"} for tag, entries in (tags or {}).items()}
     default_cfgs[name] = tagged_cfgs(name, cfg, tags)
 

@@ -205,9 +205,9 @@ class Chain:
     Attributes:
         steps: the degradations.
         scale: how many times smaller the result is.
-        reach: pixels around a crop, a multiple of `scale`, by which its borders are degraded as its middle is. The
-            result is that of the whole image but for random numbers, the blocks of JPEG, which begin where the
-            degraded part begins, and the depth of haze, which spans it.
+        reach: pixels around a crop that are degraded with it, a multiple of `scale`. So the border of the crop comes
+            out as in the whole image, except for random numbers, for the blocks of JPEG, which begin where the
+            degraded part begins, and for the depth of haze, which spans that part.
     """
 
     steps: Sequence[Any] = ()

@@ -66,7 +66,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
 
 
 def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of which some have another default, which --help then shows."""
+    """Give some of the options another default, which --help shows."""
     changed = dict(options)
     for name, value in defaults.items():
         f, hint = options[name]
