@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from metamix.training import optimization
 from metamix.training.engine import Engine, NotFinite
 from metamix.training.optimization import (
     Ema,
@@ -234,6 +235,24 @@ def test_muon_takes_dense_convolutions_of_one_channel():
     takes = {name: bool(optimizer.state[module.weight]["use_muon"]) for name, module in model.items()}
     assert takes == {"token": True, "depthwise": False, "narrow": False, "head": False}
     assert "momentum_buffer" in optimizer.state[model["token"].weight]
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_does_not_emulate_bf16(has_bf16, dtype, monkeypatch):
+    used = []
+
+    def orthogonalize(matrix, *others, dtype=torch.bfloat16, **named):  # as timm's
+        used.append(dtype)
+        return matrix
+
+    monkeypatch.setattr(optimization, "_cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(optimization, "NEWTON_SCHULZ", orthogonalize)
+    monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", None)  # put back afterwards
+    model = nn.Sequential(nn.Linear(8, 6))
+    optimizer = make_optimizer(model, EngineOptions(optimizer="muon"))
+    model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    assert used == [dtype]
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon", "lamb"])
