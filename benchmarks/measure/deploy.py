@@ -174,11 +174,22 @@ def accuracy(options: argparse.Namespace) -> None:
             row |= {"fp32_bytes": sum(fp32["files"].values()), "bytes": sum(report["files"].values())}
             rows.append(row | {"quantization": report["quantization"]})
             print(accuracy_table(rows[-1:]).splitlines()[-1], flush=True)
-        found = load("accuracy")
-        same = found.get("tag") == options.tag and found["machine"] == about["machine"]
-        fresh = {cell_of(row): row for row in rows}
-        kept = [row for row in found["rows"] if cell_of(row) not in fresh] if same else []
-        save("accuracy", about | {"rows": kept + rows})
+        save("accuracy", add_accuracy(load("accuracy"), about, rows))
+
+
+def add_accuracy(found: dict, about: dict, rows: list[dict]) -> dict:
+    """Replace the rows of a model on this machine; those of other machines are kept, those of other weights dropped.
+
+    Args:
+        found: earlier result, empty if there is none.
+        about: tag, machine and date of the new rows.
+        rows: of one model.
+    """
+    fresh = {cell_of(row) for row in rows}
+    parts = [part for part in found.get("parts", []) if part["tag"] == about["tag"]]
+    others = [part for part in parts if part["machine"] != about["machine"]]
+    own = [row for part in parts if part not in others for row in part["rows"] if cell_of(row) not in fresh]
+    return {"parts": [*others, about | {"rows": own + rows}]}
 
 
 def cell_of(row: dict) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ PICTURE = IMAGES / "cifar10-engines.png"
 NAMES = {"eager": "torch eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # that an engine runs
 Cell = tuple[str, str]  # engine and precision
-INT8 = tuple(cell for cell in LOWER if cell.endswith("int8"))
+FILES = {"onnx int8": ".onnx", "openvino int8": ".xml, .bin"}
 COLORS = {"eager": "#777777", "compile": "#cc79a7", "onnxruntime": "#d55e00", "openvino": "#0072b2"}
 LINES = {"fp32": "-", "bf16": "--", "int8": ":"}
 
@@ -72,22 +72,25 @@ def digits(ms: float) -> str:
 
 
 def accuracy_table() -> str:
-    """Make the table of accuracy and sizes in lower precision."""
-    found = load("accuracy")
-    if not found:
-        return NOT_MEASURED
+    """Make a table of accuracy and sizes in lower precision for each machine."""
+    return "\n\n".join(map(accuracy_on, load("accuracy").get("parts", []))) or NOT_MEASURED
+
+
+def accuracy_on(found: Mapping) -> str:
+    """Make the table of one machine."""
     models: dict[str, dict[str, dict]] = {}
     for row in found["rows"]:
         models.setdefault(mixer_of(row["model"]), {})[f"{row['format']} {row['precision']}"] = row
+    measured = [cell for cell in LOWER if any(cell in own for own in models.values())]
     lines = []
     for mixer in filter(models.get, list_mixers()):
         own = models[mixer]
         line = [f"`{mixer}`", f"{next(iter(own.values()))['eager_top1']:.2f}"]
-        line += [f"{own[cell]['eager_top1'] - own[cell]['top1']:.2f}" if cell in own else "" for cell in LOWER]
-        for cell in INT8:
+        line += [f"{own[cell]['eager_top1'] - own[cell]['top1']:.2f}" if cell in own else "" for cell in measured]
+        for cell in filter(FILES.get, measured):
             row = own.get(cell)
             line.append(f"{row['bytes'] / 1000:,.0f} kB, {row['bytes'] / row['fp32_bytes']:.0%}" if row else "")
-        kept = [own[cell]["quantization"] for cell in INT8 if cell in own]
+        kept = [own[cell]["quantization"] for cell in FILES if cell in own]
         lines.append([*line, ", ".join(f"{len(one['kept'])} of {one['layers']}" for one in kept)])
     tag, limit = found["tag"], max(row["limit"] for row in found["rows"])
     note = (
@@ -95,8 +98,9 @@ def accuracy_table() -> str:
         f"fp32, and the layers that stay in fp32 in ONNX and OpenVINO, with `--max-drop {limit:g}`. Measured on "
         f"{machine(found['machine'])}, {found['measured']}."
     )
-    lost = [f"{cell.replace('onnx', 'ONNX').replace('openvino', 'OpenVINO')} loses" for cell in LOWER]
-    header = ["nano with", "fp32, %", *lost, ".onnx", ".xml, .bin", "layers in fp32"]
+    lost = [f"{cell.replace('onnx', 'ONNX').replace('openvino', 'OpenVINO')} loses" for cell in measured]
+    files = [FILES[cell] for cell in measured if cell in FILES]
+    header = ["nano with", "fp32, %", *lost, *files, "layers in fp32"]
     return f"{wrap(note)}\n\n{table(header, lines)}"
 
 
@@ -111,15 +115,21 @@ def picture() -> str:
 
 
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
-    """Return {engine and precision: {mixer: (ms, test accuracy)}} where both are measured, by rising accuracy."""
+    """Return {engine and precision: {mixer: (ms, test accuracy)}} where both are measured, by rising accuracy.
+
+    Accuracy is that on the machine of the speed where it was measured there, else that on another.
+    """
+    timed = load("speed")
+    parts = sorted(load("accuracy").get("parts", []), key=lambda part: part["machine"] == timed.get("machine"))
+    scored = [row for part in parts for row in part["rows"]]
     tops = {}
-    for row in load("accuracy").get("rows", []):
+    for row in scored:
         mixer = mixer_of(row["model"])
         tops[mixer, row["format"], row["precision"]] = row["top1"]
         tops[mixer, None, "fp32"] = row["eager_top1"]
-    names = {row["model"].partition(".")[0] for row in load("accuracy").get("rows", [])}
+    names = {row["model"].partition(".")[0] for row in scored}
     found: dict[Cell, dict[str, tuple[float, float]]] = {}
-    for row in load("speed").get("rows", []):
+    for row in timed.get("rows", []):
         engine, precision = cell_of(row)
         mixer = mixer_of(row["model"])
         top1 = tops.get((mixer, None if precision == "fp32" else FORMATS.get(engine), precision))

@@ -156,7 +156,13 @@ def open_torch(file: Path, threads: int | None = None) -> Run:
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
-        outputs = program(torch.from_numpy(images))
+        try:
+            outputs = program(torch.from_numpy(images))
+        except AssertionError as error:  # of torch.export: "Guard failed: images.size()[2] >= 65"
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"{file} takes no images of {height} x {width} ({error}): resize them, or export to --format onnx"
+            ) from error
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         return [output.numpy() for output in outputs]
 

@@ -106,7 +106,7 @@ class DetectionModel:
         if options.checkpoint and metadata is None:
             if of_detector:
                 new = load_pretrained(model, options.checkpoint, list(self.data.classes))
-                note = f"weights from {options.checkpoint}" + (f"; made anew: {', '.join(new)}" if new else "")
+                note = f"weights from {options.checkpoint}" + (f"; new: {', '.join(new)}" if new else "")
             else:
                 note = f"weights of the backbone from {options.checkpoint}"
             self.notes.append(note)

@@ -150,6 +150,8 @@ def build_backbone(
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
+    if frozen_norms not in (True, False, None):
+        raise ValueError(f"frozen_norms is {frozen_norms!r}; accepted are True, False and None.")
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     model_args = dict(in_chans=3) | for_any_size(name, model_args)

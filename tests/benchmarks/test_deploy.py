@@ -85,6 +85,17 @@ ROWS = [
     exported("onnx", "int8", 87.85, quantization={"kept": ["a"], "layers": 20}),
     exported("openvino", "bf16", 88.01, bytes=100_000),
 ]
+OLD_ROWS = [exported("onnx", "int8", 87.5, quantization={"kept": [], "layers": 20})]
+
+
+def test_results_of_other_machines_are_kept():
+    new, old = (dict(tag="cifar10", machine=machine, measured="today") for machine in ("new", "old"))
+    found = deploy.add_accuracy({}, old, OLD_ROWS)
+    found = deploy.add_accuracy(found, new, ROWS)
+    found = deploy.add_accuracy(found, new, [exported("onnx", "int8", 87.9)])
+    assert [part["machine"] for part in found["parts"]] == ["old", "new"]
+    assert [[row["top1"] for row in part["rows"]] for part in found["parts"]] == [[87.5], [88.01, 87.9]]
+    assert len(deploy.add_accuracy(found, new | {"tag": "digits"}, ROWS)["parts"]) == 1
 
 
 def test_the_printed_table_says_what_is_lost():
@@ -118,7 +129,8 @@ def measured(tmp_path, monkeypatch):
         s12("pooling", "openvino", "int8", 34.56, 3.7),
     ]
     about = dict(machine=MACHINE, measured="2026-11-26", threads=2, runs=3, versions={"torch": "2", "openvino": "3"})
-    found = {"speed": about | {"rows": rows}, "accuracy": about | {"tag": "cifar10", "rows": ROWS}}
+    old = about | {"tag": "cifar10", "machine": MACHINE | {"instructions": ["avx2"]}, "rows": OLD_ROWS}
+    found = {"speed": about | {"rows": rows}, "accuracy": {"parts": [about | {"tag": "cifar10", "rows": ROWS}, old]}}
     monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
     deploy.FILE.write_text(json.dumps(found))
 
@@ -143,7 +155,10 @@ def test_tables_of_engines(measured):
 
 
 def test_table_of_accuracy(measured):
-    assert report.accuracy_table().splitlines()[-1] == "| `nin` | 88.00 | 0.15 | -0.01 |  | 35 kB, 35% |  | 1 of 20 |"
+    new, _, old = report.accuracy_table().partition("1 of 20 |\n\n")
+    assert new.splitlines()[-1] == "| `nin` | 88.00 | 0.15 | -0.01 | 35 kB, 35% | "
+    assert "2 AMD EPYC cores (none for 8 or 16 bits), 2026-11-26" in old.replace("\n", " ")
+    assert old.splitlines()[-1] == "| `nin` | 88.00 | 0.50 | 35 kB, 35% | 0 of 20 |"
 
 
 @pytest.mark.usefixtures("rendered_figures")

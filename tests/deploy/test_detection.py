@@ -54,6 +54,8 @@ QUICK = [("retinanet", "openvino", 1), ("fcos", "onnx", 0)]
 def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, capsys):
     data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
     changes = dict(detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
+    if format == "torch":  # whose dynamic programs take no map of a single pixel
+        changes |= dict(min_size=128, max_size=192)
     source, folder = weights(tmp_path, **changes), tmp_path / "out"
     report = export(source, output=folder, format=format, dynamic=bool(dynamic), data_dir=str(data), seconds=0)
     assert report["parity"]["objects"] > 20 and report["parity"]["unmatched"] == 0
@@ -125,3 +127,13 @@ def test_limits_of_boxes(given, words):
     match = BoxMatch(0.05, 100)
     match.update(objects(), given)
     assert match.problems() == words
+
+
+@pytest.mark.slow
+def test_a_dynamic_program_of_torch_refuses_smaller_images(tmp_path):
+    source, folder = weights(tmp_path, min_size=128, max_size=192), tmp_path / "out"
+    export(source, output=folder, format="torch", dynamic=True, seconds=0)
+    program = load_exported(folder)
+    assert len(program(torch.zeros(1, 3, 80, 96))) == 3
+    with pytest.raises(ValueError, match=r"model.pt2 takes no images of 64 x 96 \(Guard .*: resize them, or export to"):
+        program(torch.zeros(1, 3, 64, 96))

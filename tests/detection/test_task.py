@@ -314,7 +314,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     other, tuned = build(few, checkpoint=str(tmp_path / "e.safetensors"))
     differ = [n for n, tensor in tuned.state_dict().items() if not torch.equal(tensor, model.state_dict()[n])]
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
-    assert "made anew: head.classification_head.cls_logits.weight" in other.notes[0]
+    assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="has the classes disc, ring, and .* has disc, square; give other --data"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
