@@ -1,7 +1,7 @@
 """Make the tables of speed and memory, from the files in results/."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from math import log
 from statistics import linear_regression
@@ -25,7 +25,7 @@ Cells = dict[tuple[str, str], dict]
 
 def mixers_table() -> str:
     """Make the table of the s12 models and models of about the same cost."""
-    machine, models = load("speed.json", batch=BATCH, size=SIZE, reference=REFERENCE)
+    place, models = load("speed.json", batch=BATCH, size=SIZE, reference=REFERENCE)
 
     def cell(row: dict) -> str:
         return f"{milliseconds(row['ms'])}, {row['ratio']:.2f}{compiled(row)}"
@@ -36,7 +36,7 @@ def mixers_table() -> str:
         )
 
     note = (
-        f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {where(machine, models)}: milliseconds, and the speed "
+        f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {place}: milliseconds, and the speed "
         f"relative to timm's `{REFERENCE}`. Memory: what training adds to the imports, in fp32 / bf16."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('training memory, MiB', memory))}"
@@ -44,7 +44,7 @@ def mixers_table() -> str:
 
 def authors_table() -> str:
     """Make the table of the papers' models beside their authors' code."""
-    machine, models = load("authors_speed.json")
+    place, models = load("authors_speed.json")
 
     def cell(row: dict) -> str:
         ratio = f", {row['ratio']:.2f}" if "ratio" in row else ""
@@ -55,7 +55,7 @@ def authors_table() -> str:
         return f"{row['mib']} / {row['authors_mib']}" if row else "-"
 
     note = (
-        f"Milliseconds of one step {where(machine, models)}, and the speed relative to the authors' code in the same "
+        f"Milliseconds of one step {place}, and the speed relative to the authors' code in the same "
         f"run. Memory: what fp32 training adds to the imports, ours / the authors'."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
@@ -63,13 +63,13 @@ def authors_table() -> str:
 
 def roofline_table() -> str:
     """Make the table of speed relative to the machine's convolutions."""
-    machine, models = load("roofline.json", batch=BATCH, size=SIZE)
+    place, models = load("roofline.json", batch=BATCH, size=SIZE)
 
     def cell(row: dict) -> str:
         return f"{row['of_convolution']:.0%}, `{row['ops'][0]['op']}` in {row['ops'][0]['part']}"
 
     note = (
-        f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {where(machine, models)}, and "
+        f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}, and "
         f"the op that loses most time."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell)}"
@@ -89,7 +89,7 @@ def memory_table() -> str:
 
 def scaling_table() -> str:
     """Make the table of how time and memory grow with the number of pixels."""
-    machine, curves = json.loads((RESULTS / "scaling.json").read_text())["machine"], scaling_curves()
+    found, curves = json.loads((RESULTS / "scaling.json").read_text()), scaling_curves()
     rows = [
         [
             *(f"`{mixer}`", f"{curve['ms'][0]:.0f} ms", f"{curve['ms'][-1]:.0f} ms", f"{curve['mib'][-1]:.0f} MiB"),
@@ -99,7 +99,8 @@ def scaling_table() -> str:
     ]
     sizes = next(iter(curves.values()))["sizes"]
     header = ["s12 with", f"{sizes[0]} px", f"{sizes[-1]} px", f"memory at {sizes[-1]} px"]
-    return f"Measured {where(machine)}.\n\n{table([*header, 'exponent of time', 'exponent of memory'], rows)}"
+    place = where(found["machine"], found["rows"])
+    return f"Measured {place}.\n\n{table([*header, 'exponent of time', 'exponent of memory'], rows)}"
 
 
 def scaling_curves() -> dict[str, dict]:
@@ -152,14 +153,14 @@ def train_loop_table() -> str:
     return f"{wrap(note)}\n\n{table(header, rows)}"
 
 
-def load(name: str, **only) -> tuple[dict, dict[str, Cells]]:
-    """Read a result file: (machine, {model: {(mode, precision): row}}) of the rows that have the values of `only`."""
+def load(name: str, **only) -> tuple[str, dict[str, Cells]]:
+    """Read a result file: (where it was measured, {model: {(mode, precision): row}}) of the rows that match `only`."""
     found = json.loads((RESULTS / name).read_text())
+    rows = [row for row in found["rows"] if only.items() <= row.items()]
     models: dict[str, Cells] = {}
-    for row in found["rows"]:
-        if only.items() <= row.items():
-            models.setdefault(row["model"], {})[row["mode"], row["precision"]] = row
-    return found["machine"], models
+    for row in rows:
+        models.setdefault(row["model"], {})[row["mode"], row["precision"]] = row
+    return where(found["machine"], rows), models
 
 
 def by_precision(
@@ -174,10 +175,10 @@ def by_precision(
     return table(["model", *(CELLS[cell] for cell in measured), *(title for title, _ in more)], rows)
 
 
-def where(machine: dict, models: dict[str, Cells] | None = None) -> str:
+def where(machine: dict, rows: Iterable[dict] = ()) -> str:
     """Say on which machine, with which torch and on which days a table was measured."""
     cpu = machine["cpu"].replace("(R)", "").removesuffix(" Processor")
-    dates = sorted({row["date"] for cells in (models or {}).values() for row in cells.values() if "date" in row})
+    dates = sorted({row["date"] for row in rows if "date" in row})
     days = f", {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
     return f"on {machine['cores']} {cpu} cores with torch {machine['torch'].partition('+')[0]}{days}"
 
