@@ -156,7 +156,9 @@ def operator_shares(subject: Subject, precision: str, batch: int, threads: int, 
 def accuracy(options: argparse.Namespace) -> None:
     """Export the shipped models in fp32 and in lower precision, print and save accuracy and sizes."""
     about = {"tag": options.tag, "machine": processor(), "measured": today()}
-    for card in by_mixer(load_tag(options.tag)).values():
+    for mixer, card in by_mixer(load_tag(options.tag)).items():
+        if mixer not in options.mixers:
+            continue
         rows = []
         for format, precision in map(str.split, options.exports):
             with TemporaryDirectory() as folder:
@@ -232,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scored = parts.add_parser("accuracy", help="compare lower precision with fp32")
     scored.add_argument("--tag", default="cifar10", help="tag of the weights")
     scored.add_argument("--data-dir", help="folder of the data, as in training")
+    scored.add_argument("--mixers", type=list_of(list_mixers()), default=list_mixers(), help="comma list")
     scored.add_argument("--exports", type=list_of(LOWER), default=list(LOWER), help='such as "onnx int8,openvino bf16"')
     scored.add_argument("--max-drop", type=float, default=0.2, help="points that int8 may lose on training images")
     profiled = parts.add_parser("profile", help="share of the time of each type of operator in OpenVINO")

@@ -7,8 +7,8 @@
 One RGB image (luminance for models that take it), float32, inference; sides are those of the model's input. Each
 measurement is a new process that keeps freed memory, as `metamix predict` does. `adds_mib` is its peak above
 torch, the weights and the image. `seconds` is a second pass: in the first, the system has to provide the memory. The
-photograph has 4000 x 3000 pixels and goes through maxim_s1 in tiles of 256, and through maxim_nano in tiles of 512, with
-an overlap of 32.
+photograph has 4000 x 3000 pixels and goes through maxim_s1 in tiles of 256, and through maxim_nano in tiles of 512,
+with an overlap of 32.
 """
 
 import argparse

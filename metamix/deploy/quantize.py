@@ -174,6 +174,7 @@ class OpenVinoFile:
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         nncf, openvino = need("nncf"), need("openvino")
         nncf.set_log_level(logging.ERROR)
+        fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
         with redirect_stdout(io.StringIO()):  # of progress bars
             model = nncf.quantize(
                 self.model,
@@ -183,6 +184,7 @@ class OpenVinoFile:
                 # Keeps norms, gates and residual sums of token mixers in fp32; loses a third as much accuracy.
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(names=list(keep)),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
             )
         output.with_suffix(".bin").unlink(missing_ok=True)  # a model that is still open has mapped it into memory
         openvino.save_model(model, str(output), compress_to_fp16=False)
@@ -228,9 +230,9 @@ class OnnxFile:
 
 
 def sums_saturate(instructions: Collection[str]) -> bool:
-    """Return whether ONNX Runtime's kernels for a processor add pairs of products of 8 bits in 16 bits, which overflow.
+    """Return whether the engines' kernels for a processor add pairs of products of 8 bits in 16 bits, which overflow.
 
-    It does so on x86 without VNNI. Weights of 7 bits avoid it, and run the same on processors with VNNI.
+    They do so on x86 without VNNI. Weights of 7 bits avoid it, and run the same on processors with VNNI.
     """
     return "avx2" in instructions and not any(name.endswith(("vnni", "amx_int8")) for name in instructions)
 

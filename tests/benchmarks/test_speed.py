@@ -70,12 +70,10 @@ def test_the_exponent_is_over_pixels():
 
 def test_tables_say_where_and_when():
     machine = dict(cpu="AMD EPYC Processor", cores=2, torch="2.13.0+cpu")
-    cells = [dict(date="2026-11-26"), dict(date="2026-11-28"), {}]
-    models = {str(i): {("infer", "fp32"): cell} for i, cell in enumerate(cells)}
+    rows = [dict(date="2026-11-26"), {}, dict(date="2026-11-28")]
     assert speed.where(machine) == "on 2 AMD EPYC cores with torch 2.13.0"
-    assert speed.where(machine, models) == "on 2 AMD EPYC cores with torch 2.13.0, 2026-11-26 to 2026-11-28"
-    del models["1"]
-    assert speed.where(machine, models).endswith(", 2026-11-26")
+    assert speed.where(machine, rows) == "on 2 AMD EPYC cores with torch 2.13.0, 2026-11-26 to 2026-11-28"
+    assert speed.where(machine, rows[:2]).endswith(", 2026-11-26")
 
 
 def test_ops_are_listed_by_what_they_lose():
