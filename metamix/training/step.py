@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class TrainStep:
             done += num_samples(part)
             weight = num_samples(part) / share
             with self._no_gradient_exchange() if done < share else nullcontext():
-                with autocast(self.group.device, self.dtype):
+                with autocast(self.group.device, self.dtype), explain_batch_norm():
                     loss, values = self.task.loss(self._wrapped, part)
                 self.scaler.scale(loss * weight).backward()
             names = ["loss", *values]
@@ -144,6 +145,20 @@ class TrainStep:
 
     def _to_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.group.device, self.memory_format)
+
+
+@contextmanager
+def explain_batch_norm() -> Iterator[None]:
+    """Say what to do where a batch norm gets a single value for each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
+            f"--batch-size, or larger images or crops"
+        ) from error
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

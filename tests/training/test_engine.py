@@ -137,6 +137,14 @@ def test_micro_batches_change_nothing(micro_batch):
     assert torch.allclose(torch.stack(whole.losses.pending), torch.stack(parts.losses.pending), atol=1e-6)
 
 
+def test_a_batch_norm_that_gets_one_value_says_what_to_do():
+    trained = engine(micro_batch=1)
+    trained.model[0] = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+    batch = {"image": [torch.ones(1, 3)], "name": ["x"]}
+    with pytest.raises(ValueError, match="train on one sample whose map is a single pixel .*larger --batch-size"):
+        trained.train_step(batch)
+
+
 def test_random_numbers_follow_from_seed_and_step():
     first, second, other = engine(), engine(), engine(seed=1)
     for one in (second, other):
