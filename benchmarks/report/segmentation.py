@@ -22,11 +22,10 @@ def lay_out(rows: Sequence[dict]) -> str:
         "boundary F",
         "params",
         "epochs",
-        "minutes",
     )
     lines = []
     for row in rows:
         scores = [f"{row[key]:.1f}" for key in ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")]
-        cost = f"{row['parameters'] / 1e6:.2f} M", row["epochs"], f"{row['seconds'] / 60:.0f}"
+        cost = f"{row['parameters'] / 1e6:.2f} M", row["epochs"]
         lines.append([f"`{row['model']}`", row["head"], *scores, *cost])
     return table(header, lines)
