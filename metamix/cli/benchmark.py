@@ -9,7 +9,7 @@ from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.utils.files import write_text
-from metamix.utils.options import positive
+from metamix.utils.options import not_negative, positive
 from metamix.utils.text import exit_with_message
 
 EXAMPLES = """examples:
@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser(tuple(ENGINES), PRECISIONS).parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
         if options.json:  # refuse a wrong path before the measurement
+            if options.json.is_dir():
+                raise ValueError(f"--json {options.json} is a folder: give a file")
             options.json.parent.mkdir(parents=True, exist_ok=True)
         result = benchmark(
             options.models,
@@ -35,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds=options.seconds,
             reference=options.reference,
         )
+        print(table(result))
         if options.json:
             write_text(options.json, json.dumps(result, indent=1) + "\n")
-    print(table(result))
 
 
 def make_parser(engines: Sequence[str], precisions: Sequence[str]) -> argparse.ArgumentParser:
@@ -57,7 +59,7 @@ def make_parser(engines: Sequence[str], precisions: Sequence[str]) -> argparse.A
         "--img-size", type=positive, metavar="N", help="side of the images in pixels (default: the model's)"
     )
     parser.add_argument("--threads", type=positive, help="to compute with (default: torch's number)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each cell of the table (default: 1)")
+    parser.add_argument("--seconds", type=not_negative, default=1.0, help="for each cell of the table (default: 1)")
     parser.add_argument("--reference", metavar="MODEL", help="model that speedups refer to (default: the first)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")
     return parser

@@ -10,7 +10,7 @@ from typing import Any
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
 from metamix.training.recipe import import_modules
-from metamix.utils.options import positive
+from metamix.utils.options import not_negative, positive
 from metamix.utils.text import exit_with_message, plural, readable
 
 EXAMPLES = """examples:
@@ -73,7 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="of accuracy that int8 may lose on training images that calibration did not see (default: 0.3)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="to measure with (default: all cores)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for measuring the speed; 0: none (default: 4)")
+    parser.add_argument(
+        "--seconds", type=not_negative, default=4.0, help="for measuring the speed; 0: none (default: 4)"
+    )
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
     return parser
 

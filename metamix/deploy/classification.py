@@ -92,10 +92,18 @@ class ExportableClassifier:
         for images, _ in self.batches(self.training_images(), batch_size, count):
             yield images.numpy()
 
+    def calibration_count(self, count: int) -> int:
+        total = len(self.training_images())
+        if total < 5:
+            raise ValueError(
+                f"int8 is calibrated and checked on training images, and there are {total}: give at least 5"
+            )
+        return min(count, total - held_out_images(total))
+
     @torch.inference_mode()
     def held_out_score(self, model: Model, count: int) -> float:
         source = self.training_images()
-        held_out = min(HELD_OUT_IMAGES, len(source) // 5)
+        held_out = held_out_images(len(source))
         source = Source(source.images, source.indices[count:], source.in_memory, source.size)
         right = total = 0
         for images, batch in self.batches(source, 64, held_out):
@@ -103,7 +111,7 @@ class ExportableClassifier:
             right += int((model(images).argmax(1) == batch["label"])[readable].sum())
             total += int(readable.sum())
         if not total:
-            raise ValueError(f"after {count} images for calibration no training image is left to score on")
+            raise ValueError(f"of the {held_out} training images to check int8 on, none can be read")
         return 100 * right / total
 
     def training_images(self) -> Source:
@@ -132,6 +140,11 @@ class ExportableClassifier:
             source = Source(source.images, source.indices[:count], source.in_memory, source.size)
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):
             yield self.task.data.normalize(batch)["image"], batch
+
+
+def held_out_images(total: int) -> int:
+    """Return how many of `total` training images decide on precision: at most a fifth."""
+    return min(HELD_OUT_IMAGES, total // 5)
 
 
 def open_classifier(request: Request) -> ExportableClassifier:

@@ -284,7 +284,7 @@ class BoxMatch:
             alike = (given["labels"] == label) & ((given["scores"] - score).abs() < SAME_SCORE * score)
             distances = (given["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
             distance = float(distances.min())
-            if distance > 16:  # another object
+            if not distance <= 16:  # another object, or not a number
                 self.unmatched += 1
             else:
                 self.largest = max(self.largest, distance)

@@ -94,8 +94,6 @@ def export(
     folder = check_output(Path(output))
     threads = threads or torch.get_num_threads()
     exportable = open_model(request)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ARTIFACT).unlink(missing_ok=True)
     artifact = write_model(exportable, folder, format, precision, dynamic, compiled)
     file = folder / artifact.file
     quantized = None
@@ -196,7 +194,8 @@ def write_model(
     """Write the model's files and return what to say about them."""
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
-    for name in known_files():  # of an export to another format
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in known_files():  # of an earlier export
         (folder / name).unlink(missing_ok=True)
     file = folder / FORMATS[format]
     model = fuse(exportable.model, None if dynamic else examples)
@@ -242,8 +241,9 @@ def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -
         exportable: gives the images and the score.
         file: in fp32.
         max_drop: see `export`.
-        count: images to calibrate on.
+        count: images to calibrate on, fewer where the training split is small.
     """
+    count = exportable.calibration_count(count)
 
     def score(run: Run) -> float:
         return exportable.held_out_score(lambda images: torch.from_numpy(run(images.numpy())[0]), count)

@@ -81,6 +81,13 @@ class Exportable(Protocol):
 class Quantizable(Exportable, Protocol):
     """A model that int8 can be made of."""
 
+    def calibration_count(self, count: int) -> int:
+        """Return how many images of `count` to calibrate on, so that enough are left for `held_out_score`.
+
+        Raises:
+            ValueError: there are no data, or too few.
+        """
+
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W).
 

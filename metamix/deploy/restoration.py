@@ -60,16 +60,17 @@ class ExportableRestorer:
         }  # fmt: skip
         self.notes = list(task.notes) if task else []
 
-    def examples(self, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.rand(count, self.model.in_chans, *self.size, generator=generator)
+    def examples(self, count: int, larger: int = 0) -> Tensor:
+        """Return random images; their sides are `larger` times the model's multiples above the size of the graph."""
+        height, width = (side + larger * step for side, step in zip(self.size, self.model.multiple))
+        return torch.rand(count, self.model.in_chans, height, width, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
         difference = Difference()
         if self.task is None:
-            for images in self.examples(RANDOM_IMAGES):
-                difference.update(self.model(images[None]), exported(images[None]))
+            for images in [*self.examples(RANDOM_IMAGES).split(1), *([self.examples(1, 2)] if self.dynamic else [])]:
+                difference.update(self.model(images), exported(images))
             figures: dict[str, Any] = {"on": "random images"} | difference.result()
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric

@@ -54,20 +54,30 @@ class ExportedModel:
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)
         array = images.detach().float().cpu().numpy() if as_tensor else np.asarray(images, np.float32)
-        outputs = self.run(np.ascontiguousarray(array))
+        try:
+            outputs = self.run(np.ascontiguousarray(array))
+        except ValueError:
+            raise
+        except Exception as error:  # each engine has its own types
+            raise ValueError(f"the exported model fails on images of shape {array.shape} ({reason(error)})") from error
         kind = [torch.from_numpy(output) for output in outputs] if as_tensor else outputs
         return kind[0] if len(kind) == 1 else tuple(kind)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError if the model does not take images (n, C, H, W) of this shape."""
         wanted = self.artifact.input_shape
-        if len(shape) != len(wanted) or any(w not in (None, s) for w, s in zip(wanted, shape)):
+        if len(shape) != len(wanted) or not all(shape) or any(w not in (None, s) for w, s in zip(wanted, shape)):
             names = ("n", "C", "H", "W")
             accepted = ", ".join(name if side is None else str(side) for name, side in zip(names, wanted))
             raise ValueError(
                 f"the exported model takes images of shape ({accepted}), given is {shape}: prepare them so, or export "
                 f"for another size, --img-size or --dynamic"
             )
+
+
+def reason(error: Exception) -> str:
+    """Return the last line of an engine's message: OpenVINO's first lines name its source files."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def load_exported(folder: str | Path, *, threads: int | None = None) -> ExportedModel:
@@ -91,8 +101,9 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
     except ImportError:
         raise
     except Exception as error:  # each engine has its own types
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{file} cannot be loaded ({reason}): copy the whole folder, or export it again") from error
+        raise ValueError(
+            f"{file} cannot be loaded ({reason(error)}): copy the whole folder, or export it again"
+        ) from error
     return ExportedModel(run, artifact)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
@@ -172,6 +173,17 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def not_negative(text: str) -> float:
+    """Parse a number of at least 0; a type for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

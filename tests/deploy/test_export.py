@@ -17,7 +17,9 @@ import metamix.cli.export
 import metamix.cli.predict
 from metamix.data import open_data
 from metamix.deploy import export, load_exported
+from metamix.deploy.classification import open_classifier
 from metamix.deploy.export import ParityError
+from metamix.deploy.exportable import Request
 from metamix.deploy.graphs import GraphError
 from metamix.mixers import list_mixers
 
@@ -140,6 +142,25 @@ def test_int8(format, tmp_path):
     sizes = report["files"]
     assert sum(sizes.values()) < 0.4 * 4 * sum(p.numel() for p in metamix.load_classifier(name).model.parameters())
     assert load_exported(folder)(torch.randn(3, 1, 32, 32)).shape == (3, 10)
+
+
+def test_small_training_splits_keep_a_fifth_for_the_score():
+    classifier = open_classifier(Request("metaformer_identity_nano.digits", data="digits"))
+    total = len(classifier.training_images())
+    assert classifier.calibration_count(32) == 32
+    assert classifier.calibration_count(10_000) == total - total // 5
+
+
+def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
+    def refuse(model, images):
+        raise ValueError("does not take images")
+
+    source = weights("identity")
+    export(source, output=tmp_path / "out", format="torch", seconds=0)
+    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "check_runs", refuse)
+    with pytest.raises(ValueError, match="does not take images"):
+        export(source, output=tmp_path / "out", format="torch", seconds=0)
+    assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
 
 
 def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):

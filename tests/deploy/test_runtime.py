@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from metamix.deploy import runtime
@@ -24,3 +25,14 @@ def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabili
     monkeypatch.setattr(runtime, "need", lambda package: SimpleNamespace(Core=lambda: core))
     runtime.open_openvino(object(), 1, hints)
     assert given == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
+
+
+def test_what_an_engine_refuses_is_said_in_words():
+    def fail(images):
+        raise RuntimeError("Exception from core.cpp:84:\n  the shapes do not fit\n\n")
+
+    exported = runtime.ExportedModel(fail, SimpleNamespace(input_shape=(None, 3, 8, 8)))
+    with pytest.raises(ValueError, match=r"fails on images of shape \(2, 3, 8, 8\) \(the shapes do not fit\)"):
+        exported(np.zeros((2, 3, 8, 8)))
+    with pytest.raises(ValueError, match=r"takes images of shape \(n, 3, 8, 8\), given is \(0, 3, 8, 8\)"):
+        exported(np.zeros((0, 3, 8, 8)))
