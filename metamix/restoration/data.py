@@ -124,7 +124,14 @@ class RestorationData:
             parts["train"] = find_samples(train_root, options, self.paired)
         if test_root is not None:
             parts["test"] = find_samples(test_root, options, self.paired)
-            return parts if train else {"test": parts["test"]}
+            if not train:
+                return {"test": parts["test"]}
+            scored = test_root.resolve()
+            if train_root.resolve() in scored.parents:
+                parts["train"] = [sample for sample in parts["train"] if scored not in sample.target.resolve().parents]
+            if not parts["train"]:
+                raise ValueError(f"all images of {train_root} are in {test_root}, none is left to train on")
+            return parts
         samples = parts["train"]
         if len(samples) < 2:
             raise ValueError(f"{train_root} has one image, and one more is needed to score: give --test-dir FOLDER")

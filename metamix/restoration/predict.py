@@ -152,6 +152,7 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
     Raises:
         CorruptImage: the file cannot be read.
         DoesNotFit: it is in colour, and the model takes grey images.
+        ValueError: the model returns values that are not finite.
     """
     picture = read_picture(path)
     colours, alpha = picture.colours, picture.alpha
@@ -162,6 +163,8 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
             f"with --channels rgb or y"
         )
     restored = restore_colours(model, colours.expand(3, -1, -1) if channels == "rgb" else colours, channels, restorer)
+    if not restored.isfinite().all():
+        raise ValueError(f"the model returns values for {path} that are not finite: its weights are of no use")
     if grey:
         restored = restored.mean(0, keepdim=True)
     if alpha is not None:

@@ -14,6 +14,7 @@ from metamix.models import count_macs
 from metamix.models.image_models import create_image_model, list_image_models
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights, nothing_published
+from metamix.utils.text import plural
 
 from .data import RestorationData
 from .inference import Restorer, check_local_pooling
@@ -57,7 +58,9 @@ class Restoration:
     @property
     def notes(self) -> list[str]:
         """Say how data and model were made, and what the scores compare."""
-        return [*self.data.notes, *self.model.notes, describe_scores(self.options, self.data)]
+        made = self.options.degradation
+        inputs = "as in the input folder" if self.data.paired else f"clean images degraded by {made}"
+        return [*self.data.notes, *self.model.notes, f"inputs: {inputs}", describe_scores(self.options, self.data)]
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
@@ -90,6 +93,13 @@ class Restoration:
         given = {name: getattr(options, name) for name in ("channels", "degradation", "test_share")}
         values |= {name: value for name, value in given.items() if value is not None}
         task = cls(RestorationOptions(**values), trained=metadata)
+        taken: Any = found.model.in_chans
+        if task.data.in_chans != taken:
+            advice = "--channels y for the luminance, or images in grey" if taken == 1 else "--channels rgb"
+            channels = plural(taken, "channel")
+            raise ValueError(
+                f"channels is {task.data.channels}, but {found.name} takes images of {channels}: give {advice}"
+            )
         if options.pretrained:
             task.model.notes.append(f"published weights {found.name}")
         return task, found.model, metadata.to_dict()

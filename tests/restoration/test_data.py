@@ -25,6 +25,17 @@ def batches(found, epoch=0, rank=0, world=1, seed=0):
     return list(found.train_loader(2, rank, world, seed).epoch(epoch))
 
 
+def test_images_to_score_are_not_trained_on(clean):
+    """The folder `test` may lie in the folder of the other images."""
+    root = clean(count=3)
+    clean(name="photos/test", count=2)
+    found = data(data_dir=root, degradation="noise:25")
+    assert [len(found.parts[name].samples) for name in ("train", "test")] == [3, 2]
+    clean(name="scored/test", count=2)
+    with pytest.raises(ValueError, match="all images of .*scored are in .*test, none is left to train on"):
+        data(data_dir=root.parent / "scored", degradation="noise:25")
+
+
 def test_batches_depend_on_seed_and_epoch_alone(clean):
     options = {"data_dir": clean(), "degradation": "noise:25", "crops": 3}
     first, again = batches(data(**options)), batches(data(**options))

@@ -50,6 +50,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--loss", "charbonnier+0.1*fft", "--output", run)
     said = capsys.readouterr().out
     assert "photos: 5 train, 1 test" in said and "1 of 6 images are scored and not trained on" in said
+    assert "inputs: clean images degraded by noise:25" in said
     assert "on RGB, border 0, clipped and rounded to 8 bits" in said
     summary = json.loads((run / "summary.json").read_text())
     assert summary["scores"] == ["psnr", "ssim", "input_psnr", "input_ssim"]
@@ -265,6 +266,12 @@ def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
     with pytest.raises(SystemExit, match=message):
         train(*given)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_channels_that_the_weights_do_not_take(clean):
+    words = ["--test-dir", clean(), "--model", "wavemix_restore_nano.noise25", "--pretrained", "--channels", "rgb"]
+    with pytest.raises(SystemExit, match="channels is rgb, but .*noise25 takes images of 1 channel: give --channels y"):
+        evaluate(*words)
 
 
 def test_published_weights_are_named_in_words(clean):
