@@ -95,12 +95,12 @@ def accuracy_on(found: Mapping) -> str:
     tag, limit = found["tag"], max(row["limit"] for row in found["rows"])
     note = (
         f"Points of test accuracy that the `{tag}` weights lose, the size of the int8 files and their share of that of "
-        f"fp32, and the layers that stay in fp32 in ONNX and OpenVINO, with `--max-drop {limit:g}`. Measured on "
+        f"fp32, and the layers that are not quantized in ONNX and OpenVINO, with `--max-drop {limit:g}`. Measured on "
         f"{machine(found['machine'])}, {found['measured']}."
     )
     lost = [f"{cell.replace('onnx', 'ONNX').replace('openvino', 'OpenVINO')} loses" for cell in measured]
     files = [FILES[cell] for cell in measured if cell in FILES]
-    header = ["nano with", "fp32, %", *lost, *files, "layers in fp32"]
+    header = ["nano with", "fp32, %", *lost, *files, "not quantized"]
     return f"{wrap(note)}\n\n{table(header, lines)}"
 
 

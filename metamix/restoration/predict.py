@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         suffix = None if options.format == "keep" else f".{options.format}"
         files = name_outputs(options.places, options.output, suffix)
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
+        if options.pretrained:
+            print(readable(f"weights: {found.name}"), file=sys.stderr)  # the tag may be the default one
         device = ProcessGroup.start(options.device).device
         model = found.model.to(device)
         restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
