@@ -73,10 +73,19 @@ def digits(ms: float) -> str:
 
 def accuracy_table() -> str:
     """Make a table of accuracy and sizes in lower precision for each machine."""
-    return "\n\n".join(map(accuracy_on, load("accuracy").get("parts", []))) or NOT_MEASURED
+    parts = load("accuracy").get("parts", [])
+    if not parts:
+        return NOT_MEASURED
+    tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
+    note = (
+        f"Points of test accuracy that the `{tag}` weights lose, the size of the int8 files and their share of that of "
+        f"fp32, and the layers that are not quantized in ONNX and OpenVINO, with `--max-drop {limit:g}`."
+    )
+    tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
+    return "\n\n".join([wrap(note), *tables])
 
 
-def accuracy_on(found: Mapping) -> str:
+def losses(found: Mapping) -> str:
     """Make the table of one machine."""
     models: dict[str, dict[str, dict]] = {}
     for row in found["rows"]:
@@ -92,16 +101,10 @@ def accuracy_on(found: Mapping) -> str:
             line.append(f"{row['bytes'] / 1000:,.0f} kB, {row['bytes'] / row['fp32_bytes']:.0%}" if row else "")
         kept = [own[cell]["quantization"] for cell in FILES if cell in own]
         lines.append([*line, ", ".join(f"{len(one['kept'])} of {one['layers']}" for one in kept)])
-    tag, limit = found["tag"], max(row["limit"] for row in found["rows"])
-    note = (
-        f"Points of test accuracy that the `{tag}` weights lose, the size of the int8 files and their share of that of "
-        f"fp32, and the layers that are not quantized in ONNX and OpenVINO, with `--max-drop {limit:g}`. Measured on "
-        f"{machine(found['machine'])}, {found['measured']}."
-    )
     lost = [f"{cell.replace('onnx', 'ONNX').replace('openvino', 'OpenVINO')} loses" for cell in measured]
     files = [FILES[cell] for cell in measured if cell in FILES]
     header = ["nano with", "fp32, %", *lost, *files, "not quantized"]
-    return f"{wrap(note)}\n\n{table(header, lines)}"
+    return table(header, lines)
 
 
 def picture() -> str:
