@@ -150,15 +150,12 @@ def build_backbone(
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
-    if frozen_norms not in (True, False, None):
-        raise ValueError(f"frozen_norms is {frozen_norms!r}; accepted are True, False and None.")
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
-    loaded = pretrained or bool(checkpoint)
-    body = settle_batch_norms(body, frozen=loaded if frozen_norms is None else frozen_norms, keep=keep_norms)
+    body = settle_batch_norms(body, frozen_norms, loaded=pretrained or bool(checkpoint), keep=keep_norms)
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
     own = [plan.dims[source] for source, _ in plan.sources]
@@ -237,9 +234,21 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     )
 
 
-def settle_batch_norms(body: nn.Module, *, frozen: bool, keep: bool) -> nn.Module:
-    """Freeze all batch norms of a model, keep them, or replace them by group norms."""
-    if frozen:
+def settle_batch_norms(body: nn.Module, frozen: bool | None, *, loaded: bool, keep: bool) -> nn.Module:
+    """Freeze all batch norms of a model, keep them, or replace them by group norms.
+
+    Args:
+        body: the model.
+        frozen: whether to freeze; None: if the weights are `loaded`.
+        loaded: whether the weights are loaded.
+        keep: keep batch norms that are not frozen, instead of replacing them.
+
+    Raises:
+        ValueError: `frozen` is something else.
+    """
+    if frozen not in (True, False, None):
+        raise ValueError(f"frozen_norms is {frozen!r}; accepted are True, False and None.")
+    if loaded if frozen is None else frozen:
         return freeze_batch_norm_2d(body)
     return body if keep else replace_batch_norms(body)
 

@@ -238,7 +238,7 @@ def count_size(name: str) -> tuple[int, int]:
 
 
 def image_size_of(name: str) -> tuple[int, int, int, int]:
-    """Return what `count_image_size` does, counted if the name is not in `sizes.json`."""
+    """Return the size of an image model as `count_image_size` does, from `sizes.json` where the name is in it."""
     parameters, macs, in_chans, scale = known_sizes().get(name) or count_image_size(name)
     return parameters, macs, in_chans, scale
 

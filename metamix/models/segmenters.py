@@ -235,8 +235,7 @@ def last_map_backbone(request: Request, index: int, stride: int, dim: int, size:
     """Build a backbone that returns its last map alone; arguments as in `load_body`."""
     pretrained, checkpoint, frozen = (request.weights[key] for key in ("pretrained", "checkpoint", "frozen_norms"))
     body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
-    loaded = pretrained or bool(checkpoint)
-    body = settle_batch_norms(body, frozen=loaded if frozen is None else frozen, keep=True)
+    body = settle_batch_norms(body, frozen, loaded=pretrained or bool(checkpoint), keep=True)
     return Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
 
 
@@ -309,7 +308,7 @@ def build_segmenter(
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
         load_published(model, whole, f"{head} on {backbone}")
-        settle_batch_norms(model.backbone, frozen=frozen_norms is not False, keep=True)
+        settle_batch_norms(model.backbone, frozen_norms, loaded=True, keep=True)
     return model
 
 
