@@ -96,7 +96,7 @@ class ExportableClassifier:
         total = len(self.training_images())
         if total < 5:
             raise ValueError(
-                f"int8 is calibrated and checked on training images, and there are {total}: give at least 5"
+                f"int8 needs training images to calibrate on and to check, but there are {total}: give at least 5"
             )
         return min(count, total - held_out_images(total))
 
@@ -111,7 +111,7 @@ class ExportableClassifier:
             right += int((model(images).argmax(1) == batch["label"])[readable].sum())
             total += int(readable.sum())
         if not total:
-            raise ValueError(f"of the {held_out} training images to check int8 on, none can be read")
+            raise ValueError(f"none of the {held_out} training images that int8 is checked on can be read")
         return 100 * right / total
 
     def training_images(self) -> Source:

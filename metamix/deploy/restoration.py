@@ -61,7 +61,7 @@ class ExportableRestorer:
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
-        """Return random images; their sides are `larger` times the model's multiples above the size of the graph."""
+        """Return random images of the graph's size, with `larger` of the model's multiples added to each side."""
         height, width = (side + larger * step for side, step in zip(self.size, self.model.multiple))
         return torch.rand(count, self.model.in_chans, height, width, generator=torch.Generator().manual_seed(0))
 

@@ -172,7 +172,7 @@ def open_torch(file: Path, threads: int | None = None) -> Run:
         except AssertionError as error:  # of torch.export: "Guard failed: images.size()[2] >= 65"
             height, width = images.shape[2:]
             raise ValueError(
-                f"{file} takes no images of {height} x {width} ({error}): resize them, or export to --format onnx"
+                f"{file} takes no images of {height} x {width} ({error}): resize them, or export to ONNX"
             ) from error
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         return [output.numpy() for output in outputs]

@@ -55,7 +55,7 @@ class ExportableSegmenter:
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
-        """Return normally distributed images, whose sides are `larger` pixels above the size of the graph."""
+        """Return normally distributed images of the graph's size, with `larger` pixels added to each side."""
         shape = count, self.metadata.in_chans or 3, *(side + larger for side in self.size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 

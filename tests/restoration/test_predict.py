@@ -93,7 +93,7 @@ def test_luminance_models_restore_grey_files_as_they_are(clean, tmp_path, run):
     assert torch.allclose(restore_colours(Shift(1).eval(), image, "y", Restorer()), image + 0.6 / 255)
 
 
-def test_values_that_are_not_finite_end_the_command(clean, tmp_path):
+def test_values_that_are_not_finite_are_refused(clean):
     model = Shift().eval()
     model.shift.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="returns values for .*0.png that are not finite"):
