@@ -124,7 +124,7 @@ def test_attention_over_few_keys_is_the_fused_one(biased, monkeypatch):
     bias = torch.randn(3, 40, 9) if biased else None
     want = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     for capability in ("AVX2", "AVX512"):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
         with torch.inference_mode():
             torch.testing.assert_close(attention(q, k, v, bias=bias), want)
 
