@@ -16,17 +16,17 @@ Raft keeps its LayerScale: its matrices are shared by all channels and cannot sc
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import singledispatch
 from itertools import pairwise
 from typing import Any
 
+import timm.layers
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale2d
+from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from metamix.layers import average_to, rearrange, resize_to
+from metamix.layers import Conv2d, Dropout, Float32LayerNorm2d, GroupNorm1, Mlp, average_to, rearrange, resize_to
 from metamix.mixers.identity import Identity
 from metamix.mixers.maxim import Maxim
 from metamix.mixers.minattn import Cholesky, MinAttn, triangular
@@ -34,10 +34,16 @@ from metamix.mixers.nin import Nin, TokenMlp
 from metamix.mixers.pooling import Pooling
 from metamix.mixers.raft import Raft, RaftMlp, resize_inputs, resize_outputs
 from metamix.mixers.wavemix import BandMlp, WaveMix
-from metamix.models.metaformer import Block, MetaFormer
+from metamix.models.metaformer import Block, ConvEmbed, MetaFormer
 from metamix.models.raftmlp import MultiScaleEmbed
 
 Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the map that a module gets
+
+# Types are compared exactly: a subclass may compute something else, such as timm's norms with an activation.
+DROPOUTS = (nn.Dropout, nn.Dropout2d, Dropout, DropPath)
+CONVOLUTIONS = (nn.Conv2d, Conv2d, ConvEmbed)
+GROUP_NORMS = (nn.GroupNorm, timm.layers.GroupNorm, timm.layers.GroupNorm1, GroupNorm1)
+LAYER_NORMS = (LayerNorm2d, Float32LayerNorm2d)  # over the channels of (B, C, H, W)
 
 
 @torch.no_grad()
@@ -54,21 +60,23 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """
     fused = deepcopy(model).eval().requires_grad_(False)
     sizes = {} if images is None else record_sizes(fused, images)
+    module: Any
     for module in list(fused.modules()):
-        if isinstance(module, BandMlp):
+        kind = type(module)
+        if kind is BandMlp:
             fold_batch_norm(module)
-        elif isinstance(module, Block):
+        elif kind is Block:
             fold_layer_scales(module)
             fold_norm2(module)
-        elif isinstance(module, Raft):
+        elif kind is Raft:
             fix_matrices(module, sizes)
-        elif isinstance(module, MinAttn) and module in sizes:
+        elif kind is MinAttn and module in sizes:
             fix_biases(module, sizes[module])
-        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        elif isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
             fold_next_norms(module)
-        elif isinstance(module, MetaFormer) and module.pos_embed is not None and module in sizes:
+        elif kind is MetaFormer and module.pos_embed is not None and module in sizes:
             module.pos_embed = nn.Parameter(resize_to(module.pos_embed, sizes[module]))
-    return replace(fused, sizes).requires_grad_(False)
+    return replace(fused).requires_grad_(False)
 
 
 def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
@@ -92,17 +100,18 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
     return sizes
 
 
-def replace(module: nn.Module, sizes: Sizes) -> nn.Module:
+def replace(module: Any) -> nn.Module:
     """Replace the modules inside `module`, and itself, by leaner ones."""
     for name, child in module.named_children():
-        setattr(module, name, replace(child, sizes))
-    if isinstance(module, (nn.Dropout, nn.Dropout2d, DropPath)):
+        setattr(module, name, replace(child))
+    kind = type(module)
+    if kind in DROPOUTS:
         return nn.Identity()
-    if isinstance(module, MultiScaleEmbed):
+    if kind is MultiScaleEmbed:
         return SummedEmbed(module)
-    if isinstance(module, TokenMlp):
+    if kind is TokenMlp:
         return FixedTokenMlp(module)
-    if isinstance(module, Cholesky):
+    if kind is Cholesky:
         weight = rearrange(triangular(module.entries, module.d), "n i o -> (n o) i 1 1")
         return convolution(weight, None, groups=module.heads)
     return module
@@ -113,7 +122,7 @@ def replace(module: nn.Module, sizes: Sizes) -> nn.Module:
 
 def fold_batch_norm(mlp: BandMlp) -> None:
     """Fold the norm of one wavelet level into the transposed convolution before it, or through bilinear upsampling."""
-    if not isinstance(mlp.norm, nn.BatchNorm2d):
+    if type(mlp.norm) is not nn.BatchNorm2d:
         return
     if isinstance(mlp.up, nn.ConvTranspose2d):
         mlp.up = fuse_conv_bn_eval(mlp.up, mlp.norm, transpose=True)
@@ -125,14 +134,14 @@ def fold_batch_norm(mlp: BandMlp) -> None:
 def fold_next_norms(layers: nn.Sequential) -> None:
     """Fold each BatchNorm that follows a convolution, such as those of stems and downsamplings."""
     for (name, layer), (following, norm) in pairwise(list(layers.named_children())):
-        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if type(layer) in CONVOLUTIONS and type(norm) is nn.BatchNorm2d:
             setattr(layers, name, fuse_conv_bn_eval(layer, norm))
             setattr(layers, following, nn.Identity())
 
 
 def fold_norm2(block: Block) -> None:
     """Fold a BatchNorm before the channel MLP into its first convolution."""
-    if block.mlp is None or not isinstance(block.norm2, nn.BatchNorm2d):
+    if type(block.mlp) is not Mlp or type(block.norm2) is not nn.BatchNorm2d:
         return
     norm: Any = block.norm2
     fc1: Any = block.mlp.fc1
@@ -144,59 +153,37 @@ def fold_norm2(block: Block) -> None:
 
 def fold_layer_scales(block: Block) -> None:
     """Fold the scales of a block's branches into the last linear layers of the mixer and the MLP."""
-    if isinstance(block.layer_scale1, LayerScale2d):
-        layer = last_layer(block.mixer)
-        if layer is None and is_linear_by_channel(block.mixer) and not (block.mlp is not None and block.tie_norms):
-            layer = block.norm1
-        if scale_outputs(layer, block.layer_scale1.gamma):
-            block.layer_scale1 = nn.Identity()
-    if block.mlp is not None and isinstance(block.layer_scale2, LayerScale2d):
+    if type(block.layer_scale1) is LayerScale2d and scale_outputs(last_layer(block), block.layer_scale1.gamma):
+        block.layer_scale1 = nn.Identity()
+    if type(block.mlp) is Mlp and type(block.layer_scale2) is LayerScale2d:
         scale_outputs(block.mlp.fc2, block.layer_scale2.gamma)
         block.layer_scale2 = nn.Identity()
 
 
-def is_linear_by_channel(mixer: nn.Module) -> bool:
-    """Return whether the mixer maps each channel linearly to itself, without a constant."""
-    return isinstance(mixer, (Pooling, Identity))
+LAST_LAYERS = {Maxim: "fc2", MinAttn: "proj", Nin: "value"}  # nin: the gate is a factor of the value
 
 
-@singledispatch
-def last_layer(mixer: nn.Module) -> nn.Module | None:
-    """Return the layer whose scaled output channels scale the output channels of the mixer; None if there is none."""
+def last_layer(block: Block) -> Any:
+    """Return the layer whose scaled output channels scale those of the block's mixer; None if there is none."""
+    mixer, kind = block.mixer, type(block.mixer)
+    if kind in LAST_LAYERS:
+        return getattr(mixer, LAST_LAYERS[kind])
+    if kind is WaveMix:
+        finest = mixer.levels[0]
+        if type(finest.norm) is not nn.Identity:
+            return finest.norm
+        return finest.up if type(finest.up) is nn.ConvTranspose2d else finest.fc2
+    if kind in (Pooling, Identity) and (block.mlp is None or not block.tie_norms):  # linear in each channel
+        return block.norm1
     return None
 
 
-@last_layer.register
-def _(mixer: Maxim) -> nn.Module:
-    return mixer.fc2
-
-
-@last_layer.register
-def _(mixer: Nin) -> nn.Module:
-    return mixer.value  # the gate is its factor
-
-
-@last_layer.register
-def _(mixer: MinAttn) -> nn.Module:
-    return mixer.proj
-
-
-@last_layer.register
-def _(mixer: WaveMix) -> nn.Module:
-    finest: Any = mixer.levels[0]
-    if not isinstance(finest.norm, nn.Identity):
-        return finest.norm
-    return finest.up if isinstance(finest.up, nn.ConvTranspose2d) else finest.fc2
-
-
-def scale_outputs(layer: nn.Module | None, scale: Tensor) -> bool:
+def scale_outputs(layer: Any, scale: Tensor) -> bool:
     """Multiply the output channels of a layer, in place; return False if it is none that has a weight for each."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        axis = 1
-    elif isinstance(layer, (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)) and layer.weight is not None:
-        axis = 0
-    else:
+    known = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS)
+    if type(layer) not in known or layer.weight is None:
         return False
+    axis = 1 if type(layer) is nn.ConvTranspose2d else 0
     for name, parameter in list(layer.named_parameters(recurse=False)):
         at = axis if name == "weight" else 0
         shape = [-1 if i == at else 1 for i in range(parameter.ndim)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+
+from .fuse import GROUP_NORMS, LAYER_NORMS
 
 
 class ChannelNorm(nn.Module):
@@ -56,10 +60,10 @@ def to_openvino_form(model: nn.Module) -> nn.Module:
     return in_form(model)
 
 
-def in_form(module: nn.Module) -> nn.Module:
+def in_form(module: Any) -> nn.Module:
     """Return a norm in the form for OpenVINO, and any other module as it is."""
-    if isinstance(module, LayerNorm2d) and module.elementwise_affine:
+    if type(module) in LAYER_NORMS and module.elementwise_affine:
         return ChannelNorm(module)
-    if isinstance(module, nn.GroupNorm) and module.affine:
+    if type(module) in GROUP_NORMS and module.affine:
         return GroupNorm(module)
     return module

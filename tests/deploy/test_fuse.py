@@ -1,14 +1,17 @@
 """Test that `fuse` computes the same, in float64, and what it leaves of a model."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
-from timm.layers import LayerScale2d
+from timm.layers import BatchNormAct2d, GroupNorm1Act, LayerScale2d, StdConv2d
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models
 from metamix.deploy import fuse
 from metamix.mixers import list_mixers
+from metamix.mixers.identity import Identity
 from metamix.mixers.minattn import Cholesky, PositionBias
 from metamix.mixers.raft import RaftMlp
 from metamix.models.metaformer import Block
@@ -132,3 +135,23 @@ def test_inside_another_model_and_of_no_ours():
     other = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)))
     assert_same(fuse(other), other, x)
     assert not count(fuse(other), nn.BatchNorm2d, nn.Dropout)
+
+
+class Squared(Identity):
+    def forward(self, x):
+        return x.square()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4)),
+        nn.Sequential(StdConv2d(3, 4, 3), nn.BatchNorm2d(4)),
+        Block(3, Squared(3, size=(8, 8)), layer_scale=1.0),
+        Block(3, Identity(3, size=(8, 8)), norm1=partial(GroupNorm1Act, act_layer=nn.GELU), layer_scale=1.0),
+    ],
+    ids=["norm with activation", "standardised convolution", "mixer", "norm1 with activation"],
+)
+def test_subclasses_that_compute_something_else_stay(model):
+    randomize(model)
+    assert_same(fuse(model), model, images(2, 3, 8, 8))

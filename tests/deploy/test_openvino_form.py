@@ -1,7 +1,7 @@
 """Test that layers in the form for OpenVINO compute the same."""
 
 import torch
-from timm.layers import GroupNorm1, LayerNorm2d
+from timm.layers import GroupNorm1, GroupNorm1Act, LayerNorm2d
 from torch import nn
 
 from metamix.deploy.openvino_form import ChannelNorm, GroupNorm, to_openvino_form
@@ -36,3 +36,5 @@ def test_group_norms_compute_the_same():
     torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
     alone = nn.GroupNorm(2, 8).double()
     torch.testing.assert_close(to_openvino_form(alone)(x), alone(x), rtol=1e-12, atol=1e-12)
+    with_activation = GroupNorm1Act(8)
+    assert to_openvino_form(with_activation) is with_activation
