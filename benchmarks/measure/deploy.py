@@ -31,9 +31,10 @@ from benchmarks.paths import RESULTS
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
+from metamix.deploy.artifact import HINTS
 from metamix.deploy.benchmark import ENGINES, PACKAGES, PRECISIONS, Subject, cells_of
 from metamix.deploy.extras import need
-from metamix.deploy.runtime import HINTS, compile_openvino
+from metamix.deploy.runtime import compile_openvino
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message

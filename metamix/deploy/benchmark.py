@@ -26,12 +26,13 @@ from metamix.utils.system import keep_freed_memory, processor, versions
 from metamix.utils.text import nearest
 from metamix.utils.timing import interleaved
 
+from .artifact import HINTS, PRECISIONS
 from .extras import need
 from .fuse import fuse
 from .graphs import to_openvino, to_program, write_onnx, write_openvino
 from .openvino_form import to_openvino_form
 from .quantize import OnnxFile, OpenVinoFile
-from .runtime import HINTS, open_onnx, open_openvino
+from .runtime import open_onnx, open_openvino
 
 ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "eager": ("fp32", "bf16"),
@@ -39,7 +40,6 @@ ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
-PRECISIONS = ("fp32", "bf16", "int8")
 PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision

@@ -21,7 +21,7 @@ import torch
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 
-from .artifact import ARTIFACT, COMPILED, FORMATS, REPORT, Artifact, check_cell
+from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_cell
 from .exportable import Exportable, Quantizable, Request, task_of
 from .extras import need
 from .fuse import fuse
@@ -29,7 +29,7 @@ from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx
 from .openvino_form import to_openvino_form
 from .quantize import check_max_drop, quantize_file
 from .report import speeds
-from .runtime import HINTS, ExportedModel, Run, open_file
+from .runtime import ExportedModel, Run, open_file
 
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_BATCH = 50

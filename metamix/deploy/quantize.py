@@ -23,8 +23,9 @@ import numpy as np
 
 from metamix.utils.system import processor
 
+from .artifact import HINTS
 from .extras import need
-from .runtime import HINTS, Run, open_file
+from .runtime import Run, open_file
 
 Score = Callable[[Run], float]
 OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")

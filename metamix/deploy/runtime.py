@@ -17,15 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .artifact import COMPILED, Artifact, load_artifact
+from .artifact import COMPILED, HINTS, Artifact, load_artifact
 from .extras import need
 
 log = logging.getLogger(__name__)
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
-HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
-# What OpenVINO computes in; in an int8 model this is the precision of norms, gates and sums.
-HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 
 
 class ExportedModel:
@@ -85,7 +82,8 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
 
     Args:
         folder: what `metamix export` wrote.
-        threads: that the engine computes with; None for its default, all cores.
+        threads: that the engine computes with; None for its default, all cores. With a torch.export model the number
+            holds for all of torch in this process: torch has no number for one model.
 
     Raises:
         FileNotFoundError: the folder holds no exported model.

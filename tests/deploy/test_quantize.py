@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from metamix.deploy import quantize
+from metamix.deploy.artifact import HINTS
 from metamix.deploy.graphs import to_openvino, to_program, write_onnx, write_openvino
 from metamix.deploy.quantize import QuantizationError, quantize_file
-from metamix.deploy.runtime import HINTS, open_file
+from metamix.deploy.runtime import open_file
 
 pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from metamix.deploy import runtime
+from metamix.deploy.artifact import HINTS
 
 
 @pytest.mark.parametrize(
     ("capabilities", "hints", "asked"),
     [
-        (["FP32", "BF16"], runtime.HINTS["int8"], "bf16"),
+        (["FP32", "BF16"], HINTS["int8"], "bf16"),
         (["FP32", "BF16"], {}, "f32"),
-        (["FP32"], runtime.HINTS["int8"], "f32"),
+        (["FP32"], HINTS["int8"], "f32"),
     ],
 )
 def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabilities, hints, asked):
