@@ -83,11 +83,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
         fixed = preset_arguments(name) | arguments
         arguments |= {"scale": scale} if "scale" in accepted and "scale" not in fixed else {}
         model = create_image_model(name, **arguments)
-    if model.in_chans != in_chans:
-        advice = "--channels y or grey" if model.in_chans == 1 else "--channels rgb"
-        raise ValueError(
-            f"{name} takes images of {plural(model.in_chans, 'channel')}, and the data have {in_chans}: give {advice}"
-        )
+    check_channels(name, model.in_chans, in_chans)
     if model.scale not in (1, scale):
         size = f"are {scale} times as large as the inputs" if scale > 1 else "have the size of the inputs"
         raise ValueError(
@@ -95,6 +91,13 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
             f"give --degradation downscale:{model.scale}, pairs of that scale, or another model"
         )
     return arguments, scale // model.scale
+
+
+def check_channels(name: str, taken: int, given: int) -> None:
+    """Raise ValueError if a model, or weights, take images of other channels than the data have."""
+    if taken != given:
+        advice = "--channels y (the luminance) or grey" if taken == 1 else "--channels rgb"
+        raise ValueError(f"{name} takes images of {plural(taken, 'channel')}, and the data have {given}: give {advice}")
 
 
 def load_trained(

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import create_image_model, list_image_models
+from metamix.models.image_models import create_image_model, list_image_models, published_weights, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights, nothing_published
-from metamix.utils.text import plural
 
 from .data import RestorationData
 from .inference import Restorer, check_local_pooling
-from .load import RestorationSpec, fit_arguments, load_trained
+from .load import RestorationSpec, check_channels, fit_arguments, load_trained
 from .losses import RestorationLoss
 from .metrics import Measure, RestorationMetric
 from .options import ImageOptions, RestorationEvalOptions, RestorationOptions
@@ -94,12 +93,7 @@ class Restoration:
         values |= {name: value for name, value in given.items() if value is not None}
         task = cls(RestorationOptions(**values), trained=metadata)
         taken: Any = found.model.in_chans
-        if task.data.in_chans != taken:
-            advice = "--channels y for the luminance, or images in grey" if taken == 1 else "--channels rgb"
-            channels = plural(taken, "channel")
-            raise ValueError(
-                f"channels is {task.data.channels}, but {found.name} takes images of {channels}: give {advice}"
-            )
+        check_channels(found.name, taken, task.data.in_chans)
         if options.pretrained:
             task.model.notes.append(f"published weights {found.name}")
         return task, found.model, metadata.to_dict()
@@ -135,15 +129,16 @@ class RestorationModel:
         Raises:
             ValueError: the weights do not fit, or the crops are no multiples of what the model takes.
         """
-        options = self.options
-        weights: dict[str, Any] = {}
+        options, weights = self.options, None
         if metadata is None and options.checkpoint:
-            weights = {"checkpoint": find_weights(options.checkpoint)}
+            weights = find_weights(options.checkpoint)
             self.notes.append(f"weights from {options.checkpoint}")
         elif metadata is None and options.pretrained:
-            weights = {"pretrained": True}
+            weights = published_weights(options.model)
             self.notes.append(f"published weights of {options.model}")
-        model = create_image_model(options.model, **self.arguments, **weights)
+        if weights and (taken := read_image_weights(weights)[1].in_chans):
+            check_channels(options.checkpoint or options.model, taken, self.data.in_chans)
+        model = create_image_model(options.model, checkpoint=weights, **self.arguments)
         check_local_pooling(model, options.model, options.local_pooling)
         scale = self.data.scale
         h, w = (math.lcm(side * scale // self.enlarge, scale) for side in model.multiple)

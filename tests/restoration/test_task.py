@@ -214,19 +214,8 @@ def test_super_resolution_of_the_luminance(model, clean, tmp_path, capsys):
 
 
 def test_two_models_are_compared(clean, tmp_path, capsys):
-    words = ["--data-dir", clean(mode="L"), "--degradation", "downscale:2", "--output", tmp_path / "runs"]
-    train(
-        "--model",
-        "maxim_nano,wavemixsr_144_4",
-        "--crop",
-        64,
-        *words,
-        "--dry-run",
-        "--data-dir",
-        clean("big", size=(64, 64)),
-        "--channels",
-        "y",
-    )
+    words = ["--data-dir", clean(size=(64, 64)), "--degradation", "downscale:2", "--channels", "y", "--crop", 64]
+    train("--model", "maxim_nano,wavemixsr_144_4", *words, "--output", tmp_path / "runs", "--dry-run")
     said = capsys.readouterr().out
     assert "maxim_nano: " in said and "wavemixsr_144_4: " in said
 
@@ -268,10 +257,13 @@ def test_mistakes_are_refused_in_words(words, message, clean, tmp_path):
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_channels_that_the_weights_do_not_take(clean):
-    words = ["--test-dir", clean(), "--model", "wavemix_restore_nano.noise25", "--pretrained", "--channels", "rgb"]
-    with pytest.raises(SystemExit, match="channels is rgb, but .*noise25 takes images of 1 channel: give --channels y"):
-        evaluate(*words)
+def test_channels_that_the_weights_do_not_take(clean, tmp_path):
+    photos, model = clean(), ["--model", "wavemix_restore_nano.noise25", "--pretrained"]
+    message = r"noise25 takes images of 1 channel, and the data have 3: give --channels y \(the luminance\) or grey"
+    with pytest.raises(SystemExit, match=message):
+        evaluate("--test-dir", photos, *model, "--channels", "rgb")
+    with pytest.raises(SystemExit, match=message):
+        train("--data-dir", photos, *model, "--degradation", "noise:25", "--output", tmp_path / "run")
 
 
 def test_published_weights_are_named_in_words(clean):
