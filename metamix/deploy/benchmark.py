@@ -119,7 +119,7 @@ def benchmark(
     return {
         "machine": processor(),
         "threads": threads or before,
-        "versions": versions() | {p: version(p) for e in engines for p in PACKAGES.get(e, ())},
+        "versions": versions() | {p: version(p) for engine, _ in cells for p in PACKAGES.get(engine, ())},
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "runs": runs,
         "reference": reference,

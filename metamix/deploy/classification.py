@@ -118,12 +118,9 @@ class ExportableClassifier:
         """Return the training split in random order.
 
         Raises:
-            ValueError: there are no data, or they have no training split.
+            ValueError: the data have no training split.
         """
-        if self.task is None:
-            raise ValueError(
-                "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
-            )
+        assert self.task is not None
         train = self.task.data.splits.train
         if train is None:
             raise ValueError(

@@ -79,21 +79,17 @@ class Exportable(Protocol):
 
 
 class Quantizable(Exportable, Protocol):
-    """A model that int8 can be made of."""
+    """A model, with a data set, that int8 can be made of."""
 
     def calibration_count(self, count: int) -> int:
         """Return how many images of `count` to calibrate on, so that enough are left for `held_out_score`.
 
         Raises:
-            ValueError: there are no data, or too few.
+            ValueError: there are too few training images, or none.
         """
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
-        """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W).
-
-        Raises:
-            ValueError: there are no data.
-        """
+        """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""
 
     def held_out_score(self, model: Model, count: int) -> float:
         """Score a model on training images that `calibration(count, ...)` does not yield: 5,000, at most a fifth.

@@ -147,10 +147,11 @@ def in_words(problem: str) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the exporters: they warn of their own deprecated calls and log their progress."""
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)

@@ -25,6 +25,7 @@ from metamix.utils.system import processor
 
 from .artifact import HINTS
 from .extras import need
+from .graphs import quiet
 from .runtime import Run, open_file
 
 Score = Callable[[Run], float]
@@ -211,9 +212,7 @@ class OnnxFile:
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
         quantization = need("onnxruntime.quantization")
         reader = BatchReader(self.input, batches)
-        disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # it logs what it leaves out
-        try:
+        with quiet():  # it logs what it leaves out
             quantization.quantize_static(
                 str(self.prepared),
                 str(output),
@@ -226,8 +225,6 @@ class OnnxFile:
                 reduce_range=sums_saturate(processor()["instructions"]),
                 nodes_to_exclude=list(keep),
             )
-        finally:
-            logging.disable(disabled)
 
 
 def sums_saturate(instructions: Collection[str]) -> bool:

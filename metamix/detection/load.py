@@ -15,7 +15,7 @@ from metamix.utils.tensor_files import load_into, load_weights
 
 from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
-from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS
+from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, is_setting
 
 
 @dataclass(frozen=True)
@@ -109,25 +109,12 @@ class DetectorSpec:
         )
 
 
-def _is_setting(value: object) -> bool:
-    """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
-    if isinstance(value, (list, tuple)):
-        return (
-            len(value) <= 64
-            and not any(isinstance(item, (list, tuple)) for item in value)
-            and all(map(_is_setting, value))
-        )
-    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= 65_536)
-
-
 RULES: dict[str, Rule] = {
     "detector": (f"one of {', '.join(DETECTORS)}", lambda value: isinstance(value, str) and value in DETECTORS),
     "detector_args": (
         "a mapping of options to numbers, without the options of metamix train",
         lambda value: (
-            isinstance(value, Mapping)
-            and not NOT_DETECTOR_ARGS & value.keys()
-            and all(map(_is_setting, value.values()))
+            isinstance(value, Mapping) and not NOT_DETECTOR_ARGS & value.keys() and all(map(is_setting, value.values()))
         ),
     ),
     "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,19 @@ NOT_MODEL_ARGS = {
 }
 # Arguments of build_detector that do not belong into detector_args.
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
+
+MAX_SETTING = 65_536  # of any number in detector_args
+
+
+def is_setting(value: object) -> bool:
+    """Return whether a value is true, false, null, a number of ordinary size, or a short list of these."""
+    if isinstance(value, (list, tuple)):
+        return (
+            len(value) <= 64
+            and not any(isinstance(item, (list, tuple)) for item in value)
+            and all(map(is_setting, value))
+        )
+    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= MAX_SETTING)
 
 
 @dataclass
@@ -103,13 +117,19 @@ class DetectionOptions(BackboneOptions, DataOptions):
         for name in ("flip", "flip_vertical", "photometric", "iou_crop", "corrupt_limit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
-        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
+        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
             raise ValueError(
                 f"detector_args has {', '.join(sorted(taken))}: --min-size and --max-size are the size of the images, "
                 f"--model and --model-args the backbone, and --detector is the detector"
             )
+        for name, value in self.detector_args.items():
+            if not is_setting(value):
+                raise ValueError(
+                    f"detector_args has {name}: {value!r:.80}; accepted are true, false, null, numbers up to "
+                    f"{MAX_SETTING:,}, and lists of these"
+                )
         self.check_anchor_scale()
         if not self.train_on:
             raise ValueError("train_on is empty; name the splits to train on, such as train or train,val")
@@ -132,7 +152,7 @@ class DetectionOptions(BackboneOptions, DataOptions):
             return
         if self.detector != "retinanet":
             raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
-        if not 0 < self.anchor_scale <= MAX_ANCHOR_SCALE:
+        if type(self.anchor_scale) not in (int, float) or not 0 < self.anchor_scale <= MAX_ANCHOR_SCALE:
             raise ValueError(
                 f"anchor_scale is {self.anchor_scale}, but it must be auto, or above 0 and at most {MAX_ANCHOR_SCALE}"
             )

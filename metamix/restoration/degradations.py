@@ -269,8 +269,8 @@ def _parse_range(word: str, limits: Any, step: str) -> Range:
         found = Range(float(low), float(high or low))
     except ValueError:
         raise ValueError(f"degradation {step!r}: {word!r} is no value; accepted is {accepted}") from None
-    is_whole = found.low == found.high and found.low == int(found.low) if limits["whole"] else True
-    if not (least <= found.low <= found.high <= most and is_whole):
+    fits = not limits["whole"] or (found.low == found.high and found.low.is_integer())
+    if not (least <= found.low <= found.high <= most and fits):
         raise ValueError(f"degradation {step!r}: {word} is out of range; accepted is {accepted}")
     return found
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from metamix.training.task import State
 from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
+from metamix.utils.text import plural
 
 from .metrics import SHOWN, all_rows, mean_scores
 
@@ -48,7 +49,7 @@ class RestorationPictures:
         """Say what the scores compare, how many images could not be read, and what to do about bad scores."""
         unreadable = sum(state["unreadable"] for state in states)
         lines = [f"scores: {self.measured}; input_ are those of the images before restoration"]
-        lines += [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable)
+        lines += [f"left out: {plural(unreadable, 'image')} that could not be read"] * bool(unreadable)
         return "\n".join(filter(None, [*lines, self.advice(states)]))
 
     def advice(self, states: list[State]) -> str:

@@ -9,7 +9,7 @@ epoch, index).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from metamix.utils.checksums import digest
 from .labels import IGNORED, BadMask, Labels, read_mask
 from .options import SegmentationOptions
 from .sources import Split, check_sizes, open_set
-from .transforms import eval_transform, resized_size, train_transform
+from .transforms import ResizeImage, resized_size, train_transform
 
 MEMORY_LIMIT = 2**30  # bytes of decoded images and masks that memory="auto" holds at most
 
@@ -150,7 +150,9 @@ class SegmentationData:
         for split in (name for name in self.parts if name != "train"):
             images = MaskedImages(self.parts[split], self.labels)
             order = EvalOrder(len(images), 1, rank, world_size)
-            loaders[split] = self._loader(images, order, eval_transform(self.options), 0, collate_pairs)
+            loaders[split] = self._loader(
+                images, order, ResizeImage(self.options.min_size, self.options.max_size), 0, collate_pairs
+            )
         return loaders
 
     def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
@@ -166,8 +168,7 @@ class SegmentationData:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise images (n, 3, H, W) uint8 to float32."""
-        normalized = Normalize(mean=self.mean, std=self.std).normalize(images.permute(0, 2, 3, 1))
-        return normalized.permute(0, 3, 1, 2)
+        return normalize(images, self.mean, self.std)
 
 
 class MaskedImages:
@@ -242,6 +243,12 @@ def read_image(path: Path) -> Tensor:
     return F.pil_to_tensor(decode(lambda: read_image_file(path), path, "RGB"))
 
 
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalise images (n, 3, H, W) uint8 to float32, with the mean and std of each channel."""
+    pixels = Normalize(mean=tuple(mean), std=tuple(std)).normalize(images.permute(0, 2, 3, 1))
+    return pixels.permute(0, 3, 1, 2)
+
+
 class OnPairs:
     """Apply a transform of torchvision to image and mask of a sample."""
 
@@ -252,9 +259,3 @@ class OnPairs:
         name, image, mask = pair
         image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return name, image.as_subclass(Tensor), mask.as_subclass(Tensor)
-
-
-def class_shares(counts: Tensor, classes: Sequence[str]) -> Mapping[str, float]:
-    """Return the share of each class among the pixels that are not ignored, by its name."""
-    total = max(1, int(counts.sum()))
-    return {name: int(count) / total for name, count in zip(classes, counts)}

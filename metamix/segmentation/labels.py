@@ -21,7 +21,7 @@ from metamix.data import read_image_file
 from metamix.data.sources import naming
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
-MAX_CLASSES = 255
+MIN_CLASSES, MAX_CLASSES = 2, 255
 ADVICE = "write the names of the classes into it, one a line, label 0 first"
 REFUSED = -1  # entry of `Labels.table` for values that no mask may have
 
@@ -76,10 +76,10 @@ def make_labels(
         palette: colours of the classes.
 
     Raises:
-        ValueError: there are too many classes, or the palette has another number of colours.
+        ValueError: there are too few or too many classes, or the palette has another number of colours.
     """
-    if not 1 <= len(classes) <= MAX_CLASSES:
-        raise ValueError(f"there are {len(classes)} classes; accepted are 1 to {MAX_CLASSES}")
+    if not MIN_CLASSES <= len(classes) <= MAX_CLASSES:
+        raise ValueError(f"classes are {', '.join(classes):.80}: give {MIN_CLASSES} to {MAX_CLASSES}")
     if palette is not None and len(palette) not in (len(classes), len(classes) + 1):
         raise ValueError(
             f"the palette has {len(palette)} colours and there are {len(classes)} classes: give one colour for each "
@@ -163,9 +163,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         ValueError: a name is there twice, or there is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {path}: write the names of the classes into it, one a line, label 0 first"
-        )
+        raise FileNotFoundError(f"there is no {path}: {ADVICE}")
     names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise ValueError(f"{path} has the class {twice!r} twice: give each class its own name")

@@ -13,7 +13,7 @@ from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_into, load_weights
 
-from .labels import Palette
+from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS
 
 MAX_SIDE = 65_536
@@ -122,7 +122,10 @@ RULES: dict[str, Rule] = {
         f"a mapping of arguments without {', '.join(sorted(NOT_MODEL_ARGS))}",
         lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS.keys() & value.keys(),
     ),
-    "classes": ("a list of 2 to 255 names", lambda value: isinstance(value, (list, tuple)) and 2 <= len(value) <= 255),
+    "classes": (
+        f"a list of {MIN_CLASSES} to {MAX_CLASSES} names",
+        lambda value: isinstance(value, (list, tuple)) and MIN_CLASSES <= len(value) <= MAX_CLASSES,
+    ),
     "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, 8192))),
     "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
     "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, _is_share)),

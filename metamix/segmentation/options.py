@@ -72,7 +72,9 @@ class ImageOptions:
                 f"window is {self.window} and overlap {self.overlap}: give 0 <= overlap < window, or window 0"
             )
         if not self.test_scales or not all(0 < scale < 16 for scale in self.test_scales):
-            raise ValueError(f"test_scales is {self.test_scales}, but it must be factors above 0, such as 0.75,1,1.25")
+            raise ValueError(
+                f"test_scales is {self.test_scales}, but factors above 0 and below 16 are needed, such as 0.75,1,1.25"
+            )
 
 
 @dataclass
@@ -152,7 +154,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
         if not 0 < self.crop_share <= 1:
             raise ValueError(f"crop_share is {self.crop_share}, but it must be above 0 and at most 1")
-        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
+        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < float("inf"):
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.5,2")
         if len(self.crop) not in (1, 2) or min(self.crop) < 1:
             raise ValueError(f"crop is {self.crop}, but it must be a side in pixels, or height,width")

@@ -15,6 +15,7 @@ from torch import Tensor
 from metamix.training.task import State
 from metamix.utils.figures import draw_confusion, plain, save_figure
 from metamix.utils.files import write_text
+from metamix.utils.text import plural
 
 from .labels import IGNORED, Labels, colours_of
 from .metrics import SegmentationMetric, Shown, images_to_show, total
@@ -55,7 +56,7 @@ class SegmentationPictures:
             cells = ("-" if row[key] is None else f"{row[key]:.2f}" for key in names)
             lines.append(f"{label:{width}}  " + "  ".join(f"{cell:>11}" for cell in cells))
         unreadable = sum(state["unreadable"] for state in states)
-        lines += [f"{unreadable:,} images could not be read and are left out"] * bool(unreadable)
+        lines += [f"left out: {plural(unreadable, 'image')} that could not be read"] * bool(unreadable)
         return "\n".join(lines)
 
 

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, Normalize
+from metamix.data import CorruptImage
 from metamix.data.find import find_images
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
-from .data import read_image
+from .data import normalize, read_image
 from .inference import Predictor, make_views
 from .labels import colours_of, index_image
 from .load import SegmenterSpec, load_segmenter
@@ -89,7 +89,7 @@ def predict_all(
         save(output / "masks" / name, index_image(labels, colours))
         save(output / "overlays" / name, Image.fromarray(overlay(image, labels, colours)))
     write_text(output / "classes.txt", "\n".join(spec.classes) + "\n")
-    print(readable(f"written: masks and overlays of {len(names) - left_out:,} images to {output}"))
+    print(readable(f"written: masks and overlays of {plural(len(names) - left_out, 'image')} to {output}"))
     return 1 if left_out else 0
 
 
@@ -128,7 +128,7 @@ def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Pre
     size = image.shape[-2], image.shape[-1]
     resized = resized_size(size, spec.min_size, spec.max_size)
     small = image if resized == size else F.resize_image(image, list(resized), antialias=True)
-    normalized = normalize(small[None].to(device), spec)
+    normalized = normalize(small[None].to(device), spec.mean, spec.std)
     side = max(2 * predictor.window, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
     if predictor.window and resized == size and max(size) > side:
         return predict_blocks(model, normalized, predictor, side)
@@ -145,12 +145,6 @@ def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: 
         found = predictor(model, block, (block.shape[-2], block.shape[-1])).cpu()
         labels[top : top + side, left : left + side] = found[above : above + side, before : before + side]
     return labels
-
-
-def normalize(images: Tensor, spec: SegmenterSpec) -> Tensor:
-    """Normalise images (n, 3, H, W) uint8 as in training."""
-    pixels = Normalize(mean=spec.mean, std=spec.std).normalize(images.permute(0, 2, 3, 1))
-    return pixels.permute(0, 3, 1, 2)
 
 
 def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:

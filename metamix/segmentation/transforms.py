@@ -123,13 +123,8 @@ def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2
     return v2.Compose(steps)
 
 
-def eval_transform(options: Any) -> v2.Transform:
-    """Make the resizing of an image to score. Its mask keeps the size of the file."""
-    return ResizeImage(options.min_size, options.max_size)
-
-
 class ResizeImage(v2.Transform):
-    """Resize the image alone."""
+    """Resize an image to score. Its mask keeps the size of the file."""
 
     def __init__(self, min_size: int, max_size: int):
         super().__init__()

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
-from metamix.utils.text import readable
+from metamix.utils.text import plural, readable
 
-from .data import class_shares, read_image
+from .data import read_image
 from .labels import IGNORED, BadMask, Labels, read_mask
 from .options import SegmentationOptions
 from .sources import OPENERS, MaskedSet, Sample, open_set, samples_of
@@ -97,7 +97,7 @@ def verify(found: MaskedSet, labels: Labels) -> int:
         if empty:
             print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {', '.join(empty)}"))
             problems += 1
-    print(f"{problems} problem{'s' * (problems > 1)}" if problems else "nothing is wrong")
+    print(plural(problems, "problem") if problems else "nothing is wrong")
     if counts:
         print(readable(table_of_shares(counts, labels)))
     return problems
@@ -118,11 +118,12 @@ def check_samples(samples: Sequence[Sample], labels: Labels, counts: Tensor) -> 
 
 
 def table_of_shares(counts: dict[str, Tensor], labels: Labels) -> str:
-    """Return a table of the share of each class among the pixels of each split, and that of ignored pixels."""
+    """Return a table of the pixels of each split: the share of each class among labelled ones, and of ignored ones."""
     width = max(map(len, ["% of the pixels", *labels.classes]))
-    shares = {split: class_shares(found[: len(labels.classes)], labels.classes) for split, found in counts.items()}
-    lines = [f"{'% of the pixels':{width}}  " + "  ".join(f"{split:>8}" for split in shares)]
-    for name in labels.classes:
-        lines.append(f"{name:{width}}  " + "  ".join(f"{100 * share[name]:8.2f}" for share in shares.values()))
+    known = [found[: len(labels.classes)] for found in counts.values()]
+    lines = [f"{'% of the pixels':{width}}  " + "  ".join(f"{split:>8}" for split in counts)]
+    for k, name in enumerate(labels.classes):
+        shares = (100 * int(found[k]) / max(1, int(found.sum())) for found in known)
+        lines.append(f"{name:{width}}  " + "  ".join(f"{share:8.2f}" for share in shares))
     ignored = (100 * int(found[IGNORED]) / max(1, int(found.sum())) for found in counts.values())
     return "\n".join([*lines, f"{'(ignored)':{width}}  " + "  ".join(f"{share:8.2f}" for share in ignored)])

@@ -1,6 +1,7 @@
 """Test `export` of classifiers: files, parity, refusals, and what `metamix predict` does with them."""
 
 import json
+import logging
 import re
 import sys
 from itertools import cycle
@@ -20,7 +21,7 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.classification import open_classifier
 from metamix.deploy.export import ParityError
 from metamix.deploy.exportable import Request
-from metamix.deploy.graphs import GraphError
+from metamix.deploy.graphs import GraphError, quiet
 from metamix.mixers import list_mixers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,3 +242,14 @@ def test_missing_extra(tmp_path, monkeypatch):
         export("metaformer_identity_nano.digits", output=tmp_path / "out", format="openvino")
     with pytest.raises(SystemExit, match=r"error: OpenVINO is missing"):
         metamix.cli.export.main(["resnet18", "--format", "openvino", "--output", str(tmp_path / "out")])
+
+
+def test_exporters_are_silenced_no_longer_than_they_run():
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with quiet():
+            assert logging.root.manager.disable == logging.WARNING
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(before)

@@ -408,8 +408,11 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
     [
         (dict(flip=2), "flip is 2, but it must be between 0 and 1"),
         (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but two factors are needed, the smaller first"),
+        (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but two factors are needed"),
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
         (dict(pretrained=True, checkpoint="x"), "both say where to begin"),
+        (dict(detector_args={"score_thresh": "high"}), "detector_args has score_thresh: 'high'; accepted are true"),
+        (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be auto, or above 0"),
         (dict(detector_args={"min_size": 300}), "detector_args has min_size: --min-size and --max-size are the size"),
         (dict(model_args={"pretrained": True}), "model_args has pretrained, which comes from --pretrained"),
         (

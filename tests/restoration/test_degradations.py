@@ -109,6 +109,7 @@ def test_chains_go_from_left_to_right():
         ("noise:nan", "nan is out of range"),
         ("downscale:1.5", "accepted is a whole number from 1 to 16"),
         ("downscale:2-4", "accepted is a whole number from 1 to 16"),
+        ("downscale:inf", "inf is out of range; accepted is a whole number from 1 to 16"),
         ("jpeg:200", "200 is out of range; accepted is a number or LOW-HIGH, 1 to 100"),
         ("blur:1,jpg:20", "no degradation 'jpg'; did you mean 'jpeg'"),
     ],
