@@ -133,7 +133,8 @@ def fold_batch_norm(mlp: BandMlp) -> None:
 
 def fold_next_norms(layers: nn.Sequential) -> None:
     """Fold each BatchNorm that follows a convolution, such as those of stems and downsamplings."""
-    for (name, layer), (following, norm) in pairwise(list(layers.named_children())):
+    children: list[tuple[str, Any]] = list(layers.named_children())
+    for (name, layer), (following, norm) in pairwise(children):
         if type(layer) in CONVOLUTIONS and type(norm) is nn.BatchNorm2d:
             setattr(layers, name, fuse_conv_bn_eval(layer, norm))
             setattr(layers, following, nn.Identity())

@@ -161,7 +161,7 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
             print(readable(problem))
             count += 1
     files = ", ".join(str(path) for path, _ in splits)
-    print(f"{plural(count, 'problem')}" if count else readable(f"{files}: nothing is wrong"))
+    print(plural(count, "problem") if count else readable(f"{files}: nothing is wrong"))
     for annotations, _ in splits:
         if text := describe_boxes(annotations, min_size, max_size):
             print(readable(text))
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = verify(options.data, options.images, min_size=options.min_size, max_size=options.max_size)
         return 1 if found else 0
-    except (FileNotFoundError, ValueError) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
