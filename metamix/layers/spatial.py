@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
 from torch import Tensor
 
 from .graph import fx_leaf, may_vary, warn_if_traced
@@ -80,15 +79,3 @@ def averages(length: int, cells: int, like: Tensor) -> Tensor:
     first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
     inside = (place >= first[:, None]) & (place < end[:, None])
     return inside.to(like.dtype) / (end - first)[:, None].to(like.dtype)
-
-
-def parse_size(option: str, given: int | tuple[int, int]) -> tuple[int, int]:
-    """Turn an option's value, one number or (height, width), into (height, width).
-
-    Raises:
-        ValueError: `given` is not one or two integers of at least 1.
-    """
-    size = to_2tuple(given)
-    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"{option} is {given!r}: give one number of at least 1, or two of them, (height, width).")
-    return size

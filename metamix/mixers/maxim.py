@@ -21,7 +21,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from metamix.layers import BLOCK, GRID, Dropout, Float32LayerNorm2d, crop_to, from_sets, pad_to, parse_size, to_sets
+from metamix.layers import BLOCK, GRID, Dropout, Float32LayerNorm2d, crop_to, from_sets, pad_to, to_sets
+from metamix.layers.checks import check_count, parse_size
 
 from .registry import register_mixer
 
@@ -52,6 +53,9 @@ class Maxim(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
+        check_count("input_proj_factor", input_proj_factor, least=1)
+        check_count("block_gmlp_factor", block_gmlp_factor, least=1)
+        check_count("grid_gmlp_factor", grid_gmlp_factor, least=1)
         half = dim * input_proj_factor // 2
         for factor in (block_gmlp_factor, grid_gmlp_factor):
             if dim * input_proj_factor % 2 or half * factor % 2:

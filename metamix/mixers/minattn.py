@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import Dropout, attention, average_to, fx_leaf, parse_size, rearrange, resize_to
+from metamix.layers import Dropout, attention, average_to, fx_leaf, rearrange, resize_to
+from metamix.layers.checks import check_count, parse_size
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -65,7 +66,8 @@ class MinAttn(nn.Module):
         super().__init__()
         if qk not in QK:
             raise ValueError(f"qk is {qk!r}{nearest(qk, QK)} Accepted: {', '.join(QK)}.")
-        if num_heads < 1 or dim % num_heads:
+        check_count("num_heads", num_heads, least=1)
+        if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")
         if qk == "collapsed" and num_heads > 1:
             raise ValueError(

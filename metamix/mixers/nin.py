@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Dropout, Mlp, average_to, parse_size, rearrange, resize_to, to_channels_last
+from metamix.layers import GELU, Dropout, Mlp, average_to, rearrange, resize_to, to_channels_last
+from metamix.layers.checks import check_count, parse_size
 
 from .registry import register_mixer
 
@@ -42,13 +43,16 @@ class Nin(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
+        token_dim, channel_dim = (2 * dim if width is None else width for width in (token_dim, channel_dim))
+        check_count("token_dim", token_dim, least=1)
+        check_count("channel_dim", channel_dim, least=1)
         h, w = parse_size("grid", size if grid is None else grid)
         self.grid = min(h, size[0]), min(w, size[1])
         self.value = nn.Conv2d(dim, dim, 1)
         self.token_norm = LayerNorm2d(dim, eps=1e-5)
-        self.token_mlp = TokenMlp(self.grid, token_dim or 2 * dim, proj_drop)
+        self.token_mlp = TokenMlp(self.grid, token_dim, proj_drop)
         self.channel_norm = LayerNorm2d(dim, eps=1e-5)
-        self.channel_mlp = Mlp(dim, channel_dim or 2 * dim, drop=proj_drop)
+        self.channel_mlp = Mlp(dim, channel_dim, drop=proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate(average_to(x, self.grid))  # (B, C, *grid)

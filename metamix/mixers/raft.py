@@ -29,6 +29,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import GELU, fx_leaf, may_vary, rearrange, resize_to
+from metamix.layers.checks import check_count, check_not_negative
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -56,7 +57,9 @@ class Raft(nn.Module):
         resample: str = "branch",
     ):
         super().__init__()
-        if raft_size < 1 or dim % raft_size:
+        check_count("raft_size", raft_size, least=1)
+        check_not_negative("expansion", expansion)
+        if dim % raft_size:
             raise ValueError(f"raft_size {raft_size} does not divide the {dim} channels: choose a divisor of {dim}.")
         if resample not in RESAMPLE:
             raise ValueError(f"resample is {resample!r}{nearest(resample, RESAMPLE)} Accepted: {', '.join(RESAMPLE)}.")

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, fx_leaf, pad_to
+from metamix.layers.checks import check_count
 from metamix.utils.text import nearest
 
 from .registry import register_mixer
@@ -66,9 +67,9 @@ class WaveMix(nn.Module):
         if dim % 4:
             raise ValueError(f"wavemix splits its channels in four: {dim} is no multiple of 4.")
         if level not in (1, 2, 3, 4):
-            raise ValueError(f"level is {level}; the transform has 1, 2, 3 or 4 levels.")
-        if mult < 1:
-            raise ValueError(f"mult is {mult}: the MLP needs a width of at least 1 times its channels.")
+            raise ValueError(f"level is {level!r}; the transform has 1, 2, 3 or 4 levels.")
+        check_count("mult", mult, least=1)
+        check_count("ff_channel", ff_channel, least=0)
         if wavelet not in pywt.wavelist(kind="discrete"):
             raise ValueError(
                 f"{wavelet!r} is no discrete wavelet of PyWavelets{nearest(wavelet, pywt.wavelist(kind='discrete'))} "

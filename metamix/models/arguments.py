@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from timm.layers import GELU as TimmGELU
@@ -80,24 +80,6 @@ def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) 
                 f"{argument!r} is no argument of {name}{nearest(argument, accepted)} "
                 f"Its arguments: {', '.join(accepted)}."
             )
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
-
-
-def check_not_negative(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number of at least 0."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) >= 0:
-        raise ValueError(f"{name} is {value!r}: give a number of at least 0.")
-
-
-def check_rate(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number from 0 to 1."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
 
 
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:

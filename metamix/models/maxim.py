@@ -37,7 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, parse_size, to_sets
+from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, to_sets
+from metamix.layers.checks import parse_size
 from metamix.mixers import Maxim
 
 from .image_inference import crop, local_mean, pad_by_reflection, shrink_image

@@ -26,6 +26,7 @@ from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
+from metamix.layers.checks import check_count, check_not_negative, check_rate
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import check_shape, describe_mixer
 
@@ -33,9 +34,6 @@ from .arguments import (
     Activation,
     Norm,
     activation,
-    check_count,
-    check_not_negative,
-    check_rate,
     check_stages,
     mixers_per_stage,
     norm_layer,

@@ -25,10 +25,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metamix.layers import crop_to, pad_to, parse_size, resize_to
+from metamix.layers import crop_to, pad_to, resize_to
+from metamix.layers.checks import check_count, check_rate, parse_size
 from metamix.utils.text import nearest
 
-from .arguments import check_count, check_rate
 from .backbone import (
     Backbone,
     OnBackbone,

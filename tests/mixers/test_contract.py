@@ -308,6 +308,27 @@ def test_options_that_are_no_size(name, option, given):
         create_mixer(name, 8, size=(8, 8), **{option: given})
 
 
+@pytest.mark.parametrize(
+    "name, option, least",
+    [
+        ("raft", "raft_size", 1),
+        ("maxim", "input_proj_factor", 1),
+        ("maxim", "block_gmlp_factor", 1),
+        ("maxim", "grid_gmlp_factor", 1),
+        ("wavemix", "mult", 1),
+        ("wavemix", "ff_channel", 0),
+        ("nin", "token_dim", 1),
+        ("nin", "channel_dim", 1),
+        ("minattn", "num_heads", 1),
+    ],
+)
+def test_options_that_are_no_count(name, option, least):
+    for given in (least - 1, 2.0, "2", [2]):
+        words = f"{option} is {given!r}: give a whole number of at least {least}."
+        with pytest.raises(ValueError, match=re.escape(words)):
+            create_mixer(name, 8, size=(8, 8), **{option: given})
+
+
 def test_registering_what_is_no_module_class(forget):
     with pytest.raises(TypeError, match=r"register_mixer\('mine'\) takes a torch.nn.Module class, got <function"):
         register_mixer("mine")(lambda dim, *, size: None)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from formulas import assert_equal, random_map, random_mixer
@@ -36,7 +38,7 @@ def test_constant_map_gives_zero():
     assert mixer(random_map(1, 3, 7, 4)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("k", [0, 2, -1])
-def test_pool_size_is_odd(k):
-    with pytest.raises(ValueError, match=rf"pool_size is {k}; an odd number of at least 1 .* try 3 or 5"):
+@pytest.mark.parametrize("k", [0, 2, -1, 3.0, "3", [3, 3]])
+def test_pool_size_is_an_odd_number(k):
+    with pytest.raises(ValueError, match=rf"pool_size is {re.escape(repr(k))}; an odd number of at least 1 .* try 3 or 5"):
         create_mixer("pooling", 8, size=(4, 4), pool_size=k)

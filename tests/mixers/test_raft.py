@@ -131,5 +131,7 @@ def test_multiply_adds_are_counted():
 def test_errors():
     with pytest.raises(ValueError, match="raft_size 3 does not divide the 8 channels: choose a divisor of 8"):
         create_mixer("raft", 8, size=SIZE, raft_size=3)
+    with pytest.raises(ValueError, match="expansion is -1: give a number of at least 0"):
+        create_mixer("raft", 8, size=SIZE, expansion=-1)
     with pytest.raises(ValueError, match=r"resample is 'weight'; did you mean 'weights'\? Accepted: branch, stream, w"):
         create_mixer("raft", 8, size=SIZE, resample="weight")

@@ -130,8 +130,8 @@ def test_cropping_keeps_the_centre():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(mult=0), "mult is 0: the MLP needs a width of at least 1"),
-        (dict(level=5), "level is 5; the transform has 1, 2, 3 or 4 levels"),
+        (dict(mult=0), "mult is 0: give a whole number of at least 1"),
+        (dict(level="1"), "level is '1'; the transform has 1, 2, 3 or 4 levels"),
         (dict(wavelet="harr"), r"'harr' is no discrete wavelet of PyWavelets; did you mean 'haar'\? `pywt.wavelist"),
         (dict(wavelet="morl"), "'morl' is no discrete wavelet of PyWavelets"),
         (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),
