@@ -139,6 +139,7 @@ def raftmlp_layout(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Te
 
 # WaveMix, Jeevan et al. 2022: github.com/pranavphoenix/WaveMix, its classifier
 
+ONE_LEVEL = (r"\.levels\.0\.", ".feedforward.")  # without the level's number; goes before the other names
 WAVEMIX_BLOCK_NAMES = (
     (r"\.reduce\.", ".reduction."),
     (r"\.levels\.(\d+)\.", lambda m: f".feedforward{int(m[1]) + 1}."),
@@ -167,7 +168,7 @@ def wavemix_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
 
 
 WAVEMIX = Format(WAVEMIX_NAMES, wavemix_layout)
-WAVEMIX_ONE_LEVEL = Format(((r"\.levels\.0\.", ".feedforward."), *WAVEMIX_NAMES), wavemix_layout)
+WAVEMIX_ONE_LEVEL = Format((ONE_LEVEL, *WAVEMIX_NAMES), wavemix_layout)
 
 # WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
 
@@ -179,8 +180,7 @@ def segmenter_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
 def wavemix_segmenter_format(head: str, level: int) -> Format:
     """Return the format of a WaveMix for segmentation: `head` is their name of its head, `level` the transform's."""
     names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
-    one_level = ((r"\.levels\.0\.", ".feedforward."),) if level == 1 else ()
-    return Format((*one_level, *names), segmenter_layout)
+    return Format((ONE_LEVEL, *names) if level == 1 else names, segmenter_layout)
 
 
 # WaveMix for super-resolution: their wavemix/sisr.py, and WaveMixSR of github.com/pranavphoenix/WaveMixSR
@@ -192,10 +192,10 @@ SISR_NAMES = (
     *WAVEMIX_BLOCK_NAMES,
 )
 SISR = Format(SISR_NAMES, wavemix_layout)
-SISR_ONE_LEVEL = Format(((r"\.levels\.0\.", ".feedforward."), *SISR_NAMES), wavemix_layout)
+SISR_ONE_LEVEL = Format((ONE_LEVEL, *SISR_NAMES), wavemix_layout)
 WAVEMIXSR = Format(
     (
-        (r"\.levels\.0\.", ".feedforward."),
+        ONE_LEVEL,
         (r"^head\.", "final."),
         (r"^stem\.0\.", "path1.1."),
         (r"^stem\.1\.", "path1.2."),
