@@ -7,11 +7,11 @@ number has a range.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from metamix.utils.text import nearest
 
@@ -169,7 +169,7 @@ class _Reader:
 
     def whole(self, key: str, value: object, name: str = "") -> int | None:
         low, high = RANGES[key]
-        if value is not None and not (type(value) is int and low <= value <= high):
+        if value is not None and not is_whole(value, low, high):
             self.refuse(name or key, value, f"a whole number from {low} to {high:,}")
         return value
 
@@ -180,7 +180,7 @@ class _Reader:
 
     def whole_side(self, key: str, side: object, value: object) -> int:
         low, high = RANGES["img_size"]
-        if not (type(side) is int and low <= side <= high):
+        if not is_whole(side, low, high):
             self.refuse(key, value, f"a side in pixels from {low} to {high:,}, or (height, width)")
         return side
 
@@ -258,20 +258,21 @@ def check_entries(values: Mapping[str, Any], rules: Mapping[str, Rule], source: 
             )
 
 
-def is_whole(value: object, low: int, high: int) -> bool:
+def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
     """Return whether a value is a whole number from `low` to `high`; true and false are none."""
     return type(value) is int and low <= value <= high
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which raises OverflowError for an int that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_depth(value: object) -> bool:
     """Return whether a value is a possible number of blocks, or one for each stage."""
     if isinstance(value, (list, tuple)):
-        return 1 <= len(value) <= 16 and all(type(item) is int and 0 <= item <= MAX_BLOCKS for item in value)
-    return type(value) is int and 0 <= value <= MAX_BLOCKS
+        return 1 <= len(value) <= 16 and all(is_whole(item, 0, MAX_BLOCKS) for item in value)
+    return is_whole(value, 0, MAX_BLOCKS)
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:
@@ -281,7 +282,7 @@ def _is_plain(value: object, depth: int = 0) -> bool:
     if isinstance(value, str):
         return len(value) <= MAX_LENGTH
     if isinstance(value, (int, float)):
-        return math.isfinite(value) and abs(value) <= MAX_NUMBER
+        return abs(value) <= MAX_NUMBER  # false for NaN
     if not isinstance(value, (list, tuple, Mapping)) or len(value) > MAX_LENGTH or depth == MAX_NESTING:
         return False
     if isinstance(value, Mapping):
