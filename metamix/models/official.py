@@ -18,6 +18,7 @@ from timm.models.metaformer import Pooling as TimmPooling
 from torch import Tensor, nn
 
 from metamix.layers import GroupNorm1
+from metamix.layers.checks import parse_size
 from metamix.mixers import Maxim
 from metamix.utils.text import nearest
 
@@ -441,10 +442,7 @@ def maxim_mab(
         mixer,
         norm1=partial(LayerNorm2d, eps=1e-6),
         mlp_ratio=0,
-        tie_norms=False,
         layer_scale=0,
-        proj_drop=0,
-        drop_path=0,
     )
     return model, flax_format(model, module_paths(model, ""))
 
@@ -484,8 +482,8 @@ def maxim(
     accept("dropout_rate", dropout_rate, [0], "0, as in all published models")
     accept("num_outputs", num_outputs, [3], "3, as in all published models, whose output is the image plus a residual")
     accept("lrelu_slope", lrelu_slope, [0.2], "0.2, the slope in their layers, to which theirs does not pass it on")
-    same = [block_size_lr, tuple(block_size_lr), list(block_size_lr)]
-    accept("grid_size_lr", grid_size_lr, same, f"{tuple(block_size_lr)}, block_size_lr, which theirs uses in its place")
+    block, grid = parse_size("block_size_lr", block_size_lr), parse_size("grid_size_lr", grid_size_lr)
+    accept("grid_size_lr", grid, [block], f"{block}, block_size_lr, which theirs uses in its place")
     given = dict(
         features=features,
         depth=depth,
@@ -625,15 +623,25 @@ def flax_parameters(state: Mapping) -> Mapping:
     names = [key for key in state if key.startswith(prefix)]
     if names:
         return {key.removeprefix(prefix): state[key] for key in names}  # an .npz file reads these arrays alone
-    return state["opt"]["target"] if "opt" in state else state
+    opt = state.get("opt")
+    return opt["target"] if isinstance(opt, Mapping) and "target" in opt else state
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    """Return the leaves of a tree of arrays or tensors by name, levels joined by "/"."""
+    """Return the leaves of a tree of arrays or tensors by name, levels joined by "/".
+
+    Raises:
+        ValueError: a leaf is no array of numbers.
+    """
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}/")
         else:
-            flat[prefix + key] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            try:
+                flat[f"{prefix}{key}"] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            except TypeError:
+                raise ValueError(
+                    f"{prefix}{key} is no tensor, but of type {type(value).__name__}: give the tensors alone, by name."
+                ) from None
     return flat

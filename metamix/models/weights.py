@@ -228,7 +228,8 @@ load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
 def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of a checkpoint that may hold other things too."""
     for wrapper in ("state_dict", "model", "params"):
-        state = state.get(wrapper, state)
+        inner = state.get(wrapper)
+        state = inner if isinstance(inner, Mapping) else state
     return state
 
 

@@ -277,6 +277,10 @@ def test_our_names_are_not_the_authors():
 def test_wrong_state_dicts():
     with pytest.raises(ValueError, match="state_dict is a str; give tensors by name"):
         load_official("wavemix", "weights.pth")
+    with pytest.raises(ValueError, match="net/arch is no tensor, but of type str: give the tensors alone, by name"):
+        load_official("wavemix", {"net": {"arch": "wavemix"}})
+    with pytest.raises(ValueError, match="model is no tensor, but of type Identity"):
+        load_official("wavemix", {"model": nn.Identity()})
     with pytest.raises(ValueError, match="lacks LayerNorm_in/scale"):
         load_official("maxim_mab", {}, block_size=(4, 4), grid_size=(4, 4))
 
