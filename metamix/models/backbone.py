@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.layers import GroupNorm1
+from metamix.layers.checks import check_count
 from metamix.utils.text import nearest
 
 from .download import check_hub
@@ -152,6 +153,8 @@ def build_backbone(
     check_request(name, out_indices, extra, pretrained, checkpoint)
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
+    if out_channels is not None:
+        check_count("out_channels", out_channels, least=1)
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)

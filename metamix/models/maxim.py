@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, to_sets
-from metamix.layers.checks import parse_size
+from metamix.layers.checks import check_count, parse_size
 from metamix.mixers import Maxim
 
 from .image_inference import crop, local_mean, pad_by_reflection, shrink_image
@@ -131,12 +131,13 @@ class MaximUNet(nn.Module):
         super().__init__()
         counts = dict(
             in_chans=in_chans, features=features, depth=depth, num_stages=num_stages, num_groups=num_groups,
-            num_bottleneck_blocks=num_bottleneck_blocks, channels_reduction=channels_reduction,
+            num_bottleneck_blocks=num_bottleneck_blocks, num_supervision_scales=num_supervision_scales,
+            channels_reduction=channels_reduction,
         )  # fmt: skip
         for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} is {count}: give 1 or more.")
-        if not 1 <= num_supervision_scales <= depth:
+            check_count(name, count, least=1)
+        check_count("high_res_stages", high_res_stages, least=0)
+        if num_supervision_scales > depth:
             raise ValueError(f"num_supervision_scales is {num_supervision_scales}: give 1 to {depth}, the depth.")
         if channels_reduction > features:
             raise ValueError(f"channels_reduction is {channels_reduction}: give at most {features}, the features.")

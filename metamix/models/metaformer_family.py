@@ -23,7 +23,7 @@ from torch import nn
 from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
 
-from .arguments import mixers_per_stage
+from .arguments import check_stages, mixers_per_stage
 from .metaformer import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, build, register
 
@@ -153,6 +153,7 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     """
     arguments = SIZES[size] | kwargs
     if size == "nano_next":
+        check_stages(arguments["depths"], arguments["dims"])
         mixers, _ = mixers_per_stage(arguments["mixer"], None, len(arguments["depths"]))
         ratios = tuple(NANO_NEXT[mixer].mlp_ratio if mixer in NANO_NEXT else 4.0 for mixer in mixers)
         arguments = {"mlp_ratio": ratios} | arguments

@@ -26,6 +26,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from metamix.layers.checks import check_count
 from metamix.utils.text import nearest
 
 from .metaformer import ConvEmbed
@@ -70,6 +71,7 @@ def minattn(
         raise ValueError(
             f"similarity is {similarity!r}{nearest(similarity, SIMILARITY)} Accepted: {', '.join(SIMILARITY)}."
         )
+    check_count("patch_size", patch_size, least=1)
     norm = partial(LayerNorm2d, eps=1e-5)
     mixer_args = dict(num_heads=num_heads, attn_drop=proj_drop_rate) | SIMILARITY[similarity]
     preset: dict[str, Any] = dict(

@@ -13,6 +13,8 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from metamix.layers.checks import check_count
+
 from .metaformer import ConvEmbed
 from .registry import CIFAR10, build, register
 
@@ -38,6 +40,8 @@ def ninformer(
         num_layers: blocks.
         kwargs: further arguments of `MetaFormer`.
     """
+    for option, value in (("patch_size", patch_size), ("d_model", d_model), ("d_ffn", d_ffn)):
+        check_count(option, value, least=1)
     mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset: dict[str, Any] = dict(
         mixer="nin",

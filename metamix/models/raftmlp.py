@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 
+from .arguments import check_stages, per_stage
 from .metaformer import CeilEmbed, MetaFormer
 from .registry import IMAGENET, build, register
 
@@ -108,6 +109,9 @@ def raftmlp(
         channel_expansion: hidden over outer width of the channel MLPs.
         kwargs: further arguments of `MetaFormer`.
     """
+    check_stages(depths, dims)
+    embedding_kernels = per_stage("embedding_kernels", embedding_kernels, len(depths))
+    patch_sizes = per_stage("patch_sizes", patch_sizes, len(depths))
     stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(embedding_kernels, patch_sizes))
     norm = partial(LayerNorm2d, eps=1e-5)
     mixer_args = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")

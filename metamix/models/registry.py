@@ -20,7 +20,7 @@ from torch import nn
 
 from metamix.utils.text import nearest
 
-from .arguments import mixers_per_stage
+from .arguments import check_stages, mixers_per_stage
 from .download import Published, check_hub, download
 from .metaformer import MetaFormer
 from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
@@ -65,7 +65,7 @@ def build(
         kwargs: arguments of `MetaFormer` and of timm's builder.
 
     Raises:
-        ValueError: `timm.create_model(scriptable=True)`, which the zoo does not support.
+        ValueError: an argument is wrong, or `timm.create_model(scriptable=True)`, which the zoo does not support.
     """
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
@@ -80,6 +80,8 @@ def build(
             download(published, Path(cfg.url).stem, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs["depths"]
+    if "dims" in kwargs:
+        check_stages(depths, kwargs["dims"])
     if default_mixer_args:
         mixers, given = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
         kwargs["mixer"] = mixers

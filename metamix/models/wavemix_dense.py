@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import Conv2d
+from metamix.layers.checks import check_count
 from metamix.mixers import WaveMix
 from metamix.utils.text import nearest
 
@@ -83,8 +84,8 @@ class WaveMixSR(nn.Module):
         residual: bool = False,
     ):
         super().__init__()
-        if not (isinstance(scale, int) and scale >= 1):
-            raise ValueError(f"scale is {scale!r}: give a whole number of at least 1.")
+        for option, value in (("scale", scale), ("dim", dim), ("depth", depth)):
+            check_count(option, value, least=1)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}{nearest(mode, MODES)} Accepted: {', '.join(MODES)}.")
         self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
@@ -118,7 +119,7 @@ class WaveMixSisr(nn.Module):
         residual: add the image, bilinearly enlarged to the result's size, to the result.
 
     Raises:
-        ValueError: the scale is neither 1 nor 2.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -139,6 +140,8 @@ class WaveMixSisr(nn.Module):
             raise ValueError(
                 f"scale is {scale!r}: {type(self).__name__} enlarges images twice, or not at all: give 1 or 2."
             )
+        for option, value in (("in_chans", in_chans), ("dim", dim), ("depth", depth)):
+            check_count(option, value, least=1)
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
         self.fold = 2 // scale
         self.multiple = self.fold, self.fold

@@ -227,6 +227,7 @@ def test_weights_of_a_file_are_loaded_and_kept_once(name, tmp_path):
     [
         ("metaformer_rat_s12", {}, "no model 'metaformer_rat_s12'; did you mean 'metaformer_raft_s12'"),
         ("resnet18", dict(extra="p6"), "extra is 'p6'; did you mean 'p6p7'"),
+        ("resnet18", dict(out_channels=0), "out_channels is 0: give a whole number of at least 1"),
         ("resnet18", dict(frozen_norms="yes"), "frozen_norms is 'yes'; accepted are True, False and None"),
         ("resnet18", dict(out_indices=(2, 1)), r"out_indices is \(2, 1\); accepted are ascending levels of 0, 1, 2, 3"),
         ("resnet18", dict(out_indices=()), "accepted are ascending levels"),

@@ -200,6 +200,11 @@ def test_wrong_options():
     ):
         timm.create_model("wavemix_144_7", patch_size=4)
     assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4
+    with pytest.raises(ValueError, match="patch_sizes has 4 entries, but 3 are needed"):
+        timm.create_model("raftmlp_s", depths=(2, 2, 6), dims=(8, 16, 24), embedding_kernels=((4,), (2,), (2,)))
+    for name, option in (("minattn_full_mlp_h1_cifar", "patch_size"), ("ninformer_cifar", "d_model")):
+        with pytest.raises(ValueError, match=f"{option} is 0: give a whole number of at least 1"):
+            timm.create_model(name, **{option: 0})
 
 
 @pytest.mark.parametrize(
@@ -208,9 +213,12 @@ def test_wrong_options():
         (dict(mixer={}), "mixer is {}: give the name of a registered mixer"),
         (dict(mixer_args="num_heads=2"), "mixer_args is 'num_heads=2': give a dict of the mixer's options"),
         (dict(num_classes="10"), "num_classes is '10': give a whole number of at least 0"),
+        (dict(depths=3), "depths is 3: give a whole number of at least 1 for each stage"),
+        (dict(dims=48), "dims is 48: give a whole number of at least 1 for each stage"),
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
     ],
 )
 def test_wrong_values_through_timm(kwargs, words):
-    with pytest.raises(ValueError, match=words):
-        timm.create_model("metaformer_minattn_nano", **kwargs)
+    for name in ("metaformer_minattn_nano", "metaformer_minattn_nano_next"):
+        with pytest.raises(ValueError, match=words):
+            timm.create_model(name, **kwargs)

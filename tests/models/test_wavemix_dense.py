@@ -137,13 +137,19 @@ def test_every_parameter_gets_a_gradient(model):
 
 @pytest.mark.parametrize(
     "options, words",
-    [(dict(scale=1.5), "scale is 1.5"), (dict(mode="cubic"), "mode is 'cubic'; did you mean 'bicubic'")],
+    [
+        (dict(scale=1.5), "scale is 1.5"),
+        (dict(dim="8"), "dim is '8': give a whole number"),
+        (dict(mode="cubic"), "mode is 'cubic'; did you mean 'bicubic'"),
+    ],
 )
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=words):
         WaveMixSR(**options)
 
 
-def test_refused_scale_of_sisr():
+def test_refusals_of_sisr():
     with pytest.raises(ValueError, match="scale is 3: WaveMixSisr enlarges images twice, or not at all: give 1 or 2"):
         WaveMixSisr(scale=3)
+    with pytest.raises(ValueError, match="depth is -1: give a whole number of at least 1"):
+        WaveMixSisr(depth=-1)
