@@ -16,13 +16,6 @@ def parameters(model):
 
 
 # name: parameters, multiply-adds of the authors' code at the model's image size (None where unknown)
-POOLFORMER = {
-    "metaformer_pooling_s12": (11_915_176, 1_812_267_008),
-    "metaformer_pooling_s24": (21_388_968, 3_392_208_896),
-    "metaformer_pooling_s36": (30_862_760, 4_972_150_784),
-    "metaformer_pooling_m36": (56_172_520, 8_758_788_096),
-    "metaformer_pooling_m48": (73_473_448, 11_533_320_192),
-}
 RAFTMLP = {
     "raftmlp_s": (9_868_768, 2_087_030_784),
     "raftmlp_m": (21_413_632, 4_267_333_632),
@@ -70,7 +63,7 @@ MINATTN = {
     "minattn_collapsed_nomlp_h1_cifar": 89_802,
     "minattn_minimal_nomlp_h1_cifar": 39_882,
 }
-SAME_WORK = POOLFORMER | WAVEMIX | NINFORMER
+SAME_WORK = WAVEMIX | NINFORMER
 
 
 def test_every_paper_model_is_here():

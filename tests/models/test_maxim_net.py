@@ -133,14 +133,6 @@ def test_the_bound_sees_mistakes(mistake, monkeypatch):
     assert max(golden.deviation(image, name) for name, image in restored(golden).items()) > 1e-6
 
 
-@pytest.mark.parametrize("features, stages, count", [(32, 1, 6_139_561), (32, 2, 14_176_178), (32, 3, 22_212_795)])
-def test_parameters(features, stages, count):
-    with torch.device("meta"):
-        model = MaximUNet(features=features, num_stages=stages)
-    assert sum(p.numel() for p in model.parameters()) == count
-    assert model.multiple == (64, 64)
-
-
 # The authors' checkpoints
 
 
