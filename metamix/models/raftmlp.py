@@ -110,9 +110,9 @@ def raftmlp(
         kwargs: further arguments of `MetaFormer`.
     """
     check_stages(depths, dims)
-    embedding_kernels = per_stage("embedding_kernels", embedding_kernels, len(depths))
-    patch_sizes = per_stage("patch_sizes", patch_sizes, len(depths))
-    stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(embedding_kernels, patch_sizes))
+    kernels = per_stage("embedding_kernels", embedding_kernels, len(depths))
+    strides = per_stage("patch_sizes", patch_sizes, len(depths))
+    stem, *downsamples = (partial(MultiScaleEmbed, kernels=k, stride=s) for k, s in zip(kernels, strides))
     norm = partial(LayerNorm2d, eps=1e-5)
     mixer_args = dict(raft_size=raft_size, expansion=token_expansion, resample="stream")
     preset: dict[str, Any] = dict(
