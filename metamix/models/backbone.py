@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
 
 class OnBackbone(nn.Module):
-    """What timm's optimizers and a trainer ask of a network with the attribute `backbone`."""
+    """Methods that timm's optimizers and a trainer call on a network with a `backbone`."""
 
     backbone: Backbone
 
