@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.layers import BLOCK, GRID, Dropout, Float32LayerNorm2d, crop_to, from_sets, pad_to, to_sets
-from metamix.layers.checks import check_count, parse_size
+from metamix.utils.checks import check_count, parse_size
 
 from .registry import register_mixer
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import Dropout, attention, average_to, fx_leaf, rearrange, resize_to
-from metamix.layers.checks import check_count, parse_size
+from metamix.utils.checks import check_count, parse_size
 from metamix.utils.text import nearest
 
 from .registry import register_mixer

@@ -16,7 +16,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Dropout, Mlp, average_to, rearrange, resize_to, to_channels_last
-from metamix.layers.checks import check_count, parse_size
+from metamix.utils.checks import check_count, parse_size
 
 from .registry import register_mixer
 

@@ -29,7 +29,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import GELU, fx_leaf, may_vary, rearrange, resize_to
-from metamix.layers.checks import check_count, check_not_negative
+from metamix.utils.checks import check_count, check_not_negative
 from metamix.utils.text import nearest
 
 from .registry import register_mixer

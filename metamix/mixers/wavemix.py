@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, fx_leaf, pad_to
-from metamix.layers.checks import check_count
+from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
 
 from .registry import register_mixer

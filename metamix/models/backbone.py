@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.layers import GroupNorm1
-from metamix.layers.checks import check_count
+from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
 
 from .download import check_hub

@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, to_sets
-from metamix.layers.checks import check_count, parse_size
 from metamix.mixers import Maxim
+from metamix.utils.checks import check_count, parse_size
 
 from .image_inference import crop, local_mean, pad_by_reflection, shrink_image
 

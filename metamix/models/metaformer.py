@@ -26,9 +26,9 @@ from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
-from metamix.layers.checks import check_count, check_not_negative, check_rate
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import check_shape, describe_mixer
+from metamix.utils.checks import check_count, check_not_negative, check_rate
 
 from .arguments import (
     Activation,

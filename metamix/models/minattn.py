@@ -26,7 +26,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from metamix.layers.checks import check_count
+from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
 
 from .metaformer import ConvEmbed

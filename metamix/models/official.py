@@ -18,8 +18,8 @@ from timm.models.metaformer import Pooling as TimmPooling
 from torch import Tensor, nn
 
 from metamix.layers import GroupNorm1
-from metamix.layers.checks import parse_size
 from metamix.mixers import Maxim
+from metamix.utils.checks import parse_size
 from metamix.utils.text import nearest
 
 from .arguments import check_known

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metamix.layers import crop_to, pad_to, resize_to
-from metamix.layers.checks import check_count, check_rate, parse_size
+from metamix.utils.checks import check_count, check_rate, parse_size
 from metamix.utils.text import nearest
 
 from .backbone import (

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import Conv2d
-from metamix.layers.checks import check_count
 from metamix.mixers import WaveMix
+from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
 
 from .image_inference import crop, pad_by_reflection
