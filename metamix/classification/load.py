@@ -14,8 +14,7 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from metamix.data import Normalize
-from metamix.data.memory import SMALL_SIDE
-from metamix.data.sources import decode
+from metamix.data.sources import SMALL_SIDE, decode
 from metamix.models.download import check_hub
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer

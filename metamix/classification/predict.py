@@ -27,6 +27,7 @@ from metamix.data.find import find_images
 from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
+from metamix.utils.options import positive
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .load import Classifier, load_classifier
@@ -91,10 +92,10 @@ def make_parser() -> argparse.ArgumentParser:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the images, and how their labels are written."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--top", type=_positive, default=5, help="labels for each image (default: 5)")
+    parser.add_argument("--top", type=positive, default=5, help="labels for each image (default: 5)")
     parser.add_argument("--format", choices=list(FORMATS), help="table, csv or json (default: by --output, or table)")
     parser.add_argument("--output", type=Path, help="file to write to (default: print)")
-    parser.add_argument("--batch-size", type=_positive, default=64, help="images per forward pass (default: 64)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images per forward pass (default: 64)")
 
 
 @torch.inference_mode()
@@ -167,9 +168,3 @@ def as_json(predictions: Sequence[Prediction]) -> str:
 
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

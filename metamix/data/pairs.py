@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from .loader import Batch
-from .sources import CorruptImage
 
 
 def collate_pairs(samples: list[Any]) -> Batch:
