@@ -14,6 +14,7 @@ import logging
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -142,7 +143,7 @@ class BalancedOrder(TrainOrder):
             count = share + (number in favoured)
             rounds = -(-count // len(members))
             orders = [members[torch.randperm(len(members), generator=rng)] for _ in range(rounds)]
-            chosen.append(torch.cat([*orders, members[:0]])[:count])
+            chosen.append(torch.cat(orders)[:count])
         return torch.cat(chosen)[torch.randperm(self.total, generator=rng)]
 
 
@@ -203,8 +204,7 @@ class StreamLoader:
     Args:
         samples: what the workers read.
         transform: applied to each sample by the workers.
-        collate: makes a batch of samples; it must put (path, reason) pairs under "broken", or a message under
-            "failure".
+        collate: makes a batch of samples; it must put (path, reason) pairs under "broken".
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class StreamLoader:
             num_workers=options.workers,
             worker_init_fn=survive_first_signal,
             persistent_workers=options.workers > 0,
-            collate_fn=collate or collate_images,
+            collate_fn=partial(collate_unless_failed, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
             generator=torch.Generator(),  # by default every epoch draws from the run's generator
         )
@@ -297,11 +297,14 @@ class TransformedSamples:
             return self.transform(image), label, -1 if broken and self.mark_replaced else index, broken
 
 
+def collate_unless_failed(collate: Callable[[list[Any]], Batch], samples: list[Any]) -> Batch:
+    """Make a batch of samples, or of the message of the first error among them, as "failure"."""
+    failure = next((sample for sample in samples if isinstance(sample, CorruptImage)), None)
+    return collate(samples) if failure is None else {"failure": str(failure)}
+
+
 def collate_images(samples: list[Any]) -> Batch:
     """Make a batch of (image, label, index, broken) samples."""
-    for sample in samples:
-        if isinstance(sample, CorruptImage):
-            return {"failure": str(sample)}
     images, labels, indices, broken = zip(*samples)
     return {
         "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last

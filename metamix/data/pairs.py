@@ -10,10 +10,7 @@ from .loader import Batch
 
 
 def collate_pairs(samples: list[Any]) -> Batch:
-    """Make a batch with lists of images and targets; "failure" alone where no image could be read."""
-    for sample in samples:
-        if isinstance(sample, CorruptImage):
-            return {"failure": str(sample)}
+    """Make a batch with lists of images and targets."""
     read, _, indices, broken = zip(*samples)
     names, images, targets = (list(column) for column in zip(*read))
     return {
@@ -28,4 +25,4 @@ def collate_pairs(samples: list[Any]) -> Batch:
 def collate_crops(samples: list[Any]) -> Batch:
     """Make a batch with tensors of images and targets, which are all of one size."""
     batch = collate_pairs(samples)
-    return batch | {key: torch.stack(batch[key]) for key in ("image", "target") if key in batch}
+    return batch | {key: torch.stack(batch[key]) for key in ("image", "target")}

@@ -1,12 +1,10 @@
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
 
 from metamix.data import Augment, DataOptions, Normalize, open_data, train_loader
 from metamix.data.augment import CUT_X, CUT_Y, FLIP, LEFT, TOP, crop_flip, cutout, erase
-from metamix.data.counter_rng import hash64, normal, randint, uniform
+from metamix.data.counter_rng import hash64, randint, uniform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 EVERYTHING = dict(auto_augment="trivial", cutout=9, erase=0.5, mixup=0.8, cutmix=1.0)
@@ -26,17 +24,6 @@ def augment(**options):
 
 def part(batch, where):
     return {key: value[where] for key, value in batch.items()}
-
-
-def test_every_option_says_what_it_is():
-    assert all(len(field.metadata["help"]) > 10 for field in fields(DataOptions))
-
-
-def test_normal_numbers_are_finite_to_both_ends():
-    ends = torch.tensor([0, 2**24 - 1]) << 40
-    assert uniform(ends).tolist() == [0, 1 - 2**-24]
-    low, high = normal(ends).tolist()
-    assert low == -high and 5 < high < 6
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from metamix.data.counter_rng import generator, hash64, randint, seeded, uniform
+from metamix.data.counter_rng import generator, hash64, normal, randint, seeded, uniform
 
 
 def test_hash_chains_splitmix64():
@@ -32,6 +32,13 @@ def test_numbers_are_spread_evenly():
     assert numbers.max() == 6
     highs = torch.arange(100_000) % 9 + 1
     assert ((randint(bits, highs) < highs) & (randint(bits, highs) >= 0)).all()
+
+
+def test_normal_numbers_are_finite_to_both_ends():
+    ends = torch.tensor([0, 2**24 - 1]) << 40
+    assert uniform(ends).tolist() == [0, 1 - 2**-24]
+    low, high = normal(ends).tolist()
+    assert low == -high and 5 < high < 6
 
 
 def test_neighbouring_samples_and_draws_are_uncorrelated():
