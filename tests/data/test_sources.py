@@ -14,6 +14,7 @@ from PIL import Image
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
 from metamix.data.formats import TORCHVISION_SETS
+from metamix.data.formats.base import choose_test_split
 from metamix.data.sources import decode
 
 
@@ -323,6 +324,12 @@ def test_an_info_about_other_things_is_not_needed(shards):
     check_shards(open_data("wds/", root=shards))
 
 
+def test_an_info_that_is_damaged_is_named(shards):
+    (shards / "info.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{shards}/info.json is not valid JSON .*; repair it or take it out"):
+        open_data("wds/", root=shards)
+
+
 def test_sample_without_label(shards, shard):
     shard(shards / "x-train-0002.tar", [("30", "png", b"")])
     with pytest.raises(ValueError, match="x-train-0002.tar: sample 30 must have an image .* and a label"):
@@ -512,3 +519,5 @@ def test_a_split_that_is_not_there_cannot_be_scored(folder):
         open_data("folder", root=root, test_on="test")
     with pytest.raises(ValueError, match="test_on is 'val', but digits has no such split"):
         open_data("digits", test_on="val")
+    with pytest.raises(ValueError, match="^set has the splits dev to score, and none of val, .*--test-on"):
+        choose_test_split(["dev"], "", "set")

@@ -49,7 +49,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
         source: the data set, for messages.
 
     Raises:
-        ValueError: there is no split `test_on`.
+        ValueError: there is no split `test_on`, or `test_on` is empty and there is none of `TEST_SPLITS`.
     """
     available = list(available)
     if test_on:
@@ -59,7 +59,13 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
                 f"The splits to score are {', '.join(available) or 'none'}."
             )
         return test_on
-    chosen, *others = [split for split in TEST_SPLITS if split in available]
+    known = [split for split in TEST_SPLITS if split in available]
+    if not known:
+        raise ValueError(
+            f"{source} has the splits {', '.join(available) or 'none'} to score, and none of {', '.join(TEST_SPLITS)}; "
+            f"choose one with --test-on"
+        )
+    chosen, *others = known
     if others:
         log.warning(
             "%s: scores are on %s; not used: %s. Choose another split with --test-on",

@@ -45,9 +45,17 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
 
 
 def find_shards(root: Path) -> dict[str, list[str]]:
-    """Return the file names of the shards by split."""
+    """Return the file names of the shards by split.
+
+    Raises:
+        ValueError: an info.json is damaged.
+        ImportError: see `listed_shards`.
+    """
     file = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
-    info = json.loads(file.read_text(encoding="utf-8-sig")) if file else {}
+    try:
+        info = json.loads(file.read_text(encoding="utf-8-sig")) if file else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); repair it or take it out") from None
     if "splits" in info:
         return {split: listed_shards(root, split) for split in info["splits"]}
     names = sorted(path.name for path in root.glob("*.tar"))
