@@ -25,8 +25,9 @@ import metamix  # noqa: F401 - registers the models with timm
 from metamix.training.evaluation import evaluate
 from metamix.training.optimization import autocast_dtype
 from metamix.training.processes import ProcessGroup
-from metamix.training.recipe import option, parse
+from metamix.training.recipe import parse
 from metamix.utils.files import write_text
+from metamix.utils.options import option
 from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.text import exit_with_message, plural, readable
 

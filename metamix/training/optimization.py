@@ -53,7 +53,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             layer_decay=options.layer_decay,
             **arguments,
         )
-    except (TypeError, IndexError, RuntimeError, AssertionError) as error:  # raised by timm and torch
+    except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:  # raised by timm and torch
         raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
     if ignored := {"betas", "eps"} & options.opt_args.keys() - optimizer.defaults.keys():  # timm drops them silently
         raise ValueError(

@@ -28,8 +28,6 @@ from metamix.utils.options import (
 )
 from metamix.utils.text import exit_with_message, nearest
 
-__all__ = ["EngineOptions", "Recipe", "option", "parse", "read_yaml", "resume_changes"]
-
 _run = partial(option, group="the run", on_resume="free")
 _schedule = partial(option, group="schedule", on_resume="say")
 _optimizer = partial(option, group="optimizer", on_resume="say")
@@ -72,14 +70,14 @@ class EngineOptions:
     layer_decay: float | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
-    lr_factors: dict = option(
+    lr_factors: dict[str, Any] = option(
         {},
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         group="optimizer",
         on_resume="refuse",
     )
     clip_grad: float | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
-    opt_args: dict = option(
+    opt_args: dict[str, Any] = option(
         {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", group="optimizer", on_resume="refuse"
     )
     freeze: tuple[str, ...] = _optimizer(
@@ -258,6 +256,8 @@ def import_modules(names: Sequence[str]) -> None:
         sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
     for name in names:
         try:
+            if not name or name.startswith("."):  # import_module takes these for a relative import
+                raise ImportError("it is a path" if name else "it is empty")
             import_module(name)
         except ImportError as error:
             raise ValueError(
@@ -280,16 +280,13 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
         ValueError: if a changed option makes it another run.
     """
     fields = {name: f for name, (f, _) in options_of(type(recipe.engine), type(recipe.options)).items()}
+    rules = {"task": "refuse", "import": "say"}
+    rules |= {name: f.metadata.get("on_resume", "refuse") for name, f in fields.items()}
     saved = {fields[key].name if key in fields else key: value for key, value in saved.items()}
     changes: dict[str, dict[str, str]] = {"refuse": {}, "say": {}, "free": {}}
     for key, value in recipe.flat().items():
         if key in saved and saved[key] != value:
-            rule = (
-                fields[key].metadata.get("on_resume", "refuse")
-                if key in fields
-                else {"task": "refuse", "import": "say"}[key]
-            )
-            changes[rule][key] = f"{key} was {saved[key]!r} and is now {value!r}"
+            changes[rules[key]][key] = f"{key} was {saved[key]!r} and is now {value!r}"
     if changes["refuse"]:
         raise ValueError(
             f"this run cannot be continued with another recipe: {'; '.join(changes['refuse'].values())}. Use the old "

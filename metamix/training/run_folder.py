@@ -29,9 +29,9 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from metamix.utils.files import reason, write_text
+from metamix.utils.options import read_yaml
 from metamix.utils.text import readable
 
-from .recipe import read_yaml
 from .reports import Row, draw_curves, split_column, write_metrics
 
 PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from metamix.utils.files import write_text
+from metamix.utils.options import read_yaml
 from metamix.utils.system import commit, versions
 from metamix.utils.tensor_files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, save_weights
 from metamix.utils.text import plural, readable
@@ -19,7 +20,7 @@ from metamix.utils.text import plural, readable
 from .checkpoints import check_identity
 from .engine import Engine
 from .processes import ProcessGroup
-from .recipe import Recipe, read_yaml, resume_changes
+from .recipe import Recipe, resume_changes
 from .run_folder import RECIPE, Run, check_output, read_state
 from .signals import Stopped
 from .task import Task

@@ -399,6 +399,7 @@ def test_a_wrong_freeze_is_refused(parts, said):
         ({"optimizer": "adahessian"}, "there is no optimizer 'adahessian'"),
         ({"opt_args": {"betta": 1}}, "optimizer adamw cannot be made with opt_args {'betta': 1}: "),
         ({"opt_args": {"betas": [0.9]}}, "optimizer adamw cannot be made with opt_args {'betas': [0.9]}: "),
+        ({"opt_args": {"betas": [2, 0.9]}}, "optimizer adamw cannot be made with opt_args {'betas': [2, 0.9]}: "),
         ({"optimizer": "sgd", "opt_args": {"eps": 1e-6}}, "opt_args is {'eps': 1e-06}, but sgd has no eps"),
         ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
     ],

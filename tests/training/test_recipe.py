@@ -11,8 +11,8 @@ import yaml
 from running import ROOT
 
 from metamix.cli.tasks import TASKS, find_task
-from metamix.training.recipe import EngineOptions, find_config, parse, read_yaml, resume_changes
-from metamix.utils.options import convert, option
+from metamix.training.recipe import EngineOptions, find_config, parse, resume_changes
+from metamix.utils.options import convert, option, read_yaml
 
 
 @dataclass
@@ -162,6 +162,8 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
             ["--import", "no_such_mixers"],
             "--import no_such_mixers failed: No module named 'no_such_mixers'; give a module",
         ),
+        (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
+        (["--lr-factors", "{0: 0.1}"], "--lr-factors[0] is 0, but must be a valid string."),
         (["--layer-decay", "0"], "layer_decay is 0.0, but it must be above 0 and at most 1"),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept; add --ema, or use --score last"),
