@@ -175,7 +175,7 @@ def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys, 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("metamix.training.engine.evaluate", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
     with pytest.raises(SystemExit, match="file/here"):
         evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path / "file" / "here")
 
