@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metamix.utils.tensor_files import load_into
 
 from .data import ClassificationData
-from .load import create_model, read_classifier, timm_config
+from .load import check_image_size, create_model, read_classifier, timm_config
 from .options import ClassificationOptions
 
 
@@ -76,13 +76,7 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
                 f"the teacher {options.teacher_checkpoint} has the class {theirs!r} where {options.data} has "
                 f"{ours!r}; give --teacher-checkpoint of one that was trained on such data"
             )
-    teacher = Teacher(model, data.mean, data.std, mean, std)
-    try:
-        with torch.no_grad():
-            teacher.eval()(torch.zeros(1, data.in_chans, data.size, data.size))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"the teacher {options.teacher} does not take the images of {data.size} pixels that the student sees: "
-            f"{error}. Give another --teacher, or --img-size"
-        ) from None
+    teacher = Teacher(model, data.mean, data.std, mean, std).eval()
+    name = f"the teacher {options.teacher}"
+    check_image_size(teacher, name, data.in_chans, data.size, "Give another --teacher, or --img-size")
     return teacher

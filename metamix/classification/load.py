@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from timm.models._manipulate import adapt_input_conv
@@ -262,6 +263,27 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
             del arguments["img_size"]
             return create_model(name, pretrained, **arguments)
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
+
+
+def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:
+    """Check that a model takes square images, by a forward pass of a black one.
+
+    Args:
+        name: of the model, for the message.
+        size: side of the images in pixels.
+        advice: last sentence of the message.
+
+    Raises:
+        ValueError: it does not take them.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, in_chans, size, size))
+    except (AssertionError, RuntimeError) as error:
+        why = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{name} does not take images of {size} pixels: {why}. {advice}") from None
+    model.train(training)
 
 
 def timm_config(model: nn.Module) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from metamix.models import count_macs
 
 from .data import ClassificationData
 from .distillation import load_teacher
-from .load import create_model, load_pretrained, published_name
+from .load import check_image_size, create_model, load_pretrained, published_name
 from .options import ClassificationOptions, ModelOptions
 
 
@@ -42,6 +42,7 @@ class ClassificationModel:
             **options.model_args,
             **{name: rate for name, rate in rates.items() if rate},
         )
+        check_image_size(model, options.model, data.in_chans, data.size, "Give another --img-size")
         if pretrained:
             self.notes.append(f"published weights {published_name(model)}")
         if options.checkpoint and metadata is None:

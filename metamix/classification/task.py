@@ -9,7 +9,7 @@ from torch import nn
 from metamix.models.metadata import ModelMetadata
 
 from .data import ClassificationData
-from .load import load_trained
+from .load import check_image_size, load_trained
 from .loss import ClassificationLoss
 from .metrics import ClassificationMetric
 from .model import ClassificationModel
@@ -66,8 +66,10 @@ class Classification:
         metadata = trained.metadata
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
-        if task.data.size != _side(metadata.img_size):
-            task.title += f"-{task.data.size}px"  # the result at another size goes to another folder
+        if task.data.size != metadata.img_size:
+            size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
+            check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
+            task.title += f"-{size}px"  # the result at another size goes to another folder
         if options.test_on:
             task.title += f"-{options.test_on}"
         if options.pretrained:
@@ -84,7 +86,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
         ValueError: another holdout is asked for on the data set of training, so trained images would be scored.
     """
     known = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
-    known["img_size"] = _side(metadata.img_size)
+    known["img_size"] = options.img_size or _side(metadata.img_size)
     if metadata.data == data_name(options):
         if metadata.holdout is not None and options.holdout not in (None, metadata.holdout):
             raise ValueError(
@@ -99,7 +101,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
 
 def _side(size: Any) -> Any:
     """Return the side of square images; ValueError for others."""
-    if not isinstance(size, tuple):
+    if not isinstance(size, (tuple, list)):
         return size
     if size[0] != size[1]:
         raise ValueError(f"the model takes images of {size[0]}x{size[1]} pixels; give the side of a square, --img-size")

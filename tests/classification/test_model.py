@@ -95,6 +95,11 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
             "metamix`, `timm.list_models()` lists all.",
         ),
         ({"model_args": {"depth": 3}}, "model metaformer_identity_nano does not take"),
+        (
+            {"model": "test_vit", "model_args": {}, "img_size": 5},
+            "test_vit does not take images of 5 pixels: Input height (5) should be divisible by patch size (16). Give "
+            "another --img-size",
+        ),
         ({"checkpoint": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
         (
             {"model": "metaformer_identity_s12", "pretrained": True},

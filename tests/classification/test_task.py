@@ -22,6 +22,25 @@ def test_a_trained_model_is_built_as_it_was(weights):
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
+    name, arguments = "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    digits = small_task(model=name, model_args=arguments)
+    model = digits.model.build()
+    path = str(tmp_path / "vit.safetensors")
+    save_weights(path, model.state_dict(), digits.model.describe(model))
+    Classification.trained(ClassificationEvalOptions(checkpoint=path))
+    with pytest.raises(ValueError, match=f"{name} does not take images of 48 pixels: .* Leave --img-size out"):
+        Classification.trained(ClassificationEvalOptions(checkpoint=path, img_size=48))
+
+
+def test_a_model_of_oblong_images_needs_a_side(weights):
+    path, _ = weights(img_size=[32, 48])
+    with pytest.raises(ValueError, match="takes images of 32x48 pixels; give the side of a square, --img-size"):
+        Classification.trained(ClassificationEvalOptions(checkpoint=path))
+    digits, *_ = Classification.trained(ClassificationEvalOptions(checkpoint=path, img_size=48))
+    assert digits.data.size == 48 and digits.title.endswith("-48px")
+
+
 def test_options_that_are_given_win_over_those_of_training(weights):
     """Even where they are what a run would begin with."""
     path, _ = weights(interpolation="bilinear", crop_pct=0.95)
