@@ -1,4 +1,4 @@
-"""Write metrics.csv and curves.png, and compare several runs in a table and a picture."""
+"""Write and read the results of runs, and compare several runs in a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from metamix.utils.figures import save_figure
 from metamix.utils.files import write_text
+from metamix.utils.tensor_files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
 
@@ -46,6 +47,22 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read the summary of a finished run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it to score the run again") from None
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path} holds no result; delete it to score the run again")
+    return summary
+
+
 def draw_curves(path: Path, history: Sequence[Row]) -> None:
     """Draw losses, scores and learning rate over the epochs."""
     names = [name for name in dict.fromkeys(name for row in history for name in row) if split_column(name)[0]]
@@ -72,7 +89,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
     Returns:
         The table and the names of the two files.
     """
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    summaries = [read_summary(folder) for folder in folders]
     histories = [read_metrics(folder / "metrics.csv") for folder in folders]
     score = summaries[0]["scores"][0]
     columns = ["model", "parameters", "macs", score, "weights", "epochs", "seconds", "img_per_s"]

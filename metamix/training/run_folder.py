@@ -68,20 +68,15 @@ class Run:
         self._warnings = _WarningHandler(self)
         if not main or folder is None:
             return
+        writer = _tensorboard_writer() if tensorboard else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
         self._lock = _lock(folder)
         PACKAGE.addHandler(self._warnings)
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ValueError(
-                    "tensorboard is not installed; pip install 'metamix[tensorboard]', or leave --tensorboard out"
-                ) from None
-            self.events = SummaryWriter(str(folder))
+        if writer is not None:
+            self.events = writer(str(folder))
 
     def say(self, text: str) -> None:
         """Write one line to the terminal and to log.txt."""
@@ -254,6 +249,16 @@ class _WarningHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.run.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _tensorboard_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "tensorboard is not installed; pip install 'metamix[tensorboard]', or leave --tensorboard out"
+        ) from None
+    return SummaryWriter
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -75,6 +75,8 @@ class TaskModel(Protocol):
 
 
 class Loss(Protocol):
+    """Compute the loss of a model on a batch."""
+
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the scalar to minimise and scalars to log, always under the same names.
 
@@ -114,9 +116,7 @@ class Pictures(Protocol):
 class Task(Protocol):
     """Assemble data, model, loss, metric and pictures from options.
 
-    A task class is called with an instance of its `Options` and the run's seed. It opens the data and raises ValueError
-    if the options do not fit together. `TaskClass` lists what
-    the class itself has.
+    `TaskClass` says how a task is made.
     """
 
     title: str  # "<data>-<model>": the name of the run folder
@@ -133,10 +133,19 @@ class Task(Protocol):
 
 
 class TaskClass(Protocol):
-    """The class of a task, as the command line uses it."""
+    """Make tasks. This is what the command line knows of a task's class.
 
-    Options: type  # dataclass of the options of `metamix train`; has a field `model`, and may have `engine_defaults`
-    EvalOptions: type  # dataclass of the options of `metamix eval`
+    An optional method `check_model(name, pretrained)` raises ValueError for a name of a model that cannot be trained;
+    without it, the models of timm are accepted.
+
+    Attributes:
+        Options: dataclass of the options of `metamix train`. It has the fields `model` and `pretrained`, and may have
+            `engine_defaults`, see `metamix.training.recipe.parse`.
+        EvalOptions: dataclass of the options of `metamix eval`. It has the field `checkpoint`.
+    """
+
+    Options: type
+    EvalOptions: type
 
     def __call__(self, options: Any, seed: int = 0) -> Task:
         """Open the data and assemble the task. Raises ValueError if the options do not fit together."""

@@ -21,6 +21,7 @@ from .checkpoints import check_identity
 from .engine import Engine
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
+from .reports import read_summary
 from .run_folder import RECIPE, Run, check_output, read_state
 from .signals import Stopped
 from .task import Task
@@ -92,7 +93,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
     if not (folder / SUMMARY).exists():
         return False
     changes = resume_changes(read_yaml(folder / RECIPE), recipe)
-    check_identity(_read_summary(folder), identity, folder)
+    check_identity(read_summary(folder), identity, folder)
     has_checkpoint = (folder / CHECKPOINT).exists()
     if changes and not has_checkpoint:
         raise ValueError(
@@ -108,7 +109,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
 
 def result_line(folder: Path) -> str:
     """Return the result of a finished run in two lines: the scores, and where the pictures are."""
-    summary = _read_summary(folder)
+    summary = read_summary(folder)
     scores = ", ".join(f"{name} {summary[name]:.4g}" for name in summary["scores"])
     split = summary.get("test_split", "test")
     return (
@@ -197,17 +198,6 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     run.say(result_line(folder))
     if advice := getattr(engine.task.pictures, "advice", lambda _: "")(states):
         run.say(advice)
-
-
-def _read_summary(folder: Path) -> dict[str, Any]:
-    path = folder / SUMMARY
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it to score the run again") from None
-    if not isinstance(summary, dict):
-        raise ValueError(f"{path} holds no result; delete it to score the run again")
-    return summary
 
 
 def _check_weights(folder: Path, has_checkpoint: bool) -> None:

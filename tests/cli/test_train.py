@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import struct
+import sys
 import termios
 from unittest.mock import Mock
 
@@ -275,6 +276,13 @@ def test_tensorboard(tmp_path):
     loss = events.Scalars("train/loss")
     assert [event.step for event in loss] == [5, 10]
     assert loss[1].value == pytest.approx(float(metrics(tmp_path)[1]["train_loss"]), rel=1e-5)
+
+
+def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit, match=r"tensorboard is not installed; pip install 'metamix\[tensorboard\]'"):
+        train("--tensorboard", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
