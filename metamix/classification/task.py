@@ -66,8 +66,8 @@ class Classification:
         metadata = trained.metadata
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
-        if task.data.size != metadata.img_size:
-            size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
+        size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
+        if (size, size) != _sides(metadata.img_size):
             check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
             task.title += f"-{size}px"  # the result at another size goes to another folder
         if options.test_on:
@@ -99,10 +99,15 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _side(size: Any) -> Any:
+def _side(size: Any) -> int:
     """Return the side of square images; ValueError for others."""
-    if not isinstance(size, (tuple, list)):
-        return size
-    if size[0] != size[1]:
-        raise ValueError(f"the model takes images of {size[0]}x{size[1]} pixels; give the side of a square, --img-size")
-    return size[0]
+    height, width = _sides(size)
+    if height != width:
+        raise ValueError(f"the model takes images of {height}x{width} pixels; give the side of a square, --img-size")
+    return height
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Return (height, width) of images whose size is given as one side or as two."""
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return height, width

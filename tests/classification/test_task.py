@@ -39,6 +39,9 @@ def test_a_model_of_oblong_images_needs_a_side(weights):
         Classification.trained(ClassificationEvalOptions(checkpoint=path))
     digits, *_ = Classification.trained(ClassificationEvalOptions(checkpoint=path, img_size=48))
     assert digits.data.size == 48 and digits.title.endswith("-48px")
+    path, _ = weights(img_size=[32, 32])
+    digits, *_ = Classification.trained(ClassificationEvalOptions(checkpoint=path))
+    assert digits.data.size == 32 and digits.title.endswith("_nano")
 
 
 def test_options_that_are_given_win_over_those_of_training(weights):
