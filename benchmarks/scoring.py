@@ -1,11 +1,13 @@
 """Score models on the test split of the data that they were trained on."""
 
 import argparse
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metamix  # noqa: F401 - registers the models with timm
@@ -29,6 +31,16 @@ def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
     loader = task.data.eval_loaders(256, 0, 1)["test"]
     scores, states = evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
     return scores["top1"], states[0]["confusion"]
+
+
+def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Yield weights and views of (N, C, H, W): as they are, moved by (-1, -1) and (1, 1), and all three flipped."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (1,) * 4, mode="reflect")
+    moved = [padded[..., :height, :width], padded[..., 2:, 2:]]
+    for weight, view in [(0.25, images), (0.125, moved[0]), (0.125, moved[1])]:
+        yield weight, view
+        yield weight, view.flip(-1)
 
 
 def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classification:

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.measure.timing import machine
+from benchmarks.measure.timing import append_row, load_rows, machine
 from benchmarks.paths import RESULTS
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.layers import GELU, GroupNorm1
@@ -34,9 +34,8 @@ from metamix.training.optimization import make_schedule
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import Run
-from metamix.utils.files import write_text
 from metamix.utils.system import commit
-from metamix.utils.text import nearest
+from metamix.utils.text import exit_with_message, nearest
 
 FILE = RESULTS / "ablations.json"
 BUDGET = 9.36e12  # multiply-adds of the forward passes of a run: 5 epochs of the nano models
@@ -136,7 +135,6 @@ class Variant:
         parent: the variant that is changed; None for a registered model as it is.
         size: size of the registered models.
         model: arguments of the skeleton; stem and downsampling are names in `EMBEDS`.
-        mixers: arguments of a mixer, by its name: one dict, or one for each stage. They replace the parent's.
         recipe: options of the training engine.
         share: the run's budget as a multiple of `BUDGET`.
     """
@@ -145,7 +143,6 @@ class Variant:
     parent: str | None = None
     size: str = "nano"
     model: Mapping[str, Any] = field(default_factory=dict)
-    mixers: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1.0
 
@@ -225,15 +222,9 @@ def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
     return dataclasses.replace(
         variant,
         model={**base.model, **variant.model},
-        mixers={**base.mixers, **variant.mixers},
         recipe={**base.recipe, **variant.recipe},
         size=base.size,
     )
-
-
-def model_arguments(variant: Variant, mixer: str) -> dict[str, Any]:
-    """Return the arguments of the model with one mixer, as values that JSON can hold."""
-    return {**variant.model, **({"mixer_args": variant.mixers[mixer]} if mixer in variant.mixers else {})}
 
 
 def with_embeds(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,10 +235,8 @@ def with_embeds(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recipe:
     """Return the recipe of a run."""
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
-    model_args = with_embeds(model_arguments(variant, mixer))
-    options = ClassificationOptions(
-        **DATA, model=f"metaformer_{mixer}_{variant.size}", model_args=model_args, data_dir=data_dir
-    )
+    model = f"metaformer_{mixer}_{variant.size}"
+    options = ClassificationOptions(**DATA, model=model, model_args=with_embeds(variant.model), data_dir=data_dir)
     return Recipe("classification", engine, options)
 
 
@@ -284,17 +273,6 @@ def train(recipe: Recipe, budget: float) -> dict[str, Any]:
     }
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a result file, none if it does not exist."""
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a result file, one line for each. The file is read again: another process may have added rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in [*load(path), row]) + "\n]\n")
-
-
 def is_done(rows: Sequence[Mapping[str, Any]], variant: str, mixer: str, seed: int) -> bool:
     """Return whether a run is among the rows."""
     return any((row["variant"], row["mixer"], row["seed"]) == (variant, mixer, seed) for row in rows)
@@ -328,19 +306,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, variant in VARIANTS.items():
             print(f"{name:16} {variant.parent or '':16} {variant.about}")
     for name, mixer, seed in args.runs:
-        if is_done(load(args.results), name, mixer, seed):
+        if is_done(load_rows(args.results), name, mixer, seed):
             continue
         variant = resolve(name)
         recipe = make_recipe(variant, mixer, seed, args.data_dir)
         row = {"variant": name, "parent": variant.parent, "about": variant.about, "mixer": mixer, "seed": seed}
-        row |= train(recipe, variant.share * args.budget)
+        with exit_with_message(ValueError, OSError):
+            row |= train(recipe, variant.share * args.budget)
         row |= {
-            "model_args": model_arguments(variant, mixer),
+            "model_args": dict(variant.model),
             "recipe": dict(variant.recipe),
             "machine": machine()["cpu"],
         }
         row |= {"commit": commit(), "command": f"python -m benchmarks.measure.ablate --runs {name}:{mixer}:{seed}"}
-        append(args.results, row)
+        append_row(args.results, row)
         print(json.dumps(row), flush=True)
 
 

@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from timm.optim import Muon
 from torch import Tensor, nn
 
-from benchmarks.measure.paired import six_views
+from benchmarks.measure.timing import append_row
 from benchmarks.paths import RESULTS
+from benchmarks.scoring import six_views
 from metamix.data import DataOptions, Source, open_data
 from metamix.data.memory import mean_std, pixels
 from metamix.models import count_macs
-from metamix.utils.files import write_text
 from metamix.utils.system import commit
+from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "ceiling.json"
 WIDTHS = (64, 256, 256)  # channels of the blocks
@@ -183,9 +184,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=FILE, help="result file")
     args = parser.parse_args(argv)
-    splits = open_data(args.data, root=args.data_dir, holdout=0.1 if args.split == "holdout" else 0.0)
     options = DataOptions(data=args.data, data_dir=args.data_dir)
-    (images, labels), (others, truth) = read(splits.train, options), read(getattr(splits, args.split), options)
+    with exit_with_message(ValueError, OSError):
+        splits = open_data(args.data, root=args.data_dir, holdout=0.1 if args.split == "holdout" else 0.0)
+        (images, labels), (others, truth) = read(splits.train, options), read(getattr(splits, args.split), options)
     mean, std = mean_std(images)
     images, others = scaled(images, mean, std), scaled(others, mean, std)
 
@@ -206,9 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top1_six_views": round(accuracy(model, others, truth, six_views), 2),
         "commit": commit(),
     }
-    rows = [*(json.loads(args.results.read_text()) if args.results.exists() else []), row]
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.results, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
+    append_row(args.results, row)
     print(json.dumps(row))
 
 

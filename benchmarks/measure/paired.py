@@ -6,34 +6,22 @@ For each pair of mixers the file has the numbers of images that only the first a
 and the p-value of McNemar's exact test. Accuracy is given for single images and for six views of each.
 """
 
-import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from benchmarks.paths import RESULTS
-from benchmarks.scoring import load, task_of
+from benchmarks.scoring import load, six_views, tag_parser, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.classification.task import Classification
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "paired.json"
-
-
-def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield weights and views of (N, C, H, W): as they are, moved by (-1, -1) and (1, 1), and all three flipped."""
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (1,) * 4, mode="reflect")
-    moved = [padded[..., :height, :width], padded[..., 2:, 2:]]
-    for weight, view in [(0.25, images), (0.125, moved[0]), (0.125, moved[1])]:
-        yield weight, view
-        yield weight, view.flip(-1)
 
 
 @torch.no_grad()
@@ -80,10 +68,7 @@ def measure(cards: dict[str, dict], data_dir: str | None) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tag", help="tag of the weights, such as cifar10")
-    parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
-    args = parser.parse_args(argv)
+    args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         result = measure(by_mixer(load_tag(args.tag)), args.data_dir)
         known = json.loads(FILE.read_text()) if FILE.exists() else {}

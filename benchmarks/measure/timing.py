@@ -19,6 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from metamix.utils.files import write_text
 from metamix.utils.system import commit
 
 PRECISIONS = ("fp32", "bf16")
@@ -131,8 +132,19 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    write_text(path, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     return rows
+
+
+def load_rows(path: Path) -> list[dict]:
+    """Return the rows of a result file that is a list of rows; none if it does not exist."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Add a row to such a file, on a line of its own. The file is read again: another process may have added rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in [*load_rows(path), row]) + "\n]\n")
 
 
 def today() -> str:

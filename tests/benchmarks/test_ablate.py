@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks.measure import ablate
+from benchmarks.measure import ablate, timing
 from benchmarks.report import ablations
 from metamix.models import count_macs
 
@@ -29,15 +29,12 @@ def row(variant, parent, top1, **changes):
 
 def test_variant_overrides_its_ancestors():
     variants = {
-        "a": ablate.Variant(
-            "first", model=dict(dims=1, depths=2), mixers={"raft": {"raft_size": 2}}, recipe=dict(lr=1)
-        ),
-        "b": ablate.Variant("second", "a", model=dict(dims=3), mixers={"nin": {"grid": 16}}),
-        "c": ablate.Variant("third", "b", mixers={"raft": {"raft_size": 4}}, recipe=dict(lr=2)),
+        "a": ablate.Variant("first", model=dict(dims=1, depths=2), recipe=dict(lr=1)),
+        "b": ablate.Variant("second", "a", model=dict(dims=3)),
+        "c": ablate.Variant("third", "b", recipe=dict(lr=2)),
     }
     found = ablate.resolve("c", variants)
     assert found.model == dict(dims=3, depths=2)
-    assert found.mixers == {"raft": {"raft_size": 4}, "nin": {"grid": 16}}
     assert found.recipe == dict(lr=2)
     assert (found.about, found.parent) == ("third", "b")
 
@@ -54,9 +51,8 @@ def test_budget_buys_fewer_steps_of_a_larger_model():
 
 def build(name, mixer):
     variant = ablate.resolve(name)
-    arguments = ablate.model_arguments(variant, mixer)
-    json.dumps(arguments)
-    return timm.create_model(f"metaformer_{mixer}_{variant.size}", **ablate.with_embeds(arguments))
+    json.dumps(variant.model)  # as the result file holds it
+    return timm.create_model(f"metaformer_{mixer}_{variant.size}", **ablate.with_embeds(variant.model))
 
 
 @pytest.mark.parametrize("row", json.loads(ablations.ABLATIONS.read_text()), ids=lambda row: row["variant"])
@@ -106,10 +102,10 @@ def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_
 
 def test_finished_runs_are_known(tmp_path):
     path = tmp_path / "results" / "ablations.json"
-    assert ablate.load(path) == []
-    ablate.append(path, row("v0.1", None, 80.0))
-    ablate.append(path, row("wide", "v0.1", 81.0))
-    rows = ablate.load(path)
+    assert timing.load_rows(path) == []
+    timing.append_row(path, row("v0.1", None, 80.0))
+    timing.append_row(path, row("wide", "v0.1", 81.0))
+    rows = timing.load_rows(path)
     assert [r["variant"] for r in rows] == ["v0.1", "wide"]
     assert ablate.is_done(rows, "wide", "pooling", 0)
     assert not ablate.is_done(rows, "wide", "pooling", 1)
