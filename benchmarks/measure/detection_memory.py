@@ -7,6 +7,7 @@ step with AdamW takes two of 640x480. Each measurement is the peak of a new proc
 before: torch, timm, torchvision and the weights.
 """
 
+import argparse
 import time
 
 import torch
@@ -41,9 +42,14 @@ def peak_gib() -> float:
     return round(memory_mib() / 1024, 2)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = [
         {"mixer": mixer} | in_fresh_process(measure, mixer, "eval") | in_fresh_process(measure, mixer, "train")
         for mixer in list_mixers()
     ]
     save(RESULTS / "detection_memory.json", machine(), rows, ("mixer",))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ Batch 1, float32, inference, channels_last, each measurement in a new process. `
 to the peak of a process that holds torch, timm and the weights; `peak_mib` is the peak of the whole process.
 """
 
+import argparse
 import json
 
 import timm
@@ -31,7 +32,12 @@ def measure(name: str, height: int, width: int) -> dict:
     return {"model": name, "size": [height, width], "adds_mib": round(peak - before), "peak_mib": round(peak)}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     names = [f"metaformer_{mixer}_s12" for mixer in list_mixers()]
     rows = [in_fresh_process(measure, name, *size) for name in names for size in SIZES]
     write_text(FILE, json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

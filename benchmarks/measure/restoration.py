@@ -24,6 +24,7 @@ from metamix.models.image_models import create_image_model
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 from metamix.utils.system import keep_freed_memory
+from metamix.utils.text import exit_with_message
 from metamix.utils.timing import interleaved
 
 FILE = RESULTS / "restoration.json"
@@ -68,20 +69,19 @@ def time_model(card: dict, seconds: float) -> float:
 
 
 def main() -> None:
+    cards = load_cards(task="restoration")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
-    parser.add_argument("--names", nargs="+", help="names of weights; all if not given")
+    parser.add_argument("--names", nargs="+", choices=[card["name"] for card in cards], help="weights (default: all)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="time on a quiet machine")
     parser.add_argument("--seconds", type=float, default=5.0, help="for timing each of them")
     options = parser.parse_args()
     keep_freed_memory()
-    cards = [card for card in load_cards(task="restoration") if card["name"] in (options.names or [card["name"]])]
-    if not cards:
-        parser.error(f"no shipped restoration weights have the names {options.names}")
-    for card in cards:
-        timing.save(
-            FILE, timing.machine(), measure(card, options.photos, options.seconds, options.parts), ("name", "set")
-        )
+    with exit_with_message(ValueError, OSError):
+        for card in cards:
+            if card["name"] in (options.names or [card["name"]]):
+                rows = measure(card, options.photos, options.seconds, options.parts)
+                timing.save(FILE, timing.machine(), rows, ("name", "set"))
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def enlarge(cifar: Path, folder: Path, count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 as class folders: train/ and val/")
     parser.add_argument("--timm-script", type=Path, help="train.py of a clone of timm, to measure it too")
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ time and memory against image size.
 `python -m benchmarks.report.mixer_views` draws what each mixer looks at, which needs the images.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,10 +142,15 @@ def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
     save(path, figure)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     family = by_mixer(load_cards("cifar10"))
     draw_front(IMAGES / "cifar10-front.png", family)
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
     if engines := deploy.points():
         deploy.draw_engines(deploy.PICTURE, engines)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ The photographs come with scikit-image: the cameraman (CC0, by Lav Varshney) and
 public domain). The titles give the PSNR of the whole photograph, as the tables measure it.
 """
 
-from pathlib import Path
+import argparse
 
 import torch
 from matplotlib.figure import Figure
@@ -75,11 +75,12 @@ def show(axes, image: Tensor, title: str) -> None:
     axes.set_title(title, fontsize="small")
 
 
-def main(path: Path = FILE) -> None:
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     figure = draw()
-    with atomic_write(path) as file:
+    with atomic_write(FILE) as file:
         figure.savefig(file, format="jpg", dpi=130, pil_kwargs={"quality": 85})
-    print(f"written: {path}")
+    print(f"written: {FILE}")
 
 
 if __name__ == "__main__":
