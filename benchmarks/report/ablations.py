@@ -28,14 +28,14 @@ def mixers_table() -> str:
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
     """Make a table of runs that differ in the mixer, with the gain over identity in the same variant and seed."""
-    header = "variant", "mixer", "seed", "held out, %", "over identity", "params", "MMACs", "epochs", "minutes"
+    header = "variant", "mixer", "seed", "held out, %", "over identity", "params", "MMACs", "epochs", "CPU minutes"
     floors = {(row["variant"], row["seed"]): row["holdout_top1"] for row in rows if row["mixer"] == "identity"}
     lines = []
     for row in rows:
         floor = floors.get((row["variant"], row["seed"]))
         over = "" if floor is None or row["mixer"] == "identity" else f"{row['holdout_top1'] - floor:+.1f}"
         run = f"`{row['variant']}`", f"`{row['mixer']}`", row["seed"]
-        lines.append([*run, f"{row['holdout_top1']:.1f}", over, *cost(row)])
+        lines.append([*run, f"{row['holdout_top1']:.1f}", over, *cost(row, "cpu_minutes")])
     return table(header, lines)
 
 
@@ -70,10 +70,10 @@ def shares_table() -> str:
     return table(("mixer", "MLP ratio", "options, by stage where they differ", "MMACs", "params"), lines)
 
 
-def cost(row: Row) -> list[str]:
-    """Format parameters, millions of multiply-adds, epochs and minutes of a run."""
+def cost(row: Row, minutes: str = "minutes") -> list[str]:
+    """Format parameters, millions of multiply-adds, epochs and minutes of a run, which are in the field `minutes`."""
     sizes = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f}"
-    return [*sizes, f"{row['epochs']:.2f}", f"{row['minutes']:.1f}"]
+    return [*sizes, f"{row['epochs']:.2f}", f"{row[minutes]:.1f}"]
 
 
 def gain(row: Row, rows: Sequence[Row]) -> float | None:

@@ -120,13 +120,14 @@ def describe(recipe: dict) -> str:
 
 
 def size_table(tag: str) -> str:
-    """Make the table of accuracy at image sizes that the models were not trained at: as they are, made for the size."""
+    """Make the table of accuracy at other image sizes: as trained / made for the size, once where they are equal."""
     found = json.loads(FILE.read_text()).get(tag, {}).get("sizes", {})
     rows = []
     for mixer, card in by_mixer(load_cards(tag)).items():
         scores = found.get(card["name"], {})
         forms = [scores[form] for form in ("top1", "made") if form in scores]
-        cells = [" / ".join(f"{form[size]:.1f}" for form in forms) or "not scored" for size in map(str, SIZES)]
+        texts = (dict.fromkeys(f"{form[size]:.1f}" for form in forms) for size in map(str, SIZES))
+        cells = [" / ".join(text) or "not scored" for text in texts]
         rows.append([f"`{mixer}`", *cells])
     return table(["mixer", *(f"{size} px" for size in SIZES)], rows)
 

@@ -66,12 +66,9 @@ def roofline_table() -> str:
     place, models = load("roofline.json", batch=BATCH, size=SIZE)
 
     def cell(row: dict) -> str:
-        return f"{row['of_convolution']:.0%}, `{row['ops'][0]['op']}` in {row['ops'][0]['part']}"
+        return f"{row['of_convolution']:.0%}"
 
-    note = (
-        f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}, and "
-        f"the op that loses most time."
-    )
+    note = f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
     return f"{wrap(note)}\n\n{by_precision(models, cell)}"
 
 

@@ -34,7 +34,6 @@ SECTIONS = {
     "cifar10": lambda: comparison.family_table("cifar10"),
     "cifar10-recipes": comparison.recipe_table,
     "cifar10-sizes": lambda: comparison.size_table("cifar10"),
-    "digits": lambda: comparison.family_table("digits"),
     "digits-sizes": lambda: comparison.size_table("digits"),
     "published": comparison.published_table,
     "minattn": minattn.variants_table,
