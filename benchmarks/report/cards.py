@@ -24,7 +24,8 @@ from benchmarks.report.models import arxiv_link, arxiv_of
 from benchmarks.weight_cards import image_size, load_cards, standard_error
 from metamix.cli.tasks import find_task
 from metamix.models.weights import weights_dir
-from metamix.training.recipe import parse, read_yaml
+from metamix.training.recipe import parse
+from metamix.utils.options import read_yaml
 from metamix.utils.text import short_count
 
 CONFIGS = ROOT / "configs"

@@ -125,7 +125,9 @@ def check_tiles(tile: int, overlap: int) -> None:
         ValueError: a tile does not reach beyond its overlap.
     """
     if tile < 0 or (tile and not 0 <= overlap < tile):
-        raise ValueError(f"tile is {tile} and overlap {overlap}: give 0 <= overlap < tile, or tile 0")
+        raise ValueError(
+            f"tile is {tile} and overlap {overlap}: give an --overlap below --tile, or --tile 0 for whole images"
+        )
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

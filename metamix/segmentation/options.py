@@ -69,7 +69,8 @@ class ImageOptions:
             raise ValueError(f"workers is {self.workers}, but it must be at least 0")
         if self.window < 0 or (self.window and not 0 <= self.overlap < self.window):
             raise ValueError(
-                f"window is {self.window} and overlap {self.overlap}: give 0 <= overlap < window, or window 0"
+                f"window is {self.window} and overlap {self.overlap}: give an --overlap below --window, or --window 0 "
+                f"for whole images"
             )
         if not self.test_scales or not all(0 < scale < 16 for scale in self.test_scales):
             raise ValueError(

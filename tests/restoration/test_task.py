@@ -245,7 +245,7 @@ MISTAKES = [
     (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "'feature' is no argument of maxim_nano; did you mean"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
-    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give 0 <= overlap < tile"),
+    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give an --overlap below --tile"),
 ]
 
 

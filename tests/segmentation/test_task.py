@@ -168,7 +168,7 @@ MISTAKES = [
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
-    (["--window", 16, "--overlap", 16], "window is 16 and overlap 16: give 0 <= overlap < window"),
+    (["--window", 16, "--overlap", 16], "window is 16 and overlap 16: give an --overlap below --window"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--window 32"),
     (["--mean", "0.5,0.5,0.5"], "give mean and std together"),
     (
