@@ -34,7 +34,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
         (B, n, N, d).
     """
     on_cpu = q.device.type == "cpu"
-    if on_cpu and q.dtype.itemsize > 2 and k.shape[-2] < SHORT_ROW and eager_inference_with_avx512():
+    # Shapes are compared last: under torch.export a comparison would become a condition on the image size.
+    if on_cpu and q.dtype.itemsize > 2 and eager_inference_with_avx512() and k.shape[-2] < SHORT_ROW:
         columns = torch.matmul(k * q.shape[-1] ** -0.5, q.mT)  # (B, n, M, N)
         if bias is not None:
             columns = columns + bias.mT.to(columns.dtype)
