@@ -13,16 +13,7 @@ def scores_table() -> str:
 
 def lay_out(rows: Sequence[dict]) -> str:
     """Make a table of runs, in the order given."""
-    header = (
-        "backbone",
-        "head",
-        "mean IoU",
-        "pixel accuracy",
-        "mean accuracy",
-        "boundary F",
-        "params",
-        "epochs",
-    )
+    header = ("backbone", "head", "mean IoU", "pixel accuracy", "mean accuracy", "boundary F", "params", "epochs")
     lines = []
     for row in rows:
         scores = [f"{row[key]:.1f}" for key in ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")]
