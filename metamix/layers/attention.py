@@ -19,10 +19,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
     Remove when: that test skips on the oldest supported torch.
 
-    Inference over few keys takes matrix products too, on a CPU with AVX-512. Its softmax runs over the columns of
-    k q^T, which torch vectorizes along the queries. With 16 tokens a model of this attention alone
-    (minattn_symmetric_nomlp_h4_cifar) takes 0.9 of the time. Without AVX-512 the products take six times as long as the
-    fused kernel.
+    On a CPU with AVX-512, inference over few keys takes matrix products too. The softmax runs over the columns of
+    k q^T, where torch vectorizes it along the queries. minattn_symmetric_nomlp_h4_cifar, which has 16 tokens, takes 0.9
+    of the time with them. Without AVX-512 the products take six times as long as the fused kernel.
 
     Args:
         q: queries, (B, n, N, d).
@@ -52,5 +51,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
 
 
 def eager_inference_with_avx512() -> bool:
+    """Return whether no gradient is recorded, no graph is made, and torch uses AVX-512."""
     eager_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
     return eager_inference and torch.backends.cpu.get_cpu_capability() == "AVX512"

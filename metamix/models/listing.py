@@ -117,7 +117,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
     """List the models of the zoo, and those that you registered with `metamix.models.registry.register`.
 
     Args:
-        pattern: a name with wildcards such as "*raft*", or several of them.
+        pattern: a name with wildcards such as `"*raft*"`, or several of them.
         pretrained: list only models with weights.
 
     Returns:

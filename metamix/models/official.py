@@ -552,7 +552,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         ValueError: an argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
             shape. The message uses the authors' names.
 
-    The classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer::
+    The classifiers of PoolFormer, RaftMLP, WaveMix and NiNformer:
 
         load_official("poolformer", state, layers=[2, 2, 6, 2], embed_dims=[64, 128, 320, 512])
         load_official("raftmlp", state, shortcut=False, layers=[
@@ -563,22 +563,22 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     A RaftMLP with `shortcut=True`, the authors' default, is a `ShortcutClassifier`.
 
     timm's poolformer_*, with the arguments of timm's MetaFormer. The maps equal timm's. The logits differ, since the
-    head norms before the mean, as the authors' does and timm's does not::
+    head norms before the mean, as the authors' does and timm's does not:
 
         load_official("timm_poolformer", timm.create_model("poolformer_s12").state_dict())
 
-    One multi-axis layer of MAXIM with its norm and its residual. Its width follows from the arrays::
+    One multi-axis layer of MAXIM with its norm and its residual. Its width follows from the arrays:
 
         load_official("maxim_mab", params, block_size=(16, 16), grid_size=(16, 16))
 
     Networks for segmentation: mmsegmentation's PoolFormer with Semantic FPN, the authors' WaveMix of `SemSegment`, and
-    the one of their Cityscapes weights::
+    the one of their Cityscapes weights:
 
         load_official("poolformer_semantic_fpn", state, arch="s12", num_classes=150)
         load_official("wavemix_segmentation", state, depth=16, final_dim=256, ff_channel=256, level=4)
         load_official("wavemix_cityscapes", state)
 
-    Networks that return images: MAXIM from its flax tree or its .npz file, and WaveMix for super-resolution::
+    Networks that return images: MAXIM from its flax tree or its .npz file, and WaveMix for super-resolution:
 
         load_official("maxim", np.load("checkpoint.npz"), variant="S-3", num_supervision_scales=3)
         load_official("wavemix_superresolution", state, depth=4, final_dim=144, ff_channel=144)

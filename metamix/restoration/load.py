@@ -94,7 +94,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
 
 
 def check_channels(name: str, taken: int, given: int) -> None:
-    """Raise ValueError if a model, or weights, take images of other channels than the data have."""
+    """Raise ValueError if a model, or weights, take images of another number of channels than the data have."""
     if taken != given:
         advice = "--channels y (the luminance) or grey" if taken == 1 else "--channels rgb"
         raise ValueError(f"{name} takes images of {plural(taken, 'channel')}, and the data have {given}: give {advice}")

@@ -96,7 +96,7 @@ def test_masks_in_colour_need_a_palette(tmp_path):
         read_mask(tmp_path / "a.png", make_labels(("red", "green"), palette=palette))
     labels = make_labels(("red", "green"), palette=(*palette, (9, 9, 9)))
     assert read_mask(tmp_path / "a.png", labels).tolist() == [[0, 1, 255]]
-    with pytest.raises(ValueError, match="classes are road: give 2 to 255"):
+    with pytest.raises(ValueError, match="the number of classes is 1: give 2 to 255"):
         make_labels(["road"])
     with pytest.raises(ValueError, match="the palette has 2 colours and there are 3 classes"):
         make_labels(ABC, palette=palette)
