@@ -18,10 +18,11 @@ from metamix.training.processes import ProcessGroup
 
 
 def tag_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser with --tag and --data-dir, for a command about the weights of one data set."""
+    """Make a parser with --tag, --data-dir and --size, for a command about the weights of one data set."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
     parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
+    parser.add_argument("--size", choices=["nano", "nano_next"], default="nano", help="of the models (default: nano)")
     return parser
 
 
@@ -31,6 +32,19 @@ def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
     loader = task.data.eval_loaders(256, 0, 1)["test"]
     scores, states = evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
     return scores["top1"], states[0]["confusion"]
+
+
+def check_reproduced(card: dict, top1: float) -> None:
+    """Check a measured accuracy in percent against the one on a card.
+
+    Raises:
+        ValueError: they differ by more than one image of 10,000, which machines may classify differently.
+    """
+    if abs(top1 - card["top1"]) > 0.011:
+        raise ValueError(
+            f"{card['name']} scores {top1} % on these data, but its card says {card['top1']} %: give --data-dir with "
+            f"the data that it was trained on, or ship the weights again"
+        )
 
 
 def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:

@@ -136,6 +136,7 @@ class Variant:
         size: size of the registered models.
         model: arguments of the skeleton; stem and downsampling are names in `EMBEDS`.
         recipe: options of the training engine.
+        data: options of data, augmentation and loss.
         share: the run's budget as a multiple of `BUDGET`.
     """
 
@@ -144,6 +145,7 @@ class Variant:
     size: str = "nano"
     model: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1.0
 
 
@@ -200,6 +202,12 @@ VARIANTS = {
     "next-mlps": Variant(
         "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "next", model={"mlp_ratio": 4.0}
     ),
+    "next-relu": Variant("ReLU in the MLPs", "next", model={"act_layer": "relu"}),
+    "next-mix": Variant(
+        "cutmix 1 and mixup 0.2 for half of the batches", "next", data=dict(cutmix=1.0, mixup=0.2, mix_prob=0.5)
+    ),
+    "next-cutout": Variant("cutout of 8 pixels", "next", data=dict(cutout=8)),
+    "next-randaug": Variant("RandAugment, one operation of magnitude 5", "next", data=dict(auto_augment="rand-m5-n1")),
 } | {
     # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `next`.
     f"next-{'-'.join(mixers)}": Variant("one mixer for each stage", "next", model={"mixer": mixers})
@@ -223,6 +231,7 @@ def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
         variant,
         model={**base.model, **variant.model},
         recipe={**base.recipe, **variant.recipe},
+        data={**base.data, **variant.data},
         size=base.size,
     )
 
@@ -236,7 +245,8 @@ def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recip
     """Return the recipe of a run."""
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
     model = f"metaformer_{mixer}_{variant.size}"
-    options = ClassificationOptions(**DATA, model=model, model_args=with_embeds(variant.model), data_dir=data_dir)
+    arguments = with_embeds(variant.model)
+    options = ClassificationOptions(**DATA | dict(variant.data), model=model, model_args=arguments, data_dir=data_dir)
     return Recipe("classification", engine, options)
 
 
@@ -315,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row |= train(recipe, variant.share * args.budget)
         row |= {
             "model_args": dict(variant.model),
-            "recipe": dict(variant.recipe),
+            "recipe": {**variant.recipe, **variant.data},
             "machine": machine()["cpu"],
         }
         row |= {"commit": commit(), "command": f"python -m benchmarks.measure.ablate --runs {name}:{mixer}:{seed}"}

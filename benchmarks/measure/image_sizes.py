@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.paths import RESULTS
-from benchmarks.scoring import load, score, tag_parser, task_of
+from benchmarks.scoring import check_reproduced, load, score, tag_parser, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.models.weights import weights_dir
 from metamix.utils.files import write_text
@@ -40,11 +40,7 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
             continue
         model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES}
         top1 = {str(size): round(score(task, model)[0], 2) for size, task in tasks.items()}
-        if top1[str(trained_at)] != card["top1"]:
-            raise ValueError(
-                f"{name} scores {top1[str(trained_at)]} % on these data, but its card says {card['top1']} %: give "
-                f"--data-dir with the data that it was trained on, or ship the weights again"
-            )
+        check_reproduced(card, top1[str(trained_at)])
         made = {str(size): round(score(task, load(card, img_size=size))[0], 2) for size, task in tasks.items()}
         known[name] = {"weights": digest, "top1": top1, "made": made}
         print(f"{name}: {top1}, made for the size: {made}")
@@ -54,7 +50,7 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
 def main(argv: Sequence[str] | None = None) -> None:
     args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        cards = by_mixer(load_tag(args.tag)).values()
+        cards = by_mixer(load_tag(args.tag), args.size).values()
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
         results[args.tag] = {"sizes": score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)}
         write_text(FILE, json.dumps(results, indent=1) + "\n")

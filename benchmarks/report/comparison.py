@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.markdown import table, wrap
+from benchmarks.measure import paired
 from benchmarks.measure.image_sizes import FILE, SIZES
 from benchmarks.paths import RESULTS
 from benchmarks.runs import differences
@@ -130,6 +131,38 @@ def size_table(tag: str) -> str:
         cells = [" / ".join(text) or "not scored" for text in texts]
         rows.append([f"`{mixer}`", *cells])
     return table(["mixer", *(f"{size} px" for size in SIZES)], rows)
+
+
+def pairs_table(tag: str, size: str = "nano") -> str:
+    """Make the table of accuracy from one and from six views, and of McNemar's test against identity and pooling."""
+    found = json.loads(paired.FILE.read_text())[f"{size}.{tag}"]
+    others = [mixer for mixer in ("identity", "pooling") if mixer in found["top1"]]
+    rows = [
+        [
+            f"`{mixer}`",
+            f"{top1['one_view']:.2f}",
+            f"{top1['six_views']:.2f}",
+            *("" if mixer == other else against(mixer, other, found["pairs"]) for other in others),
+        ]
+        for mixer, top1 in found["top1"].items()
+    ]
+    note = (
+        f"On the {found['images']:,} test images. Against another mixer: the images that only this one and that only "
+        f"the other classifies correctly from one view, and the p-value of McNemar's exact test. Six views: the image, "
+        f"moved by a pixel up and left, and down and right, and all three flipped."
+    )
+    header = ["mixer", "one view, %", "six views, %", *(f"against `{other}`" for other in others)]
+    return f"{table(header, rows)}\n\n{wrap(note)}"
+
+
+def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
+    """Format what two mixers classify correctly alone, and the p-value: 412 : 305, p 7e-05."""
+    for pair in pairs:
+        if {pair["first"], pair["second"]} == {mixer, other}:
+            counts = pair["only_first"], pair["only_second"]
+            mine, theirs = counts if pair["first"] == mixer else counts[::-1]
+            return f"{mine} : {theirs}, p {pair['p']:.1g}"
+    raise ValueError(f"{paired.FILE.name} does not compare {mixer} with {other}: measure it again")
 
 
 def published_table() -> str:

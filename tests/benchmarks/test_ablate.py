@@ -31,12 +31,13 @@ def row(variant, parent, top1, **changes):
 def test_variant_overrides_its_ancestors():
     variants = {
         "a": ablate.Variant("first", model=dict(dims=1, depths=2), recipe=dict(lr=1)),
-        "b": ablate.Variant("second", "a", model=dict(dims=3)),
+        "b": ablate.Variant("second", "a", model=dict(dims=3), data=dict(cutout=8)),
         "c": ablate.Variant("third", "b", recipe=dict(lr=2)),
     }
     found = ablate.resolve("c", variants)
     assert found.model == dict(dims=3, depths=2)
     assert found.recipe == dict(lr=2)
+    assert found.data == dict(cutout=8)
     assert (found.about, found.parent) == ("third", "b")
 
 
@@ -64,6 +65,13 @@ def test_variant_builds_the_model_that_was_measured(row):
     assert sum(weight.numel() for weight in model.parameters()) == row["parameters"]
     assert count_macs(model, (3, 32, 32)) == row["macs"]
     assert ablate.VARIANTS[row["variant"]].about == row["about"]
+
+
+@pytest.mark.parametrize("name", ablate.VARIANTS)
+def test_every_recipe_is_accepted(name):
+    variant = ablate.resolve(name)
+    options = ablate.make_recipe(variant, "raft", 0, "data").options
+    assert options.padding == 4 and all(getattr(options, key) == value for key, value in variant.data.items())
 
 
 @pytest.mark.parametrize("name", [name for name in ablate.VARIANTS if name.count("-") == 3])

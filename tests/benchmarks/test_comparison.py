@@ -1,8 +1,10 @@
 """Test the tables that compare the mixers, and the scores at other image sizes."""
 
+import json
+
 import pytest
 
-from benchmarks.measure import image_sizes
+from benchmarks.measure import image_sizes, paired
 from benchmarks.report import comparison
 from benchmarks.weight_cards import by_mixer, load_cards, tags
 
@@ -75,3 +77,21 @@ def test_known_weights_are_not_scored_again():
 def test_an_unknown_tag_is_refused(words, tag):
     with pytest.raises(SystemExit, match=f"^error: --tag is {tag}, and weights/ has cards of cifar10, digits, mnist"):
         image_sizes.main(words)
+
+
+def test_pairs_name_this_mixer_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
+    pairs = [
+        {"first": "identity", "second": "pooling", "only_first": 30, "only_second": 50, "p": 0.034},
+        {"first": "identity", "second": "raft", "only_first": 20, "only_second": 90, "p": 1.2e-9},
+    ]
+    top1 = {"identity": 80.0, "pooling": 82.0, "raft": 87.0}
+    found = {"images": 1000, "top1": {m: {"one_view": v, "six_views": v + 1} for m, v in top1.items()}, "pairs": pairs}
+    paired.FILE.write_text(json.dumps({"nano.digits": found}))
+    with pytest.raises(ValueError, match="does not compare raft with pooling"):
+        comparison.pairs_table("digits")
+    pairs.append({"first": "raft", "second": "pooling", "only_first": 60, "only_second": 10, "p": 0.001})
+    paired.FILE.write_text(json.dumps({"nano.digits": found}))
+    text = comparison.pairs_table("digits")
+    assert "| `raft` | 87.00 | 88.00 | 90 : 20, p 1e-09 | 60 : 10, p 0.001 |" in text
+    assert "| `identity` | 80.00 | 81.00 |  | 30 : 50, p 0.03 |" in text and "On the 1,000 test images" in text
