@@ -5,9 +5,9 @@
 For your own data, replace `draw_shapes` by a folder in COCO's format.
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -62,4 +62,6 @@ def main(folder: str, epochs: str = "4", images: int = 80) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["runs/finetune-detector"]))
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", nargs="?", default="runs/finetune-detector", help="default: %(default)s")
+    main(parser.parse_args().folder)

@@ -3,7 +3,7 @@
 python examples/own_mixer.py [OUTPUT_FOLDER]
 """
 
-import sys
+import argparse
 
 import torch
 from PIL import Image
@@ -45,4 +45,6 @@ def main(folder: str, epochs: str = "15") -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["runs/own-mixer"]))
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", nargs="?", default="runs/own-mixer", help="default: %(default)s")
+    main(parser.parse_args().folder)

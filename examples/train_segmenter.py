@@ -5,7 +5,7 @@
 The folder gets the data set (train, test, classes.txt), the run, and predicted/ with masks and overlays.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -74,4 +74,6 @@ def main(folder: str, epochs: str = "10", images: int = 160) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["runs/scenes"]))
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", nargs="?", default="runs/scenes", help="default: %(default)s")
+    main(parser.parse_args().folder)

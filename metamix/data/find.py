@@ -11,12 +11,12 @@ from .files import list_files
 from .formats.base import is_image, natural_order, warn_of_other_formats
 
 
-def find_images(places: Sequence[Path], without: Path | None = None) -> list[Path]:
+def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Path]:
     """List the images in files and folders, each once.
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
-        without: a resolved folder that is skipped inside of folders.
+        without: folders of earlier results, which are skipped where they lie inside a place.
 
     Raises:
         FileNotFoundError: a file is missing, or a folder has no image.
@@ -31,10 +31,11 @@ def find_images(places: Sequence[Path], without: Path | None = None) -> list[Pat
         files = list_files(place)
         warn_of_other_formats(files, place)
         paths = [place / path for path in sorted(filter(is_image, files), key=natural_order)]
-        inside = [path for path in paths if without is None or not path.resolve().is_relative_to(without)]
-        if not inside:
+        skipped = [folder for folder in map(Path.resolve, without) if place.resolve() in folder.parents]
+        kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
+        if not kept:
             raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")
-        found |= dict.fromkeys(inside)
+        found |= dict.fromkeys(kept)
     return list(found)
 
 

@@ -123,8 +123,7 @@ def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:
     relative: dict[Path, Path] = {}
     for place in places:
         root = place if place.is_dir() else place.parent
-        earlier = output.resolve() if output.resolve() != root.resolve() else None
-        for path in find_images([place], without=earlier):
+        for path in find_images([place], without=[output]):
             if path in relative:
                 raise ValueError(f"{path} is given twice")
             relative[path] = path.relative_to(root)

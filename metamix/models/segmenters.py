@@ -401,7 +401,8 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
         if name not in accepted:
             raise ValueError(
                 f"{head} has no option {name!r}{nearest(name, accepted)} Arguments of the backbone go into "
-                f"backbone_args=dict({name}=...). Options of {head}: {', '.join(accepted)}."
+                f"backbone_args=dict({name}=...), on the command line into --model-args. Options of {head}: "
+                f"{', '.join(accepted)}."
             )
         if name not in WIDTHS or given is None:
             continue
@@ -411,4 +412,6 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
             check_count(name, width, least=1)
     if options.get("finest_stride", 4) not in FINEST:
         raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
+    if not isinstance(auxiliary := options.get("auxiliary", False), bool):
+        raise ValueError(f"auxiliary is {auxiliary!r}: give true or false.")
     check_rate("dropout", options.get("dropout", 0))

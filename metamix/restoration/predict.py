@@ -125,8 +125,7 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
     files: dict[Path, Path] = {}
     for place in places:
         root = place if place.is_dir() else place.parent
-        earlier = output.resolve() if output.resolve() != root.resolve() else None
-        for path in find_images([place], without=earlier):
+        for path in find_images([place], without=[output]):
             ending = suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
             files[path] = (output / path.relative_to(root)).with_suffix(ending)
     sources: dict[Path, Path] = {}

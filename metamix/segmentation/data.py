@@ -10,6 +10,7 @@ epoch, index).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class SegmentationData:
         notes: what the user should know.
 
     Raises:
-        ValueError: images and masks do not match, differ in size, or are smaller than the crop.
+        ValueError: images and masks do not match, differ in size, or are smaller than the crop; with `train`, a mask
+            to score has a value that is no label (`BadMask`).
         FileNotFoundError: a folder or a file is missing.
     """
 
@@ -69,6 +71,7 @@ class SegmentationData:
         sizes = {split: check_sizes(samples) for split, samples in self.parts.items()}
         if train:
             self._check_crops(self.parts["train"], sizes["train"])
+            self._check_scored_masks()
             self.in_memory = options.memory == "yes" or (
                 options.memory == "auto" and sum(4 * h * w for h, w in sizes["train"]) <= MEMORY_LIMIT
             )
@@ -115,6 +118,13 @@ class SegmentationData:
                     f"{sample.image} has {h} x {w} pixels at the smallest scale, less than the crop of "
                     f"{options.crop_size[0]} x {options.crop_size[1]}: give a smaller --crop, or --pad"
                 )
+
+    def _check_scored_masks(self) -> None:
+        """Read all masks to score, so that a wrong label is not found after hours of training."""
+        masks = [sample.mask for split, samples in self.parts.items() if split != "train" for sample in samples]
+        for path in tqdm(masks, desc="checking", unit="mask", leave=False, disable=None):
+            with suppress(CorruptImage):  # which scoring reports
+                read_mask(path, self.labels)
 
     def train_images(self) -> MaskedImages:
         """Return the images to train on, in memory if they are small."""

@@ -22,7 +22,7 @@ class View:
 
 
 PLAIN = (View(),)
-AT_ONCE = 16  # classes whose logits are resized together
+AT_ONCE = 16  # classes whose scores are resized together
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Predictor:
         window: side of the windows in pixels of the image that the model gets; 0 for the whole image at once.
         overlap: least overlap of neighbouring windows in pixels; their logits are averaged with weights that fall
             towards the edge.
-        views: over which the probabilities are averaged.
+        views: over which the probabilities are averaged, at the size of the image that the model gets.
     """
 
     window: int = 0
@@ -53,15 +53,16 @@ class Predictor:
             return best_labels(self.logits(model, image), size)
         total = torch.zeros((), device=image.device)
         for view in self.views:
-            total = total + self.look(model, image, view, size).softmax(1)
-        return total.argmax(1)[0].byte()
+            total = total + self.look(model, image, view).softmax(1)
+        return best_labels(total, size)
 
-    def look(self, model: nn.Module, image: Tensor, view: View, size: Size) -> Tensor:
-        """Return the logits (1, classes, H', W') of a view, for the image as it is."""
+    def look(self, model: nn.Module, image: Tensor, view: View) -> Tensor:
+        """Return the logits (1, classes, H, W) of a view, for the image as it is."""
+        seen = image.flip(-1) if view.mirrored else image
         if view.scale != 1:
             sides = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
-            image = F.interpolate(image, sides, mode="bilinear", antialias=True)
-        logits = resize(self.logits(model, image.flip(-1) if view.mirrored else image), size)
+            seen = F.interpolate(seen, sides, mode="bilinear", antialias=True)
+        logits = resize(self.logits(model, seen), (image.shape[-2], image.shape[-1]))
         return logits.flip(-1) if view.mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
@@ -81,16 +82,16 @@ class Predictor:
         return f"{text}, mean over scales {scales}" + (" and flips" if any(v.mirrored for v in self.views) else "")
 
 
-def resize(logits: Tensor, size: Size) -> Tensor:
-    """Resize logits (1, classes, H, W) bilinearly."""
-    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
+def resize(scores: Tensor, size: Size) -> Tensor:
+    """Resize scores (1, classes, H, W) bilinearly."""
+    return scores if scores.shape[-2:] == size else F.interpolate(scores, size, mode="bilinear")
 
 
-def best_labels(logits: Tensor, size: Size) -> Tensor:
-    """Return the labels (H', W') uint8 of the largest logits (1, classes, H, W), resized a few classes at a time."""
-    best, labels = torch.full(size, -torch.inf, device=logits.device), torch.zeros(size, device=logits.device).byte()
-    for first in range(0, logits.shape[1], AT_ONCE):
-        values, places = resize(logits[:, first : first + AT_ONCE], size)[0].max(0)
+def best_labels(scores: Tensor, size: Size) -> Tensor:
+    """Return the labels (H', W') uint8 of the largest scores (1, classes, H, W), resized a few classes at a time."""
+    best, labels = torch.full(size, -torch.inf, device=scores.device), torch.zeros(size, device=scores.device).byte()
+    for first in range(0, scores.shape[1], AT_ONCE):
+        values, places = resize(scores[:, first : first + AT_ONCE], size)[0].max(0)
         better = values > best
         best, labels = torch.where(better, values, best), torch.where(better, places.byte() + first, labels)
     return labels

@@ -1,8 +1,8 @@
 """Masks: the values in their files, the labels of training, and the colours of the classes.
 
-A mask file holds a whole number for each pixel: it is a grey PNG, or one with a palette, which is not looked at. A mask
-in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...; ignored pixels get
-the label 255. Every other value is refused with the file's name.
+A mask file holds a whole number for each pixel: it is a grey PNG, or one with a palette. A mask in colour is read with
+the palette of the data set, and so is a PNG whose own palette has these colours in another order. `Labels` maps the
+values to the labels 0, 1, ...; ignored pixels get the label 255. Every other value is refused with the file's name.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
     values = np.array(image, dtype=np.int32)
+    if image.mode == "P" and labels.palette is not None and _is_reordered(image, labels):
+        return torch.from_numpy(_from_colours(np.array(image.convert("RGB")), labels, path))
     inside = (values >= 0) & (values < len(labels.table))
     found = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
     if (refused := found == REFUSED).any():
@@ -132,6 +134,17 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
             f"classes and accepted are {labels.accepted()}: {labels.advice}"
         )
     return torch.from_numpy(found.astype(np.uint8))
+
+
+def _is_reordered(image: Image.Image, labels: Labels) -> bool:
+    """Return whether a PNG with a palette shows a class in the colour of another one."""
+    assert labels.palette is not None
+    own = np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()
+    for index in np.unique(np.array(image)).tolist():
+        colour = tuple(own[index]) if index < len(own) else None
+        if colour in labels.palette[: len(labels.classes)] and labels.palette.index(colour) != labels.table[index]:
+            return True
+    return False
 
 
 def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray:
@@ -160,11 +173,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a name is there twice, or there is none.
+        ValueError: a name is there twice, a line between names is empty, or there is no name.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {ADVICE}")
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in _read_lines(path)]
+    if "" in names:
+        raise ValueError(f"{path}, line {names.index('') + 1} is empty: give the label {names.index('')} a name")
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise ValueError(f"{path} has the class {twice!r} twice: give each class its own name")
     if not names:
@@ -176,17 +191,35 @@ def read_palette(path: Path) -> Palette | None:
     """Read the colours of the classes, "red green blue" a line; None if there is no such file.
 
     Raises:
-        ValueError: a line does not hold three numbers from 0 to 255.
+        ValueError: a line does not hold three numbers from 0 to 255, or two classes have one colour.
     """
     if not path.is_file():
         return None
-    lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    colours = []
-    for i, words in enumerate(lines, 1):
-        if words and not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
-            raise ValueError(f"{path}, line {i}: {' '.join(words)!r} is no colour: give three numbers, 0 to 255")
-        colours += [(int(words[0]), int(words[1]), int(words[2]))] if words else []
+    colours: list[Colour] = []
+    for i, line in enumerate(_read_lines(path), 1):
+        words = line.replace(",", " ").split()
+        if not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
+            raise ValueError(f"{path}, line {i}: {line!r} is no colour: give three numbers, 0 to 255")
+        colour = (int(words[0]), int(words[1]), int(words[2]))
+        if colour in colours:
+            raise ValueError(
+                f"{path}, line {i}: line {colours.index(colour) + 1} has the colour {colour} too: give each class its "
+                f"own"
+            )
+        colours.append(colour)
     return tuple(colours)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file, without empty ones at its end.
+
+    Raises:
+        ValueError: the file is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 (byte {error.start}): save it in this encoding") from None
 
 
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:

@@ -17,7 +17,7 @@ holds counts alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,19 +114,16 @@ class SegmentationMetric:
     Args:
         classes: names of the classes.
         normalize: turns images (1, 3, H, W) uint8 into the model's input.
-        predictor: how the model is applied to an image.
-        augmented: another predictor, whose scores are reported beside; None for none.
+        predictors: how the model is applied to an image, by the prefix of the scores; one prefix is "".
     """
 
     def __init__(
         self,
         classes: Sequence[str],
         normalize: Callable[[Tensor], Tensor],
-        predictor: Predictor,
-        augmented: Predictor | None = None,
+        predictors: Mapping[str, Predictor],
     ):
-        self.classes, self.normalize = tuple(classes), normalize
-        self.predictors = {"": predictor} | ({"augmented_": augmented} if augmented else {})
+        self.classes, self.normalize, self.predictors = tuple(classes), normalize, predictors
 
     def start(self) -> State:
         """Return an empty state, on the CPU: counts, images to show, and the number of unreadable images."""

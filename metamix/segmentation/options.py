@@ -67,10 +67,10 @@ class ImageOptions:
             raise ValueError(f"corrupt_limit is {self.corrupt_limit}, but it must be between 0 and 1")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}, but it must be at least 0")
-        if self.window < 0 or (self.window and not 0 <= self.overlap < self.window):
+        if self.window < 0 or not 0 <= self.overlap < max(1, self.window):
             raise ValueError(
-                f"window is {self.window} and overlap {self.overlap}: give an --overlap below --window, or --window 0 "
-                f"for whole images"
+                f"window is {self.window} and overlap {self.overlap}: give an --overlap below --window, or neither for "
+                f"whole images"
             )
         if not self.test_scales or not all(0 < scale < 16 for scale in self.test_scales):
             raise ValueError(
@@ -148,15 +148,19 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")
-        if not self.train_on:
-            raise ValueError("train_on is empty; name the splits to train on, such as train or train,val")
+        if not self.train_on or len(set(self.train_on)) < len(self.train_on):
+            raise ValueError(
+                f"train_on is {','.join(self.train_on)!r}; name the splits to train on, each once: train or train,val"
+            )
         for name in ("flip", "photometric"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
         if not 0 < self.crop_share <= 1:
             raise ValueError(f"crop_share is {self.crop_share}, but it must be above 0 and at most 1")
-        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < float("inf"):
-            raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.5,2")
+        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < 16:
+            raise ValueError(
+                f"scales is {self.scales}, but two factors above 0 and below 16 are needed, the smaller first: 0.5,2"
+            )
         if len(self.crop) not in (1, 2) or min(self.crop) < 1:
             raise ValueError(f"crop is {self.crop}, but it must be a side in pixels, or height,width")
         self.check_statistics()
@@ -165,8 +169,9 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
                 f"class_weights does nothing for the loss {self.loss}: leave it out, or add {' or '.join(WEIGHTED)} to "
                 f"the loss, such as ce+{self.loss}"
             )
-        if not isinstance(self.class_weights, str) and not all(0 <= w < float("inf") for w in self.class_weights):
-            raise ValueError(f"class_weights is {self.class_weights}, but weights must be finite and at least 0")
+        given = self.class_weights
+        if not isinstance(given, str) and not (all(0 <= w < float("inf") for w in given) and any(given)):
+            raise ValueError(f"class_weights is {given}, but weights must be finite and at least 0, and one above 0")
         if not 0 <= self.aux_weight < float("inf"):
             raise ValueError(f"aux_weight is {self.aux_weight}, but it must be a number of at least 0")
 

@@ -42,6 +42,7 @@ from .pictures import overlay
 from .transforms import resized_size
 
 MOST_BYTES = 2**31  # of logits that are held at once
+MASKS, OVERLAYS = "masks", "overlays"  # folders of the output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +77,7 @@ def predict_all(
     Returns:
         1 if an image was left out, else 0.
     """
+    output.mkdir(parents=True, exist_ok=True)
     colours = colours_of(len(spec.classes), spec.palette)
     left_out = 0
     for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
@@ -86,8 +88,8 @@ def predict_all(
             left_out += 1
             continue
         labels = predict(model, spec, image, predictor)
-        save(output / "masks" / name, index_image(labels, colours))
-        save(output / "overlays" / name, Image.fromarray(overlay(image, labels, colours)))
+        save(output / MASKS / name, index_image(labels, colours))
+        save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
     write_text(output / "classes.txt", "\n".join(spec.classes) + "\n")
     print(readable(f"written: masks and overlays of {plural(len(names) - left_out, 'image')} to {output}"))
     return 1 if left_out else 0
@@ -150,7 +152,7 @@ def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: 
 def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Return the path, inside the folders of masks and of overlays, that each image is written to.
 
-    Files of an earlier run, where `output` lies in one of the folders, are left out.
+    Masks and overlays of an earlier run, where `output` lies in one of the folders, are left out.
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
@@ -160,7 +162,7 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
     sources: dict[Path, Path] = {}
     for place in places:
         root = place if place.is_dir() else place.parent
-        for path in find_images([place], without=output.resolve()):
+        for path in find_images([place], without=[output / MASKS, output / OVERLAYS]):
             name = path.relative_to(root).with_suffix(".png")
             if sources.get(name, path) != path:
                 raise ValueError(

@@ -137,6 +137,9 @@ def open_cityscapes(options: ImageOptions) -> MaskedSet:
     values |= {row.id: row.train_id for row in table}
 
     def find(split: str) -> Split:
+        for folder in ("leftImg8bit", "gtFine"):
+            if not (path := Path(options.data_dir) / folder / split).is_dir():
+                raise FileNotFoundError(f"there is no {path}: --data-dir holds Cityscapes's leftImg8bit and gtFine")
         found: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
         pairs = zip(found.images, (targets[0] for targets in found.targets))
         return [_sample(Path(image), Path(mask), Path(found.images_dir)) for image, mask in sorted(pairs)]

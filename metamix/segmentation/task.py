@@ -45,10 +45,7 @@ class Segmentation:
         self._check_class_weights()
         self.title = f"{self.data.name}-{options.head}-{options.model}"
         self.model = SegmentationModel(options, self.data, trained)
-        self.predictor = Predictor(options.window, options.overlap)
-        views = make_views(options.test_scales, options.test_flip)
-        augmented = Predictor(options.window, options.overlap, views) if views != PLAIN else None
-        self.metric = SegmentationMetric(self.data.classes, self.data.normalize, self.predictor, augmented)
+        self.metric = SegmentationMetric(self.data.classes, self.data.normalize, make_predictors(options))
         self.pictures = SegmentationPictures(self.metric, self.data.labels)
         self.loss = TaskLoss(options, self.data)
 
@@ -124,7 +121,7 @@ class SegmentationModel:
         start = metadata or (load_weights(checkpoint)[1] if checkpoint else {})
         if start.get("task") == "segmentation":
             spec = SegmenterSpec.from_dict(start, options.checkpoint or "the checkpoint")
-            self.frozen_norms = spec.frozen_norms
+            self.frozen_norms = spec.frozen_norms if metadata else True
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if checkpoint and metadata is None:
@@ -161,10 +158,9 @@ class SegmentationModel:
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Describe the segmenter for the summary and for the metadata of its weights."""
         options, data = self.options, self.data
-        predictor = Predictor(options.window, options.overlap)
         return self.spec().to_dict() | {
             "data": data.name,
-            "measured": describe_scores(predictor),
+            **{f"{prefix}measured": describe_scores(each) for prefix, each in make_predictors(options).items()},
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (3, *self.crop)),
@@ -189,6 +185,15 @@ class SegmentationModel:
             reduce_zero_label=options.reduce_zero_label,
             palette=data.labels.palette,
         )
+
+
+def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
+    """Make the predictor of the scores, "", and that of the scores beside them, "augmented_", if one is asked for."""
+    predictors = {"": Predictor(options.window, options.overlap)}
+    views = make_views(options.test_scales, options.test_flip)
+    if views != PLAIN:
+        predictors["augmented_"] = Predictor(options.window, options.overlap, views)
+    return predictors
 
 
 def describe_new(names: Sequence[str]) -> str:

@@ -23,7 +23,9 @@ def test_models_that_agree_do_not_differ():
 
 def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
-    monkeypatch.setattr(paired, "by_mixer", lambda cards, size: {"pooling": next(c for c in cards if "pooling" in c["name"])})
+    monkeypatch.setattr(
+        paired, "by_mixer", lambda cards, size: {"pooling": next(c for c in cards if "pooling" in c["name"])}
+    )
     paired.main(["--tag", "digits"])
     assert '"pooling"' in paired.FILE.read_text()
 

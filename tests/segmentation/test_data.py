@@ -14,12 +14,13 @@ from metamix.segmentation.labels import (
     colours_of,
     index_image,
     make_labels,
+    read_classes,
     read_mask,
     read_palette,
 )
 from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.sources import open_set
-from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size
+from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size, train_transform
 from metamix.segmentation.verify import main as verify
 
 ABC = ("a", "b", "c")
@@ -103,6 +104,45 @@ def test_masks_in_colour_need_a_palette(tmp_path):
     (tmp_path / "palette.txt").write_text("255 0 256\n")
     with pytest.raises(ValueError, match="palette.txt, line 1: '255 0 256' is no colour"):
         read_palette(tmp_path / "palette.txt")
+
+
+def test_a_palette_in_another_order_is_read_by_its_colours(tmp_path):
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    labels = make_labels(ABC, palette=colours)
+    mask = Image.fromarray(np.array([[1, 0, 2, 255]], dtype=np.uint8), mode="P")
+
+    def read(*order):
+        mask.putpalette([channel for colour in order for channel in colour])
+        mask.save(tmp_path / "a.png")
+        return read_mask(tmp_path / "a.png", labels).tolist()
+
+    assert read(*colours, *[(9, 9, 9)] * 253) == [[1, 0, 2, 255]]
+    assert read(*[(i, i, i) for i in range(256)]) == [[1, 0, 2, 255]]  # other colours say nothing
+    with pytest.raises(BadMask, match=r"a.png has the colour \(9, 9, 9\), which is not in palette.txt"):
+        read(colours[2], colours[0], colours[1], *[(9, 9, 9)] * 253)
+    labels = make_labels(ABC, palette=(*colours, (9, 9, 9)))
+    assert read(colours[2], colours[0], colours[1], *[(9, 9, 9)] * 253) == [[0, 2, 1, 255]]
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("classes.txt", b"sky\n\nground\n", "classes.txt, line 2 is empty: give the label 1 a name"),
+        (
+            "classes.txt",
+            "stra\u00dfe\nsky\n".encode("latin-1"),
+            "classes.txt is not in UTF-8 .byte 4.: save it in this",
+        ),
+        ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
+        ("classes.txt", b" \n", "classes.txt is empty: write the names"),
+        ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is no colour"),
+        ("palette.txt", b"1 2 3\n4 5 6\n1,2,3\n", r"palette.txt, line 3: line 1 has the colour \(1, 2, 3\) too"),
+    ],
+)
+def test_files_of_names_and_colours_are_checked(name, text, words, tmp_path):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=words):
+        (read_classes if name == "classes.txt" else read_palette)(tmp_path / name)
 
 
 def test_index_images_keep_the_labels(tmp_path):
@@ -191,6 +231,27 @@ def test_image_and_mask_stay_together(scenes):
     assert (distance.argmin(-1)[known] == batch["target"][known]).float().mean() > 0.97
 
 
+def test_every_option_of_the_augmentation_does_something():
+    torch.manual_seed(0)
+    image = tv_tensors.Image(torch.randint(60, 200, (3, 32, 32), dtype=torch.uint8))
+    mask = tv_tensors.Mask(torch.arange(32 * 32).view(32, 32).remainder(5).byte())
+
+    def augment(**given):
+        plain = dict(flip=0.0, photometric=0.0, scales=(1.0, 1.0), crop_share=1.0)
+        transform = train_transform(options("x", **plain | given), (0.0, 0.0, 0.0))
+        return transform(image, mask)
+
+    same = augment()
+    assert same[0].equal(image) and same[1].equal(mask)
+    mirrored = augment(flip=1.0)
+    assert mirrored[0].equal(image.flip(-1)) and mirrored[1].equal(mask.flip(-1))
+    small = augment(scales=(0.5, 0.5))
+    assert (small[1][16:] == 255).all() and (small[1][:, 16:] == 255).all() and (small[1][:16, :16] < 5).all()
+    assert not small[0][:, 16:].any() and not small[0][:, :16, :16].equal(image[:, :16, :16])
+    coloured = augment(photometric=1.0)
+    assert not coloured[0].equal(image) and coloured[1].equal(mask)
+
+
 def test_small_images_are_extended_with_ignored_pixels():
     crop = LimitedCrop((8, 10), 1.0, (1, 2, 3))
     image, mask = crop(
@@ -231,6 +292,18 @@ def test_a_broken_image_is_replaced_and_a_bad_label_ends_the_run(scenes, break_i
     for memory in ("yes", "no"):
         with pytest.raises((BadMask, OSError), match="masks/0.png has the label 7 at 1,920 pixels"):
             list(SegmentationData(options(root, memory=memory)).train_loader(4, 0, 1, 0).epoch(0))
+
+
+def test_masks_to_score_are_read_before_training(scenes, break_image):
+    root = scenes()
+    write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 7))
+    with pytest.raises(BadMask, match="test/masks/1.png has the label 7 at 1,920 pixels"):
+        SegmentationData(options(root))
+    SegmentationData(options(root), train=False)  # to score alone: the mask is read in its turn
+    write_mask(root / "test" / "masks" / "1.png", np.full((40, 48), 1))
+    write_mask(root / "val" / "masks" / "0.png", np.full((40, 48), 7))
+    with pytest.raises(BadMask, match="val/masks/0.png has the label 7"):
+        SegmentationData(options(root))
 
 
 def test_pixels_are_counted(scenes):

@@ -105,6 +105,14 @@ def test_losses_equal_their_formulas(name, batch):
     assert logits.grad.isfinite().all() and not logits.grad[2].any() and logits.grad[0].any()
 
 
+def test_ohem_keeps_a_sixteenth_of_easy_pixels():
+    logits = torch.zeros(1, 2, 8, 16)
+    logits[:, 0] = torch.linspace(2, 6, 128).view(8, 16)  # all above a probability of 0.7 for class 0
+    target = torch.zeros(1, 8, 16, dtype=torch.long)
+    wanted = nn.functional.cross_entropy(logits, target, reduction="none").flatten()[:8].mean()
+    torch.testing.assert_close(LOSSES["ohem"](logits, target, None), wanted)
+
+
 def test_a_batch_has_the_mean_of_its_parts(name, batch):
     logits, target = batch
     parts = [LOSSES[name](logits[i : i + 1], target[i : i + 1], None) for i in range(3)]
@@ -159,7 +167,9 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
     "options, words",
     [
         ({"crop": (0,)}, r"crop is \(0,\), but it must be a side in pixels, or height,width"),
-        ({"scales": (2.0, 0.5)}, "two factors are needed, the smaller first: 0.5,2"),
+        ({"scales": (2.0, 0.5)}, "two factors above 0 and below 16 are needed, the smaller first: 0.5,2"),
+        ({"scales": (0.5, 100.0)}, "two factors above 0 and below 16 are needed"),
+        ({"overlap": 64}, "window is 0 and overlap 64: give an --overlap below --window, or neither"),
         ({"crop_share": 0.0}, "crop_share is 0.0, but it must be above 0 and at most 1"),
         ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
         ({"ignore_index": 256}, "ignore_index is 256, but it must be from 0 to 255, or none"),
@@ -170,7 +180,9 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"aux_weight": -1.0}, "aux_weight is -1.0, but it must be a number of at least 0"),
         ({"test_scales": ()}, "test_scales is"),
         ({"mask_name": "mask"}, "mask_name is 'mask', but it must hold {name}"),
-        ({"train_on": ()}, "train_on is empty"),
+        ({"train_on": ()}, "train_on is ''; name the splits to train on, each once"),
+        ({"train_on": ("train", "train")}, "train_on is 'train,train'; name the splits to train on, each once"),
+        ({"class_weights": (0.0, 0.0)}, "and one above 0"),
         ({"model_args": {"in_chans": 1}}, "model_args has in_chans, which comes from the images"),
         ({"mean": (0.5,), "std": (0.5,)}, "must have three values from 0 to 1"),
         ({"pretrained": True, "checkpoint": "x"}, "both say where to begin"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from metamix.segmentation.inference import Predictor, View, make_views
+from metamix.segmentation.inference import AT_ONCE, Predictor, View, make_views
 from metamix.segmentation.metrics import (
     SHOWN,
     SegmentationMetric,
@@ -89,7 +89,7 @@ def near(pixels, others, distance):
 def scored():
     """A metric of four images, and its states on two processes."""
     pairs = [blobs(i, (24, 30 + 150 * (i == 3))) for i in range(4)]  # the last is wide: pixels at a distance count
-    metric = SegmentationMetric("abcde", lambda x: x.float(), Predictor())
+    metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     states = []
     for part in (pairs[:1], pairs[1:]):
         state = metric.start()
@@ -113,7 +113,7 @@ def test_scores_equal_a_literal_computation(scored):
 
 
 def test_the_state_does_not_grow_with_the_images():
-    metric, model = SegmentationMetric("abcde", lambda x: x.float(), Predictor()), None
+    metric, model = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()}), None
     state = metric.start()
     for i in range(30):
         truth, predicted = blobs(i, (8, 8))
@@ -126,7 +126,7 @@ def test_the_state_does_not_grow_with_the_images():
 
 
 def test_unreadable_and_ignored_images_are_not_scored():
-    metric = SegmentationMetric("ab", lambda x: x.float(), Predictor())
+    metric = SegmentationMetric("ab", lambda x: x.float(), {"": Predictor()})
     state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
     ignored = torch.full((4, 4), IGNORED, dtype=torch.uint8)
     batch = {"image": [image, image], "target": [ignored] * 2, "index": torch.tensor([-1, 1]), "name": ["a", "b"]}
@@ -165,14 +165,44 @@ def test_windows_and_views():
     whole = Predictor()(identity, image, (20, 33))
     assert whole.equal(image[0].argmax(0).byte())
     assert Predictor(window=16, overlap=4)(identity, image, (20, 33)).equal(whole)  # windows agree
-    flipped = Predictor(views=make_views((1.0,), True))
-    assert flipped(identity, image, (20, 33)).equal(whole)  # mirrored back
-    assert not Predictor(views=(View(mirrored=True),))(lambda x: x.flip(-1), image, (20, 33)).equal(
-        whole
-    )  # the control
     many = torch.randn(1, 40, 20, 33)  # more classes than are resized at once
     larger = nn.functional.interpolate(many, (40, 66), mode="bilinear")[0].argmax(0)
     assert Predictor()(identity, many, (40, 66)).equal(larger.byte())
     assert make_views((0.5, 1.0), True) == (View(0.5), View(0.5, True), View(), View(1.0, True))
     text = Predictor(512, 128, make_views((0.5, 1.0), True)).describe()
     assert text == "windows of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
+
+
+def test_views_average_probabilities():
+    torch.manual_seed(0)
+    image, seen = torch.randn(1, 3, 12, 16), []
+
+    def model(x):
+        """Return logits that depend on the place, so that mirroring matters."""
+        seen.append(x)
+        return x * torch.linspace(0, 3, x.shape[-1])
+
+    found = Predictor(views=make_views((0.5, 1.0), True))(model, image, (12, 16))
+    small = nn.functional.interpolate(image, (6, 8), mode="bilinear", antialias=True)
+    inputs = [small, small.flip(-1), image, image.flip(-1)]
+    assert all(torch.allclose(x, wanted, atol=1e-6) for x, wanted in zip(seen, inputs, strict=True))
+    logits = [nn.functional.interpolate(model(x), (12, 16), mode="bilinear") for x in inputs]
+    logits[1::2] = [x.flip(-1) for x in logits[1::2]]
+    wanted = torch.stack([x.softmax(1) for x in logits]).mean(0)[0].argmax(0).byte()
+    assert found.equal(wanted) and not found.equal(model(image)[0].argmax(0).byte())
+
+
+def test_views_are_averaged_at_the_size_of_the_models_image():
+    """Probabilities of many classes at the size of a large photograph would take gigabytes."""
+    image, sizes = torch.randn(1, 40, 6, 8), []
+    predictor = Predictor(views=make_views((1.0,), True))
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            sizes.append(result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    with Largest():
+        assert predictor(identity, image, (60, 80)).shape == (60, 80)
+    assert max(sizes) == AT_ONCE * 60 * 80  # a few classes at a time

@@ -78,6 +78,13 @@ def test_masks_and_overlays(photos, tmp_path, run):
     assert not (photos / "out" / "masks" / "out").exists()
 
 
+def test_the_output_may_hold_the_images(photos, run):
+    for output in (photos.parent, photos):
+        for _ in range(2):  # the second finds what the first wrote
+            code, model = run(photos, "--output", output)
+            assert code == 0 and len(model.sizes) == 3
+
+
 def test_images_are_resized_as_in_training(photos, tmp_path, run):
     code, model = run(photos / "b.png", "--output", tmp_path / "out", "--flip", min_size=24)
     assert code == 0 and model.sizes == [(24, 32)] * 2
@@ -105,6 +112,8 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
     (photos / "a.jpg").unlink()
     assert run(photos, "--output", tmp_path / "out")[0] == 1
     assert "a.png: not an image of a known format" in capsys.readouterr().err
+    assert run(photos / "a.png", "--output", tmp_path / "new")[0] == 1
+    assert "written: masks and overlays of 0 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

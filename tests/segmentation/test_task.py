@@ -12,6 +12,7 @@ from running import assert_same_run, metrics, start_all, stopped_at
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
+from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 from metamix.utils.tensor_files import load_checkpoint
@@ -48,7 +49,8 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     said = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert result["miou"] == summary["miou"] and result["augmented_miou"] > 35
-    assert result["measured"] == summary["measured"]
+    assert result["measured"] == summary["measured"] and "augmented_measured" not in summary
+    assert result["augmented_measured"].startswith("scores of whole images, mean over scales 0.75, 1 and flips")
     assert "whole images, mean over scales 0.75, 1 and flips" in said and "boundary F" in said
     assert list(result["by_class"]) == ["sky", "ground", "house", "tree"]
     with open(out / "test_confusion.csv", newline="") as file:
@@ -123,6 +125,19 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
     assert "newly initialised: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
 
 
+def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
+    root, first = scenes(), tmp_path / "first"
+    words = ["--model", "metaformer_identity_nano_next", "--data-dir", root]
+    train(*SMALL_HEAD, *words, "--output", first)
+    for thawed, head_args in ((False, "{neck_channels: 16, head_channels: 16}"), (True, "{frozen_norms: false}")):
+        head_args = f"{head_args[:-1]}, neck_channels: 16, head_channels: 16}}" if thawed else head_args
+        run = tmp_path / f"run{thawed}"
+        train("--head-args", head_args, *words, "--checkpoint", first, "--output", run)
+        (a, b) = (load_segmenter(path).model.state_dict() for path in (first, run))
+        means = [name for name in a if name.startswith("backbone.body") and name.endswith("running_mean")]
+        assert means and all(a[name].equal(b[name]) != thawed for name in means)
+
+
 def test_the_backbone_starts_from_a_classifier(scenes, tmp_path, capsys):
     words = [
         "--model",
@@ -165,6 +180,8 @@ MISTAKES = [
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
     (["--data", "cityscapes", "--ignore-index", 7], "masks of cityscapes are known: leave out --ignore-index"),
     (["--data", "oxford_pets", "--reduce-zero-label"], "masks of oxford_pets are known"),
+    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: --data-dir holds Cityscapes's leftImg8bit"),
+    (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe': give true or false"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
