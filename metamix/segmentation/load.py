@@ -17,6 +17,7 @@ from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS
 
 MAX_SIDE = 65_536
+COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
 
 
 def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
-    """Load the weights of a segmenter of the same build, to fine-tune it.
+    """Load the weights of a segmenter of the same build, to fine-tune it. Batch norms may be frozen in one alone.
 
     Layers that depend on the classes keep their new weights where the file has other classes.
 
@@ -179,4 +180,8 @@ def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> l
     if metadata.get("classes", classes) != classes:  # the number of classes may be the same
         parts = tuple(f"{part}." for part in model.classifier)
         tensors = {name: value for name, value in tensors.items() if not name.startswith(parts)}
+    counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
+    tensors = counters | {
+        name: value for name, value in tensors.items() if name in counters or not name.endswith(COUNTER)
+    }
     return load_into(model, tensors, str(path), head=model.classifier)
