@@ -56,6 +56,7 @@ SECTIONS = {
     "train-loop": speed.train_loop_table,
     "ablations": ablations.layout_table,
     "ablations-mixers": ablations.mixers_table,
+    "ablations-changes": ablations.changes_table,
     "ablations-shares": ablations.shares_table,
     "ceiling": ablations.ceiling_table,
 }
