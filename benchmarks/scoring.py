@@ -18,10 +18,16 @@ from metamix.training.processes import ProcessGroup
 
 
 def tag_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser with --tag, --data-dir and --size, for a command about the weights of one data set."""
+    """Make a parser with --tag and --data-dir, for a command about the weights of one data set."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tag", help="tag of the weights, such as digits or cifar10")
     parser.add_argument("--data-dir", help="folder of the data, as in training; the digits need none")
+    return parser
+
+
+def family_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser like `tag_parser`, with --size too."""
+    parser = tag_parser(description)
     parser.add_argument("--size", choices=["nano", "nano_next"], default="nano", help="of the models (default: nano)")
     return parser
 

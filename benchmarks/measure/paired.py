@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from benchmarks.paths import RESULTS
-from benchmarks.scoring import check_reproduced, load, six_views, tag_parser, task_of
+from benchmarks.scoring import check_reproduced, family_parser, load, six_views, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.classification.task import Classification
 from metamix.utils.files import write_text
@@ -64,7 +64,7 @@ def measure(cards: dict[str, dict], data_dir: str | None) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = tag_parser(__doc__).parse_args(argv)
+    args = family_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         result = measure(by_mixer(load_tag(args.tag), args.size), args.data_dir)
         known = json.loads(FILE.read_text()) if FILE.exists() else {}

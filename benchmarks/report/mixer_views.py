@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         IMAGES.mkdir(exist_ok=True)
-        draw_all(args.tag, by_mixer(load_tag(args.tag), args.size), args.data_dir)
+        draw_all(args.tag, by_mixer(load_tag(args.tag)), args.data_dir)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ def scores_table() -> str:
 
 def lay_out(rows: Sequence[dict]) -> str:
     """Make a table of runs, in the order given."""
-    header = ("backbone", "head", "mean IoU", "pixel accuracy", "mean accuracy", "boundary F", "params", "epochs")
+    scores = ("mean IoU", "pixel accuracy", "mean accuracy", "boundary F")
+    header = ("backbone", "head", *scores, "params", "GMACs of a crop", "epochs")
     lines = []
     for row in rows:
         scores = [f"{row[key]:.1f}" for key in ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")]
-        cost = f"{row['parameters'] / 1e6:.2f} M", row["epochs"]
+        cost = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.1f}", row["epochs"]
         lines.append([f"`{row['model']}`", row["head"], *scores, *cost])
     return table(header, lines)

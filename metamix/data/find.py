@@ -16,7 +16,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
-        without: folders of earlier results, which are skipped where they lie inside a place.
+        without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
 
     Raises:
         FileNotFoundError: a file is missing, or a folder has no image.
@@ -31,7 +31,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
         files = list_files(place)
         warn_of_other_formats(files, place)
         paths = [place / path for path in sorted(filter(is_image, files), key=natural_order)]
-        skipped = [folder for folder in map(Path.resolve, without) if place.resolve() in folder.parents]
+        skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
             raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")

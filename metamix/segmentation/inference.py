@@ -33,7 +33,7 @@ class Predictor:
         window: side of the windows in pixels of the image that the model gets; 0 for the whole image at once.
         overlap: least overlap of neighbouring windows in pixels; their logits are averaged with weights that fall
             towards the edge.
-        views: over which the probabilities are averaged, at the size of the image that the model gets.
+        views: their probabilities are averaged, at the size of the image that the model gets.
     """
 
     window: int = 0
@@ -47,7 +47,8 @@ class Predictor:
         Args:
             model: in evaluation mode.
             image: (1, 3, H, W), normalised.
-            size: (H', W'), height and width of the result; logits are resized to it bilinearly.
+            size: (H', W'), height and width of the result; logits, or mean probabilities, are resized to it
+                bilinearly.
         """
         if self.views == PLAIN:
             return best_labels(self.logits(model, image), size)

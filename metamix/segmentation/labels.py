@@ -1,8 +1,8 @@
 """Masks: the values in their files, the labels of training, and the colours of the classes.
 
 A mask file holds a whole number for each pixel: it is a grey PNG, or one with a palette. A mask in colour is read with
-the palette of the data set, and so is a PNG whose own palette has these colours in another order. `Labels` maps the
-values to the labels 0, 1, ...; ignored pixels get the label 255. Every other value is refused with the file's name.
+the palette of the data set. `Labels` maps the values to the labels 0, 1, ...; ignored pixels get the label 255. Every
+other value is refused with the file's name.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
     values = np.array(image, dtype=np.int32)
-    if image.mode == "P" and labels.palette is not None and _is_reordered(image, labels):
-        return torch.from_numpy(_from_colours(np.array(image.convert("RGB")), labels, path))
+    if image.mode == "P" and labels.palette is not None:
+        _check_own_palette(image, labels, labels.palette, path)
     inside = (values >= 0) & (values < len(labels.table))
     found = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
     if (refused := found == REFUSED).any():
@@ -136,15 +136,20 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     return torch.from_numpy(found.astype(np.uint8))
 
 
-def _is_reordered(image: Image.Image, labels: Labels) -> bool:
-    """Return whether a PNG with a palette shows a class in the colour of another one."""
-    assert labels.palette is not None
-    own = np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()
-    for index in np.unique(np.array(image)).tolist():
-        colour = tuple(own[index]) if index < len(own) else None
-        if colour in labels.palette[: len(labels.classes)] and labels.palette.index(colour) != labels.table[index]:
-            return True
-    return False
+def _check_own_palette(image: Image.Image, labels: Labels, palette: Palette, path: Path) -> None:
+    """Raise BadMask if a PNG with a palette shows a class in the colour of another class."""
+    own = [tuple(colour) for colour in np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()]
+    of_classes = palette[: len(labels.classes)]
+    for _, index in sorted(image.getcolors() or ()):
+        label = int(labels.table[index])
+        if label in (IGNORED, REFUSED) or index >= len(own) or own[index] == palette[label]:
+            continue
+        if own[index] in of_classes:
+            other = labels.classes[of_classes.index(own[index])]
+            raise BadMask(
+                f"{path} shows the value {index}, {labels.classes[label]}, in {own[index]}, which is the colour of "
+                f"{other} in palette.txt: correct palette.txt, or save the mask in RGB to have its colours read"
+            )
 
 
 def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray:
@@ -153,6 +158,11 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
         raise BadMask(
             f"{path} is in colour: give the colours of the classes in palette.txt beside classes.txt, a line "
             f"'red green blue' for each class, or save masks as PNGs of indices"
+        )
+    if twice := [colour for i, colour in enumerate(labels.palette) if colour in labels.palette[:i]]:
+        raise BadMask(
+            f"{path} is in colour, and palette.txt has {twice[0]} twice: give each class its own colour, or save masks "
+            f"as PNGs of indices"
         )
     found = np.full(colours.shape[:2], IGNORED, dtype=np.uint8)
     unknown = np.ones(colours.shape[:2], dtype=bool)
@@ -191,22 +201,16 @@ def read_palette(path: Path) -> Palette | None:
     """Read the colours of the classes, "red green blue" a line; None if there is no such file.
 
     Raises:
-        ValueError: a line does not hold three numbers from 0 to 255, or two classes have one colour.
+        ValueError: a line does not hold three numbers from 0 to 255.
     """
     if not path.is_file():
         return None
-    colours: list[Colour] = []
+    colours = []
     for i, line in enumerate(_read_lines(path), 1):
         words = line.replace(",", " ").split()
         if not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
             raise ValueError(f"{path}, line {i}: {line!r} is no colour: give three numbers, 0 to 255")
-        colour = (int(words[0]), int(words[1]), int(words[2]))
-        if colour in colours:
-            raise ValueError(
-                f"{path}, line {i}: line {colours.index(colour) + 1} has the colour {colour} too: give each class its "
-                f"own"
-            )
-        colours.append(colour)
+        colours.append((int(words[0]), int(words[1]), int(words[2])))
     return tuple(colours)
 
 

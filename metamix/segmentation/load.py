@@ -83,7 +83,7 @@ class SegmenterSpec:
         Args:
             weights: `pretrained` or `checkpoint` of `build_segmenter`, to load weights of the backbone.
         """
-        arguments: dict[str, Any] = {"frozen_norms": self.frozen_norms} | self.head_args | weights
+        arguments: dict[str, Any] = self.head_args | {"frozen_norms": self.frozen_norms} | weights
         return build_segmenter(
             self.head,
             backbone=self.model,
@@ -169,7 +169,9 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
 
 
 def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
-    """Load the weights of a segmenter of the same build, to fine-tune it. Batch norms may be frozen in one alone.
+    """Load the weights of a segmenter of the same build, to fine-tune it.
+
+    Batch norms may be frozen in the file alone or in the model alone; their counters are not loaded then.
 
     Layers that depend on the classes keep their new weights where the file has other classes.
 

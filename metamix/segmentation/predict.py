@@ -42,7 +42,7 @@ from .pictures import overlay
 from .transforms import resized_size
 
 MOST_BYTES = 2**31  # of logits that are held at once
-MASKS, OVERLAYS = "masks", "overlays"  # folders of the output
+MASKS, OVERLAYS, CLASSES = "masks", "overlays", "classes.txt"  # in the output folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +78,7 @@ def predict_all(
         1 if an image was left out, else 0.
     """
     output.mkdir(parents=True, exist_ok=True)
+    write_text(output / CLASSES, "\n".join(spec.classes) + "\n")  # first: it marks what follows as predictions
     colours = colours_of(len(spec.classes), spec.palette)
     left_out = 0
     for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
@@ -90,7 +91,6 @@ def predict_all(
         labels = predict(model, spec, image, predictor)
         save(output / MASKS / name, index_image(labels, colours))
         save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
-    write_text(output / "classes.txt", "\n".join(spec.classes) + "\n")
     print(readable(f"written: masks and overlays of {plural(len(names) - left_out, 'image')} to {output}"))
     return 1 if left_out else 0
 
@@ -156,8 +156,12 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file.
+        ValueError: two images would be written to one file, or a file that is no earlier prediction replaced.
     """
+    if (output / MASKS).exists() and not (output / CLASSES).exists():
+        raise ValueError(
+            f"{output / MASKS} is no folder of predictions, for there is no {output / CLASSES}: give another --output"
+        )
     names: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
     for place in places:
@@ -169,6 +173,10 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
                     f"{path} and {sources[name]} would both be written to {name}: give each its own --output"
                 )
             names[path], sources[name] = name, path
+    images = {path.resolve() for path in names}
+    targets = [output / folder / name for folder in (MASKS, OVERLAYS) for name in sources]
+    if taken := next((target for target in targets if target.resolve() in images), None):
+        raise ValueError(f"{taken} is an image and would be overwritten: give another --output")
     return names
 
 

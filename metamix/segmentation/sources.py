@@ -139,7 +139,9 @@ def open_cityscapes(options: ImageOptions) -> MaskedSet:
     def find(split: str) -> Split:
         for folder in ("leftImg8bit", "gtFine"):
             if not (path := Path(options.data_dir) / folder / split).is_dir():
-                raise FileNotFoundError(f"there is no {path}: --data-dir holds Cityscapes's leftImg8bit and gtFine")
+                raise FileNotFoundError(
+                    f"there is no {path}: give --data-dir with the folders leftImg8bit and gtFine of Cityscapes"
+                )
         found: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
         pairs = zip(found.images, (targets[0] for targets in found.targets))
         return [_sample(Path(image), Path(mask), Path(found.images_dir)) for image, mask in sorted(pairs)]

@@ -121,14 +121,14 @@ class SegmentationModel:
         start = metadata or (load_weights(checkpoint)[1] if checkpoint else {})
         if start.get("task") == "segmentation":
             spec = SegmenterSpec.from_dict(start, options.checkpoint or "the checkpoint")
-            self.frozen_norms = spec.frozen_norms if metadata else True
+            self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
             return self._with_windows(model)
-        self.frozen_norms = bool(options.pretrained or checkpoint)
+        self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
         self._normalize_as(model.mean, model.std)
         whole = published_segmenter(options.head, options.model) if options.pretrained else None
@@ -139,6 +139,11 @@ class SegmentationModel:
         elif options.pretrained or checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
         return self._with_windows(model)
+
+    def _freezes(self, loaded: bool) -> bool:
+        """Return whether batch norms are frozen: those of loaded weights are, unless the options say otherwise."""
+        given = self.options.head_args.get("frozen_norms")
+        return loaded if given is None else given
 
     def _with_windows(self, model: Segmenter) -> Segmenter:
         """Check that a backbone of one size scores images in windows, and return the model."""

@@ -27,7 +27,7 @@ def test_runs_are_sorted_and_replaced(tmp_path, monkeypatch):
     assert [row["miou"] for row in rows] == [60.0, 55.0]
     assert rows[0]["recipe"]["epochs"] == 2 and "output" not in rows[0]["recipe"]
     *_, line = lay_out(rows).splitlines()
-    assert line == "| `resnet18` | semantic_fpn | 55.0 | 1.0 | 1.0 | 1.0 | 0.00 M | 1 |"
+    assert line == "| `resnet18` | semantic_fpn | 55.0 | 1.0 | 1.0 | 1.0 | 0.00 M | 0.0 | 1 |"
 
 
 def test_unfinished_runs_are_refused(tmp_path):

@@ -61,6 +61,18 @@ def test_each_image_comes_once(digits):
     assert len(find_images([folder, folder / "0.png", folder])) == 5
 
 
+def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
+    folder, _ = digits
+    for out in (folder / "out", tmp_path / "elsewhere"):
+        out.mkdir()
+        Image.new("L", (8, 8)).save(out / "result.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert len(find_images([folder])) == 7
+    assert len(find_images([folder], without=[folder / "out", folder / "link"])) == 5
+    assert len(find_images([folder], without=[folder])) == len(find_images([folder], without=[folder.parent])) == 7
+    assert find_images([folder / "out"], without=[folder / "out"]) == [folder / "out" / "result.png"]
+
+
 def test_images_of_other_types_are_named(digits, caplog):
     folder, _ = digits
     Image.new("L", (8, 8)).save(folder / "a.gif")

@@ -101,27 +101,33 @@ def test_masks_in_colour_need_a_palette(tmp_path):
         make_labels(["road"])
     with pytest.raises(ValueError, match="the palette has 2 colours and there are 3 classes"):
         make_labels(ABC, palette=palette)
+    with pytest.raises(BadMask, match=r"palette.txt has \(255, 0, 0\) twice: give each class its own colour"):
+        read_mask(tmp_path / "a.png", make_labels(ABC, palette=(*palette, palette[0])))
     (tmp_path / "palette.txt").write_text("255 0 256\n")
     with pytest.raises(ValueError, match="palette.txt, line 1: '255 0 256' is no colour"):
         read_palette(tmp_path / "palette.txt")
 
 
-def test_a_palette_in_another_order_is_read_by_its_colours(tmp_path):
+def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
     colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    labels = make_labels(ABC, palette=colours)
     mask = Image.fromarray(np.array([[1, 0, 2, 255]], dtype=np.uint8), mode="P")
 
-    def read(*order):
-        mask.putpalette([channel for colour in order for channel in colour])
+    def read(*own, **given):
+        mask.putpalette([channel for colour in own for channel in colour])
         mask.save(tmp_path / "a.png")
-        return read_mask(tmp_path / "a.png", labels).tolist()
+        return read_mask(tmp_path / "a.png", make_labels(ABC, **{"palette": colours} | given)).tolist()
 
-    assert read(*colours, *[(9, 9, 9)] * 253) == [[1, 0, 2, 255]]
-    assert read(*[(i, i, i) for i in range(256)]) == [[1, 0, 2, 255]]  # other colours say nothing
-    with pytest.raises(BadMask, match=r"a.png has the colour \(9, 9, 9\), which is not in palette.txt"):
-        read(colours[2], colours[0], colours[1], *[(9, 9, 9)] * 253)
-    labels = make_labels(ABC, palette=(*colours, (9, 9, 9)))
-    assert read(colours[2], colours[0], colours[1], *[(9, 9, 9)] * 253) == [[0, 2, 1, 255]]
+    same = [[1, 0, 2, 255]]
+    assert read(*colours, *[(9, 9, 9)] * 253) == same
+    assert read(*colours, *[colours[0]] * 253) == same  # the colour of ignored pixels says nothing
+    assert read(*[(i, i, i) for i in range(256)]) == same  # nor do colours of no class
+    assert read(*colours, *[(9, 9, 9)] * 253, palette=(colours[0],) * 3) == same  # nor one colour for all classes
+    shifted = ((9, 9, 9), *colours[:2], *[(9, 9, 9)] * 253)
+    assert read(*shifted, reduce_zero_label=True) == [[0, 255, 1, 255]]
+    with pytest.raises(BadMask, match=r"a.png shows the value 1, b, in \(255, 0, 0\), .* colour of a in palette.txt"):
+        read(*shifted)
+    with pytest.raises(BadMask, match="shows the value 1, a, .* colour of b in palette.txt: correct palette.txt, or"):
+        read(*colours, *[(9, 9, 9)] * 253, reduce_zero_label=True)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,6 @@ def test_a_palette_in_another_order_is_read_by_its_colours(tmp_path):
         ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
         ("classes.txt", b" \n", "classes.txt is empty: write the names"),
         ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is no colour"),
-        ("palette.txt", b"1 2 3\n4 5 6\n1,2,3\n", r"palette.txt, line 3: line 1 has the colour \(1, 2, 3\) too"),
     ],
 )
 def test_files_of_names_and_colours_are_checked(name, text, words, tmp_path):
@@ -304,6 +309,11 @@ def test_masks_to_score_are_read_before_training(scenes, break_image):
     write_mask(root / "val" / "masks" / "0.png", np.full((40, 48), 7))
     with pytest.raises(BadMask, match="val/masks/0.png has the label 7"):
         SegmentationData(options(root))
+    write_mask(root / "val" / "masks" / "0.png", np.random.default_rng(0).integers(0, 4, (40, 48)))
+    break_image(root / "val" / "masks" / "0.png")
+    with pytest.raises(CorruptImage):
+        read_mask(root / "val" / "masks" / "0.png", make_labels(CLASSES))
+    assert len(SegmentationData(options(root)).parts["holdout"]) == 2  # scoring reports it
 
 
 def test_pixels_are_counted(scenes):

@@ -83,6 +83,14 @@ def test_the_output_may_hold_the_images(photos, run):
         for _ in range(2):  # the second finds what the first wrote
             code, model = run(photos, "--output", output)
             assert code == 0 and len(model.sizes) == 3
+    with pytest.raises(SystemExit, match="masks/.*png is an image and would be overwritten: give another"):
+        run(photos / "masks", "--output", photos)
+
+
+def test_masks_that_are_no_predictions_are_kept(photos, tmp_path, run):
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(SystemExit, match="masks is no folder of predictions, for there is no .*classes.txt: give anot"):
+        run(photos, "--output", tmp_path)
 
 
 def test_images_are_resized_as_in_training(photos, tmp_path, run):

@@ -136,6 +136,13 @@ def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
         (a, b) = (load_segmenter(path).model.state_dict() for path in (first, run))
         means = [name for name in a if name.startswith("backbone.body") and name.endswith("running_mean")]
         assert means and all(a[name].equal(b[name]) != thawed for name in means)
+        assert load_segmenter(run).spec.frozen_norms != thawed
+    words = ["--head-args", "{neck_channels: 16, head_channels: 16}", *words, "--checkpoint", first, "--epochs", 2]
+    train(*words, "--output", tmp_path / "whole")
+    with stopped_at(3):
+        train(*words, "--output", tmp_path / "parts")
+    train(*words, "--output", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_backbone_starts_from_a_classifier(scenes, tmp_path, capsys):
@@ -180,7 +187,7 @@ MISTAKES = [
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
     (["--data", "cityscapes", "--ignore-index", 7], "masks of cityscapes are known: leave out --ignore-index"),
     (["--data", "oxford_pets", "--reduce-zero-label"], "masks of oxford_pets are known"),
-    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: --data-dir holds Cityscapes's leftImg8bit"),
+    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir with the folders leftImg8bit"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe': give true or false"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
