@@ -140,7 +140,7 @@ def _check_own_palette(image: Image.Image, labels: Labels, palette: Palette, pat
     """Raise BadMask if a PNG with a palette shows a class in the colour of another class."""
     own = [tuple(colour) for colour in np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()]
     of_classes = palette[: len(labels.classes)]
-    for _, index in sorted(image.getcolors() or ()):
+    for index in np.flatnonzero(image.histogram()).tolist():
         label = int(labels.table[index])
         if label in (IGNORED, REFUSED) or index >= len(own) or own[index] == palette[label]:
             continue
