@@ -34,7 +34,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
     """
     on_cpu = q.device.type == "cpu"
     # Shapes are compared last: under torch.export a comparison would become a condition on the image size.
-    if on_cpu and q.dtype.itemsize > 2 and eager_inference_with_avx512() and k.shape[-2] < SHORT_ROW:
+    if on_cpu and q.dtype.itemsize > 2 and not dropout_p and eager_inference_with_avx512() and k.shape[-2] < SHORT_ROW:
         columns = torch.matmul(k * q.shape[-1] ** -0.5, q.mT)  # (B, n, M, N)
         if bias is not None:
             columns = columns + bias.mT.to(columns.dtype)
@@ -52,5 +52,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
 
 def eager_inference_with_avx512() -> bool:
     """Return whether no gradient is recorded, no graph is made, and torch uses AVX-512."""
-    eager_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    eager_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
     return eager_inference and torch.backends.cpu.get_cpu_capability() == "AVX512"
