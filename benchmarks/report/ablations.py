@@ -13,28 +13,17 @@ Row = Mapping[str, Any]
 
 ABLATIONS, CEILING = RESULTS / "ablations.json", RESULTS / "ceiling.json"
 
-MIXERS = ("next", "next-flat")  # variants that compare mixers
+MIXERS = "next"  # how the variants that compare mixers begin
 
 
 def layout_table() -> str:
     """Make the table of the ablations of the layout, one line for each run."""
-    return lay_out([row for row in load_rows() if not row["variant"].startswith("next")])
+    return lay_out([row for row in json.loads(ABLATIONS.read_text()) if not row["variant"].startswith(MIXERS)])
 
 
 def mixers_table() -> str:
     """Make the table of the mixers in the layout of the next nano, one line for each run."""
-    return lay_out_mixers([row for row in load_rows() if row["variant"] in MIXERS])
-
-
-def changes_table() -> str:
-    """Make the table of changes to the next nano: hybrids and recipes, one line for each run."""
-    rows = load_rows()
-    return lay_out([row for row in rows if row["parent"] == "next"], rows)
-
-
-def load_rows() -> list[Row]:
-    """Load all runs."""
-    return json.loads(ABLATIONS.read_text())
+    return lay_out_mixers([row for row in json.loads(ABLATIONS.read_text()) if row["variant"].startswith(MIXERS)])
 
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
@@ -50,11 +39,11 @@ def lay_out_mixers(rows: Sequence[Row]) -> str:
     return table(header, lines)
 
 
-def lay_out(rows: Sequence[Row], parents: Sequence[Row] | None = None) -> str:
-    """Make a table of runs, in the order given, with their gains over their parents among `parents` or `rows`."""
+def lay_out(rows: Sequence[Row]) -> str:
+    """Make a table of runs that differ in the layout, in the order given."""
     lines = []
     for row in rows:
-        points = gain(row, rows if parents is None else parents)
+        points = gain(row, rows)
         lines.append(
             [
                 f"`{row['variant']}`" + (f" seed {row['seed']}" if row["seed"] else ""),

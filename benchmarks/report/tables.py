@@ -56,7 +56,7 @@ SECTIONS = {
     "train-loop": speed.train_loop_table,
     "ablations": ablations.layout_table,
     "ablations-mixers": ablations.mixers_table,
-    "ablations-changes": ablations.changes_table,
+    "ablations-pairs": lambda: comparison.pairs_table("cifar10", "nano_next"),
     "ablations-shares": ablations.shares_table,
     "ceiling": ablations.ceiling_table,
 }

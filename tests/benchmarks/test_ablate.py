@@ -155,12 +155,6 @@ def test_table_has_a_line_for_each_run():
     assert "| 81.5 | +1.5 on `v0.1` | 1.23 M |" in third
 
 
-def test_changes_of_the_next_nano_have_parents_in_another_table():
-    rows = [row("next", None, 82.0, mixer="raft"), row("next-relu", "next", 82.5, mixer="raft")]
-    (line,) = ablations.lay_out(rows[1:], rows).splitlines()[2:]
-    assert line.startswith("| `next-relu` | a change | 82.5 | +0.5 on `next` |")
-
-
 def test_mixers_are_compared_with_identity_of_the_same_variant_and_seed():
     rows = [
         row("next", None, 77.0, mixer="identity"),
