@@ -25,13 +25,6 @@ def tag_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def family_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser like `tag_parser`, with --size too."""
-    parser = tag_parser(description)
-    parser.add_argument("--size", choices=["nano", "nano_next"], default="nano", help="of the models (default: nano)")
-    return parser
-
-
 def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
     """Return the top-1 accuracy on the test split in percent, in float32, and the confusion matrix."""
     model.eval().to(memory_format=torch.channels_last)

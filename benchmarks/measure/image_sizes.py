@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.paths import RESULTS
-from benchmarks.scoring import check_reproduced, family_parser, load, score, task_of
+from benchmarks.scoring import check_reproduced, load, score, tag_parser, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.models.weights import weights_dir
 from metamix.utils.files import write_text
@@ -48,9 +48,9 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = family_parser(__doc__).parse_args(argv)
+    args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        cards = by_mixer(load_tag(args.tag), args.size).values()
+        cards = by_mixer(load_tag(args.tag)).values()
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
         results[args.tag] = {"sizes": score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)}
         write_text(FILE, json.dumps(results, indent=1) + "\n")

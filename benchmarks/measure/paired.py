@@ -1,6 +1,7 @@
 """Compare shipped weights on the same test images, pair by pair: results/paired.json.
 
     python -m benchmarks.measure.paired --tag cifar10 --data-dir cifar10
+    python -m benchmarks.measure.paired --tag cifar10 --data-dir cifar10 --size nano_next
 
 For each pair of mixers the file has the numbers of images that only the first and only the second classifies correctly,
 and the p-value of McNemar's exact test. Accuracy is given for single images and for six views of each.
@@ -15,7 +16,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from benchmarks.paths import RESULTS
-from benchmarks.scoring import check_reproduced, family_parser, load, six_views, task_of
+from benchmarks.scoring import check_reproduced, load, six_views, tag_parser, task_of
 from benchmarks.weight_cards import by_mixer, load_tag
 from metamix.classification.task import Classification
 from metamix.utils.files import write_text
@@ -64,7 +65,9 @@ def measure(cards: dict[str, dict], data_dir: str | None) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = family_parser(__doc__).parse_args(argv)
+    parser = tag_parser(__doc__)
+    parser.add_argument("--size", choices=["nano", "nano_next"], default="nano", help="of the models (default: nano)")
+    args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
         result = measure(by_mixer(load_tag(args.tag), args.size), args.data_dir)
         known = json.loads(FILE.read_text()) if FILE.exists() else {}

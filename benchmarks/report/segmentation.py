@@ -13,8 +13,8 @@ def scores_table() -> str:
 
 def lay_out(rows: Sequence[dict]) -> str:
     """Make a table of runs, in the order given."""
-    scores = ("mean IoU", "pixel accuracy", "mean accuracy", "boundary F")
-    header = ("backbone", "head", *scores, "params", "GMACs of a crop", "epochs")
+    measures = ("mean IoU", "pixel accuracy", "mean accuracy", "boundary F")
+    header = ("backbone", "head", *measures, "params", "GMACs of a crop", "epochs")
     lines = []
     for row in rows:
         scores = [f"{row[key]:.1f}" for key in ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")]

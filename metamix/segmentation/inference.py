@@ -33,7 +33,7 @@ class Predictor:
         window: side of the windows in pixels of the image that the model gets; 0 for the whole image at once.
         overlap: least overlap of neighbouring windows in pixels; their logits are averaged with weights that fall
             towards the edge.
-        views: their probabilities are averaged, at the size of the image that the model gets.
+        views: of the image. Their probabilities are averaged at the size of the image that the model gets.
     """
 
     window: int = 0

@@ -156,11 +156,13 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or a file that is no earlier prediction replaced.
+        ValueError: two images would be written to one file, an image would be overwritten, or `output` holds masks
+            that are no predictions.
     """
     if (output / MASKS).exists() and not (output / CLASSES).exists():
         raise ValueError(
-            f"{output / MASKS} is no folder of predictions, for there is no {output / CLASSES}: give another --output"
+            f"{output / MASKS} was not written by metamix predict, because there is no {output / CLASSES}: give "
+            f"another --output"
         )
     names: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}

@@ -193,7 +193,7 @@ class SegmentationModel:
 
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
-    """Make the predictor of the scores, "", and that of the scores beside them, "augmented_", if one is asked for."""
+    """Make the predictors by the prefix of their scores: "", and "augmented_" if flips or scales are asked for."""
     predictors = {"": Predictor(options.window, options.overlap)}
     views = make_views(options.test_scales, options.test_flip)
     if views != PLAIN:

@@ -89,7 +89,9 @@ def test_the_output_may_hold_the_images(photos, run):
 
 def test_masks_that_are_no_predictions_are_kept(photos, tmp_path, run):
     (tmp_path / "masks").mkdir()
-    with pytest.raises(SystemExit, match="masks is no folder of predictions, for there is no .*classes.txt: give anot"):
+    with pytest.raises(
+        SystemExit, match="masks was not written by metamix predict, because there is no .*classes.txt: give"
+    ):
         run(photos, "--output", tmp_path)
 
 
