@@ -28,6 +28,7 @@ from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import positive
+from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .load import Classifier, load_classifier
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if an image cannot be read, else 0.
     """
     options = make_parser().parse_args(argv)
-    with exit_with_message(ValueError, OSError):
+    with exit_if_out_of_memory("give a smaller --batch-size"), exit_with_message(ValueError, OSError):
         images = find_images(options.images)
         device = ProcessGroup.start(options.device).device
         classifier = load_classifier(options.checkpoint, model=options.model)
@@ -61,7 +62,14 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
 
     Returns:
         1 if an image cannot be read, else 0.
+
+    Raises:
+        OSError: the output cannot be written.
     """
+    if options.output:  # before labelling, which may take long
+        if options.output.is_dir():
+            raise IsADirectoryError(f"--output {options.output} is a folder: give a file")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
     broken: list[str] = []
     predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
     found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))

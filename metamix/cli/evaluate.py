@@ -26,8 +26,9 @@ from metamix.training.evaluation import evaluate
 from metamix.training.optimization import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
+from metamix.training.run_folder import RECIPE
 from metamix.utils.files import write_text
-from metamix.utils.options import option
+from metamix.utils.options import check_ranges, option
 from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -48,8 +49,7 @@ class EvalOptions:
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, but it must be at least 1")
+        check_ranges(self, least={"batch_size": 1})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,6 +86,8 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         for note in task.notes:
             print(readable(f"note: {note}"))
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
+    if (folder / RECIPE).exists():
+        raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
     if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
         other = _scored_in(folder)

@@ -11,7 +11,7 @@ from metamix.cli.tasks import take_task, task_module
 from metamix.models.image_models import list_image_models
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
-from metamix.utils.tensor_files import load_weights
+from metamix.utils.tensor_files import WEIGHTS, load_metadata, load_weights
 from metamix.utils.text import exit_with_message
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
             if checkpoint is None and model is not None:
                 raise ValueError(
                     f"there is no folder {model}: --model is a folder that metamix export wrote. For weights give "
-                    f"--checkpoint, and for a name of published weights --task too"
+                    f"--checkpoint, a run folder, a file or the name of shipped weights"
                 )
             if checkpoint is None:
                 print(DESCRIPTION)
@@ -56,7 +56,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _task_of(checkpoint: str) -> str:
     """Return the task that trained the weights; classification where they do not say."""
-    _, raw = load_weights(find_weights(checkpoint))
+    path = find_weights(checkpoint)
+    if (path / WEIGHTS).exists():  # all files of a run say the same
+        path = path / WEIGHTS
+    raw = load_metadata(path) if path.suffix == ".safetensors" else load_weights(path)[1]
     return ModelMetadata.from_dict(raw, checkpoint).task or "classification"
 
 

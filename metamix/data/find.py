@@ -39,6 +39,40 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
     return list(found)
 
 
+def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
+    """Return, for each image of `find_images`, its path inside the folder that was given; a file's is its name."""
+    return {
+        path: path.relative_to(place if place.is_dir() else place.parent)
+        for place in places
+        for path in find_images([place], without)
+    }
+
+
+def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
+    """Check that writing the outputs of images destroys no file.
+
+    Args:
+        outputs: for each image, the file that it is written to.
+        marker: file that each run writes first. Without it, an existing file is not the output of an earlier run.
+
+    Raises:
+        ValueError: two images have one output, or an output is an image that is read or a file of the user.
+    """
+    images: dict[Path, Path] = {}
+    for path, file in outputs.items():
+        if file in images:
+            raise ValueError(f"{path} and {images[file]} would both be written to {file}: give each its own --output")
+        images[file] = path
+    read = {path.resolve() for path in outputs}
+    for file in images:
+        if file.resolve() in read:
+            raise ValueError(f"{file} is an image and would be overwritten: give another --output")
+        if file.exists() and not marker.exists():
+            raise ValueError(
+                f"{file} exists and is not of an earlier run, because there is no {marker}: give another --output"
+            )
+
+
 def list_images(folder: Path) -> dict[str, Path]:
     """List the images below a folder by their relative paths, in natural order.
 

@@ -154,6 +154,10 @@ def check_request(request: Request, format: str, precision: str, compiled: bool,
         raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
     if task != "classification" and request.data and not request.data_dir:
         raise ValueError(f"data is {request.data}: give its folder, --data-dir DIR, to compare {request.source} on it")
+    if (task == "detection" and request.data not in (None, "coco")) or (task == "restoration" and request.data):
+        raise ValueError(f"data is {request.data}, but {task} reads one layout of folders: give --data-dir DIR alone")
+    if request.images and not (request.data or request.data_dir):
+        raise ValueError(f"images is {request.images}, but there are none to compare on: give --data and --data-dir")
 
 
 def open_model(request: Request) -> Exportable:
@@ -178,8 +182,12 @@ def check_output(folder: Path) -> Path:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to export to")
-    if folder.is_dir() and (others := sorted({p.name for p in folder.iterdir()} - known_files())):
-        raise ValueError(f"{folder} holds other files ({', '.join(others[:3])}): give a new folder to export to")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = names if names.isdisjoint({ARTIFACT, REPORT}) else names - known_files()
+    if others:
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(sorted(others)[:3])}): give a new folder to export to"
+        )
     return folder
 
 
@@ -197,6 +205,7 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     for name in known_files():  # of an earlier export
         (folder / name).unlink(missing_ok=True)
+    (folder / REPORT).touch()  # marks the folder as ours, so that an export that fails can be repeated
     file = folder / FORMATS[format]
     model = fuse(exportable.model, None if dynamic else examples)
     hints: dict[str, str] = {}

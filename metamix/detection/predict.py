@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
-from metamix.data.find import find_images
+from metamix.data.find import check_outputs, paths_inside
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.text import plural, readable
@@ -30,6 +30,8 @@ from metamix.utils.text import plural, readable
 from .coco import read_image
 from .load import load_detector
 from .pictures import Objects, draw_image
+
+RECORDS = "predictions.json"  # in the output folder
 
 
 @torch.no_grad()
@@ -69,7 +71,7 @@ def predict_all(
 
     Raises:
         OSError: a file is missing or cannot be written.
-        ValueError: the checkpoint holds no detector, or a picture would overwrite an image or another picture.
+        ValueError: the checkpoint holds no detector, or a picture would overwrite another file.
     """
     pictures = name_pictures(places, output)
     model, metadata = load_detector(checkpoint)
@@ -93,6 +95,7 @@ def draw_all(
         The number of images that could not be read.
     """
     output.mkdir(parents=True, exist_ok=True)
+    write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
     records, unreadable = [], 0
     for path, picture in pictures.items():
         try:
@@ -106,8 +109,8 @@ def draw_all(
         objects = describe_objects(found, classes)
         records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
         print(readable(f"{path}: {plural(len(objects), 'object')}"))
-    write_text(output / "predictions.json", json.dumps(records, indent=2) + "\n")
-    print(readable(f"written: {output / 'predictions.json'} and {plural(len(records), 'picture')}"))
+    write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")
+    print(readable(f"written: {output / RECORDS} and {plural(len(records), 'picture')}"))
     return unreadable
 
 
@@ -118,25 +121,15 @@ def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would share a picture, or a picture would overwrite an image.
+        ValueError: two images would share a picture, or a picture would overwrite another file.
     """
-    relative: dict[Path, Path] = {}
-    for place in places:
-        root = place if place.is_dir() else place.parent
-        for path in find_images([place], without=[output]):
-            if path in relative:
-                raise ValueError(f"{path} is given twice")
-            relative[path] = path.relative_to(root)
+    relative = paths_inside(places, without=[output])
     stems = Counter(name.with_suffix("") for name in relative.values())
     pictures = {
         path: output / (f"{name}.png" if stems[name.with_suffix("")] > 1 else name.with_suffix(".png"))
         for path, name in relative.items()
     }
-    if len(set(pictures.values())) < len(pictures):
-        raise ValueError("several images have one name, and so would their pictures: give each its own --output")
-    images = {path.resolve() for path in pictures}
-    if taken := [str(picture) for picture in pictures.values() if picture.resolve() in images]:
-        raise ValueError(f"{taken[0]} is an image and would be overwritten by a picture: give another --output")
+    check_outputs(pictures, marker=output / RECORDS)
     return pictures
 
 

@@ -119,6 +119,8 @@ def load_trained(
         ValueError: there are no weights, or they are of another model or task.
         FileNotFoundError: there is no such file.
     """
+    if checkpoint and pretrained:
+        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one")
     arguments = dict(model_args or {})
     if checkpoint:
         path = find_weights(checkpoint)

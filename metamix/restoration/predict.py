@@ -4,15 +4,17 @@
     metamix predict --task restoration photos --model maxim_s3.sidd --pretrained
 
 A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
-that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. Alpha channels, colour profiles and 16 bits a
-channel are kept where the format has them; 16 bits need the extra `restoration`. Values are rounded, not truncated. A
-model for the luminance restores a grey image as it is and Y of a colour image, whose Cb and Cr are enlarged. Images
-that cannot be read or do not fit the model are named and left out; the exit code is then 1.
+that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. OUTPUT/restored.json lists the files of the last
+run. Alpha channels, colour profiles and 16 bits a channel are kept where the format has them; 16 bits need the extra
+`restoration`. Values are rounded, not truncated. A model for the luminance restores a grey image as it is and Y of a
+colour image, whose Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and left out;
+the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,15 +25,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import find_images
+from metamix.data.find import check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
+from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .colour import to_rgb, to_ycbcr
 from .files import FORMATS, DoesNotFit, Picture, read_picture, write_picture
 from .inference import Restorer, check_local_pooling, enlarge
 from .load import load_trained
+
+RECORDS = "restored.json"  # in the output folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,11 +68,14 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
         channels: that the model takes: "rgb", "grey" or "y".
         restorer: how the model is applied.
         files: file to write for each image.
-        output: folder that the summary names.
+        output: folder of these files, and of restored.json, which names the image of each.
 
     Returns:
         1 if an image was left out, else 0.
     """
+    output.mkdir(parents=True, exist_ok=True)
+    records = [{"image": str(path), "file": str(file.relative_to(output))} for path, file in files.items()]
+    write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")  # first: it marks the files as ours
     left_out = 0
     for path, written in tqdm(files.items(), unit="img", leave=False, disable=None):
         try:
@@ -120,22 +128,13 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or an image would be overwritten.
+        ValueError: two images would be written to one file, or a file that is not of an earlier run overwritten.
     """
     files: dict[Path, Path] = {}
-    for place in places:
-        root = place if place.is_dir() else place.parent
-        for path in find_images([place], without=[output]):
-            ending = suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
-            files[path] = (output / path.relative_to(root)).with_suffix(ending)
-    sources: dict[Path, Path] = {}
-    for path, file in files.items():
-        if file in sources:
-            raise ValueError(f"{path} and {sources[file]} would both be written to {file}: give each its own --output")
-        sources[file] = path
-    images = {path.resolve() for path in files}
-    if taken := next((file for file in sources if file.resolve() in images), None):
-        raise ValueError(f"{taken} is an image and would be overwritten: give another --output")
+    for path, name in paths_inside(places, without=[output]).items():
+        ending = suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
+        files[path] = (output / name).with_suffix(ending)
+    check_outputs(files, marker=output / RECORDS)
     return files
 
 

@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import find_images
+from metamix.data.find import check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
@@ -36,7 +36,7 @@ from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import normalize, read_image
 from .inference import Predictor, make_views
-from .labels import colours_of, index_image
+from .labels import colours_of, index_image, read_classes
 from .load import SegmenterSpec, load_segmenter
 from .pictures import overlay
 from .transforms import resized_size
@@ -76,8 +76,13 @@ def predict_all(
 
     Returns:
         1 if an image was left out, else 0.
+
+    Raises:
+        ValueError: the folder has masks, or a data set, of other classes.
     """
     output.mkdir(parents=True, exist_ok=True)
+    if (output / CLASSES).exists() and read_classes(output / CLASSES) != spec.classes:
+        raise ValueError(f"{output / CLASSES} names other classes than the model's: give another --output")
     write_text(output / CLASSES, "\n".join(spec.classes) + "\n")  # first: it marks what follows as predictions
     colours = colours_of(len(spec.classes), spec.palette)
     left_out = 0
@@ -156,29 +161,17 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, an image would be overwritten, or `output` holds masks
-            that are no predictions.
+        ValueError: two images would be written to one file, or a file that is no prediction would be overwritten.
     """
     if (output / MASKS).exists() and not (output / CLASSES).exists():
         raise ValueError(
             f"{output / MASKS} was not written by metamix predict, because there is no {output / CLASSES}: give "
             f"another --output"
         )
-    names: dict[Path, Path] = {}
-    sources: dict[Path, Path] = {}
-    for place in places:
-        root = place if place.is_dir() else place.parent
-        for path in find_images([place], without=[output / MASKS, output / OVERLAYS]):
-            name = path.relative_to(root).with_suffix(".png")
-            if sources.get(name, path) != path:
-                raise ValueError(
-                    f"{path} and {sources[name]} would both be written to {name}: give each its own --output"
-                )
-            names[path], sources[name] = name, path
-    images = {path.resolve() for path in names}
-    targets = [output / folder / name for folder in (MASKS, OVERLAYS) for name in sources]
-    if taken := next((target for target in targets if target.resolve() in images), None):
-        raise ValueError(f"{taken} is an image and would be overwritten: give another --output")
+    found = paths_inside(places, without=[output / MASKS, output / OVERLAYS])
+    names = {path: name.with_suffix(".png") for path, name in found.items()}
+    for folder in (MASKS, OVERLAYS):
+        check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / CLASSES)
     return names
 
 

@@ -56,6 +56,14 @@ def test_csv_and_json_say_the_same(digits, capsys, tmp_path):
     assert [float(row["probability"]) for row in rows] == pytest.approx(flat, abs=1e-4)
 
 
+def test_the_output_is_checked_before_labelling(digits, tmp_path):
+    folder, _ = digits
+    with pytest.raises(SystemExit, match="is a folder: give a file"):
+        main([str(folder), *WEIGHTS, "--output", str(tmp_path)])
+    main([str(folder / "0.png"), *WEIGHTS, "--output", str(tmp_path / "new" / "p.csv")])
+    assert (tmp_path / "new" / "p.csv").exists()
+
+
 def test_each_image_comes_once(digits):
     folder, _ = digits
     assert len(find_images([folder, folder / "0.png", folder])) == 5

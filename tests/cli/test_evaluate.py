@@ -69,6 +69,11 @@ def test_a_replaced_result_is_noted(run, tmp_path, capsys):
         assert (words in capsys.readouterr().out) is noted
 
 
+def test_the_pictures_of_a_run_are_kept(run):
+    with pytest.raises(SystemExit, match="is a run folder, and its pictures would be replaced: give another --output"):
+        evaluate("--checkpoint", run, "--output", run)
+
+
 def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     name = "metaformer_identity_nano.digits"
     card = json.loads((ROOT / "weights" / f"{name}.json").read_text())

@@ -228,12 +228,20 @@ def test_folder_that_is_no_export(tmp_path):
         metamix.cli.predict.main(["photo.jpg", "--task", "classification", "--model", str(tmp_path)])
 
 
-def test_output_that_holds_other_files(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds other files \(thesis.txt\): give a new folder"):
+@pytest.mark.parametrize("name", ["thesis.txt", "model.onnx"])
+def test_output_that_holds_other_files(name, tmp_path):
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(ValueError, match=rf"holds other files \({name}\): give a new folder"):
         export("metaformer_identity_nano.digits", output=tmp_path)
-    with pytest.raises(ValueError, match=r"thesis.txt is a file: give a folder"):
-        export("metaformer_identity_nano.digits", output=tmp_path / "thesis.txt")
+    with pytest.raises(ValueError, match=rf"{name} is a file: give a folder"):
+        export("metaformer_identity_nano.digits", output=tmp_path / name)
+
+
+def test_options_without_data_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="images is 5, but there are none to compare on: give --data and --data-dir"):
+        export("metaformer_identity_nano.digits", output=tmp_path / "out", images=5)
+    with pytest.raises(ValueError, match="data is folder, but restoration reads one layout of folders"):
+        export("wavemixsr_nano.x2", output=tmp_path / "out", data="folder", data_dir=str(tmp_path))
 
 
 def test_missing_extra(tmp_path, monkeypatch):

@@ -155,8 +155,7 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     for words, error in (
         ([str(path), "--checkpoint", str(tmp_path)], "there is no file .*model.safetensors"),
         ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
-        ([str(path), str(path), "--checkpoint", str(trained)], "is given twice"),
-        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten by a picture"),
+        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten: give another"),
         ([str(path), "--checkpoint", str(trained), "--threshold", "1.5"], "--threshold is 1.5, but it must be between"),
         ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
     ):
@@ -457,6 +456,7 @@ def test_pictures_show_any_name(tmp_path):
     names = ["a$x_$b", os.fsdecode(b"\xe9")]
     draw_grid(tmp_path / "grid.png", [(name, pixels, objects, objects) for name in names], names)
     draw_image(tmp_path / "image.png", pixels, objects, names)
+    assert Image.open(tmp_path / "image.png").size == (60, 60)
     assert min(Image.open(tmp_path / "grid.png").size) > 300
 
 

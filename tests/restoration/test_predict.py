@@ -123,7 +123,7 @@ def test_folders_keep_their_layout_and_colour_profiles(tmp_path, run):
     assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0
     assert run(tmp_path / "photos", "--output", tmp_path / "photos" / "out")[0] == 0  # its own files are left out
     written = [path.relative_to(tmp_path / "photos" / "out") for path in (tmp_path / "photos" / "out").rglob("*.*")]
-    assert list(map(str, written)) == ["deep/a.png"]
+    assert sorted(map(str, written)) == ["deep/a.png", "restored.json"]
     assert Image.open(tmp_path / "photos" / "out" / "deep" / "a.png").info["icc_profile"] == b"profile"
 
 
@@ -236,6 +236,9 @@ def test_nothing_is_overwritten(clean, tmp_path, run):
         run(photos, "--output", tmp_path / "out", "--format", "png")
     with pytest.raises(SystemExit, match="tile is 8 and overlap 8"):
         run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
+    Image.open(photos / "0.png").save(tmp_path / "0.png")
+    with pytest.raises(SystemExit, match="0.png exists and is not of an earlier run, because there is no .*restored"):
+        run(photos / "0.png", "--output", tmp_path)
 
 
 def test_turned_photographs_are_written_upright(tmp_path):

@@ -95,6 +95,13 @@ def test_masks_that_are_no_predictions_are_kept(photos, tmp_path, run):
         run(photos, "--output", tmp_path)
 
 
+def test_classes_of_a_data_set_are_kept(photos, tmp_path, run):
+    (tmp_path / "classes.txt").write_text("road\nsky\n")
+    with pytest.raises(SystemExit, match="classes.txt names other classes than the model's: give another --output"):
+        run(photos, "--output", tmp_path)
+    assert (tmp_path / "classes.txt").read_text() == "road\nsky\n" and not (tmp_path / "masks").exists()
+
+
 def test_images_are_resized_as_in_training(photos, tmp_path, run):
     code, model = run(photos / "b.png", "--output", tmp_path / "out", "--flip", min_size=24)
     assert code == 0 and model.sizes == [(24, 32)] * 2
@@ -112,7 +119,7 @@ def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch
 
 def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
-    with pytest.raises(SystemExit, match="a.png and .*a.jpg would both be written to a.png: give each its own"):
+    with pytest.raises(SystemExit, match="a.png and .*a.jpg would both be written to .*masks/a.png: give each its"):
         run(photos, "--output", tmp_path / "out")
     with pytest.raises(
         SystemExit, match="tile is 8 and overlap 8: give an --overlap below --tile, or --tile 0 for whole images"
