@@ -82,12 +82,14 @@ class ClassificationData:
                 f"mixup and cutmix pair neighbours, and batch_size {batch_size} leaves each of {world_size} processes "
                 f"an odd number of samples, {share}: take a multiple of {2 * world_size}"
             )
-        return train_loader(self.splits.train, options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)
+        return train_loader(
+            self.splits.train, options, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
+        )
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
         """Make the loaders of "test" and, where there is one, "holdout"."""
         return {
-            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world=world_size)
+            split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world_size=world_size)
             for split, source in self.splits.sources().items()
             if split != "train"
         }

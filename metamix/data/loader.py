@@ -1,8 +1,9 @@
 """Load batches of a source: from memory for small data sets, through worker processes for others.
 
-The samples of a step are a slice of a permutation that depends on (seed, epoch) alone. Rank r of `world` takes the r-th
-part of the slice. The global batch is therefore the same on any number of processes, and an epoch can start at any
-step.
+The samples of a step are a slice of a permutation that depends on (seed, epoch) alone. Rank r takes the r-th of
+`world_size` parts of the slice. So the global batch is the same on any number of processes, and an epoch can start at
+any step. A sample that is repeated within an epoch has the numbers i, i + total, i + 2 total and so on, so that each
+repeat is augmented anew.
 
 An image that cannot be read is replaced, with its label, by the next readable image of its source (the first follows
 the last). In evaluation the index of such a sample is -1, so that scores leave it out.
@@ -47,7 +48,7 @@ class Order(Protocol):
         """Return the number of steps in an epoch."""
 
     def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
-        """Return the indices of the samples in every step from `start` on."""
+        """Return the numbers of the samples in every step from `start` on."""
 
 
 class Samples(Protocol):
@@ -59,42 +60,43 @@ class Samples(Protocol):
 
 
 def train_loader(
-    source: Source, options: DataOptions, *, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+    source: Source, options: DataOptions, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
 ) -> MemoryLoader | StreamLoader:
     """Make the loader of training batches.
 
     `len(loader)` is the number of steps in an epoch, and `loader.epoch(epoch, start=0)` yields their batches.
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
-    batch_size / world. Images from memory are those of the data set. Streamed images are cropped, flipped and put
+    batch_size / world_size. Images from memory are those of the data set. Streamed images are cropped, flipped and put
     through `auto_augment` by the workers; their batch also has "cropped", (n,) bool, all true. `Augment` does the rest.
 
     Args:
-        batch_size: images in the global batch, a multiple of `world`. Images left over at the end of an epoch are
+        batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one.
-        rank, world: this process takes the rank-th of `world` contiguous parts.
+        rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """
-    if batch_size % world:
+    if batch_size % world_size:
         raise ValueError(
-            f"a global batch of {batch_size} cannot be divided over {world} processes: give a multiple of {world}"
+            f"a global batch of {batch_size} cannot be divided over {world_size} processes: give a multiple of "
+            f"{world_size}"
         )
-    order = TrainOrder(len(source), batch_size, rank, world, seed)
+    order = TrainOrder(len(source), batch_size, rank, world_size, seed)
     if options.sampling == "balanced":
-        order = BalancedOrder(source.labels, batch_size, rank, world, seed)
+        order = BalancedOrder(source.labels, batch_size, rank, world_size, seed)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
     return StreamLoader(source, options, order, train_transform(source, options), seed)
 
 
 def eval_loader(
-    source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world: int = 1
+    source: Source, options: SourceOptions, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> MemoryLoader | StreamLoader:
     """Make the loader of evaluation batches, an iterable. Over all ranks it yields every sample once, in order.
 
     Batches are like those of `train_loader`, and the last one may be smaller. Replaced samples have the index -1: leave
     them out of the scores.
     """
-    order = EvalOrder(len(source), max(1, batch_size // world), rank, world)
+    order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
         return MemoryLoader(source, options, order, mark_replaced=True)
     return StreamLoader(source, options, order, eval_transform(source, options), mark_replaced=True)
@@ -103,9 +105,9 @@ def eval_loader(
 class TrainOrder:
     """Order this rank's samples in each step of an epoch at random."""
 
-    def __init__(self, total: int, batch_size: int, rank: int, world: int, seed: int):
+    def __init__(self, total: int, batch_size: int, rank: int, world_size: int, seed: int):
         self.total, self.batch_size, self.seed = total, batch_size, seed
-        self.part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __len__(self) -> int:
         return max(1, self.total // self.batch_size)
@@ -116,8 +118,15 @@ class TrainOrder:
 
     def epoch(self, epoch: int, start: int) -> list[Tensor]:
         order = self.permutation(generator(self.seed, ORDER, epoch))
-        order = order.repeat(-(-self.batch_size // self.total))
+        order = number_repeats(order.repeat(-(-self.batch_size // self.total)), self.total)
         return [order[step * self.batch_size :][: self.batch_size][self.part] for step in range(start, len(self))]
+
+
+def number_repeats(order: Tensor, total: int) -> Tensor:
+    """Add `total` to the second occurrence of a sample in `order`, twice `total` to the third, and so on."""
+    samples, places = order.sort(stable=True)
+    repeats = torch.arange(len(order)) - torch.searchsorted(samples, samples)
+    return torch.empty_like(order).index_copy_(0, places, samples + repeats * total)
 
 
 class BalancedOrder(TrainOrder):
@@ -130,8 +139,8 @@ class BalancedOrder(TrainOrder):
         labels: (total,) int64.
     """
 
-    def __init__(self, labels: Tensor, batch_size: int, rank: int, world: int, seed: int):
-        super().__init__(len(labels), batch_size, rank, world, seed)
+    def __init__(self, labels: Tensor, batch_size: int, rank: int, world_size: int, seed: int):
+        super().__init__(len(labels), batch_size, rank, world_size, seed)
         self.members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
 
     def permutation(self, rng: torch.Generator) -> Tensor:
@@ -150,8 +159,8 @@ class BalancedOrder(TrainOrder):
 class EvalOrder:
     """Keep this rank's samples in order. Over all ranks every sample comes once."""
 
-    def __init__(self, total: int, batch_size: int, rank: int, world: int):
-        part = torch.arange(rank * total // world, (rank + 1) * total // world)
+    def __init__(self, total: int, batch_size: int, rank: int, world_size: int):
+        part = torch.arange(rank * total // world_size, (rank + 1) * total // world_size)
         self.batches: Sequence[Tensor] = part.split(batch_size) if len(part) else ()
 
     def __len__(self) -> int:
@@ -192,10 +201,11 @@ class MemoryLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `start` on."""
-        for index in self.order.epoch(epoch, start):
-            rows = self.rows[index]
+        for number in self.order.epoch(epoch, start):
+            sample = number % len(self.rows)
+            rows = self.rows[sample]
             image = self.images.index_select(0, rows).permute(0, 3, 1, 2)
-            yield {"image": image, "label": self.labels[rows], "index": self.index[index]}
+            yield {"image": image, "label": self.labels[rows], "index": self.index[sample] + number - sample}
 
 
 class StreamLoader:
@@ -290,7 +300,7 @@ class TransformedSamples:
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, int, Broken] | CorruptImage:
         epoch, index = key
         try:
-            image, label, broken = self.samples.read_or_next(index)
+            image, label, broken = self.samples.read_or_next(index % len(self.samples))
         except CorruptImage as error:
             return error  # an error raised in a worker would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):

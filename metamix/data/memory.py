@@ -17,6 +17,8 @@ from .formats import ImageSplit
 from .options import SourceOptions
 from .sources import SMALL_SIDE, Source, read_image
 
+MEMORY_LIMIT = 2**31  # bytes of decoded images of a split that memory="auto" holds at most
+
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -43,9 +45,11 @@ def image_size(source: Source, options: SourceOptions) -> int:
 def in_memory(source: Source, options: SourceOptions) -> bool:
     """Return whether loaders hold the split in memory.
 
-    Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed.
+    Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed, and so are splits above `MEMORY_LIMIT`.
     """
-    return source.in_memory and (options.memory == "yes" or image_size(source, options) <= SMALL_SIDE)
+    size = image_size(source, options)
+    small = size <= SMALL_SIDE and len(source.images.labels) * size**2 * len(source.images.mode) <= MEMORY_LIMIT
+    return source.in_memory and (options.memory == "yes" or small)
 
 
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
@@ -85,7 +89,7 @@ def pixels(source: Source, options: SourceOptions) -> Pixels:
     Images of another size than `image_size` are resized by their shorter side and cropped to the middle.
 
     Raises:
-        ValueError: images differ in size, and no `img_size` is given.
+        ValueError: no `img_size` is given, and an image differs from the size that all seemed to have.
     """
     size = image_size(source, options)
     done = _decoded.setdefault(source.images, {})

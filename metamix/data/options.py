@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from metamix.utils.options import option
+from metamix.utils.options import check_ranges, option
 
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
@@ -42,7 +42,7 @@ class SourceOptions(LocationOptions):
     crop_pct: float = _source(0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring")
 
     def __post_init__(self) -> None:
-        _check_ranges(self, shares=["corrupt_limit"], positive_shares=["crop_pct"], least={"workers": 0, "img_size": 1})
+        check_ranges(self, shares=["corrupt_limit"], positive_shares=["crop_pct"], least={"workers": 0, "img_size": 1})
 
 
 @dataclass
@@ -69,19 +69,13 @@ class DataOptions(SourceOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"padding": 0, "cutout": 0, "mixup": 0, "cutmix": 0}
-        _check_ranges(self, shares=["flip", "erase", "mix_prob"], positive_shares=["crop_scale"], least=least)
+        check_ranges(self, shares=["flip", "erase", "mix_prob"], positive_shares=["crop_scale"], least=least)
 
 
-def _check_ranges(
-    options: SourceOptions, *, shares: Sequence[str], positive_shares: Sequence[str], least: dict[str, int]
-) -> None:
-    for name in shares:
-        if not 0 <= getattr(options, name) <= 1:
-            raise ValueError(f"{name} is {getattr(options, name)}, but it must be between 0 and 1")
-    for name in positive_shares:
-        if not 0 < getattr(options, name) <= 1:
-            raise ValueError(f"{name} is {getattr(options, name)}, but it must be above 0 and at most 1")
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and not value >= bound:
-            raise ValueError(f"{name} is {value}, but it must be at least {bound}")
+def check_test_split(test: str, train_on: Sequence[str], splits: Iterable[str]) -> None:
+    """Raise ValueError if the split to score is among those to train on; `splits` are all that there are."""
+    if test in train_on:
+        raise ValueError(
+            f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
+            f"--train-on. The splits are {', '.join(splits)}"
+        )

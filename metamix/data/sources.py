@@ -42,7 +42,6 @@ from .formats import (
 )
 from .formats.base import match_classes
 
-MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most
 SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
 
 T = TypeVar("T")
@@ -79,7 +78,6 @@ def open_data(
     *,
     root: str | Path | None = None,
     holdout: float = 0.0,
-    seed: int = 0,
     download: bool = False,
     memory: str = "auto",
     test_on: str = "",
@@ -89,11 +87,11 @@ def open_data(
 
     Args:
         root: folder of the data set; for torchvision's data sets, `data` if not given.
-        holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class and depends on
-            `seed` alone, which is not the seed of a run: runs of different seeds are tuned on the same samples.
+        holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
+            for runs of all seeds.
         download: fetch a data set of torchvision that is missing.
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
-            and 2 GiB in all. Each process of a run holds its own copy.
+            and 2 GiB for each split. Each process of a run holds its own copy.
         test_on: split to score; empty for the first of val, valid, validation, test that exists.
         classes: class names of the trained model to evaluate. Labels are numbered in their order, and a folder needs no
             training split.
@@ -118,16 +116,14 @@ def open_data(
             match_classes(split, classes, problem)
 
     size = common_size(images)
-    count = len(test.labels) + (len(train.labels) if train else 0)
-    small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
-    in_memory = memory == "yes" or (memory == "auto" and small)
+    in_memory = memory == "yes" or (memory == "auto" and size is not None and size <= SMALL_SIDE)
 
     def source(split: ImageSplit, chosen: Tensor) -> Source:
         return Source(split, chosen.nonzero()[:, 0], in_memory, size)
 
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
     if train:
-        held = _choose_holdout(train, holdout, seed)
+        held = _choose_holdout(train, holdout)
         parts["train"] = source(train, ~held)
         parts["holdout"] = source(train, held) if holdout else None
     return Splits(
@@ -139,13 +135,13 @@ def open_data(
     )
 
 
-def _choose_holdout(train: ImageSplit, share: float, seed: int) -> Tensor:
+def _choose_holdout(train: ImageSplit, share: float) -> Tensor:
     """Return (N,) bool, true for the samples that are held out."""
     total = len(train.labels)
     count = round(share * total)
     if share and not 0 < count < total:
         raise ValueError(f"holdout {share} of {total} images leaves {count} to tune on: give another share")
-    return stratified_choice(train.labels, count, seed)
+    return stratified_choice(train.labels, count, seed=0)
 
 
 def _are_numbers(classes: tuple[str, ...]) -> bool:

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from metamix.data import CorruptImage
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
+from metamix.data.options import check_test_split
 from metamix.data.sources import first_readable
 from metamix.training.task import Batch, State
 from metamix.utils.text import plural
@@ -120,12 +121,14 @@ class DetectionData:
         )
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> "BoxLoader":
-        return train_loader(self.train, self.options, batch_size=batch_size, rank=rank, world=world_size, seed=seed)
+        return train_loader(
+            self.train, self.options, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
+        )
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> Mapping[str, "BoxLoader"]:
         size = min(batch_size, EVAL_BATCH * world_size)
         return {
-            name: eval_loader(split, self.options, name=name, batch_size=size, rank=rank, world=world_size)
+            name: eval_loader(split, self.options, name=name, batch_size=size, rank=rank, world_size=world_size)
             for name, split in self.scored.items()
         }
 
@@ -141,11 +144,7 @@ class DetectionData:
 def choose_test_split(options: DetectionOptions, splits: Splits) -> str:
     """Return the name of the split to score; ValueError if it is trained on."""
     test = options.test_on or ("test" if "test" in splits else "val")
-    if test in options.train_on:
-        raise ValueError(
-            f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
-            f"--train-on. The splits are {', '.join(splits)}"
-        )
+    check_test_split(test, options.train_on, splits)
     return test
 
 
@@ -155,17 +154,17 @@ def train_loader(
     *,
     batch_size: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     seed: int = 0,
 ) -> "BoxLoader":
     """Make the loader of training batches over the images of all splits.
 
     Args:
         batch_size: images of all processes together.
-        rank, world: this process gets the rank-th of `world` contiguous parts of each batch.
+        rank, world_size: this process gets the rank-th of `world_size` contiguous parts of each batch.
     """
     samples = Samples(splits)
-    order = TrainOrder(len(samples), batch_size, rank, world, seed)
+    order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
     return BoxLoader(samples, options, order, train_transform(options), seed)
 
 
@@ -176,10 +175,10 @@ def eval_loader(
     name: str = "test",
     batch_size: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> "BoxLoader":
     """Make the loader of a split to score: the loaders of all ranks together yield every image once, in order."""
-    order = EvalOrder(len(split), max(1, batch_size // world), rank, world)
+    order = EvalOrder(len(split), max(1, batch_size // world_size), rank, world_size)
     return BoxLoader(Samples([split]), options, order, v2.Identity(), split=name)
 
 

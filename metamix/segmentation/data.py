@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, Normalize, read_image_file
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.options import check_test_split
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.data.sources import decode, first_readable
 from metamix.training.task import Batch
@@ -96,11 +97,8 @@ class SegmentationData:
         options, splits = self.options, self.set.splits
         test = options.test_on or next((name for name in ("test", "val") if name in splits), "test")
         self.test_split = test
-        if train and test in options.train_on:
-            raise ValueError(
-                f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
-                f"--train-on. The splits are {', '.join(splits)}"
-            )
+        if train:
+            check_test_split(test, options.train_on, splits)
         parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
         parts["test"] = self.set.find(test)
         if "val" in splits and "val" not in (test, *options.train_on):

@@ -95,7 +95,7 @@ def test_accuracy(name):
     right = total = 0
     with torch.no_grad():
         test = open_data(options.data, root=options.data_dir).test
-        for batch in eval_loader(test, options, batch_size=360, rank=0, world=1):
+        for batch in eval_loader(test, options, batch_size=360, rank=0, world_size=1):
             right += (model(normalize(batch)["image"]).argmax(1) == batch["label"]).sum().item()
             total += len(batch["label"])
     assert total == card["samples"]["test"]

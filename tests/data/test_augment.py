@@ -186,8 +186,10 @@ def test_from_loader_to_target_on_any_number_of_processes(folder, memory):
     options = DataOptions(memory=memory, workers=0, img_size=24, mean=MEAN, std=STD, **EVERYTHING)
     transform = Augment(options, seed=1, mean=MEAN, std=STD, size=24, num_classes=3)
 
-    def epoch(world):
-        loaders = [train_loader(splits.train, options, batch_size=4, rank=r, world=world, seed=1) for r in range(world)]
+    def epoch(ranks):
+        loaders = [
+            train_loader(splits.train, options, batch_size=4, rank=r, world_size=ranks, seed=1) for r in range(ranks)
+        ]
         for step, shares in enumerate(zip(*(loader.epoch(2) for loader in loaders))):
             done = [transform(share, 2, step) for share in shares]
             yield {key: torch.cat([share[key] for share in done]) for key in ("image", "target", "index")}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metamix.data import CorruptImage, DataOptions, eval_loader, open_data, train_loader
+from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
 from metamix.data.loader import BalancedOrder, EvalOrder, TrainOrder
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
@@ -49,7 +49,8 @@ def test_ranks_hold_contiguous_parts_of_the_global_batch():
 def test_a_set_smaller_than_a_batch_is_repeated():
     order = TrainOrder(5, 12, 0, 1, seed=0)
     (batch,) = order.epoch(0, 0)
-    assert len(order) == 1 and sorted(batch.bincount().tolist()) == [2, 2, 2, 3, 3]
+    assert len(order) == 1 and sorted((batch % 5).bincount().tolist()) == [2, 2, 2, 3, 3]
+    assert len(batch.unique()) == 12 and batch.max() < 15  # repeats are told apart
 
 
 def test_balanced_epochs_have_as_many_of_each_class():
@@ -58,22 +59,27 @@ def test_balanced_epochs_have_as_many_of_each_class():
     epochs = [torch.cat(order.epoch(epoch, 0)) for epoch in (0, 1, 0)]
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
     for epoch in epochs:
-        assert sorted(labels[epoch].bincount().tolist()) == [33, 33, 34]
-        counts = epoch.bincount(minlength=100)
+        assert len(epoch.unique()) == 100  # repeats are told apart
+        assert sorted(labels[epoch % 100].bincount().tolist()) == [33, 33, 34]
+        counts = (epoch % 100).bincount(minlength=100)
         assert counts[:70].max() == 1, "a frequent class is not repeated"
         assert set(counts[70:95].tolist()) <= {1, 2} and set(counts[95:].tolist()) <= {6, 7}
     parts = [BalancedOrder(labels, 10, rank, 2, seed=0).epoch(1, 3) for rank in range(2)]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(order.epoch(1, 3), zip(*parts), strict=True))
 
 
-def test_balanced_sampling_is_an_option(folder):
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_balanced_sampling_augments_each_repeat_anew(folder, memory):
     root = folder(train=4)
     for i in range(1, 4):
         (root / "train" / "eel" / f"{i}.png").unlink()
-    source = open_data("folder", root=root).train
-    loader = train_loader(source, DataOptions(sampling="balanced"), batch_size=9)
-    (batch,) = loader.epoch(0)
+    source = open_data("folder", root=root, memory=memory).train
+    options = DataOptions(sampling="balanced", memory=memory, workers=0, img_size=16, padding=8)
+    (batch,) = train_loader(source, options, batch_size=9).epoch(0)
     assert batch["label"].bincount().tolist() == [3, 3, 3]
+    augment = Augment(options, seed=0, mean=(0.5,) * 3, std=(0.5,) * 3, size=16, num_classes=3)
+    rare = augment(batch, 0, 0)["image"][batch["label"] == 2]
+    assert all(not torch.equal(rare[i], rare[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 @pytest.mark.parametrize("total, world", [(12, 1), (13, 4), (7, 3), (2, 4)])
@@ -87,7 +93,9 @@ def test_evaluation_sees_every_sample_once(total, world):
 def test_evaluation_on_more_processes_than_samples(folder, memory):
     source = open_data("folder", root=folder(val=1), memory=memory).test
     options = DataOptions(memory=memory, workers=0, img_size=32)
-    batches = [batch for rank in range(5) for batch in eval_loader(source, options, batch_size=5, rank=rank, world=5)]
+    batches = [
+        batch for rank in range(5) for batch in eval_loader(source, options, batch_size=5, rank=rank, world_size=5)
+    ]
     assert joined(batches)["index"].tolist() == [0, 1, 2]
 
 
@@ -96,7 +104,7 @@ def test_batch_size_and_processes():
     with pytest.raises(
         ValueError, match="a global batch of 64 cannot be divided over 3 processes: give a multiple of 3"
     ):
-        train_loader(source, DataOptions(), batch_size=64, rank=0, world=3)
+        train_loader(source, DataOptions(), batch_size=64, rank=0, world_size=3)
 
 
 def test_batches_from_memory(source):
@@ -151,7 +159,8 @@ def test_workers_and_processes_do_not_change_a_sample(source):
     def run(workers, world):
         options = DataOptions(workers=workers, **STREAMED)
         ranks = [
-            list(train_loader(source("no"), options, batch_size=4, rank=r, world=world).epoch(2)) for r in range(world)
+            list(train_loader(source("no"), options, batch_size=4, rank=r, world_size=world).epoch(2))
+            for r in range(world)
         ]
         return [joined(parts) for parts in zip(*ranks, strict=True)]
 

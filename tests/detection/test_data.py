@@ -85,9 +85,9 @@ def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
     splits = find_splits(coco())
     train = [open_split(splits, name) for name in ("train", "val")]
 
-    def batches(batch_size=4, rank=0, world=1, seed=0, workers=0, epoch=1, start=0):
+    def batches(batch_size=4, rank=0, world_size=1, seed=0, workers=0, epoch=1, start=0):
         loader = train_loader(
-            train, replace(options, workers=workers), batch_size=batch_size, rank=rank, world=world, seed=seed
+            train, replace(options, workers=workers), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
         )
         assert len(loader) == 12 // batch_size
         return list(loader.epoch(epoch, start))
@@ -97,7 +97,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
     assert len(whole) == 3
     assert all(same(*pair) for pair in zip(whole, batches(workers=1), strict=True))
     assert all(same(*pair) for pair in zip(whole[1:], batches(start=1), strict=True))
-    halves = [batches(rank=rank, world=2) for rank in (0, 1)]
+    halves = [batches(rank=rank, world_size=2) for rank in (0, 1)]
     for batch, *parts in zip(whole, *halves, strict=True):
         assert same(batch, {key: [*parts[0][key], *parts[1][key]] for key in ("image", "target")})
     for others in (batches(seed=1), batches(epoch=2)):
@@ -108,7 +108,7 @@ def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
     split = open_split(find_splits(coco(test=5)), "test")
     seen = []
     for rank in (0, 1):
-        for batch in eval_loader(split, options, batch_size=4, rank=rank, world=2):
+        for batch in eval_loader(split, options, batch_size=4, rank=rank, world_size=2):
             seen += batch["index"].tolist()
             assert {image.shape for image in batch["image"]} == {(3, 64, 96)}
             assert type(batch["image"][0]) is torch.Tensor  # arithmetic on torchvision's subclasses warns
