@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import option
+from metamix.utils.options import check_ranges, option
 
 _model = partial(option, group="model")
 _data = partial(option, group="data")
@@ -79,9 +79,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("smoothing", "distill", "drop_rate", "drop_path"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        check_ranges(self, shares=["smoothing", "distill", "drop_rate", "drop_path"])
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if not self.temperature > 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import option
+from metamix.utils.options import check_ranges, option
 
 from .anchors import MAX_ANCHOR_SCALE
 
@@ -17,6 +17,7 @@ NOT_MODEL_ARGS = {
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
     "frozen_norms": "the choice of weights to start from",
+    "keep_norms": "the task, which replaces or freezes batch norms",
     "out_channels": "--out-channels",
     "out_indices": "--out-indices",
     "extra": "--extra",
@@ -114,9 +115,8 @@ class DetectionOptions(BackboneOptions, DataOptions):
 
     def __post_init__(self) -> None:
         self.check_backbone(NOT_MODEL_ARGS)
-        for name in ("flip", "flip_vertical", "photometric", "iou_crop", "corrupt_limit"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
+        shares = ["flip", "flip_vertical", "photometric", "iou_crop", "corrupt_limit"]
+        check_ranges(self, shares=shares, least={"workers": 0})
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():

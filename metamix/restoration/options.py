@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import option
+from metamix.utils.options import check_ranges, option
 
 from .degradations import PAIRS, parse_degradations
 from .losses import parse_loss
@@ -59,12 +59,7 @@ class ImageOptions:
             raise ValueError("no images are given: --data-dir FOLDER")
         if "{name}" not in self.input_name:
             raise ValueError(f"input_name is {self.input_name!r}, but it must hold {{name}}, such as '{{name}}x2'")
-        if not 0 <= self.corrupt_limit <= 1:
-            raise ValueError(f"corrupt_limit is {self.corrupt_limit}, but it must be between 0 and 1")
-        border = 0 if self.score_border == "auto" else self.score_border
-        for name, least, given in (("workers", 0, self.workers), ("score_border", 0, border)):
-            if given < least:
-                raise ValueError(f"{name} is {given}, but it must be at least {least}")
+        check_ranges(self, shares=["corrupt_limit"], least={"workers": 0, "score_border": 0})
         check_tiles(self.tile, self.overlap)
 
 
@@ -113,9 +108,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
         self.check_backbone({"in_chans": "--channels"})
         parse_degradations(self.degradation)
         parse_loss(self.loss)
-        for name in ("crop", "crops"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        check_ranges(self, least={"crop": 1, "crops": 1})
         if not 0 <= self.mixup < math.inf:
             raise ValueError(f"mixup is {self.mixup}, but it must be at least 0 and finite")
         if not 0 < self.test_share < 1:

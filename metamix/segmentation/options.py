@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import option
+from metamix.utils.options import check_ranges, option
 
 from .losses import WEIGHTED, parse_loss
 
@@ -63,10 +63,7 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if "{name}" not in self.mask_name:
             raise ValueError(f"mask_name is {self.mask_name!r}, but it must hold {{name}}, such as '{{name}}_mask'")
-        if not 0 <= self.corrupt_limit <= 1:
-            raise ValueError(f"corrupt_limit is {self.corrupt_limit}, but it must be between 0 and 1")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}, but it must be at least 0")
+        check_ranges(self, shares=["corrupt_limit"], least={"workers": 0})
         if self.window < 0 or not 0 <= self.overlap < max(1, self.window):
             raise ValueError(
                 f"window is {self.window} and overlap {self.overlap}: give an --overlap below --window, or neither for "
@@ -80,7 +77,7 @@ class ImageOptions:
 
 @dataclass
 class LabelOptions:
-    """How masks are read. Those of a trained model are in its weight file."""
+    """Say how masks are read. The options of a trained model are in its weight file."""
 
     ignore_index: int | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
     reduce_zero_label: bool = _data(
@@ -93,9 +90,7 @@ class LabelOptions:
         """Check the ranges of these options."""
         if self.ignore_index is not None and not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index is {self.ignore_index}, but it must be from 0 to 255, or none")
-        for name in ("min_size", "max_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 0")
+        check_ranges(self, least={"min_size": 0, "max_size": 0})
         if self.max_size and self.max_size < self.min_size:
             raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
 
@@ -152,11 +147,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
             raise ValueError(
                 f"train_on is {','.join(self.train_on)!r}; name the splits to train on, each once: train or train,val"
             )
-        for name in ("flip", "photometric"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be between 0 and 1")
-        if not 0 < self.crop_share <= 1:
-            raise ValueError(f"crop_share is {self.crop_share}, but it must be above 0 and at most 1")
+        check_ranges(self, shares=["flip", "photometric"], positive_shares=["crop_share"])
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < 16:
             raise ValueError(
                 f"scales is {self.scales}, but two factors above 0 and below 16 are needed, the smaller first: 0.5,2"

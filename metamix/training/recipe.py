@@ -18,6 +18,7 @@ import yaml
 
 from metamix.utils.options import (
     Parser,
+    check_ranges,
     convert,
     option,
     options_of,
@@ -108,9 +109,9 @@ class EngineOptions:
         finite = ("lr", "min_lr", "warmup_lr", "power", "weight_decay", "momentum")
         least = dict.fromkeys(("epochs", "batch_size", "log_every", "eval_every"), 1)
         least |= dict.fromkeys(("seed", "iterations", "micro_batch", "warmup_epochs", "checkpoint_minutes", *finite), 0)
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {bound}")
+        check_ranges(self, least=least)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}, but it must be below 2^63")
         for name in finite:
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} is inf, but it must be finite")
@@ -279,10 +280,9 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     Raises:
         ValueError: if a changed option makes it another run.
     """
-    fields = {name: f for name, (f, _) in options_of(type(recipe.engine), type(recipe.options)).items()}
     rules = {"task": "refuse", "import": "say"}
-    rules |= {name: f.metadata.get("on_resume", "refuse") for name, f in fields.items()}
-    saved = {fields[key].name if key in fields else key: value for key, value in saved.items()}
+    options = options_of(type(recipe.engine), type(recipe.options))
+    rules |= {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()}
     changes: dict[str, dict[str, str]] = {"refuse": {}, "say": {}, "free": {}}
     for key, value in recipe.flat().items():
         if key in saved and saved[key] != value:

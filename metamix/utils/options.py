@@ -31,7 +31,6 @@ def option(
     *,
     group: str = "options",
     on_resume: Literal["refuse", "say", "free"] = "refuse",
-    aliases: Sequence[str] = (),
 ) -> Any:
     """Declare an option as a field of a dataclass.
 
@@ -41,16 +40,15 @@ def option(
         group: heading in --help.
         on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
             (allowed and reported) or "free" (allowed: no number depends on it).
-        aliases: old names that YAML files and flags may still use.
     """
-    metadata = {"help": help, "group": group, "on_resume": on_resume, "aliases": aliases}
+    metadata = {"help": help, "group": group, "on_resume": on_resume}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
-    """Return the field and the type of each option of dataclasses, by its name and by its old names.
+    """Return the field and the type of each option of dataclasses, by its name.
 
     Raises:
         TypeError: if two options have the same name.
@@ -59,11 +57,40 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
     for cls in classes:
         types = get_type_hints(cls)
         for f in fields(cls):
-            for name in (f.name, *f.metadata.get("aliases", ())):
-                if name in options:
-                    raise TypeError(f"two options have the name {name!r}")
-                options[name] = f, types[f.name]
+            if f.name in options:
+                raise TypeError(f"two options have the name {f.name!r}")
+            options[f.name] = f, types[f.name]
     return options
+
+
+def check_ranges(
+    options: Any,
+    *,
+    shares: Sequence[str] = (),
+    positive_shares: Sequence[str] = (),
+    least: Mapping[str, float] | None = None,
+) -> None:
+    """Check the ranges of numbers among options. Options that are None or a word are not checked.
+
+    Args:
+        options: a dataclass of options.
+        shares: names of options from 0 to 1.
+        positive_shares: names of options above 0 and at most 1.
+        least: smallest value of further options, by their names.
+
+    Raises:
+        ValueError: a value is out of range, or NaN.
+    """
+    numbers = {name: value for name, value in vars(options).items() if isinstance(value, (int, float))}
+    for name in filter(numbers.__contains__, shares):
+        if not 0 <= numbers[name] <= 1:
+            raise ValueError(f"{name} is {numbers[name]}, but it must be between 0 and 1")
+    for name in filter(numbers.__contains__, positive_shares):
+        if not 0 < numbers[name] <= 1:
+            raise ValueError(f"{name} is {numbers[name]}, but it must be above 0 and at most 1")
+    for name, bound in (least or {}).items():
+        if name in numbers and not numbers[name] >= bound:
+            raise ValueError(f"{name} is {numbers[name]}, but it must be at least {bound}")
 
 
 def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +123,7 @@ def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tupl
         title = f.metadata.get("group", "options")
         groups[title] = groups.get(title) or parser.add_argument_group(title)
         kind = {"action": argparse.BooleanOptionalAction} if bool in _members(hint) else {"metavar": _metavar(hint)}
-        help = _help(f) if name == f.name else argparse.SUPPRESS
-        flag = groups[title].add_argument(_flag(name), dest=f.name, default=argparse.SUPPRESS, help=help, **kind)
+        flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
         flags += flag.option_strings
     given, unknown = parser.parse_known_args(words)
     if unknown and unknown[0].startswith("--"):
@@ -118,16 +144,13 @@ def parse_config(config: Mapping[str, Any], options: Mapping[str, tuple[Field, A
     """Return the values of the options in a config that was read from `path`.
 
     Raises:
-        ValueError: for an unknown key, two names of one option, or a value of the wrong type.
+        ValueError: for an unknown key, or a value of the wrong type.
     """
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key not in options:
             raise ValueError(f"{path}: there is no option {key!r}{nearest(key, options)}")
-        f, hint = options[key]
-        if f.name in values:
-            raise ValueError(f"{path}: {key} is another name of {f.name}; keep one of the two")
-        values[f.name] = convert(value, hint, f"{path}: {key}")
+        values[key] = convert(value, options[key][1], f"{path}: {key}")
     return values
 
 
@@ -150,7 +173,9 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
     if text and tuple in kinds and value not in choices:
-        value = [word.strip() for word in value.strip("[]() ").split(",") if word.strip()]
+        value = value.strip()
+        inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
+        value = [word.strip() for word in inside.split(",") if word.strip()]
     if tuple in kinds and isinstance(value, list):
         value = tuple(value)
     if "yes" in choices and isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans

@@ -26,8 +26,8 @@ class Options:
     teacher: str | None = option(None, "model to learn from")
     anchors: float | Literal["auto"] = option("auto", "a number, or a word")
     memory: Literal["auto", "yes", "no"] = option("auto", "words that YAML 1.1 reads as booleans")
-    shuffle: bool = option(True, "draw samples in random order", aliases=("mix_up_order",))
-    workers: int = option(2, "processes", on_resume="free", aliases=("num_workers", "jobs"))
+    shuffle: bool = option(True, "draw samples in random order")
+    workers: int = option(2, "processes", on_resume="free")
 
 
 def read(*words, **config):
@@ -190,7 +190,6 @@ def test_wrong_words_are_refused(words, said):
         ("rates: 1", "rates is 1, but must be a list [a, b]."),
         ("model_args: [1]", "model_args is [1], but must be a mapping {key: value}."),
         ("anchors: true", "anchors is True, but must be a valid number or 'auto'."),
-        ("workers: 1\njobs: 2", "jobs is another name of workers; keep one of the two"),
         ("import: mixers", "import is 'mixers', but must be a list [a, b]."),
         ("task: [a]", "task is ['a'], but must be a valid string."),
     ],
@@ -263,14 +262,11 @@ def test_help_explains_every_option(task, capsys):
         assert group in text
 
 
-def test_the_engine_has_about_35_options():
-    assert len(fields(EngineOptions)) <= 36
-
-
 def test_a_value_is_checked_by_its_type():
     assert convert(3, int, "n") == 3 and convert(None, float | None, "x") is None
     assert convert("1e-3", float | None, "x", text=True) == 1e-3
     assert convert([1, 2], tuple[float, ...], "x") == convert("[1, 2]", tuple[float, ...], "x", text=True) == (1.0, 2.0)
+    assert convert("stages.[01], (head)", tuple[str, ...], "x", text=True) == ("stages.[01]", "(head)")
     assert [convert(value, Literal["auto", "yes", "no"], "x") for value in (True, False, "yes")] == ["yes", "no", "yes"]
     with pytest.raises(ValueError, match="n is '3', but must be a valid integer"):
         convert("3", int, "n")
@@ -280,19 +276,6 @@ def test_unions_of_a_number_and_a_word(config):
     assert read("--anchors", "2").options.anchors == 2.0
     assert read("--config", config("anchors: 4")).options.anchors == 4.0
     assert read("--config", config("anchors: auto")).options.anchors == "auto"
-
-
-def test_old_names_still_work(config, capsys):
-    assert read("--num-workers", "5").options.workers == read("--jobs=5").options.workers == 5
-    assert not read("--no-mix-up-order").options.shuffle
-    recipe = read("--config", config("jobs: 7\nmix_up_order: false"))
-    assert (recipe.options.workers, recipe.options.shuffle) == (7, False) and "jobs" not in recipe.flat()
-    with pytest.raises(ValueError, match="shuffle was False and is now True"):
-        resume_changes({"mix_up_order": False}, read())
-    with pytest.raises(SystemExit):
-        read("--help")
-    text = capsys.readouterr().out
-    assert "--workers" in text and "--jobs" not in text and "--mix-up-order" not in text
 
 
 def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
