@@ -263,6 +263,8 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
             del arguments["img_size"]
             return create_model(name, pretrained, **arguments)
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
+    except (AssertionError, AttributeError, LookupError, ArithmeticError) as error:  # timm's models check little
+        raise ValueError(f"model {name} does not take {arguments}: {type(error).__name__} {error}") from None
 
 
 def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:

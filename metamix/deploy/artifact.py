@@ -10,12 +10,12 @@ model.pt2                   torch.export; beside it, model.compiled.pt2, where A
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import ModelMetadata
+from metamix.models.metadata import ModelMetadata, Rule, is_whole
 from metamix.utils.files import write_text
 from metamix.utils.text import nearest
 
@@ -28,6 +28,7 @@ HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 # What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
 HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
+MAX_SIDE = 65_536  # of an image, in pixels
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,39 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(n is None or (type(n) is int and n > 0) for n in value)
 
 
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
 # What a file from a stranger may say: in words, and the check. OpenVINO has properties that name files.
-RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+RULES: dict[str, Rule] = {
     "input_shape": ("four whole numbers or null", _is_shape),
     "outputs": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value)),
     "hints": (f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values()),
     "extra": ("a mapping", lambda value: isinstance(value, dict)),
     "versions": ("a mapping", lambda value: isinstance(value, dict)),
+}
+_WHOLE: Rule = ("a whole number from 1 to 65,536", lambda value: is_whole(value, 1, MAX_SIDE))
+_SHARE: Rule = ("a number from 0 to 1", _is_share)
+_SIDES: Rule = (
+    "two whole numbers from 1 to 65,536",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(is_whole(n, 1, MAX_SIDE) for n in value),
+)
+# What each task reads from `extra`.
+EXTRA_RULES: dict[str, dict[str, Rule]] = {
+    "classification": {},
+    "segmentation": {"scale": _WHOLE, "multiple": _SIDES},
+    "restoration": {
+        "scale": _WHOLE,
+        "multiple": _SIDES,
+        "enlarge": _WHOLE,
+        "channels": ("rgb, grey or y", lambda value: value in ("rgb", "grey", "y")),
+    },
+    "detection": {
+        "score_thresh": _SHARE,
+        "nms_thresh": _SHARE,
+        **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple"), _WHOLE),
+    },
 }
 
 
@@ -115,12 +142,23 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_cell(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
-    for name, (accepted, check) in RULES.items():
-        if not check(raw[name]):
-            raise ValueError(f"{path}: {name} is {raw[name]!r:.80}; accepted is {accepted}. Export the model again")
+    _check(raw, RULES, path)
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
-    return Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
+    artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
+    if artifact.task not in EXTRA_RULES:
+        raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
+    _check(artifact.extra, EXTRA_RULES[artifact.task], f"{path}, extra")
+    return artifact
+
+
+def _check(values: Mapping[str, Any], rules: Mapping[str, Rule], source: object) -> None:
+    """Raise ValueError if a value is missing or not accepted by its rule."""
+    for name, (accepted, check) in rules.items():
+        if name not in values or not check(values[name]):
+            raise ValueError(
+                f"{source}: {name} is {values.get(name)!r:.80}; accepted is {accepted}. Export the model again"
+            )
 
 
 def check_cell(format: str, precision: str) -> None:

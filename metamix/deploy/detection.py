@@ -242,7 +242,7 @@ class ExportableDetector:
                 self.task.metric.update(states["exported"], ours, batch)
         figures |= match.result()
         scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
-        return Comparison(figures, scores, match.problems() if precision == "fp32" else [])
+        return Comparison(figures, scores, match.problems(precision))
 
     def suppressed(self, exported: Model, images: Tensor) -> Objects:
         """Return the objects that an exported graph finds in one prepared image (1, C, H, W)."""
@@ -298,8 +298,10 @@ class BoxMatch:
             "largest_difference_px": self.largest,
         }
 
-    def problems(self) -> list[str]:
-        """Say in words which limits are missed."""
+    def problems(self, precision: str) -> list[str]:
+        """Say in words which limits are missed: those of fp32, or in bf16 that not one object is found."""
+        if precision != "fp32":
+            return [f"none of {self.objects} objects is found"] if self.unmatched == self.objects > 0 else []
         problems = []
         if self.largest > MOST_PIXELS:
             problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")

@@ -21,7 +21,6 @@ from typing import Any
 
 import timm.layers
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
@@ -251,11 +250,9 @@ class SummedEmbed(nn.Module):
 
     def __init__(self, embed: MultiScaleEmbed):
         super().__init__()
-        convs: list[Any] = list(embed.convs)
-        padding = max(conv.padding[0] for conv in convs)
-        kernel: Any = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in convs)
+        kernel, bias, padding = embed.summed()
         self.reduction, self.out_size = embed.reduction, embed.out_size
-        self.conv = convolution(kernel, convs[0].bias, stride=embed.reduction, padding=padding)
+        self.conv = convolution(kernel, bias, stride=embed.reduction, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         s, (h, w) = self.reduction, x.shape[-2:]

@@ -55,7 +55,7 @@ class Quantized:
 
     @property
     def drop(self) -> float:
-        """Points lost."""
+        """Return the points lost."""
         return self.fp32 - self.int8
 
 

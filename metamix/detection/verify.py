@@ -181,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 < options.min_size <= options.max_size:
         parser.error(f"--min-size is {options.min_size} and --max-size {options.max_size}; give 0 < min <= max")
+    if options.images and options.data.is_dir():
+        parser.error(f"--images is for one annotation file, and {options.data} is a folder: leave it out")
     try:
         found = verify(options.data, options.images, min_size=options.min_size, max_size=options.max_size)
         return 1 if found else 0

@@ -59,6 +59,8 @@ class Raft(nn.Module):
         super().__init__()
         check_count("raft_size", raft_size, least=1)
         check_not_negative("expansion", expansion)
+        if int(expansion * raft_size * min(size)) < 1:
+            raise ValueError(f"expansion {expansion} times {raft_size * min(size)} values is less than one: give more.")
         if dim % raft_size:
             raise ValueError(f"raft_size {raft_size} does not divide the {dim} channels: choose a divisor of {dim}.")
         if resample not in RESAMPLE:

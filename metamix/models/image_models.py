@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from metamix.utils.text import nearest
@@ -39,6 +40,7 @@ from .maxim import MaximUNet
 from .maxim_format import maxim_format
 from .metadata import ModelMetadata
 from .official import flatten, flax_parameters
+from .same_function import check_size
 from .wavemix_dense import WaveMixSisr, WaveMixSR
 from .weights import check_state, local_weights, nothing_published, read_weights, unwrap
 
@@ -95,14 +97,17 @@ def create_image_model(
         kwargs: arguments of the model's class; they override presets and metadata.
 
     Raises:
-        ValueError: the name, the tag or an argument is unknown, no weights are published, or the file does not fit.
+        ValueError: the name, the tag or an argument is unknown, no weights are published, weights are given twice, or
+            the file does not fit.
         OSError: the weights cannot be downloaded or read.
     """
     base, _ = split_name(name)
     entry = _MODELS[base]
     parameters = inspect.signature(entry.build).parameters
     check_known(kwargs, parameters, base)
-    if pretrained and checkpoint is None:
+    if pretrained and checkpoint is not None:
+        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
+    if pretrained:
         checkpoint = published_weights(name)
     if checkpoint is None:
         return entry.build(**entry.preset | kwargs)
@@ -110,7 +115,11 @@ def create_image_model(
     if metadata.architecture not in (None, base):
         raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: create that model.")
     saved = metadata.model_args | ({} if metadata.in_chans is None else {"in_chans": metadata.in_chans})
-    model = entry.build(**entry.preset | {k: v for k, v in saved.items() if k in parameters} | kwargs)
+    arguments = entry.preset | {k: v for k, v in saved.items() if k in parameters} | kwargs
+    if metadata.model_args:
+        with torch.device("meta"):
+            check_size(entry.build(**arguments), tensors, base, checkpoint)
+    model = entry.build(**arguments)
     load_image_weights(model, tensors, f"the {base} of these arguments", checkpoint)
     return model
 

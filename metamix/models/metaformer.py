@@ -147,6 +147,8 @@ class Block(nn.Module):
             self.tie_norms = tie_norms
             self.norm2 = nn.Identity() if tie_norms else norm2(dim)
             hidden = int(dim * mlp_ratio + 1e-6)  # a ratio of two widths must give the first of them
+            if not hidden:
+                raise ValueError(f"mlp_ratio {mlp_ratio} times {dim} channels is less than one: give 0 for no MLP.")
             self.mlp = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop)
             reset_linear(self.mlp.fc1)
             reset_linear(self.mlp.fc2)

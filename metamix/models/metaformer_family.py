@@ -1,4 +1,4 @@
-"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers; within a size only the mixer differs.
+"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers. Within a size only the mixer differs.
 
     metaformer_identity_nano  metaformer_identity_s12  ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_pooling_nano   metaformer_pooling_s12   ..._s24  ..._s36  ..._m36  ..._m48
@@ -8,7 +8,8 @@
     metaformer_nin_nano       metaformer_nin_s12       ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
 
-`metaformer_<mixer>_nano_next` is the layout that `nano` takes in version 0.2. So far pooling and raft have weights.
+`metaformer_<mixer>_nano_next` is the layout that `nano` takes in version 0.2: there the MLPs shrink by what the mixer
+costs. So far pooling and raft have weights.
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12. The size
 nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
 """

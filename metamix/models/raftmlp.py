@@ -13,6 +13,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
+from metamix.utils.checks import check_count
 
 from .arguments import check_stages, per_stage
 from .metaformer import CeilEmbed, MetaFormer
@@ -38,6 +39,9 @@ class MultiScaleEmbed(CeilEmbed):
 
     def __init__(self, in_chans: int, dim: int, *, kernels: tuple[int, ...], stride: int):
         super().__init__()
+        check_count("patch size", stride, least=1)
+        if not isinstance(kernels, (tuple, list)):
+            raise ValueError(f"embedding kernels are {kernels!r}: give each level a tuple of sides, such as (4, 8).")
         if any((k - stride) % 2 or k < stride for k in kernels):
             raise ValueError(
                 f"kernels {kernels} cannot share centres at stride {stride}: each is the stride plus an even number."
@@ -51,10 +55,15 @@ class MultiScaleEmbed(CeilEmbed):
     def forward(self, x: Tensor) -> Tensor:
         s, (h, w) = self.reduction, x.shape[-2:]
         x = resize_to(x, ((h + s - 1) // s * s, (w + s - 1) // s * s))
+        kernel, bias, padding = self.summed()
+        return F.conv2d(x, kernel, bias, s, padding)
+
+    def summed(self) -> tuple[Tensor, Tensor, int]:
+        """Return kernel, bias and padding of the one convolution."""
         convs: list[Any] = list(self.convs)
         padding = max(conv.padding[0] for conv in convs)
         kernel: Any = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in convs)
-        return F.conv2d(x, kernel, convs[0].bias, s, padding)
+        return kernel, convs[0].bias, padding
 
 
 class ShortcutClassifier(nn.Module):

@@ -64,12 +64,27 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
         source: the file's name, for messages.
 
     Raises:
-        ValueError: the model would have more than twice as many values as the file holds.
+        ValueError: the metadata describe no model, or one of more than twice as many values as the file holds.
     """
     name = metadata.architecture
     if name is None or not timm.is_model(name) or not hasattr(timm.model_entrypoint(name), "registered_in"):
         return
-    described = sum(tensor.numel() for tensor in build_described(metadata, source).state_dict().values())
+    check_size(build_described(metadata, source), tensors, name, source)
+
+
+def check_size(model: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
+    """Refuse a model, built on the meta device from a file's metadata, that is much larger than the file.
+
+    Args:
+        model: the model that the metadata describe.
+        tensors: the file's tensors.
+        name: of the model, for messages.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: the model has more than twice as many values as the file.
+    """
+    described = sum(tensor.numel() for tensor in model.state_dict().values())
     held = sum(tensor.numel() for tensor in tensors.values())
     if described > 2 * held + 1_000_000:
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from metamix.layers import GELU
+from metamix.utils.checks import check_count
 
 from .metaformer import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, MNIST, build, register
@@ -77,6 +78,8 @@ def wavemix(
         proj_drop_rate: dropout in the mixers.
         kwargs: further arguments of `MetaFormer`.
     """
+    check_count("stride", stride, least=0)
+    check_count("patch_size", patch_size, least=0)
     if bool(stride) == bool(patch_size):
         raise ValueError(
             f"stride is {stride} and patch_size {patch_size}: one of them chooses the stem, give 0 for the other."

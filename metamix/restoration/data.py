@@ -60,6 +60,11 @@ class Sample:
         """Read the size and colour of the clean image."""
         return read_header(self.target)
 
+    @property
+    def file_sizes(self) -> list[int]:
+        """Return the sizes of the files in bytes."""
+        return [path.stat().st_size for path in (self.target, self.input) if path]
+
     @cached_property
     def grey(self) -> bool:
         """Return whether no image of the sample has colours."""
@@ -108,7 +113,7 @@ class RestorationData:
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in parts.items()},
             "digest": {
-                split: digest((sample.name, sample.target.stat().st_size) for sample in samples)
+                split: digest((sample.name, *sample.file_sizes) for sample in samples)
                 for split, samples in parts.items()
             },
         }
@@ -126,9 +131,7 @@ class RestorationData:
             parts["test"] = find_samples(test_root, options, self.paired)
             if not train:
                 return {"test": parts["test"]}
-            scored = test_root.resolve()
-            if train_root.resolve() in scored.parents:
-                parts["train"] = [sample for sample in parts["train"] if scored not in sample.target.resolve().parents]
+            parts["train"] = leave_out(parts["train"], train_root, test_root)
             if not parts["train"]:
                 raise ValueError(f"all images of {train_root} are in {test_root}, none is left to train on")
             return parts
@@ -224,7 +227,7 @@ class Samples:
 
     def read_or_next(self, index: int) -> tuple[Pair, None, Broken]:
         """Read an image; see `first_readable` for what replaces one that cannot be read."""
-        pair, broken = first_readable(len(self), index % len(self), self.read, self.path)
+        pair, broken = first_readable(len(self), index, self.read, self.path)
         return pair, None, broken
 
     def path(self, index: int) -> str:
@@ -342,6 +345,14 @@ def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample
             f"without targets are restored by metamix predict"
         )
     return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
+
+
+def leave_out(samples: Sequence[Sample], root: Path, test_root: Path) -> list[Sample]:
+    """Return the samples of `root` without those to score, where `test_root` is a folder inside it."""
+    scored = test_root.resolve()
+    if root.resolve() not in scored.parents:
+        return list(samples)
+    return [sample for sample in samples if scored not in sample.target.resolve().parents]
 
 
 def samples_of(pairs: Pairs) -> list[Sample]:

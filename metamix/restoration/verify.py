@@ -20,7 +20,7 @@ from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
 from metamix.utils.text import plural, readable
 
-from .data import Sample, find_roots, find_samples, read_tensor, samples_of, scale_of_pair
+from .data import Sample, find_roots, find_samples, leave_out, read_tensor, samples_of, scale_of_pair
 from .degradations import PAIRS
 from .options import RestorationOptions
 
@@ -67,9 +67,11 @@ def verify(options: RestorationOptions) -> int:
     """
     paired = options.degradation == PAIRS
     samples, unmatched = list[Sample](), list[str]()
-    for root in filter(None, find_roots(options)):
+    train_root, test_root = find_roots(options)
+    for root in filter(None, (train_root, test_root)):
         try:
-            samples += find_samples(root, options, paired)
+            found = find_samples(root, options, paired)
+            samples += leave_out(found, root, test_root) if test_root else found
         except Unmatched as error:
             unmatched += error.problems
             samples += samples_of(error.pairs)

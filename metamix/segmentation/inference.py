@@ -27,7 +27,7 @@ AT_ONCE = 16  # classes whose scores are resized together
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts the label of each pixel of normalised images (1, 3, H, W).
+    """Predict the label of each pixel of normalised images (1, 3, H, W).
 
     Attributes:
         window: side of the windows in pixels of the image that the model gets; 0 for the whole image at once.

@@ -25,7 +25,7 @@ MOST_NAMED = 40  # classes in a legend
 
 
 class SegmentationPictures:
-    """Shows the states of `SegmentationMetric`."""
+    """Show the states of `SegmentationMetric`."""
 
     def __init__(self, metric: SegmentationMetric, labels: Labels):
         self.metric, self.labels = metric, labels

@@ -90,9 +90,11 @@ def open_set(options: ImageOptions) -> MaskedSet:
     """Open the data set that the options name.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: there is no such data set, or the folder holds something else.
         FileNotFoundError: a folder or a file is missing.
     """
+    if options.data not in OPENERS:
+        raise ValueError(f"data is {options.data!r}{nearest(options.data, OPENERS)} Accepted: {', '.join(OPENERS)}.")
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
     if not Path(options.data_dir).is_dir() and not options.download:

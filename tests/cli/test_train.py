@@ -290,7 +290,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     [
         (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
-        (["--data", "digitz"], "digitz"),
+        (["--data", "digitz"], "no data set is called 'digitz'; did you mean 'digits'"),
         (["--checkpoint", "nowhere"], "there is no file nowhere"),
         (["--freeze", "stage"], "freeze names 'stage'"),
         (["--resume", "nowhere"], "there is no file nowhere"),

@@ -30,6 +30,15 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
         ({"hints": {"CACHE_DIR": "/"}}, r"hints is .*'/'}; accepted is INFERENCE_PRECISION_HINT f32 or bf16"),
         ({"input_shape": [1, 3, 8]}, r"input_shape is \[1, 3, 8\]; accepted is four whole numbers or null"),
+        ({"model": {"task": "segmentation"}}, r"extra: scale is None; accepted is a whole number from 1 to 65,536"),
+        (
+            {
+                "model": {"task": "restoration"},
+                "extra": {"scale": 1, "multiple": [8, 8], "enlarge": 1, "channels": "u"},
+            },
+            r"extra: channels is 'u'; accepted is rgb, grey or y",
+        ),
+        ({"model": {"task": "depth"}}, r"is a model of the task 'depth'; accepted are classification, segmentation"),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
     ],
 )

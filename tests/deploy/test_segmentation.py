@@ -70,6 +70,8 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
 
 
 def test_refusals(source, tmp_path):
+    with pytest.raises(ValueError, match="data is 'camvid'. Accepted: folder, ade20k, cityscapes"):
+        export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
     with pytest.raises(

@@ -141,5 +141,8 @@ def test_folder_without_a_data_set_is_refused(tmp_path, capsys):
         main([str(tmp_path)])
     assert stop.value.code == 2 and "holds no data set: expected" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main([str(tmp_path), "--images", str(tmp_path)])
+    assert "--images is for one annotation file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main([str(tmp_path / "nowhere")])
     assert "there is no file or folder" in capsys.readouterr().err

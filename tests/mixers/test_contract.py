@@ -231,7 +231,7 @@ ONNX = [
 @pytest.mark.parametrize("case", ONNX, indirect=True)
 def test_runs_in_onnx_runtime_at_any_size(case, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[deploy]")
     import onnxruntime
 
     mixer, file = case(), tmp_path / "mixer.onnx"

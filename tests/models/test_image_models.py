@@ -71,6 +71,11 @@ REFUSED = [
     (("maxim_s3.gopr",), {}, "maxim_s3 has no tag 'gopr'; did you mean 'gopro'"),
     (("maxim_m1.sidd",), {}, "maxim_m1 has no tag 'sidd'. It has none."),
     (("maxim_m1", True), {}, "No weights are published for maxim_m1: leave pretrained out"),
+    (
+        ("maxim_m1", True),
+        dict(checkpoint="a.pt"),
+        "both say where weights come from: give one",
+    ),
     (("maxim_nano",), dict(feature=8), "'feature' is no argument of maxim_nano; did you mean 'features'"),
 ]
 
@@ -79,6 +84,13 @@ REFUSED = [
 def test_refusals(arguments, options, words):
     with pytest.raises(ValueError, match=words):
         create_image_model(*arguments, **options)
+
+
+def test_a_small_file_that_describes_a_huge_model_is_refused(tmp_path):
+    metadata = {"model": "wavemixsr_144_4", "model_args": {"dim": 65_536}}
+    save_weights(tmp_path / "w.safetensors", {"weight": torch.zeros(3)}, metadata)
+    with pytest.raises(ValueError, match="its metadata describe a wavemixsr_144_4 of .* values, but the file holds 3"):
+        create_image_model("wavemixsr_144_4", checkpoint=tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("name, words", [("maxim_s4", "no image model 'maxim_s4'"), ("maxim_s3.gopr", "no tag 'gopr'")])

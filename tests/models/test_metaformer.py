@@ -479,6 +479,7 @@ def test_device_and_dtype():
         (dict(depths=(1, 0)), r"depths is \(1, 0\): give a whole number of at least 1"),
         (dict(dims=(8, "16")), r"dims is \(8, '16'\): give a whole number of at least 1"),
         (dict(mlp_ratio=-1), "mlp_ratio is -1: give a number of at least 0"),
+        (dict(mlp_ratio=1e-3), "mlp_ratio 0.001 times 8 channels is less than one: give 0 for no MLP"),
         (dict(mlp_ratio=(4, "4")), "mlp_ratio is '4': give a number of at least 0"),
         (dict(layer_scale="1"), "layer_scale is '1': give a number of at least 0"),
         (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),

@@ -1,4 +1,4 @@
-"""Test the comparison family: 42 names; within a size only the mixer differs."""
+"""Test the comparison family: names, sizes and costs."""
 
 import re
 from functools import cache

@@ -79,7 +79,7 @@ def test_export(model):
 def test_onnx(name, tmp_path):
     """The program takes any batch and image size."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[deploy]")
     import onnxruntime
 
     model, file = create(name), tmp_path / "model.onnx"

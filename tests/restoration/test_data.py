@@ -144,6 +144,14 @@ def test_a_changed_data_set_is_another_identity(clean, image):
     assert before["samples"] == {"train": 5, "test": 1} and before["digest"] != after["digest"]
 
 
+def test_changed_inputs_of_pairs_are_another_identity(pairs, image):
+    root = pairs()
+    before = data(data_dir=root).identity
+    image((40, 48), "L").save(root / "train" / "input" / "0.png")
+    after = data(data_dir=root).identity
+    assert before["digest"]["train"] != after["digest"]["train"] and before["digest"]["test"] == after["digest"]["test"]
+
+
 def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
     root = pairs()
     (root / "train" / "input" / "2.png").rename(root / "train" / "input" / "two.png")
@@ -198,6 +206,9 @@ def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
 
 def test_verify_of_clean_images(clean, capsys):
     photos = clean()
+    assert verify([str(photos), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    (photos / "test").mkdir()
+    (photos / "5.png").rename(photos / "test" / "5.png")  # counted once
     assert verify([str(photos), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
     for i in (1, 4):
         (photos / f"{i}.png").write_bytes(b"no image")
