@@ -152,7 +152,7 @@ def onnx_differs(module: nn.Module, file) -> bool:
 
 def test_adaptive_pooling_in_onnx(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[export]")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install metamix[deploy]")
     assert not onnx_differs(AverageTo(), tmp_path / "ours.onnx")
     if not onnx_differs(AdaptivePool(), tmp_path / "torch.onnx"):
         skip_fixed("average_to")
