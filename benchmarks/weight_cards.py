@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import metamix
 from metamix.models.weights import weights_dir
+from metamix.utils.checksums import sha256
 from metamix.utils.files import write_text
 
 
@@ -40,6 +41,11 @@ def by_mixer(cards: Sequence[dict], size: str = "nano") -> dict[str, dict]:
     models = {model_of(card): card for card in cards}
     names = {mixer: f"metaformer_{mixer}_{size}" for mixer in metamix.list_mixers()}
     return {mixer: models[name] for mixer, name in names.items() if name in models}
+
+
+def weights_digest(card: dict) -> str:
+    """Return a hash of the card's weight file, by which results know whether the weights have changed."""
+    return sha256(weights_dir() / f"{card['name']}.safetensors")[:16]
 
 
 def model_of(card: dict) -> str:

@@ -59,8 +59,8 @@ def compare(bench: Bench, name: str, mode: str, precision: str, seconds: float, 
     if model.authors in found:
         theirs = found[model.authors]["ms"]
         row |= dict(authors_ms=theirs, ratio=round(theirs / row["ms"], 3))
-    if (mode, precision) == ("train", "fp32"):
-        row["mib"], row["authors_mib"] = (bench.peak_mib(*each, precision) for each in pair)
+        if (mode, precision) == ("train", "fp32"):
+            row["mib"], row["authors_mib"] = (bench.peak_mib(*each, precision) for each in pair)
     return row
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paths import RESULTS
-from benchmarks.runs import collect_runs, differences, read_run
+from benchmarks.runs import collect_runs, differences, free_options, read_run
 from metamix.models.minattn import ROWS, variant
 
 FILE = RESULTS / "minattn.json"
@@ -27,8 +27,9 @@ def add(results: dict, run: Path) -> None:
     data = summary["model"].rpartition("_")[2]
     if summary["model"] not in (variant(*row, data) for row in ROWS for data in DATA):
         raise ValueError(f"{run} trained {summary['model']}: give runs of configs/{{mnist,cifar10}}/minattn.yaml")
+    recipe = {key: value for key, value in recipe.items() if key not in free_options("classification") | {"model"}}
     found = results.setdefault(data, {"recipe": recipe, "rows": {}})
-    if other := differences(found["recipe"], recipe).keys() - {"model"}:
+    if other := differences(found["recipe"], recipe):
         raise ValueError(
             f"{run} differs from the runs in {FILE.name} in {', '.join(sorted(other))}: train it with their recipe, "
             f"or remove {FILE.name} to begin a new comparison"

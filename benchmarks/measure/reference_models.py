@@ -67,10 +67,6 @@ RAFTMLP_S = [
     for depth, dim, patch, kernels in ((2, 64, 4, [4, 8]), (2, 128, 2, [2, 4]), (6, 256, 2, [2, 4]), (2, 512, 2, [2]))
 ]
 AUTHORS = {
-    "authors_poolformer_s12": Checkout(
-        "sail-sg/poolformer", "models/poolformer.py", "PoolFormer", 11_915_176,
-        dict(layers=[2, 2, 6, 2], embed_dims=[64, 128, 320, 512], mlp_ratios=[4] * 4, downsamples=[True] * 4),
-    ),
     "authors_raftmlp_s": Checkout(
         "okojoalg/raft-mlp", "libs/models.py", "RaftMLP", 9_868_768,
         dict(

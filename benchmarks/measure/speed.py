@@ -28,7 +28,7 @@ from metamix.utils.system import keep_freed_memory
 from metamix.utils.timing import interleaved
 
 REFERENCE = "poolformer_s12"
-PEERS = ("poolformer_s12", "resnet18", "mixer_b16_224", "vit_xsmall_patch16_clip_224")
+PEERS = ("poolformer_s12", "mixer_b16_224", "vit_xsmall_patch16_clip_224")
 MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in list_mixers())
 
 

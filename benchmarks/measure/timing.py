@@ -122,13 +122,16 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
     """Merge `rows` into a result file and return all rows.
 
     Rows of earlier runs on the same machine are kept unless their `key` fields equal those of a new row, so a long
-    measurement can be made in parts. Rows of another machine or other versions are dropped. Each row gets commit and
-    date.
+    measurement can be made in parts. Rows of another machine or other versions are dropped, which is said. Each row
+    gets commit and date.
     """
     old = json.loads(path.read_text()) if path.exists() else {}
     origin = {"commit": commit(), "date": today()}
     fresh = {tuple(row[k] for k in key): row | origin for row in rows}
-    kept = old["rows"] if old.get("machine") == machine else []
+    kept = old.get("rows", [])
+    if kept and old["machine"] != machine:
+        print(f"note: {path} had {len(kept)} rows of another machine or other versions; they are dropped")
+        kept = []
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())
     path.parent.mkdir(exist_ok=True)

@@ -205,7 +205,7 @@ def limits(card: dict) -> str:
     lines = [
         f"It has {len(classes)} classes: {', '.join(classes)}.",
         f"With {test:,} test images, two standard errors of the accuracy are "
-        f"{2 * standard_error(card['top1'], test):.2f} points. Smaller differences between models are not significant.",
+        f"{2 * standard_error(card['top1'], test):.2f} points; those of a difference between two models are larger.",
         "It was tested on images like those it was trained on, not on corrupted images or images from other sources.",
     ]
     if "mean" not in card["spread"]:

@@ -8,7 +8,7 @@ time and memory against image size.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -51,42 +51,39 @@ def draw_curves(path: Path, family: dict[str, dict]) -> None:
     save(path, figure)
 
 
-def draw_front(path: Path, family: dict[str, dict]) -> None:
-    """Draw accuracy against parameters and against inference speed, with the Pareto front."""
-    kinds = [("parameters, millions", lambda card: card["parameters"] / 1e6, 1)]
-    if all("cost" in card for card in family.values()):
-        kinds.append(("inference, images per second", lambda card: card["cost"]["infer_img_per_s"], -1))
+def draw_front(path: Path, family: dict[str, dict], deployed: Mapping[str, tuple[float, float]]) -> None:
+    """Draw accuracy against multiply-adds and against latency, with the Pareto fronts.
+
+    Args:
+        path: picture to write.
+        family: cards by mixer.
+        deployed: latency in ms and accuracy in % of the int8 models, by mixer.
+    """
+    trained = {mixer: (card["macs"] / 1e6, card["top1"]) for mixer, card in family.items()}
+    panels = {"multiply-adds, millions": trained, "latency of one image in OpenVINO int8, ms": deployed}
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    for axes, (title, value, sign) in zip(panels, kinds):
-        points = {mixer: (value(card), card["top1"]) for mixer, card in family.items()}
-        for mixer, (x, y) in points.items():
-            error = family[mixer]["spread"].get("std")
-            axes.errorbar(x, y, error, fmt="o", ms=7, color=COLORS[mixer], capsize=3, lw=1.2)
+    drawn = list(zip(figure.subplots(1, len(panels), sharey=True), panels.values()))
+    for (axes, points), title in zip(drawn, panels):
+        for mixer, point in points.items():
+            axes.plot(*point, "o", ms=7, color=COLORS[mixer])
         axes.set_xlabel(title)
         axes.margins(0.16)
         axes.grid(alpha=0.3)
-        corners = front(list(points.values()), sign)
-        worst = axes.get_xlim()[1 if sign > 0 else 0]
+        corners = front(list(points.values()))
         axes.set_xlim(axes.get_xlim())
-        axes.plot(*zip(*corners, (worst, corners[-1][1])), color="0.5", lw=1, ls="--", zorder=1)
-    panels[0].set_ylabel("test accuracy, %")
+        axes.plot(*zip(*corners, (axes.get_xlim()[1], corners[-1][1])), color="0.5", lw=1, ls="--", zorder=1)
+    drawn[0][0].set_ylabel("test accuracy, %")
     figure.draw_without_rendering()  # so that names can be placed beside points
-    for axes, (_, value, _) in zip(panels, kinds):
-        name_points(axes, {mixer: (value(card), card["top1"]) for mixer, card in family.items()})
+    for axes, points in drawn:
+        name_points(axes, points)
     save(path, figure)
 
 
-def front(points: Sequence[tuple[float, float]], sign: int) -> list[tuple[float, float]]:
-    """Return the corners of the Pareto front of points (x, y) as a staircase.
-
-    Args:
-        points: x is a cost or a speed, y an accuracy.
-        sign: 1 if a smaller x is better, -1 if a larger x is.
-    """
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the corners of the Pareto front of points (cost, accuracy), as a staircase."""
     kept, steps = [], []
-    for x, y in sorted(points, key=lambda point: (sign * point[0], -point[1])):
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or y > kept[-1][1]:
             if kept:
                 steps.append((x, kept[-1][1]))
@@ -95,7 +92,7 @@ def front(points: Sequence[tuple[float, float]], sign: int) -> list[tuple[float,
     return steps
 
 
-def name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Write names beside points, on the first side that covers no other name or point. Equal points share a label."""
     together: dict[tuple[float, float], list[str]] = {}
     for name, point in points.items():
@@ -145,11 +142,11 @@ def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     family = by_mixer(load_cards("cifar10"))
-    draw_front(IMAGES / "cifar10-front.png", family)
+    engines = deploy.points()
+    draw_front(IMAGES / "cifar10-front.png", family, engines["openvino", "int8"])
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
-    if engines := deploy.points():
-        deploy.draw_engines(deploy.PICTURE, engines)
+    deploy.draw_engines(deploy.PICTURE, engines)
 
 
 if __name__ == "__main__":

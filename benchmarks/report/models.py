@@ -11,6 +11,11 @@ from metamix.models.listing import image_model_info
 from metamix.utils.text import short_count
 
 IMAGE_ARXIV = {"maxim": "2201.02973", "wavemixsr": "2307.00430", "wavemix": "2205.14375"}
+# Accuracy in % of PoolFormer's weights on ImageNet, from its paper, table 1.
+POOLFORMER = {
+    f"metaformer_pooling_{size}.sail_in1k": top1
+    for size, top1 in {"s12": 77.2, "s24": 80.3, "s36": 81.4, "m36": 82.1, "m48": 82.5}.items()
+}
 SIZES = ("nano", "nano_next", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
 FAMILIES = (
@@ -82,10 +87,17 @@ def size_cells(name: str) -> list[str]:
 
 
 def tags(name: str) -> str:
-    """List the tags of a model's weights, with the accuracy of those in weights/."""
-    accuracy = {card["name"]: f" {card['top1']:.1f} %" for card in load_cards() if model_of(card) == name}
+    """List the tags of a model's weights, with the accuracy that we measured or that the authors published."""
+    measured = {card["name"]: f" {card['top1']:.1f} %" for card in load_cards() if model_of(card) == name}
     found = timm.list_pretrained(f"{name}.*")
-    return ", ".join(f"`{tagged.partition('.')[2]}`{accuracy.get(tagged, '')}" for tagged in found)
+    return ", ".join(f"`{tagged.partition('.')[2]}`{measured.get(tagged) or published(tagged)}" for tagged in found)
+
+
+def published(tagged: str) -> str:
+    """Format the accuracy that the authors report for their weights; WaveMix's is in the names of its files."""
+    named = re.search(r"_?(\d\d\.\d\d)\.pth$", timm.get_pretrained_cfg(tagged).url or "")
+    accuracy = float(named[1]) if named else POOLFORMER.get(tagged)
+    return "" if accuracy is None else f" {accuracy:.1f} % (published)"
 
 
 def arxiv_link(arxiv: str) -> str:

@@ -131,7 +131,7 @@ def train_loop_table() -> str:
                     names[loop],
                     row["img_per_s"],
                     f"{ours['img_per_s'] / row['img_per_s']:.2f}",
-                    f"{row['process_mib'] - ours['imports_mib']} MiB",
+                    f"{row['process_mib'] - row['imports_mib']} MiB" if "imports_mib" in row else "",
                     f"{row['workers_mib']} MiB",
                 ]
             )

@@ -73,6 +73,35 @@ def test_known_weights_are_not_scored_again():
     assert image_sizes.score_sizes(known, list(CARDS.values()), "no data needed") == known
 
 
+def finished_run(folder, **recipe):
+    folder.mkdir()
+    summary = {"img_size": 24, "top1": 85.94, "epochs": 2, "seed": 0, "seconds": 300.0, "commit": "abc"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "recipe.yaml").write_text(json.dumps({"model": "a.digits", "pretrained": True, "lr": 0.002} | recipe))
+    return folder
+
+
+def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
+    sizes = {"24": 60.54, "32": 87.0, "40": 70.0}
+    scores = {"top1": sizes, "made": sizes, "resized": {"24": 80.0, "40": 85.0}, "tuned": {"24": {"top1": 85.94}}}
+    monkeypatch.setattr(comparison, "FILE", tmp_path / "sizes.json")
+    comparison.FILE.write_text(json.dumps({"digits": {"sizes": {"metaformer_raft_nano.digits": scores}}}))
+    (line,) = comparison.adapted_table("digits", "nano").splitlines()[2:]
+    assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |  |"
+
+
+def test_fine_tuning_runs_are_added(tmp_path):
+    known = {"a.digits": {"top1": {"24": 60.54, "32": 87.0}, "made": {"24": 60.31, "32": 87.0}}}
+    image_sizes.add_tuned(known, [finished_run(tmp_path / "run")])
+    assert known["a.digits"]["tuned"]["24"]["top1"] == 85.94
+
+
+@pytest.mark.parametrize("recipe", [{"pretrained": False}, {"model": "b.digits"}])
+def test_runs_that_did_not_fine_tune_the_weights_are_refused(tmp_path, recipe):
+    with pytest.raises(ValueError, match=r"give runs of `metamix train --pretrained --model NAME` .* of a.digits"):
+        image_sizes.add_tuned({"a.digits": {}}, [finished_run(tmp_path / "run", **recipe)])
+
+
 @pytest.mark.parametrize("words, tag", [(["--tag", "digitz"], "'digitz'"), ([], "None")])
 def test_an_unknown_tag_is_refused(words, tag):
     with pytest.raises(SystemExit, match=f"^error: --tag is {tag}, and weights/ has cards of cifar10, digits, mnist"):

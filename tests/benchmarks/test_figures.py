@@ -10,8 +10,7 @@ from benchmarks.weight_cards import by_mixer, load_cards
 
 def test_front():
     points = [(3, 90), (1, 80), (2, 85), (2, 70), (4, 88)]
-    assert figures.front(points, 1) == [(1, 80), (2, 80), (2, 85), (3, 85), (3, 90)]  # smaller is better
-    assert figures.front(points, -1) == [(4, 88), (3, 88), (3, 90)]  # larger is better
+    assert figures.front(points) == [(1, 80), (2, 80), (2, 85), (3, 85), (3, 90)]
 
 
 @pytest.mark.usefixtures("rendered_figures")
@@ -27,7 +26,8 @@ def test_curves_skip_cards_and_epochs_without_scores(tmp_path):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_front_and_scaling_are_drawn(tmp_path):
-    figures.draw_front(tmp_path / "front.png", by_mixer(load_cards("cifar10")))
+    family = by_mixer(load_cards("cifar10"))
+    figures.draw_front(tmp_path / "front.png", family, {mixer: (i + 1.0, 88.0) for i, mixer in enumerate(family)})
     figures.draw_scaling(tmp_path / "scaling.png", scaling_curves())
     for name in ("front.png", "scaling.png"):
         assert min(Image.open(tmp_path / name).size) > 700

@@ -53,10 +53,11 @@ def test_the_ratio_is_the_authors_time_over_ours(monkeypatch):
     row = authors_speed.compare(bench, "raftmlp_s", "infer", "fp32", 1.0, False)
     assert (row["ms"], row["authors_ms"], row["ratio"]) == (50.0, 75.0, 1.5)
     del times[model.authors]  # their code fails
-    assert "ratio" not in authors_speed.compare(bench, "raftmlp_s", "infer", "bf16", 1.0, False)
+    for mode in ("infer", "train"):
+        assert "ratio" not in authors_speed.compare(bench, "raftmlp_s", mode, "fp32", 1.0, False)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_xsmall_patch16_clip_224"])
+@pytest.mark.parametrize("name", ["vit_xsmall_patch16_clip_224"])
 def test_peers_are_of_equal_cost(name):
     macs = [count_macs(reference_models.create(n, 224), (3, 224, 224)) for n in (name, "poolformer_s12")]
     assert macs[0] == pytest.approx(macs[1], rel=0.03)
