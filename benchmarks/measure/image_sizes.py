@@ -65,21 +65,30 @@ def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | N
     return known
 
 
-def add_tuned(known: dict[str, dict], runs: Sequence[Path]) -> None:
-    """Add the scores of finished runs that fine-tuned shipped weights at another size.
+def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, str, dict]]:
+    """Read finished runs that fine-tuned shipped weights at another size.
+
+    Args:
+        runs: their folders.
+        names: of the shipped weights.
+
+    Returns:
+        For each run the name of the weights, the size as text, and its scores.
 
     Raises:
-        ValueError: a run is not finished, or it did not start from weights in `known`.
+        ValueError: a run is not finished, or it did not start from such weights.
     """
+    found = []
     for run in runs:
         summary, recipe = read_run(run)
-        if not recipe["pretrained"] or recipe["model"] not in known:
+        if not recipe["pretrained"] or recipe["model"] not in names:
             raise ValueError(
                 f"{run} trained {recipe['model']}: give runs of `metamix train --pretrained --model NAME` with a NAME "
-                f"of {', '.join(known)}"
+                f"of {', '.join(names)}"
             )
         scores = {key: summary[key] for key in ("top1", "epochs", "seed", "seconds", "commit")} | {"lr": recipe["lr"]}
-        known[recipe["model"]].setdefault("tuned", {})[str(summary["img_size"])] = scores
+        found.append((recipe["model"], str(summary["img_size"]), scores))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_with_message(ValueError, OSError):
         cards = list(by_mixer(load_tag(args.tag), args.size).values())
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
+        tuned = read_tuned(args.tuned, [card["name"] for card in cards])
         known = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)
-        add_tuned(known, args.tuned)
+        for name, size, scores in tuned:
+            known[name].setdefault("tuned", {})[size] = scores
         results[args.tag] = {"sizes": known}
         write_text(FILE, json.dumps(results, indent=1) + "\n")
 

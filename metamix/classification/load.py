@@ -53,7 +53,7 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Clas
         print(classifier.classes[probabilities.argmax()])
 
     This is the way to use trained weights. With `timm.create_model(..., checkpoint_path=...)` the arguments of the
-    model must be given, and images must be prepared by hand.
+    model must be given, and images prepared with `timm.data.resolve_model_data_config`.
 
     Args:
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
@@ -263,7 +263,9 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
             del arguments["img_size"]
             return create_model(name, pretrained, **arguments)
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
-    except (AssertionError, AttributeError, LookupError, ArithmeticError) as error:  # timm's models check little
+    except (AssertionError, AttributeError, LookupError, ArithmeticError) as error:
+        if hasattr(timm.model_entrypoint(name), "registered_in"):  # the zoo's models check their arguments
+            raise
         raise ValueError(f"model {name} does not take {arguments}: {type(error).__name__} {error}") from None
 
 

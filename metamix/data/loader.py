@@ -72,7 +72,8 @@ def train_loader(
 
     Args:
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
-            dropped. A source smaller than one batch is repeated to fill one.
+            dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
+            `len(source)`.
         rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """
     if batch_size % world_size:

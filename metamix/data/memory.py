@@ -17,8 +17,6 @@ from .formats import ImageSplit
 from .options import SourceOptions
 from .sources import SMALL_SIDE, Source, read_image
 
-MEMORY_LIMIT = 2**31  # bytes of decoded images of a split that memory="auto" holds at most
-
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -45,11 +43,9 @@ def image_size(source: Source, options: SourceOptions) -> int:
 def in_memory(source: Source, options: SourceOptions) -> bool:
     """Return whether loaders hold the split in memory.
 
-    Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed, and so are splits above `MEMORY_LIMIT`.
+    Small images that `img_size` enlarges beyond `SMALL_SIDE` are streamed.
     """
-    size = image_size(source, options)
-    small = size <= SMALL_SIDE and len(source.images.labels) * size**2 * len(source.images.mode) <= MEMORY_LIMIT
-    return source.in_memory and (options.memory == "yes" or small)
+    return source.in_memory and (options.memory == "yes" or image_size(source, options) <= SMALL_SIDE)
 
 
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:

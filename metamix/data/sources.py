@@ -42,6 +42,7 @@ from .formats import (
 )
 from .formats.base import match_classes
 
+MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most, before --img-size
 SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def open_data(
             for runs of all seeds.
         download: fetch a data set of torchvision that is missing.
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
-            and 2 GiB for each split. Each process of a run holds its own copy.
+            and 2 GiB in all. Each process of a run holds its own copy.
         test_on: split to score; empty for the first of val, valid, validation, test that exists.
         classes: class names of the trained model to evaluate. Labels are numbered in their order, and a folder needs no
             training split.
@@ -116,7 +117,9 @@ def open_data(
             match_classes(split, classes, problem)
 
     size = common_size(images)
-    in_memory = memory == "yes" or (memory == "auto" and size is not None and size <= SMALL_SIDE)
+    count = len(test.labels) + (len(train.labels) if train else 0)
+    small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
+    in_memory = memory == "yes" or (memory == "auto" and small)
 
     def source(split: ImageSplit, chosen: Tensor) -> Source:
         return Source(split, chosen.nonzero()[:, 0], in_memory, size)

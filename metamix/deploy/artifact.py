@@ -155,9 +155,11 @@ def load_artifact(folder: str | Path) -> Artifact:
 def _check(values: Mapping[str, Any], rules: Mapping[str, Rule], source: object) -> None:
     """Raise ValueError if a value is missing or not accepted by its rule."""
     for name, (accepted, check) in rules.items():
-        if name not in values or not check(values[name]):
+        if name not in values:
+            raise ValueError(f"{source} lacks {name}: export the model again")
+        if not check(values[name]):
             raise ValueError(
-                f"{source}: {name} is {values.get(name)!r:.80}; accepted is {accepted}. Export the model again"
+                f"{source}: {name} is {values[name]!r:.80}; accepted is {accepted}. Export the model again"
             )
 
 

@@ -152,10 +152,10 @@ def check_request(request: Request, format: str, precision: str, compiled: bool,
         check_max_drop(max_drop)
     if task == "classification" and request.data_dir and not request.data:
         raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
-    if task != "classification" and request.data and not request.data_dir:
-        raise ValueError(f"data is {request.data}: give its folder, --data-dir DIR, to compare {request.source} on it")
     if (task == "detection" and request.data not in (None, "coco")) or (task == "restoration" and request.data):
         raise ValueError(f"data is {request.data}, but {task} reads one layout of folders: give --data-dir DIR alone")
+    if task != "classification" and request.data and not request.data_dir:
+        raise ValueError(f"data is {request.data}: give its folder, --data-dir DIR, to compare {request.source} on it")
     if request.images and not (request.data or request.data_dir):
         raise ValueError(f"images is {request.images}, but there are none to compare on: give --data and --data-dir")
 
@@ -203,9 +203,9 @@ def write_model(
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in known_files():  # of an earlier export
+    (folder / REPORT).write_text("")  # marks the folder as ours, so that an export that fails can be repeated
+    for name in known_files() - {REPORT}:  # of an earlier export
         (folder / name).unlink(missing_ok=True)
-    (folder / REPORT).touch()  # marks the folder as ours, so that an export that fails can be repeated
     file = folder / FORMATS[format]
     model = fuse(exportable.model, None if dynamic else examples)
     hints: dict[str, str] = {}

@@ -95,7 +95,8 @@ def draw_all(
         The number of images that could not be read.
     """
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
+    if not (output / RECORDS).exists():
+        write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
     records, unreadable = [], 0
     for path, picture in pictures.items():
         try:

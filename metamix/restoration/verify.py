@@ -71,12 +71,13 @@ def verify(options: RestorationOptions) -> int:
     for root in filter(None, (train_root, test_root)):
         try:
             found = find_samples(root, options, paired)
-            samples += leave_out(found, root, test_root) if test_root else found
         except Unmatched as error:
             unmatched += error.problems
-            samples += samples_of(error.pairs)
+            found = samples_of(error.pairs)
         except (ValueError, OSError) as error:
             unmatched.append(str(error))
+            continue
+        samples += leave_out(found, root, test_root) if test_root else found
     problems = 0
     for problem in chain(unmatched, find_problems(samples)):
         print(readable(problem))

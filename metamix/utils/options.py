@@ -70,27 +70,27 @@ def check_ranges(
     positive_shares: Sequence[str] = (),
     least: Mapping[str, float] | None = None,
 ) -> None:
-    """Check the ranges of numbers among options. Options that are None or a word are not checked.
+    """Check the ranges of options.
 
     Args:
         options: a dataclass of options.
         shares: names of options from 0 to 1.
         positive_shares: names of options above 0 and at most 1.
-        least: smallest value of further options, by their names.
+        least: smallest value of further options, by their names; those that are None or "auto" are not checked.
 
     Raises:
         ValueError: a value is out of range, or NaN.
     """
-    numbers = {name: value for name, value in vars(options).items() if isinstance(value, (int, float))}
-    for name in filter(numbers.__contains__, shares):
-        if not 0 <= numbers[name] <= 1:
-            raise ValueError(f"{name} is {numbers[name]}, but it must be between 0 and 1")
-    for name in filter(numbers.__contains__, positive_shares):
-        if not 0 < numbers[name] <= 1:
-            raise ValueError(f"{name} is {numbers[name]}, but it must be above 0 and at most 1")
+    for name in shares:
+        if not 0 <= getattr(options, name) <= 1:
+            raise ValueError(f"{name} is {getattr(options, name)}, but it must be between 0 and 1")
+    for name in positive_shares:
+        if not 0 < getattr(options, name) <= 1:
+            raise ValueError(f"{name} is {getattr(options, name)}, but it must be above 0 and at most 1")
     for name, bound in (least or {}).items():
-        if name in numbers and not numbers[name] >= bound:
-            raise ValueError(f"{name} is {numbers[name]}, but it must be at least {bound}")
+        value = getattr(options, name)
+        if value not in (None, "auto") and not value >= bound:
+            raise ValueError(f"{name} is {value}, but it must be at least {bound}")
 
 
 def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,16 +90,15 @@ def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
     assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |  |"
 
 
-def test_fine_tuning_runs_are_added(tmp_path):
-    known = {"a.digits": {"top1": {"24": 60.54, "32": 87.0}, "made": {"24": 60.31, "32": 87.0}}}
-    image_sizes.add_tuned(known, [finished_run(tmp_path / "run")])
-    assert known["a.digits"]["tuned"]["24"]["top1"] == 85.94
+def test_fine_tuning_runs_are_read(tmp_path):
+    ((name, size, scores),) = image_sizes.read_tuned([finished_run(tmp_path / "run")], ["a.digits"])
+    assert (name, size, scores["top1"], scores["lr"]) == ("a.digits", "24", 85.94, 0.002)
 
 
 @pytest.mark.parametrize("recipe", [{"pretrained": False}, {"model": "b.digits"}])
 def test_runs_that_did_not_fine_tune_the_weights_are_refused(tmp_path, recipe):
     with pytest.raises(ValueError, match=r"give runs of `metamix train --pretrained --model NAME` .* of a.digits"):
-        image_sizes.add_tuned({"a.digits": {}}, [finished_run(tmp_path / "run", **recipe)])
+        image_sizes.read_tuned([finished_run(tmp_path / "run", **recipe)], ["a.digits"])
 
 
 @pytest.mark.parametrize("words, tag", [(["--tag", "digitz"], "'digitz'"), ([], "None")])

@@ -21,13 +21,15 @@ def rows(**times):
     return [dict(model=model, ms=ms, commit="now", date="2026-11-26") for model, ms in times.items()]
 
 
-def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch):
+def test_parts_of_a_run_lie_side_by_side(tmp_path, monkeypatch, capsys):
     path = tmp_path / "speed.json"
     monkeypatch.setattr(timing, "commit", lambda: "now")
     monkeypatch.setattr(timing, "today", lambda: "2026-11-26")
     timing.save(path, MACHINE, rows(a=1, b=2), ("model",))
     assert timing.save(path, MACHINE, rows(b=3, c=4), ("model",)) == rows(a=1, b=3, c=4)
+    assert capsys.readouterr().out == ""
     assert timing.save(path, {"cpu": "another"}, rows(c=5), ("model",)) == rows(c=5)
+    assert "had 3 rows of another machine or other versions; they are dropped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", ["25", "26"])
@@ -57,9 +59,9 @@ def test_the_ratio_is_the_authors_time_over_ours(monkeypatch):
         assert "ratio" not in authors_speed.compare(bench, "raftmlp_s", mode, "fp32", 1.0, False)
 
 
-@pytest.mark.parametrize("name", ["vit_xsmall_patch16_clip_224"])
-def test_peers_are_of_equal_cost(name):
-    macs = [count_macs(reference_models.create(n, 224), (3, 224, 224)) for n in (name, "poolformer_s12")]
+def test_peers_are_of_equal_cost():
+    names = "vit_xsmall_patch16_clip_224", "poolformer_s12"
+    macs = [count_macs(reference_models.create(name, 224), (3, 224, 224)) for name in names]
     assert macs[0] == pytest.approx(macs[1], rel=0.03)
 
 

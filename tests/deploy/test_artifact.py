@@ -30,7 +30,7 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
         ({"hints": {"CACHE_DIR": "/"}}, r"hints is .*'/'}; accepted is INFERENCE_PRECISION_HINT f32 or bf16"),
         ({"input_shape": [1, 3, 8]}, r"input_shape is \[1, 3, 8\]; accepted is four whole numbers or null"),
-        ({"model": {"task": "segmentation"}}, r"extra: scale is None; accepted is a whole number from 1 to 65,536"),
+        ({"model": {"task": "segmentation"}}, r"extra lacks scale: export the model again"),
         (
             {
                 "model": {"task": "restoration"},

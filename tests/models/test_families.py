@@ -193,6 +193,12 @@ def test_wrong_options():
     ):
         timm.create_model("wavemix_144_7", patch_size=4)
     assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4
+    with pytest.raises(ValueError, match="patch_size is -1: give a whole number of at least 0"):
+        timm.create_model("wavemix_192_16", patch_size=-1)
+    with pytest.raises(ValueError, match="patch size is 0: give a whole number of at least 1"):
+        timm.create_model("raftmlp_s", patch_sizes=(0, 2, 2, 2))
+    with pytest.raises(ValueError, match="embedding kernels are 4: give each level a tuple of sides"):
+        timm.create_model("raftmlp_s", embedding_kernels=(4, 2, 2, 2))
     with pytest.raises(ValueError, match="patch_sizes has 4 entries, but 3 are needed"):
         timm.create_model("raftmlp_s", depths=(2, 2, 6), dims=(8, 16, 24), embedding_kernels=((4,), (2,), (2,)))
     for name, option in (("minattn_full_mlp_h1_cifar", "patch_size"), ("ninformer_cifar", "d_model")):

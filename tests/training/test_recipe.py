@@ -146,6 +146,7 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
             "warmup_epochs is 4.0, longer than the 3 epochs of training; lower warmup_epochs or raise epochs",
         ),
         (["--seed", "-1"], "seed is -1, but it must be at least 0"),
+        (["--seed", str(2**64)], "seed is 18446744073709551616, but it must be below 2^63"),
         (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06; lower min_lr"),
         (["--clip-grad", "0"], "clip_grad is 0.0, but it must be above 0; leave it out to clip nothing"),
         (["--lr", "inf"], "lr is inf, but it must be finite"),
