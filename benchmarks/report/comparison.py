@@ -134,18 +134,18 @@ def size_table(tag: str) -> str:
     return table(["mixer", *(f"{size} px" for size in SIZES)], rows)
 
 
-def adapted_table(tag: str, size: str) -> str:
-    """Make the table of what helps at other image sizes, for the models that were scored; `size` is theirs."""
+def adapted_table(tag: str) -> str:
+    """Make the table of what helps at other image sizes."""
     found = json.loads(FILE.read_text())[tag]["sizes"]
     header, rows = ["mixer"], []
     for side in ADAPTED:
         header += [f"{side} px: as it is", "made for it", "resized to 32", "fine-tuned"]
-    for mixer, card in by_mixer(load_cards(tag), size).items():
-        if scores := found.get(card["name"]):
-            tuned = {side: run["top1"] for side, run in scores.get("tuned", {}).items()}
-            forms = [scores["top1"], scores["made"], scores["resized"], tuned]
-            cells = [f"{form[side]:.1f}" if side in form else "" for side in map(str, ADAPTED) for form in forms]
-            rows.append([f"`{mixer}`", *cells])
+    for mixer, card in by_mixer(load_cards(tag)).items():
+        scores = found[card["name"]]
+        tuned = {side: run["top1"] for side, run in scores.get("tuned", {}).items()}
+        forms = [scores["top1"], scores["made"], scores["resized"], tuned]
+        cells = [f"{form[side]:.1f}" if side in form else "" for side in map(str, ADAPTED) for form in forms]
+        rows.append([f"`{mixer}`", *cells])
     return table(header, rows)
 
 

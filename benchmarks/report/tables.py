@@ -34,7 +34,7 @@ SECTIONS = {
     "cifar10": lambda: comparison.family_table("cifar10"),
     "cifar10-recipes": comparison.recipe_table,
     "cifar10-sizes": lambda: comparison.size_table("cifar10"),
-    "digits-sizes": lambda: comparison.size_table("digits"),
+    "digits-sizes": lambda: comparison.adapted_table("digits"),
     "published": comparison.published_table,
     "minattn": minattn.variants_table,
     "deploy-batch-1": lambda: deploy.speed_table(1),
