@@ -68,7 +68,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         words = ["predict", photos, "--checkpoint", run, "--output", tmp_path / "new", "--device", "cpu"]
         metamix.cli.main.main(list(map(str, words)))
-    assert end.value.code == 0 and sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+    assert end.value.code == 0 and sorted(p.name for p in (tmp_path / "new").glob("*.png")) == [
         f"{i}.png" for i in range(6)
     ]
 
