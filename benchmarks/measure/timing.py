@@ -122,7 +122,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
     """Merge `rows` into a result file and return all rows.
 
     Rows of earlier runs on the same machine are kept unless their `key` fields equal those of a new row, so a long
-    measurement can be made in parts. Rows of another machine or other versions are dropped, which is said. Each row
+    measurement can be made in parts. Rows of another machine or other versions are dropped, with a note. Each row
     gets commit and date.
     """
     old = json.loads(path.read_text()) if path.exists() else {}

@@ -264,8 +264,8 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
             return create_model(name, pretrained, **arguments)
         raise ValueError(f"model {name} does not take {arguments}: {error}") from None
     except (AssertionError, AttributeError, LookupError, ArithmeticError) as error:
-        if hasattr(timm.model_entrypoint(name), "registered_in"):  # the zoo's models check their arguments
-            raise
+        if timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
+            raise  # the zoo's models check their arguments, so it is a bug
         raise ValueError(f"model {name} does not take {arguments}: {type(error).__name__} {error}") from None
 
 

@@ -53,10 +53,10 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 
     Args:
         outputs: for each image, the file that it is written to.
-        marker: file that each run writes first. Without it, an existing file is not the output of an earlier run.
+        marker: file that each run writes first. Where it is missing, existing files belong to the user.
 
     Raises:
-        ValueError: two images have one output, or an output is an image that is read or a file of the user.
+        ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
     """
     images: dict[Path, Path] = {}
     for path, file in outputs.items():
@@ -69,7 +69,7 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
             raise ValueError(f"{file} is an image and would be overwritten: give another --output")
         if file.exists() and not marker.exists():
             raise ValueError(
-                f"{file} exists and is not of an earlier run, because there is no {marker}: give another --output"
+                f"{file} would be overwritten, and no earlier run wrote it: there is no {marker}. Give another --output"
             )
 
 

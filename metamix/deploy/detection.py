@@ -300,10 +300,10 @@ class BoxMatch:
         }
 
     def problems(self, precision: str) -> list[str]:
-        """Say in words which limits are missed: those of fp32, or in bf16 that nothing at all is found."""
+        """Say in words which limits are missed. In bf16 the only one is that something is found."""
         if precision != "fp32":
             blind = self.objects and not self.given
-            return [f"it finds nothing, and the eager model {self.objects} objects"] if blind else []
+            return [f"it finds no object, and the eager model finds {self.objects}"] if blind else []
         problems = []
         if self.largest > MOST_PIXELS:
             problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")

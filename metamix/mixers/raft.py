@@ -60,7 +60,7 @@ class Raft(nn.Module):
         check_count("raft_size", raft_size, least=1)
         check_not_negative("expansion", expansion)
         if int(expansion * raft_size * min(size)) < 1:
-            raise ValueError(f"expansion {expansion} times {raft_size * min(size)} values is less than one: give more.")
+            raise ValueError(f"expansion {expansion} leaves the MLPs no hidden values: give a larger one.")
         if dim % raft_size:
             raise ValueError(f"raft_size {raft_size} does not divide the {dim} channels: choose a divisor of {dim}.")
         if resample not in RESAMPLE:

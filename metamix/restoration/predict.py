@@ -128,7 +128,7 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or a file that is not of an earlier run overwritten.
+        ValueError: two images would be written to one file, or a file that no earlier run wrote would be overwritten.
     """
     files: dict[Path, Path] = {}
     for path, name in paths_inside(places, without=[output]).items():

@@ -77,7 +77,7 @@ class ImageOptions:
 
 @dataclass
 class LabelOptions:
-    """Say how masks are read. The options of a trained model are in its weight file."""
+    """Define how masks are read. The weight file of a trained model holds these options."""
 
     ignore_index: int | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
     reduce_zero_label: bool = _data(

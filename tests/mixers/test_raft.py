@@ -133,7 +133,7 @@ def test_errors():
         create_mixer("raft", 8, size=SIZE, raft_size=3)
     with pytest.raises(ValueError, match="expansion is -1: give a number of at least 0"):
         create_mixer("raft", 8, size=SIZE, expansion=-1)
-    with pytest.raises(ValueError, match="expansion 0.01 times .* values is less than one: give more"):
+    with pytest.raises(ValueError, match="expansion 0.01 leaves the MLPs no hidden values: give a larger one"):
         create_mixer("raft", 8, size=SIZE, expansion=0.01)
     with pytest.raises(ValueError, match=r"resample is 'weight'; did you mean 'weights'\? Accepted: branch, stream, w"):
         create_mixer("raft", 8, size=SIZE, resample="weight")

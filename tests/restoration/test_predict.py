@@ -237,7 +237,7 @@ def test_nothing_is_overwritten(clean, tmp_path, run):
     with pytest.raises(SystemExit, match="tile is 8 and overlap 8"):
         run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
     Image.open(photos / "0.png").save(tmp_path / "0.png")
-    with pytest.raises(SystemExit, match="0.png exists and is not of an earlier run, because there is no .*restored"):
+    with pytest.raises(SystemExit, match="0.png would be overwritten, and no earlier run wrote it: there is no "):
         run(photos / "0.png", "--output", tmp_path)
 
 
