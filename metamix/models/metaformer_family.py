@@ -9,7 +9,7 @@
     metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
 
 `metaformer_<mixer>_nano_next` is the layout that `nano` takes in version 0.2: there the MLPs shrink by what the mixer
-costs. All but minattn and maxim have weights so far.
+costs. All but maxim have weights so far.
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12. The size
 nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
 """
