@@ -36,10 +36,10 @@ def tags() -> list[str]:
     return sorted({card["name"].partition(".")[2] for card in load_cards()})
 
 
-def by_mixer(cards: Sequence[dict], size: str = "nano") -> dict[str, dict]:
-    """Return the cards of the comparison family by mixer, in the order of the mixers; `size` is nano or nano_next."""
+def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
+    """Return the cards of `metaformer_<mixer>_nano` by mixer, in the order of the mixers."""
     models = {model_of(card): card for card in cards}
-    names = {mixer: f"metaformer_{mixer}_{size}" for mixer in metamix.list_mixers()}
+    names = {mixer: f"metaformer_{mixer}_nano" for mixer in metamix.list_mixers()}
     return {mixer: models[name] for mixer, name in names.items() if name in models}
 
 

@@ -1,7 +1,7 @@
 """Measure what each choice in the nano models is worth: short runs at equal multiply-adds, results/ablations.json.
 
     python -m benchmarks.measure.ablate --list
-    python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 next:raft:0
+    python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 nano:raft:0
 
 A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
 not used. Every run spends the same number of multiply-adds on images (`BUDGET`), so a model of twice the cost sees half
@@ -28,7 +28,7 @@ from benchmarks.paths import RESULTS
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
-from metamix.models.metaformer import CeilEmbed, ConvEmbed
+from metamix.models.metaformer import DOWNSAMPLE, CeilEmbed, ConvEmbed
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule
 from metamix.training.processes import ProcessGroup
@@ -38,7 +38,7 @@ from metamix.utils.system import commit
 from metamix.utils.text import exit_with_message, nearest
 
 FILE = RESULTS / "ablations.json"
-BUDGET = 9.36e12  # multiply-adds of the forward passes of a run: 5 epochs of the nano models
+BUDGET = 9.36e12  # multiply-adds of the forward passes of a run: 2.8 epochs of the nano models
 WARMUP = 0.2  # share of the schedule
 
 # What all runs share. There is no mixing: in runs this short it costs more than it gives.
@@ -113,10 +113,29 @@ class ConvPoolStem(CeilEmbed, nn.Sequential):
         )
 
 
+class ConvStem(CeilEmbed, nn.Sequential):
+    """The stem of version 0.1: conv3x3, GroupNorm, GELU, conv3x3 of stride 2.
+
+    (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
+    """
+
+    reduction = 2
+
+    def __init__(self, in_chans: int, dim: int):
+        super().__init__(
+            ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
+            GroupNorm1(dim // 2),
+            GELU(),
+            ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+        )
+
+
 MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))
 
 # Names that variants give to stems and downsamplings.
 EMBEDS: dict[str, Callable[..., nn.Module]] = {
+    "conv-norm-act-conv stem": ConvStem,
+    "conv": DOWNSAMPLE,
     "conv-bn-act stem": partial(ConvPoolStem, pool=False, norm=nn.BatchNorm2d),
     "conv-bn-act": partial(ConvPool, pool=False, norm=nn.BatchNorm2d),
     "conv-pool-bn-act stem": partial(ConvPoolStem, norm=nn.BatchNorm2d),
@@ -132,9 +151,8 @@ class Variant:
 
     Attributes:
         about: the change, in words.
-        parent: the variant that is changed; None for a registered model as it is.
-        size: size of the registered models.
-        model: arguments of the skeleton; stem and downsampling are names in `EMBEDS`.
+        parent: the variant that is changed, if any.
+        model: arguments of `metaformer_<mixer>_nano`; stem and downsampling are names in `EMBEDS`.
         recipe: options of the training engine.
         data: options of data, augmentation and loss.
         share: the run's budget as a multiple of `BUDGET`.
@@ -142,15 +160,27 @@ class Variant:
 
     about: str
     parent: str | None = None
-    size: str = "nano"
     model: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1.0
 
 
+# A learned mixer has the options and costs of `nano` in every variant. Before `nano` only pooling was run.
 VARIANTS = {
-    "v0.1": Variant("the nano of version 0.1: dims 48/96/160, depths 2/3/3, ratio 4"),
+    "v0.1": Variant(
+        "the nano of version 0.1: dims 48/96/160, depths 2/3/3, ratio 4",
+        model={
+            "dims": (48, 96, 160),
+            "depths": (2, 3, 3),
+            "mlp_ratio": 4.0,
+            "stem": "conv-norm-act-conv stem",
+            "downsample": "conv",
+            "norm1": "groupnorm1",
+            "norm2": "groupnorm1",
+            "norm": "groupnorm1",
+        },
+    ),
     "wide": Variant(
         "dims 64/128/192, depths 2/4/2, ratio 3; BatchNorm; norm and activation after stem and downsampling",
         "v0.1",
@@ -194,23 +224,22 @@ VARIANTS = {
         "pool",
         recipe=MUON,
     ),
-    "next": Variant(
+    "nano": Variant(
         "`wide` with ratio 4, mixers with budgets of their own paid for by the MLPs; Muon as in `muon`",
-        size="nano_next",
         recipe=MUON,
     ),
-    "next-mlps": Variant(
-        "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "next", model={"mlp_ratio": 4.0}
+    "nano-mlps": Variant(
+        "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "nano", model={"mlp_ratio": 4.0}
     ),
-    "next-relu": Variant("ReLU in the MLPs", "next", model={"act_layer": "relu"}),
-    "next-mix": Variant(
-        "cutmix 1 and mixup 0.2 for half of the batches", "next", data=dict(cutmix=1.0, mixup=0.2, mix_prob=0.5)
+    "nano-relu": Variant("ReLU in the MLPs", "nano", model={"act_layer": "relu"}),
+    "nano-mix": Variant(
+        "cutmix 1 and mixup 0.2 for half of the batches", "nano", data=dict(cutmix=1.0, mixup=0.2, mix_prob=0.5)
     ),
-    "next-cutout": Variant("cutout of 8 pixels", "next", data=dict(cutout=8)),
-    "next-randaug": Variant("RandAugment, one operation of magnitude 5", "next", data=dict(auto_augment="rand-m5-n1")),
+    "nano-cutout": Variant("cutout of 8 pixels", "nano", data=dict(cutout=8)),
+    "nano-randaug": Variant("RandAugment, one operation of magnitude 5", "nano", data=dict(auto_augment="rand-m5-n1")),
 } | {
-    # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `next`.
-    f"next-{'-'.join(mixers)}": Variant("one mixer for each stage", "next", model={"mixer": mixers})
+    # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `nano`.
+    f"nano-{'-'.join(mixers)}": Variant("one mixer for each stage", "nano", model={"mixer": mixers})
     for mixers in (
         ("pooling", "pooling", "raft"),
         ("pooling", "raft", "raft"),
@@ -232,7 +261,6 @@ def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
         model={**base.model, **variant.model},
         recipe={**base.recipe, **variant.recipe},
         data={**base.data, **variant.data},
-        size=base.size,
     )
 
 
@@ -244,7 +272,7 @@ def with_embeds(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recipe:
     """Return the recipe of a run."""
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
-    model = f"metaformer_{mixer}_{variant.size}"
+    model = f"metaformer_{mixer}_nano"
     arguments = with_embeds(variant.model)
     options = ClassificationOptions(**DATA | dict(variant.data), model=model, model_args=arguments, data_dir=data_dir)
     return Recipe("classification", engine, options)

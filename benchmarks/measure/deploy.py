@@ -28,7 +28,7 @@ from benchmarks.markdown import table
 from benchmarks.measure.arguments import list_of
 from benchmarks.measure.timing import today
 from benchmarks.paths import RESULTS
-from benchmarks.weight_cards import by_mixer, load_tag
+from benchmarks.weight_cards import by_mixer, load_tag, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.artifact import HINTS
@@ -172,7 +172,13 @@ def accuracy(options: argparse.Namespace) -> None:
                     max_drop=options.max_drop,
                     **place,
                 )
-            row = {"model": card["name"], "format": format, "precision": precision, "limit": options.max_drop}
+            row = {
+                "model": card["name"],
+                "weights": weights_digest(card),
+                "format": format,
+                "precision": precision,
+                "limit": options.max_drop,
+            }
             row |= {"eager_top1": report["scores"]["eager"]["top1"], "top1": report["scores"]["exported"]["top1"]}
             row |= {"fp32_bytes": sum(fp32["files"].values()), "bytes": sum(report["files"].values())}
             rows.append(row | {"quantization": report["quantization"]})
@@ -181,7 +187,7 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def add_accuracy(found: dict, about: dict, rows: list[dict]) -> dict:
-    """Replace the rows of a model on this machine; those of other machines are kept, those of other weights dropped.
+    """Replace the rows of a model on this machine; those of another tag are dropped.
 
     Args:
         found: earlier result, empty if there is none.

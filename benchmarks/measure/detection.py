@@ -2,7 +2,7 @@
 
     python -m benchmarks.measure.detection runs/bccd-retinanet-*
 
-All runs must follow one recipe: a run that differs in more than its model is refused.
+All runs must follow one recipe: a run that differs in more than its model, its seed and `--pretrained` is refused.
 """
 
 import json
@@ -20,13 +20,18 @@ KEPT += ("weights", "seed", "commit", "versions")
 
 
 def add(results: dict, run: Path) -> None:
-    """Add a run to `results`, or replace the earlier run of its model.
+    """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
         ValueError: the run is not finished, or it followed another recipe than the others.
     """
     summary, recipe = read_run(run)
-    ignored = free_options("detection") | {"model"}
+    if recipe.get("pretrained", False) != ("." in summary["model"]):
+        raise ValueError(
+            f"{run} trained {summary['model']} with pretrained {recipe['pretrained']}: name the weights by their tag, "
+            f"--model NAME.TAG --pretrained, or give neither"
+        )
+    ignored = free_options("detection") | {"model", "seed", "pretrained"}
     recipe = {key: value for key, value in recipe.items() if key not in ignored}
     known = results.setdefault("recipe", recipe)
     differing = [
@@ -41,7 +46,8 @@ def add(results: dict, run: Path) -> None:
         )
     scores = json.loads((run / "test_scores.json").read_text())
     row = {key: summary[key] for key in KEPT} | {"classes": scores["classes"]}
-    results["rows"] = [other for other in results.get("rows", ()) if other["model"] != row["model"]] + [row]
+    others = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in ("model", "seed"))]
+    results["rows"] = [*others, row]
     results["rows"].sort(key=lambda row: -row["AP50"])
     if results["rows"][0] is row:
         Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)

@@ -4,7 +4,7 @@ Each is scored as it is (`top1`), made for the size by `img_size=` (`made`), and
 training (`resized`). Runs that fine-tuned weights at such a size are added as `tuned`.
 
     python -m benchmarks.measure.image_sizes --tag digits
-    python -m benchmarks.measure.image_sizes --tag cifar10 --data-dir cifar10 --size nano_next --tuned runs/raft-24
+    python -m benchmarks.measure.image_sizes --tag cifar10 --data-dir cifar10 --tuned runs/raft-24
 
 Only weights that changed since the last measurement are scored.
 """
@@ -24,7 +24,7 @@ from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "image_sizes.json"
-SIZES = (24, 32, 40, 48)  # sides in pixels, for models that were trained at 32
+SIZES = (24, 32, 40)  # sides in pixels, for models that were trained at 32
 
 
 class Resized(nn.Module):
@@ -93,11 +93,10 @@ def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, st
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = tag_parser(__doc__)
-    parser.add_argument("--size", choices=["nano", "nano_next"], default="nano", help="of the models (default: nano)")
     parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="folders of fine-tuning runs")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        cards = list(by_mixer(load_tag(args.tag), args.size).values())
+        cards = list(by_mixer(load_tag(args.tag)).values())
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
         tuned = read_tuned(args.tuned, [card["name"] for card in cards])
         known = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)

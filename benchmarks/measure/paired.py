@@ -1,7 +1,6 @@
 """Compare shipped weights on the same test images, pair by pair: results/paired.json.
 
     python -m benchmarks.measure.paired --tag cifar10 --data-dir cifar10
-    python -m benchmarks.measure.paired --tag cifar10 --data-dir cifar10 --size nano_next
 
 For each pair of mixers the file has the numbers of images that only the first and only the second classifies correctly,
 and the p-value of McNemar's exact test. Accuracy is given for one view of an image and for six. Weights that have
@@ -83,13 +82,10 @@ def measure(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tag_parser(__doc__)
-    parser.add_argument("--size", choices=["nano", "nano_next"], default="nano", help="of the models (default: nano)")
-    args = parser.parse_args(argv)
+    args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
-        name = f"{args.size}.{args.tag}"
-        results[name] = measure(by_mixer(load_tag(args.tag), args.size), args.data_dir, results.get(name, {}))
+        results[args.tag] = measure(by_mixer(load_tag(args.tag)), args.data_dir, results.get(args.tag, {}))
         write_text(FILE, json.dumps(results, indent=1) + "\n")
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from benchmarks.markdown import table
 from benchmarks.paths import RESULTS
 from metamix import list_models
-from metamix.models.metaformer_family import NANO_NEXT
+from metamix.models.metaformer_family import NANO
 
 Row = Mapping[str, Any]
 
 ABLATIONS, CEILING = RESULTS / "ablations.json", RESULTS / "ceiling.json"
 
-MIXERS = "next"  # how the variants that compare mixers begin
+MIXERS = "nano"  # how the variants that compare mixers begin
 
 
 def layout_table() -> str:
@@ -22,7 +22,7 @@ def layout_table() -> str:
 
 
 def mixers_table() -> str:
-    """Make the table of the mixers in the layout of the next nano, one line for each run."""
+    """Make the table of the mixers in the layout of the nano models, one line for each run."""
     return lay_out_mixers([row for row in json.loads(ABLATIONS.read_text()) if row["variant"].startswith(MIXERS)])
 
 
@@ -57,10 +57,10 @@ def lay_out(rows: Sequence[Row]) -> str:
 
 
 def shares_table() -> str:
-    """Make the table of what each mixer gets in the next nano, from the registered models."""
+    """Make the table of what each mixer gets in the nano models, from the registered models."""
     lines = []
-    for mixer, share in NANO_NEXT.items():
-        (model,) = list_models(f"metaformer_{mixer}_nano_next")
+    for mixer, share in NANO.items():
+        (model,) = list_models(f"metaformer_{mixer}_nano")
         options = []
         for name in share.stages[0]:
             values = [str(stage[name]) for stage in share.stages]

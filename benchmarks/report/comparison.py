@@ -3,10 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from benchmarks.markdown import table, wrap
+from benchmarks.markdown import table, table_of_filled, wrap
 from benchmarks.measure import paired
-from benchmarks.measure.image_sizes import FILE, SIZES
-from benchmarks.paths import RESULTS
+from benchmarks.measure.image_sizes import FILE
 from benchmarks.runs import differences
 from benchmarks.weight_cards import by_mixer, image_size, load_cards, model_of, standard_error
 from metamix import list_mixers
@@ -14,7 +13,6 @@ from metamix.utils.text import short_count
 
 COLUMNS = [
     "test accuracy, %",
-    "epochs",
     "over seeds, %",
     "parameters",
     "MACs",
@@ -28,7 +26,7 @@ PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
 
 
 def family_table(tag: str) -> str:
-    """Make the full table of the mixers on one data set, with a note on its numbers."""
+    """Make the full table of the mixers on one data set, with a note on its numbers. What no card has is left out."""
     family = by_mixer(load_cards(tag))
     baseline = family.get("identity", {}).get("cost")
     rows = [
@@ -37,15 +35,16 @@ def family_table(tag: str) -> str:
         else [f"`{mixer}`", "not trained", *[""] * (len(COLUMNS) - 1)]
         for mixer in list_mixers()
     ]
-    return f"{table(['mixer', *COLUMNS], rows)}\n\n{notes(list(family.values()), relative=baseline is not None)}"
+    said = notes(list(family.values()), relative=baseline is not None)
+    return f"{table_of_filled(['mixer', *COLUMNS], rows)}\n\n{said}"
 
 
 def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
     """Make a row: `name`, then `COLUMNS`. Speeds are also given relative to `baseline`, the cost of identity."""
-    cells = [name, f"{card['top1']:.2f}", card["recipe"]["epochs"], over_seeds(card)]
+    cells = [name, f"{card['top1']:.2f}", over_seeds(card)]
     cells += [short_count(card["parameters"]), short_count(card["macs"])]
     if "cost" not in card:
-        return [*cells, "not measured", "", ""]
+        return [*cells, "", "", ""]
     cost = card["cost"]
     for key in ("train_img_per_s", "infer_img_per_s"):
         cells.append(f"{cost[key]:,.0f}" + (f" ({cost[key] / baseline[key]:.2f})" if baseline else ""))
@@ -53,10 +52,13 @@ def model_row(name: str, card: dict, baseline: dict | None) -> list[str]:
 
 
 def over_seeds(card: dict) -> str:
-    """Format mean and standard deviation over seeds, the number of runs, and their epochs where they were shorter."""
+    """Format mean and standard deviation over seeds, the number of runs, and their epochs where they were shorter.
+
+    Empty if one seed was trained.
+    """
     spread = card["spread"]
     if "mean" not in spread:
-        return "one seed"
+        return ""
     shorter = f", {spread['epochs']} epochs" if "epochs" in spread["changed"] else ""
     return f"{spread['mean']:.2f} ± {spread['std']:.2f} ({len(spread['seeds'])} runs{shorter})"
 
@@ -89,6 +91,8 @@ def notes(cards: Sequence[dict], relative: bool) -> str:
         else:
             runs = "the same recipe"
         said.append(f"Over seeds: mean and standard deviation of runs of {runs}.")
+    else:
+        said.append("One seed each.")
     if cost := card.get("cost"):
         said.append(
             f"Speed: median of interleaved steps{', in brackets relative to identity' if relative else ''}, on "
@@ -104,38 +108,8 @@ def varying(recipes: Sequence[dict]) -> list[str]:
     return sorted({key for recipe in recipes for key in differences(recipes[0], recipe)} - {"model"})
 
 
-def recipe_table() -> str:
-    """Make the table of the mixers on CIFAR-10 with the shipped recipe and with an earlier, shorter one."""
-    earlier = json.loads((RESULTS / "cifar10_15_epochs.json").read_text())
-    family = by_mixer(load_cards("cifar10"))
-    recipe = next(iter(family.values()))["recipe"]
-    rows = [
-        [describe(earlier["recipe"]), *(f"{row['top1']:.2f}" for row in earlier["rows"])],
-        [describe(recipe), *(f"{family[row['mixer']]['top1']:.2f}" for row in earlier["rows"])],
-    ]
-    return table(["recipe", *(f"`{row['mixer']}`" for row in earlier["rows"])], rows)
-
-
-def describe(recipe: dict) -> str:
-    used = [f"{name} {recipe[name]:g}" for name in ("cutmix", "mixup") if recipe[name]]
-    return f"{recipe['epochs']} epochs, {', '.join(used) or 'no cutmix or mixup'}"
-
-
-def size_table(tag: str) -> str:
-    """Make the table of accuracy at other image sizes: as trained / made for the size, once where they are equal."""
-    found = json.loads(FILE.read_text()).get(tag, {}).get("sizes", {})
-    rows = []
-    for mixer, card in by_mixer(load_cards(tag)).items():
-        scores = found.get(card["name"], {})
-        forms = [scores[form] for form in ("top1", "made") if form in scores]
-        texts = (dict.fromkeys(f"{form[size]:.1f}" for form in forms) for size in map(str, SIZES))
-        cells = [" / ".join(text) or "not scored" for text in texts]
-        rows.append([f"`{mixer}`", *cells])
-    return table(["mixer", *(f"{size} px" for size in SIZES)], rows)
-
-
-def adapted_table(tag: str) -> str:
-    """Make the table of what helps at other image sizes."""
+def sizes_table(tag: str) -> str:
+    """Make the table of accuracy at other image sizes, and of what helps. Columns without a value are left out."""
     found = json.loads(FILE.read_text())[tag]["sizes"]
     header, rows = ["mixer"], []
     for side in ADAPTED:
@@ -146,12 +120,12 @@ def adapted_table(tag: str) -> str:
         forms = [scores["top1"], scores["made"], scores["resized"], tuned]
         cells = [f"{form[side]:.1f}" if side in form else "" for side in map(str, ADAPTED) for form in forms]
         rows.append([f"`{mixer}`", *cells])
-    return table(header, rows)
+    return table_of_filled(header, rows)
 
 
-def pairs_table(tag: str, size: str = "nano") -> str:
+def pairs_table(tag: str) -> str:
     """Make the table of accuracy from one and from six views, and of McNemar's test against identity and pooling."""
-    found = json.loads(paired.FILE.read_text())[f"{size}.{tag}"]
+    found = json.loads(paired.FILE.read_text())[tag]
     others = [mixer for mixer in ("identity", "pooling") if mixer in found["top1"]]
     rows = [
         [

@@ -12,6 +12,7 @@ from benchmarks.markdown import table, wrap
 from benchmarks.measure.deploy import LOWER, load
 from benchmarks.paths import DOCS, IMAGES
 from benchmarks.report.style import WIDTH, save
+from benchmarks.weight_cards import load_cards, weights_digest
 from metamix.mixers import list_mixers
 
 NOT_MEASURED = "Not measured yet."
@@ -120,11 +121,13 @@ def picture() -> str:
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
     """Return {engine and precision: {mixer: (ms, test accuracy)}} where both are measured, by rising accuracy.
 
-    Accuracy is that on the machine of the speed where it was measured there, else that on another.
+    Accuracy is that on the machine of the speed where it was measured there, else that on another. Accuracies of
+    weights that have been replaced are left out.
     """
     timed = load("speed")
     parts = sorted(load("accuracy").get("parts", []), key=lambda part: part["machine"] == timed.get("machine"))
-    scored = [row for part in parts for row in part["rows"]]
+    shipped = {weights_digest(card) for card in load_cards()}
+    scored = [row for part in parts for row in part["rows"] if row.get("weights") in shipped]
     tops = {}
     for row in scored:
         mixer = mixer_of(row["model"])

@@ -1,6 +1,8 @@
 """Make the tables of detectors, from results/detection.json and results/detection_memory.json."""
 
 import json
+from collections.abc import Sequence
+from statistics import mean, stdev
 
 from benchmarks.markdown import table, wrap
 from benchmarks.measure.detection import FILE
@@ -12,21 +14,31 @@ def scores_table() -> str:
 
 
 def render(results: dict) -> str:
-    """Make the table of COCO scores by mixer, with a note on the recipe."""
+    """Make the table of COCO scores, a line for each backbone and its weights, with a note on the recipe."""
     rows, recipe = results["rows"], results["recipe"]
     classes, samples = list(rows[0]["classes"]), rows[0]["samples"]
-    header = ["mixer", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "parameters", "minutes"]
-    cells = []
+    header = ["backbone", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "params", "minutes", "seeds"]
+    by_model: dict[str, list[dict]] = {}
     for row in rows:
-        scores = [row["AP"], row["AP50"], row["AP75"], *(row["classes"][name]["AP50"] for name in classes)]
-        size, minutes = f"{row['parameters'] / 1e6:.2f} M", f"{row['seconds'] / 60:.0f}"
-        cells.append([f"`{mixer_of(row['model'])}`", *(f"{score:.1f}" for score in scores), size, minutes])
+        by_model.setdefault(row["model"], []).append(row)
+    lines = []
+    for model, runs in sorted(by_model.items(), key=lambda item: -mean(row["AP50"] for row in item[1])):
+        scores = [[row[name] for row in runs] for name in ("AP", "AP50", "AP75")]
+        scores += [[row["classes"][name]["AP50"] for row in runs] for name in classes]
+        size, minutes = f"{runs[0]['parameters'] / 1e6:.2f} M", f"{mean(row['seconds'] for row in runs) / 60:.0f}"
+        lines.append([f"`{model}`", *map(over_seeds, scores), size, minutes, len(runs)])
     note = (
-        f"RetinaNet on `metaformer_<mixer>_{rows[0]['model'].split('_')[-1]}`, trained from scratch on "
-        f"{samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, one seed, "
-        f"images of {recipe['max_size']}x{recipe['min_size']} pixels. COCO scores in percent; minutes of training."
+        f"RetinaNet, trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
+        f"images of {recipe['max_size']}x{recipe['min_size']} pixels. A backbone starts from scratch, or from the "
+        f"weights that its tag names. COCO scores in percent; with several seeds mean and standard deviation. Minutes "
+        f"of training."
     )
-    return f"{table(header, cells)}\n\n{wrap(note)}"
+    return f"{table(header, lines)}\n\n{wrap(note)}"
+
+
+def over_seeds(scores: Sequence[float]) -> str:
+    """Format the mean of scores, and their standard deviation if there are several."""
+    return f"{mean(scores):.1f}" + (f" ± {stdev(scores):.1f}" if len(scores) > 1 else "")
 
 
 def memory_table() -> str:
@@ -38,7 +50,3 @@ def memory_table() -> str:
         for row in rows
     ]
     return table(header, cells)
-
-
-def mixer_of(model: str) -> str:
-    return model.split("_")[1]

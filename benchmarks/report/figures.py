@@ -26,44 +26,35 @@ from benchmarks.weight_cards import by_mixer, load_cards
 
 
 def draw_curves(path: Path, family: dict[str, dict]) -> None:
-    """Draw training loss and held-out accuracy over the epochs, from cards that have learning curves."""
-    family = {mixer: card for mixer, card in family.items() if "curve" in card}
+    """Draw the training loss over the epochs, from the learning curves of the cards."""
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    seen = []
+    axes = figure.subplots()
     for mixer, card in family.items():
+        losses = card["curve"]["train_loss"]
         style = {"color": COLORS[mixer], "lw": 1.5, "ls": "--" if mixer == "identity" else "-"}
-        losses, scores = card["curve"]["train_loss"], card["curve"]["holdout_top1"]
-        left.plot(range(1, len(losses) + 1), losses, **style, label=mixer)
-        if points := [(epoch, score) for epoch, score in enumerate(scores, 1) if score is not None]:
-            right.plot(*zip(*points), **style)
-            seen.append([score for _, score in points])
-    if seen:
-        # The first quarter would hide the differences at the end.
-        floor = min(scores[len(scores) // 4] for scores in seen)
-        right.set_ylim(floor, max(map(max, seen)) + 0.05 * (max(map(max, seen)) - floor))
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.set(xlabel="epoch", ylabel="accuracy on the held-out slice, %")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.plot(range(1, len(losses) + 1), losses, **style, label=mixer)
+    axes.set(xlabel="epoch", ylabel="training loss")
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=len(family), frameon=False, handlelength=1.2, columnspacing=1.2)
     save(path, figure)
 
 
 def draw_front(path: Path, family: dict[str, dict], deployed: Mapping[str, tuple[float, float]]) -> None:
-    """Draw accuracy against multiply-adds and against latency, with the Pareto fronts.
+    """Draw accuracy against parameters and against latency, with the Pareto fronts.
 
     Args:
         path: picture to write.
         family: cards by mixer.
-        deployed: latency in ms and accuracy in % of the int8 models, by mixer.
+        deployed: latency in ms and accuracy in % of the int8 models, by mixer; empty if they are not measured.
     """
-    trained = {mixer: (card["macs"] / 1e6, card["top1"]) for mixer, card in family.items()}
-    panels = {"multiply-adds, millions": trained, "latency of one image in OpenVINO int8, ms": deployed}
+    trained = {mixer: (card["parameters"] / 1e6, card["top1"]) for mixer, card in family.items()}
+    panels = {"parameters, millions": trained}
+    if deployed:
+        panels["latency of one image in OpenVINO int8, ms"] = dict(deployed)
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
-    drawn = list(zip(figure.subplots(1, len(panels), sharey=True), panels.values()))
+    drawn = list(zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.values()))
     for (axes, points), title in zip(drawn, panels):
         for mixer, point in points.items():
             axes.plot(*point, "o", ms=7, color=COLORS[mixer])
@@ -143,10 +134,11 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     family = by_mixer(load_cards("cifar10"))
     engines = deploy.points()
-    draw_front(IMAGES / "cifar10-front.png", family, engines["openvino", "int8"])
+    draw_front(IMAGES / "cifar10-front.png", family, engines.get(("openvino", "int8"), {}))
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
-    deploy.draw_engines(deploy.PICTURE, engines)
+    if engines:
+        deploy.draw_engines(deploy.PICTURE, engines)
 
 
 if __name__ == "__main__":

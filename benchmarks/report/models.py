@@ -16,7 +16,7 @@ POOLFORMER = {
     f"metaformer_pooling_{size}.sail_in1k": top1
     for size, top1 in {"s12": 77.2, "s24": 80.3, "s36": 81.4, "m36": 82.1, "m48": 82.5}.items()
 }
-SIZES = ("nano", "nano_next", "s12", "s24", "s36", "m36", "m48")
+SIZES = ("nano", "s12", "s24", "s36", "m36", "m48")
 # Name pattern, arXiv number, how spatial weights handle another image size, what the tests compare the model with.
 FAMILIES = (
     ("raftmlp_*", "2108.04384", "resized", "authors' tensors and counts"),

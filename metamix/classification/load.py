@@ -21,7 +21,7 @@ from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, check_published
 from metamix.models.same_function import check_described_size, check_same_function
-from metamix.models.weights import adapt_checkpoint, find_weights, layer_names, read_weights
+from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
 from metamix.utils.tensor_files import load_into
 
 Tensors = dict[str, Tensor]
@@ -202,7 +202,7 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     Raises:
         ValueError: the file holds a detector or a segmenter, or metadata that are not accepted.
     """
-    tensors, metadata = read_weights(find_weights(source))
+    tensors, metadata = read_weights(source)
     held = {"detection": "a detector", "segmentation": "a segmenter"}.get(metadata.task or "")
     if held:
         raise ValueError(f"{source} holds {held}: add --task {metadata.task}")

@@ -1,4 +1,4 @@
-"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers. Within a size only the mixer differs.
+"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers.
 
     metaformer_identity_nano  metaformer_identity_s12  ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_pooling_nano   metaformer_pooling_s12   ..._s24  ..._s36  ..._m36  ..._m48
@@ -8,10 +8,9 @@
     metaformer_nin_nano       metaformer_nin_s12       ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
 
-`metaformer_<mixer>_nano_next` is the layout that `nano` takes in version 0.2: there the MLPs shrink by what the mixer
-costs. All but maxim have weights so far.
-The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12. The size
-nano is for images of 32 pixels: an overlapping stem of two convolutions, then three stages of strides 2, 4 and 8.
+The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
+within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
+then three stages of strides 2, 4 and 8. There the MLPs shrink by what the mixer costs, so all models cost the same.
 """
 
 from collections.abc import Sequence
@@ -21,26 +20,12 @@ from typing import Any
 
 from torch import nn
 
-from metamix.layers import GELU, GroupNorm1
+from metamix.layers import GELU
 from metamix.mixers import list_mixers
 
 from .arguments import check_stages, mixers_per_stage
 from .metaformer import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, build, register
-
-
-class ConvStem(CeilEmbed, nn.Sequential):
-    """conv3x3, GroupNorm, GELU, conv3x3 of stride 2: (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2))."""
-
-    reduction = 2
-
-    def __init__(self, in_chans: int, dim: int):
-        super().__init__(
-            ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
-            GroupNorm1(dim // 2),
-            GELU(),
-            ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
-        )
 
 
 class ConvNormAct(CeilEmbed, nn.Sequential):
@@ -71,8 +56,7 @@ class ConvNormActStem(CeilEmbed, nn.Sequential):
 
 
 SIZES: dict[str, dict[str, Any]] = {
-    "nano": dict(depths=(2, 3, 3), dims=(48, 96, 160), layer_scale=0.1, stem=ConvStem),
-    "nano_next": dict(
+    "nano": dict(
         depths=(2, 4, 2),
         dims=(64, 128, 192),
         layer_scale=0.1,
@@ -92,7 +76,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Share:
-    """What a mixer gets in `nano_next`: the MLPs beside it shrink by what it costs.
+    """What a mixer gets in `nano`: the MLPs beside it shrink by what it costs.
 
     Attributes:
         mlp_ratio: hidden width of the MLPs as a multiple of the channels.
@@ -104,7 +88,7 @@ class Share:
 
 
 # All models cost 73.6 million multiply-adds an image, within 3 %.
-NANO_NEXT = {
+NANO = {
     "identity": Share(4.0),
     "pooling": Share(4.0),
     "raft": Share(2.0, [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)]),
@@ -129,17 +113,14 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
     pixels, 56, 28, 14 and 7 for 224. They keep their size on larger maps, so that time is linear in the number of
     tokens, as for pooling. Only raft's time per token grows, with the sides of `img_size`.
     """
-    if size == "nano_next":
-        return {mixer: share.stages[min(stage, len(share.stages) - 1)] for mixer, share in NANO_NEXT.items()}
-    nano = size == "nano"
+    if size == "nano":
+        return {mixer: share.stages[min(stage, len(share.stages) - 1)] for mixer, share in NANO.items()}
     # The mixers of a model have at most half as many parameters as its MLPs.
     return {
-        "maxim": dict(input_proj_factor=1, block_size=(4, 4) if nano else (7, 7), grid_size=(4, 4) if nano else (7, 7)),
+        "maxim": dict(input_proj_factor=1, block_size=(7, 7), grid_size=(7, 7)),
         "wavemix": dict(mult=1, ff_channel=dim // 8),
-        "nin": dict(token_dim=128 if nano else 256, channel_dim=dim // 2, grid=(8, 8) if nano else (14, 14)),
-        "minattn": dict(
-            qk="shared", num_heads=max(1, dim // (16 if nano else 32)), context=(8, 8) if nano else (14, 14)
-        ),
+        "nin": dict(token_dim=256, channel_dim=dim // 2, grid=(14, 14)),
+        "minattn": dict(qk="shared", num_heads=max(1, dim // 32), context=(14, 14)),
     }
 
 
@@ -153,10 +134,10 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
         kwargs: arguments of `MetaFormer`; `mixer_args` override single options of `default_mixer_args`.
     """
     arguments = SIZES[size] | kwargs
-    if size == "nano_next":
+    if size == "nano":
         check_stages(arguments["depths"], arguments["dims"])
         mixers, _ = mixers_per_stage(arguments["mixer"], None, len(arguments["depths"]))
-        ratios = tuple(NANO_NEXT[mixer].mlp_ratio if mixer in NANO_NEXT else 4.0 for mixer in mixers)
+        ratios = tuple(NANO[mixer].mlp_ratio if mixer in NANO else 4.0 for mixer in mixers)
         arguments = {"mlp_ratio": ratios} | arguments
     return build(name, pretrained, default_mixer_args=partial(default_mixer_args, size=size), **arguments)
 
@@ -171,8 +152,8 @@ for size in SIZES:
         register(
             f"metaformer_{mixer}_{size}",
             metaformer,
-            cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size.startswith("nano") else IMAGENET,
-            tags=published_tags(size) if mixer == "pooling" and not size.startswith("nano") else None,
+            cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET,
+            tags=published_tags(size) if mixer == "pooling" and size != "nano" else None,
             size=size,
             mixer=mixer,
         )

@@ -170,7 +170,7 @@ def poolformer_semantic_fpn(
     drop_path_rate: float = 0.0,
 ) -> ModelAndFormat:
     """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
-    sizes = [size for size in SIZES if not size.startswith("nano")]
+    sizes = [size for size in SIZES if size != "nano"]
     backbone_args: dict[str, Any] = dict(drop_path_rate=drop_path_rate)
     if isinstance(arch, Mapping):
         wanted = {"layers", "embed_dims", "mlp_ratios", "layer_scale_init_value"}

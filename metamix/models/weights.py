@@ -9,6 +9,7 @@ classes differs, so the filter itself refuses a checkpoint that is not whole. Fo
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
@@ -32,14 +33,45 @@ from .same_function import check_same_function
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
-    """Read the tensors of a weight file or run folder, and its metadata.
+    """Read tensors and metadata as `read_tensors` does, and check the metadata.
 
     Raises:
-        ValueError: the file holds no weights, or its metadata are refused.
+        ValueError: the file holds no weights that this version reads, or its metadata are refused.
         FileNotFoundError: there is no such file.
     """
-    tensors, metadata = load_weights(path)
+    tensors, metadata = read_tensors(path)
     return tensors, ModelMetadata.from_dict(metadata, path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the unchecked metadata of a weight file, a run folder, or shipped weights by name.
+
+    Raises:
+        ValueError: the file holds no weights, or those of a nano model of version 0.1.
+        FileNotFoundError: there is no such file.
+    """
+    tensors, metadata = load_weights(find_weights(path))
+    refuse_old_nano(metadata.get("model"), tensors, path)
+    return tensors, metadata
+
+
+def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> None:
+    """Refuse weights of `metaformer_<mixer>_nano` of version 0.1, which had other layers.
+
+    Args:
+        model: registered name of the model or the backbone, with or without a tag.
+        tensors: names of its tensors.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: they are such weights.
+    """
+    nano = re.fullmatch(r"metaformer_\w+_nano(\..*)?", str(model))
+    if nano and any(name.endswith("stem.3.weight") for name in tensors):  # the stem ended with a convolution
+        raise ValueError(
+            f"{source} holds a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that "
+            f"reads it."
+        )
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
@@ -309,6 +341,7 @@ def check_state(
     Raises:
         ValueError: a tensor is missing, unknown or of a wrong shape.
     """
+    refuse_old_nano(model, unknown, "The checkpoint")
     problems = []
     missing = {file_name(key) for key in own.keys() - given.keys()}
     for what, keys in (("lacks", missing), ("has tensors that the model lacks:", unknown)):

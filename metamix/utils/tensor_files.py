@@ -188,8 +188,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
                 f"{tuple(own[resized[0]].shape)} here)"
             )
         raise ValueError(
-            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
-            f"another size of it?"
+            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, "
+            f"another size of it, or a file of another version of metamix?"
         )
     _check_finite(model, {name: tensors[name] for name in own if name not in left}, source)
     with torch.no_grad():

@@ -54,7 +54,7 @@ def test_budget_buys_fewer_steps_of_a_larger_model():
 def build(name, mixer):
     variant = ablate.resolve(name)
     json.dumps(variant.model)  # as the result file holds it
-    return timm.create_model(f"metaformer_{mixer}_{variant.size}", **ablate.with_embeds(variant.model))
+    return timm.create_model(f"metaformer_{mixer}_nano", **ablate.with_embeds(variant.model))
 
 
 @pytest.mark.parametrize("row", json.loads(ablations.ABLATIONS.read_text()), ids=lambda row: row["variant"])
@@ -77,9 +77,9 @@ def test_hybrids_cost_as_much_as_the_other_models(name):
     assert abs(count_macs(build(name, "identity"), (3, 32, 32)) / 73.6e6 - 1) < 0.03
 
 
-def test_descendants_have_the_size_of_their_ancestors():
-    assert ablate.resolve("next-mlps").size == "nano_next"
-    assert build("next-mlps", "raft").stages[0].blocks[0].mlp.fc1.out_channels == 4 * 64
+def test_variant_has_wider_mlps_than_its_parent():
+    assert build("nano-mlps", "raft").stages[0].blocks[0].mlp.fc1.out_channels == 4 * 64
+    assert build("nano", "raft").stages[0].blocks[0].mlp.fc1.out_channels == 2 * 64
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
@@ -155,11 +155,11 @@ def test_table_has_a_line_for_each_run():
 
 def test_mixers_are_compared_with_identity_of_the_same_variant_and_seed():
     rows = [
-        row("next", None, 77.0, mixer="identity"),
-        row("next", None, 82.25, mixer="raft"),
-        row("next", None, 83.0, mixer="raft", seed=1),
+        row("nano", None, 77.0, mixer="identity"),
+        row("nano", None, 82.25, mixer="raft"),
+        row("nano", None, 83.0, mixer="raft", seed=1),
     ]
     identity, raft, other_seed = ablations.lay_out_mixers(rows).splitlines()[2:]
-    assert identity == "| `next` | `identity` | 0 | 77.0 |  | 1.23 M | 58.7 | 3.50 | 8.0 |"
-    assert raft.startswith("| `next` | `raft` | 0 | 82.2 | +5.2 |")
-    assert other_seed.startswith("| `next` | `raft` | 1 | 83.0 |  |")
+    assert identity == "| `nano` | `identity` | 0 | 77.0 |  | 1.23 M | 58.7 | 3.50 | 8.0 |"
+    assert raft.startswith("| `nano` | `raft` | 0 | 82.2 | +5.2 |")
+    assert other_seed.startswith("| `nano` | `raft` | 1 | 83.0 |  |")

@@ -38,7 +38,7 @@ def test_every_mixer_has_learned_the_digits():
 
 def test_weights_are_small():
     sizes = [path.stat().st_size for path in weights_dir().glob("*.safetensors")]
-    assert max(sizes) < 10e6 and sum(sizes) < 70e6  # both layouts of the nanos, until the new one replaces the old
+    assert max(sizes) < 10e6 and sum(sizes) < 60e6
 
 
 @pytest.mark.parametrize("name", CARDS)

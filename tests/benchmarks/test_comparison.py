@@ -15,16 +15,15 @@ CARDS = by_mixer(load_cards("digits"))
 def test_speeds_of_a_tag_are_of_one_measurement(tag):
     where = ("cpu", "threads", "precision", "batch_size", "commit")
     costs = [card["cost"] for card in load_cards(tag) if "cost" in card]
-    assert len({tuple(cost.get(key) for key in where) for cost in costs}) == 1
+    assert len({tuple(cost.get(key) for key in where) for cost in costs}) <= 1
 
 
 def test_missing_models_and_speeds_are_marked(monkeypatch):
     card = {key: value for key, value in CARDS["identity"].items() if key != "cost"}
     monkeypatch.setattr(comparison, "load_cards", lambda tag: [card])
     text = comparison.family_table("absent")
-    assert "| `raft` | not trained |" in text and "| `identity` | 99.72 | 15 |" in text
-    assert "| not measured |" in text and "Speed" not in text
-    assert "| `identity` | not scored | not scored |" in comparison.size_table("absent")
+    assert "| `raft` | not trained |  |  |" in text and "| `identity` | 99.72 | 1.51 M | 73 M |" in text
+    assert "img/s" not in text and "Speed" not in text and "One seed each." in text
 
 
 def test_unequal_recipes_are_noted():
@@ -37,7 +36,7 @@ def test_unequal_recipes_are_noted():
 
 @pytest.mark.parametrize(
     "changed, said",
-    [({"epochs": 3}, "71.00 ± 0.20 (2 runs, 3 epochs)"), ({}, "71.00 ± 0.20 (2 runs)"), (None, "one seed")],
+    [({"epochs": 3}, "71.00 ± 0.20 (2 runs, 3 epochs)"), ({}, "71.00 ± 0.20 (2 runs)"), (None, "")],
 )
 def test_a_spread_of_shorter_runs_says_so(changed, said):
     spread = {"seeds": [1, 2], "epochs": 3, "changed": changed}
@@ -87,8 +86,8 @@ def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "FILE", tmp_path / "sizes.json")
     comparison.FILE.write_text(json.dumps({"digits": {"sizes": {"metaformer_raft_nano.digits": scores}}}))
     monkeypatch.setattr(comparison, "load_cards", lambda tag: [CARDS["raft"]])
-    (line,) = comparison.adapted_table("digits").splitlines()[2:]
-    assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |  |"
+    (line,) = comparison.sizes_table("digits").splitlines()[2:]
+    assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |"
 
 
 def test_fine_tuning_runs_are_read(tmp_path):
@@ -116,11 +115,11 @@ def test_pairs_name_this_mixer_first(tmp_path, monkeypatch):
     ]
     top1 = {"identity": 80.0, "pooling": 82.0, "raft": 87.0}
     found = {"images": 1000, "top1": {m: {"one_view": v, "six_views": v + 1} for m, v in top1.items()}, "pairs": pairs}
-    paired.FILE.write_text(json.dumps({"nano.digits": found}))
+    paired.FILE.write_text(json.dumps({"digits": found}))
     with pytest.raises(ValueError, match="does not compare raft with pooling"):
         comparison.pairs_table("digits")
     pairs.append({"first": "raft", "second": "pooling", "only_first": 60, "only_second": 10, "p": 0.001})
-    paired.FILE.write_text(json.dumps({"nano.digits": found}))
+    paired.FILE.write_text(json.dumps({"digits": found}))
     text = comparison.pairs_table("digits")
     assert "| `raft` | 87.00 | 88.00 | 90 : 20, p 1e-09 | 60 : 10, p 0.001 |" in text
     assert "| `identity` | 80.00 | 81.00 |  | 30 : 50, p 0.03 |" in text and "On the 1,000 test images" in text

@@ -15,8 +15,8 @@ def run(tmp_path, monkeypatch):
     """Return a function that makes finished run folders."""
     monkeypatch.setattr(detection, "PICTURE", tmp_path / "best.jpg")
 
-    def make(mixer, ap50, **recipe):
-        folder = tmp_path / mixer
+    def make(mixer, ap50, seed=0, **recipe):
+        folder = tmp_path / f"{mixer}-{seed}"
         folder.mkdir()
         summary = dict.fromkeys(detection.KEPT, 0) | dict(
             model=f"metaformer_{mixer}_nano",
@@ -26,9 +26,13 @@ def run(tmp_path, monkeypatch):
             AP75=ap50 / 3,
             parameters=1_230_000,
             seconds=600,
+            seed=seed,
             samples={"train": 3, "holdout": 2, "test": 1},
         )
-        recipe = dict(model=summary["model"], output=str(folder), lr=0.1, epochs=9, min_size=48, max_size=64) | recipe
+        recipe = (
+            dict(model=summary["model"], seed=seed, output=str(folder), lr=0.1, epochs=9, min_size=48, max_size=64)
+            | recipe
+        )
         classes = {"disc": {"AP": 1.0, "AP50": 12.34}}
         (folder / "summary.json").write_text(json.dumps(summary))
         (folder / "test_scores.json").write_text(json.dumps({"classes": classes}))
@@ -51,10 +55,18 @@ def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):
     detection.add(results, run("pooling", 70))
     assert picture_height() == 80
     lines = report.render(results).split("\n")
-    assert lines[2] == "| `nin` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 10 |"
-    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| `nin`", "| `pooling`", "| `raft`"]
+    assert lines[2] == "| `metaformer_nin_nano` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 10 | 1 |"
+    assert [line.split("_")[1] for line in lines[2:5]] == ["nin", "pooling", "raft"]
     note = " ".join(lines[6:])
-    assert "from scratch on 3 images and tested on 1: 9 epochs, one seed, images of 64x48 pixels." in note
+    assert "trained on 3 images and tested on 1: 9 epochs, images of 64x48 pixels." in note
+
+
+def test_seeds_of_a_model_share_a_line(run):
+    results = {}
+    for seed, ap50 in enumerate((60, 63, 66)):
+        detection.add(results, run("raft", ap50, seed))
+    (line,) = (line for line in report.render(results).split("\n") if "raft" in line)
+    assert line == "| `metaformer_raft_nano` | 31.5 ± 1.5 | 63.0 ± 3.0 | 21.0 ± 1.0 | 12.3 ± 0.0 | 1.23 M | 10 | 3 |"
 
 
 def test_a_run_made_again_replaces_its_row(run, tmp_path):
@@ -70,8 +82,10 @@ def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
     results = {}
     detection.add(results, run("raft", 60))
     with pytest.raises(
-        ValueError, match="nin followed another recipe than the runs in detection.json: lr 0.2 and not 0.1"
+        ValueError, match="nin-0 followed another recipe than the runs in detection.json: lr 0.2 and not 0.1"
     ):
         detection.add(results, run("nin", 90, lr=0.2))
+    with pytest.raises(ValueError, match="pretrained True: name the weights by their tag"):
+        detection.add(results, run("nin", 90, seed=1, pretrained=True))
     with pytest.raises(ValueError, match="has no summary.json: give the folder of a finished run"):
         detection.add(results, tmp_path)

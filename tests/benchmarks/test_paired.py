@@ -25,12 +25,10 @@ def test_models_that_agree_do_not_differ():
 
 def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
-    monkeypatch.setattr(
-        paired, "by_mixer", lambda cards, size: {"pooling": next(c for c in cards if "pooling" in c["name"])}
-    )
+    monkeypatch.setattr(paired, "by_mixer", lambda cards: {"pooling": next(c for c in cards if "pooling" in c["name"])})
     paired.main(["--tag", "digits"])
     found = json.loads(paired.FILE.read_text())
-    assert paired.from_hex(found["nano.digits"]["top1"]["pooling"]["right"], 360).sum() == 359
+    assert paired.from_hex(found["digits"]["top1"]["pooling"]["right"], 360).sum() == 359
     monkeypatch.setattr(paired, "is_right", None)  # known weights are not scored again
     paired.main(["--tag", "digits"])
     assert json.loads(paired.FILE.read_text()) == found

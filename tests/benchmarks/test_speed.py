@@ -102,7 +102,7 @@ def test_ops_are_those_of_a_step(mode):
     flop = sum(op["flop"] for op in ops)
     first = 2 * 2 * 32 * 32 * 3 * 4 * 9  # the first convolution, 3x3 of 3 channels to 4, has no gradient for images
     assert flop == (2 * macs if mode == "infer" else 6 * macs - first)
-    backward = [op for op in ops if op["op"].startswith("convolution_backward 1x1") and " 32x8x" in op["shapes"]]
+    backward = [op for op in ops if op["op"].startswith("convolution_backward 1x1") and " 12x8x" in op["shapes"]]
     assert {op["part"] for op in backward} == ({"channel MLP"} if mode == "train" else set())
 
 

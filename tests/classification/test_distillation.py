@@ -16,6 +16,7 @@ def test_distillation_draws_towards_the_teacher(weights):
     path, teacher = weights()
     digits = small_task(teacher=SMALL["model"], teacher_checkpoint=path, distill=1.0, temperature=2.0)
     student = digits.model.build()
+    teacher.eval()
     batch = {"image": torch.randn(4, 1, 32, 32), "target": torch.arange(4)}
     far, _ = digits.loss(student, batch)
     near, _ = digits.loss(teacher, batch)

@@ -76,14 +76,14 @@ def test_layer_scale_of_each_mixer(mixer):
     ],
 )
 def test_batch_norm(model_args, norms):
-    model = randomize(timm.create_model("metaformer_pooling_nano", **SMALL | model_args))
+    model = randomize(timm.create_model("metaformer_pooling_s12", **SMALL | model_args))
     fused = fuse(model)
     assert_same(fused, model, images(2, 3, 32, 37))
     assert count(fused, nn.BatchNorm2d) == norms and count(fused, LayerScale2d) == 0
 
 
 def test_batch_norm_of_stem_and_downsampling():
-    model = randomize(timm.create_model("metaformer_pooling_nano_next", **SMALL))
+    model = randomize(timm.create_model("metaformer_pooling_nano", **SMALL))
     fused = fuse(model)
     assert_same(fused, model, images(2, 3, 33, 32))
     norms = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
@@ -127,7 +127,7 @@ def test_scale_of_a_norm_that_serves_twice_stays():
 
 
 def test_inside_another_model_and_of_no_ours():
-    body = randomize(timm.create_model("metaformer_wavemix_nano", features_only=True, **SMALL | {"num_classes": 0}))
+    body = randomize(timm.create_model("metaformer_wavemix_s12", features_only=True, **SMALL | {"num_classes": 0}))
     fused, x = fuse(nn.Sequential(body)), images(1, 3, 32, 32)
     for given, expected in zip(fused(x), body(x), strict=True):
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-11 * expected.abs().max().item())

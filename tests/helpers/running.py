@@ -21,6 +21,9 @@ torch.set_num_threads(1)  # tests share the machine
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "metaformer_identity_nano"
 TINY = ["--model", MODEL, "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}", "--device", "cpu"]
+# Batch statistics depend on how many samples a process sees at a time.
+WITHOUT_BATCH_NORM = ["--model", "metaformer_identity_s12", "--img-size", 32]
+WITHOUT_BATCH_NORM += ["--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
 MACHINE_COLUMNS = ("seconds", "img_per_s", "memory_gib")
 
 

@@ -133,7 +133,7 @@ def test_layers_above_frozen_ones_train_in_channels_last(frozen):
 
 def test_weights_made_for_grey_images_take_colour_ones(tmp_path):
     torch.manual_seed(0)
-    model = timm.create_model("metaformer_pooling_nano", in_chans=1, **TINY)
+    model = timm.create_model("metaformer_pooling_nano", in_chans=1, **TINY).eval()
     about = dict(in_chans=1, img_size=32, mean=[0.3], std=[0.2])
     save_weights(tmp_path / "grey.safetensors", model.state_dict(), about)
     backbone = build_backbone("metaformer_pooling_nano", checkpoint=tmp_path / "grey.safetensors", **TINY)

@@ -41,7 +41,7 @@ def parameters(model):
 
 
 def test_names():
-    assert list(SIZES) == ["nano", "nano_next", *POOLFORMER]
+    assert list(SIZES) == ["nano", *POOLFORMER]
     assert set(timm.list_models("metaformer_*")) == {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
     assert metamix.list_mixers() == MIXERS
 
@@ -54,10 +54,7 @@ def test_pooling_is_poolformer(size):
     assert [p.shape for p in model.parameters() if p.ndim > 1] == [p.shape for p in theirs.parameters() if p.ndim > 1]
 
 
-SAME_MLPS = [size for size in SIZES if size != "nano_next"]
-
-
-@pytest.mark.parametrize("size", SAME_MLPS)
+@pytest.mark.parametrize("size", POOLFORMER)
 def test_only_the_mixer_differs(size):
     def outside(mixer):
         model = shapes(mixer, size)
@@ -75,36 +72,35 @@ def test_only_the_mixer_differs(size):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
-    for size in SAME_MLPS:
+    for size in POOLFORMER:
         blocks = [block for stage in shapes(mixer, size).stages for block in stage.blocks]
         assert sum(parameters(b.mixer) for b in blocks) <= sum(parameters(b.mlp) for b in blocks) / 2, size
 
 
-def test_nano_next_costs_the_same_with_every_mixer():
-    costs = {mixer: count_macs(shapes(mixer, "nano_next"), (3, 32, 32)) for mixer in MIXERS}
+def test_nano_costs_the_same_with_every_mixer():
+    costs = {mixer: count_macs(shapes(mixer, "nano"), (3, 32, 32)) for mixer in MIXERS}
     assert costs["identity"] == costs["pooling"] == 73_631_616
     assert all(abs(cost / costs["identity"] - 1) <= 0.03 for cost in costs.values()), costs
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_mixers_of_nano_next_have_at_most_the_parameters_of_full_mlps(mixer):
+def test_mixers_of_nano_have_at_most_the_parameters_of_full_mlps(mixer):
     def total(part, name):
-        return sum(parameters(getattr(b, part)) for stage in shapes(name, "nano_next").stages for b in stage.blocks)
+        return sum(parameters(getattr(b, part)) for stage in shapes(name, "nano").stages for b in stage.blocks)
 
     assert total("mixer", mixer) <= total("mlp", "identity")
 
 
 def test_mixers_of_stages_bring_their_share_of_the_mlps():
-    model = create("metaformer_pooling_nano_next", mixer=("pooling", "raft", "minattn"))
+    model = create("metaformer_pooling_nano", mixer=("pooling", "raft", "minattn"))
     assert [stage.blocks[0].mlp.fc1.out_channels for stage in model.stages] == [4 * 64, 2 * 128, 2 * 192]
     assert model.stages[1].blocks[0].mixer.vertical.fc1.weight.shape[0] == 2 * 8 * 8  # expansion, raft size, map side
-    assert create("metaformer_raft_nano_next", mlp_ratio=1.0).stages[0].blocks[0].mlp.fc1.out_channels == 64
+    assert create("metaformer_raft_nano", mlp_ratio=1.0).stages[0].blocks[0].mlp.fc1.out_channels == 64
 
 
-@pytest.mark.parametrize("size", ["nano", "nano_next"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_nano_trains_on_images_of_32(mixer, size):
-    model = create(f"metaformer_{mixer}_{size}").train()
+def test_nano_trains_on_images_of_32(mixer):
+    model = create(f"metaformer_{mixer}_nano").train()
     assert parameters(model) <= 2_000_000
     assert model.pretrained_cfg["input_size"] == (3, 32, 32) and model.pretrained_cfg["num_classes"] == 10
     y = model(torch.randn(2, 3, 32, 32))
@@ -136,7 +132,7 @@ def test_work_is_linear_in_the_number_of_tokens(mixer):
 def test_options_of_the_table_can_be_overridden():
     table = create("metaformer_minattn_nano").stages[0].blocks[0].mixer
     given = create("metaformer_minattn_nano", mixer_args=dict(num_heads=1, context=None)).stages[0].blocks[0].mixer
-    assert (table.heads, table.context, table.symmetric) == (3, (8, 8), True)
+    assert (table.heads, table.context, table.symmetric) == (4, (8, 8), True)
     assert (given.heads, given.context, given.symmetric) == (1, None, True)
 
 

@@ -35,7 +35,7 @@ def saved(tmp_path):
         file = tmp_path / f"{name}.safetensors"
         arguments = {key: list(value) for key, value in TINY.items()} | model_args
         metadata = {"model": name, "model_args": arguments, "num_classes": 10, "in_chans": 3, "img_size": 32}
-        save_weights(file, create(name, **model_args).state_dict(), metadata)
+        save_weights(file, create(name, num_classes=10, img_size=32, **model_args).state_dict(), metadata)
         return file
 
     return save
@@ -46,9 +46,9 @@ OTHERS = [
     ("metaformer_identity_nano", {}, "metaformer_pooling_nano", {}, r"identity\(\), but .*pooling\(pool_size=3"),
     ("metaformer_pooling_nano", {"mixer_args": {"pool_size": 7}}, "metaformer_pooling_nano", {}, "pool_size=7.*size=3"),
     ("metaformer_pooling_nano", {}, "metaformer_pooling_nano", {"mixer": "identity"}, r"pooling\(.*identity\(\)"),
-    ("metaformer_minattn_nano", {}, "metaformer_minattn_nano", {"mixer_args": {"num_heads": 4}}, "heads=1.*heads=4"),
+    ("metaformer_minattn_s12", {}, "metaformer_minattn_s12", {"mixer_args": {"num_heads": 4}}, "heads=1.*heads=4"),
     ("metaformer_pooling_nano", {"act_layer": "relu"}, "metaformer_pooling_nano", {}, r"mlp.act ReLU\(.*GELU\("),
-    ("metaformer_pooling_nano", {"norm2": "layernorm2d"}, "metaformer_pooling_nano", {}, "norm2 LayerN.*GroupNorm1"),
+    ("metaformer_pooling_s12", {"norm2": "layernorm2d"}, "metaformer_pooling_s12", {}, "norm2 LayerN.*GroupNorm1"),
 ]  # fmt: skip
 
 
@@ -71,8 +71,8 @@ def test_weights_of_another_function_are_refused(name, args, other, other_args, 
     ("metaformer_pooling_nano", {}, "metaformer_pooling_nano", {}),
     ("metaformer_pooling_nano", {"mixer": "raft"}, "metaformer_raft_nano", {}),  # the same model by another name
     ("metaformer_pooling_nano", {"proj_drop_rate": 0.5}, "metaformer_pooling_nano", {"drop_path_rate": 0.3}),
-    ("metaformer_minattn_nano", {"mixer_args": {"context": [8, 8]}}, "metaformer_minattn_nano", {}),
-    ("metaformer_nin_nano", {"mixer_args": {"grid": 8}}, "metaformer_nin_nano", {"img_size": 32, "in_chans": 3}),
+    ("metaformer_minattn_s12", {"mixer_args": {"context": [14, 14]}}, "metaformer_minattn_s12", {}),
+    ("metaformer_nin_s12", {"mixer_args": {"grid": 14}}, "metaformer_nin_s12", {"img_size": 32, "in_chans": 3}),
 ])  # fmt: skip
 def test_weights_of_the_same_function_load_without_a_warning(name, args, other, other_args, saved):
     file = saved(name, **args)
@@ -85,7 +85,7 @@ def test_weights_of_the_same_function_load_without_a_warning(name, args, other, 
 @pytest.mark.parametrize("name, other, mixer_args, words", [
     ("metaformer_pooling_nano", "metaformer_identity_nano", {}, r"stages.0 .*mixer pooling\(.*has identity\(\):.*dict"),
     ("metaformer_pooling_nano", "metaformer_pooling_nano", {"pool_size": 7}, "has pooling.*pool_size=7"),
-    ("metaformer_minattn_nano", "metaformer_minattn_nano", {"num_heads": 4}, "has minattn.*num_heads=4"),
+    ("metaformer_minattn_s12", "metaformer_minattn_s12", {"num_heads": 4}, "has minattn.*num_heads=4"),
 ])  # fmt: skip
 def test_load_state_dict_refuses_another_mixer(name, other, mixer_args, words, tmp_path):
     torch.save(create(name).state_dict(), tmp_path / "w.pt")

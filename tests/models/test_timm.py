@@ -330,24 +330,20 @@ def test_fx(name, model):
 # Endings of names of parameters whose gradient is zero by mathematics.
 NO_EFFECT = {
     "metaformer_pooling_nano": (".norm1.bias",),  # a mean of neighbours minus the centre removes a constant
-    "metaformer_wavemix_nano": (".up.bias",),  # batch statistics remove it, in training mode
-    "wavemix_144_7": (".up.bias",),
-    "wavemix_192_16": (".up.bias",),
-    "wavemixlite_8_10": (".fc2.bias",),  # the same: a constant map stays constant when upsampled
     "minattn_full_mlp_h4_cifar": (".key.bias",),  # shifts all similarities of a query alike, which softmax ignores
 }
 
 
 @ONE_OF_EACH
 def test_every_parameter_has_an_effect(name):
-    model = create(name, img_size=2 * side(name)).double().train()
+    model = create(name, img_size=2 * side(name)).double().eval()  # batch statistics would remove some biases
     y = model(images(model))
     (y * torch.randn_like(y)).sum().backward()
     for key, p in model.named_parameters():
         if key.endswith(NO_EFFECT.get(name, ("none",))):
             assert p.grad.abs().max() < 1e-12, key
         else:
-            assert p.grad.abs().max() > 1e-7, key
+            assert p.grad.abs().max() > 1e-9, key
 
 
 @ONE_OF_EACH
@@ -501,7 +497,7 @@ def test_safetensors(name, model, tmp_path):
 
 
 def test_names():
-    assert len(NAMES) == 88 and len(FAMILIES) == 15
+    assert len(NAMES) == 81 and len(FAMILIES) == 15
     assert set(NAMES) <= set(timm.list_models())
     with pytest.raises(ValueError, match="timm knows a model named 'poolformer_s12' already"):
         register("poolformer_s12", cfg={})

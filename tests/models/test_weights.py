@@ -14,8 +14,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, save_for_hf
 
 import metamix
+from metamix.detection import load_detector
 from metamix.models import registry
 from metamix.models import weights as metamix_weights
+from metamix.models.backbone import build_backbone
+from metamix.segmentation.load import load_segmenter
+from metamix.utils.tensor_files import save_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))
@@ -216,6 +220,43 @@ def test_a_model_is_made_for_the_images_of_its_weights(saved):
     save_file(model.state_dict(), file)
     overlay = dict(file=str(file), input_size=(3, 48, 48))
     assert same(create("metaformer_raft_nano", file, pretrained_cfg_overlay=overlay), model)
+
+
+OLD_NANO = "a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that reads it"
+
+
+@pytest.fixture(params=[{"model": "metaformer_raft_nano"}, {"model": "metaformer_raft_nano.digits"}, {}])
+def old_nano(request, tmp_path):
+    """Write tensors as version 0.1 named them, with and without metadata. Return the file."""
+    state = timm.create_model("metaformer_raft_nano", num_classes=10).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("stem.3.")}
+    state["stem.3.weight"] = torch.zeros(64, 32, 3, 3)
+    file = tmp_path / "old.safetensors"
+    save_file(state, file, request.param)
+    return file
+
+
+def test_weights_of_the_nano_of_version_0_1_are_refused(old_nano):
+    load = {
+        "timm's checkpoint_path": lambda: timm.create_model("metaformer_raft_nano", checkpoint_path=str(old_nano)),
+        "timm's overlay": lambda: timm.create_model(
+            "metaformer_raft_nano", pretrained=True, pretrained_cfg_overlay=dict(file=str(old_nano))
+        ),
+        "a backbone": lambda: build_backbone("metaformer_raft_nano", checkpoint=old_nano),
+        "a classifier": lambda: metamix.load_classifier(old_nano, model="metaformer_raft_nano"),
+    }
+    for what, call in load.items():
+        with pytest.raises(ValueError) as error:
+            call()
+        assert OLD_NANO in str(error.value), what
+
+
+def test_detectors_and_segmenters_of_the_nano_of_version_0_1_are_refused(tmp_path):
+    file = tmp_path / "old.safetensors"
+    save_weights(file, {"backbone.body.stem.3.weight": torch.zeros(1)}, {"model": "metaformer_nin_nano"})
+    for load in (load_detector, load_segmenter):
+        with pytest.raises(ValueError, match=f"old.safetensors holds {OLD_NANO}"):
+            load(file)
 
 
 def test_only_the_head_may_be_missing(saved):

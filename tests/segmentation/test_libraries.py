@@ -41,7 +41,7 @@ def upernet(channels, **options):
 
 
 def test_upernet_of_hugging_face():
-    model = upernet(16, auxiliary_channels=8, auxiliary_in_channels=160)
+    model = upernet(16, auxiliary_channels=8, auxiliary_in_channels=192)
     result = model(torch.rand(2, 3, 48, 64), labels=torch.randint(0, 4, (2, 48, 64)))
     assert result.logits.shape == (2, 4, 48, 64)
     result.loss.backward()

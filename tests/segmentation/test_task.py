@@ -96,8 +96,8 @@ def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(scenes, tmp_path):
-    words = ["--head", "wavemix", "--head-args", "{head_channels: [8, 8, 8]}", "--data-dir", scenes(), "--seed", 1]
-    words = list(map(str, [*WORDS, *words, "--batch-size", 4]))
+    words = ["--head", "wavemix", "--head-args", "{head_channels: [8, 8, 8, 8]}", "--data-dir", scenes(), "--seed", 1]
+    words = list(map(str, [*WORDS, *words, "--model", "metaformer_identity_s12", "--batch-size", 4]))
     train(*words, "--output", tmp_path / "one")
     ranks = start_all(2, *words, "--output", tmp_path / "two", logs=tmp_path)
     for rank in ranks:
@@ -127,7 +127,7 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
 
 def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
     root, first = scenes(), tmp_path / "first"
-    words = ["--model", "metaformer_identity_nano_next", "--data-dir", root]
+    words = ["--model", "metaformer_identity_nano", "--data-dir", root]
     train(*SMALL_HEAD, *words, "--output", first)
     for thawed, head_args in ((False, "{neck_channels: 16, head_channels: 16}"), (True, "{frozen_norms: false}")):
         head_args = f"{head_args[:-1]}, neck_channels: 16, head_channels: 16}}" if thawed else head_args

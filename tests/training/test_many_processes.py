@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from running import ROOT, TINY, free_port, metrics, start_all, train
+from running import ROOT, TINY, WITHOUT_BATCH_NORM, free_port, metrics, start_all, train
 
 import metamix.cli.evaluate
 from metamix.utils.tensor_files import load_checkpoint
@@ -17,6 +17,7 @@ from metamix.utils.tensor_files import load_checkpoint
 # An epoch is one step, so metrics.csv has the loss of each.
 TWENTY_STEPS = ["--epochs", 20, "--batch-size", 400, "--lr", 3e-3, "--warmup-epochs", 2, "--amp", "none"]
 TWENTY_STEPS += ["--holdout", 0.7, "--eval-every", 20, "--mixup", 0.5, "--ema", "--clip-grad", 1]
+TWENTY_STEPS += WITHOUT_BATCH_NORM
 
 
 def losses(folder):
