@@ -10,8 +10,8 @@ from typing import Any
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata, Rule, check_entries, is_whole
 from metamix.models.same_function import check_described_size
-from metamix.models.weights import read_tensors
-from metamix.utils.tensor_files import load_into
+from metamix.models.weights import find_weights
+from metamix.utils.tensor_files import load_into, load_weights
 
 from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
@@ -161,7 +161,7 @@ def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = load_weights(find_weights(path))
     spec = DetectorSpec.from_dict(metadata, path)
     known = ModelMetadata.from_dict(metadata, path)
     check_described_size(replace(known, img_size=None), tensors, path)  # img_size is that of the detector
@@ -193,7 +193,7 @@ def load_pretrained(model: Detector, path: str | Path, classes: list[str]) -> li
     Returns:
         The names of the weights that were not loaded.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = load_weights(find_weights(path))
     if metadata.get("classes", classes) != classes:  # the number of classes may be the same
         tensors = {name: value for name, value in tensors.items() if not name.startswith(model.classifier)}
     return load_into(model, tensors, str(path), head=model.classifier)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from metamix.models.backbone import EXTRA
-from metamix.models.weights import read_tensors
+from metamix.models.weights import find_weights
 from metamix.training.task import Batch
+from metamix.utils.tensor_files import load_weights
 
 from .anchors import choose_anchor_scale, describe_sizes
 from .data import DetectionData
@@ -89,7 +90,7 @@ class DetectionModel:
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
         """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
         options = self.options
-        start = metadata or (read_tensors(options.checkpoint)[1] if options.checkpoint else {})
+        start = metadata or (load_weights(find_weights(options.checkpoint))[1] if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
         if metadata is not None:
             self.continue_anchor_scale(metadata)

@@ -1,10 +1,13 @@
-"""Norms that avoid bugs and slow paths of torch."""
+"""Norms that avoid bugs and slow paths of torch, and the statistics of batch norms."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import timm.layers
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from .graph import fx_leaf
 
@@ -59,3 +62,17 @@ def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
     rows = x.permute(0, 2, 3, 1).to(wide)
     y = F.layer_norm(rows, weight.shape, weight.to(wide), bias.to(wide), eps)
     return y.to(x.dtype).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of the batch norms in `module` as they are, also in training."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, count

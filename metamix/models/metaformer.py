@@ -15,7 +15,7 @@ needs are in `timm_interface.py`.
 import math
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -25,7 +25,7 @@ from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, to_2t
 from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
+from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, keep_statistics, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import check_shape, describe_mixer
 from metamix.utils.checks import check_count, check_not_negative, check_rate
@@ -112,6 +112,11 @@ def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: i
     return limited
 
 
+def first_and_second_pass(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Return the contexts in which checkpointing runs and repeats a block."""
+    return nullcontext(), keep_statistics(block)
+
+
 class Block(nn.Module):
     """One MetaFormer block around a mixer, (B, dim, H, W) -> (B, dim, H, W); arguments as in `MetaFormer`."""
 
@@ -156,7 +161,13 @@ class Block(nn.Module):
             self.drop_path2 = make_drop_path()
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.branches, x) if self.grad_checkpointing else self.branches(x)
+        if not self.grad_checkpointing:
+            return self.branches(x)
+        if torch.compiler.is_compiling():  # which repeats no update, and takes no contexts
+            return checkpoint(self.branches, x)
+        # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
+        contexts = partial(first_and_second_pass, self)
+        return checkpoint(self.branches, x, use_reentrant=False, context_fn=contexts)
 
     def branches(self, x: Tensor) -> Tensor:
         """Add the mixer's and the MLP's branch to x."""

@@ -9,7 +9,6 @@ classes differs, so the filter itself refuses a checkpoint that is not whole. Fo
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
@@ -20,7 +19,7 @@ from timm.models import PretrainedCfg, load_state_dict
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.utils.tensor_files import CHECKPOINT, load_metadata, load_weights
+from metamix.utils.tensor_files import CHECKPOINT, load_metadata, load_weights, refuse_old_nano
 from metamix.utils.text import nearest
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
@@ -33,45 +32,14 @@ from .same_function import check_same_function
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
-    """Read tensors and metadata as `read_tensors` does, and check the metadata.
+    """Read the tensors and the metadata of a weight file, a run folder, or shipped weights by name.
 
     Raises:
         ValueError: the file holds no weights that this version reads, or its metadata are refused.
         FileNotFoundError: there is no such file.
     """
-    tensors, metadata = read_tensors(path)
-    return tensors, ModelMetadata.from_dict(metadata, path)
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the unchecked metadata of a weight file, a run folder, or shipped weights by name.
-
-    Raises:
-        ValueError: the file holds no weights, or those of a nano model of version 0.1.
-        FileNotFoundError: there is no such file.
-    """
     tensors, metadata = load_weights(find_weights(path))
-    refuse_old_nano(metadata.get("model"), tensors, path)
-    return tensors, metadata
-
-
-def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> None:
-    """Refuse weights of `metaformer_<mixer>_nano` of version 0.1, which had other layers.
-
-    Args:
-        model: registered name of the model or the backbone, with or without a tag.
-        tensors: names of its tensors.
-        source: the file's name, for the message.
-
-    Raises:
-        ValueError: they are such weights.
-    """
-    nano = re.fullmatch(r"metaformer_\w+_nano(\..*)?", str(model))
-    if nano and any(name.endswith("stem.3.weight") for name in tensors):  # the stem ended with a convolution
-        raise ValueError(
-            f"{source} holds a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that "
-            f"reads it."
-        )
+    return tensors, ModelMetadata.from_dict(metadata, path)
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:

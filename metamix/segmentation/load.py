@@ -10,8 +10,8 @@ from typing import Any
 from metamix.models.metadata import ModelMetadata, Rule, check_entries, is_whole
 from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
-from metamix.models.weights import read_tensors
-from metamix.utils.tensor_files import load_into
+from metamix.models.weights import find_weights
+from metamix.utils.tensor_files import load_into, load_weights
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS
@@ -160,7 +160,7 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     """
     if not path:
         raise ValueError("there are no weights: give --checkpoint FILE, or a run folder")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = load_weights(find_weights(path))
     spec = SegmenterSpec.from_dict(metadata, path)
     check_described_size(ModelMetadata.from_dict(metadata, path), tensors, path)
     model = spec.build()
@@ -178,7 +178,7 @@ def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> l
     Returns:
         The names of the weights that were not loaded.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = load_weights(find_weights(path))
     if metadata.get("classes", classes) != classes:  # the number of classes may be the same
         parts = tuple(f"{part}." for part in model.classifier)
         tensors = {name: value for name, value in tensors.items() if not name.startswith(parts)}

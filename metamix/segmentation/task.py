@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from metamix.models import count_macs
 from metamix.models.segmenters import Segmenter, check_backbone_name, published_segmenter
-from metamix.models.weights import read_tensors
+from metamix.models.weights import find_weights
 from metamix.training.task import Batch
+from metamix.utils.tensor_files import load_weights
 
 from .data import SegmentationData
 from .inference import PLAIN, Predictor, make_views
@@ -116,16 +117,16 @@ class SegmentationModel:
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
         """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
         options = self.options
-        checkpoint = options.checkpoint
-        start = metadata or (read_tensors(checkpoint)[1] if checkpoint else {})
+        checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
+        start = metadata or (load_weights(checkpoint)[1] if checkpoint else {})
         if start.get("task") == "segmentation":
-            spec = SegmenterSpec.from_dict(start, checkpoint or "the checkpoint")
+            spec = SegmenterSpec.from_dict(start, options.checkpoint or "the checkpoint")
             self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
-                self.notes.append(f"weights from {checkpoint}{describe_new(new)}")
+                self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
             return self._with_windows(model)
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
@@ -136,7 +137,7 @@ class SegmentationModel:
             new = [] if same else [f"{layer}.{name}" for layer in model.classifier for name in ("weight", "bias")]
             self.notes.append(f"weights of backbone and head from {options.model}{describe_new(new)}")
         elif options.pretrained or checkpoint:
-            self.notes.append(f"weights of the backbone from {checkpoint or options.model}")
+            self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
         return self._with_windows(model)
 
     def _freezes(self, loaded: bool) -> bool:

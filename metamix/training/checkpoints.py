@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, require, save_checkpoint
+from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, refuse_old_nano, require, save_checkpoint
 from metamix.utils.text import plural
 
 from .processes import ProcessGroup
@@ -62,6 +62,7 @@ class Checkpoints:
             return None
         state = load_checkpoint(path)
         require(state, ENTRIES, path)
+        refuse_old_nano(state["about"].get("model"), state["model"], path)
         return path, state
 
     def write(self, state: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -96,11 +97,13 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors by name, and the metadata, which are empty if the file has none.
 
     Raises:
-        ValueError: the file is damaged or holds no weights.
+        ValueError: the file is damaged, or holds no weights or those of a nano model of version 0.1.
     """
     path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        tensors, metadata = _load_safetensors(path)
+        refuse_old_nano(metadata.get("model"), tensors, path)
+        return tensors, metadata
     state, metadata = _load_torch(path), {}
     if isinstance(state, dict) and state.get("format") == FORMAT:
         require(state, ("recipe", "about", "model"), path)
@@ -111,7 +114,27 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = state[key]
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
+    refuse_old_nano(metadata.get("model"), state, path)
     return dict(state), metadata
+
+
+def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> None:
+    """Refuse weights of `metaformer_<mixer>_nano` of version 0.1, which had other layers.
+
+    Args:
+        model: registered name of the model or the backbone, with or without a tag.
+        tensors: names of its tensors.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: they are such weights.
+    """
+    nano = re.fullmatch(r"metaformer_\w+_nano(\..*)?", str(model))
+    if nano and any(name.endswith("stem.3.weight") for name in tensors):  # the stem ended with a convolution
+        raise ValueError(
+            f"{source} holds a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that "
+            f"reads it."
+        )
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
@@ -188,8 +211,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
                 f"{tuple(own[resized[0]].shape)} here)"
             )
         raise ValueError(
-            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, "
-            f"another size of it, or a file of another version of metamix?"
+            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
+            f"another size of it?"
         )
     _check_finite(model, {name: tensors[name] for name in own if name not in left}, source)
     with torch.no_grad():

@@ -348,7 +348,7 @@ def test_every_parameter_has_an_effect(name):
 
 @ONE_OF_EACH
 def test_grad_checkpointing(name, model):
-    """Gradients are the same, with dropout too, and blocks run twice."""
+    """Gradients and the statistics of batch norms are the same, with dropout too, and blocks run twice."""
 
     def run(enable):
         m, runs = copy.deepcopy(model).train(), []
@@ -358,12 +358,13 @@ def test_grad_checkpointing(name, model):
         torch.manual_seed(2)
         y = m(x)
         y.square().sum().backward()
-        return len(runs), y, {key: p.grad for key, p in m.named_parameters()}
+        return len(runs), y, {key: p.grad for key, p in m.named_parameters()}, dict(m.named_buffers())
 
-    (once, y, expected), (twice, again, grads) = run(False), run(True)
+    (once, y, expected, statistics), (twice, again, grads, others) = run(False), run(True)
     assert (once, twice) == (1, 2)
     assert_close(again, y)
     assert_close(grads, expected, 1e-4)
+    assert_close(others, statistics)
 
 
 @ONE_OF_EACH

@@ -227,10 +227,10 @@ OLD_NANO = "a nano model of version 0.1, which had other layers: metamix 0.1 is 
 
 @pytest.fixture(params=[{"model": "metaformer_raft_nano"}, {"model": "metaformer_raft_nano.digits"}, {}])
 def old_nano(request, tmp_path):
-    """Write tensors as version 0.1 named them, with and without metadata. Return the file."""
-    state = timm.create_model("metaformer_raft_nano", num_classes=10).state_dict()
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("stem.3.")}
-    state["stem.3.weight"] = torch.zeros(64, 32, 3, 3)
+    """Write a nano of the widths, depths and norms of version 0.1, with and without metadata. Return the file."""
+    norms = dict.fromkeys(("norm1", "norm2", "norm"), "groupnorm1")
+    model = timm.create_model("metaformer_raft_nano", dims=(48, 96, 160), depths=(2, 3, 3), mlp_ratio=4, **norms)
+    state = {name.replace("stem.3.0", "stem.3"): tensor for name, tensor in model.state_dict().items()}
     file = tmp_path / "old.safetensors"
     save_file(state, file, request.param)
     return file
