@@ -29,6 +29,7 @@ from metamix.classification.task import Classification, ClassificationOptions
 from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
 from metamix.models.metaformer import DOWNSAMPLE, CeilEmbed, ConvEmbed
+from metamix.models.metaformer_family import ConvNormAct, ConvNormActStem
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule
 from metamix.training.processes import ProcessGroup
@@ -60,8 +61,6 @@ class ConvPool(CeilEmbed, nn.Sequential):
 
     Args:
         in_chans, dim: channels of the input and of the output.
-        pool: pool the output of a convolution of stride 1; if false, the convolution has stride 2 and a quarter of the
-            cost.
         norm, act: constructors, `norm(dim)` and `act()`.
     """
 
@@ -72,13 +71,12 @@ class ConvPool(CeilEmbed, nn.Sequential):
         in_chans: int,
         dim: int,
         *,
-        pool: bool = True,
         norm: Callable[[int], nn.Module] = GroupNorm1,
         act: Callable[[], nn.Module] = GELU,
     ):
         super().__init__(
-            ConvEmbed(in_chans, dim, kernel_size=3, stride=1 if pool else 2, padding=1),
-            *([nn.MaxPool2d(2, ceil_mode=True)] if pool else []),
+            ConvEmbed(in_chans, dim, kernel_size=3, stride=1, padding=1),
+            nn.MaxPool2d(2, ceil_mode=True),
             norm(dim),
             act(),
         )
@@ -90,7 +88,7 @@ class ConvPoolStem(CeilEmbed, nn.Sequential):
     Args:
         in_chans, dim: channels of the image and of the output.
         width: channels at full resolution.
-        pool, norm, act: as for `ConvPool`.
+        norm, act: as for `ConvPool`.
     """
 
     reduction = 2
@@ -101,7 +99,6 @@ class ConvPoolStem(CeilEmbed, nn.Sequential):
         dim: int,
         *,
         width: int = 32,
-        pool: bool = True,
         norm: Callable[[int], nn.Module] = GroupNorm1,
         act: Callable[[], nn.Module] = GELU,
     ):
@@ -109,7 +106,7 @@ class ConvPoolStem(CeilEmbed, nn.Sequential):
             ConvEmbed(in_chans, width, kernel_size=3, stride=1, padding=1),
             norm(width),
             act(),
-            ConvPool(width, dim, pool=pool, norm=norm, act=act),
+            ConvPool(width, dim, norm=norm, act=act),
         )
 
 
@@ -136,8 +133,8 @@ MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallb
 EMBEDS: dict[str, Callable[..., nn.Module]] = {
     "conv-norm-act-conv stem": ConvStem,
     "conv": DOWNSAMPLE,
-    "conv-bn-act stem": partial(ConvPoolStem, pool=False, norm=nn.BatchNorm2d),
-    "conv-bn-act": partial(ConvPool, pool=False, norm=nn.BatchNorm2d),
+    "conv-bn-act stem": ConvNormActStem,
+    "conv-bn-act": ConvNormAct,
     "conv-pool-bn-act stem": partial(ConvPoolStem, norm=nn.BatchNorm2d),
     "conv-pool-bn-act": partial(ConvPool, norm=nn.BatchNorm2d),
     "conv-pool-norm-act stem": ConvPoolStem,
@@ -166,7 +163,7 @@ class Variant:
     share: float = 1.0
 
 
-# A learned mixer has the options and costs of `nano` in every variant. Before `nano` only pooling was run.
+# Learned mixers have their options of `nano` in every variant. Those above `nano` were run with pooling alone.
 VARIANTS = {
     "v0.1": Variant(
         "the nano of version 0.1: dims 48/96/160, depths 2/3/3, ratio 4",

@@ -26,9 +26,10 @@ def add(results: dict, run: Path) -> None:
         ValueError: the run is not finished, or it followed another recipe than the others.
     """
     summary, recipe = read_run(run)
-    if recipe.get("pretrained", False) != ("." in summary["model"]):
+    pretrained = recipe.get("pretrained", False)
+    if pretrained != ("." in summary["model"]):
         raise ValueError(
-            f"{run} trained {summary['model']} with pretrained {recipe['pretrained']}: name the weights by their tag, "
+            f"{run} trained {summary['model']} with pretrained {pretrained}: name the weights by their tag, "
             f"--model NAME.TAG --pretrained, or give neither"
         )
     ignored = free_options("detection") | {"model", "seed", "pretrained"}

@@ -124,13 +124,12 @@ def sizes_table(tag: str) -> str:
 
 
 def pairs_table(tag: str) -> str:
-    """Make the table of accuracy from one and from six views, and of McNemar's test against identity and pooling."""
+    """Make the table of accuracy from six views, and of McNemar's test against identity and pooling."""
     found = json.loads(paired.FILE.read_text())[tag]
     others = [mixer for mixer in ("identity", "pooling") if mixer in found["top1"]]
     rows = [
         [
             f"`{mixer}`",
-            f"{top1['one_view']:.2f}",
             f"{top1['six_views']:.2f}",
             *("" if mixer == other else against(mixer, other, found["pairs"]) for other in others),
         ]
@@ -141,7 +140,7 @@ def pairs_table(tag: str) -> str:
         f"the other classifies correctly from one view, and the p-value of McNemar's exact test. Six views: the image, "
         f"moved by a pixel up and left, and down and right, and all three flipped."
     )
-    header = ["mixer", "one view, %", "six views, %", *(f"against `{other}`" for other in others)]
+    header = ["mixer", "six views, %", *(f"against `{other}`" for other in others)]
     return f"{table(header, rows)}\n\n{wrap(note)}"
 
 

@@ -74,7 +74,7 @@ def digits(ms: float) -> str:
 
 def accuracy_table() -> str:
     """Make a table of accuracy and sizes in lower precision for each machine."""
-    parts = load("accuracy").get("parts", [])
+    parts = scored_parts()
     if not parts:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
@@ -84,6 +84,14 @@ def accuracy_table() -> str:
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
+
+
+def scored_parts() -> list[dict]:
+    """Return the accuracies of each machine, without those of weights that have been replaced."""
+    shipped = {weights_digest(card) for card in load_cards()}
+    parts = load("accuracy").get("parts", [])
+    current = [part | {"rows": [row for row in part["rows"] if row.get("weights") in shipped]} for part in parts]
+    return [part for part in current if part["rows"]]
 
 
 def losses(found: Mapping) -> str:
@@ -121,13 +129,11 @@ def picture() -> str:
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
     """Return {engine and precision: {mixer: (ms, test accuracy)}} where both are measured, by rising accuracy.
 
-    Accuracy is that on the machine of the speed where it was measured there, else that on another. Accuracies of
-    weights that have been replaced are left out.
+    Accuracy is that on the machine of the speed where it was measured there, else that on another.
     """
     timed = load("speed")
-    parts = sorted(load("accuracy").get("parts", []), key=lambda part: part["machine"] == timed.get("machine"))
-    shipped = {weights_digest(card) for card in load_cards()}
-    scored = [row for part in parts for row in part["rows"] if row.get("weights") in shipped]
+    parts = sorted(scored_parts(), key=lambda part: part["machine"] == timed.get("machine"))
+    scored = [row for part in parts for row in part["rows"]]
     tops = {}
     for row in scored:
         mixer = mixer_of(row["model"])
