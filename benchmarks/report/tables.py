@@ -33,7 +33,7 @@ SECTIONS = {
     "weights": models.weights,
     "cifar10": lambda: comparison.family_table("cifar10"),
     "cifar10-pairs": lambda: comparison.pairs_table("cifar10"),
-    "digits-sizes": lambda: comparison.sizes_table("digits"),
+    "cifar10-sizes": lambda: comparison.sizes_table("cifar10"),
     "published": comparison.published_table,
     "minattn": minattn.variants_table,
     "deploy-batch-1": lambda: deploy.speed_table(1),
