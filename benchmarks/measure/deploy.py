@@ -85,14 +85,19 @@ def reference_of(name: str) -> str:
 
 
 def add_speeds(found: dict, name: str, result: dict) -> dict:
-    """Replace the rows of a model by new ones; rows of another machine, versions or threads are dropped.
+    """Replace the rows of a model by new ones; rows of another machine, other engines or threads are dropped.
 
     Args:
         found: earlier result, empty if there is none.
         name: of the model.
         result: of `benchmark` for this model.
     """
-    same = all(found.get(key) == result[key] for key in ("machine", "threads", "versions", "runs"))
+
+    def conditions(one: dict) -> list:
+        versions = {name: version for name, version in one.get("versions", {}).items() if name != "metamix"}
+        return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
+
+    same = conditions(found) == conditions(result)
     reference = result.pop("reference")
     base = {row["batch"]: row["ms"] for row in reversed(result["rows"]) if row["model"] == reference}
     own = [row for row in result["rows"] if row["model"] == name]

@@ -33,6 +33,8 @@ def test_results_of_models_are_put_together():
     again = deploy.add_speeds(both, nin["model"], result([reference, nin | {"ms": 30.0}]))
     assert [r["ms"] for r in again["rows"]] == [60, 30] and again["failed"] == {}
     assert deploy.add_speeds(both, nin["model"], result([reference, nin], machine="there"))["rows"] == [nin]
+    for versions, kept in ({"metamix": "9"}, 2), ({"openvino": "9"}, 1):
+        assert len(deploy.add_speeds(both, nin["model"], result([reference, nin], versions=versions))["rows"]) == kept
 
 
 def test_a_nano_is_compared_with_itself():
