@@ -151,9 +151,10 @@ def from_checkout(name: str, authors: Path | None) -> nn.Module:
     for folder in (path.parents[checkout.file.count("/")], path.parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    # PoolFormer's file registers its models under the names of timm's.
+    # PoolFormer's file registers its models under the names of timm's, which forgets their configurations.
+    registry = timm.models._registry
     try:
-        with patch.dict(timm.models._registry._model_entrypoints):
+        with patch.dict(registry._model_entrypoints), patch.dict(registry._model_pretrained_cfgs):
             module = load(name, path, checkout.script)
             model = getattr(module, checkout.name)(**checkout.options)
     except ImportError as error:

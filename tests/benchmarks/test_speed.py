@@ -146,9 +146,9 @@ def test_a_checkout_is_imported_without_its_training_and_leaves_timm_alone(tmp_p
     name, path = "authors_ninformer_cifar", tmp_path / "NiNformer" / "train.py"
     path.parent.mkdir()
     path.write_text(SCRIPT.format(inputs=2_652_170))
-    ours = timm.model_entrypoint("poolformer_s12")
+    ours, cfg = timm.model_entrypoint("poolformer_s12"), timm.get_pretrained_cfg("poolformer_s12")
     assert reference_models.create(name, 32, tmp_path).in_features == 2_652_170
-    assert timm.model_entrypoint("poolformer_s12") is ours
+    assert timm.model_entrypoint("poolformer_s12") is ours and timm.get_pretrained_cfg("poolformer_s12") == cfg
     path.write_text(SCRIPT.format(inputs=3))
     with pytest.raises(SystemExit, match="builds a model of 3 parameters where authors_ninformer_cifar has 2652170"):
         reference_models.create(name, 32, tmp_path)
