@@ -163,6 +163,11 @@ class Variant:
     share: float = 1.0
 
 
+def norms(name: str) -> dict[str, str]:
+    """Return the arguments that make every norm of a model the one of this name."""
+    return dict.fromkeys(("norm1", "norm2", "norm"), name)
+
+
 # Learned mixers have their options of `nano` in every variant. Those above `nano` were run with pooling alone.
 VARIANTS = {
     "v0.1": Variant(
@@ -173,9 +178,7 @@ VARIANTS = {
             "mlp_ratio": 4.0,
             "stem": "conv-norm-act-conv stem",
             "downsample": "conv",
-            "norm1": "groupnorm1",
-            "norm2": "groupnorm1",
-            "norm": "groupnorm1",
+            **norms("groupnorm1"),
         },
     ),
     "wide": Variant(
@@ -187,9 +190,7 @@ VARIANTS = {
             "mlp_ratio": 3.0,
             "stem": "conv-bn-act stem",
             "downsample": "conv-bn-act",
-            "norm1": "batchnorm2d",
-            "norm2": "batchnorm2d",
-            "norm": "batchnorm2d",
+            **norms("batchnorm2d"),
         },
     ),
     "pool": Variant(
@@ -209,9 +210,7 @@ VARIANTS = {
         model={
             "stem": "conv-pool-norm-act stem",
             "downsample": "conv-pool-norm-act",
-            "norm1": "groupnorm1",
-            "norm2": "groupnorm1",
-            "norm": "groupnorm1",
+            **norms("groupnorm1"),
         },
     ),
     "pool-ls": Variant("no LayerScale", "pool", model={"layer_scale": 0.0}),

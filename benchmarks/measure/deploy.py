@@ -94,6 +94,7 @@ def add_speeds(found: dict, name: str, result: dict) -> dict:
     """
 
     def conditions(one: dict) -> list:
+        # metamix's own version changes with each release, also where a model does not.
         versions = {name: version for name, version in one.get("versions", {}).items() if name != "metamix"}
         return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
 

@@ -113,7 +113,7 @@ def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: i
 
 
 def first_and_second_pass(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Return the contexts in which checkpointing runs and repeats a block."""
+    """Return the contexts for the forward pass of a block, and for its repetition in the backward pass."""
     return nullcontext(), keep_statistics(block)
 
 
@@ -163,7 +163,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.grad_checkpointing:
             return self.branches(x)
-        if torch.compiler.is_compiling():  # which repeats no update, and takes no contexts
+        if torch.compiler.is_compiling():  # torch.compile updates the statistics once, and accepts no contexts
             return checkpoint(self.branches, x)
         # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
         contexts = partial(first_and_second_pass, self)

@@ -52,6 +52,9 @@ class Checkpoints:
 
         Returns:
             The file and its content; None if there is nothing to resume.
+
+        Raises:
+            ValueError: the checkpoint is damaged or not whole, or is that of a nano model of version 0.1.
         """
         if self.path is None:
             return None

@@ -100,10 +100,13 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: the file is damaged, or holds no weights or those of a nano model of version 0.1.
     """
     path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
-    if path.suffix == ".safetensors":
-        tensors, metadata = _load_safetensors(path)
-        refuse_old_nano(metadata.get("model"), tensors, path)
-        return tensors, metadata
+    tensors, metadata = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
+    refuse_old_nano(metadata.get("model"), tensors, path)
+    return tensors, metadata
+
+
+def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and their metadata from a checkpoint of metamix or another PyTorch file."""
     state, metadata = _load_torch(path), {}
     if isinstance(state, dict) and state.get("format") == FORMAT:
         require(state, ("recipe", "about", "model"), path)
@@ -114,7 +117,6 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = state[key]
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
-    refuse_old_nano(metadata.get("model"), state, path)
     return dict(state), metadata
 
 
