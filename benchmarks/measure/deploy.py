@@ -5,11 +5,10 @@
     python -m benchmarks.measure.deploy accuracy --tag cifar10 --data-dir cifar10
     python -m benchmarks.measure.deploy profile --models metaformer_raft_s12 --threads 1
 
-`speed` times the s12 and nano models in each engine: one model after another, each s12 in turns with timm's
-poolformer_s12, in several runs. `convert` writes the files for that, on a machine that need not be quiet. `accuracy`
-exports the shipped models of a tag in lower precision and compares accuracy on the test split and sizes of files with
-fp32. `profile` says which operators OpenVINO spends its time in. Results are saved after each model, and replace
-earlier ones of that model.
+`speed` times models in each engine, those of one size in turns, in several runs: the s12 beside timm's poolformer_s12,
+the nano beside identity. `convert` writes the files for that, on a machine that need not be quiet. `accuracy` exports
+the shipped models of a tag in lower precision and compares accuracy on the test split and sizes of files with fp32.
+`profile` says which operators OpenVINO spends its time in. New results replace earlier ones of the same models.
 """
 
 import argparse
@@ -58,39 +57,40 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time one model after another, print its lines and save them."""
-    for name in options.models:
+    """Time the models of one reference in turns, print their lines and save them."""
+    for reference in dict.fromkeys(map(reference_of, options.models)):
+        names = [name for name in options.models if reference_of(name) == reference]
         result = benchmark(
-            [name],
+            names,
             engines=options.engines,
             precisions=options.precisions,
             threads=options.threads,
             seconds=options.seconds,
             runs=options.runs,
-            reference=reference_of(name),
+            reference=reference,
             folder=options.folder,
         )
         for row in result["rows"]:
-            if row["model"] == name:
-                print(name, *(row[key] for key in ("engine", "precision", "batch", "ms", "speedup", "from", "to")))
+            if row["model"] in names:
+                print(*(row[key] for key in ("model", "engine", "precision", "batch", "ms", "speedup", "from", "to")))
         for cell, why in result["failed"].items():
             print(f"{cell} failed: {why}")
         sys.stdout.flush()
-        save("speed", add_speeds(load("speed"), name, result))
+        save("speed", add_speeds(load("speed"), names, result))
 
 
 def reference_of(name: str) -> str:
-    """Return the model that a model is compared with; itself if its images are not of 224 pixels."""
-    return REFERENCE if name.endswith("_s12") else name
+    """Return the model that a model is compared with."""
+    return REFERENCE if name.endswith("_s12") else "metaformer_identity_nano"
 
 
-def add_speeds(found: dict, name: str, result: dict) -> dict:
-    """Replace the rows of a model by new ones; rows of another machine, other engines or threads are dropped.
+def add_speeds(found: dict, names: Sequence[str], result: dict) -> dict:
+    """Replace the rows of models by new ones; rows of another machine, other engines or threads are dropped.
 
     Args:
         found: earlier result, empty if there is none.
-        name: of the model.
-        result: of `benchmark` for this model.
+        names: of the models.
+        result: of `benchmark` for these models.
     """
 
     def conditions(one: dict) -> list:
@@ -101,10 +101,10 @@ def add_speeds(found: dict, name: str, result: dict) -> dict:
     same = conditions(found) == conditions(result)
     reference = result.pop("reference")
     base = {row["batch"]: row["ms"] for row in reversed(result["rows"]) if row["model"] == reference}
-    own = [row for row in result["rows"] if row["model"] == name]
+    own = [row for row in result["rows"] if row["model"] in names]
     fresh = [row | {"reference": reference, "reference_ms": base[row["batch"]]} for row in own]
-    kept = [row for row in found["rows"] if row["model"] != name] if same else []
-    failed = {cell: why for cell, why in found["failed"].items() if cell.split()[0] != name} if same else {}
+    kept = [row for row in found["rows"] if row["model"] not in names] if same else []
+    failed = {cell: why for cell, why in found["failed"].items() if cell.split()[0] not in names} if same else {}
     return result | {"rows": kept + fresh, "failed": failed | result["failed"]}
 
 

@@ -45,7 +45,7 @@ def nanos_table(batch: int = 1) -> str:
     rows = [row for row in found.get("rows", []) if not row["model"].endswith("_s12") and row["batch"] == batch]
     if not rows:
         return NOT_MEASURED
-    note = f"Milliseconds for {images(rows)}, and times as fast as the same model in eager fp32, in the same runs."
+    note = f"Milliseconds for {images(rows)}, and times as fast as `identity` in eager fp32: {where(found)}."
     return f"{wrap(note)}\n\n{cells_table(rows, 'nano with')}"
 
 
@@ -184,14 +184,11 @@ def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str
 
 
 def where(found: Mapping) -> str:
-    """Say on which machine and when the speed was measured, and with what."""
+    """Say on which machine the speed was measured, and with what."""
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {found['versions'][name]}" for name in engines if name in found["versions"])
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
-    return (
-        f"medians of {found['runs']} runs in turns with {threads} on {machine(found['machine'])}, {found['measured']}, "
-        f"{numbers}"
-    )
+    return f"medians of {found['runs']} runs in turns with {threads} on {machine(found['machine'])}, {numbers}"
 
 
 def machine(found: Mapping) -> str:

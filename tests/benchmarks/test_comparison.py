@@ -15,7 +15,7 @@ CARDS = by_mixer(load_cards("digits"))
 def test_speeds_of_a_tag_are_of_one_measurement(tag):
     where = ("cpu", "threads", "precision", "batch_size", "commit")
     costs = [card["cost"] for card in load_cards(tag) if "cost" in card]
-    assert len({tuple(cost.get(key) for key in where) for cost in costs}) <= 1
+    assert len({tuple(cost.get(key) for key in where) for cost in costs}) == 1
 
 
 def test_missing_models_and_speeds_are_marked(monkeypatch):

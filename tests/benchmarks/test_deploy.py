@@ -24,40 +24,47 @@ def test_results_of_models_are_put_together():
     reference = row("eager", "fp32", 120.0, 1.0, model="poolformer_s12")
     nin, raft = row("openvino", "int8", 40.0, 3.0), row("eager", "fp32", 60.0, 2.0, model="metaformer_raft_s12")
     failed = {"metaformer_nin_s12 eager bf16": "no"}
-    found = deploy.add_speeds({}, nin["model"], result([reference, nin], failed=failed))
+    found = deploy.add_speeds({}, [nin["model"]], result([reference, nin], failed=failed))
     nin |= {"reference": "poolformer_s12", "reference_ms": 120.0}
     assert found["rows"] == [nin] and found["failed"] == failed
-    both = deploy.add_speeds(found, raft["model"], result([reference, raft]))
+    both = deploy.add_speeds(found, [raft["model"]], result([reference, raft]))
     raft |= {"reference": "poolformer_s12", "reference_ms": 120.0}
     assert both["rows"] == [nin, raft] and both["failed"] == found["failed"]
-    again = deploy.add_speeds(both, nin["model"], result([reference, nin | {"ms": 30.0}]))
+    again = deploy.add_speeds(both, [nin["model"]], result([reference, nin | {"ms": 30.0}]))
     assert [r["ms"] for r in again["rows"]] == [60, 30] and again["failed"] == {}
-    assert deploy.add_speeds(both, nin["model"], result([reference, nin], machine="there"))["rows"] == [nin]
+    assert deploy.add_speeds(both, [nin["model"]], result([reference, nin], machine="there"))["rows"] == [nin]
     for versions, kept in ({"metamix": "9"}, 2), ({"openvino": "9"}, 1):
-        assert len(deploy.add_speeds(both, nin["model"], result([reference, nin], versions=versions))["rows"]) == kept
+        assert len(deploy.add_speeds(both, [nin["model"]], result([reference, nin], versions=versions))["rows"]) == kept
 
 
-def test_a_nano_is_compared_with_itself():
-    own = [row("eager", "fp32", ms, 1.0, batch, "metaformer_nin_nano") for batch, ms in ((1, 5.0), (8, 40.0))]
-    found = deploy.add_speeds({}, "metaformer_nin_nano", result(own, reference="metaformer_nin_nano"))
-    assert [r["reference_ms"] for r in found["rows"]] == [5, 40]
-    assert deploy.reference_of("metaformer_nin_nano") == "metaformer_nin_nano"
+def test_models_are_compared_with_one_of_their_size():
+    assert deploy.reference_of("metaformer_nin_nano") == "metaformer_identity_nano"
     assert deploy.reference_of("metaformer_nin_s12") == "poolformer_s12"
+    base = [row("eager", "fp32", ms, 1.0, batch, "metaformer_identity_nano") for batch, ms in ((1, 5.0), (8, 40.0))]
+    own = [row("eager", "fp32", ms, 0.5, batch, "metaformer_nin_nano") for batch, ms in ((1, 10.0), (8, 80.0))]
+    both = ["metaformer_identity_nano", "metaformer_nin_nano"]
+    found = deploy.add_speeds({}, both, result(base + own, reference="metaformer_identity_nano"))
+    assert [r["reference_ms"] for r in found["rows"]] == [5, 40, 5, 40]
 
 
-def test_each_model_is_saved_when_it_is_measured(tmp_path, monkeypatch, capsys):
+def test_models_of_one_size_are_timed_together_and_saved(tmp_path, monkeypatch, capsys):
+    calls = []
+
     def measure(names, reference, **options):
-        if names == ["metaformer_pooling_s12"]:
+        calls.append(names)
+        if reference == "metaformer_identity_nano":
             raise KeyboardInterrupt
         ms = dict(reference=reference) | {"from": 1, "to": 1}
         return result([row("eager", "fp32", 9.0, 1.0, model=name) | ms for name in dict.fromkeys([reference, *names])])
 
     monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
     monkeypatch.setattr(deploy, "benchmark", measure)
+    models = ["metaformer_identity_s12", "metaformer_nin_nano", "metaformer_pooling_s12"]
     with pytest.raises(KeyboardInterrupt):
-        deploy.main(["speed", "--models", "metaformer_identity_s12,metaformer_pooling_s12"])
-    assert [r["model"] for r in deploy.load("speed")["rows"]] == ["metaformer_identity_s12"]
-    assert capsys.readouterr().out == "metaformer_identity_s12 eager fp32 8 9.0 1.0 1 1\n"
+        deploy.main(["speed", "--models", ",".join(models)])
+    assert calls == [[models[0], models[2]], [models[1]]]
+    assert [r["model"] for r in deploy.load("speed")["rows"]] == calls[0]
+    assert capsys.readouterr().out.splitlines() == [f"{name} eager fp32 8 9.0 1.0 1 1" for name in calls[0]]
 
 
 def test_the_profile_names_what_takes_the_time(tmp_path, monkeypatch, capsys):
@@ -144,9 +151,7 @@ def test_tables_of_engines(measured):
         "8 images of 224 x 224 pixels, and times as fast as timm's `poolformer_s12` in eager fp32, 127 to 131 ms"
         in text
     )
-    assert (
-        "3 runs in turns with 2 threads on 2 AMD EPYC cores (avx512_vnni, avx512_bf16), 2026-11-26, torch 2, " in text
-    )
+    assert "3 runs in turns with 2 threads on 2 AMD EPYC cores (avx512_vnni, avx512_bf16), torch 2, " in text
     assert report.speed_table(8).splitlines()[-4:] == [
         "| s12 with | torch eager fp32 | OpenVINO int8 |",
         "| --- | --- | --- |",
