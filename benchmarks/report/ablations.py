@@ -5,55 +5,64 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import table
+from benchmarks.measure.ablate import VARIANTS
 from benchmarks.paths import RESULTS
 from metamix import list_models
 from metamix.models.metaformer_family import NANO
 
 Row = Mapping[str, Any]
 
+COST = "params", "MMACs", "epochs"
 ABLATIONS, CEILING = RESULTS / "ablations.json", RESULTS / "ceiling.json"
 
-MIXERS = "nano"  # how the variants that compare mixers begin
+LAYOUT = "nano"  # the variant that compares mixers; the others compare choices
 
 
-def layout_table() -> str:
-    """Make the table of the ablations of the layout, one line for each run."""
-    return lay_out([row for row in json.loads(ABLATIONS.read_text()) if not row["variant"].startswith(MIXERS)])
+def choices_table() -> str:
+    """Make the table of what each choice is worth, one line for each run."""
+    return lay_out_choices(load_rows())
 
 
 def mixers_table() -> str:
     """Make the table of the mixers in the layout of the nano models, one line for each run."""
-    return lay_out_mixers([row for row in json.loads(ABLATIONS.read_text()) if row["variant"].startswith(MIXERS)])
+    return lay_out_mixers([row for row in load_rows() if row["variant"] == LAYOUT])
+
+
+def load_rows() -> list[Row]:
+    """Read the runs, in the order of the variants."""
+    order = list(VARIANTS)
+    return sorted(json.loads(ABLATIONS.read_text()), key=lambda row: order.index(row["variant"]))
 
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
-    """Make a table of runs that differ in the mixer, with the gain over identity in the same variant and seed."""
-    header = "variant", "mixer", "seed", "held out, %", "over identity", "params", "MMACs", "epochs", "CPU minutes"
-    floors = {(row["variant"], row["seed"]): row["holdout_top1"] for row in rows if row["mixer"] == "identity"}
+    """Make a table of runs that differ in the mixer, best first, with the gain over identity with the same seed."""
+    floors = {row["seed"]: row["holdout_top1"] for row in rows if row["mixer"] == "identity"}
     lines = []
-    for row in rows:
-        floor = floors.get((row["variant"], row["seed"]))
-        over = "" if floor is None or row["mixer"] == "identity" else f"{row['holdout_top1'] - floor:+.1f}"
-        run = f"`{row['variant']}`", f"`{row['mixer']}`", row["seed"]
-        lines.append([*run, f"{row['holdout_top1']:.1f}", over, *cost(row, "cpu_minutes")])
-    return table(header, lines)
+    for row in sorted(rows, key=lambda row: -row["holdout_top1"]):
+        floor = None if row["mixer"] == "identity" else floors.get(row["seed"])
+        over = "" if floor is None else f"{row['holdout_top1'] - floor:+.1f}"
+        lines.append([f"`{row['mixer']}`{seed_of(row)}", f"{row['holdout_top1']:.1f}", over, *cost(row)])
+    return table(("mixer", "held out, %", "over identity", *COST), lines)
 
 
-def lay_out(rows: Sequence[Row]) -> str:
-    """Make a table of runs that differ in the layout, in the order given."""
+def lay_out_choices(rows: Sequence[Row]) -> str:
+    """Make a table of the runs of all variants but `nano`, in the order given, with the gain over the parent."""
     lines = []
     for row in rows:
+        if row["variant"] == LAYOUT:
+            continue
         points = gain(row, rows)
-        lines.append(
-            [
-                f"`{row['variant']}`" + (f" seed {row['seed']}" if row["seed"] else ""),
-                row["about"],
-                f"{row['holdout_top1']:.1f}",
-                "" if points is None else f"{points:+.1f} on `{row['parent']}`",
-                *cost(row),
-            ]
-        )
-    return table(("variant", "change", "held out, %", "gain", "params", "MMACs", "epochs", "minutes"), lines)
+        mixers = ", ".join(row["model_args"].get("mixer", [row["mixer"]]))
+        hybrid = f" with {row['mixer']}" if mixers != row["mixer"] else ""
+        gained = "" if points is None else f"{points:+.1f} on `{row['parent']}`{hybrid}"
+        run = f"`{row['variant']}`{seed_of(row)}", row["about"], mixers
+        lines.append([*run, f"{row['holdout_top1']:.1f}", gained, *cost(row)])
+    return table(("variant", "change", "mixer", "held out, %", "gain", *COST), lines)
+
+
+def seed_of(row: Row) -> str:
+    """Name the seed of a run if it is not 0."""
+    return f" seed {row['seed']}" if row["seed"] else ""
 
 
 def shares_table() -> str:
@@ -70,10 +79,9 @@ def shares_table() -> str:
     return table(("mixer", "MLP ratio", "options, by stage where they differ", "MMACs", "params"), lines)
 
 
-def cost(row: Row, minutes: str = "minutes") -> list[str]:
-    """Format parameters, millions of multiply-adds, epochs and minutes of a run, which are in the field `minutes`."""
-    sizes = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f}"
-    return [*sizes, f"{row['epochs']:.2f}", f"{row[minutes]:.1f}"]
+def cost(row: Row) -> list[str]:
+    """Format parameters, millions of multiply-adds and epochs of a run."""
+    return [f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f}", f"{row['epochs']:.2f}"]
 
 
 def gain(row: Row, rows: Sequence[Row]) -> float | None:

@@ -53,7 +53,7 @@ SECTIONS = {
     "scaling": speed.scaling_table,
     "memory": speed.memory_table,
     "train-loop": speed.train_loop_table,
-    "ablations": ablations.layout_table,
+    "ablations": ablations.choices_table,
     "ablations-mixers": ablations.mixers_table,
     "ablations-shares": ablations.shares_table,
     "ceiling": ablations.ceiling_table,

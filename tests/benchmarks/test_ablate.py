@@ -25,6 +25,7 @@ def row(variant, parent, top1, **changes):
         "minutes": 9.96,
         "cpu_minutes": 8.0,
         "holdout_top1": top1,
+        "model_args": {},
     } | changes
 
 
@@ -145,21 +146,32 @@ def test_gain_is_against_the_parent_with_the_same_mixer_and_seed():
     assert ablations.gain(rows[0], rows) is None
 
 
-def test_table_has_a_line_for_each_run():
+def test_table_of_choices_has_a_line_for_each_run():
     rows = [row("v0.1", None, 80.04), row("wide", "v0.1", 81.5, seed=1), row("wide", "v0.1", 81.5)]
-    first, second, third = ablations.lay_out(rows).splitlines()[2:]
-    assert first == "| `v0.1` | a change | 80.0 |  | 1.23 M | 58.7 | 3.50 | 10.0 |"
+    rows += [row("nano", "wide", 82.0, mixer="raft"), row("nano-relu", "nano", 81.5, mixer="raft")]
+    hybrid = row(
+        "nano-pooling-raft-raft", "nano", 83.0, mixer="raft", model_args={"mixer": ["pooling", "raft", "raft"]}
+    )
+    first, second, third, relu, last = ablations.lay_out_choices([*rows, hybrid]).splitlines()[2:]
+    assert first == "| `v0.1` | a change | pooling | 80.0 |  | 1.23 M | 58.7 | 3.50 |"
     assert second.startswith("| `wide` seed 1 |") and "| 81.5 |  | 1.23 M |" in second
     assert "| 81.5 | +1.5 on `v0.1` | 1.23 M |" in third
+    assert "| raft | 81.5 | -0.5 on `nano` |" in relu
+    assert "| pooling, raft, raft | 83.0 | +1.0 on `nano` with raft |" in last
 
 
-def test_mixers_are_compared_with_identity_of_the_same_variant_and_seed():
+def test_mixers_are_compared_with_identity_with_the_same_seed():
     rows = [
         row("nano", None, 77.0, mixer="identity"),
         row("nano", None, 82.25, mixer="raft"),
         row("nano", None, 83.0, mixer="raft", seed=1),
     ]
-    identity, raft, other_seed = ablations.lay_out_mixers(rows).splitlines()[2:]
-    assert identity == "| `nano` | `identity` | 0 | 77.0 |  | 1.23 M | 58.7 | 3.50 | 8.0 |"
-    assert raft.startswith("| `nano` | `raft` | 0 | 82.2 | +5.2 |")
-    assert other_seed.startswith("| `nano` | `raft` | 1 | 83.0 |  |")
+    other_seed, raft, identity = ablations.lay_out_mixers(rows).splitlines()[2:]
+    assert identity == "| `identity` | 77.0 |  | 1.23 M | 58.7 | 3.50 |"
+    assert raft.startswith("| `raft` | 82.2 | +5.2 |")
+    assert other_seed.startswith("| `raft` seed 1 | 83.0 |  |")
+
+
+def test_runs_are_in_the_order_of_the_variants():
+    order = [list(ablate.VARIANTS).index(found["variant"]) for found in ablations.load_rows()]
+    assert order == sorted(order)
