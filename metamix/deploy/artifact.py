@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import ModelMetadata, Rule, is_whole
+from metamix.models.metadata import MAX_SIDE, ModelMetadata, Rule, check_entries, is_share, is_whole
 from metamix.utils.files import write_text
 from metamix.utils.text import nearest
 
@@ -28,7 +28,6 @@ HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 # What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
 HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
-MAX_SIDE = 65_536  # of an image, in pixels
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,6 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(n is None or (type(n) is int and n > 0) for n in value)
 
 
-def _is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
-
-
 # What a file from a stranger may say: in words, and the check. OpenVINO has properties that name files.
 RULES: dict[str, Rule] = {
     "input_shape": ("four whole numbers or null", _is_shape),
@@ -94,7 +89,7 @@ RULES: dict[str, Rule] = {
     "versions": ("a mapping", lambda value: isinstance(value, dict)),
 }
 _WHOLE: Rule = ("a whole number from 1 to 65,536", lambda value: is_whole(value, 1, MAX_SIDE))
-_SHARE: Rule = ("a number from 0 to 1", _is_share)
+_SHARE: Rule = ("a number from 0 to 1", is_share)
 _SIDES: Rule = (
     "two whole numbers from 1 to 65,536",
     lambda value: isinstance(value, list) and len(value) == 2 and all(is_whole(n, 1, MAX_SIDE) for n in value),
@@ -142,25 +137,14 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_cell(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
-    _check(raw, RULES, path)
+    check_entries(raw, RULES, path, "the file", "Export the model again")
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
     artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
     if artifact.task not in EXTRA_RULES:
         raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
-    _check(artifact.extra, EXTRA_RULES[artifact.task], f"{path}, extra")
+    check_entries(artifact.extra, EXTRA_RULES[artifact.task], path, "extra", "Export the model again")
     return artifact
-
-
-def _check(values: Mapping[str, Any], rules: Mapping[str, Rule], source: object) -> None:
-    """Raise ValueError if a value is missing or not accepted by its rule."""
-    for name, (accepted, check) in rules.items():
-        if name not in values:
-            raise ValueError(f"{source} lacks {name}: export the model again")
-        if not check(values[name]):
-            raise ValueError(
-                f"{source}: {name} is {values[name]!r:.80}; accepted is {accepted}. Export the model again"
-            )
 
 
 def check_cell(format: str, precision: str) -> None:

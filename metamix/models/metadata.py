@@ -27,6 +27,7 @@ MEMORY = ("auto", "yes", "no")
 RANGES = {"num_classes": (0, 100_000), "in_chans": (1, 64), "img_size": (1, 8192)}
 DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
 MAX_BLOCKS = 256
+MAX_SIDE = 65_536  # of an image, in pixels
 MAX_NUMBER = 65_536  # of any number in model_args: widths, depths, rates
 MAX_LENGTH = 1_000  # entries of a list and letters of a text in model_args
 MAX_NESTING = 4  # lists and dicts inside each other in model_args
@@ -242,20 +243,37 @@ class _Reader:
 Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
 
 
-def check_entries(values: Mapping[str, Any], rules: Mapping[str, Rule], source: object) -> None:
-    """Check the entries of a task's metadata.
+def check_entries(
+    values: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    source: object,
+    place: str = "the metadata",
+    remedy: str = "Give a file that metamix train wrote",
+) -> None:
+    """Check entries of a file.
+
+    Args:
+        values: the entries.
+        rules: for each entry, what is accepted, in words, and the check.
+        source: the file, for messages.
+        place: where the entries are in the file.
+        remedy: what to do about a bad file.
 
     Raises:
         ValueError: an entry is missing, or its rule does not accept it.
     """
     for name, (accepted, check) in rules.items():
         if name not in values:
-            raise ValueError(f"{source}: the metadata lack {name}. Give a file that metamix train wrote")
+            raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
         if not check(values[name]):
             raise ValueError(
-                f"{source}: {name} in the metadata is {repr(values[name])[:80]}; accepted is {accepted}. "
-                f"Give a file that metamix train wrote"
+                f"{source}: {name} in {place} is {repr(values[name])[:80]}; accepted is {accepted}. {remedy}"
             )
+
+
+def is_share(value: object) -> bool:
+    """Return whether a value is a number from 0 to 1; true and false are none."""
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:

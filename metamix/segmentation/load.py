@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import ModelMetadata, Rule, check_entries, is_whole
+from metamix.models.metadata import MAX_SIDE, ModelMetadata, Rule, check_entries, is_share, is_whole
 from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
@@ -16,7 +16,6 @@ from metamix.utils.tensor_files import load_into, load_weights
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS
 
-MAX_SIDE = 65_536
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
 
@@ -108,10 +107,6 @@ def _is_palette(value: object) -> bool:
     )
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value <= 1
-
-
 RULES: dict[str, Rule] = {
     "head": (f"one of {', '.join(HEADS)}", lambda value: isinstance(value, str) and value in HEADS),
     "head_args": (
@@ -129,8 +124,8 @@ RULES: dict[str, Rule] = {
     ),
     "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, 8192))),
     "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
-    "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, _is_share)),
-    "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: _is_share(n) and n > 0)),
+    "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, is_share)),
+    "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: is_share(n) and n > 0)),
     "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
     "max_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
     "ignore_index": ("null or 0 to 255", lambda value: value is None or is_whole(value, 0, 255)),

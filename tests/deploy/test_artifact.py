@@ -28,15 +28,18 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: torch, onnx, openvino."),
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
-        ({"hints": {"CACHE_DIR": "/"}}, r"hints is .*'/'}; accepted is INFERENCE_PRECISION_HINT f32 or bf16"),
-        ({"input_shape": [1, 3, 8]}, r"input_shape is \[1, 3, 8\]; accepted is four whole numbers or null"),
-        ({"model": {"task": "segmentation"}}, r"extra lacks scale: export the model again"),
+        (
+            {"hints": {"CACHE_DIR": "/"}},
+            r"hints in the file is .*'/'}; accepted is INFERENCE_PRECISION_HINT f32 or bf16",
+        ),
+        ({"input_shape": [1, 3, 8]}, r"input_shape in the file is \[1, 3, 8\]; accepted is four whole numbers or null"),
+        ({"model": {"task": "segmentation"}}, r"there is no scale in extra\. Export the model again"),
         (
             {
                 "model": {"task": "restoration"},
                 "extra": {"scale": 1, "multiple": [8, 8], "enlarge": 1, "channels": "u"},
             },
-            r"extra: channels is 'u'; accepted is rgb, grey or y",
+            r"channels in extra is 'u'; accepted is rgb, grey or y",
         ),
         ({"model": {"task": "depth"}}, r"is a model of the task 'depth'; accepted are classification, segmentation"),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),

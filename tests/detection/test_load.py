@@ -83,7 +83,7 @@ def test_metadata_that_cannot_be_trusted_are_refused(tmp_path, change, words):
 
 @pytest.mark.parametrize("key", ["detector", "model", "classes", "out_indices", "extra", "min_size", "frozen_norms"])
 def test_missing_metadata_are_named(key):
-    with pytest.raises(ValueError, match=f"x: the metadata lack {key}. Give a file that metamix train wrote"):
+    with pytest.raises(ValueError, match=f"x: there is no {key} in the metadata. Give a file that metamix train wrote"):
         DetectorSpec.from_dict({name: value for name, value in GOOD.items() if name != key}, "x")
 
 
