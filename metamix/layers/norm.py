@@ -68,11 +68,13 @@ def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """Keep the running statistics of the batch norms in `module` as they are, also in training."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # the others have no statistics
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
     try:
         yield
     finally:
         for norm, (momentum, count) in zip(norms, before):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)  # SyncBatchNorm refuses None in its place

@@ -97,13 +97,12 @@ def get_mixer(name: str) -> type[nn.Module]:
     return _MIXERS[name]
 
 
-def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float = 0.0, **options) -> nn.Module:
+def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
     """Build the mixer registered as `name`.
 
     Args:
         dim: channels of the maps.
         size: (H, W) of the maps that spatial weights are made for.
-        proj_drop: dropout in the mixer; ignored by mixers that have none.
         options: the mixer's own options, see `mixer_options(name)`.
 
     Raises:
@@ -117,8 +116,6 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], proj_drop: float
                 f"Mixer {name!r} has no option {option!r}{nearest(option, accepted)} "
                 f"Its options: {', '.join(sorted(accepted)) or 'none'}."
             )
-    if "proj_drop" in accepted:
-        options.setdefault("proj_drop", proj_drop)
     return cls(dim, size=size, **options)
 
 

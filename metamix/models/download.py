@@ -1,7 +1,6 @@
 """Weights that others publish on the network."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -13,41 +12,26 @@ from huggingface_hub.utils import HfHubHTTPError
 from timm.models import PretrainedCfg
 
 
-@dataclass(frozen=True)
-class Published:
-    """Weights on the network: their address, and the size of the file in bytes if it is known."""
-
-    url: str
-    size: int | None = None
-
-
-def download(published: Published, name: str, folder: str | Path | None = None) -> Path:
-    """Download published weights, and check their size if it is known.
+def download(url: str, name: str) -> Path:
+    """Download published weights into torch's cache of checkpoints, if it does not have them.
 
     Args:
-        published: the weights.
-        name: name of the file without its suffix.
-        folder: where to put it; None is torch's cache of checkpoints.
+        url: address of the file.
+        name: name of the file in the cache, without its suffix.
 
     Raises:
-        ValueError: the file has another size than it should.
         OSError: the download fails.
     """
-    folder = Path(folder or Path(torch.hub.get_dir()) / "checkpoints")
-    path = folder / f"{name}{Path(published.url).suffix}"
-    if not path.is_file() or published.size not in (None, path.stat().st_size):
-        folder.mkdir(parents=True, exist_ok=True)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}{Path(url).suffix}"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            torch.hub.download_url_to_file(published.url, str(part), progress=False)
+            torch.hub.download_url_to_file(url, str(part), progress=False)
         except OSError as error:
             raise OSError(
-                f"{published.url} could not be downloaded ({error}): fetch it yourself and give it as checkpoint=FILE."
+                f"{url} could not be downloaded ({error}): fetch it yourself and give it as checkpoint=FILE."
             ) from error
-        if published.size not in (None, part.stat().st_size):
-            size = part.stat().st_size
-            part.unlink()
-            raise ValueError(f"{published.url} has {size:,} bytes where {published.size:,} were published: it changed.")
         part.replace(path)
     return path
 

@@ -6,7 +6,7 @@ file has.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -231,6 +231,11 @@ PUBLISHED = {
 }
 
 
-def format_of(state: Mapping[str, Tensor]) -> Format:
-    """Return the published format of a file's tensors, or our own if it has none of these."""
-    return next((published for name, published in PUBLISHED.items() if name in state), OURS)
+def format_of(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Format:
+    """Return the published format of a file's tensors, or our own.
+
+    Args:
+        state: the tensors by the file's names.
+        own: names of the model's tensors; a stem of the user's may have the name of a published tensor.
+    """
+    return next((published for name, published in PUBLISHED.items() if name in state and name not in own), OURS)

@@ -20,6 +20,7 @@ the convolutions. One scale is supervised, since there is no next stage that tak
 """
 
 import inspect
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from metamix.utils.text import nearest
 
 from .arguments import check_known
-from .download import Published, download
+from .download import download
 from .formats import OURS, SISR, SISR_ONE_LEVEL, WAVEMIXSR, Format
 from .maxim import MaximUNet
 from .maxim_format import maxim_format
@@ -47,18 +48,18 @@ from .weights import check_state, local_weights, nothing_published, read_weights
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered image model: its class, the arguments that the name presets, and published weights by tag."""
+    """A registered image model: its class, the arguments that the name presets, and addresses of weights by tag."""
 
     build: Callable[..., nn.Module]
     preset: dict[str, Any]
-    tags: dict[str, Published] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 _MODELS: dict[str, Entry] = {}
 
 
 def register_image_model(
-    name: str, build: Callable[..., nn.Module], *, tags: Mapping[str, Published] | None = None, **preset: Any
+    name: str, build: Callable[..., nn.Module], *, tags: Mapping[str, str] | None = None, **preset: Any
 ) -> None:
     """Register a name: `create_image_model(name)` builds `build(**preset)`.
 
@@ -115,13 +116,28 @@ def create_image_model(
     if metadata.architecture not in (None, base):
         raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: create that model.")
     saved = metadata.model_args | ({} if metadata.in_chans is None else {"in_chans": metadata.in_chans})
-    arguments = entry.preset | {k: v for k, v in saved.items() if k in parameters} | kwargs
+    trained = entry.preset | {k: v for k, v in saved.items() if k in parameters}
+    if pretrained or metadata.architecture:
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        warn_of_changes(kwargs, defaults | trained, checkpoint)
+    arguments = trained | kwargs
     if metadata.model_args:
         with torch.device("meta"):
             check_size(entry.build(**arguments), tensors, base, checkpoint)
     model = entry.build(**arguments)
     load_image_weights(model, tensors, f"the {base} of these arguments", checkpoint)
     return model
+
+
+def warn_of_changes(given: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
+    """Warn if arguments differ from those of trained weights; the tensors may fit all the same."""
+    changed = [
+        f"{name}={value!r} where the weights have {trained[name]!r}"
+        for name, value in given.items()
+        if value != trained[name] and "drop" not in name  # dropout changes the training alone
+    ]
+    if changed:
+        warnings.warn(f"{source}: the model computes another function: {', '.join(changed)}", stacklevel=3)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -156,7 +172,7 @@ def tags_of(name: str) -> list[str]:
 def published_source(name: str, tag: str) -> str:
     """Return the path of shipped weights, or else the address of published ones."""
     shipped = local_weights().get(name, {}).get(tag)
-    return str(shipped["file"]) if shipped else _MODELS[name].tags[tag].url
+    return str(shipped["file"]) if shipped else _MODELS[name].tags[tag]
 
 
 def published_weights(name: str) -> Path:
@@ -249,7 +265,7 @@ for size, features in (("s", 32), ("m", 64)):
             MaximUNet,
             features=features,
             num_stages=stages,
-            tags={tag: Published(MAXIM_URL.format(folder)) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
+            tags={tag: MAXIM_URL.format(folder) for tag, folder in MAXIM_FOLDERS.get(name, {}).items()},
         )
 
 register_image_model(

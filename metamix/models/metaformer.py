@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, keep_statistics, resize_to
 from metamix.mixers import create_mixer
-from metamix.mixers.registry import check_shape, describe_mixer
+from metamix.mixers.registry import check_shape, describe_mixer, mixer_options
 from metamix.utils.checks import check_count, check_not_negative, check_rate
 
 from .arguments import (
@@ -323,7 +323,9 @@ class MetaFormer(TimmInterface):
                 self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02))
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
-                make_mixer = partial(create_mixer, mixers[i], dim, **{"proj_drop": proj_drop_rate, **mixer_args[i]})
+                drops = any(option.name == "proj_drop" for option in mixer_options(mixers[i]))
+                given = {"proj_drop": proj_drop_rate} if drops else {}
+                make_mixer = partial(create_mixer, mixers[i], dim, **given | mixer_args[i])
                 blocks = [
                     make_block(dim, make_mixer(size=size), mlp_ratio=mlp_ratios[i], drop_path=rate)
                     for rate in drop_paths[i]

@@ -114,14 +114,21 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
     tokens, as for pooling. Only raft's time per token grows, with the sides of `img_size`.
     """
     if size == "nano":
-        return {mixer: share.stages[min(stage, len(share.stages) - 1)] for mixer, share in NANO.items()}
+        shares = {mixer: share.stages[min(stage, len(share.stages) - 1)] for mixer, share in NANO.items()}
+        heads = largest_divisor(dim, shares["minattn"]["num_heads"])
+        return shares | {"minattn": shares["minattn"] | {"num_heads": heads}}
     # The mixers of a model have at most half as many parameters as its MLPs.
     return {
         "maxim": dict(input_proj_factor=1, block_size=(7, 7), grid_size=(7, 7)),
         "wavemix": dict(mult=1, ff_channel=dim // 8),
         "nin": dict(token_dim=256, channel_dim=dim // 2, grid=(14, 14)),
-        "minattn": dict(qk="shared", num_heads=max(1, dim // 32), context=(14, 14)),
+        "minattn": dict(qk="shared", num_heads=largest_divisor(dim, dim // 32), context=(14, 14)),
     }
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most `most`; at least 1."""
+    return next((n for n in range(most, 1, -1) if number % n == 0), 1)
 
 
 def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any) -> nn.Module:

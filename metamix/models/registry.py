@@ -4,11 +4,11 @@ Each family's file calls `register(name, builder, cfg=..., **preset)`. From then
 model, with timm's configurations, weights and `features_only`, and `timm.list_models(module="metamix")` lists its name.
 """
 
+import inspect
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,7 +21,7 @@ from torch import nn
 from metamix.utils.text import nearest
 
 from .arguments import check_stages, mixers_per_stage
-from .download import Published, check_hub, download
+from .download import check_hub
 from .metaformer import MetaFormer
 from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
@@ -47,7 +47,6 @@ DefaultMixerArgs = Callable[[int, int], dict[str, dict]]  # stage, channels -> {
 
 default_cfgs: dict[str, DefaultCfg] = {}  # timm reads it when a name is registered
 __all__: list[str] = []  # timm adds each name
-file_sizes: dict[str, int] = {}  # bytes of published files, by address
 
 
 def build(
@@ -75,11 +74,14 @@ def build(
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
         check_hub(name, cfg, kwargs.get("cache_dir"))
-        if not cfg.file and cfg.url in file_sizes:  # timm does not check sizes; it finds what we downloaded
-            published = Published(cfg.url, file_sizes[cfg.url])
-            download(published, Path(cfg.url).stem, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
-    depths = kwargs["depths"]
+    depths = kwargs.get("depths", inspect.signature(MetaFormer).parameters["depths"].default)
+    by_children = kwargs.get("features_only") and kwargs.get("feature_cls") in ("list", "dict", "hook")
+    if by_children and kwargs.get("pos_embed") and len(depths) > 1:
+        raise ValueError(
+            f"feature_cls={kwargs['feature_cls']!r} leaves out the position embedding, which timm does not find: give "
+            f"'getter' or 'fx'."
+        )
     if "dims" in kwargs:
         check_stages(depths, kwargs["dims"])
     if default_mixer_args:
@@ -119,7 +121,7 @@ def register(
         name: the model's name.
         builder: `build`, or a family's own, which takes the paper's arguments.
         cfg: entries of timm's `PretrainedCfg` for the model without weights.
-        tags: entries for weights that are published elsewhere, by tag; `size` is that of the file in bytes, if known.
+        tags: entries for weights that are published elsewhere, by tag.
         preset: arguments of the builder.
 
     Raises:
@@ -129,9 +131,7 @@ def register(
     known = timm.model_entrypoint(name) if timm.is_model(name) else None
     if known and getattr(known, "registered_in", None) != caller:
         raise ValueError(f"timm knows a model named {name!r} already ({known.__module__}): choose another name.")
-    file_sizes.update({entries["url"]: entries["size"] for entries in (tags or {}).values() if "size" in entries})
-    tags = {tag: {k: v for k, v in entries.items() if k != "size"} for tag, entries in (tags or {}).items()}
-    default_cfgs[name] = tagged_cfgs(name, cfg, tags)
+    default_cfgs[name] = tagged_cfgs(name, cfg, tags or {})
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return builder(name, pretrained, **{**preset, **kwargs})

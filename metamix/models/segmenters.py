@@ -44,7 +44,7 @@ from .backbone import (
     settle_batch_norms,
     takes_argument,
 )
-from .download import Published, download
+from .download import download
 from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
 from .pyramids import LastMap
 from .registry import check_model, check_published
@@ -319,7 +319,7 @@ def build_segmenter(
 class PublishedSegmenter:
     """Weights of a segmenter on the network, the options of its head, and how its authors name the tensors."""
 
-    weights: Published
+    url: str
     num_classes: int
     layout: Format
     options: dict[str, Any] = field(default_factory=dict)
@@ -328,7 +328,7 @@ class PublishedSegmenter:
 MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/{0}/{0}_{1}.pth"
 ADE20K = {
     size: PublishedSegmenter(
-        Published(MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp)),
+        MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp),
         num_classes=150,
         layout=POOLFORMER_SEMANTIC_FPN,
     )
@@ -341,7 +341,7 @@ ADE20K = {
     }.items()
 }
 CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
-    Published("https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"),
+    "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
     num_classes=20,
     layout=wavemix_segmenter_format("pool", level=3),
     options=dict(head_channels=(128, 64)),
@@ -381,7 +381,7 @@ def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -
         ValueError: a tensor is missing, unknown or of a wrong shape.
         OSError: the file cannot be downloaded.
     """
-    path = download(published.weights, Path(published.weights.url).stem)
+    path = download(published.url, Path(published.url).stem)
     given, unknown = published.layout.translate(unwrap(read_weights(path)[0]), model)
     own = model.state_dict()
     if model.num_classes != published.num_classes:

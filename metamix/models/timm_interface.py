@@ -127,10 +127,7 @@ class TimmInterface(nn.Module):
         return self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest again there.
-
-        A BatchNorm in a block then sees each batch twice, and its running statistics follow the batches faster.
-        """
+        """Keep only the input of each block for the backward pass, and compute the rest again there."""
         for stage in self.stages:
             for block in stage.blocks:
                 block.grad_checkpointing = enable

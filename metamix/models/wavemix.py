@@ -116,7 +116,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
         "galaxy10": dict(url="galaxy10/galaxy_90.23.pth", **GALAXY10),
     },
     "wavemix_192_16_l3": {
-        "in1k": dict(url="ImageNet/wavemix_192_16_75.06.pth", size=111_681_543, crop_pct=1.0),
+        "in1k": dict(url="ImageNet/wavemix_192_16_75.06.pth", crop_pct=1.0),
         "tiny_imagenet": dict(url="tinyimagenet/tiny_78.76.pth", input_size=(3, 128, 128), **TINY),
         "galaxy10": dict(url="galaxy10/galaxy_95.42.pth", **GALAXY10),
     },

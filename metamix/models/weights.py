@@ -139,7 +139,7 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
 def adapt_tensors(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     """Adapt a checkpoint as `checkpoint_filter` does, but do not check its source."""
     state = unwrap(state)
-    layout = format_of(state)
+    layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(state, model)
     given = resample_spatial_weights(given, model)
     head = {layout.name("head.weight"), layout.name("head.bias")}
@@ -207,7 +207,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
         state, metadata = read_weights(path)
     else:
         state, metadata = load_state_dict(str(path)), ModelMetadata()
-    layout = format_of(state)
+    layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(state, model)
     try:
         given = resample_spatial_weights(given, model)

@@ -23,6 +23,11 @@ def load_checkpoint_path_with(load: Callable[[Any, str | Path], Any], cls: type[
     def load_checkpoint(model: nn.Module, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         if isinstance(model, cls):
             return load(model, checkpoint_path)
+        if isinstance(getattr(model, "model", None), cls):
+            raise ValueError(
+                f"features_only=True takes no checkpoint_path: give pretrained=True and "
+                f"pretrained_cfg_overlay=dict(file={str(checkpoint_path)!r})."
+            )
         return timms(model, str(checkpoint_path), *args, **kwargs)
 
     load_checkpoint.timms = timms  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 import metamix  # noqa: F401  registers the models
+from metamix.models.metaformer import CeilEmbed, ConvEmbed
 from metamix.models.weights import cfg_of_file, weights_dir
 from metamix.utils import timm_checkpoint_path
 from metamix.utils.tensor_files import save_weights
@@ -103,6 +104,32 @@ def test_what_does_not_fit_is_named(trained):
         create(checkpoint_path=file, num_classes=7)
     with pytest.raises(ValueError, match=r"it has stem.0.weight of shape \(8, 1, 3, 3\) where the model has \(8, 3,"):
         create(checkpoint_path=file, in_chans=3)
+
+
+def test_features_of_a_file_are_loaded_through_an_overlay(trained):
+    model, file = trained
+    with pytest.raises(ValueError, match=r"give pretrained=True and pretrained_cfg_overlay=dict\(file='"):
+        create(features_only=True, checkpoint_path=file)
+    features = create(features_only=True, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)))
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(features(x)[-1], model.forward_intermediates(x, intermediates_only=True)[-1])
+
+
+def test_a_stem_may_have_the_name_of_a_published_tensor(tmp_path):
+    class Stem(CeilEmbed):
+        reduction = 2
+
+        def __init__(self, in_chans, dim):
+            super().__init__()
+            self.conv = ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    model = create(stem=Stem)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = create(stem=Stem, checkpoint_path=tmp_path / "weights.pt")
+    assert torch.equal(loaded.stem.conv.weight, model.stem.conv.weight)
 
 
 def test_timm_s_own_models_are_left_to_timm(tmp_path):

@@ -104,6 +104,12 @@ def test_a_name_of_one_s_own_is_counted(monkeypatch):
     assert model.weights == ()
 
 
+def test_a_name_of_one_s_own_has_the_depths_of_the_skeleton(monkeypatch):
+    register("deep_as_usual", cfg=CIFAR10, dims=(8, 8, 8, 8), mixer="identity")
+    default_cfgs.pop("deep_as_usual")
+    assert [len(stage.blocks) for stage in timm.create_model("deep_as_usual").stages] == [2, 2, 6, 2]
+
+
 def test_timm_lists_the_zoo_by_its_module():
     assert set(timm.list_models(module="metamix")) >= set(default_cfgs)
     assert timm.models.is_model_in_modules("raftmlp_s", ["metamix"])

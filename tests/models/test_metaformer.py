@@ -445,6 +445,12 @@ def test_dropout_of_a_mixer_can_differ_from_that_of_the_mlps():
     assert {b.mlp.drop1.p for b in blocks(model)} == {0.1}
 
 
+def test_dropout_is_no_option_of_a_mixer_without_it():
+    small(mixer="raft", proj_drop_rate=0.1)  # that of the MLPs
+    with pytest.raises(ValueError, match="Mixer 'raft' has no option 'proj_drop'"):
+        small(mixer="raft", mixer_args=dict(proj_drop=0.5))
+
+
 def test_every_parameter_gets_a_gradient():
     model = small(mixer=("pooling", "raft"), pos_embed=True).train()
     (model(images()) * torch.arange(5)).sum().backward()

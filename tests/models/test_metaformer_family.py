@@ -136,6 +136,12 @@ def test_options_of_the_table_can_be_overridden():
     assert (given.heads, given.context, given.symmetric) == (1, None, True)
 
 
+@pytest.mark.parametrize("size, dims, heads", [("nano", (64, 128, 256), 8), ("s12", (48, 96, 240, 384), 12)])
+def test_heads_of_minattn_divide_other_widths(size, dims, heads):
+    model = create(f"metaformer_minattn_{size}", dims=dims)
+    assert model.stages[-1].blocks[0].mixer.heads == heads
+
+
 # A mixer of your own
 
 

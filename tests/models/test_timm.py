@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
+from timm.layers import convert_sync_batchnorm
 from timm.models import (
     create_feature_extractor,
     get_graph_node_names,
@@ -312,6 +313,16 @@ def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
     assert_close(list(found.values()) if feature_cls == "dict" else found, expected)
 
 
+def test_features_without_the_position_embedding_are_refused():
+    given = dict(features_only=True, pos_embed=True)
+    x = torch.randn(1, 3, 32, 32)
+    model = create("metaformer_pooling_nano", pos_embed=True)
+    assert_close(create("metaformer_pooling_nano", **given)(x), model.forward_intermediates(x, intermediates_only=True))
+    for feature_cls in ("list", "dict", "hook"):
+        with pytest.raises(ValueError, match=f"feature_cls='{feature_cls}' leaves out the position embedding"):
+            create("metaformer_pooling_nano", feature_cls=feature_cls, **given)
+
+
 @ONE_OF_EACH
 def test_fx(name, model):
     """A mixer is one node in the graph of timm's feature extractor."""
@@ -365,6 +376,15 @@ def test_grad_checkpointing(name, model):
     assert_close(again, y)
     assert_close(grads, expected, 1e-4)
     assert_close(others, statistics)
+
+
+def test_grad_checkpointing_with_synchronized_batch_norms():
+    plain = convert_sync_batchnorm(create("metaformer_wavemix_nano")).train()
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    for model in (plain, saving):
+        model(images(model)).square().sum().backward()
+    assert_close(dict(saving.named_buffers()), dict(plain.named_buffers()))
 
 
 @ONE_OF_EACH

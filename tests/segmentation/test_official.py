@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from metamix.models import load_official, segmenters
-from metamix.models.download import Published
 from metamix.models.segmenters import check_backbone_name
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.options import SegmentationOptions
@@ -118,10 +117,10 @@ def test_cityscapes_network_of_wavemix():
 def test_published_addresses():
     known = {f"{head} {name}": entry for head, names in segmenters.WEIGHTS.items() for name, entry in names.items()}
     assert len(known) == 6
-    assert known["wavemix wavemix_192_16_l3.cityscapes"].weights.url == (
+    assert known["wavemix wavemix_192_16_l3.cityscapes"].url == (
         "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"
     )
-    assert known["semantic_fpn metaformer_pooling_m48.ade20k"].weights.url == (
+    assert known["semantic_fpn metaformer_pooling_m48.ade20k"].url == (
         "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/fpn_poolformer_m48_8x4_512x512_40k_ade20k/"
         "fpn_poolformer_m48_8x4_512x512_40k_ade20k_20220504_003923-64168d3b.pth"
     )
@@ -140,9 +139,7 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = mmsegmentation_state()
     torch.save({"state_dict": state}, tmp_path / "fpn.pth")
-    entry = segmenters.PublishedSegmenter(
-        Published((tmp_path / "fpn.pth").as_uri()), 5, segmenters.POOLFORMER_SEMANTIC_FPN
-    )
+    entry = segmenters.PublishedSegmenter((tmp_path / "fpn.pth").as_uri(), 5, segmenters.POOLFORMER_SEMANTIC_FPN)
     monkeypatch.setitem(segmenters.WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
 
     def build(classes, neck=16):
@@ -172,7 +169,7 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
 def test_the_note_on_a_whole_segmenter(classes, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     torch.save({"state_dict": mmsegmentation_state()}, tmp_path / "fpn.pth")
-    published = Published((tmp_path / "fpn.pth").as_uri())
+    published = (tmp_path / "fpn.pth").as_uri()
     entry = segmenters.PublishedSegmenter(published, 5, segmenters.POOLFORMER_SEMANTIC_FPN)
     monkeypatch.setitem(segmenters.WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
     for split in ("train", "val"):
