@@ -1,6 +1,8 @@
 """Score a trained model: the same as `metamix eval`."""
 
-from metamix.cli.evaluate import main
+import sys
+
+from metamix.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["eval", *sys.argv[1:]])

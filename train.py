@@ -1,6 +1,8 @@
 """Train a model: the same as `metamix train`."""
 
-from metamix.cli.train import main
+import sys
+
+from metamix.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

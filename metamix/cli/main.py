@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -46,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
     try:
         import_module(COMMANDS[command][0]).main(rest)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # as a shell reports a program that Ctrl-C ended
+    except BrokenPipeError:  # as in `metamix models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        raise SystemExit(141) from None
 
 
 if __name__ == "__main__":

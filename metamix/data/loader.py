@@ -255,9 +255,22 @@ class StreamLoader:
 
         Raises:
             CorruptImage: too many images cannot be read.
+            OSError: a worker process died.
         """
         self.sampler.epoch, self.sampler.start = epoch, start
-        for batch in self.loader:
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise OSError(
+                    f"a process that reads images died ({error}), perhaps for lack of memory: lower --workers, or give "
+                    f"the machine more memory and shared memory; the same command continues the run"
+                ) from error
             if "failure" in batch:
                 raise CorruptImage(batch["failure"])
             for path, reason in batch.pop("broken"):

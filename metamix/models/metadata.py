@@ -273,7 +273,7 @@ def check_entries(
 
 def is_share(value: object) -> bool:
     """Return whether a value is a number from 0 to 1; true and false are none."""
-    return type(value) in (int, float) and 0 <= value <= 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:

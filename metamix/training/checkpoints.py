@@ -39,7 +39,7 @@ class Checkpoints:
     def __init__(self, folder: Path | None, minutes: float):
         self.path = folder / CHECKPOINT if folder is not None else None
         self.minutes = minutes
-        self.good_step: int | None = None  # step of the last checkpoint that was written or resumed
+        self.last: tuple[Path | None, int] | None = None  # written or resumed, and its step
         self._written_at = time.monotonic()
 
     @property
@@ -82,16 +82,16 @@ class Checkpoints:
                 f"{error}; stopped at step {state['step']}, and {self.good}. Make room, and give the same command again"
             ) from error
 
-    def written(self, step: int) -> None:
-        """Note on every rank that rank 0 has written the checkpoint of this step."""
-        self._written_at, self.good_step = time.monotonic(), step
+    def written(self, step: int, path: Path | None = None) -> None:
+        """Note on every rank that a checkpoint holds this step: the one that rank 0 has written, or that of `path`."""
+        self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
     @property
     def good(self) -> str:
         """Describe the last good checkpoint, for a part of an error message."""
-        if self.good_step is None:
+        if self.last is None:
             return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.path}, step {self.good_step}"
+        return "the last good checkpoint is {}, step {}".format(*self.last)
 
 
 def check_resumable(
@@ -109,8 +109,8 @@ def check_resumable(
     if state["step"] >= recipe.engine.epochs * steps_per_epoch and changes.keys() - {"score"}:
         raise ValueError(
             f"{path} has trained {plural(state['step'] // state['steps_per_epoch'], 'epoch')} already, and none is "
-            f"left to train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs, or "
-            f"start a new run with --output"
+            f"left to train with another recipe: {'; '.join(changes.values())}. Take the old values, more --epochs "
+            f"or --iterations, or start a new run with --output"
         )
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(

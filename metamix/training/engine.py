@@ -178,7 +178,7 @@ class Engine:
         self.stepper.load_state_dict(state, str(path))
         self.history, self.seconds = state["history"], state["seconds"]
         self.losses.epoch_sums, self.stopwatch.seconds = state["sums"], state["epoch_seconds"]
-        self.checkpoints.written(self.step)
+        self.checkpoints.written(self.step, path)
         if self.step < self.total_steps:
             epoch = f"epoch {len(self.history) + 1} of {self.options.epochs}"
             self.run.say(f"resumed {path} at step {self.step} of {self.total_steps}, {epoch}")
@@ -284,7 +284,7 @@ class Engine:
             yield batch
 
     def _advice(self, problem: str) -> str:
-        start = "the start" if self.checkpoints.good_step is None else "the checkpoint"
+        start = "the start" if self.checkpoints.last is None else "the checkpoint"
         amp = "bf16" if self.stepper.dtype == torch.float16 else "none"
         return (
             f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. Try a lower --lr, a longer "
@@ -297,6 +297,8 @@ class Engine:
     def _wait_for_device(self) -> None:
         if self.group.device.type == "cuda":
             torch.cuda.synchronize(self.group.device)
+        elif self.group.device.type == "mps":
+            torch.mps.synchronize()
 
     def _warn_of_batch_norm(self) -> None:
         share = self.options.batch_size // self.group.world_size

@@ -219,7 +219,13 @@ def parse(
         defaults = getattr(classes[1], "engine_defaults", {})
         options = with_defaults(options_of(*classes), defaults)
         parser.add_argument("-h", "--help", action="help", help="show this help and exit")
-        values = {**defaults, **parse_config(config, options, str(path)), **parse_flags(parser, words, options)}
+        configured, flags = parse_config(config, options, str(path)), parse_flags(parser, words, options)
+        for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
+            if "epochs" in values and values.get("iterations"):
+                raise ValueError(f"{source} both say how long the run is; give one")
+        if "epochs" in flags:
+            configured.pop("iterations", None)
+        values = {**defaults, **configured, **flags}
         engine_options, task_options = (
             cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
             for cls in classes

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import metamix.cli.evaluate
 import metamix.cli.models
 import metamix.cli.train
 from metamix.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_usage_lists_every_command(capsys):
@@ -43,6 +46,20 @@ def test_every_command_explains_itself(name, capsys):
 def test_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "metamix", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"metamix {metamix.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_scripts_of_a_clone_are_the_commands(name):
+    done = subprocess.run([sys.executable, ROOT / f"{name}.py", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: metamix {name} ")
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As in `metamix models | head -1`."""
+    words = [sys.executable, "-m", "metamix", "models"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, "")
 
 
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):

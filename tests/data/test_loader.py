@@ -1,4 +1,6 @@
+import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -243,6 +245,14 @@ def test_a_replacement_comes_from_the_same_source(folder, break_image):
     loader = train_loader(splits.train, DataOptions(corrupt_limit=1.0), batch_size=12)
     assert loader.rows[0] == loader.rows[1] == splits.train.indices[1]
     assert loader.rows[1:].tolist() == splits.train.indices[1:].tolist()
+
+
+def test_a_worker_that_dies_ends_in_a_sentence(source, monkeypatch):
+    images = source("no")
+    monkeypatch.setattr(type(images), "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    loader = train_loader(images, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
+    with pytest.raises(OSError, match=r"a process that reads images died \(DataLoader worker .*lower --workers"):
+        next(loader.epoch(0))
 
 
 def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):

@@ -318,6 +318,18 @@ def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, c
     assert straight.evaluate("test") == after.evaluate("test")
 
 
+def test_the_last_checkpoint_may_be_that_of_another_run(tmp_path):
+    first = engine(tmp_path / "a", epochs=1)
+    first.fit()
+    first.run.close()
+    second = engine(tmp_path / "b", epochs=2, resume=str(tmp_path / "a" / "checkpoint.pt"))
+    assert second.checkpoints.good == "there is no checkpoint yet"
+    second.resume()
+    assert second.checkpoints.good == f"the last good checkpoint is {tmp_path}/a/checkpoint.pt, step 6"
+    second.save()
+    assert second.checkpoints.good == f"the last good checkpoint is {tmp_path}/b/checkpoint.pt, step 6"
+
+
 def test_fp16_and_its_scale_are_saved(tmp_path):
     first = engine(tmp_path, amp="fp16", epochs=1)
     first.fit()

@@ -50,6 +50,14 @@ def test_defaults_then_config_then_command_line(config):
     assert (recipe.options.size, recipe.options.model_args, recipe.options.model) == (32, {"a": [1, "x"]}, "small")
 
 
+def test_the_flag_epochs_replaces_the_iterations_of_a_config(config):
+    engine = read("--config", config("iterations: 50\n"), "--epochs", "2").engine
+    assert (engine.epochs, engine.iterations) == (2, 0)
+    assert read("--config", config("epochs: 2\n"), "--iterations", "50").engine.iterations == 50
+    with pytest.raises(SystemExit, match="recipe.yaml: epochs and iterations both say how long the run is; give one"):
+        read("--config", config("epochs: 2\niterations: 50\n"))
+
+
 def test_a_task_may_have_defaults_of_engine_options(config, capsys):
     class Task(Options):
         engine_defaults: ClassVar = {"batch_size": 16, "ema": True}
@@ -165,6 +173,7 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
         ),
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
         (["--lr-factors", "{0: 0.1}"], "--lr-factors[0] is 0, but must be a valid string."),
+        (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),
         (["--layer-decay", "0"], "layer_decay is 0.0, but it must be above 0 and at most 1"),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept; add --ema, or use --score last"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metamix.utils.text import plural
+from metamix.utils.text import plural, short_count
 
 
 @pytest.mark.parametrize("count, noun, text", [
@@ -16,3 +16,10 @@ from metamix.utils.text import plural
 ])  # fmt: skip
 def test_plural(count, noun, text):
     assert plural(count, noun) == text
+
+
+@pytest.mark.parametrize("count, text", [
+    (999, "999"), (1_070_000, "1.07 M"), (999_499, "999 k"), (999_600, "1 M"), (2.5e9, "2.5 G"),
+])  # fmt: skip
+def test_short_count(count, text):
+    assert short_count(count) == text
