@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from metamix.utils.text import readable
 
@@ -67,7 +68,8 @@ def read_header(path: Path) -> Header:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
+            # Of a turned TIFF, Pillow 13 gives the upright size; its tags are those of the pixels in the file.
+            width, height = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
             has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode the PNG to look for it
             turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
             return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)

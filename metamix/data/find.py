@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from metamix.utils.text import nearest
@@ -46,6 +47,18 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
         for place in places
         for path in find_images([place], without)
     }
+
+
+def change_endings(names: Mapping[Path, Path], ending: Callable[[Path], str]) -> dict[Path, Path]:
+    """Give the paths of images other endings; where two would become one, add the endings: a.jpg.png and a.png.png.
+
+    Args:
+        names: relative paths of images, as `paths_inside` returns them.
+        ending: of the file that is written for an image, such as ".png".
+    """
+    changed = {path: name.with_suffix(ending(path)) for path, name in names.items()}
+    times = Counter(changed.values())
+    return {path: new if times[new] == 1 else Path(f"{names[path]}{ending(path)}") for path, new in changed.items()}
 
 
 def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:

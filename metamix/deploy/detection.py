@@ -107,11 +107,15 @@ class ExportedDetector(nn.Module):
         metadata: class names, mean and std.
         size: (H, W) of the graph; None for a dynamic one.
         settings: `Artifact.extra`.
+
+    Attributes:
+        score_thresh: objects have higher scores; at first that of the settings.
     """
 
     def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):
         super().__init__()
         self.run, self.size, self.settings = model, size, settings
+        self.score_thresh = settings["score_thresh"]
         self.classes = metadata.classes or ()
         self.mean, self.std = (torch.tensor(v or (0.0,))[:, None, None] for v in (metadata.mean, metadata.std))
         self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
@@ -129,7 +133,7 @@ class ExportedDetector(nn.Module):
         """Find the objects of an image, in its own pixels."""
         prepared, size = self.prepare(image)
         boxes, scores, labels = (output[0] for output in self.run(prepared[None]))
-        found = suppress(boxes, scores, labels, size, self.settings)
+        found = suppress(boxes, scores, labels, size, self.settings | {"score_thresh": self.score_thresh})
         height, width = image.shape[-2:]
         found["boxes"] = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)
         return found
@@ -220,16 +224,12 @@ class ExportableDetector:
         ours = ExportedDetector(exported, self.metadata, None if self.dynamic else self.size, self.extra)
         states: dict[str, Any] = {}
         figures: dict[str, Any] = {"on": "random images"}
+        step = self.extra["multiple"]
+        larger = (self.size[0] + step, self.size[1] + 2 * step) if self.dynamic else self.size
+        noise = [self.random(2, size)[i : i + 1] for i, size in enumerate((self.size, larger))]
         if self.task is None:
-            step = self.extra["multiple"]
-            larger = (self.size[0] + step, self.size[1] + 2 * step) if self.dynamic else self.size
-            pairs = [self.random(2, size)[i : i + 1] for i, size in enumerate((self.size, larger))]
-            for images in pairs:
+            for images in noise:
                 match.update(self.eager(images)[0], self.suppressed(exported, images))
-            if not match.objects:  # noise need not look like an object: compare the best candidates instead
-                match = BoxMatch(0.0, CANDIDATES + 1)
-                for images in pairs:
-                    match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
         else:
             figures["on"] = f"{self.task.data.name}, test"
             states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
@@ -240,6 +240,10 @@ class ExportableDetector:
                 match.update(self.eager(images)[0], self.suppressed(exported, images))
                 self.task.metric.update(states["eager"], self.detector, batch)
                 self.task.metric.update(states["exported"], ours, batch)
+        if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
+            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
+            for images in noise:
+                match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
         figures |= match.result()
         scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
         return Comparison(figures, scores, match.problems(precision))

@@ -6,7 +6,7 @@ Training refuses a file at the first violation. `metamix verify` lists all of th
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ def read_annotations(path: Path) -> Entries:
         if not isinstance(data[key], list) or not all(isinstance(entry, dict) for entry in data[key]):
             raise ValueError(f"{key} is not a list of objects")
     return {key: data[key] for key in FIELDS}
+
+
+def class_names(data: Entries) -> tuple[str, ...]:
+    """Return the names of the classes in the order of their ids."""
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    return tuple(names[i] for i in sorted(names))
+
+
+def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Sequence[str]) -> str | None:
+    """Describe how the classes of a file differ from those of the first one, or return None."""
+    if tuple(classes) == tuple(expected):
+        return None
+    return (
+        f"{path} has the classes {', '.join(classes)}, but {first} has {', '.join(expected)}; all splits need the same"
+    )
 
 
 def field_problems(data: Entries) -> Iterator[str]:

@@ -22,7 +22,7 @@ from metamix.data.sources import first_readable
 from metamix.training.task import Batch, State
 from metamix.utils.text import plural
 
-from .annotations import box_sizes
+from .annotations import box_sizes, class_problem
 from .coco import CocoSplit, Splits, find_splits, open_split
 from .options import DetectionOptions
 
@@ -82,11 +82,8 @@ class DetectionData:
         options = self.options
         first, *others = self.splits
         for split in others:
-            if split.classes != first.classes:
-                raise ValueError(
-                    f"{split.annotations} has the classes {', '.join(split.classes)}, but "
-                    f"{first.annotations} has {', '.join(first.classes)}; all splits need the same"
-                )
+            if problem := class_problem(split.annotations, split.classes, first.annotations, first.classes):
+                raise ValueError(problem)
         if self.train and not any(split.objects for split in self.train):
             raise ValueError(
                 f"{' and '.join(str(split.annotations) for split in self.train)} has "

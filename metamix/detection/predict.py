@@ -13,16 +13,16 @@ exit code is then 1.
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
-from metamix.data.find import check_outputs, paths_inside
+from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.text import plural, readable
@@ -85,7 +85,7 @@ def draw_all(
     """Find the objects in images, draw them, and write predictions.json.
 
     Args:
-        model: called like a detector of torchvision, on any device.
+        model: called like a detector of torchvision, on any device. Where its own threshold is higher, it is lowered.
         classes: names of the labels 1, 2, ...
         pictures: the picture that each image is drawn to.
         output: folder to write predictions.json to.
@@ -94,6 +94,8 @@ def draw_all(
     Returns:
         The number of images that could not be read.
     """
+    head: Any = getattr(model, "roi_heads", model)  # which the R-CNNs have
+    head.score_thresh = min(head.score_thresh, threshold)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / RECORDS).exists():
         write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
@@ -124,12 +126,8 @@ def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:
         FileNotFoundError: an image is missing, or a folder holds none.
         ValueError: two images would share a picture, or a picture would overwrite another file.
     """
-    relative = paths_inside(places, without=[output])
-    stems = Counter(name.with_suffix("") for name in relative.values())
-    pictures = {
-        path: output / (f"{name}.png" if stems[name.with_suffix("")] > 1 else name.with_suffix(".png"))
-        for path, name in relative.items()
-    }
+    names = change_endings(paths_inside(places, without=[output]), lambda path: ".png")
+    pictures = {path: output / name for path, name in names.items()}
     check_outputs(pictures, marker=output / RECORDS)
     return pictures
 

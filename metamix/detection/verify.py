@@ -16,6 +16,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from metamix.utils.text import plural, readable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
+    Entries,
     Entry,
     box_sizes,
+    class_names,
+    class_problem,
     duplicates,
     field_problems,
     is_box,
@@ -115,16 +119,33 @@ def file_problem(image: Entry, folder: Path) -> str | None:
     return None
 
 
+def read_valid(annotations: Path) -> Entries | None:
+    """Read an annotation file; None where `find_problems` finds that it cannot be read or has a wrong field."""
+    try:
+        entries = read_annotations(annotations)
+    except (OSError, ValueError):
+        return None
+    return None if any(field_problems(entries)) else entries
+
+
+def find_other_classes(files: Sequence[Path]) -> Iterator[str]:
+    """Describe each annotation file whose classes differ from those of train, or else of the first file."""
+    first: tuple[Path, tuple[str, ...]] | None = None
+    for path in sorted(files, key=lambda path: "train" not in path.stem):
+        if entries := read_valid(path):
+            classes = class_names(entries)
+            first = first or (path, classes)
+            if problem := class_problem(path, classes, *first):
+                yield problem
+
+
 def describe_boxes(annotations: Path, min_size: int, max_size: int) -> str:
     """Say how large the boxes of an annotation file are, and which anchors RetinaNet has for them.
 
     Returns an empty text where the file cannot be read, or has no box in an image of known size.
     """
-    try:
-        entries = read_annotations(annotations)
-    except (OSError, ValueError):
-        return ""
-    if any(field_problems(entries)):
+    entries = read_valid(annotations)
+    if entries is None:
         return ""
     images = {image["id"]: image for image in entries["images"]}
     sizes = torch.tensor(box_sizes(entries["annotations"], images, min_size, max_size))
@@ -156,13 +177,13 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
         raise FileNotFoundError(f"there is no file or folder {data}")
     splits = list(find_splits(data).values()) if data.is_dir() else [(data, images or data.parent)]
     count = 0
-    for annotations, folder in splits:
-        for problem in find_problems(annotations, folder):
-            print(readable(problem))
-            count += 1
-    files = ", ".join(str(path) for path, _ in splits)
+    paths = [path for path, _ in splits]
+    for problem in chain(*(find_problems(*split) for split in splits), find_other_classes(paths)):
+        print(readable(problem))
+        count += 1
+    files = ", ".join(map(str, paths))
     print(plural(count, "problem") if count else readable(f"{files}: nothing is wrong"))
-    for annotations, _ in splits:
+    for annotations in paths:
         if text := describe_boxes(annotations, min_size, max_size):
             print(readable(text))
     return count

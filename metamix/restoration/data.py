@@ -78,12 +78,14 @@ class RestorationData:
         options: of training, or of evaluation with the degradation and channels of training filled in.
         seed: of the run: of crops and training degradations.
         train: whether there is to be a training split.
+        tested: digest of the images that were scored in training; empty if it is not known.
 
     Attributes:
         name: name of the data set.
         scale: size of the clean images over that of the degraded ones.
         enlarge: factor by which degraded crops are enlarged for the model; the task sets it once it knows the model.
         in_chans: channels of the images, 1 or 3.
+        scored_in_grey: number of grey images to score.
         identity: values that must be the same when a run is resumed.
         notes: what the user should know.
 
@@ -92,11 +94,11 @@ class RestorationData:
         FileNotFoundError: a folder is missing or empty.
     """
 
-    def __init__(self, options: RestorationOptions, *, train: bool = True):
+    def __init__(self, options: RestorationOptions, *, train: bool = True, tested: str = ""):
         self.options, self.notes, self.enlarge, self.seed = options, list[str](), 1, 0
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
-        parts = self._find(train)
+        parts = self._find(train, tested)
         everything = [sample for samples in parts.values() for sample in samples]
         self.name = Path(options.data_dir or options.test_dir).resolve().name
         self.channels = self._choose_channels(everything)
@@ -108,17 +110,17 @@ class RestorationData:
             split: Samples(samples, self.channels, self.scale, studio_range=split == "train")
             for split, samples in parts.items()
         }
-        if self.channels == "y" and (grey := sum(sample.grey for sample in parts["test"])):
-            self.notes.append(f"{plural(grey, 'scored image')} in grey: compared as stored, from 0 to 255")
+        self.scored_in_grey = sum(sample.grey for sample in parts["test"])
+        if self.channels == "y" and self.scored_in_grey:
+            self.notes.append(
+                f"{plural(self.scored_in_grey, 'scored image')} in grey: compared as stored, from 0 to 255"
+            )
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in parts.items()},
-            "digest": {
-                split: digest((sample.name, *sample.file_sizes) for sample in samples)
-                for split, samples in parts.items()
-            },
+            "digest": {split: digest_of(samples) for split, samples in parts.items()},
         }
 
-    def _find(self, train: bool) -> dict[str, list[Sample]]:
+    def _find(self, train: bool, tested: str) -> dict[str, list[Sample]]:
         """Find the samples of each split by the layout of the folders."""
         options = self.options
         train_root, test_root = find_roots(options)
@@ -140,23 +142,25 @@ class RestorationData:
             raise ValueError(f"{train_root} has one image, and one more is needed to score: give --test-dir FOLDER")
         count = min(max(1, round(options.test_share * len(samples))), len(samples) - 1)
         held = stratified_choice(torch.zeros(len(samples), dtype=torch.int64), count, seed=0).tolist()
-        self.notes.append(
-            f"{count} of {len(samples)} images are scored and not trained on (--test-dir FOLDER for others)"
-        )
         parts = {
             "train": [sample for sample, out in zip(samples, held) if not out],
             "test": [sample for sample, out in zip(samples, held) if out],
         }
+        note = f"{count} of {len(samples)} images are scored"
+        if train or digest_of(parts["test"]) == tested:
+            note += " and not trained on"
+        elif tested:
+            note += ", which may have been trained on"
+        self.notes.append(f"{note} (--test-dir FOLDER for others)")
         return parts if train else {"test": parts["test"]}
 
     def _choose_channels(self, samples: Sequence[Sample]) -> str:
         """Return rgb, grey or y; ValueError where grey was asked for and an image has colours."""
         asked = self.options.channels
-        coloured = [sample.target for sample in samples if not sample.header.grey]
+        coloured = [sample for sample in samples if not sample.grey]
         if asked == "grey" and coloured:
-            raise ValueError(
-                f"channels is grey, but {coloured[0]} is in colour: give --channels rgb, or y for its luminance"
-            )
+            path = coloured[0].input if coloured[0].header.grey else coloured[0].target
+            raise ValueError(f"channels is grey, but {path} is in colour: give --channels rgb, or y for its luminance")
         return asked if asked != "auto" else "rgb" if coloured else "grey"
 
     def _check_crops(self, samples: Sequence[Sample]) -> None:
@@ -358,6 +362,11 @@ def leave_out(samples: Sequence[Sample], root: Path, test_root: Path) -> list[Sa
 def samples_of(pairs: Pairs) -> list[Sample]:
     """Return the samples of matched clean and degraded images."""
     return [Sample(name, target, degraded) for name, (target, degraded) in pairs.items()]
+
+
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Hash the names and the file sizes of samples."""
+    return digest((sample.name, *sample.file_sizes) for sample in samples)
 
 
 def scale_of_pairs(samples: Sequence[Sample]) -> int:

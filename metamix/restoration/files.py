@@ -71,7 +71,8 @@ def read_picture(path: Path) -> Picture:
         layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
         if image.mode.startswith("I") or ";16" in layout:
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
-            picture = _read_16_bits(path, is_grey, image.getexif().get(0x0112, 1), profile)
+            orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)  # OpenCV turns TIFFs itself
+            picture = _read_16_bits(path, is_grey, orientation, profile)
             return replace(picture, lost=tuple(lost))
         image = to_eight_bits(ImageOps.exif_transpose(image))
         has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info
@@ -108,7 +109,7 @@ def write_picture(picture: Picture, path: Path) -> None:
 
 
 def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
-    """Read an image of 16 bits a channel; `orientation` is EXIF's."""
+    """Read an image of 16 bits a channel; `orientation` is EXIF's, 1 where OpenCV returns the image upright."""
     cv2 = _opencv()
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:

@@ -168,15 +168,12 @@ def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
 
 
 def mean_scores(states: Sequence[State]) -> dict[str, float]:
-    """Return the means over all images, PSNR first."""
-    rows = all_rows(states)
-    return {
-        name: _mean([min(row[name], BEST_PSNR) for row in rows])
-        for name in ("psnr", "ssim", "input_psnr", "input_ssim")
-    }
+    """Return the means over all images, PSNR first.
 
-
-def _mean(values: list[float]) -> float:
-    """Return the mean of the values that are numbers: SSIM is not defined for images smaller than its window."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    SSIM is the mean over the images that are as large as its window; it is left out where there is none.
+    """
+    rows, means = all_rows(states), {}
+    for name in ("psnr", "ssim", "input_psnr", "input_ssim"):
+        if known := [min(row[name], BEST_PSNR) for row in rows if not math.isnan(row[name])]:
+            means[name] = sum(known) / len(known)
+    return means

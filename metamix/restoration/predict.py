@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import check_outputs, paths_inside
+from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
@@ -130,10 +130,12 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
         FileNotFoundError: an image is missing, or a folder holds none.
         ValueError: two images would be written to one file, or a file that no earlier run wrote would be overwritten.
     """
-    files: dict[Path, Path] = {}
-    for path, name in paths_inside(places, without=[output]).items():
-        ending = suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
-        files[path] = (output / name).with_suffix(ending)
+
+    def ending(path: Path) -> str:
+        return suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
+
+    names = change_endings(paths_inside(places, without=[output]), ending)
+    files = {path: output / name for path, name in names.items()}
     check_outputs(files, marker=output / RECORDS)
     return files
 

@@ -168,7 +168,7 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
     unknown = np.ones(colours.shape[:2], dtype=bool)
     for i, colour in enumerate(labels.palette):
         of_class = (colours == colour).all(-1)
-        found[of_class] = i if i < len(labels.classes) else IGNORED
+        found[of_class] = i if i in labels.table else IGNORED  # --ignore-index may be the value of a class
         unknown &= ~of_class
     if unknown.any():
         raise BadMask(

@@ -32,6 +32,7 @@ class SegmenterSpec:
         mean, std: of the channels, for values from 0 to 1.
         min_size, max_size, ignore_index, reduce_zero_label: options of training.
         palette: colours of the classes, if the data set has some.
+        train_on: splits that it was trained on; empty in older files.
     """
 
     head: str
@@ -48,6 +49,7 @@ class SegmenterSpec:
     ignore_index: int | None = 255
     reduce_zero_label: bool = False
     palette: Palette | None = None
+    train_on: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
@@ -63,9 +65,9 @@ class SegmenterSpec:
                 f"{source} holds no segmenter of metamix, but {found}; give a run of metamix train --task segmentation"
             )
         ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
-        values = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        values = {"train_on": ()} | {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
         check_entries(values, RULES, source)
-        values |= {name: tuple(values[name]) for name in ("classes", "crop", "mean", "std")}
+        values |= {name: tuple(values[name]) for name in ("classes", "crop", "mean", "std", "train_on")}
         if values["palette"] is not None:
             values["palette"] = tuple(tuple(colour) for colour in values["palette"])
         return cls(**values)
@@ -131,6 +133,10 @@ RULES: dict[str, Rule] = {
     "ignore_index": ("null or 0 to 255", lambda value: value is None or is_whole(value, 0, 255)),
     "reduce_zero_label": ("true or false", lambda value: isinstance(value, bool)),
     "palette": ("null or a list of colours", lambda value: value is None or _is_palette(value)),
+    "train_on": (
+        "a list of splits",
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
+    ),
 }
 
 

@@ -160,7 +160,7 @@ class SegmentationMetric:
             state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the scores in percent, mean IoU first.
+        """Compute the scores in percent, mean IoU first; without boundary F where no class has a boundary.
 
         Raises:
             ValueError: there is no pixel to score.
@@ -174,7 +174,7 @@ class SegmentationMetric:
             pixel = int(confusion.trace()) / int(confusion.sum())
             edges = boundary_scores(total(states, f"{prefix}boundary"))
             found = (float(iou.nanmean()), pixel, float(accuracy.nanmean()), float(edges.nanmean()))
-            scores |= {prefix + name: 100 * value for name, value in zip(SCORES, found)}
+            scores |= {prefix + name: 100 * value for name, value in zip(SCORES, found) if not math.isnan(value)}
         return scores
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:

@@ -4,7 +4,7 @@
 
 RUN is the folder of a segmentation run, or a weight file in it. A folder stands for all images in it, at any depth.
 Images have any size; those with a side above --tile are predicted in overlapping tiles. For each image, two files get
-its path inside the folder that was given:
+its path inside the folder that was given (a.jpg.png where there is an a.png too):
 
     OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
     OUTPUT/overlays/a.png    these colours over the image
@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import check_outputs, paths_inside
+from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
@@ -169,7 +169,7 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
             f"another --output"
         )
     found = paths_inside(places, without=[output / MASKS, output / OVERLAYS])
-    names = {path: name.with_suffix(".png") for path, name in found.items()}
+    names = change_endings(found, lambda path: ".png")
     for folder in (MASKS, OVERLAYS):
         check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / CLASSES)
     return names

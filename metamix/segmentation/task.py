@@ -82,6 +82,7 @@ class Segmentation:
         spec = found.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
+        values |= {"train_on": spec.train_on or ("train",)}
         values |= {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
         if options.data != "folder":  # whose values are known, whatever the masks of training held
             values |= dict(ignore_index=255, reduce_zero_label=False)
@@ -89,6 +90,8 @@ class Segmentation:
         values |= {name: value for name, value in given.items() if value is not None}
         values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}
         task = cls(SegmentationOptions(**values), trained=spec)
+        if task.data.test_split in spec.train_on:
+            task.model.notes.append(f"the segmenter was trained on the split {task.data.test_split}")
         if task.data.classes != spec.classes:
             raise ValueError(
                 f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
@@ -113,6 +116,7 @@ class SegmentationModel:
         self.notes: list[str] = []
         self.frozen_norms = trained.frozen_norms if trained else False
         self.crop = trained.crop if trained else options.crop_size
+        self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
         """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
@@ -189,6 +193,7 @@ class SegmentationModel:
             ignore_index=options.ignore_index,
             reduce_zero_label=options.reduce_zero_label,
             palette=data.labels.palette,
+            train_on=self.train_on,
         )
 
 

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from PIL import Image
 
 from metamix.data import CorruptImage, DataOptions, open_data, read_image_file, train_loader
-from metamix.data.files import MAX_FILE_BYTES, list_files
+from metamix.data.files import MAX_FILE_BYTES, list_files, read_header
 from metamix.data.formats.tar import Member, TarImages
-from metamix.data.sources import read_image
+from metamix.data.sources import decode, read_image
 
 
 @contextmanager
@@ -43,6 +44,17 @@ def test_a_file_above_the_limit_is_refused(tmp_path, image):
     assert read_image_file(tmp_path / "0.png", max_bytes=size).size == (32, 32)
     with pytest.raises(CorruptImage, match=f"^{size:,} bytes; images may have {size - 1:,} at most"):
         read_image_file(tmp_path / "0.png", max_bytes=size - 1)
+
+
+@pytest.mark.parametrize("orientation, size", [(1, (5, 7)), (3, (5, 7)), (6, (7, 5)), (8, (7, 5))])
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
+def test_headers_have_the_upright_size(kind, orientation, size, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {0x0112: orientation}, "compression": "tiff_lzw"} if kind == "tif" else {"exif": exif}
+    Image.new("L", (7, 5)).save(tmp_path / f"a.{kind}", **options)
+    assert read_header(tmp_path / f"a.{kind}").size == size
+    assert decode(lambda: Image.open(tmp_path / f"a.{kind}"), "a").size == size[::-1]
 
 
 def test_a_member_of_a_tar_file_has_the_same_limit():

@@ -245,14 +245,17 @@ def test_the_upper_half_of_16_bits_is_read(tmp_path, kind, dtype):
     image = decode(lambda: Image.open(path), path)
     assert np.asarray(image).tolist() == [[[n] * 3 for n in row] for row in ([0, 0, 1], [100, 255, 255])]
     assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes([0, 0, 1, 100, 255, 255])
+    Image.fromarray(np.zeros((2, 3), dtype)).save(path)
+    assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes(6)
 
 
 @pytest.mark.parametrize(
     "pixels, words",
     [
         (np.float32([[0.5]]), "0.tif: its pixels are floating-point numbers; save it with 8 or 16 bits a channel"),
-        (np.int32([[0, 65536]]), "0.tif: its pixels go from 0 to 65536, not 0 to 65535; save it with 8 or 16 bits"),
+        (np.int32([[0, 65536]]), "0.tif: its pixels go from 0 to 65536, not 0 to 65535; save it with 8 bits a"),
         (np.int32([[0, 255]]), "0.tif: its pixels go from 0 to 255, not 0 to 65535"),  # they would become black
+        (np.uint16([[0, 255]]), "0.tif: its pixels go from 0 to 255, not 0 to 65535; .* or scaled to 16"),
         (np.int32([[-1, 5]]), "0.tif: its pixels go from -1 to 5, not 0 to 65535"),
     ],
 )

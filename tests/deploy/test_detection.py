@@ -13,6 +13,9 @@ import metamix.cli.predict
 from metamix.deploy import export, load_exported
 from metamix.deploy.detection import BoxMatch, ExportableDetector, ExportedDetector
 from metamix.detection.load import DetectorSpec, load_detector
+from metamix.detection.options import DetectionEvalOptions
+from metamix.detection.predict import draw_all
+from metamix.detection.task import Detection
 from metamix.models.metadata import ModelMetadata
 from metamix.utils.tensor_files import save_weights
 
@@ -100,12 +103,18 @@ def test_refusals(changes, options, words, tmp_path):
         export(str(tmp_path / "d.safetensors"), output=tmp_path / "out", **options)
 
 
-def test_noise_without_objects_still_compares_boxes(tmp_path):
-    """A detector that finds nothing in random images is compared by its candidates, and a wrong one is not accepted."""
-    model, entries = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
-    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False)
+@pytest.mark.parametrize("with_data", [False, True])
+def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
+    """A detector that finds nothing is compared by its candidates, and a wrong one is not accepted."""
+    source, task = weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}), None
+    model, entries = load_detector(source)
+    if with_data:
+        data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
+        task = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=source, workers=0))[0]
+    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False, task)
     same = exportable.compare(exportable.model, "fp32", 1)
-    assert same.parity["objects"] == 200 and not same.problems
+    assert same.parity["objects"] == 200 and same.parity["on"] == "random images" and not same.problems
+    assert list(same.scores) == ["eager", "exported"] * with_data
     wrong = exportable.compare(
         lambda images: (exportable.model(images)[0] + 1, *exportable.model(images)[1:]), "fp32", 1
     )
@@ -125,6 +134,16 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
     graph = deepcopy(exportable.model).bfloat16()
     rounded = exportable.compare(lambda images: [x.float() for x in graph(images.bfloat16())], "bf16", 1)
     assert rounded.parity["objects"] > 20 and not rounded.problems
+
+
+def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
+    model, entries = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
+    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False)
+    shapes.draw([]).save(tmp_path / "a.png")
+    exported = ExportedDetector(exportable.model, exportable.metadata, (64, 96), exportable.extra)
+    assert draw_all(exported, SPEC.classes, {tmp_path / "a.png": tmp_path / "out.png"}, tmp_path, 0.3) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    assert record["objects"] and all(0.3 <= found["score"] <= 0.999 for found in record["objects"])
 
 
 def objects(shift=0.0, score=0.9, label=1):

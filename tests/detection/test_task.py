@@ -18,6 +18,7 @@ from torch import nn
 import metamix.cli.evaluate
 from metamix.detection.metrics import score
 from metamix.detection.pictures import draw_grid, draw_image
+from metamix.detection.predict import draw_all
 from metamix.detection.predict import main as predict
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
 from metamix.training.engine import Engine
@@ -166,6 +167,15 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     assert predict([__file__, str(path), "--checkpoint", str(trained), "--output", str(tmp_path)]) == 1
     assert "left out: " in (told := capsys.readouterr().err) and "test_task.py: not an image of a known" in told
     assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
+
+
+@pytest.mark.parametrize("detector, option", [("retinanet", "score_thresh"), ("faster_rcnn", "box_score_thresh")])
+def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detector, option):
+    _, model = build(few, detector=detector, detector_args={option: 0.99})
+    pictures = {few / "images" / "test_0.png": tmp_path / "a.png"}
+    assert draw_all(model, ("disc", "square"), pictures, tmp_path, 0.001) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    assert record["objects"] and all(found["score"] < 0.99 for found in record["objects"])
 
 
 def test_predict_takes_folders(trained, tmp_path, capsys):

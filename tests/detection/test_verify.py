@@ -99,6 +99,21 @@ def test_images_without_usable_boxes_are_named(coco, capsys):
     assert "(train_0.png): no box" not in out and "(train_1.png): no box (it trains as background)" in out
 
 
+def test_splits_of_other_classes_are_named(coco, capsys):
+    def rename(split, data):
+        if split == "test":
+            data["categories"][0]["name"] = "box"
+
+    folder = coco(train=3, val=3, test=3, change=rename)
+    code, out = verify(capsys, folder)
+    train, test = (folder / "annotations" / f"instances_{split}.json" for split in ("train", "test"))
+    assert code == 1 and out.splitlines()[:2] == [
+        f"{test} has the classes disc, box, but {train} has disc, square; all splits need the same",
+        "1 problem",
+    ]
+    assert verify(capsys, test, "--images", folder / "images")[0] == 0
+
+
 def test_segmentation_and_image_size_are_optional(coco, capsys):
     def strip(split, data):
         data["annotations"][0]["segmentation"] = []

@@ -136,6 +136,16 @@ def test_the_images_of_a_pair_have_one_range(pairs, image):
         assert target.min() >= 15.9 / 255 and target.max() <= 235.1 / 255
 
 
+def test_inputs_in_colour_count_too(pairs, image):
+    root = pairs(mode="L")
+    assert data(data_dir=root).channels == "grey"
+    image((40, 48)).save(root / "train" / "input" / "2.png")
+    assert data(data_dir=root).channels == "rgb"
+    words = "channels is grey, but .*train/input/2.png is in colour: give --channels rgb, or y for its luminance"
+    with pytest.raises(ValueError, match=words):
+        data(data_dir=root, channels="grey")
+
+
 def test_a_changed_data_set_is_another_identity(clean, image):
     photos = clean()
     before = data(data_dir=photos, degradation="noise:1").identity

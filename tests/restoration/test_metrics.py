@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from metamix.restoration.colour import to_grey, to_rgb, to_y, to_ycbcr
 from metamix.restoration.data import RestorationData
-from metamix.restoration.inference import enlarge
-from metamix.restoration.metrics import Measure, psnr, ssim
+from metamix.restoration.inference import Restorer, enlarge
+from metamix.restoration.metrics import Measure, RestorationMetric, psnr, ssim
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.resize import resize_bicubic
 
@@ -97,6 +98,11 @@ def test_a_border_that_leaves_nothing_is_refused(pair):
 def test_small_images_have_no_ssim():
     x = torch.rand(1, 8, 30)
     assert math.isnan(Measure().score(x, x)[1])
+    metric = RestorationMetric(Measure(), Restorer())
+    state = metric.start()
+    batch = {"image": [x], "target": [x], "index": torch.tensor([0]), "name": ["a"]}
+    metric.update(state, nn.Identity(), batch)
+    assert list(metric.result([state])) == ["psnr", "input_psnr"]
 
 
 def test_ycbcr_and_back(pair):

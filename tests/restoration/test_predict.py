@@ -202,7 +202,10 @@ def test_16_bits_upright_with_profile_and_grey_with_alpha(tmp_path, capsys):
         exif[0x0112] = orientation
         Image.fromarray(coarse).save(tmp_path / "8.png", exif=exif)
         write_png(tmp_path / "16.png", coarse.astype(np.uint16) * 257, exif=exif.tobytes()[6:])
-        assert torch.equal(read_picture(tmp_path / "16.png").colours, read_picture(tmp_path / "8.png").colours)
+        upright = read_picture(tmp_path / "8.png").colours
+        assert torch.equal(read_picture(tmp_path / "16.png").colours, upright)
+        Image.fromarray(coarse[..., 0].astype(np.uint16) * 257).save(tmp_path / "16.tif", exif=exif)
+        assert torch.equal(read_picture(tmp_path / "16.tif").colours, upright[:1])
     write_png(tmp_path / "la.png", rng.integers(0, 65536, (5, 7, 2), dtype=np.uint16), kind=4)
     grey = read_picture(tmp_path / "la.png")
     assert (len(grey.colours), len(grey.alpha), grey.bits) == (1, 1, 16)
@@ -232,8 +235,10 @@ def test_nothing_is_overwritten(clean, tmp_path, run):
     with pytest.raises(SystemExit, match="0.png is an image and would be overwritten: give another --output"):
         run(photos, "--output", photos)
     Image.open(photos / "0.png").save(photos / "0.jpg")
+    assert run(photos, "--output", tmp_path / "out", "--format", "png")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.jpg.png", "0.png.png"]
     with pytest.raises(SystemExit, match="would both be written to .*0.png"):
-        run(photos, "--output", tmp_path / "out", "--format", "png")
+        run(photos, clean("others", count=1), "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match="tile is 8 and overlap 8"):
         run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
     Image.open(photos / "0.png").save(tmp_path / "0.png")

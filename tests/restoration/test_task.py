@@ -19,6 +19,7 @@ from metamix.restoration.load import load_trained
 from metamix.restoration.metrics import Measure
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.predict import main as predict
+from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
@@ -58,6 +59,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
 
     evaluate("--checkpoint", run, "--data-dir", photos, "--output", out)
     said = capsys.readouterr().out
+    assert "1 of 6 images are scored and not trained on" in said
     result = json.loads((out / "result.json").read_text())
     assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
     assert "scores: PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
@@ -71,6 +73,17 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     assert end.value.code == 0 and sorted(p.name for p in (tmp_path / "new").glob("*.png")) == [
         f"{i}.png" for i in range(6)
     ]
+
+
+def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, capsys):
+    photos, run = clean(), tmp_path / "run"
+    words = ["--degradation", "noise:25", "--output", run]
+    train(*MAXIM, "--data-dir", photos, "--test-dir", clean("others", count=2), *words)
+    evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "1 of 6 images are scored, which may have been trained on" in said and "not trained on" not in said
+    options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
+    assert RestorationData(options, train=False).notes == ["1 of 6 images are scored (--test-dir FOLDER for others)"]
 
 
 def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
@@ -211,6 +224,20 @@ def test_super_resolution_of_the_luminance(model, clean, tmp_path, capsys):
     assert predict(list(map(str, [small, "--checkpoint", run, "--output", tmp_path / "new", "--device", "cpu"]))) == 0
     restored = Image.open(tmp_path / "new" / "small.png")
     assert restored.size == (84, 90) and restored.mode == "RGBA" and restored.getextrema()[3] == (255, 255)
+
+
+def test_grey_images_of_colour_models_are_noted_where_y_is_scored(clean):
+    root = clean(size=(48, 48))
+    clean("photos/test", count=2, size=(48, 48), mode="L")
+    words = "2 scored images in grey: compared as Y of three equal channels, from 16 to 235, which adds 1.32 dB to PSNR"
+
+    def notes(**options):
+        task = Restoration(RestorationOptions(data_dir=str(root), degradation="downscale:2", crop=16, **options))
+        return [note for note in task.notes if "in grey" in note]
+
+    assert notes(model="maxim_nano") == [words]
+    assert notes(model="maxim_nano", score_channel="rgb") == []
+    assert notes(model="maxim_nano", channels="y") == ["2 scored images in grey: compared as stored, from 0 to 255"]
 
 
 def test_two_models_are_compared(clean, tmp_path, capsys):

@@ -108,6 +108,20 @@ def test_masks_in_colour_need_a_palette(tmp_path):
         read_palette(tmp_path / "palette.txt")
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("ignored", [255, 2])
+def test_masks_in_colour_equal_masks_of_indices(first, ignored, tmp_path):
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))  # the last is that of ignored pixels
+    labels = make_labels(ABC, ignore_index=ignored, reduce_zero_label=first == 1, palette=colours)
+    values = np.array([[0, 1, 2]], dtype=np.uint8)
+    Image.fromarray(np.array(colours, dtype=np.uint8)[values]).save(tmp_path / "colours.png")
+    indices = read_mask(write_mask(tmp_path / "indices.png", values + first), labels)
+    assert read_mask(tmp_path / "colours.png", labels).equal(indices)
+    assert indices.tolist() == [[255 if label + first == ignored else label for label in range(3)]]
+    Image.fromarray(np.array([[colours[3]]], dtype=np.uint8)).save(tmp_path / "colours.png")
+    assert read_mask(tmp_path / "colours.png", labels).tolist() == [[255]]
+
+
 def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
     colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     mask = Image.fromarray(np.array([[1, 0, 2, 255]], dtype=np.uint8), mode="P")

@@ -136,6 +136,14 @@ def test_unreadable_and_ignored_images_are_not_scored():
         metric.result([state])
 
 
+def test_images_of_one_class_have_no_boundary_score():
+    metric = SegmentationMetric("ab", lambda x: x.float(), {"": Predictor()})
+    state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
+    batch = {"image": [image], "target": [torch.zeros(4, 4).byte()], "index": torch.tensor([0]), "name": ["a"]}
+    metric.update(state, lambda x: torch.ones(1, 2, 4, 4), batch)
+    assert metric.result([state]) == {"miou": 100, "pixel_accuracy": 100, "mean_accuracy": 100}
+
+
 def test_perfect_labels_score_100():
     truth, _ = blobs(0)
     iou, accuracy = class_scores(confusion_matrix(truth, truth, CLASSES))

@@ -15,7 +15,7 @@ import metamix.cli.train
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.utils.tensor_files import load_checkpoint, load_weights, save_weights
 
 TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
 SMALL_HEAD = ["--head-args", "{neck_channels: 16, head_channels: 16}"]
@@ -82,6 +82,22 @@ def test_scores_name_their_split(scenes, tmp_path, capsys):
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-on", "train")
     assert "on scenes, train (2 images)" in capsys.readouterr().out
     assert json.loads((out / "result.json").read_text())["test_split"] == "train"
+
+
+def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
+    root, run = scenes(), tmp_path / "run"
+    train(*SMALL_HEAD, "--data-dir", root, "--train-on", "train,val", "--output", run)
+
+    def open_task(**given):
+        return Segmentation.trained(SegmentationEvalOptions(checkpoint=str(run), data_dir=str(root), **given))[0]
+
+    for split in "train", "val":
+        assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
+    task = open_task()
+    assert list(task.data.parts) == ["test"] and not any("trained on" in note for note in task.notes)
+    tensors, metadata = load_weights(run)
+    save_weights(run / "model.safetensors", tensors, {k: v for k, v in metadata.items() if k != "train_on"})
+    assert list(open_task().data.parts) == ["test", "holdout"]  # older files do not say what they were trained on
 
 
 def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):
