@@ -74,8 +74,10 @@ class ClassificationOptions(ModelOptions, DataOptions):
     smoothing: float = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
     teacher_checkpoint: str | None = _loss(None, "the teacher's weights; none: its published ones", on_resume="refuse")
-    distill: float = _loss(0.5, "share of the teacher in the loss, 0 to 1")
-    temperature: float = _loss(1.0, "softens the outputs of teacher and student before they are compared")
+    distill: float = _loss(0.5, "share of the teacher in the loss, 0 to 1", needs="teacher")
+    temperature: float = _loss(
+        1.0, "softens the outputs of teacher and student before they are compared", needs="teacher"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ import yaml
 
 from metamix.utils.options import (
     Parser,
+    check_needs,
     check_ranges,
     convert,
     option,
@@ -61,7 +62,7 @@ class EngineOptions:
     schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule(
         "cosine", "learning rate schedule after warm-up"
     )
-    power: float = _schedule(0.9, "exponent of the schedule poly; 1 is linear")
+    power: float = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
     warmup_epochs: float = _schedule(1.0, "epochs of linear warm-up")
     warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step")
 
@@ -88,7 +89,7 @@ class EngineOptions:
     ema: bool = _average(
         False, "keep an exponential moving average of the weights, and evaluate it too", on_resume="refuse"
     )
-    ema_decay: float = _average(0.9999, "decay of the average; lower in the first steps")
+    ema_decay: float = _average(0.9999, "decay of the average; lower in the first steps", needs="ema")
     score: Literal["auto", "last", "ema"] = _average(
         "auto", "weights to evaluate on the test split and to save; auto: the average if there is one"
     )
@@ -230,6 +231,7 @@ def parse(
             cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
             for cls in classes
         )
+        check_needs(flags, vars(engine_options) | vars(task_options), options)
         return Recipe(task, engine_options, task_options, imports)
 
 

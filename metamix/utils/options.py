@@ -10,7 +10,7 @@ import argparse
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,6 +31,7 @@ def option(
     *,
     group: str = "options",
     on_resume: Literal["refuse", "say", "free"] = "refuse",
+    needs: str = "",
 ) -> Any:
     """Declare an option as a field of a dataclass.
 
@@ -40,8 +41,9 @@ def option(
         group: heading in --help.
         on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
             (allowed and reported) or "free" (allowed: no number depends on it).
+        needs: another option without which this one has no effect: its name, or its name and value, "schedule poly".
     """
-    metadata = {"help": help, "group": group, "on_resume": on_resume}
+    metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -61,6 +63,24 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
                 raise TypeError(f"two options have the name {f.name!r}")
             options[f.name] = f, types[f.name]
     return options
+
+
+def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]]) -> None:
+    """Refuse flags that have no effect.
+
+    Args:
+        flags: names of the options that were given as flags.
+        values: the values of all options.
+        options: as `options_of` returns them.
+
+    Raises:
+        ValueError: a flag needs another one.
+    """
+    for name in flags:
+        other, _, wanted = options[name][0].metadata.get("needs", "").partition(" ")
+        if other and (str(values[other]) != wanted if wanted else not values[other]):
+            flag, needed = f"--{name}".replace("_", "-"), f"--{other} {wanted}".replace("_", "-").rstrip()
+            raise ValueError(f"{flag} has no effect without {needed}; give both or neither")
 
 
 def check_ranges(

@@ -50,6 +50,12 @@ def test_defaults_then_config_then_command_line(config):
     assert (recipe.options.size, recipe.options.model_args, recipe.options.model) == (32, {"a": [1, "x"]}, "small")
 
 
+def test_a_config_may_have_values_that_flags_make_useless(config):
+    path = config("schedule: poly\npower: 2\nema: true\nema_decay: 0.9\n")
+    assert read("--config", path, "--no-ema", "--schedule", "linear").engine.ema_decay == 0.9
+    assert read("--config", path, "--power", "3").engine.power == 3
+
+
 def test_the_flag_epochs_replaces_the_iterations_of_a_config(config):
     engine = read("--config", config("iterations: 50\n"), "--epochs", "2").engine
     assert (engine.epochs, engine.iterations) == (2, 0)
@@ -174,6 +180,8 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
         (["--lr-factors", "{0: 0.1}"], "--lr-factors[0] is 0, but must be a valid string."),
         (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),
+        (["--power", "2"], "--power has no effect without --schedule poly; give both or neither"),
+        (["--ema-decay", "0.9"], "--ema-decay has no effect without --ema; give both or neither"),
         (["--layer-decay", "0"], "layer_decay is 0.0, but it must be above 0 and at most 1"),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
         (["--score", "ema"], "score is 'ema', but no average is kept; add --ema, or use --score last"),
