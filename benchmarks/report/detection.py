@@ -17,7 +17,7 @@ def render(results: dict) -> str:
     """Make the table of COCO scores, a line for each backbone and its weights, with a note on the recipe."""
     rows, recipe = results["rows"], results["recipe"]
     classes, samples = list(rows[0]["classes"]), rows[0]["samples"]
-    header = ["backbone", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "params", "minutes", "seeds"]
+    header = ["backbone", "AP", "AP50", "AP75", *(f"AP50 {name}" for name in classes), "params", "seeds"]
     by_model: dict[str, list[dict]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
@@ -25,13 +25,11 @@ def render(results: dict) -> str:
     for model, runs in sorted(by_model.items(), key=lambda item: -mean(row["AP50"] for row in item[1])):
         scores = [[row[name] for row in runs] for name in ("AP", "AP50", "AP75")]
         scores += [[row["classes"][name]["AP50"] for row in runs] for name in classes]
-        size, minutes = f"{runs[0]['parameters'] / 1e6:.2f} M", f"{mean(row['seconds'] for row in runs) / 60:.0f}"
-        lines.append([f"`{model}`", *map(over_seeds, scores), size, minutes, len(runs)])
+        lines.append([f"`{model}`", *map(over_seeds, scores), f"{runs[0]['parameters'] / 1e6:.2f} M", len(runs)])
     note = (
         f"RetinaNet, trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
         f"images of {recipe['max_size']}x{recipe['min_size']} pixels. A backbone starts from scratch, or from the "
-        f"weights that its tag names. COCO scores in percent; with several seeds mean and standard deviation. Minutes "
-        f"of training."
+        f"weights that its tag names. COCO scores in percent; with several seeds mean and standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 
