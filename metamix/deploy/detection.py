@@ -109,7 +109,7 @@ class ExportedDetector(nn.Module):
         settings: `Artifact.extra`.
 
     Attributes:
-        score_thresh: objects have higher scores; at first that of the settings.
+        score_thresh: objects need a higher score; at first the value in the settings.
     """
 
     def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):

@@ -85,7 +85,7 @@ def draw_all(
     """Find the objects in images, draw them, and write predictions.json.
 
     Args:
-        model: called like a detector of torchvision, on any device. Where its own threshold is higher, it is lowered.
+        model: called like a detector of torchvision, on any device. A higher threshold of its own is lowered.
         classes: names of the labels 1, 2, ...
         pictures: the picture that each image is drawn to.
         output: folder to write predictions.json to.

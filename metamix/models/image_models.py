@@ -130,7 +130,7 @@ def create_image_model(
 
 
 def warn_of_changes(given: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
-    """Warn if arguments differ from those of trained weights; the tensors may fit all the same."""
+    """Warn if arguments differ from those of training: the tensors may fit all the same."""
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in given.items()

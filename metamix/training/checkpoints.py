@@ -83,7 +83,7 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
-        """Note on every rank that a checkpoint holds this step: the one that rank 0 has written, or that of `path`."""
+        """Note on every rank that a checkpoint of this step exists: that of the run, or `path` of another run."""
         self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
     @property
