@@ -154,13 +154,17 @@ def published_tags(size: str) -> dict[str, dict]:
     return {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
 
 
+NANO_CFG = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4))
+
 for size in SIZES:
     for mixer in list_mixers():
         register(
             f"metaformer_{mixer}_{size}",
             metaformer,
-            cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET,
+            cfg=NANO_CFG if size == "nano" else IMAGENET,
             tags=published_tags(size) if mixer == "pooling" and size != "nano" else None,
             size=size,
             mixer=mixer,
         )
+
+register("metaformer_hybrid_nano", metaformer, cfg=NANO_CFG, size="nano", mixer=("pooling", "raft", "raft"))
