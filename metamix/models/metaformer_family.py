@@ -7,6 +7,7 @@
     metaformer_wavemix_nano   metaformer_wavemix_s12   ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_nin_nano       metaformer_nin_s12       ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
+    metaformer_hybrid_nano    pooling in the first stage, raft in the other two
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
 within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
