@@ -80,8 +80,8 @@ def memory_table() -> str:
         own = list(group)
         cells = [f"{row['adds_mib']} MiB" for row in own] + [f"{own[-1]['peak_mib']} MiB"]
         lines.append([f"`{name.split('_')[1]}`", *cells])
-    sizes = [f"{height}x{width} adds" for height, width in SIZES]
-    return table(["s12 with", *sizes, "whole process"], lines)
+    sizes = [f"{height}x{width}" for height, width in SIZES]
+    return table(["s12 with", *(f"{size} adds" for size in sizes), f"whole process, {sizes[-1]}"], lines)
 
 
 def scaling_table() -> str:
