@@ -8,7 +8,8 @@ from metamix.mixers import list_mixers
 from metamix.utils.files import atomic_write
 
 # The palette of Okabe and Ito, grey for identity and black for the hybrid.
-COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7"))) | {"hybrid": "#000000"}
+PALETTE = "#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#000000"
+COLORS = dict(zip([*list_mixers(), "hybrid"], PALETTE))
 WIDTH = 8.8  # inches
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metamix.utils.tensor_files import load_into
-
 from .data import ClassificationData
-from .load import check_image_size, create_model, read_classifier, timm_config
+from .load import check_image_size, load_trained
 from .options import ClassificationOptions
 
 
@@ -51,32 +49,22 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     Raises:
         ValueError: it was trained for other classes or channels, or does not take the student's images.
     """
-    assert options.teacher
-    shape = {"num_classes": len(data.classes), "in_chans": data.in_chans, "img_size": data.size}
-    if options.teacher_checkpoint:
-        tensors, metadata = read_classifier(options.teacher_checkpoint)
-        model = create_model(options.teacher, **shape | metadata.shape | metadata.model_args)
-        load_into(model, tensors, options.teacher_checkpoint)
-        mean, std = metadata.mean or data.mean, metadata.std or data.std
-        classes = metadata.classes or data.classes
-    else:
-        model = create_model(options.teacher, pretrained=True, in_chans=data.in_chans)
-        config = timm_config(model)
-        mean, std = config["mean"], config["std"]
-        classes = data.classes
-    if (model.num_classes, len(mean)) != (len(data.classes), data.in_chans):
+    checkpoint, name = options.teacher_checkpoint, f"the teacher {options.teacher}"
+    trained = load_trained(checkpoint, model=options.teacher, pretrained=not checkpoint)
+    model, metadata = trained.model, trained.metadata
+    assert metadata.mean and metadata.std
+    if (metadata.num_classes, metadata.in_chans) != (len(data.classes), data.in_chans):
         raise ValueError(
-            f"the teacher {options.teacher} has {model.num_classes} classes and takes {len(mean)} channels, and "
+            f"{name} has {metadata.num_classes} classes and takes {metadata.in_chans} channels, and "
             f"{options.data} has {len(data.classes)} classes and {data.in_chans} channels; give --teacher-checkpoint "
             f"of one that was trained on such data"
         )
-    for theirs, ours in zip(classes, data.classes):
+    for theirs, ours in zip(metadata.classes or data.classes, data.classes):
         if theirs != ours:
             raise ValueError(
-                f"the teacher {options.teacher_checkpoint} has the class {theirs!r} where {options.data} has "
-                f"{ours!r}; give --teacher-checkpoint of one that was trained on such data"
+                f"{name} has the class {theirs!r} where {options.data} has {ours!r}; give --teacher-checkpoint of one "
+                f"that was trained on such data"
             )
-    teacher = Teacher(model, data.mean, data.std, mean, std).eval()
-    name = f"the teacher {options.teacher}"
+    teacher = Teacher(model, data.mean, data.std, metadata.mean, metadata.std).eval()
     check_image_size(teacher, name, data.in_chans, data.size, "Give another --teacher, or --img-size")
     return teacher

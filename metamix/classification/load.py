@@ -151,9 +151,7 @@ def _load_file(
 ) -> tuple[str, nn.Module, ModelMetadata]:
     tensors, metadata = read_classifier(path)
     if model and metadata.architecture and metadata.architecture != model.partition(".")[0]:
-        raise ValueError(
-            f"{path} holds the weights of {metadata.model}, not of {model}; give --model {metadata.model}, or none"
-        )
+        raise ValueError(f"{path} holds the weights of {metadata.model}, not of {model}; name the model that it holds")
     name = model or metadata.model
     if not name:
         raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
@@ -209,14 +207,14 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     return tensors, metadata
 
 
-def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> list[str]:
+def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:
     """Load weights to start fine-tuning from. Only the head and the first convolution may differ.
 
     The head keeps its new weights where the file has other classes. The first convolution is adapted to the number of
     channels, as timm does for published weights.
 
     Returns:
-        Notes on weights that are new or were adapted; empty if all were loaded unchanged.
+        Notes on weights that are new or were adapted, empty if all were loaded unchanged; and the file's metadata.
     """
     tensors, metadata = read_classifier(source)
     tensors = adapt_checkpoint(model, tensors, source, metadata)
@@ -225,7 +223,8 @@ def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> li
         tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
     tensors, adapted = adapt_channels(model, tensors)
     new = load_into(model, tensors, source, head=head)
-    return [f"{what}: {', '.join(names)}" for what, names in (("new", new), ("adapted", adapted)) if names]
+    notes = [f"{what}: {', '.join(names)}" for what, names in (("new", new), ("adapted", adapted)) if names]
+    return notes, metadata
 
 
 def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -11,8 +11,10 @@ from metamix.models import count_macs
 
 from .data import ClassificationData
 from .distillation import load_teacher
-from .load import check_image_size, create_model, load_pretrained, published_name
+from .load import check_image_size, create_model, load_pretrained, published_name, timm_config
 from .options import ClassificationOptions, ModelOptions
+
+STATISTICS = 0.02  # mean or deviation of a channel that differs by more is worth a note
 
 
 class ClassificationModel:
@@ -45,9 +47,11 @@ class ClassificationModel:
         check_image_size(model, options.model, data.in_chans, data.size, "Give another --img-size")
         if pretrained:
             self.notes.append(f"published weights {published_name(model)}")
+            self._compare_statistics(timm_config(model)["mean"], timm_config(model)["std"])
         if options.checkpoint and metadata is None:
-            differences = load_pretrained(model, options.checkpoint, data.classes)
+            differences, trained = load_pretrained(model, options.checkpoint, data.classes)
             self.notes.append("; ".join([f"weights from {options.checkpoint}", *differences]))
+            self._compare_statistics(trained.mean, trained.std)
         if options.linear_probe:
             model.requires_grad_(False)
             heads = cast(Any, model).get_classifier()  # a distilled model has two
@@ -56,6 +60,16 @@ class ClassificationModel:
         if options.teacher:
             self.frozen_helpers = (load_teacher(options, data),)
         return model
+
+    def _compare_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Note if images are normalised otherwise than in the training of the weights to start from."""
+        ours, theirs = [*self.data.mean, *self.data.std], [*(mean or ()), *(std or ())]
+        if len(ours) == len(theirs) and any(abs(a - b) > STATISTICS for a, b in zip(ours, theirs)):
+            values = (",".join(f"{value:.3g}" for value in each) for each in (self.data.mean, self.data.std, mean, std))
+            self.notes.append(
+                "images are normalised with mean {} and std {}; the weights were trained with --mean {} --std {}, so "
+                "give these to keep them as they are".format(*values)
+            )
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Describe the model for the summary and for the metadata of its weights."""

@@ -84,6 +84,8 @@ class ClassificationOptions(ModelOptions, DataOptions):
         check_ranges(self, shares=["smoothing", "distill", "drop_rate", "drop_path"])
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
+        if self.linear_probe and not (self.pretrained or self.checkpoint):
+            raise ValueError("linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
         set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}

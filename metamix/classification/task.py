@@ -9,7 +9,7 @@ from torch import nn
 from metamix.models.metadata import ModelMetadata
 
 from .data import ClassificationData
-from .load import check_image_size, load_trained
+from .load import check_image_size, load_trained, timm_config
 from .loss import ClassificationLoss
 from .metrics import ClassificationMetric
 from .model import ClassificationModel
@@ -74,6 +74,8 @@ class Classification:
             task.title += f"-{options.test_on}"
         if options.pretrained:
             task.model.notes.append(f"published weights {metadata.model}")
+            if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
+                task.model.notes.append(f"images are cropped to the middle; timm has crop_mode {mode!r} here")
         return task, trained.model, metadata.to_dict()
 
 
@@ -88,7 +90,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
     known = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
     known["img_size"] = options.img_size or _side(metadata.img_size)
     if metadata.data == data_name(options):
-        if metadata.holdout is not None and options.holdout not in (None, metadata.holdout):
+        if metadata.holdout is not None and options.holdout not in (None, 0, metadata.holdout):
             raise ValueError(
                 f"holdout is {options.holdout}, but {options.checkpoint} was trained with {metadata.holdout}, and so "
                 f"on images of that slice: leave it out"

@@ -53,6 +53,11 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     check = getattr(find_task(recipe.task), "check_model", check_backbone)
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
     for model in models:  # a mistake in the last name shows before the first model is trained
+        if ":" in model:
+            raise ValueError(
+                f"model is {model}, but a weight file names a registered model, never a hub or a folder: give its "
+                f"registered name, and the weights as --checkpoint FILE"
+            )
         check(model, recipe.options.pretrained)
     for i, model in enumerate(models):
         own = recipe.replace(model=model)

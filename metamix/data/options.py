@@ -64,7 +64,7 @@ class DataOptions(SourceOptions):
     erase: float = _augment(0.0, "probability that a random rectangle is filled with noise")
     mixup: float = _augment(0.0, "alpha of mixup; 0: none")
     cutmix: float = _augment(0.0, "alpha of cutmix; 0: none; with both, each batch takes one of them at random")
-    mix_prob: float = _augment(1.0, "probability that a batch is mixed")
+    mix_prob: float = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
 
     def __post_init__(self) -> None:
         super().__post_init__()

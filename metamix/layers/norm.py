@@ -1,13 +1,10 @@
-"""Norms that avoid bugs and slow paths of torch, and the statistics of batch norms."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Norms that avoid bugs and slow paths of torch."""
 
 import timm.layers
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module
-from torch import Tensor, nn
+from torch import Tensor
 
 from .graph import fx_leaf
 
@@ -62,19 +59,3 @@ def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
     rows = x.permute(0, 2, 3, 1).to(wide)
     y = F.layer_norm(rows, weight.shape, weight.to(wide), bias.to(wide), eps)
     return y.to(x.dtype).permute(0, 3, 1, 2)
-
-
-@contextmanager
-def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of the batch norms in `module` as they are, also in training."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # else it has no statistics
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # SyncBatchNorm refuses None in its place

@@ -15,6 +15,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -150,7 +151,9 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
 
 
 def plain(value: Any) -> Any:
-    """Return a value in a form that compares equal: lists as tuples, two equal sides as one number."""
+    """Return a value in a form that compares equal: lists as tuples, equal sides as one number, functions by name."""
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (list, tuple)):
         value = tuple(map(plain, value))
         return value[0] if len(value) == 2 and value[0] == value[1] else value

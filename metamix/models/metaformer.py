@@ -25,9 +25,10 @@ from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, to_2t
 from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, keep_statistics, resize_to
+from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import check_shape, describe_mixer, mixer_options
+from metamix.utils.batch_norm import keep_statistics
 from metamix.utils.checks import check_count, check_not_negative, check_rate
 
 from .arguments import (

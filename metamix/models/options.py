@@ -8,6 +8,8 @@ from typing import Any
 
 from metamix.utils.options import option
 
+from .metadata import TIMM_ARGS
+
 
 @dataclass
 class BackboneOptions:
@@ -37,7 +39,7 @@ class BackboneOptions:
 
         Raises:
             ValueError: `pretrained` and `checkpoint` are both given, or `model_args` has an argument of
-                `set_elsewhere`.
+                `set_elsewhere` or of `timm.create_model`, which a weight file may not have.
         """
         if self.pretrained and self.checkpoint:
             raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
@@ -46,3 +48,5 @@ class BackboneOptions:
                 raise ValueError(
                     f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out of model_args"
                 )
+            if name in TIMM_ARGS:
+                raise ValueError(f"model_args has {name}, which is no argument of the model itself; leave it out")

@@ -17,13 +17,15 @@ def num_samples(batch: Batch) -> int:
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """Split a batch into parts of at most `size` samples; 0 keeps it whole."""
+    """Split a batch into the fewest parts of at most `size` samples; 0 keeps it whole.
+
+    The parts differ by one sample at most, since a batch norm needs more than a few.
+    """
     count = num_samples(batch)
-    if not 0 < size < count:
-        yield batch
-        return
-    for start in range(0, count, size):
-        yield {key: value[start : start + size] for key, value in batch.items()}
+    parts = -(-count // size) if size else 1
+    for i in range(parts):
+        start, stop = i * count // parts, (i + 1) * count // parts
+        yield {key: value[start:stop] for key, value in batch.items()}
 
 
 def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:

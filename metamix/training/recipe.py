@@ -64,7 +64,7 @@ class EngineOptions:
     )
     power: float = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
     warmup_epochs: float = _schedule(1.0, "epochs of linear warm-up")
-    warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step")
+    warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
     weight_decay: float = _optimizer(0.05, "weight decay; not applied to biases, norms and scales")
@@ -116,6 +116,8 @@ class EngineOptions:
         for name in finite:
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} is inf, but it must be finite")
+        if self.dry_run and self.resume:
+            raise ValueError(f"a dry run reads no checkpoint: leave out --dry-run, or --resume {self.resume}")
         if not self.iterations:
             self.check_warmup()
         if self.schedule != "constant" and self.min_lr > self.lr:

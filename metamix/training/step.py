@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from metamix.utils.batch_norm import keep_statistics
 from metamix.utils.tensor_files import load_into
 
 from .batches import micro_batches, num_samples, to_device
@@ -111,7 +112,8 @@ class TrainStep:
             with self._no_gradient_exchange() if done < share else nullcontext():
                 with autocast(self.group.device, self.dtype), explain_batch_norm():
                     loss, values = self.task.loss(self._wrapped, part)
-                self.scaler.scale(loss * weight).backward()
+                with keep_statistics(self.model) if self.options.grad_checkpointing else nullcontext():
+                    self.scaler.scale(loss * weight).backward()  # repeats the forward pass of timm's blocks
             names = ["loss", *values]
             totals = totals + weight * torch.stack([value.detach().float() for value in (loss, *values.values())])
         assert isinstance(totals, Tensor), "a batch has at least one sample"
@@ -157,7 +159,7 @@ def explain_batch_norm() -> Iterator[None]:
             raise
         raise ValueError(
             f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
-            f"--batch-size, or larger images or crops"
+            f"--batch-size, --micro-batch if it is set, or larger images or crops"
         ) from error
 
 

@@ -133,6 +133,8 @@ def _describe(engine: Engine, run: Run) -> None:
         run.say(f"note: {plural(total, 'sample')} cannot fill a batch of {options.batch_size}, so they are repeated")
     for note in engine.task.notes:
         run.say(f"         {note}")
+    if options.warmup_epochs == options.epochs:
+        run.say("note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs")
     run.say(
         f"steps    {plural(options.epochs, 'epoch')} of {plural(engine.steps_per_epoch, 'step')} of "
         f"{plural(options.batch_size, 'sample')}"

@@ -41,7 +41,8 @@ def option(
         group: heading in --help.
         on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
             (allowed and reported) or "free" (allowed: no number depends on it).
-        needs: another option without which this one has no effect: its name, or its name and value, "schedule poly".
+        needs: what this option has no effect without: the name of another option, its name and value ("schedule poly"),
+            or one of several ("mixup or cutmix").
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs}
     if isinstance(default, dict):
@@ -77,10 +78,10 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
         ValueError: a flag needs another one.
     """
     for name in flags:
-        other, _, wanted = options[name][0].metadata.get("needs", "").partition(" ")
-        if other and (str(values[other]) != wanted if wanted else not values[other]):
-            flag, needed = f"--{name}".replace("_", "-"), f"--{other} {wanted}".replace("_", "-").rstrip()
-            raise ValueError(f"{flag} has no effect without {needed}; give both or neither")
+        needs = [words.split() for words in options[name][0].metadata.get("needs", "").split(" or ") if words]
+        if needs and not any(str(values[other]) in wanted if wanted else values[other] for other, *wanted in needs):
+            needed = " or ".join(" ".join([_flag(other), *wanted]) for other, *wanted in needs)
+            raise ValueError(f"{_flag(name)} has no effect without {needed}; give both or neither")
 
 
 def check_ranges(

@@ -57,7 +57,8 @@ def test_a_teacher_of_other_data_is_refused(weights, three_classes):
 def test_a_teacher_of_as_many_other_classes_is_refused(weights):
     path, _ = weights(classes=["one", *"123456789"])
     with pytest.raises(
-        ValueError, match="w.safetensors has the class 'one' where digits has '0'; give --teacher-check"
+        ValueError,
+        match="the teacher metaformer_identity_nano has the class 'one' where digits has '0'; give --teacher",
     ):
         small_task(teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
@@ -69,3 +70,19 @@ def test_a_teacher_of_another_size_is_refused(tmp_path):
     save_weights(tmp_path / "vit.safetensors", small.state_dict(), about)
     with pytest.raises(ValueError, match=f"the teacher {name} does not take images of 32 pixels: .*another --teacher"):
         small_task(teacher=name, teacher_checkpoint=str(tmp_path / "vit.safetensors")).model.build()
+
+
+def test_a_published_teacher_of_other_classes_is_refused(three_classes):
+    named = small_task(data="folder", data_dir=str(three_classes), teacher="metaformer_identity_nano")
+    named.data.classes = tuple(f"thing{i}" for i in range(10))
+    with pytest.raises(
+        ValueError, match="the teacher metaformer_identity_nano has the class 'airplane' where folder has "
+    ):
+        named.model.build()
+
+
+def test_a_teacher_of_another_function_is_refused():
+    """The tensors of pooling fit identity."""
+    teacher = dict(teacher="metaformer_pooling_nano", teacher_checkpoint="metaformer_identity_nano.digits")
+    with pytest.raises(ValueError, match="weights of metaformer_identity_nano.*, not of metaformer_pooling_nano; name"):
+        small_task(**teacher).model.build()

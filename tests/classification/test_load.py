@@ -115,7 +115,7 @@ def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
     old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (there, here))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})
-    notes = load_pretrained(new, str(tmp_path / "w.safetensors"), list("0123456789"))
+    notes, _ = load_pretrained(new, str(tmp_path / "w.safetensors"), list("0123456789"))
     assert notes == [f"adapted: stem.0.weight from {there} to {here} channels"]
     grey = torch.rand(2, 1, 32, 32)
     with torch.no_grad():

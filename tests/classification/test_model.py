@@ -32,7 +32,7 @@ def test_fine_tuning_makes_a_new_head_for_other_classes(weights, three_classes):
             Image.new("RGB", (16, 16)).save(other / split / label / "0.png")
     two = small_task(checkpoint=path, **data | {"data_dir": str(other)})
     tuned = two.model.build()
-    assert two.notes == [f"weights from {path}; new: head.weight, head.bias"]
+    assert two.notes[0] == f"weights from {path}; new: head.weight, head.bias"
     assert tuned.head.weight.shape == (2, 16) and torch.equal(tuned.stem[0].weight, net.stem[0].weight)
 
 
@@ -54,8 +54,8 @@ def test_the_note_says_which_published_weights_were_taken(name, taken):
 
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
     path, _ = weights(classes=list("abcdefghij"))
-    assert load_pretrained(small_task().model.build(), path, list("0123456789")) == ["new: head.weight, head.bias"]
-    assert load_pretrained(small_task().model.build(), path, list("abcdefghij")) == []
+    assert load_pretrained(small_task().model.build(), path, list("0123456789"))[0] == ["new: head.weight, head.bias"]
+    assert load_pretrained(small_task().model.build(), path, list("abcdefghij"))[0] == []
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):
@@ -74,14 +74,29 @@ def test_position_embeddings_are_resampled_for_another_size(tmp_path):
     assert digits.model.build().pos_embed.shape[1] < vit.pos_embed.shape[1]
 
 
-def test_a_linear_probe_trains_the_head_alone():
-    model = small_task(linear_probe=True).model.build()
+def test_a_linear_probe_trains_the_head_alone(weights):
+    task = small_task(checkpoint=weights()[0], linear_probe=True)
+    model = task.model.build()
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(
+    "std, noted", [([0.349], []), ([0.3], ["images are normalised with mean 0.309 and std 0.349"])]
+)
+def test_weights_that_saw_other_statistics_are_noted(weights, std, noted):
+    task = small_task(checkpoint=weights(mean=[0.309], std=std)[0])
+    task.model.build()
+    assert [note.partition(";")[0] for note in task.model.notes[1:]] == noted
+    assert all(
+        "; the weights were trained with --mean 0.309 --std 0.3, so give" in note for note in task.model.notes[1:]
+    )
 
 
 def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
     arguments = {"depth": 1, "embed_dim": 48, "num_heads": 3}
-    model = small_task(model="deit_tiny_distilled_patch16_224", model_args=arguments, linear_probe=True).model.build()
+    task = small_task(model="deit_tiny_distilled_patch16_224", model_args=arguments)
+    task.options.linear_probe = True
+    model = task.model.build()
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
 

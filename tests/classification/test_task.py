@@ -139,12 +139,20 @@ def test_published_weights_of_other_images_are_named():
     assert task.data.classes == tuple("0123456789")
 
 
+def test_another_crop_than_the_middle_is_noted(monkeypatch):
+    monkeypatch.setattr("metamix.classification.task.timm_config", lambda model: {"crop_mode": "squash"})
+    options = ClassificationEvalOptions(model="metaformer_identity_nano.digits", pretrained=True)
+    assert (
+        "images are cropped to the middle; timm has crop_mode 'squash' here" in Classification.trained(options)[0].notes
+    )
+
+
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
     with pytest.raises(
         ValueError,
-        match="holds the weights of metaformer_identity_nano, not of metaformer_raft_nano; give "
-        "--model metaformer_identity_nano",
+        match="holds the weights of metaformer_identity_nano, not of metaformer_raft_nano; name "
+        "the model that it holds",
     ):
         Classification.trained(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
     with pytest.raises(ValueError, match="there are no weights to evaluate: give --checkpoint FILE, or --pretrained"):

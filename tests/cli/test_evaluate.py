@@ -165,6 +165,12 @@ def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
 
 
+def test_no_holdout_scores_the_same_test_images(tmp_path, capsys):
+    train(*RUN, "--holdout", 0.1, "--output", tmp_path)
+    evaluate("--checkpoint", tmp_path, "--holdout", 0, "--output", tmp_path / "eval")
+    assert f"{MODEL} on digits, test (360 images" in capsys.readouterr().out
+
+
 def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys, monkeypatch):
     train(*RUN, "--holdout", 0.1, "--memory", "no", "--workers", 0, "--output", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -216,7 +222,7 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
     [
         (
             ["--model", "metaformer_raft_nano"],
-            f"holds the weights of {MODEL}, not of metaformer_raft_nano; give --model {MODEL}",
+            f"holds the weights of {MODEL}, not of metaformer_raft_nano; name the model that it holds",
         ),
         (["--epochs", "3"], "there is no option --epochs"),
         (["--flip", "0"], "there is no option --flip"),

@@ -145,8 +145,10 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
     ):
         assert re.search(said, text), said
     assert not list(tmp_path.iterdir()) and "repeated" not in text
-    train(*QUICK, "--dry-run", "--batch-size", 1440)
-    assert "note: 1,437 samples cannot fill a batch of 1440, so they are repeated" in capsys.readouterr().out
+    train(*QUICK, "--dry-run", "--batch-size", 1440, "--warmup-epochs", 2)
+    text = capsys.readouterr().out
+    assert "note: 1,437 samples cannot fill a batch of 1440, so they are repeated" in text
+    assert "note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs" in text
 
 
 def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):
@@ -293,6 +295,9 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     [
         (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
+        (["--model", "hf-hub:a/b"], "model is hf-hub:a/b, but a weight file names a registered model, never a hub"),
+        (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
+        (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),
         (["--data", "digitz"], "no data set is called 'digitz'; did you mean 'digits'"),
         (["--checkpoint", "nowhere"], "there is no file nowhere"),
         (["--freeze", "stage"], "freeze names 'stage'"),

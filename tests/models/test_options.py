@@ -38,6 +38,10 @@ def test_model_args_are_read_as_yaml():
     "given, words",
     [
         ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where to begin"),
+        (
+            {"model_args": {"features_only": True}},
+            "features_only, which is no argument of the model itself; leave it out",
+        ),
         ({"model_args": {"img_size": 32}}, "model_args has img_size, which comes from --img-size; leave it out"),
         ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),
     ],

@@ -97,6 +97,14 @@ def test_load_state_dict_refuses_another_mixer(name, other, mixer_args, words, t
     model.load_state_dict(dict(state))
 
 
+def test_options_that_are_functions_are_compared_by_name():
+    def halve(x):
+        return x / 2
+
+    (first, second) = (describe_mixer("raft", {"expansion": value}, defaults=False) for value in (halve, abs))
+    assert first.endswith("halve')") and " at 0x" not in first + second and first != second
+
+
 def test_a_mixer_may_get_options_later():
     assert describe_mixer("pooling", {"pool_size": [3, 3], "proj_drop": 0.1}, defaults=False) == "pooling()"
     assert describe_mixer("pooling", {}).startswith("pooling(pool_size=3")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from timm.models import checkpoint
 from torch import nn
 from torch.nn import functional as F
 
 from metamix.training import optimization
+from metamix.training.batches import micro_batches
 from metamix.training.engine import Engine, NotFinite
 from metamix.training.optimization import (
     Ema,
@@ -135,6 +137,40 @@ def test_micro_batches_change_nothing(micro_batch):
             one.train_step(batch)
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
     assert torch.allclose(torch.stack(whole.losses.pending), torch.stack(parts.losses.pending), atol=1e-6)
+
+
+@pytest.mark.parametrize("count, size, parts", [(129, 64, [43, 43, 43]), (10, 4, [3, 3, 4]), (3, 4, [3]), (3, 0, [3])])
+def test_micro_batches_are_of_nearly_equal_size(count, size, parts):
+    batch = {"image": torch.arange(count), "name": [*range(count)]}
+    split = list(micro_batches(batch, size))
+    assert [len(part["name"]) for part in split] == parts
+    assert torch.cat([part["image"] for part in split]).tolist() == batch["name"]
+
+
+class Saving(nn.Module):
+    """Saves activations as timm's models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.saving = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8)), nn.Linear(8, 1), False
+
+    def set_grad_checkpointing(self, enable):
+        self.saving = enable
+
+    def forward(self, x):
+        return self.head(checkpoint(self.body, x) if self.saving else self.body(x))
+
+
+def test_gradient_checkpointing_updates_batch_norms_once(monkeypatch):
+    monkeypatch.setattr(Detect, "build", lambda self, metadata=None: Saving())
+    plain, saving = engine(), engine(grad_checkpointing=True)
+    for one in (plain, saving):
+        one.train_step(make_batch(0, 12))
+    assert torch.equal(weights(plain), weights(saving))
+    norms = plain.model.body[1], saving.model.body[1]
+    assert torch.equal(norms[0].running_mean, norms[1].running_mean)
+    assert norms[0].num_batches_tracked == norms[1].num_batches_tracked == 12
+    assert norms[1].momentum == 0.1
 
 
 def test_a_batch_norm_that_gets_one_value_says_what_to_do():

@@ -181,6 +181,11 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
         (["--lr-factors", "{0: 0.1}"], "--lr-factors[0] is 0, but must be a valid string."),
         (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),
         (["--power", "2"], "--power has no effect without --schedule poly; give both or neither"),
+        (
+            ["--warmup-lr", "1e-5", "--warmup-epochs", "0"],
+            "--warmup-lr has no effect without --warmup-epochs; give both",
+        ),
+        (["--dry-run", "--resume", "a"], "a dry run reads no checkpoint: leave out --dry-run, or --resume a"),
         (["--ema-decay", "0.9"], "--ema-decay has no effect without --ema; give both or neither"),
         (["--layer-decay", "0"], "layer_decay is 0.0, but it must be above 0 and at most 1"),
         (["--ema-decay", "99"], "ema_decay is 99.0, but it must be at least 0 and below 1"),
