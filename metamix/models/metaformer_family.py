@@ -155,6 +155,7 @@ def published_tags(size: str) -> dict[str, dict]:
     return {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
 
 
+HYBRID = ("pooling", "raft", "raft")  # mixer of each stage of metaformer_hybrid_nano
 NANO_CFG = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4))
 
 for size in SIZES:
@@ -168,4 +169,4 @@ for size in SIZES:
             mixer=mixer,
         )
 
-register("metaformer_hybrid_nano", metaformer, cfg=NANO_CFG, size="nano", mixer=("pooling", "raft", "raft"))
+register("metaformer_hybrid_nano", metaformer, cfg=NANO_CFG, size="nano", mixer=HYBRID)

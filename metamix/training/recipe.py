@@ -67,7 +67,7 @@ class EngineOptions:
     warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
-    weight_decay: float = _optimizer(0.05, "weight decay; not applied to biases, norms and scales")
+    weight_decay: float = _optimizer(0.05, "weight decay; not applied to vectors, such as biases, norms and scales")
     momentum: float = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: float | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
