@@ -50,6 +50,9 @@ def fit(model: Model, extra: dict[str, Any], size: Size | None) -> Fitted:
 
 
 def tiles(size: Size | None) -> Size:
-    """Return the side and the overlap of the tiles in which a graph of this size sees large images; 0 for no tiles."""
+    """Return the side and the overlap of the square tiles in which a graph of this size sees images that do not fit it.
+
+    The side is the graph's shorter one; 0 for no tiles.
+    """
     side = 0 if size is None else min(size)
     return side, side // 8

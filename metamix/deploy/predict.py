@@ -85,7 +85,7 @@ def restore_images(argv: Sequence[str]) -> int:
     files = name_outputs(options.places, options.output)
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
-    model, restorer = fit(exported, extra, size), Restorer(extra["enlarge"], *tiles(size))
+    model, restorer = fit(exported, extra, size), Restorer(extra["enlarge"], *tiles(size), whole=size)
     return restore_all(model, extra["channels"], restorer, files, options.output)
 
 
@@ -105,7 +105,7 @@ def label_pixels(argv: Sequence[str]) -> int:
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
     spec = SegmenterSpec.from_dict(exported.artifact.model.to_dict(), options.model)
-    return predict_all(fit(exported, extra, size), spec, names, options.output, Predictor(*tiles(size)))
+    return predict_all(fit(exported, extra, size), spec, names, options.output, Predictor(*tiles(size), whole=size))
 
 
 def find_objects(argv: Sequence[str]) -> int:

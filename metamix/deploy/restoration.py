@@ -1,7 +1,8 @@
 """Export image models: one output, the restored images.
 
-A graph of a fixed size restores tiles of that size; smaller images are padded by reflection. A dynamic graph restores
-images of any size, padded to the multiples that the model needs.
+A graph of a fixed size restores images that fit it at once, and larger ones in square tiles of its shorter side; images
+and tiles are padded to its size by reflection. A dynamic graph restores images of any size, padded to the multiples
+that the model needs.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class ExportableRestorer:
         states = {"eager": metric.start(), "exported": metric.start()}
         size = None if self.dynamic else self.size
         models = {"eager": fit(self.model, self.extra, size), "exported": fit(exported, self.extra, size)}
-        restorer = Restorer(self.spec.enlarge, *tiles(size))
+        restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
         for batch in self.batches("test", self.images):
             outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
             difference.update(outputs["eager"], outputs["exported"])

@@ -1,6 +1,7 @@
 """Export segmenters: one output, the logits of each pixel, (n, classes, H, W).
 
-A graph of a fixed size sees large images in windows of that size; smaller images are padded by reflection.
+A graph of a fixed size sees images that fit it at once, and larger ones in square windows of its shorter side; images
+and windows are padded to its size by reflection.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ExportableSegmenter:
         self.fixed = None if dynamic else self.size
         self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
         if task:
-            task.metric.predictors = {"": Predictor(*tiles(self.fixed))}
+            task.metric.predictors = {"": Predictor(*tiles(self.fixed), whole=self.fixed)}
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:

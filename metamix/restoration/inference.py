@@ -26,6 +26,7 @@ class Restorer:
         overlap: least overlap of neighbouring tiles in pixels.
         ensemble: average over the eight orientations.
         pooling: side in pixels of the windows that channel attention averages over; 0 for the whole image.
+        whole: (height, width) up to which an enlarged image is not cut into tiles, for a model that takes no squares.
     """
 
     enlarge: int = 1
@@ -33,6 +34,7 @@ class Restorer:
     overlap: int = 32
     ensemble: bool = False
     pooling: int = 0
+    whole: tuple[int, int] | None = None
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -40,7 +42,8 @@ class Restorer:
         restore = partial(self_ensemble, model) if self.ensemble else model
         images = enlarge(images, self.enlarge)
         with pooled_locally(model, self.pooling):
-            if self.tile and max(images.shape[-2:]) > self.tile:
+            fits = all(n <= most for n, most in zip(images.shape[-2:], self.whole or (self.tile, self.tile)))
+            if self.tile and not fits:
                 return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap)
             return restore(images)
 

@@ -34,11 +34,13 @@ class Predictor:
         overlap: least overlap of neighbouring windows in pixels; their logits are averaged with weights that fall
             towards the edge.
         views: of the image. Their probabilities are averaged at the size of the image that the model gets.
+        whole: (height, width) up to which an image is not cut into windows, for a model that takes no squares.
     """
 
     window: int = 0
     overlap: int = 0
     views: tuple[View, ...] = PLAIN
+    whole: Size | None = None
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
@@ -68,7 +70,8 @@ class Predictor:
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Return logits (1, classes, H, W) in float32."""
-        if self.window and max(image.shape[-2:]) > self.window:
+        fits = all(n <= most for n, most in zip(image.shape[-2:], self.whole or (self.window, self.window)))
+        if self.window and not fits:
             return restore_tiles(model, image, tile=self.window, overlap=self.overlap).float()
         return model(image).float()
 

@@ -78,6 +78,21 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
         assert picture.size == (56 * scale, 40 * scale)
 
 
+def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
+    sizes = []
+
+    def graph(images):
+        sizes.append(tuple(images.shape[-2:]))
+        return images
+
+    restorer = Restorer(1, *tiles((32, 64)), whole=(32, 64))
+    model = fit(graph, {"scale": 1}, (32, 64))
+    for size in ((32, 64), (20, 50), (33, 64)):
+        image = torch.rand(1, 3, *size)
+        assert restorer(model, image).allclose(image, atol=1e-6)
+    assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square tiles of 32 pixels, padded to the graph's size
+
+
 def test_size_that_the_model_does_not_take(tmp_path):
     source, _ = weights(tmp_path, *MAXIM, "noise:25")
     with pytest.raises(ValueError, match=r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"):

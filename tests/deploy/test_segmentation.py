@@ -7,6 +7,8 @@ from PIL import Image
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
+from metamix.deploy.fit import fit, tiles
+from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
 from metamix.utils.tensor_files import save_weights
 
@@ -67,6 +69,20 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     assert exit.value.code == 0
     with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
         assert mask.size == (56, 40) and set(np.unique(np.array(mask))) <= {0, 1}
+
+
+def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
+    sizes = []
+
+    def graph(images):
+        sizes.append(tuple(images.shape[-2:]))
+        return images
+
+    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), fit(graph, {"scale": 1}, (32, 64))
+    for size in ((32, 64), (20, 50), (33, 64)):
+        image = torch.rand(1, 3, *size)
+        assert predictor.logits(model, image).allclose(image, atol=1e-6)
+    assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square windows of 32 pixels, padded to the graph's size
 
 
 def test_refusals(source, tmp_path):
