@@ -49,9 +49,10 @@ class ExportableClassifier:
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int) -> Tensor:
-        if self.task is not None:
-            return next(iter(self.batches(self.task.data.splits.test, count)))[0]
-        return self.random(count)
+        if self.task is None:
+            return self.random(count)
+        images = next(iter(self.batches(self.task.data.splits.test, count)))[0]
+        return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export fixes a batch of one
 
     def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
         """Return normally distributed values in the shape of prepared images."""

@@ -140,7 +140,8 @@ def in_words(problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        lines = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # a first line may only announce the reason
         raise GraphError(f"{problem}: {reason}") from error
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from torch import nn
 import metamix
 import metamix.cli.export
 import metamix.cli.predict
-from metamix.data import open_data
+from metamix.data import Source, open_data
 from metamix.deploy import export, load_exported
 from metamix.deploy.classification import open_classifier
 from metamix.deploy.export import ParityError
 from metamix.deploy.exportable import Request
-from metamix.deploy.graphs import GraphError, quiet
+from metamix.deploy.graphs import GraphError, in_words, quiet
 from metamix.mixers import list_mixers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +153,17 @@ def test_small_training_splits_keep_a_fifth_for_the_score():
     assert classifier.calibration_count(10_000) == total - total // 5
 
 
+def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
+    classifier = open_classifier(Request("metaformer_identity_nano.digits", data="digits"))
+    splits = classifier.task.data.splits
+    one = Source(splits.test.images, splits.test.indices[:1], splits.test.in_memory, splits.test.size)
+    classifier.task.data.splits = replace(splits, test=one)
+    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "open_model", lambda request: classifier)
+    options = dict(format="torch", data="digits", seconds=0)
+    export("metaformer_identity_nano.digits", output=tmp_path / "out", **options)
+    assert load_exported(tmp_path / "out")(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
+
+
 def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
     def refuse(model, images):
         raise ValueError("does not take images")
@@ -210,6 +222,23 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["metamix.deploy.export"], "fuse", lambda model, images=None: Reads())
     with pytest.raises(GraphError, match=r"^torch.export cannot record the model: \S+"):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            "Constraints violated (batch)!:\n\n  batch was fixed to 1\nUse",
+            "Constraints violated (batch)!: batch was fixed to 1",
+        ),
+        ("\nno kernel\nframe 1", "no kernel"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_reason_of_an_exporter(message, words):
+    with pytest.raises(GraphError) as found, in_words("it fails"):
+        raise RuntimeError(message)
+    assert str(found.value) == f"it fails: {words}"
 
 
 def test_damaged_export(weights, tmp_path):
