@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 
 import metamix
@@ -102,20 +102,25 @@ def test_on_the_command_line(tmp_path, capsys):
 
 
 def test_ten_lines_of_onnxruntime(weights, tmp_path, monkeypatch, capsys):
-    """The snippet of docs/deploy.md gives the label of `metamix predict`."""
+    """The snippet of docs/deploy.md gives the label of `metamix predict`, also if the photo lies on its side."""
     folder = tmp_path / "raft-onnx"
     export(weights("identity"), output=folder, format="onnx", seconds=0)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100)
+    on_its_side = Image.Exif()
+    on_its_side[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100, exif=on_its_side)
     with pytest.raises(SystemExit):
         metamix.cli.predict.main(
             [str(tmp_path / "photo.jpg"), "--model", str(folder), "--top", "1", "--format", "json"]
         )
-    label = json.loads(capsys.readouterr().out)[0]["labels"][0]["label"]
+    found = json.loads(capsys.readouterr().out)[0]["labels"][0]
     (snippet,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "snippet", "exec"), {})
-    assert capsys.readouterr().out == f"{label}\n"
+    names: dict = {}
+    exec(compile(snippet, "snippet", "exec"), names)
+    assert capsys.readouterr().out == f"{found['label']}\n"
+    probability = float(torch.tensor(names["logits"][0]).softmax(0).max())
+    assert probability == pytest.approx(found["probability"], abs=1e-5)  # the label may be that of any orientation
 
 
 @pytest.mark.slow
