@@ -164,10 +164,35 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
     found, counts = segmentation.get("size"), segmentation.get("counts")
     if height is not None and width is not None and found != [height, width]:
         return f"its segmentation is of height and width {found}, but the image of {[height, width]}"
-    if isinstance(counts, str):  # compressed
-        return None
+    if isinstance(counts, str):
+        counts = decode_runs(counts)
+        if counts is None or any(count < 0 for count in counts):
+            return "its segmentation has counts in COCO's text form that are damaged or cut off"
     if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
         return "its segmentation has no counts, a list of integers or text"
     if height is not None and width is not None and sum(counts) != height * width:
         return f"its segmentation counts {sum(counts)} pixels, but the image has {height * width}"
     return None
+
+
+def decode_runs(text: str) -> list[int] | None:
+    """Decode compressed `counts`, COCO's text form of run lengths; None where it is damaged or cut off.
+
+    A character is 48 + five bits of a run, the lowest first, + 32 where more bits follow. Bit 16 of the last one is the
+    sign. From the fourth run on, the difference to the run two before is stored.
+    """
+    runs: list[int] = []
+    value = bits = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or bits > 30:
+            return None
+        value |= (code & 31) << bits
+        bits += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << bits
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = bits = 0
+    return None if bits else runs

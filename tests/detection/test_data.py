@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from shapes import DISC, SQUARE
 
 from metamix.data import CorruptImage
+from metamix.detection.annotations import decode_runs, segmentation_problem
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData, eval_loader, train_loader
 from metamix.detection.task import DetectionOptions
@@ -293,6 +295,12 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
         ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"width \[9, 9\], but .* of \[64, 96\]"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts="")), "counts 0 pixels, .* has 6144"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts="000")), "counts 0 pixels, .* has 6144"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts="zzzzzz")), "COCO's text form that are damaged"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts="0P")), "COCO's text form that are damaged"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts="O0")), "COCO's text form that are damaged"),
+        ("annotations", dict(segmentation=dict(size=[64, 96], counts="é")), "COCO's text form that are damaged"),
     ],
 )
 def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words):
@@ -300,6 +308,18 @@ def test_segmentations_that_cannot_be_drawn_are_refused(coco, key, fields, words
     assert open_split(splits, "train").objects
     with pytest.raises(ValueError, match=words + ".* take faster_rcnn"):
         open_split(splits, "train", masks=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
+def test_compressed_run_lengths(share):
+    shape = np.random.default_rng(0).random((64, 96)) < share
+    shape[:, 40:70] = False  # a long run, and one that is much shorter than the run two before
+    segmentation = coco_mask.encode(np.asfortranarray(shape.astype(np.uint8)))
+    text = segmentation["counts"].decode()
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], shape.T.ravel(), [not shape[-1, -1]]])))
+    assert decode_runs(text) == np.diff(ends, prepend=0).tolist()
+    assert segmentation_problem({"size": [64, 96], "counts": text}, {"height": 64, "width": 96}) is None
+    assert decode_runs(text[:-1] + "o") is None
 
 
 def test_polygon_of_two_points_adds_nothing_to_a_mask(coco):
