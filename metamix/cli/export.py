@@ -99,7 +99,8 @@ def summary(report: dict[str, Any], folder: Path) -> str:
             f"{len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
         )
     for name, scores in report["scores"].items():
-        lines.append(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+        listed = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+        lines.append(f"{name}: {listed or 'no score, since the images show no object'}")
     for name, figures in report["speed"].items():
         lines.append(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in figures.items()))
     megabytes = sum(report["files"].values()) / 1e6

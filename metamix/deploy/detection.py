@@ -194,8 +194,6 @@ class ExportableDetector:
             "multiple": transform.size_divisible,
         }
         self.notes = list(task.notes) if task else []
-        if task and images:
-            self.notes.append(f"the scores of {images} images count the objects of all others as missed")
 
     def examples(self, count: int) -> Tensor:
         return self.random(count, self.size)

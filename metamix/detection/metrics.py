@@ -37,7 +37,7 @@ class Scores:
             is left out.
         classes: AP and AP50 by class name.
         precision: precision at recall 0, 0.01, ..., 1 and IoU 0.5, (101,), by class name.
-        images: F1 of the detections that score 0.5 or more, at IoU 0.5, by image id.
+        images: F1 of the detections that score 0.5 or more, at IoU 0.5, by id of the images that were scored.
     """
 
     summary: dict[str, float]
@@ -58,14 +58,15 @@ class DetectionMetric:
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:
-        return {"split": None, "results": []}
+        return {"split": None, "seen": [], "results": []}
 
     def update(self, state: State, model: nn.Module, batch: Batch) -> None:
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
         for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
-            if index >= 0:  # an image that cannot be read has no detections
+            if index >= 0:  # an image that cannot be read is not scored
                 (prediction,) = model([image / 255])
+                state["seen"].append(split.ids[index])
                 state["results"] += to_coco(prediction, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
@@ -88,7 +89,8 @@ class DetectionMetric:
             self._scored = states, {}
         if kind not in self._scored[1]:
             results = [result for state in states for result in state["results"]]
-            self._scored[1][kind] = score(self.data.scored_split(states), results, kind)
+            seen = [image_id for state in states for image_id in state["seen"]]
+            self._scored[1][kind] = score(self.data.scored_split(states), results, kind, seen)
         return self._scored[1][kind]
 
 
@@ -130,8 +132,15 @@ def from_coco(results: Detections, split: CocoSplit) -> dict[str, Tensor]:
     return {"boxes": boxes, "labels": labels, "scores": torch.tensor([result["score"] for result in results])}
 
 
-def score(split: CocoSplit, results: Detections, kind: str = "bbox") -> Scores:
-    """Compute COCO's scores of detections on a split; `kind` is "bbox" or "segm"."""
+def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: Sequence[int] | None = None) -> Scores:
+    """Compute COCO's scores of detections.
+
+    Args:
+        split: the ground truth.
+        results: the detections.
+        kind: "bbox" or "segm".
+        image_ids: images to score; None for all of the split.
+    """
     from pycocotools.cocoeval import COCOeval
 
     truth = copy.copy(split.coco)  # the evaluation writes into it
@@ -139,6 +148,7 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox") -> Scores:
     with contextlib.redirect_stdout(io.StringIO()):
         found = truth.loadRes(prepare_detections(split, results, kind))
         evaluation = COCOeval(truth, found, kind)
+        evaluation.params.imgIds = list(split.ids if image_ids is None else image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -150,6 +150,27 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
     assert split.unusable == 0 and split.objects == len(split.coco.anns)
 
 
+def test_images_that_were_not_seen_are_not_scored(coco):
+    """One of four images cannot be read: its objects are no misses, and the pictures do not show it."""
+    folder = coco()
+    task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
+    split = task.data.scored["test"]
+    predictions = truth(open_split(find_splits(folder), "test", masks=True))
+    (folder / "images" / "test_1.png").write_bytes(b"no image")
+    states = []
+    for rank in range(2):
+        states.append(task.metric.start())
+        for batch in task.data.eval_loaders(2, rank, 2)["test"]:
+            seen = [split.ids[index] for index in batch["index"].tolist() if index >= 0]
+            found = ([predictions[image_id]] for image_id in seen)
+            task.metric.update(states[-1], lambda images, found=found: next(found), batch)
+    assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
+    assert task.metric.result(states)["AP"] == pytest.approx(100)
+    assert task.metric.scores(states).images == {10: 1.0, 12: 1.0, 13: 1.0}
+    missed = score(split, [result for state in states for result in state["results"]])
+    assert missed.summary["AP"] < 99 and missed.images[11] == 0  # control: all images count
+
+
 def test_conversion_to_coco_and_back(split):
     prediction = truth(split)[10]
     again = from_coco(to_coco(prediction, 10, split), split)

@@ -82,7 +82,7 @@ def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
     monkeypatch.setattr("metamix.detection.metrics.score", lambda *given: calls.append(given) or score(*given))
     task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
     for count in (1, 2):
-        states = [task.metric.start() | {"split": "test"}]
+        states = [task.metric.start() | {"split": "test", "seen": task.data.scored["test"].ids}]
         task.metric.result(states), task.pictures.report(states), task.metric.result(states)
         assert len(calls) == count
 
@@ -387,7 +387,7 @@ def test_pictures_leave_out_unreadable_images(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, test=2)
     (folder / "images" / "test_0.png").write_bytes(b"no image")
     task = Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
-    task.pictures.draw([{"split": "test", "results": []}], tmp_path)
+    task.pictures.draw([{"split": "test", "seen": [10, 11], "results": []}], tmp_path)
     assert (tmp_path / "test_images.png").exists()
 
 
