@@ -50,7 +50,8 @@ class Detection:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         model, metadata = load_detector(options.checkpoint)
         spec = DetectorSpec.from_dict(metadata, options.checkpoint)
-        built = {name: value for name, value in vars(spec).items() if name not in ("classes", "frozen_norms")}
+        of_training = ("classes", "frozen_norms", "train_on")
+        built = {name: value for name, value in vars(spec).items() if name not in of_training}
         built["anchor_scale"] = spec.anchor_scale or "auto"
         given = {name: value for name, value in vars(options).items() if name != "checkpoint"}
         as_trained = DetectionOptions(**built | given)

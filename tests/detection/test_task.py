@@ -391,6 +391,18 @@ def test_pictures_leave_out_unreadable_images(tmp_path):
     assert (tmp_path / "test_images.png").exists()
 
 
+def test_detectors_that_do_not_say_what_they_were_trained_on_are_scored(few, tmp_path):
+    options = DetectionOptions(**SMALL, data_dir=str(few))
+    task = Detection(options)
+    model = task.model.build()
+    metadata = task.model.describe(model)
+    for entries in ({"train_on": []}, {}):
+        known = {key: value for key, value in metadata.items() if key != "train_on"} | entries
+        save_weights(tmp_path / "old.safetensors", model.state_dict(), known)
+        given = DetectionEvalOptions(checkpoint=str(tmp_path / "old.safetensors"), data_dir=str(few))
+        assert list(Detection.trained(given)[0].data.scored) == ["test", "holdout"]
+
+
 def test_options_choose_the_splits(few):
     def splits(**options):
         task = Detection(DetectionOptions(**SMALL, data_dir=str(few), **options))
