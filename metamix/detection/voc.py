@@ -14,12 +14,15 @@ all annotations of the folder, so that all splits agree.
 import argparse
 import json
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from .annotations import Entries, Entry
+
+FLAG = re.compile(r"\s+(1|-1|0)$")
 
 
 def convert(folder: Path, split: str | None = None) -> Entries:
@@ -43,7 +46,7 @@ def convert(folder: Path, split: str | None = None) -> Entries:
     trees = {path.stem: parse(path) for path in files}
     names = sorted({text(o, "name", path) for path in files for o in trees[path.stem].iter("object")})
     classes = {name: number for number, name in enumerate(names, start=1)}
-    stems = list(trees) if split is None else read_split(folder, split)
+    stems = list(trees) if split is None else read_split(folder, split, trees)
     images: list[Entry] = []
     annotations: list[Entry] = []
     for stem in stems:
@@ -69,20 +72,25 @@ def convert(folder: Path, split: str | None = None) -> Entries:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_split(folder: Path, split: str) -> list[str]:
-    """Return the images, without suffix, that a list in ImageSets/Main names."""
+def read_split(folder: Path, split: str, known: Collection[str]) -> list[str]:
+    """Return the images, without suffix, that a list in ImageSets/Main names.
+
+    In VOC's lists of one class a flag follows the name: 1, -1, or 0 for difficult. Names may have spaces, so a line
+    that is the name of an annotation, one of `known`, has no flag.
+    """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(known) or 'none'}")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
+    return [line if line in known else FLAG.sub("", line) for line in lines]
 
 
 def parse(path: Path) -> ElementTree.Element:
     """Parse an XML file. Raises ValueError, which names the file, where that fails."""
     try:
         return ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
         raise ValueError(f"{path} is not XML: {error}") from None
 
 

@@ -70,6 +70,15 @@ def test_splits_share_class_numbers(voc, tmp_path):
     assert [category["name"] for category in data["categories"]] == ["cat", "dog"]
 
 
+def test_names_in_lists_may_have_spaces_and_flags(voc, tmp_path):
+    for old, new in (("a", "a 1"), ("b", "my cat")):
+        (voc / f"Annotations/{old}.xml").rename(voc / f"Annotations/{new}.xml")
+    (voc / "ImageSets/Main/train.txt").write_text("\ufeffmy cat\na 1\nmy cat  1\nc -1\na 1  0\n\n", encoding="utf-8")
+    main([str(voc), str(tmp_path / "out.json"), "--split", "train"])
+    names = [image["file_name"] for image in json.loads((tmp_path / "out.json").read_text())["images"]]
+    assert names == ["b.jpg", "a.jpg", "b.jpg", "c.jpg", "a.jpg"]
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
@@ -79,6 +88,14 @@ def test_splits_share_class_numbers(voc, tmp_path):
             "there is no .*train.txt; splits of .*: val",
         ),
         (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation>"), "b.xml is not XML"),
+        (
+            lambda folder: (folder / "Annotations/b.xml").write_text('<?xml version="1.0" encoding="utf-9"?><a/>'),
+            "b.xml is not XML: unknown encoding: utf-9",
+        ),
+        (
+            lambda folder: (folder / "Annotations/b.xml").write_text('<?xml version="1.0" encoding="gbk"?><a/>'),
+            "b.xml is not XML: multi-byte encodings are not supported",
+        ),
         (lambda folder: (folder / "Annotations/b.xml").write_text("<annotation/>"), "b.xml has no <size><width>"),
         (
             lambda folder: (folder / "Annotations/b.xml").write_text(
