@@ -76,9 +76,10 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         task, model, metadata = find_task(task_name).trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
+        reason = "no share of train was held out in training. On other data, --holdout SHARE takes one"
         raise ValueError(
-            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: no share of train was held out "
-            f"in training. On other data, --holdout SHARE takes one"
+            f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: "
+            + (reason if hasattr(options, "holdout") else "leave --split out")
         )
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model.to(group.device, memory_format=layout)  # type: ignore[call-overload]

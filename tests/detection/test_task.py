@@ -403,6 +403,15 @@ def test_detectors_that_do_not_say_what_they_were_trained_on_are_scored(few, tmp
         assert list(Detection.trained(given)[0].data.scored) == ["test", "holdout"]
 
 
+def test_eval_of_a_split_that_was_not_held_out(few, tmp_path):
+    task = Detection(DetectionOptions(**SMALL, data_dir=str(few), train_on=("train", "val")))
+    model = task.model.build()
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
+    words = ["--task", "detection", "--checkpoint", str(tmp_path / "d.safetensors"), "--data-dir", str(few)]
+    with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test: leave --split out$"):
+        metamix.cli.evaluate.main([*words, "--split", "holdout", "--device", "cpu"])
+
+
 def test_options_choose_the_splits(few):
     def splits(**options):
         task = Detection(DetectionOptions(**SMALL, data_dir=str(few), **options))
