@@ -37,6 +37,14 @@ def test_anchor_scale_covers_the_boxes(sizes, strides, scale):
     assert choose_anchor_scale(many, strides) == pytest.approx(scale, abs=0.011)
 
 
+def test_more_than_16_million_boxes():
+    sizes = torch.tensor([50.0]).expand(2**24 + 1)
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(sizes, 0.5)  # why numpy computes it
+    assert choose_anchor_scale(sizes, STRIDES) == 4.0
+    assert describe_sizes(sizes, None) == "boxes are 50 to 50 pixels large (5 % to 95 %, median 50)"
+
+
 def test_sizes_of_boxes_are_those_of_the_resized_image():
     images = {1: {"width": 400, "height": 200}, 2: {"width": 100, "height": 100}, 3: {}}
 
