@@ -9,7 +9,8 @@ the model in it has met its limits.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -45,6 +46,17 @@ class ParityError(ValueError):
     """The exported model does not compute what the eager one does, or is less accurate than allowed."""
 
 
+@contextmanager
+def same_threads() -> Iterator[None]:
+    """Restore torch's number of threads at the end: it is one number for the whole process."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@same_threads()
 def export(
     source: str,
     *,
@@ -272,17 +284,14 @@ def installed(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
+@same_threads()
 @torch.inference_mode()
 def measure(exportable: Exportable, exported: ExportedModel, threads: int, seconds: float) -> dict[str, dict]:
     """Measure the eager model, in channels_last, and the exported one, see `speeds`."""
     model = exportable.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
 
     def eager(images: torch.Tensor) -> Any:
         return model(images.to(memory_format=torch.channels_last))
 
-    try:
-        return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)
-    finally:
-        torch.set_num_threads(before)
+    return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)

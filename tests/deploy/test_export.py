@@ -246,6 +246,16 @@ def test_reason_of_an_exporter(message, words):
     assert str(found.value) == f"it fails: {words}"
 
 
+def test_number_of_threads_is_restored(weights, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        export(weights("identity"), output=tmp_path / "out", format="torch", threads=1, seconds=0.01)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_damaged_export(weights, tmp_path):
     export(weights("identity"), output=tmp_path / "out", format="onnx", seconds=0)
     (tmp_path / "out" / "model.onnx").write_bytes(b"half a download")
