@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,11 @@ EXTRA_RULES: dict[str, dict[str, Rule]] = {
     "detection": {
         "score_thresh": _SHARE,
         "nms_thresh": _SHARE,
-        **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple"), _WHOLE),
+        **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), _WHOLE),
     },
 }
+
+OLDER: dict[str, Any] = {"least": 1}  # for entries of `extra` that older exports lack
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -143,8 +145,10 @@ def load_artifact(folder: str | Path) -> Artifact:
     artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
     if artifact.task not in EXTRA_RULES:
         raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
-    check_entries(artifact.extra, EXTRA_RULES[artifact.task], path, "extra", "Export the model again")
-    return artifact
+    rules = EXTRA_RULES[artifact.task]
+    extra = {name: value for name, value in OLDER.items() if name in rules} | artifact.extra
+    check_entries(extra, rules, path, "extra", "Export the model again")
+    return replace(artifact, extra=extra)
 
 
 def check_cell(format: str, precision: str) -> None:

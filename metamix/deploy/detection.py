@@ -4,8 +4,9 @@
 
 K candidates are the best of each pyramid level, as torchvision takes them. `suppress` drops low scores and boxes that
 overlap a better one of their class. The graph takes images that are normalised, resized and padded with zeros: to
-H x W, or, where it is dynamic, to multiples of the detector's coarsest stride. `ExportedDetector` prepares images and
-suppresses boxes; it is called like the detector itself.
+H x W, or, where it is dynamic, to multiples of the detector's coarsest stride. A dynamic program of torch.export takes
+no map of a single pixel, so its images are padded to two pixels at least of the coarsest map. `ExportedDetector`
+prepares images and suppresses boxes; it is called like the detector itself.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class ExportedDetector(nn.Module):
         new = max(1, int(height * scale)), max(1, int(width * scale))
         normal = (image - self.mean) / self.std
         resized = F.interpolate(normal[None], new, mode="bilinear", antialias=True)[0]
-        full = self.size or round_up(new, self.settings["multiple"])
+        least = self.settings["least"]
+        full = self.size or round_up([max(side, least) for side in new], self.settings["multiple"])
         return F.pad(resized, (0, full[1] - new[1], 0, full[0] - new[0])), new
 
 
@@ -167,6 +169,7 @@ class ExportableDetector:
         dynamic: whether the graph takes any size.
         task: the task on a data set in COCO's format; None for random images.
         images: most images to compare on; None for all.
+        least: smallest side in pixels that a dynamic graph takes.
     """
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
@@ -178,6 +181,7 @@ class ExportableDetector:
         dynamic: bool,
         task: Detection | None = None,
         images: int | None = None,
+        least: int = 1,
     ):
         self.detector: Any = detector.eval()
         self.metadata, self.task, self.images = metadata, task, images
@@ -192,6 +196,7 @@ class ExportableDetector:
             "min_size": transform.min_size[-1],
             "max_size": transform.max_size,
             "multiple": transform.size_divisible,
+            "least": least,
         }
         self.notes = list(task.notes) if task else []
 
@@ -316,6 +321,13 @@ class BoxMatch:
         return problems
 
 
+def least_side(model: Detector) -> int:
+    """Return the smallest side in pixels, a multiple of the detector's, at which no map is a single pixel."""
+    backbone: Any = model.backbone
+    step = backbone.size_divisible
+    return (int(max(backbone.strides)) // step + 1) * step
+
+
 def open_detector(request: Request) -> ExportableDetector:
     """Load a detector that metamix trained, with its data set if a folder is given."""
     task = None
@@ -337,11 +349,12 @@ def open_detector(request: Request) -> ExportableDetector:
         least = 2 * math.ceil(max(model.backbone.strides))
         height, width = round_up((max(height, least), max(width, least)), step)
     metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
-    found = ExportableDetector(model, metadata, request.dynamic, task, request.images)
-    least, most = model.transform.min_size[-1], model.transform.max_size
+    least = least_side(model) if request.dynamic and request.format == "torch" else 1
+    found = ExportableDetector(model, metadata, request.dynamic, task, request.images, least)
+    shorter, most = model.transform.min_size[-1], model.transform.max_size
     if not request.dynamic and max(height, width) > round_up((most, most), step)[0]:
         found.notes.append(
-            f"images are resized as in training, to a shorter side of {least} but at most {most} pixels: the rest of "
+            f"images are resized as in training, to a shorter side of {shorter} but at most {most} pixels: the rest of "
             f"{height} x {width} is padding, which costs time and changes scores"
         )
     return found

@@ -101,8 +101,8 @@ def export(
         ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
-    request = Request(source, img_size, data, data_dir, images, dynamic)
-    check_request(request, format, precision, compiled, max_drop)
+    request = Request(source, img_size, data, data_dir, images, dynamic, format)
+    check_request(request, precision, compiled, max_drop)
     folder = check_output(Path(output))
     threads = threads or torch.get_num_threads()
     exportable = open_model(request)
@@ -137,13 +137,14 @@ def export(
     return report
 
 
-def check_request(request: Request, format: str, precision: str, compiled: bool, max_drop: float) -> None:
+def check_request(request: Request, precision: str, compiled: bool, max_drop: float) -> None:
     """Refuse what cannot be exported before any work; arguments as in `export`.
 
     Raises:
         ValueError: it cannot.
         ImportError: a package is missing.
     """
+    format = request.format
     check_cell(format, precision)
     if compiled and format != "torch":
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")

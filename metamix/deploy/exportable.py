@@ -29,6 +29,7 @@ class Request:
         data_dir: folder of the data set.
         images: most images of the test split to compare on; None for all.
         dynamic: whether height and width may vary.
+        format: "torch", "onnx" or "openvino".
     """
 
     source: str
@@ -37,6 +38,7 @@ class Request:
     data_dir: str | None = None
     images: int | None = None
     dynamic: bool = False
+    format: str = "onnx"
 
 
 @dataclass

@@ -6,8 +6,8 @@
 RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Each image
 is drawn with its boxes to OUTPUT/<name>.png, where the name is the path inside the given folder.
 OUTPUT/predictions.json lists the path, width and height of each image and its objects, the highest score first: class,
-score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read are named and left out; the
-exit code is then 1.
+score and box (x1, y1, x2, y2 in pixels of the upright image). Images that cannot be read, or that an exported model
+does not take, are named and left out; the exit code is then 1.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def predict_all(
         device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
-        The number of images that could not be read.
+        The number of images that were left out, see `draw_all`.
 
     Raises:
         OSError: a file is missing or cannot be written.
@@ -92,29 +92,31 @@ def draw_all(
         threshold: least score of an object.
 
     Returns:
-        The number of images that could not be read.
+        The number of images that were left out: they cannot be read, or the model does not take them.
     """
     head: Any = getattr(model, "roi_heads", model)  # which the R-CNNs have
     head.score_thresh = min(head.score_thresh, threshold)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / RECORDS).exists():
         write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
-    records, unreadable = [], 0
-    for path, picture in pictures.items():
-        try:
-            image, found = predict(model, path, threshold)
-        except CorruptImage as error:
-            print(readable(f"left out: {error}"), file=sys.stderr)
-            unreadable += 1
-            continue
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_image(picture, image, found, classes)
-        objects = describe_objects(found, classes)
-        records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-        print(readable(f"{path}: {plural(len(objects), 'object')}"))
-    write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")
+    records: list[dict[str, Any]] = []
+    try:
+        for path, picture in pictures.items():
+            try:
+                image, found = predict(model, path, threshold)
+            except (CorruptImage, ValueError) as error:  # an exported model raises ValueError for a size it cannot take
+                name = "" if isinstance(error, CorruptImage) else f"{path}: "  # a CorruptImage names the file itself
+                print(readable(f"left out: {name}{error}"), file=sys.stderr)
+                continue
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_image(picture, image, found, classes)
+            objects = describe_objects(found, classes)
+            records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
+            print(readable(f"{path}: {plural(len(objects), 'object')}"))
+    finally:  # also after Ctrl-C
+        write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")
     print(readable(f"written: {output / RECORDS} and {plural(len(records), 'picture')}"))
-    return unreadable
+    return len(pictures) - len(records)
 
 
 def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:

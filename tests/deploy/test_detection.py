@@ -11,7 +11,8 @@ import torch
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
-from metamix.deploy.detection import BoxMatch, ExportableDetector, ExportedDetector
+from metamix.deploy.detection import BoxMatch, ExportableDetector, ExportedDetector, open_detector
+from metamix.deploy.exportable import Request
 from metamix.detection.load import DetectorSpec, load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.predict import draw_all
@@ -146,6 +147,45 @@ def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
     assert record["objects"] and all(0.3 <= found["score"] <= 0.999 for found in record["objects"])
 
 
+def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
+    source = weights(tmp_path)
+    exportable = open_detector(Request(source, dynamic=True, format="torch"))
+    assert exportable.extra["least"] == 80  # the first multiple of 16 above the coarsest stride, 64
+    for extra, padded in (
+        (exportable.extra, (80, 96)),
+        (open_detector(Request(source, dynamic=True)).extra, (16, 96)),
+    ):
+        exported = ExportedDetector(exportable.model, exportable.metadata, None, extra)
+        assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
+
+
+def test_predict_leaves_out_images_that_the_model_does_not_take(tmp_path, capsys):
+    class Picky(torch.nn.Linear):
+        score_thresh = 0.0
+
+        def forward(self, images):
+            if images[0].shape[-1] == 30:
+                raise ValueError("the model takes no images of 20 x 30")
+            if images[0].shape[-1] == 40:
+                raise KeyboardInterrupt
+            return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}]
+
+    paths = [tmp_path / f"{width}.png" for width in (20, 30, 25, 40)]
+    for path in paths:
+        shapes.draw([], (int(path.stem), 20)).save(path)
+    for end, given in (("returns", paths[:3]), ("is stopped", paths)):
+        (tmp_path / "predictions.json").unlink(missing_ok=True)
+        pictures = {path: tmp_path / "out" / path.name for path in given}
+        if end == "returns":
+            assert draw_all(Picky(1, 1), SPEC.classes, pictures, tmp_path, 0.3) == 1
+            assert f"left out: {paths[1]}: the model takes no images of 20 x 30" in capsys.readouterr().err
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                draw_all(Picky(1, 1), SPEC.classes, pictures, tmp_path, 0.3)
+        records = json.loads((tmp_path / "predictions.json").read_text())
+        assert [record["image"] for record in records] == [str(paths[0]), str(paths[2])]
+
+
 def objects(shift=0.0, score=0.9, label=1):
     box = torch.tensor([[10.0, 10, 20, 20]]) + shift
     return {"boxes": box, "scores": torch.tensor([score]), "labels": torch.tensor([label])}
@@ -174,3 +214,4 @@ def test_a_dynamic_program_of_torch_refuses_smaller_images(tmp_path):
     assert len(program(torch.zeros(1, 3, 80, 96))) == 3
     with pytest.raises(ValueError, match=r"model.pt2 takes no images of 64 x 96 \(Guard .*: resize them, or export to"):
         program(torch.zeros(1, 3, 64, 96))
+    assert len(ExportedDetector.of(program)([torch.rand(3, 20, 300)])) == 1  # is padded
