@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import MAX_SIDE, ModelMetadata, Rule, check_entries, is_share, is_whole
+from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata, Rule, check_entries, is_share, is_whole
 from metamix.utils.files import write_text
 from metamix.utils.text import nearest
 
@@ -111,6 +111,18 @@ EXTRA_RULES: dict[str, dict[str, Rule]] = {
     },
 }
 
+_KNOWN: Rule = ("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
+_RESIZING = tuple(name for name in INTERPOLATIONS if name != "random")
+# What each task reads from the metadata of the weights. Those of a segmenter are checked by `SegmenterSpec`.
+MODEL_RULES: dict[str, dict[str, Rule]] = {
+    "classification": {
+        **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), _KNOWN),
+        "interpolation": (f"one of {', '.join(_RESIZING)}", lambda value: value in _RESIZING),
+    },
+    "segmentation": {},
+    "restoration": {},
+    "detection": dict.fromkeys(("classes", "mean", "std"), _KNOWN),
+}
 OLDER: dict[str, Any] = {"least": 1}  # for entries of `extra` that older exports lack
 
 
@@ -146,6 +158,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     if artifact.task not in EXTRA_RULES:
         raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
     rules = EXTRA_RULES[artifact.task]
+    check_entries(artifact.model.to_dict(), MODEL_RULES[artifact.task], path, "model", "Export the model again")
     extra = {name: value for name, value in OLDER.items() if name in rules} | artifact.extra
     check_entries(extra, rules, path, "extra", "Export the model again")
     return replace(artifact, extra=extra)

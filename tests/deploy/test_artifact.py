@@ -11,11 +11,22 @@ from metamix.models.metadata import ModelMetadata
 ARTIFACT = Artifact(
     "onnx",
     "fp32",
-    ModelMetadata(model="resnet18", num_classes=2, classes=("cat", "dog"), mean=(0.5,), std=(0.2,), in_chans=1),
+    ModelMetadata(
+        model="resnet18",
+        num_classes=2,
+        classes=("cat", "dog"),
+        mean=(0.5,),
+        std=(0.2,),
+        in_chans=1,
+        img_size=8,
+        interpolation="bicubic",
+        crop_pct=1.0,
+    ),
     (None, 1, 8, None),
     ("logits",),
 )
 
+KNOWN = ARTIFACT.model.to_dict()
 
 def test_is_read_as_it_was_written(tmp_path):
     ARTIFACT.save(tmp_path)
@@ -43,6 +54,13 @@ def test_is_read_as_it_was_written(tmp_path):
         ),
         ({"model": {"task": "depth"}}, r"is a model of the task 'depth'; accepted are classification, segmentation"),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
+        ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
+        ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
+        (
+            {"model": KNOWN | {"interpolation": "random"}},
+            r"interpolation in model is 'random'; accepted is one of nearest",
+        ),
+        ({"model": {"task": "detection", "classes": ["cat"], "mean": [0.5]}}, r"there is no std in model"),
     ],
 )
 def test_damaged_file_is_refused(tmp_path, change, words):
