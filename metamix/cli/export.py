@@ -27,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from metamix.deploy.export import export
 
         report = export(
-            options.model,
+            options.source,
             output=options.output,
+            model=options.model,
             format=options.format,
             precision=options.precision,
             img_size=options.img_size,
@@ -53,7 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="NAME.TAG of metamix or timm, a run folder or a weight file")
+    parser.add_argument("source", metavar="MODEL", help="NAME.TAG of metamix or timm, a run folder or a weight file")
+    parser.add_argument("--model", metavar="NAME", help="name of the model, for a file that does not name it")
     parser.add_argument("--format", default="onnx", help=f"{', '.join(FORMATS)} (default: onnx)")
     parser.add_argument("--precision", default="fp32", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")

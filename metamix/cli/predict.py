@@ -9,9 +9,7 @@ from pathlib import Path
 
 from metamix.cli.tasks import take_task, task_module
 from metamix.models.image_models import list_image_models
-from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
-from metamix.utils.tensor_files import WEIGHTS, load_metadata, load_weights
 from metamix.utils.text import exit_with_message
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -49,18 +47,11 @@ def main(argv: Sequence[str]) -> None:
                     file=sys.stderr,
                 )
                 raise SystemExit(2)
-            task = _task_of(checkpoint)
+            from metamix.deploy.exportable import task_of_weights
+
+            task = task_of_weights(find_weights(checkpoint), model)
         module = task_module(task, "predict")
     raise SystemExit(module.main(words))
-
-
-def _task_of(checkpoint: str) -> str:
-    """Return the task that trained the weights; classification where they do not say."""
-    path = find_weights(checkpoint)
-    if (path / WEIGHTS).exists():  # all files of a run say the same
-        path = path / WEIGHTS
-    raw = load_metadata(path) if path.suffix == ".safetensors" else load_weights(path)[1]
-    return ModelMetadata.from_dict(raw, checkpoint).task or "classification"
 
 
 def _weights(words: Sequence[str]) -> tuple[str | None, str | None]:

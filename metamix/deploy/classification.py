@@ -165,10 +165,10 @@ def open_classifier(request: Request) -> ExportableClassifier:
         found.notes.append(f"{name} without a tag has random weights: its speed is right, its classes mean nothing")
         return found
     if not request.data:
-        trained = load_trained(file, model=name, pretrained=file is None)
+        trained = load_trained(file, model=name or request.model, pretrained=file is None)
         return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=request.dynamic)
     options = ClassificationEvalOptions(
-        model=name,
+        model=name or request.model,
         pretrained=file is None,
         checkpoint=file,
         data=request.data,

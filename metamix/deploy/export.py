@@ -23,7 +23,7 @@ from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 
 from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_cell
-from .exportable import Exportable, Quantizable, Request, task_of
+from .exportable import Exportable, Quantizable, Request, task_of, weight_path
 from .extras import need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
@@ -61,6 +61,7 @@ def export(
     source: str,
     *,
     output: str | Path,
+    model: str | None = None,
     format: str = "onnx",
     precision: str = "fp32",
     img_size: int | tuple[int, int] | None = None,
@@ -80,6 +81,7 @@ def export(
     Args:
         source: a model of metamix or timm, NAME.TAG for its weights; a run folder or a weight file.
         output: the folder; a new one, or one that was exported to before.
+        model: name of the model, for a file that does not name it.
         format: "torch", "onnx" or "openvino".
         precision: "fp32", "bf16" or "int8".
         img_size: side of the images in pixels, or (height, width); None: as in training.
@@ -101,7 +103,7 @@ def export(
         ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
         ImportError: a package of the extra `deploy` is missing.
     """
-    request = Request(source, img_size, data, data_dir, images, dynamic, format)
+    request = Request(source, img_size, data, data_dir, images, dynamic, format, model)
     check_request(request, precision, compiled, max_drop)
     folder = check_output(Path(output))
     threads = threads or torch.get_num_threads()
@@ -111,8 +113,8 @@ def export(
     quantized = None
     if precision == "int8":
         quantized = quantize(cast(Quantizable, exportable), file, max_drop, calibration_images)
-    model = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
-    comparison = exportable.compare(model, precision, batch_size)
+    exported = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
+    comparison = exportable.compare(exported, precision, batch_size)
     report = {
         "source": source,
         "format": format,
@@ -121,7 +123,7 @@ def export(
         "scores": comparison.scores,
         "quantization": quantized,
         "files": {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
-        "speed": measure(exportable, model, threads, seconds) if seconds else {},
+        "speed": measure(exportable, exported, threads, seconds) if seconds else {},
         "threads": threads,
         "machine": processor(),
         "versions": artifact.versions,
@@ -150,7 +152,7 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
     for package in PACKAGES[format]:
         need(package)
-    task = task_of(request.source)
+    task = task_of(request.source, request.model)
     if precision == "int8":
         if task != "classification":
             raise ValueError(
@@ -163,6 +165,8 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
             )
         check_max_drop(max_drop)
+    if request.model and (weight_path(request.source) is None or task not in ("classification", "restoration")):
+        raise ValueError(f"model is {request.model}, but {request.source} says what model it is: leave --model out")
     if task == "classification" and request.data_dir and not request.data:
         raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
     if (task == "detection" and request.data not in (None, "coco")) or (task == "restoration" and request.data):
@@ -180,7 +184,7 @@ def open_model(request: Request) -> Exportable:
         ValueError: there is no such model, or it cannot be exported.
         FileNotFoundError: there is no such file.
     """
-    task = task_of(request.source)
+    task = task_of(request.source, request.model)
     if task not in OPENERS:
         raise ValueError(f"{request.source} is a model of the task {task}; exported are {', '.join(OPENERS)}.")
     module, name = OPENERS[task]

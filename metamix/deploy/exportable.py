@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from metamix.models.image_models import list_image_models, read_image_weights
+from metamix.models.image_models import list_image_models
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
+from metamix.utils.tensor_files import WEIGHTS, load_metadata, load_weights
 
 Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
@@ -30,6 +31,7 @@ class Request:
         images: most images of the test split to compare on; None for all.
         dynamic: whether height and width may vary.
         format: "torch", "onnx" or "openvino".
+        model: name of the model, for a file that does not name it.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Request:
     images: int | None = None
     dynamic: bool = False
     format: str = "onnx"
+    model: str | None = None
 
 
 @dataclass
@@ -100,14 +103,27 @@ class Quantizable(Exportable, Protocol):
         """
 
 
-def task_of(source: str) -> str:
-    """Return the task of a model; classification where its weights do not say."""
+def task_of(source: str, model: str | None = None) -> str:
+    """Return the task of a model; `model` is its name, for a file that does not name it."""
     if source.partition(".")[0] in list_image_models():
         return "restoration"
     path = weight_path(source)
-    if path is None:
-        return "classification"
-    return read_image_weights(path)[1].task or ("restoration" if path.suffix == ".npz" else "classification")
+    return "classification" if path is None else task_of_weights(path, model)
+
+
+def task_of_weights(path: Path, model: str | None = None) -> str:
+    """Return the task that trained a weight file or a run.
+
+    Where it does not say, the task is restoration for a file of MAXIM's authors (.npz) and for an image model, else
+    classification.
+    """
+    if path.suffix == ".npz":
+        return "restoration"
+    if (path / WEIGHTS).exists():  # all files of a run say the same
+        path = path / WEIGHTS
+    raw = load_metadata(path) if path.suffix == ".safetensors" else load_weights(path)[1]
+    restores = model is not None and model.partition(".")[0] in list_image_models()
+    return ModelMetadata.from_dict(raw, path).task or ("restoration" if restores else "classification")
 
 
 def weight_path(source: str) -> Path | None:

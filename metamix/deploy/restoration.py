@@ -102,7 +102,7 @@ class ExportableRestorer:
 def open_restorer(request: Request) -> ExportableRestorer:
     """Load an image model, with the images if a folder is given."""
     file = request.source if weight_path(request.source) else None
-    name = None if file else request.source
+    name = request.model if file else request.source
     task = None
     if request.data_dir:
         options = RestorationEvalOptions(

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import metamix
 import metamix.cli.evaluate
 import metamix.cli.models
 import metamix.cli.train
 from metamix.cli.main import COMMANDS, main
+from metamix.deploy.exportable import task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,6 +105,27 @@ def test_predict_without_a_checkpoint_says_how(capsys):
         main(["predict", "photo.jpg"])
     assert ended.value.code == 2
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
+
+
+def test_predict_and_export_find_the_same_task(tmp_path):
+    """A file of arrays (.npz) is one of MAXIM's authors, and the name of an image model says the task too."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "x.npz").write_bytes(b"half a download")
+    with pytest.raises(SystemExit, match=r"error: .*x.npz is no whole .npz file of arrays"):
+        main(
+            [
+                "predict",
+                str(tmp_path / "a.png"),
+                "--checkpoint",
+                str(tmp_path / "x.npz"),
+                "--output",
+                str(tmp_path / "b"),
+            ]
+        )
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "plain.pt")
+    assert task_of(str(tmp_path / "x.npz")) == "restoration"
+    assert task_of(str(tmp_path / "plain.pt")) == "classification"
+    assert task_of(str(tmp_path / "plain.pt"), "wavemixsr_nano.x2") == "restoration"
 
 
 @pytest.mark.parametrize("words", [["--help"], []])

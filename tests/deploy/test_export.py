@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import ExifTags, Image
 from torch import nn
@@ -169,6 +170,19 @@ def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
     assert load_exported(tmp_path / "out")(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
 
 
+def test_file_that_does_not_name_its_model(tmp_path):
+    name = "metaformer_identity_nano"
+    file, folder = str(tmp_path / "plain.pt"), str(tmp_path / "out")
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), file)
+    words = [file, "--format", "torch", "--output", folder, "--seconds", "0"]
+    with pytest.raises(SystemExit, match=r"plain.pt does not say which model .*; give --model NAME"):
+        metamix.cli.export.main(words)
+    metamix.cli.export.main([*words, "--model", name])
+    model = load_exported(folder)
+    assert model(torch.zeros(2, *model.artifact.input_shape[1:])).shape == (2, 3)
+    assert len(open_classifier(Request("metaformer_identity_nano.digits", model=name)).metadata.classes) == 10
+
+
 def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
     def refuse(model, images):
         raise ValueError("does not take images")
@@ -204,6 +218,8 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"metaformer_raft_s12 has no trained weights to compare on",
         ),
         (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
+        (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
+        (dict(model="resnet18"), r"holds the weights of metaformer_identity_nano, not of resnet18"),
         (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
         (dict(source="runs/none"), r"runs/none"),
         (dict(compiled=True), r"AOTInductor compiles torch.export alone, not onnx: leave --compile out"),

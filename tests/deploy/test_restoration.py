@@ -8,6 +8,8 @@ from PIL import Image
 import metamix
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
+from metamix.deploy.export import open_model
+from metamix.deploy.exportable import Request
 from metamix.deploy.fit import fit, tiles
 from metamix.models.image_inference import restore_tiles
 from metamix.restoration.inference import Restorer
@@ -76,6 +78,13 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     assert exit.value.code == 0
     with Image.open(tmp_path / "restored" / "0.png") as picture:
         assert picture.size == (56 * scale, 40 * scale)
+
+
+def test_file_that_does_not_name_its_model(tmp_path):
+    file = str(tmp_path / "plain.pt")
+    torch.save(metamix.create_image_model("wavemixsr_nano").state_dict(), file)
+    found = open_model(Request(file, model="wavemixsr_nano"))
+    assert found.metadata.task == "restoration" and found.metadata.model == "wavemixsr_nano"
 
 
 def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
