@@ -175,7 +175,7 @@ def accuracy(options: argparse.Namespace) -> None:
                     card["name"],
                     output=Path(folder) / precision,
                     precision=precision,
-                    max_drop=options.max_drop,
+                    max_drop=options.max_drop if precision == "int8" else None,
                     **place,
                 )
             row = {

@@ -70,7 +70,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-drop",
         type=float,
-        default=0.3,
         metavar="POINTS",
         help="of accuracy that int8 may lose on training images that calibration did not see (default: 0.3)",
     )

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
         if checkpoint is None and model is not None and Path(model).is_dir():
             from metamix.deploy.predict import main as predict_exported
 
-            raise SystemExit(predict_exported(words))
+            raise SystemExit(predict_exported(words, task))
         if task is None:
             if checkpoint is None and model is not None:
                 raise ValueError(

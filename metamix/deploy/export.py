@@ -34,6 +34,7 @@ from .runtime import ExportedModel, Run, open_file
 
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_BATCH = 50
+MAX_DROP = 0.3  # points of accuracy
 OPENERS = {  # task: the module and the function that load its models; a task may need extras that others do not
     "classification": ("classification", "open_classifier"),
     "detection": ("detection", "open_detector"),
@@ -70,7 +71,7 @@ def export(
     data: str | None = None,
     data_dir: str | None = None,
     images: int | None = None,
-    max_drop: float = 0.3,
+    max_drop: float | None = None,
     calibration_images: int = 500,
     batch_size: int = 32,
     threads: int | None = None,
@@ -90,7 +91,8 @@ def export(
         data: data set to compare on (its test split) and to calibrate int8 on (its training split).
         data_dir: folder of the data set.
         images: most images to compare on; None for the whole test split.
-        max_drop: points that int8 may lose, of top-1 accuracy, on training images that calibration did not see.
+        max_drop: points that int8 may lose, of top-1 accuracy, on training images that calibration did not see; None
+            for `MAX_DROP`.
         calibration_images: training images that int8 is calibrated on.
         batch_size: images per forward pass of the comparison.
         threads: to measure the speed with; None for torch's number.
@@ -112,7 +114,8 @@ def export(
     file = folder / artifact.file
     quantized = None
     if precision == "int8":
-        quantized = quantize(cast(Quantizable, exportable), file, max_drop, calibration_images)
+        most = MAX_DROP if max_drop is None else max_drop
+        quantized = quantize(cast(Quantizable, exportable), file, most, calibration_images)
     exported = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
     comparison = exportable.compare(exported, precision, batch_size)
     report = {
@@ -139,7 +142,7 @@ def export(
     return report
 
 
-def check_request(request: Request, precision: str, compiled: bool, max_drop: float) -> None:
+def check_request(request: Request, precision: str, compiled: bool, max_drop: float | None) -> None:
     """Refuse what cannot be exported before any work; arguments as in `export`.
 
     Raises:
@@ -164,9 +167,13 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
             raise ValueError(
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
             )
-        check_max_drop(max_drop)
+        check_max_drop(MAX_DROP if max_drop is None else max_drop)
+    elif max_drop is not None:
+        raise ValueError(f"max_drop is {max_drop}, but it limits int8 alone: leave it out, or give --precision int8")
     if request.model and (weight_path(request.source) is None or task not in ("classification", "restoration")):
         raise ValueError(f"model is {request.model}, but {request.source} says what model it is: leave --model out")
+    if request.data == "digits" and request.data_dir:
+        raise ValueError(f"data_dir is {request.data_dir}, but digits are part of scikit-learn: leave --data-dir out")
     if task == "classification" and request.data_dir and not request.data:
         raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
     if (task == "detection" and request.data not in (None, "coco")) or (task == "restoration" and request.data):

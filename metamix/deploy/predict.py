@@ -34,15 +34,22 @@ class EngineModule(nn.Module):
         return self.exported(images)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], task: str | None = None) -> int:
     """Run `metamix predict` for an exported model.
+
+    Args:
+        argv: the command line.
+        task: that the user gives; the model says its own.
 
     Returns:
         1 if an image cannot be read, else 0.
     """
     model = make_parser().parse_known_args([word for word in argv if word not in ("-h", "--help")])[0].model
     with exit_with_message(ValueError, OSError, ImportError):
-        return RUNNERS[load_artifact(model).task](argv)
+        own = load_artifact(model).task
+        if task not in (None, own):
+            raise ValueError(f"task is {task}, but {model} is a model of {own}: leave --task out")
+        return RUNNERS[own](argv)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import metamix.cli.predict
 from metamix.deploy import load_exported
 from metamix.deploy.artifact import Artifact, check_cell, load_artifact
 from metamix.models.metadata import ModelMetadata
@@ -25,8 +26,8 @@ ARTIFACT = Artifact(
     (None, 1, 8, None),
     ("logits",),
 )
-
 KNOWN = ARTIFACT.model.to_dict()
+
 
 def test_is_read_as_it_was_written(tmp_path):
     ARTIFACT.save(tmp_path)
@@ -53,7 +54,6 @@ def test_is_read_as_it_was_written(tmp_path):
             r"channels in extra is 'u'; accepted is rgb, grey or y",
         ),
         ({"model": {"task": "depth"}}, r"is a model of the task 'depth'; accepted are classification, segmentation"),
-        ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
         ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
         ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
         (
@@ -61,6 +61,7 @@ def test_is_read_as_it_was_written(tmp_path):
             r"interpolation in model is 'random'; accepted is one of nearest",
         ),
         ({"model": {"task": "detection", "classes": ["cat"], "mean": [0.5]}}, r"there is no std in model"),
+        ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
     ],
 )
 def test_damaged_file_is_refused(tmp_path, change, words):
@@ -79,6 +80,12 @@ def test_lacking_entry_is_named(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"export.json lacks hints"):
         load_artifact(tmp_path)
+
+
+def test_another_task_is_refused(tmp_path):
+    ARTIFACT.save(tmp_path)
+    with pytest.raises(SystemExit, match=r"task is detection, but .* is a model of classification: leave --task out"):
+        metamix.cli.predict.main(["photo.jpg", "--model", str(tmp_path), "--task", "detection"])
 
 
 def test_other_folders_are_refused(tmp_path):

@@ -218,6 +218,11 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"metaformer_raft_s12 has no trained weights to compare on",
         ),
         (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
+        (dict(max_drop=0.5), r"max_drop is 0.5, but it limits int8 alone: leave it out, or give --precision int8"),
+        (
+            dict(data="digits", data_dir="x"),
+            r"data_dir is x, but digits are part of scikit-learn: leave --data-dir out",
+        ),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
         (dict(model="resnet18"), r"holds the weights of metaformer_identity_nano, not of resnet18"),
         (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
