@@ -96,6 +96,8 @@ class DetectionMetric:
 
 def table(scores: Scores) -> str:
     """Format COCO's nine numbers, then AP and AP50 of each class."""
+    if "AP" not in scores.summary:
+        return "no scores: the images that were read show no object"
     width = max(map(len, ["all classes", *scores.classes]))
     all_classes = {"AP": scores.summary["AP"], "AP50": scores.summary["AP50"]}
     lines = ["  ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in scores.summary.items())]
