@@ -37,9 +37,9 @@ def tags() -> list[str]:
 
 
 def by_mixer(cards: Sequence[dict]) -> dict[str, dict]:
-    """Return the cards of `metaformer_<mixer>_nano` by mixer, in the order of the mixers; the hybrid is the last."""
+    """Return the cards of `metaformer_<mixer>_nano` by mixer, in the order of the mixers."""
     models = {model_of(card): card for card in cards}
-    names = {mixer: f"metaformer_{mixer}_nano" for mixer in (*metamix.list_mixers(), "hybrid")}
+    names = {mixer: f"metaformer_{mixer}_nano" for mixer in metamix.list_mixers()}
     return {mixer: models[name] for mixer, name in names.items() if name in models}
 
 

@@ -111,7 +111,7 @@ print(json.dumps(dict(
     )
     assert seen["file"] == str(installed / "metamix" / "__init__.py")
     assert seen["weights"] == str(installed / "metamix" / "weights")
-    assert (seen["shape"], seen["names"]) == ([2, 3], len(list_mixers()) * len(SIZES) + 1)  # and the hybrid
+    assert (seen["shape"], seen["names"]) == ([2, 3], len(list_mixers()) * len(SIZES))
     assert seen["clone"] == []
     assert {p.name for p in Path(seen["weights"]).iterdir()} == {p.name for p in (CLONE / "weights").iterdir()}
 

@@ -23,7 +23,6 @@ from benchmarks.report import restoration
 from benchmarks.report.models import arxiv_link, arxiv_of
 from benchmarks.weight_cards import image_size, load_cards, standard_error
 from metamix.cli.tasks import find_task
-from metamix.models.metaformer_family import HYBRID
 from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse
 from metamix.utils.options import read_yaml
@@ -149,10 +148,8 @@ def describe(model: str) -> tuple[str, str]:
     """Return what the model is, in words, and the arXiv number of its paper."""
     if match := re.fullmatch(r"metaformer_([a-z]+)_(\w+)", model):
         mixer, size = match.groups()
-        mixers = HYBRID if mixer == "hybrid" else (mixer,)
-        text = import_module(f"metamix.mixers.{mixers[-1]}").__doc__
-        named = f"mixer `{mixer}`" if len(mixers) == 1 else f"mixers {', '.join(f'`{name}`' for name in mixers)}"
-        return f"the MetaFormer skeleton of size {size} with the {named}", re.search(r"\d{4}\.\d{5}", text)[0]
+        text = import_module(f"metamix.mixers.{mixer}").__doc__
+        return f"the MetaFormer skeleton of size {size} with the mixer `{mixer}`", re.search(r"\d{4}\.\d{5}", text)[0]
     return f"`{model}`", arxiv_of(model)
 
 

@@ -33,7 +33,7 @@ def family_table(tag: str) -> str:
         model_row(f"`{mixer}`", family[mixer], baseline)
         if mixer in family
         else [f"`{mixer}`", "not trained", *[""] * (len(COLUMNS) - 1)]
-        for mixer in dict.fromkeys([*list_mixers(), *family])
+        for mixer in list_mixers()
     ]
     said = notes(list(family.values()), relative=baseline is not None)
     return f"{table_of_filled(['mixer', *COLUMNS], rows)}\n\n{said}"

@@ -29,7 +29,7 @@ FAMILIES = (
 
 def family() -> str:
     """Make the table of `metaformer_<mixer>_<size>`."""
-    names = [f"metaformer_{mixer}_{size}" for mixer in list_mixers() for size in SIZES] + ["metaformer_hybrid_nano"]
+    names = [f"metaformer_{mixer}_{size}" for mixer in list_mixers() for size in SIZES]
     return table(
         ["name", "parameters", "MACs", "input", "weights"], [[*size_cells(name), tags(name)] for name in names]
     )

@@ -7,9 +7,8 @@ from matplotlib.figure import Figure
 from metamix.mixers import list_mixers
 from metamix.utils.files import atomic_write
 
-# The palette of Okabe and Ito, grey for identity and black for the hybrid.
-PALETTE = "#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#000000"
-COLORS = dict(zip([*list_mixers(), "hybrid"], PALETTE))
+# The palette of Okabe and Ito, and grey for identity.
+COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
 WIDTH = 8.8  # inches
 
 

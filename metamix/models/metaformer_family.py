@@ -7,7 +7,6 @@
     metaformer_wavemix_nano   metaformer_wavemix_s12   ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_nin_nano       metaformer_nin_s12       ..._s24  ..._s36  ..._m36  ..._m48
     metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_hybrid_nano    pooling in the first stage, raft in the other two
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
 within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
@@ -155,18 +154,13 @@ def published_tags(size: str) -> dict[str, dict]:
     return {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
 
 
-HYBRID = ("pooling", "raft", "raft")  # mixer of each stage of metaformer_hybrid_nano
-NANO_CFG = CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4))
-
 for size in SIZES:
     for mixer in list_mixers():
         register(
             f"metaformer_{mixer}_{size}",
             metaformer,
-            cfg=NANO_CFG if size == "nano" else IMAGENET,
+            cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET,
             tags=published_tags(size) if mixer == "pooling" and size != "nano" else None,
             size=size,
             mixer=mixer,
         )
-
-register("metaformer_hybrid_nano", metaformer, cfg=NANO_CFG, size="nano", mixer=HYBRID)

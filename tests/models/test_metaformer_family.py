@@ -42,8 +42,7 @@ def parameters(model):
 
 def test_names():
     assert list(SIZES) == ["nano", *POOLFORMER]
-    names = {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
-    assert set(timm.list_models("metaformer_*")) == names | {"metaformer_hybrid_nano"}
+    assert set(timm.list_models("metaformer_*")) == {f"metaformer_{mixer}_{size}" for mixer in MIXERS for size in SIZES}
     assert metamix.list_mixers() == MIXERS
 
 
@@ -79,7 +78,7 @@ def test_mixers_have_at_most_half_as_many_parameters_as_the_mlps(mixer):
 
 
 def test_nano_costs_the_same_with_every_mixer():
-    costs = {mixer: count_macs(shapes(mixer, "nano"), (3, 32, 32)) for mixer in (*MIXERS, "hybrid")}
+    costs = {mixer: count_macs(shapes(mixer, "nano"), (3, 32, 32)) for mixer in MIXERS}
     assert costs["identity"] == costs["pooling"] == 73_631_616
     assert all(abs(cost / costs["identity"] - 1) <= 0.03 for cost in costs.values()), costs
 
@@ -99,13 +98,7 @@ def test_mixers_of_stages_bring_their_share_of_the_mlps():
     assert create("metaformer_raft_nano", mlp_ratio=1.0).stages[0].blocks[0].mlp.fc1.out_channels == 64
 
 
-def test_the_hybrid_has_pooling_then_raft():
-    hybrid, raft = shapes("hybrid", "nano"), shapes("raft", "nano")
-    assert [stage.mixer_text() for stage in hybrid.stages] == ["pooling()", "raft(raft_size=8)", "raft(raft_size=16)"]
-    assert str(hybrid.stages[1:]) == str(raft.stages[1:]) and parameters(hybrid) == 1_152_330
-
-
-@pytest.mark.parametrize("mixer", [*MIXERS, "hybrid"])
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_nano_trains_on_images_of_32(mixer):
     model = create(f"metaformer_{mixer}_nano").train()
     assert parameters(model) <= 2_000_000
