@@ -167,7 +167,8 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
             raise ValueError(
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
             )
-        check_max_drop(MAX_DROP if max_drop is None else max_drop)
+        if max_drop is not None:
+            check_max_drop(max_drop)
     elif max_drop is not None:
         raise ValueError(f"max_drop is {max_drop}, but it limits int8 alone: leave it out, or give --precision int8")
     if request.model and (weight_path(request.source) is None or task not in ("classification", "restoration")):

@@ -39,7 +39,7 @@ def main(argv: Sequence[str], task: str | None = None) -> int:
 
     Args:
         argv: the command line.
-        task: that the user gives; the model says its own.
+        task: the task that the user names, which must be the model's; None if no task is named.
 
     Returns:
         1 if an image cannot be read, else 0.

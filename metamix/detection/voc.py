@@ -80,8 +80,8 @@ def read_split(folder: Path, split: str, known: Collection[str]) -> list[str]:
     """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
-        raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(known) or 'none'}")
+        splits = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
+        raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(splits) or 'none'}")
     lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
     return [line if line in known else FLAG.sub("", line) for line in lines]
 
