@@ -73,7 +73,9 @@ def shrink_image(images: Tensor, factor: int) -> Tensor:
 
 
 @torch.no_grad()
-def restore_tiles(restore: Restore, images: Tensor, *, tile: int = 256, overlap: int = 32, batch: int = 1) -> Tensor:
+def restore_tiles(
+    restore: Restore, images: Tensor, *, tile: int = 256, overlap: int = 32, batch: int = 1, whole: Size | None = None
+) -> Tensor:
     """Restore large images in overlapping tiles. Only the result takes memory in proportion to the image.
 
     Tiles lie at equal distances and overlap by at least `overlap` pixels. Overlapping results are averaged with weights
@@ -82,9 +84,10 @@ def restore_tiles(restore: Restore, images: Tensor, *, tile: int = 256, overlap:
     Args:
         restore: an image model in evaluation, or a function of images.
         images: (B, C, H, W).
-        tile: side of a tile in pixels.
+        tile: side of a tile in pixels; 0 restores images of any size at once.
         overlap: least overlap of neighbours in pixels, less than `tile`.
         batch: tiles that are restored at once.
+        whole: (H, W) up to which images are restored at once, without tiles; by default the size of a tile.
 
     Returns:
         (B, C', s H, s W) for a model of scale s.
@@ -93,11 +96,13 @@ def restore_tiles(restore: Restore, images: Tensor, *, tile: int = 256, overlap:
         ValueError: a size is out of range, or the model is in training mode.
     """
     check_evaluation(restore)
-    if tile < 1 or batch < 1 or not 0 <= overlap < tile:
+    if tile < 0 or batch < 1 or (tile and not 0 <= overlap < tile):
         raise ValueError(
-            f"tile is {tile}, overlap {overlap} and batch {batch}: tile and batch must be at least 1, and overlap at "
-            f"least 0 and less than tile."
+            f"tile is {tile}, overlap {overlap} and batch {batch}: batch must be at least 1, and overlap at least 0 and "
+            f"less than tile; tile 0 is for whole images."
         )
+    if not tile or all(n <= most for n, most in zip(images.shape[-2:], whole or (tile, tile))):
+        return restore(images)
     (b, _, h, w), result = images.shape, torch.empty(0)
     rows, columns = (tile_starts(n, tile, overlap) for n in (h, w))
     size = min(tile, h), min(tile, w)

@@ -42,10 +42,7 @@ class Restorer:
         restore = partial(self_ensemble, model) if self.ensemble else model
         images = enlarge(images, self.enlarge)
         with pooled_locally(model, self.pooling):
-            fits = all(n <= most for n, most in zip(images.shape[-2:], self.whole or (self.tile, self.tile)))
-            if self.tile and not fits:
-                return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap)
-            return restore(images)
+            return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
 
     @staticmethod
     def enlarge_to(image: Tensor, target: Tensor) -> Tensor:

@@ -70,10 +70,7 @@ class Predictor:
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Return logits (1, classes, H, W) in float32."""
-        fits = all(n <= most for n, most in zip(image.shape[-2:], self.whole or (self.window, self.window)))
-        if self.window and not fits:
-            return restore_tiles(model, image, tile=self.window, overlap=self.overlap).float()
-        return model(image).float()
+        return restore_tiles(model, image, tile=self.window, overlap=self.overlap, whole=self.whole).float()
 
     def describe(self) -> str:
         """Describe windows, scales and flips in words."""

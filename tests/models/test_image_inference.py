@@ -104,9 +104,19 @@ def test_tiles_go_in_batches():
     assert model.batches == [4, 4, 1]
 
 
-@pytest.mark.parametrize("options", [dict(tile=0), dict(tile=8, overlap=8), dict(overlap=-1), dict(batch=0)])
+@pytest.mark.parametrize("options", [dict(tile=0), dict(tile=40), dict(tile=16, whole=(33, 40))])
+@torch.no_grad()
+def test_images_that_need_no_tiles(options):
+    model, x = Blur().eval(), image(33, 40, batch=2)
+    torch.testing.assert_close(restore_tiles(model, x, overlap=4, **options), model(x), rtol=0, atol=0)
+    assert model.batches == [2, 2]
+    restore_tiles(model, image(34, 40), tile=16, overlap=4, whole=(33, 40))
+    assert len(model.batches) > 3  # larger than `whole`, so in tiles
+
+
+@pytest.mark.parametrize("options", [dict(tile=-1), dict(tile=8, overlap=8), dict(overlap=-1), dict(batch=0)])
 def test_tiles_that_cannot_be(options):
-    with pytest.raises(ValueError, match="tile and batch must be at least 1, and overlap at least 0"):
+    with pytest.raises(ValueError, match="batch must be at least 1, and overlap at least 0"):
         restore_tiles(nn.Identity().eval(), image(8, 8), **options)
 
 
