@@ -62,3 +62,10 @@ def standard_error(top1: float, images: int) -> float:
     """Return the binomial standard error of an accuracy on `images` test images, both in percent."""
     p = top1 / 100
     return 100 * math.sqrt(p * (1 - p) / images)
+
+
+def commit_in_words(commit: str | None) -> str:
+    """Say which commit a card names, and whether files had changed since."""
+    if not commit:
+        return "unknown"
+    return f"{commit.rstrip('+')}{' with uncommitted changes' if commit.endswith('+') else ''}"

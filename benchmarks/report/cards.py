@@ -21,7 +21,7 @@ from benchmarks.markdown import wrap
 from benchmarks.paths import ROOT
 from benchmarks.report import restoration
 from benchmarks.report.models import arxiv_link, arxiv_of
-from benchmarks.weight_cards import image_size, load_cards, standard_error
+from benchmarks.weight_cards import commit_in_words, image_size, load_cards, standard_error
 from metamix.cli.tasks import find_task
 from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse
@@ -191,12 +191,6 @@ def cost_rows(card: dict) -> list[tuple[str, str]]:
         )
         for what, key in (("training", "train"), ("inference", "infer"))
     ]
-
-
-def commit_in_words(commit: str | None) -> str:
-    if commit is None:
-        return "unknown"
-    return f"{commit.rstrip('+')}{' with uncommitted changes' if commit.endswith('+') else ''}"
 
 
 def limits(card: dict) -> str:

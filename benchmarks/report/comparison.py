@@ -136,9 +136,9 @@ def pairs_table(tag: str) -> str:
         for mixer, top1 in found["top1"].items()
     ]
     note = (
-        f"On the {found['images']:,} test images. Against another mixer: the images that only this one and that only "
-        f"the other classifies correctly from one view, and the p-value of McNemar's exact test. Six views: the image, "
-        f"moved by a pixel up and left, and down and right, and all three flipped."
+        f"On the {found['images']:,} test images, from one view. `a : b, p`: this mixer alone classifies a of them "
+        f"correctly, the other alone b; p is that of McNemar's exact test. Six views: the image, the image shifted by "
+        f"a pixel up and left, the image shifted by a pixel down and right, and the mirror images of these three."
     )
     header = ["mixer", "six views, %", *(f"against `{other}`" for other in others)]
     return f"{table(header, rows)}\n\n{wrap(note)}"

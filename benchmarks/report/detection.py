@@ -27,7 +27,7 @@ def render(results: dict) -> str:
         scores += [[row["classes"][name]["AP50"] for row in runs] for name in classes]
         lines.append([f"`{model}`", *map(over_seeds, scores), f"{runs[0]['parameters'] / 1e6:.2f} M", len(runs)])
     note = (
-        f"RetinaNet, trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
+        f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
         f"images of {recipe['max_size']}x{recipe['min_size']} pixels. A backbone starts from scratch, or from the "
         f"weights that its tag names. COCO scores in percent; with several seeds mean and standard deviation."
     )

@@ -41,7 +41,8 @@ def render(results: dict) -> str:
         "Test accuracy after the last epoch, one seed. Full: query, key, value and projection. Collapsed: query and "
         "key are one matrix. Minimal: collapsed, without value and projection. Symmetric: query and key are one "
         "Cholesky factor. The reproduction is a third party's: post-norm, a class token, 100 epochs of Adam at 1e-3, "
-        "batches of 64, no augmentation. Ours has a norm before each half and averages over tokens."
+        "batches of 64, no augmentation. Ours has a norm before "
+        "attention and before the MLP, and averages over tokens."
     ]
     for data, found in results.items():
         recipe = found["recipe"]

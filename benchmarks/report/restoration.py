@@ -8,7 +8,7 @@ from benchmarks.markdown import table, wrap
 from benchmarks.measure import restoration_memory
 from benchmarks.measure.restoration import FILE, SIDE
 from benchmarks.report.models import arxiv_link, image_arxiv_of
-from benchmarks.weight_cards import load_cards, model_of
+from benchmarks.weight_cards import commit_in_words, load_cards, model_of
 from metamix.utils.text import short_count
 
 JOBS = {
@@ -133,7 +133,7 @@ def page(card: dict, command: str) -> str:
         ("multiply-adds", f"{per_pixel(card):,.0f} for each pixel of the result"),
         ("training", f"{card['seconds'] / 60:.0f} minutes"),
         ("versions", ", ".join(f"{package} {version}" for package, version in card["versions"].items())),
-        ("commit", card["commit"] or "unknown"),
+        ("commit", commit_in_words(card["commit"])),
         ("license", "Apache-2.0 for these weights; the photographs have their own terms"),
     ]
     intro = f"{model_of(card)} (arXiv {arxiv_link(arxiv)}) {job}. Trained on {card['data']}."

@@ -37,7 +37,8 @@ def mixers_table() -> str:
 
     note = (
         f"One step of {BATCH} images of {SIZE}x{SIZE} pixels {place}: milliseconds, and the speed "
-        f"relative to timm's `{REFERENCE}`. Memory: what training adds to the imports, in fp32 / bf16."
+        f"relative to timm's `{REFERENCE}`. Memory: what training adds to a process that has imported torch, in fp32 / "
+        f"bf16."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('training memory, MiB', memory))}"
 
@@ -56,7 +57,8 @@ def authors_table() -> str:
 
     note = (
         f"Milliseconds of one step {place}, and the speed relative to the authors' code in the same "
-        f"run. Memory: what fp32 training adds to the imports, ours / the authors'."
+        f"run. The batches differ, so compare times within a row. Memory: what fp32 training adds to a process that "
+        f"has imported torch, ours / the authors'."
     )
     return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
 
@@ -140,7 +142,7 @@ def train_loop_table() -> str:
         "loop",
         "img/s",
         "metamix relative to it",
-        "memory above the imports",
+        "memory added by training",
         "workers' memory",
     ]
     note = (

@@ -98,8 +98,8 @@ def restore_tiles(
     check_evaluation(restore)
     if tile < 0 or batch < 1 or (tile and not 0 <= overlap < tile):
         raise ValueError(
-            f"tile is {tile}, overlap {overlap} and batch {batch}: batch must be at least 1, and overlap at least 0 and "
-            f"less than tile; tile 0 is for whole images."
+            f"tile is {tile}, overlap {overlap} and batch {batch}: batch must be at least 1, and overlap at least 0 "
+            f"and less than tile; tile 0 is for whole images."
         )
     if not tile or all(n <= most for n, most in zip(images.shape[-2:], whole or (tile, tile))):
         return restore(images)
