@@ -44,7 +44,8 @@ def free_options(task: str) -> set[str]:
 def differences(recipe: dict, other: dict) -> dict:
     """Return the options in which `other` differs from `recipe`, with its values. The seed is not compared."""
     ignored = free_options(recipe.get("task", "classification")) | {"seed"}
-    return {key: value for key, value in other.items() if key not in ignored and value != recipe.get(key)}
+    keys = sorted((recipe.keys() | other.keys()) - ignored)
+    return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}
 
 
 def collect_runs(argv: Sequence[str] | None, description: str, file: Path, add: Callable[[dict, Path], None]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.classification.options import ModelOptions
 from metamix.classification.task import Classification
+from metamix.restoration.task import Restoration
 from metamix.training.evaluation import evaluate
 from metamix.training.processes import ProcessGroup
 
@@ -31,6 +32,12 @@ def score(task: Classification, model: nn.Module) -> tuple[float, Tensor]:
     loader = task.data.eval_loaders(256, 0, 1)["test"]
     scores, states = evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)
     return scores["top1"], states[0]["confusion"]
+
+
+def score_restoration(task: Restoration, model: nn.Module) -> dict[str, float]:
+    """Score a model on the task's test images, in float32."""
+    loader = task.data.eval_loaders(1, 0, 1)["test"]
+    return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
 
 
 def check_reproduced(card: dict, top1: float) -> None:

@@ -10,22 +10,18 @@ the card are those of the stored tensors, computed in float32; the card also say
 
 import argparse
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from benchmarks.report.restoration import JOBS
 from benchmarks.runs import free_options, read_run
-from metamix.models.weights import weights_dir
+from benchmarks.scoring import score_restoration as score
+from benchmarks.weight_cards import half, write_weights
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
-from metamix.training.evaluation import evaluate
-from metamix.training.processes import ProcessGroup
-from metamix.utils.checksums import list_sha256
-from metamix.utils.files import write_text
-from metamix.utils.tensor_files import load_weights, save_weights
+from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
 
 ALLOWED = 0.005  # dB
@@ -59,21 +55,22 @@ def ship(run: Path, tag: str, data_name: str, test_name: str, limit: str | None 
     summary, recipe = read_run(run)
     if recipe["task"] != "restoration":
         raise ValueError(f"{run} is a run of --task {recipe['task']}: give one of --task restoration")
+    if (kind := summary["degradation"].partition(":")[0]) not in JOBS:
+        raise ValueError(f"{run} has the degradation {kind}: add its words to JOBS in benchmarks/report/restoration.py")
     options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}
     task, model, _ = Restoration.trained(RestorationEvalOptions(**options | {"checkpoint": str(run)}))
     tensors, about = load_weights(run)
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    scores, stored = (score(task, with_tensors(model, state)) for state in (tensors, half))
+    scores, stored = (score(task, with_tensors(model, state)) for state in (tensors, half(tensors)))
     change = stored["psnr"] - scores["psnr"]
-    if abs(change) > ALLOWED:
-        half, stored = tensors, scores
+    if is_half := abs(change) <= ALLOWED:
+        tensors, scores = half(tensors), stored
     card = {
         "name": f"{about['model']}.{tag}",
         "task": "restoration",
         "data": data_name,
         "test_data": test_name,
-        **{name: round(stored[name], 4) for name in ("psnr", "ssim", "input_psnr", "input_ssim")},
-        "stored_as": "float32" if half is tensors else "float16",
+        **{name: round(scores[name], 4) for name in ("psnr", "ssim", "input_psnr", "input_ssim")},
+        "stored_as": "float16" if is_half else "float32",
         "float16_changes_psnr": round(change, 5),
         **{name: summary[name] for name in COPIED},
         "crop": recipe["crop"],
@@ -83,23 +80,13 @@ def ship(run: Path, tag: str, data_name: str, test_name: str, limit: str | None 
         "limits": [limit] if limit else [],
         "pretrained_cfg": {},  # timm has no use for image models
     }
-    path = weights_dir() / f"{card['name']}.safetensors"
-    save_weights(path, half, about)
-    list_sha256(path)
-    write_text(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
-    return f"{path.name}: {card['psnr']:.2f} dB, {card['stored_as']}, {path.stat().st_size / 1e6:.2f} MB"
+    return f"{write_weights(card, tensors, about)}, {card['psnr']:.2f} dB"
 
 
 def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """Load tensors into a model and return it."""
     model.load_state_dict(tensors)
     return model
-
-
-def score(task: Restoration, model: nn.Module) -> dict[str, float]:
-    """Score a model on the task's test images, in float32."""
-    loader = task.data.eval_loaders(1, 0, 1)["test"]
-    return evaluate(task.metric, model, loader, ProcessGroup.start("cpu"), None, torch.channels_last)[0]
 
 
 def read_curve(run: Path) -> dict[str, list[float]]:

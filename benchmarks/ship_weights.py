@@ -27,14 +27,12 @@ from torch import nn
 import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.runs import differences, free_options, read_run
 from benchmarks.scoring import score
-from benchmarks.weight_cards import standard_error
+from benchmarks.weight_cards import half, standard_error, write_card, write_weights
 from metamix.classification.load import create_model
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
-from metamix.utils.checksums import list_sha256
-from metamix.utils.files import write_text
-from metamix.utils.tensor_files import load_weights, save_weights
+from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
 
 
@@ -97,19 +95,19 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
             f"{run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: register "
             f"the model under a name of its own"
         )
-    half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-    accuracy, stored = accuracy_of(task, tensors), accuracy_of(task, half)
+    accuracy, stored = accuracy_of(task, tensors), accuracy_of(task, half(tensors))
     allowed = standard_error(accuracy, about["samples"]["test"]) / 10
-    kept, dtype = (half, "float16") if abs(stored - accuracy) <= allowed else (tensors, "float32")
+    if is_half := abs(stored - accuracy) <= allowed:
+        tensors, accuracy = half(tensors), stored
     card = {
         "name": f"{about['model'].partition('.')[0]}.{tag}",
         "task": about["task"],
         "data": data_name or about["data"],
         "samples": about["samples"],
-        "top1": round(stored if kept is half else accuracy, 2),
+        "top1": round(accuracy, 2),
         "spread": seeds,
         "weights": about["weights"],
-        "stored_as": dtype,
+        "stored_as": "float16" if is_half else "float32",
         "parameters": about["parameters"],
         "macs": about["macs"],
         "curve": read_curve(run, about["weights"]),
@@ -127,21 +125,17 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
             "crop_pct": about["crop_pct"],
         },
     }
-    path = weights_dir() / f"{card['name']}.safetensors"
-    card_path = path.with_suffix(".json")
-    if card_path.exists() and (cost := json.loads(card_path.read_text()).get("cost")):
+    replaced = weights_dir() / f"{card['name']}.json"
+    if replaced.exists() and (cost := json.loads(replaced.read_text()).get("cost")):
         card["cost"] = cost  # does not depend on the weights
-    save_weights(path, kept, about | {"top1": card["top1"]})
-    list_sha256(path)
-    write_text(card_path, json.dumps(card, indent=1) + "\n")
-    return f"{path.name}: top1 {card['top1']:.2f}, {dtype}, {path.stat().st_size / 1e6:.2f} MB"
+    return f"{write_weights(card, tensors, about | {'top1': card['top1']})}, top1 {card['top1']:.2f}"
 
 
 def add_spread(card_path: Path, spread: Sequence[Path]) -> str:
     """Write the spread of these runs into a card, and return what was written in one line."""
     card = json.loads(card_path.read_text())
     card["spread"] = measure_spread(card_path, spread)
-    write_text(card_path, json.dumps(card, indent=1) + "\n")
+    write_card(card)
     return f"{card_path.name}: top1 {', '.join(f'{top1:.2f}' for top1 in card['spread']['top1'])} over seeds"
 
 

@@ -2,12 +2,15 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 import metamix
 from metamix.models.weights import weights_dir
-from metamix.utils.checksums import sha256
+from metamix.utils.checksums import list_sha256, sha256
 from metamix.utils.files import write_text
+from metamix.utils.tensor_files import save_weights
 
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
@@ -25,6 +28,39 @@ def load_tag(tag: str | None) -> list[dict]:
     if not (cards := load_cards(tag or "")):
         raise ValueError(f"--tag is {tag!r}, and weights/ has cards of {', '.join(tags())}: give one of them")
     return cards
+
+
+def load_family(tag: str | None) -> dict[str, dict]:
+    """Load the cards of `metaformer_<mixer>_nano` with one tag, by mixer.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not (family := by_mixer(load_tag(tag))):
+        others = ", ".join(tag for tag in tags() if by_mixer(load_cards(tag)))
+        raise ValueError(f"--tag is {tag!r}, which no metaformer_*_nano has: give one of {others}")
+    return family
+
+
+def half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the floating-point tensors of a model to float16."""
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str:
+    """Write a weight file, its line in SHA256SUMS and its card.
+
+    Args:
+        about: metadata of the weight file.
+
+    Returns:
+        Name and size of the weight file, in words.
+    """
+    path = weights_dir() / f"{card['name']}.safetensors"
+    save_weights(path, tensors, about)
+    list_sha256(path)
+    write_card(card)
+    return f"{path.name}: {card['stored_as']}, {path.stat().st_size / 1e6:.2f} MB"
 
 
 def write_card(card: dict) -> None:

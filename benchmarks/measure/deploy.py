@@ -27,7 +27,7 @@ from benchmarks.markdown import table
 from benchmarks.measure.arguments import list_of
 from benchmarks.measure.timing import today
 from benchmarks.paths import RESULTS
-from benchmarks.weight_cards import by_mixer, load_tag, weights_digest
+from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.artifact import HINTS
@@ -163,7 +163,7 @@ def operator_shares(subject: Subject, precision: str, batch: int, threads: int, 
 def accuracy(options: argparse.Namespace) -> None:
     """Export the shipped models in fp32 and in lower precision, print and save accuracy and sizes."""
     about = {"tag": options.tag, "machine": processor(), "measured": today()}
-    for mixer, card in by_mixer(load_tag(options.tag)).items():
+    for mixer, card in load_family(options.tag).items():
         if mixer not in options.mixers:
             continue
         rows = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.paths import IMAGES, RESULTS
-from benchmarks.runs import collect_runs, free_options, read_run
+from benchmarks.runs import collect_runs, differences, free_options, read_run
 
 FILE, PICTURE = RESULTS / "detection.json", IMAGES / "detection.jpg"
 KEPT = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds")
@@ -35,21 +35,16 @@ def add(results: dict, run: Path) -> None:
     ignored = free_options("detection") | {"model", "seed", "pretrained"}
     recipe = {key: value for key, value in recipe.items() if key not in ignored}
     known = results.setdefault("recipe", recipe)
-    differing = [
-        f"{key} {recipe.get(key)} and not {known.get(key)}"
-        for key in sorted(known.keys() | recipe.keys())
-        if recipe.get(key) != known.get(key)
-    ]
-    if differing:
+    if found := differences(known, recipe):
+        said = ", ".join(f"{key} {value} and not {known.get(key)}" for key, value in found.items())
         raise ValueError(
-            f"{run} followed another recipe than the runs in {FILE.name}: {', '.join(differing)}; leave it out, or "
-            f"remove {FILE.name} to begin a new comparison"
+            f"{run} followed another recipe than the runs in {FILE.name}: {said}; leave it out, or remove {FILE.name} "
+            f"to begin a new comparison"
         )
     scores = json.loads((run / "test_scores.json").read_text())
     row = {key: summary[key] for key in KEPT} | {"classes": scores["classes"]}
     others = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in ("model", "seed"))]
-    results["rows"] = [*others, row]
-    results["rows"].sort(key=lambda row: -row["AP50"])
+    results["rows"] = sorted([*others, row], key=lambda row: -row["AP50"])
     if results["rows"][0] is row:
         Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)
 

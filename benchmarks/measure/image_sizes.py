@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.paths import RESULTS
 from benchmarks.runs import read_run
 from benchmarks.scoring import check_reproduced, load, score, tag_parser, task_of
-from benchmarks.weight_cards import by_mixer, load_tag, weights_digest
+from benchmarks.weight_cards import load_family, weights_digest
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="folders of fine-tuning runs")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        cards = list(by_mixer(load_tag(args.tag)).values())
+        cards = list(load_family(args.tag).values())
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
         tuned = read_tuned(args.tuned, [card["name"] for card in cards])
         known = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.paths import RESULTS
 from benchmarks.scoring import check_reproduced, load, six_views, tag_parser, task_of
-from benchmarks.weight_cards import by_mixer, load_tag, weights_digest
+from benchmarks.weight_cards import load_family, weights_digest
 from metamix.classification.task import Classification
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         results = json.loads(FILE.read_text()) if FILE.exists() else {}
-        results[args.tag] = measure(by_mixer(load_tag(args.tag)), args.data_dir, results.get(args.tag, {}))
+        results[args.tag] = measure(load_family(args.tag), args.data_dir, results.get(args.tag, {}))
         write_text(FILE, json.dumps(results, indent=1) + "\n")
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest.mock import patch
 
 import numpy
 import timm
@@ -151,12 +150,8 @@ def from_checkout(name: str, authors: Path | None) -> nn.Module:
     for folder in (path.parents[checkout.file.count("/")], path.parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    # PoolFormer's file registers its models under the names of timm's, which forgets their configurations.
-    registry = timm.models._registry
     try:
-        with patch.dict(registry._model_entrypoints), patch.dict(registry._model_pretrained_cfgs):
-            module = load(name, path, checkout.script)
-            model = getattr(module, checkout.name)(**checkout.options)
+        model = getattr(load(name, path, checkout.script), checkout.name)(**checkout.options)
     except ImportError as error:
         raise SystemExit(f"{path} needs a package that is not installed: {error}.") from error
     parameters = sum(p.numel() for p in model.parameters())

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.measure import timing
 from benchmarks.paths import RESULTS
-from benchmarks.ship_restoration import score
+from benchmarks.scoring import score_restoration as score
 from benchmarks.weight_cards import load_cards
 from metamix.models.image_models import create_image_model
 from metamix.restoration.options import RestorationEvalOptions
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder with bsd68, set12, set14 and set5")
     parser.add_argument("--names", nargs="+", choices=[card["name"] for card in cards], help="weights (default: all)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="time on a quiet machine")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: both")
     parser.add_argument("--seconds", type=float, default=5.0, help="for timing each of them")
     options = parser.parse_args()
     keep_freed_memory()

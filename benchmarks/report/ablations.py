@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import table
+from benchmarks.measure import ablate, ceiling
 from benchmarks.measure.ablate import VARIANTS
-from benchmarks.paths import RESULTS
 from metamix import list_models
 from metamix.models.metaformer_family import NANO
 
 Row = Mapping[str, Any]
 
 COST = "params", "MMACs", "epochs"
-ABLATIONS, CEILING = RESULTS / "ablations.json", RESULTS / "ceiling.json"
 
 LAYOUT = "nano"  # the variant that compares mixers; the others compare choices
 
@@ -31,7 +30,7 @@ def mixers_table() -> str:
 def load_rows() -> list[Row]:
     """Read the runs, in the order of the variants."""
     order = list(VARIANTS)
-    return sorted(json.loads(ABLATIONS.read_text()), key=lambda row: order.index(row["variant"]))
+    return sorted(json.loads(ablate.FILE.read_text()), key=lambda row: order.index(row["variant"]))
 
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
@@ -112,6 +111,6 @@ def ceiling_table() -> str:
                 f"{row['top1']:.2f}",
                 f"{row['top1_six_views']:.2f}",
             ]
-            for row in json.loads(CEILING.read_text())
+            for row in json.loads(ceiling.FILE.read_text())
         ],
     )

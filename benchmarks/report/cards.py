@@ -11,6 +11,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -211,16 +212,25 @@ def limits(card: dict) -> str:
 
 def command(card: dict) -> str:
     """Make the training command of a card: the nearest recipe of configs/ and the options that differ."""
-    task, candidates = card["task"], []
-    for path in sorted(CONFIGS.glob("*/*.yaml")):
-        if read_yaml(path).get("task", "classification") == task:
-            words = ["--config", str(path)]
-            known = parse(words, {task: lambda: find_task(task).Options}, default_task=task, description="").flat()
-            changes = {key: value for key, value in card["recipe"].items() if value != known[key]}
-            candidates.append((path.relative_to(CONFIGS.parent), changes))
-    config, changes = min(candidates, key=lambda candidate: len(candidate[1]))
-    flags = [f"--config {config}", *(flag(key, value) for key, value in changes.items())]
+    candidates = {
+        path: {key: value for key, value in card["recipe"].items() if value != recipe[key]}
+        for path, recipe in read_recipes(card["task"]).items()
+    }
+    path, changes = min(candidates.items(), key=lambda candidate: len(candidate[1]))
+    flags = [f"--config {path.relative_to(CONFIGS.parent)}", *(flag(key, value) for key, value in changes.items())]
     return command_block("python train.py", *flags, *data_dir(card))
+
+
+@cache
+def read_recipes(task: str) -> dict[Path, dict]:
+    """Return all options of each recipe in configs/ for a task."""
+
+    def read(path: Path) -> dict:
+        words, tasks = ["--config", str(path)], {task: lambda: find_task(task).Options}
+        return parse(words, tasks, default_task=task, description="").flat()
+
+    paths = sorted(CONFIGS.glob("*/*.yaml"))
+    return {path: read(path) for path in paths if read_yaml(path).get("task", "classification") == task}
 
 
 def data_dir(card: dict) -> list[str]:

@@ -14,6 +14,7 @@ from benchmarks.paths import DOCS, IMAGES
 from benchmarks.report.style import WIDTH, save
 from benchmarks.weight_cards import load_cards, weights_digest
 from metamix.mixers import list_mixers
+from metamix.utils.text import plural
 
 NOT_MEASURED = "Not measured yet."
 PICTURE = IMAGES / "cifar10-engines.png"
@@ -187,7 +188,7 @@ def where(found: Mapping) -> str:
     """Say on which machine the speed was measured, and with what."""
     engines = ("torch", "onnxruntime", "openvino")
     numbers = ", ".join(f"{name} {found['versions'][name]}" for name in engines if name in found["versions"])
-    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+    threads = plural(found["threads"], "thread")
     return f"medians of {found['runs']} runs in turns with {threads} on {machine(found['machine'])}, {numbers}"
 
 

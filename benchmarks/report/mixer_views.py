@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.paths import IMAGES
 from benchmarks.report.style import WIDTH, save
 from benchmarks.scoring import load, score, tag_parser, task_of
-from benchmarks.weight_cards import by_mixer, load_tag
+from benchmarks.weight_cards import load_family
 from metamix.classification.pictures import draw_confusion
 from metamix.layers import average_to
 from metamix.mixers import MinAttn, Nin, WaveMix
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = tag_parser(__doc__).parse_args(argv)
     with exit_with_message(ValueError, OSError):
         IMAGES.mkdir(exist_ok=True)
-        draw_all(args.tag, by_mixer(load_tag(args.tag)), args.data_dir)
+        draw_all(args.tag, load_family(args.tag), args.data_dir)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from benchmarks.measure import restoration_memory
 from benchmarks.measure.restoration import FILE, SIDE
 from benchmarks.report.models import arxiv_link, image_arxiv_of
 from benchmarks.weight_cards import commit_in_words, load_cards, model_of
-from metamix.utils.text import short_count
+from metamix.utils.text import plural, short_count
 
 JOBS = {
     "noise": "removes Gaussian noise of sigma {value} from {colour} images",
@@ -105,7 +105,7 @@ def memory_table() -> str:
 
 def cpu(machine: dict) -> str:
     """Name the processor and the number of threads."""
-    return f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of an {machine['cpu']}"
+    return f"{plural(machine['threads'], 'thread')} of an {machine['cpu']}"
 
 
 def per_pixel(card: dict) -> float:

@@ -75,9 +75,9 @@ def pages() -> dict[Path, str]:
     return fresh
 
 
-def stale() -> list[str]:
-    """List the pages whose tables are not what results/ and the cards say."""
-    return [str(path.relative_to(ROOT)) for path, text in pages().items() if path.read_text() != text]
+def stale() -> dict[Path, str]:
+    """Return the pages whose tables are not what results/ and the cards say, with the text that they should have."""
+    return {path: text for path, text in pages().items() if path.read_text() != text}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        names = stale()
-        if args.check and names:
-            raise ValueError(f"stale, run `python -m benchmarks.report.tables`: {', '.join(names)}")
-        for path, text in pages().items():
-            if str(path.relative_to(ROOT)) in names:
-                write_text(path, text)
-                print(f"written: {path}")
+        found = stale()
+        if args.check and found:
+            names = ", ".join(str(path.relative_to(ROOT)) for path in found)
+            raise ValueError(f"stale, run `python -m benchmarks.report.tables`: {names}")
+        for path, text in found.items():
+            write_text(path, text)
+            print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def build(name, mixer):
     return timm.create_model(f"metaformer_{mixer}_nano", **ablate.with_embeds(variant.model))
 
 
-@pytest.mark.parametrize("row", json.loads(ablations.ABLATIONS.read_text()), ids=lambda row: row["variant"])
+@pytest.mark.parametrize("row", json.loads(ablate.FILE.read_text()), ids=lambda row: row["variant"])
 def test_variant_builds_the_model_that_was_measured(row):
     model = build(row["variant"], row["mixer"])
     assert sum(weight.numel() for weight in model.parameters()) == row["parameters"]

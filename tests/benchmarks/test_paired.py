@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.measure import paired
+from benchmarks.weight_cards import load_family
 
 
 def test_mcnemar_counts_images_that_one_model_alone_classifies():
@@ -25,7 +26,7 @@ def test_models_that_agree_do_not_differ():
 
 def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
-    monkeypatch.setattr(paired, "by_mixer", lambda cards: {"pooling": next(c for c in cards if "pooling" in c["name"])})
+    monkeypatch.setattr(paired, "load_family", lambda tag: {"pooling": load_family(tag)["pooling"]})
     paired.main(["--tag", "digits"])
     found = json.loads(paired.FILE.read_text())
     assert paired.from_hex(found["digits"]["top1"]["pooling"]["right"], 360).sum() == 359
@@ -35,6 +36,11 @@ def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
 
 
 def test_other_data_are_refused(monkeypatch):
-    card = next(c for c in paired.load_tag("digits") if "pooling" in c["name"])
+    card = load_family("digits")["pooling"]
     with pytest.raises(ValueError, match="on these data, but its card says 50"):
         paired.measure({"pooling": card | {"top1": 50.0}}, None, {})
+
+
+def test_a_tag_without_the_compared_models_is_refused():
+    with pytest.raises(SystemExit, match="'mnist', which no metaformer_.*_nano has: give one of cifar10, digits"):
+        paired.main(["--tag", "mnist"])

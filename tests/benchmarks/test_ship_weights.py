@@ -11,7 +11,7 @@ import yaml
 from running import train
 from safetensors import safe_open
 
-from benchmarks import ship_weights
+from benchmarks import ship_weights, weight_cards
 from metamix.utils.checksums import SUMS, sha256
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
@@ -30,7 +30,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(ship_weights, "weights_dir", lambda: tmp_path)
+    for module in (ship_weights, weight_cards):
+        monkeypatch.setattr(module, "weights_dir", lambda: tmp_path)
     return tmp_path
 
 
@@ -61,7 +62,7 @@ def test_weight_and_card(runs, weights, capsys):
     summary = json.loads((runs / "long" / "summary.json").read_text())
     short = [json.loads((runs / f"short{i}" / "summary.json").read_text())["top1"] for i in (1, 2)]
     assert capsys.readouterr().out.startswith(
-        f"{MODEL}.few.safetensors: top1 {card['top1']:.2f}, {card['stored_as']}, "
+        f"{MODEL}.few.safetensors: {card['stored_as']}, 0.07 MB, top1 {card['top1']:.2f}"
     )
     assert card["top1"] == pytest.approx(summary["top1"], abs=0.3) and card["data"] == "scikit-learn's digits"
     assert (card["samples"], card["weights"]) == ({"train": 1437, "test": 360}, "last")

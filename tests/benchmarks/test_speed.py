@@ -124,31 +124,22 @@ def test_what_is_missing_is_refused(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import timm
 from torch import nn
-from timm.models import register_model
 
 class NiNformerImageClassification(nn.Linear):
     def __init__(self, image_size, d_model, **options):
         super().__init__({inputs}, 1, bias=False)
 
-@register_model
-def poolformer_s12(**options):
-    return "theirs"
-
 raise SystemExit("this trains")
 """
 
 
-@pytest.mark.filterwarnings("ignore:Overwriting poolformer_s12")
-def test_a_checkout_is_imported_without_its_training_and_leaves_timm_alone(tmp_path, monkeypatch):
+def test_a_checkout_is_imported_without_its_training(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     name, path = "authors_ninformer_cifar", tmp_path / "NiNformer" / "train.py"
     path.parent.mkdir()
     path.write_text(SCRIPT.format(inputs=2_652_170))
-    ours, cfg = timm.model_entrypoint("poolformer_s12"), timm.get_pretrained_cfg("poolformer_s12")
     assert reference_models.create(name, 32, tmp_path).in_features == 2_652_170
-    assert timm.model_entrypoint("poolformer_s12") is ours and timm.get_pretrained_cfg("poolformer_s12") == cfg
     path.write_text(SCRIPT.format(inputs=3))
     with pytest.raises(SystemExit, match="builds a model of 3 parameters where authors_ninformer_cifar has 2652170"):
         reference_models.create(name, 32, tmp_path)
