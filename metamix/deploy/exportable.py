@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metamix.models.image_models import list_image_models
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
-from metamix.utils.tensor_files import WEIGHTS, load_metadata, load_weights
+from metamix.utils.tensor_files import WEIGHTS, load_metadata
 
 Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
@@ -121,9 +121,8 @@ def task_of_weights(path: Path, model: str | None = None) -> str:
         return "restoration"
     if (path / WEIGHTS).exists():  # all files of a run say the same
         path = path / WEIGHTS
-    raw = load_metadata(path) if path.suffix == ".safetensors" else load_weights(path)[1]
     restores = model is not None and model.partition(".")[0] in list_image_models()
-    return ModelMetadata.from_dict(raw, path).task or ("restoration" if restores else "classification")
+    return ModelMetadata.from_dict(load_metadata(path), path).task or ("restoration" if restores else "classification")
 
 
 def weight_path(source: str) -> Path | None:

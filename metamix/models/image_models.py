@@ -43,7 +43,7 @@ from .metadata import ModelMetadata
 from .official import flatten, flax_parameters
 from .same_function import check_size
 from .wavemix_dense import WaveMixSisr, WaveMixSR
-from .weights import check_state, local_weights, nothing_published, read_weights, unwrap
+from .weights import check_state, local_weights, nothing_published, read_weights
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def load_image_weights(model: nn.Module, state: Mapping[str, Tensor], name: str,
         source: the file, for messages.
     """
     layout = image_format(model, state)
-    given, unknown = layout.translate(unwrap(state), model)
+    given, unknown = layout.translate(state, model)
     try:
         check_state(given, model.state_dict(), unknown, name, layout.name)
     except ValueError as error:

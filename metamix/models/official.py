@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from metamix.layers import GroupNorm1
 from metamix.mixers import Maxim
 from metamix.utils.checks import parse_size
+from metamix.utils.tensor_files import unwrap
 from metamix.utils.text import nearest
 
 from .arguments import check_known
@@ -46,7 +47,7 @@ from .raftmlp import ShortcutClassifier, raftmlp
 from .segmenters import build_segmenter
 from .wavemix import wavemix
 from .wavemix_dense import WaveMixSisr, WaveMixSR
-from .weights import check_state, unwrap
+from .weights import check_state
 
 ModelAndFormat = tuple[nn.Module, Format]
 

@@ -49,7 +49,7 @@ from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
 from .pyramids import LastMap
 from .registry import check_model, check_published
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
-from .weights import check_state, read_weights, unwrap
+from .weights import check_state, read_weights
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
@@ -382,7 +382,7 @@ def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -
         OSError: the file cannot be downloaded.
     """
     path = download(published.url, Path(published.url).stem)
-    given, unknown = published.layout.translate(unwrap(read_weights(path)[0]), model)
+    given, unknown = published.layout.translate(read_weights(path)[0], model)
     own = model.state_dict()
     if model.num_classes != published.num_classes:
         kept = [key for key in own if not key.startswith(tuple(f"{layer}." for layer in model.classifier))]

@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg, load_state_dict
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.utils.tensor_files import CHECKPOINT, load_metadata, load_weights, refuse_old_nano
+from metamix.utils.tensor_files import load_metadata, load_weights, refuse_old_nano, unwrap
 from metamix.utils.text import nearest
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
@@ -49,7 +49,7 @@ def cfg_of_file(path: str | Path) -> dict[str, Any]:
         for entries in tags.values():
             if Path(entries["file"]) == path.resolve():
                 return entries
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file():
         return {}
     return ModelMetadata.from_dict(load_metadata(path), path).pretrained_cfg()
 
@@ -129,16 +129,19 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     the first convolution may have other channels: timm adapts both.
 
     Raises:
-        ValueError: another tensor is missing, unknown or of a wrong shape.
+        ValueError: another tensor is missing, unknown or of a wrong shape; or the file is damaged or holds weights of
+            another function.
     """
-    given = adapt_tensors(state, model)
-    check_pretrained_source(model)
+    cfg, metadata = model.pretrained_cfg, ModelMetadata()
+    if cfg.get("file") and not cfg.get("source") and cfg.get("state_dict") is None:
+        state, metadata = read_weights(cfg["file"])  # timm reads it without a look at checksums and metadata
+    given = adapt_tensors(unwrap(state), model)
+    check_pretrained_source(model, metadata)
     return given
 
 
-def adapt_tensors(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
-    """Adapt a checkpoint as `checkpoint_filter` does, but do not check its source."""
-    state = unwrap(state)
+def adapt_tensors(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:
+    """Adapt tensors as `checkpoint_filter` does, but do not check their source."""
     layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(state, model)
     given = resample_spatial_weights(given, model)
@@ -147,13 +150,16 @@ def adapt_tensors(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
     return given
 
 
-def check_pretrained_source(model: MetaFormer) -> None:
+def check_pretrained_source(model: MetaFormer, metadata: ModelMetadata) -> None:
     """Compare a model with the one whose weights timm loads into it, as `model.pretrained_cfg` names them.
 
+    Args:
+        model: the model.
+        metadata: of the file; empty if it has none.
+
     Raises:
-        ValueError: the file is damaged, or a file that the user named holds weights of another function. For weights
-            that are registered for the model's name there is only a warning, since the user chose another mixer on
-            purpose.
+        ValueError: a file that the user named holds weights of another function. For weights that are registered for
+            the model's name there is only a warning, since the user chose another mixer on purpose.
     """
     cfg = model.pretrained_cfg
     name, file = cfg["architecture"], cfg.get("file")
@@ -161,9 +167,6 @@ def check_pretrained_source(model: MetaFormer) -> None:
         return
     own_files = [Path(tag["file"]) for tag in local_weights().get(name, {}).values()]
     registered = not file or cfg.get("source") or Path(file) in own_files
-    metadata = ModelMetadata()
-    if str(file).endswith(".safetensors"):
-        _, metadata = read_weights(file)  # timm reads the tensors without a look at their checksums
     if registered and metadata.model is None:
         metadata = ModelMetadata(model=name, model_args=model.pretrained_model_args)
     check_same_function(model, metadata, file or f"The checkpoint of {name}", refuse=not registered)
@@ -203,10 +206,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     Raises:
         ValueError: a tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
     """
-    if Path(path).suffix == ".safetensors" or Path(path).is_dir() or Path(path).name == CHECKPOINT:
-        state, metadata = read_weights(path)
-    else:
-        state, metadata = load_state_dict(str(path)), ModelMetadata()
+    state, metadata = read_weights(path)
     layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(state, model)
     try:
@@ -223,14 +223,6 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
 
 
 load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
-
-
-def unwrap(state: Mapping) -> Mapping:
-    """Return the tensors of a checkpoint that may hold other things too."""
-    for wrapper in ("state_dict", "model", "params"):
-        inner = state.get(wrapper)
-        state = inner if isinstance(inner, Mapping) else state
-    return state
 
 
 def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+from argparse import Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from .checksums import SUMS, VALUES, checksums, damaged, listed_sha256, sha256
 from .files import atomic_write, reason
@@ -90,8 +92,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read weights and their metadata from any file that a user may have.
 
     Args:
-        path: a run folder, for its newest weights; a safetensors file; a run's `checkpoint.pt`, for the weights that
-            its recipe scores; or a PyTorch file of tensors alone, possibly under the key "state_dict" or "model".
+        path: a run folder, for its newest weights; a safetensors file; a run's checkpoint, under any name, for the
+            weights that its recipe scores; or another PyTorch file of tensors, see `unwrap`.
 
     Returns:
         The tensors by name, and the metadata, which are empty if the file has none.
@@ -112,12 +114,26 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         require(state, ("recipe", "about", "model"), path)
         which = "ema" if state["recipe"].get("score") == "ema" else "last"
         state, metadata = state["ema" if which == "ema" else "model"], state["about"] | {"weights": which}
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    elif isinstance(state, dict):
+        state = unwrap(state)
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
     return dict(state), metadata
+
+
+def unwrap(state: Mapping) -> Mapping:
+    """Return the tensors of another program's file by name.
+
+    They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
+    `DistributedDataParallel` and `torch.compile`.
+    """
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "params"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may be around the other
+        if all(str(name).startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> None:
@@ -139,13 +155,15 @@ def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> 
         )
 
 
-def load_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata of a safetensors file without its tensors.
+def load_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a weight file or a run folder as `load_weights`; of a safetensors file without its tensors.
 
     Raises:
-        ValueError: the file is not a safetensors file.
+        ValueError: the file is not a weight file.
         FileNotFoundError: there is no such file.
     """
+    if path.suffix != ".safetensors":
+        return load_weights(path)[1]
     with _open_safetensors(path) as file:
         texts = dict(file.metadata() or {})
     return {key: _value(text) for key, text in texts.items() if key != "checksums"}
@@ -289,7 +307,8 @@ def _warn_of_missing_checksums(path: str) -> None:
 def _load_torch(path: str | Path) -> Any:
     """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
     try:
-        state = torch.load(_existing(path), map_location="cpu", weights_only=True)
+        with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
+            state = torch.load(_existing(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes raise errors of any type

@@ -198,7 +198,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "name, tensors, words",
     [
-        ("resnet18", {f"module.{k}": v for k, v in timm.create_model("resnet18").state_dict().items()}, "lacks bn1"),
+        ("resnet18", {f"net.{k}": v for k, v in timm.create_model("resnet18").state_dict().items()}, "lacks bn1"),
         ("resnet34", timm.create_model("resnet18").state_dict(), "lacks layer1.2.bn1.bias"),
     ],
 )

@@ -1,5 +1,7 @@
 """Test `timm.create_model(checkpoint_path=...)`: metadata, another image size, errors."""
 
+from argparse import Namespace
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ import metamix  # noqa: F401  registers the models
 from metamix.models.metaformer import CeilEmbed, ConvEmbed
 from metamix.models.weights import cfg_of_file, weights_dir
 from metamix.utils import timm_checkpoint_path
-from metamix.utils.tensor_files import save_weights
+from metamix.utils.tensor_files import save_checkpoint, save_weights
 
 TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
 ABOUT = {
@@ -61,6 +63,48 @@ def test_a_run_folder_is_a_checkpoint_too(trained, tmp_path):
     _, file = trained
     file.rename(tmp_path / "model.safetensors")
     check_prepares_as_trained(create(checkpoint_path=tmp_path))
+
+
+def load_by_path(file, **kwargs):
+    return create(checkpoint_path=file, **kwargs)
+
+
+def load_by_overlay(file, **kwargs):
+    return create(pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **kwargs)
+
+
+EITHER_WAY = pytest.mark.parametrize("load", [load_by_path, load_by_overlay])
+
+
+@EITHER_WAY
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt"])
+def test_the_checkpoint_of_a_run_may_have_any_name(load, name, tmp_path):
+    about = ABOUT | {"model": "metaformer_pooling_nano"}
+    torch.manual_seed(1)
+    last, average = (timm.create_model(about["model"], in_chans=1, num_classes=3, **TINY) for _ in range(2))
+    state = {"recipe": {"score": "ema"}, "about": about, "model": last.state_dict(), "ema": average.state_dict()}
+    save_checkpoint(tmp_path / name, state)
+    with pytest.raises(ValueError, match=r"weights of metaformer_pooling_nano with the mixer of .* pooling.* identity"):
+        load(tmp_path / name, mixer="identity")
+    loaded = load(tmp_path / name, mixer="pooling", mlp_ratio=4.0)
+    check_prepares_as_trained(loaded)
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(loaded(x), average.eval()(x))
+
+
+@EITHER_WAY
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"params": state},
+    lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3},
+    lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+    lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+    lambda state: {"state_dict": {"head.bias": torch.zeros(9)}, "state_dict_ema": state, "args": Namespace(lr=0.1)},
+])  # fmt: skip
+def test_files_of_other_programs(load, wrap, trained, tmp_path):
+    model, _ = trained
+    torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
+    x = torch.randn(1, 1, 32, 32)
+    assert torch.equal(load(tmp_path / "weights.pth").forward_features(x), model.forward_features(x))
 
 
 def test_an_overlay_with_a_file_makes_the_model_for_the_images_of_the_file(trained):

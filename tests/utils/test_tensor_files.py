@@ -111,6 +111,8 @@ def test_a_folder_of_runs_is_no_run(net, tmp_path):
 def test_metadata_alone(net, tmp_path):
     save_weights(tmp_path / "w.safetensors", net.state_dict(), {"model": "mine", "mean": [0.5], "note": "1"})
     assert load_metadata(tmp_path / "w.safetensors") == load_weights(tmp_path / "w.safetensors")[1]
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    assert load_metadata(tmp_path / "w.pth") == {}
     (tmp_path / "x.safetensors").write_bytes(b"no header")
     refused(load_metadata, tmp_path / "x.safetensors", said="x.safetensors is not a whole safetensors file")
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
@@ -127,7 +129,8 @@ def test_weights_from_every_kind_of_file(net, tmp_path):
         tensors, known = load_weights(tmp_path / "c.pt")
         assert known == {"model": "net", "weights": score}
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-    for content in (net.state_dict(), {"state_dict": net.state_dict(), "epoch": 3}, {"model": net.state_dict()}):
+    wrapped = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    for content in (net.state_dict(), {"state_dict": net.state_dict(), "epoch": 3}, {"model": wrapped}):
         torch.save(content, tmp_path / "w.pth")
         assert load_weights(tmp_path / "w.pth")[0].keys() == net.state_dict().keys()
     torch.save({"epoch": 3}, tmp_path / "w.pth")
