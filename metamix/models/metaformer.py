@@ -21,7 +21,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, trunc_normal_
 from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import check_shape, describe_mixer, mixer_options
 from metamix.utils.batch_norm import keep_statistics
-from metamix.utils.checks import check_count, check_not_negative, check_rate
+from metamix.utils.checks import check_count, check_not_negative, check_rate, parse_size
 
 from .arguments import (
     Activation,
@@ -89,16 +89,19 @@ def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: i
         output_stride: stride of the last stage's maps.
 
     Raises:
-        ValueError: the model has another number of stages, or downsamplings that are not convolutions.
+        ValueError: the model has another number of stages, or downsamplings that are not convolutions of odd kernels.
     """
     total = math.prod(strides)
     if output_stride == total:
         return list(embeds)
-    convolutions = all(isinstance(embed, partial) and embed.func is ConvEmbed for embed in embeds)
-    if output_stride not in (8, 16) or len(strides) != 4 or total != 32 or not convolutions:
+    dilatable = all(  # no padding makes a dilated even kernel keep the size of a map
+        isinstance(embed, partial) and embed.func is ConvEmbed and embed.keywords["kernel_size"] % 2 for embed in embeds
+    )
+    if output_stride not in (8, 16) or len(strides) != 4 or total != 32 or not dilatable:
         raise ValueError(
             f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Models of four "
-            f"stages with convolutions between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave it out here."
+            f"stages with convolutions of odd kernels between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave "
+            f"it out here."
         )
     limited, dilation, reached = [], 1, strides[0]
     for embed, stride in zip(embeds, strides[1:]):
@@ -198,9 +201,9 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
 
-    def mixer_text(self) -> str:
-        """Return the name of the mixer and the options that differ from their defaults."""
-        return describe_mixer(self.make_mixer.args[0], self.make_mixer.keywords, defaults=False)
+    def mixer_text(self, *, defaults: bool = False) -> str:
+        """Return the name of the mixer and the options that differ from their defaults, or all with `defaults`."""
+        return describe_mixer(self.make_mixer.args[0], self.make_mixer.keywords, defaults=defaults)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Note the mixer beside the tensors, in the `_metadata` that torch keeps with a state dict."""
@@ -243,8 +246,8 @@ class MetaFormer(TimmInterface):
         tie_norms: apply norm1 before the MLP too; norm2 is then not built.
         layer_scale: initial value of the learned scale of each branch; 0 for no scale.
         pos_embed: add a learned position embedding after the stem; it is resampled for other map sizes.
-        output_stride: stride of the last stage's maps, for segmentation. A model of four stages with convolutions
-            between them takes 8 or 16 instead of 32.
+        output_stride: stride of the last stage's maps, for segmentation. A model of four stages with convolutions of
+            odd kernels between them takes 8 or 16 instead of 32.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in MLPs and mixers.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
@@ -353,10 +356,7 @@ class MetaFormer(TimmInterface):
         Raises:
             ValueError: `img_size` is no size, or too small for the stages.
         """
-        size = to_2tuple(img_size)
-        if len(size) != 2 or not all(isinstance(n, int) for n in size):
-            raise ValueError(f"img_size is {img_size!r}: give the side of a square, or (height, width), in pixels.")
-        sizes = [self.stem.out_size(size)]
+        sizes = [self.stem.out_size(parse_size("img_size", img_size))]
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
         if min(min(s) for s in sizes) < 1:

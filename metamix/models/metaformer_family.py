@@ -22,6 +22,7 @@ from torch import nn
 
 from metamix.layers import GELU
 from metamix.mixers import list_mixers
+from metamix.utils.text import nearest
 
 from .arguments import check_stages, mixers_per_stage
 from .metaformer import CeilEmbed, ConvEmbed
@@ -139,7 +140,12 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
         pretrained: load published weights.
         size: a key of `SIZES`.
         kwargs: arguments of `MetaFormer`; `mixer_args` override single options of `default_mixer_args`.
+
+    Raises:
+        ValueError: an argument is wrong.
     """
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}{nearest(size, SIZES)} Accepted: {', '.join(SIZES)}.")
     arguments = SIZES[size] | kwargs
     if size == "nano":
         check_stages(arguments["depths"], arguments["dims"])

@@ -40,7 +40,8 @@ def ninformer(
         num_layers: blocks.
         kwargs: further arguments of `MetaFormer`.
     """
-    for option, value in (("patch_size", patch_size), ("d_model", d_model), ("d_ffn", d_ffn)):
+    counts = dict(patch_size=patch_size, d_model=d_model, d_ffn=d_ffn, num_layers=num_layers)
+    for option, value in counts.items():
         check_count(option, value, least=1)
     mixer_args = dict(token_dim=d_ffn, channel_dim=d_ffn)
     preset: dict[str, Any] = dict(

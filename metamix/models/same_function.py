@@ -14,10 +14,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from metamix.mixers.registry import describe_mixer
-
 from .metadata import ModelMetadata
-from .metaformer import MetaFormer
+from .metaformer import MetaFormer, Stage
 
 TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weights do not depend on them
 
@@ -126,7 +124,6 @@ def describe(model: nn.Module) -> dict[str, str]:
         if not isinstance(layer, TRAINING_ONLY) and not any(layer.children()):
             found[name] = repr(layer)
     for i, stage in enumerate(getattr(model, "stages", ())):
-        make_mixer = getattr(stage, "make_mixer", None)
-        if make_mixer is not None:
-            found[f"the mixer of stage {i}"] = describe_mixer(make_mixer.args[0], make_mixer.keywords)
+        if isinstance(stage, Stage):
+            found[f"the mixer of stage {i}"] = stage.mixer_text(defaults=True)
     return found

@@ -174,8 +174,10 @@ def semantic_fpn(
     backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
     classes, width = request.num_classes, head_channels or default_width(128, plan)
     head = SemanticFPNHead(backbone.channels, classes, channels=width, dropout=dropout)
+    if not auxiliary:
+        return Segmenter(backbone, head, classes)
     second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
-    return Segmenter(backbone, head, classes, second if auxiliary else None)
+    return Segmenter(backbone, head, classes, second)
 
 
 def upernet(
@@ -192,8 +194,10 @@ def upernet(
     backbone = request.build(plan, levels, None)
     classes, width = request.num_classes, head_channels or default_width(512, plan)
     head = UPerHead(backbone.channels, classes, channels=width, dropout=dropout)
+    if not auxiliary:
+        return Segmenter(backbone, head, classes)
     second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
-    return Segmenter(backbone, head, classes, second if auxiliary else None)
+    return Segmenter(backbone, head, classes, second)
 
 
 def default_width(channels: int, plan: Plan) -> int:
@@ -410,7 +414,7 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {given!r}: give a list of widths, one after each doubling, such as [128, 64].")
         for width in given if head == "wavemix" else [given]:
             check_count(name, width, least=1)
-    if options.get("finest_stride", 4) not in FINEST:
+    if options.get("finest_stride", 4) not in tuple(FINEST):  # a list has no hash
         raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
     if not isinstance(auxiliary := options.get("auxiliary", False), bool):
         raise ValueError(f"auxiliary is {auxiliary!r}: give true or false.")

@@ -1,5 +1,6 @@
 """Check the values of options. Each function raises ValueError with the option's name and what is accepted."""
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,9 +14,9 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 
 def check_not_negative(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number of at least 0."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) >= 0:
-        raise ValueError(f"{name} is {value!r}: give a number of at least 0.")
+    """Raise ValueError unless `value` is a finite number of at least 0."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}: give a finite number of at least 0.")
 
 
 def check_rate(name: str, value: Any) -> None:
@@ -31,6 +32,6 @@ def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
         ValueError: `given` is not one or two integers of at least 1.
     """
     size = to_2tuple(given)
-    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    if len(size) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
         raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
     return size

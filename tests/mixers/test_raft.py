@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from formulas import assert_equal, bicubic, bilinear, gelu, layer_norm, random_map, random_mixer, resize
@@ -131,8 +133,10 @@ def test_multiply_adds_are_counted():
 def test_errors():
     with pytest.raises(ValueError, match="raft_size 3 does not divide the 8 channels: choose a divisor of 8"):
         create_mixer("raft", 8, size=SIZE, raft_size=3)
-    with pytest.raises(ValueError, match="expansion is -1: give a number of at least 0"):
+    with pytest.raises(ValueError, match="expansion is -1: give a finite number of at least 0"):
         create_mixer("raft", 8, size=SIZE, expansion=-1)
+    with pytest.raises(ValueError, match="expansion is inf: give a finite number of at least 0"):
+        create_mixer("raft", 8, size=SIZE, expansion=math.inf)
     with pytest.raises(ValueError, match="expansion 0.01 leaves the MLPs no hidden values: give a larger one"):
         create_mixer("raft", 8, size=SIZE, expansion=0.01)
     with pytest.raises(ValueError, match=r"resample is 'weight'; did you mean 'weights'\? Accepted: branch, stream, w"):

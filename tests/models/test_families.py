@@ -201,7 +201,11 @@ def test_wrong_options():
         timm.create_model("raftmlp_s", embedding_kernels=(4, 2, 2, 2))
     with pytest.raises(ValueError, match="patch_sizes has 4 entries, but 3 are needed"):
         timm.create_model("raftmlp_s", depths=(2, 2, 6), dims=(8, 16, 24), embedding_kernels=((4,), (2,), (2,)))
-    for name, option in (("minattn_full_mlp_h1_cifar", "patch_size"), ("ninformer_cifar", "d_model")):
+    for name, option in (
+        ("minattn_full_mlp_h1_cifar", "patch_size"),
+        ("ninformer_cifar", "d_model"),
+        ("ninformer_cifar", "num_layers"),
+    ):
         with pytest.raises(ValueError, match=f"{option} is 0: give a whole number of at least 1"):
             timm.create_model(name, **{option: 0})
 
@@ -215,6 +219,7 @@ def test_wrong_options():
         (dict(depths=3), "depths is 3: give a whole number of at least 1 for each stage"),
         (dict(dims=48), "dims is 48: give a whole number of at least 1 for each stage"),
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
+        (dict(size="s18"), "size is 's18'; did you mean 's12'[?] Accepted: nano, s12, s24, s36, m36, m48"),
     ],
 )
 def test_wrong_values_through_timm(kwargs, words):

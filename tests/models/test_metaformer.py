@@ -1,6 +1,7 @@
 """Test the skeleton alone, small and with every option. What timm expects of registered names is in test_timm.py."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -484,10 +485,11 @@ def test_device_and_dtype():
         (dict(depths=3), "depths is 3: give a whole number of at least 1 for each stage"),
         (dict(depths=(1, 0)), r"depths is \(1, 0\): give a whole number of at least 1"),
         (dict(dims=(8, "16")), r"dims is \(8, '16'\): give a whole number of at least 1"),
-        (dict(mlp_ratio=-1), "mlp_ratio is -1: give a number of at least 0"),
+        (dict(mlp_ratio=-1), "mlp_ratio is -1: give a finite number of at least 0"),
+        (dict(mlp_ratio=math.inf), "mlp_ratio is inf: give a finite number of at least 0"),
         (dict(mlp_ratio=1e-3), "mlp_ratio 0.001 times 8 channels is less than one: give 0 for no MLP"),
-        (dict(mlp_ratio=(4, "4")), "mlp_ratio is '4': give a number of at least 0"),
-        (dict(layer_scale="1"), "layer_scale is '1': give a number of at least 0"),
+        (dict(mlp_ratio=(4, "4")), "mlp_ratio is '4': give a finite number of at least 0"),
+        (dict(layer_scale="1"), "layer_scale is '1': give a finite number of at least 0"),
         (dict(dims=(8,)), r"depths \(1, 2\) and dims \(8,\) differ in length: give one of each per stage"),
         (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all, or one for each"),
         (dict(mixer_args=[{}]), "mixer_args has 1 entries, but 2 are needed"),
@@ -500,7 +502,7 @@ def test_device_and_dtype():
         ),
         (dict(img_size=2), r"img_size 2 is too small, the maps of the stages would be \[\(0, 0\), .*choose a larger"),
         (dict(img_size=(32, 2)), r"img_size \(32, 2\) is too small"),
-        (dict(img_size=(32, 32, 3)), r"img_size is \(32, 32, 3\): give the side of a square, or \(height, width\)"),
+        (dict(img_size=(32, 32, 3)), r"img_size is \(32, 32, 3\): give one number of at least 1, or two of them"),
         (dict(global_pool="mean"), "global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"),
         (dict(num_classes=-1), "num_classes is -1: give a whole number of at least 0"),
         (dict(num_classes="10"), "num_classes is '10': give a whole number of at least 0"),

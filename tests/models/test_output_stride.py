@@ -1,6 +1,7 @@
 """Test `output_stride`: finer last maps for segmentation, with the same weights."""
 
 import warnings
+from functools import partial
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import metamix
+from metamix.models.metaformer import ConvEmbed
 
 SHALLOW = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 MIXERS = metamix.list_mixers()
@@ -81,6 +83,13 @@ def test_other_models_refuse_it(name, output_stride, own):
     words = f"output_stride is {output_stride!r}, but the last maps of this model have stride {own}. Models of four"
     with pytest.raises(ValueError, match=words):
         timm.create_model(name, output_stride=output_stride, device="meta")
+
+
+def test_even_kernels_refuse_it():
+    downsample = partial(ConvEmbed, kernel_size=2, stride=2)
+    with pytest.raises(ValueError, match="output_stride is 16, but .* stages with convolutions of odd kernels between"):
+        create(downsample=downsample, output_stride=16)
+    assert create(downsample=downsample, output_stride=32).feature_info[-1]["reduction"] == 32
 
 
 def test_a_model_s_own_stride_is_accepted():

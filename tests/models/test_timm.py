@@ -550,11 +550,13 @@ def test_mixer_in_place_of_the_names_own():
 @pytest.mark.parametrize(
     "img_size, words",
     [
-        (0, "img_size 0 is too small, the maps of the stages would be .*: choose a larger one"),
+        (2, "img_size 2 is too small, the maps of the stages would be .*: choose a larger one"),
         ((64, 2), r"img_size \(64, 2\) is too small"),
-        ((32, 32, 3), r"img_size is \(32, 32, 3\): give the side of a square, or \(height, width\), in pixels"),
-        ("large", "img_size is 'large': give the side"),
-        (32.0, "img_size is 32.0: give the side"),
+        ((32, 32, 3), r"img_size is \(32, 32, 3\): give one number of at least 1, or two of them, \(height, width\)"),
+        ("large", "img_size is 'large': give one number"),
+        (32.0, "img_size is 32.0: give one number"),
+        (True, "img_size is True: give one number"),
+        (-32, "img_size is -32: give one number"),
     ],
 )
 def test_wrong_image_sizes(name, img_size, words):

@@ -210,6 +210,7 @@ def test_export_for_any_size(head, backbone, options):
         (dict(head="wavemix", auxiliary=True), "wavemix has no option 'auxiliary'"),
         (dict(neck_channels=0), "neck_channels is 0: give a whole number of at least 1"),
         (dict(finest_stride=2), "finest_stride is 2; accepted are 4, 8, 16, 32"),
+        (dict(finest_stride=[4]), r"finest_stride is \[4\]; accepted are 4, 8, 16, 32"),
         (dict(dropout=2), "dropout is 2: give a number from 0 to 1"),
         (dict(backbone_args=dict(in_chans=1)), "backbone_args has in_chans, which is an argument of build_segmenter"),
         (dict(backbone_args=dict(widths=1)), "metaformer_pooling_nano does not take"),
