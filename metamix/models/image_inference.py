@@ -74,7 +74,7 @@ def shrink_image(images: Tensor, factor: int) -> Tensor:
 
 @torch.no_grad()
 def restore_tiles(
-    restore: Restore, images: Tensor, *, tile: int = 256, overlap: int = 32, batch: int = 1, whole: Size | None = None
+    restore: Restore, images: Tensor, *, tile: int = 256, overlap: int = 32, whole: Size | None = None
 ) -> Tensor:
     """Restore large images in overlapping tiles. Only the result takes memory in proportion to the image.
 
@@ -86,7 +86,6 @@ def restore_tiles(
         images: (B, C, H, W).
         tile: side of a tile in pixels; 0 restores images of any size at once.
         overlap: least overlap of neighbours in pixels, less than `tile`.
-        batch: tiles that are restored at once.
         whole: (H, W) up to which images are restored at once, without tiles; by default the size of a tile.
 
     Returns:
@@ -96,42 +95,33 @@ def restore_tiles(
         ValueError: a size is out of range, or the model is in training mode.
     """
     check_evaluation(restore)
-    if tile < 0 or batch < 1 or (tile and not 0 <= overlap < tile):
-        raise ValueError(
-            f"tile is {tile}, overlap {overlap} and batch {batch}: batch must be at least 1, and overlap at least 0 "
-            f"and less than tile; tile 0 is for whole images."
-        )
+    check_tiles(tile, overlap)
     if not tile or all(n <= most for n, most in zip(images.shape[-2:], whole or (tile, tile))):
         return restore(images)
     (b, _, h, w), result = images.shape, torch.empty(0)
     rows, columns = (tile_starts(n, tile, overlap) for n in (h, w))
     size = min(tile, h), min(tile, w)
-    places = list(itertools.product(range(b), range(len(rows)), range(len(columns))))
-    for some in (places[i : i + batch] for i in range(0, len(places), batch)):
-        tiles = [images[i, :, rows[r] : rows[r] + size[0], columns[c] : columns[c] + size[1]] for i, r, c in some]
-        restored = restore(torch.stack(tiles))  # (batch, C', s h, s w)
-        scale = restored.shape[-1] // size[1]
+    for i, r, c in itertools.product(range(b), range(len(rows)), range(len(columns))):
+        part = images[i : i + 1, :, rows[r] : rows[r] + size[0], columns[c] : columns[c] + size[1]]
+        y = restore(part.contiguous())[0]  # (C', s h, s w)
+        scale = y.shape[-1] // size[1]
         if not result.numel():
-            result = restored.new_zeros(b, restored.shape[1], scale * h, scale * w)
+            result = y.new_zeros(b, y.shape[0], scale * h, scale * w)
             row_weights, column_weights = (
-                tile_weights([scale * s for s in starts], scale * n, scale * side, scale * overlap, restored)
+                tile_weights([scale * s for s in starts], scale * n, scale * side, scale * overlap, y)
                 for starts, n, side in zip((rows, columns), (h, w), size)
             )
-        for (i, r, c), y in zip(some, restored):
-            place = result[i, :, scale * rows[r] :, scale * columns[c] :][:, : y.shape[-2], : y.shape[-1]]
-            place += y * row_weights[r][:, None] * column_weights[c]
+        place = result[i, :, scale * rows[r] :, scale * columns[c] :][:, : y.shape[-2], : y.shape[-1]]
+        place += y * row_weights[r][:, None] * column_weights[c]
     return result
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Check the size of tiles that a user gives, in pixels; `tile` 0 means whole images.
-
-    Raises:
-        ValueError: a tile does not reach beyond its overlap.
-    """
+    """Raise ValueError unless tiles of `tile` pixels reach beyond their overlap; `tile` 0 means whole images."""
     if tile < 0 or (tile and not 0 <= overlap < tile):
         raise ValueError(
-            f"tile is {tile} and overlap {overlap}: give an --overlap below --tile, or --tile 0 for whole images"
+            f"tile is {tile} and overlap {overlap}: give an overlap of at least 0 and less than the tile, or tile 0 "
+            f"for whole images."
         )
 
 
@@ -184,6 +174,18 @@ def check_evaluation(restore: Restore) -> None:
     """Raise ValueError for a model in training mode: it returns a list, and its batch norms would be updated."""
     if isinstance(restore, nn.Module) and restore.training:
         raise ValueError(f"{type(restore).__name__} is in training mode: call model.eval() before restoring images.")
+
+
+def check_finite(outputs: Tensor) -> Tensor:
+    """Return the outputs of a model.
+
+    Raises:
+        ValueError: a value is infinite or NaN.
+    """
+    least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
+    if not (least.isfinite() and most.isfinite()):
+        raise ValueError("the model returns values that are not finite: are its weights damaged?")
+    return outputs
 
 
 # Local pooling

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.models.image_inference import restore_tiles
+from metamix.models.image_inference import check_finite, restore_tiles
 
 from .transforms import Size
 
@@ -69,8 +69,13 @@ class Predictor:
         return logits.flip(-1) if view.mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Return logits (1, classes, H, W) in float32."""
-        return restore_tiles(model, image, tile=self.window, overlap=self.overlap, whole=self.whole).float()
+        """Return logits (1, classes, H, W) in float32.
+
+        Raises:
+            ValueError: one of them is not finite. Its pixel would get label 0.
+        """
+        logits = restore_tiles(model, image, tile=self.window, overlap=self.overlap, whole=self.whole)
+        return check_finite(logits.float())
 
     def describe(self) -> str:
         """Describe windows, scales and flips in words."""

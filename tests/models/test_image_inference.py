@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metamix.models.image_inference import (
+    check_finite,
     crop,
     local_mean,
     pad_by_reflection,
@@ -94,16 +95,6 @@ def test_tile_places():
         assert all(0 < b - a <= 12 for a, b in pairwise(starts))
 
 
-@torch.no_grad()
-def test_tiles_go_in_batches():
-    model, x = Blur().eval(), image(40, 40)
-    one = restore_tiles(model, x, tile=16, overlap=4)
-    assert set(model.batches) == {1}
-    model.batches.clear()
-    torch.testing.assert_close(restore_tiles(model, x, tile=16, overlap=4, batch=4), one)
-    assert model.batches == [4, 4, 1]
-
-
 @pytest.mark.parametrize("options", [dict(tile=0), dict(tile=40), dict(tile=16, whole=(33, 40))])
 @torch.no_grad()
 def test_images_that_need_no_tiles(options):
@@ -114,10 +105,19 @@ def test_images_that_need_no_tiles(options):
     assert len(model.batches) > 3  # larger than `whole`, so in tiles
 
 
-@pytest.mark.parametrize("options", [dict(tile=-1), dict(tile=8, overlap=8), dict(overlap=-1), dict(batch=0)])
+@pytest.mark.parametrize("options", [dict(tile=-1), dict(tile=8, overlap=8), dict(overlap=-1)])
 def test_tiles_that_cannot_be(options):
-    with pytest.raises(ValueError, match="batch must be at least 1, and overlap at least 0"):
+    with pytest.raises(ValueError, match="give an overlap of at least 0 and less than the tile, or tile 0 for"):
         restore_tiles(nn.Identity().eval(), image(8, 8), **options)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_outputs_that_are_not_finite_are_refused(value):
+    outputs = image(4, 4)
+    assert check_finite(outputs) is outputs
+    outputs[0, 1, 2, 3] = value
+    with pytest.raises(ValueError, match="the model returns values that are not finite: are its weights damaged"):
+        check_finite(outputs)
 
 
 def test_a_model_in_training_is_refused():

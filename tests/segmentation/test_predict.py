@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 from metamix.segmentation import predict
+from metamix.segmentation.inference import Predictor, make_views
 from metamix.segmentation.load import RULES, SegmenterSpec, TrainedSegmenter
 
 SPEC = SegmenterSpec(
@@ -117,6 +118,15 @@ def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch
     assert (first == second).all()
 
 
+def test_weights_of_nan_are_refused():
+    """They would label every pixel as class 0."""
+    model = Colours().eval()
+    model.weight.data.fill_(torch.nan)
+    for predictor in (Predictor(), Predictor(8, 2), Predictor(views=make_views((1.0,), True))):
+        with pytest.raises(ValueError, match="the model returns values that are not finite: are its weights damaged"):
+            predictor(model, torch.rand(1, 3, 16, 16), (16, 16))
+
+
 def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
     Image.new("RGB", (4, 4)).save(photos / "a.png")
     assert run(photos, "--output", tmp_path / "same")[0] == 0
@@ -127,7 +137,7 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
         Image.new("RGB", (4, 4)).save(photos / "c.png")
         run(photos / "c.png", photos / "inside", "--output", tmp_path / "out")
     with pytest.raises(
-        SystemExit, match="tile is 8 and overlap 8: give an --overlap below --tile, or --tile 0 for whole images"
+        SystemExit, match="tile is 8 and overlap 8: give an overlap of .* less than the tile, or tile 0 for whole"
     ):
         run(photos, "--tile", 8, "--overlap", 8)
     (photos / "a.png").write_bytes(b"no image")
