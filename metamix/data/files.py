@@ -33,12 +33,12 @@ class Header:
     grey: bool
 
 
-def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Image.Image:
+def read_image_file(path: str | Path) -> Image.Image:
     """Open an image file. Its bytes are read, its pixels are not decoded yet.
 
     Raises:
         CorruptImage: the path leads to something other than a regular file, such as a pipe or a device, or the file is
-            larger than `max_bytes`.
+            larger than `MAX_FILE_BYTES`.
         OSError: the file cannot be read, or its format is unknown.
     """
     # Without O_NONBLOCK, opening a named pipe waits for a writer. Windows has neither the flag nor such pipes.
@@ -46,18 +46,18 @@ def read_image_file(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> Image.
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise CorruptImage("not a regular file")
-        check_size(status.st_size, max_bytes)
+        check_size(status.st_size)
         return Image.open(BytesIO(file.read()))
 
 
-def check_size(size: int, max_bytes: int = MAX_FILE_BYTES) -> None:
+def check_size(size: int) -> None:
     """Check the size of an image file.
 
     Raises:
-        CorruptImage: it has more than `max_bytes`.
+        CorruptImage: it has more than `MAX_FILE_BYTES`.
     """
-    if size > max_bytes:
-        raise CorruptImage(f"{size:,} bytes; images may have {max_bytes:,} at most")
+    if size > MAX_FILE_BYTES:
+        raise CorruptImage(f"{size:,} bytes; images may have {MAX_FILE_BYTES:,} at most")
 
 
 def read_header(path: Path) -> Header:

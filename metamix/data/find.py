@@ -20,7 +20,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
         without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
 
     Raises:
-        FileNotFoundError: a file is missing, or a folder has no image.
+        FileNotFoundError: a file is missing, or a folder has no other image.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -29,13 +29,11 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
                 raise FileNotFoundError(f"there is no image {place}")
             found[place] = None
             continue
-        files = list_files(place)
-        warn_of_other_formats(files, place)
-        paths = [place / path for path in sorted(filter(is_image, files), key=natural_order)]
+        paths = list_images(place).values()
         skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
-            raise FileNotFoundError(f"there is no image in {place}; expected files such as .png and .jpg")
+            raise FileNotFoundError(f"there is no image in {place} but results of earlier runs")
         found |= dict.fromkeys(kept)
     return list(found)
 
@@ -87,14 +85,16 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """List the images below a folder by their relative paths, in natural order.
+    """List the images below a folder by their relative paths, in natural order; warn of formats that are not read.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    names = sorted(filter(is_image, list_files(folder)), key=natural_order)
+    files = list_files(folder)
+    warn_of_other_formats(files, folder)
+    names = sorted(filter(is_image, files), key=natural_order)
     if not names:
         raise FileNotFoundError(f"there is no image in {folder}; expected files such as .png and .jpg")
     return {name: folder / name for name in names}
@@ -104,13 +104,13 @@ def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
     """Return the files of `list_images` by their relative paths without endings.
 
     Raises:
-        ValueError: two images have one name.
+        ValueError: two images have the same name.
     """
     stems: dict[str, Path] = {}
     for name, path in images.items():
         stem = name.rpartition(".")[0]
         if stem in stems:
-            raise ValueError(f"{path} and {stems[stem]} have one name without their endings: rename one of them")
+            raise ValueError(f"{path} and {stems[stem]} have the same name without their endings: rename one of them")
         stems[stem] = path
     return stems
 
@@ -143,7 +143,7 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
 
     Raises:
         Unmatched: an image of either folder has no partner.
-        ValueError: two images of a folder have one name.
+        ValueError: two images of a folder have the same name.
         FileNotFoundError: a folder is missing or empty.
     """
     images, partners = (by_stem(list_images(place)) for place in (folder, partner_folder))

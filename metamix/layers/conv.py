@@ -11,13 +11,26 @@ from .graph import fx_leaf, may_vary
 
 @register_notrace_module
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of one group that pads maps one pixel wide itself.
+    """`nn.Conv2d` of one group, padded with zeros, that pads maps one pixel wide itself.
 
     Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel wide
     and the convolution pads it.
     Reproducer: tests/layers/test_workarounds.py::test_convolution_of_a_one_pixel_map
     Remove when: that test skips on the oldest supported torch; use `nn.Conv2d`.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        *,
+        bias: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         assert not isinstance(self.padding, str)

@@ -102,7 +102,7 @@ class MinAttn(nn.Module):
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the biases of a state saved for another map size; no other parameter depends on it."""
-        if self.bias is None or "bias.table" not in state:
+        if self.bias is None:
             return state
         return state | {"bias.table": resize_to(state["bias.table"], self.bias.table.shape[-2:])}
 

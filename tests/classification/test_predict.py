@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 from metamix.classification.predict import main
 from metamix.data import open_data
-from metamix.data.find import find_images
+from metamix.data.find import find_images, list_images
 
 WEIGHTS = ["--checkpoint", "metaformer_identity_nano.digits", "--device", "cpu"]
 
@@ -79,12 +80,16 @@ def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
     assert len(find_images([folder], without=[folder / "out", folder / "link"])) == 5
     assert len(find_images([folder], without=[folder])) == len(find_images([folder], without=[folder.parent])) == 7
     assert find_images([folder / "out"], without=[folder / "out"]) == [folder / "out" / "result.png"]
+    shutil.copytree(folder / "out", tmp_path / "new" / "out")
+    with pytest.raises(FileNotFoundError, match="there is no image in .*new but results of earlier runs"):
+        find_images([tmp_path / "new"], without=[tmp_path / "new" / "out"])
 
 
 def test_images_of_other_types_are_named(digits, caplog):
     folder, _ = digits
     Image.new("L", (8, 8)).save(folder / "a.gif")
-    assert len(find_images([folder])) == 5
+    assert len(find_images([folder])) == len(list_images(folder)) == 5
+    assert caplog.text.count(": left out are files") == 2
     assert f"{folder}: left out are files of other types, 1 .gif; save them as .png or .jpg" in caplog.text
 
 

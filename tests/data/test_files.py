@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metamix.data import CorruptImage, DataOptions, open_data, read_image_file, train_loader
+from metamix.data import CorruptImage, DataOptions, files, open_data, read_image_file, train_loader
 from metamix.data.files import MAX_FILE_BYTES, list_files, read_header
 from metamix.data.formats.tar import Member, TarImages
 from metamix.data.sources import decode, read_image
@@ -38,12 +38,14 @@ def test_pipes_and_devices_are_refused(tmp_path):
             read_image_file(tmp_path / name)
 
 
-def test_a_file_above_the_limit_is_refused(tmp_path, image):
+def test_a_file_above_the_limit_is_refused(tmp_path, image, monkeypatch):
     image().save(tmp_path / "0.png")
     size = (tmp_path / "0.png").stat().st_size
-    assert read_image_file(tmp_path / "0.png", max_bytes=size).size == (32, 32)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", size)
+    assert read_image_file(tmp_path / "0.png").size == (32, 32)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", size - 1)
     with pytest.raises(CorruptImage, match=f"^{size:,} bytes; images may have {size - 1:,} at most"):
-        read_image_file(tmp_path / "0.png", max_bytes=size - 1)
+        read_image_file(tmp_path / "0.png")
 
 
 @pytest.mark.parametrize("orientation, size", [(1, (5, 7)), (3, (5, 7)), (6, (7, 5)), (8, (7, 5))])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metamix.layers import GELU, Dropout, GroupNorm1, Mlp, attention
+from metamix.layers import GELU, Conv2d, Dropout, GroupNorm1, Mlp, attention
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -22,6 +22,12 @@ def test_group_norm_on_frozen_layers(frozen, trained):
         (norm(image) * torch.arange(8.0)[:, None, None]).square().sum().backward()
         grads.append(norm.get_parameter(trained).grad)
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", [dict(groups=2), dict(padding_mode="reflect")])
+def test_convolution_refuses_what_it_does_not_compute(option):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(option))}'"):
+        Conv2d(4, 4, 3, **option)
 
 
 def test_group_norm_without_weights():
