@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from metamix.utils.files import write_text
-from metamix.utils.system import commit
+from metamix.utils.system import commit, cpu_fields
 
 PRECISIONS = ("fp32", "bf16")
 MODES = ("infer", "train")
@@ -107,8 +106,7 @@ def memory_mib(peak: bool = True, device: str = "cpu") -> float:
 
 def machine(device: str = "cpu") -> dict:
     """Describe the machine and the versions. Only results of equal ones are comparable."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    info = dict(re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE))
+    info = cpu_fields()
     facts = {"cpu": info.get("model name", platform.processor())}
     # Hosts may give several processor generations one name, and one may be twice as fast as another.
     facts |= {"cpu_" + key.split()[-1]: info[key] for key in ("cpu family", "model", "stepping") if key in info}

@@ -19,6 +19,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
+from metamix.utils.files import shipped_folder
 from metamix.utils.tensor_files import load_metadata, load_weights, refuse_old_nano, unwrap
 from metamix.utils.text import nearest
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
@@ -55,9 +56,8 @@ def cfg_of_file(path: str | Path) -> dict[str, Any]:
 
 
 def weights_dir() -> Path:
-    """Return the folder of trained weights: inside the installed package, or at the root of a clone."""
-    package = Path(__file__).resolve().parents[1]
-    return next((d for d in (package / "weights", package.parent / "weights") if d.is_dir()), package / "weights")
+    """Return the folder of trained weights."""
+    return shipped_folder("weights")
 
 
 @cache

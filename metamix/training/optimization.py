@@ -6,7 +6,6 @@ import fnmatch
 import logging
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm.optim.muon
@@ -18,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metamix.utils.system import cpu_flags
 from metamix.utils.text import nearest
 
 from .recipe import EngineOptions
@@ -197,8 +197,7 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def _cpu_has_bf16() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(info.read_text().split())
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from metamix.utils.files import shipped_folder
 from metamix.utils.options import (
     Parser,
     check_needs,
@@ -245,8 +246,7 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    package = Path(__file__).resolve().parents[1]
-    folder = next((d for d in (package / "configs", package.parent / "configs") if d.is_dir()), package / "configs")
+    folder = shipped_folder("configs")
     shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     if name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]

@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Write files atomically, and find folders that come with metamix."""
 
 from __future__ import annotations
 
@@ -40,6 +40,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def shipped_folder(name: str) -> Path:
+    """Return the path of a folder that comes with metamix: in the installed package, or at the root of a clone."""
+    package = Path(__file__).resolve().parents[1]
+    return next((d for d in (package / name, package.parent / name) if d.is_dir()), package / name)
 
 
 def write_text(path: Path, text: str) -> None:

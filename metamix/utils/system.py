@@ -50,16 +50,27 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], "metamix": __version__} | found
 
 
+def cpu_fields() -> dict[str, str]:
+    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; none where Linux does not run."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_flags() -> set[str]:
+    """Return the names of the CPU's instruction sets, such as "avx2"; none where Linux does not run."""
+    fields = cpu_fields()
+    return set(fields.get("flags", fields.get("Features", "")).split())  # Features: on ARM
+
+
 def processor() -> dict[str, Any]:
     """Return the CPU's name, the number of logical cores and its instructions for 8 and 16 bits, where Linux knows."""
-    file = Path("/proc/cpuinfo")
-    text = file.read_text() if file.exists() else ""
-    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in text.splitlines()}
+    flags = cpu_flags()
     fast = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
     return {
-        "cpu": known.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_fields().get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "instructions": [name for name in fast if name in known.get("flags", "").split()],
+        "instructions": [name for name in fast if name in flags],
     }
 
 
