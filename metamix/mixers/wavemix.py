@@ -65,14 +65,15 @@ class WaveMix(nn.Module):
     ):
         super().__init__()
         if dim % 4:
-            raise ValueError(f"wavemix splits its channels in four: {dim} is no multiple of 4.")
+            raise ValueError(f"wavemix splits its channels in four: {dim} is not a multiple of 4.")
         if level not in (1, 2, 3, 4):
             raise ValueError(f"level is {level!r}; the transform has 1, 2, 3 or 4 levels.")
         check_count("mult", mult, least=1)
         check_count("ff_channel", ff_channel, least=0)
-        if wavelet not in pywt.wavelist(kind="discrete"):
+        wavelets = pywt.wavelist(kind="discrete")
+        if wavelet not in wavelets:
             raise ValueError(
-                f"{wavelet!r} is no discrete wavelet of PyWavelets{nearest(wavelet, pywt.wavelist(kind='discrete'))} "
+                f"{wavelet!r} is not a discrete wavelet of PyWavelets{nearest(wavelet, wavelets)} "
                 f"`pywt.wavelist(kind='discrete')` lists them."
             )
         if upsample not in UPSAMPLE:

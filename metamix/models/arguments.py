@@ -77,7 +77,7 @@ def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) 
     for argument in arguments:
         if argument not in accepted:
             raise ValueError(
-                f"{argument!r} is no argument of {name}{nearest(argument, accepted)} "
+                f"{argument!r} is not an argument of {name}{nearest(argument, accepted)} "
                 f"Its arguments: {', '.join(accepted)}."
             )
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.layers import GroupNorm1
-from metamix.utils.checks import check_count
+from metamix.utils.checks import check_count, check_one_source
 from metamix.utils.text import nearest
 
 from .download import check_hub
@@ -268,8 +268,7 @@ def check_request(
             f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "
             f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
         )
-    if pretrained and checkpoint:
-        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
+    check_one_source(pretrained, checkpoint)
     if pretrained:
         check_published(name)
 

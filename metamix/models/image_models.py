@@ -24,7 +24,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_one_source
+from metamix.utils.text import matching, nearest
 
 from .arguments import check_known
 from .download import download
@@ -80,8 +80,12 @@ def list_image_models(pattern: str = "*", *, pretrained: bool = False) -> list[s
 
     Returns:
         Names in the order of registration.
+
+    Raises:
+        ValueError: the pattern matches no model.
     """
-    names = [name for name in _MODELS if fnmatchcase(name, pattern)]
+    others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
+    names = matching([pattern], list(_MODELS), others)
     return [f"{name}.{tag}" for name in names for tag in tags_of(name)] if pretrained else names
 
 
@@ -106,8 +110,7 @@ def create_image_model(
     entry = _MODELS[base]
     parameters = inspect.signature(entry.build).parameters
     check_known(kwargs, parameters, base)
-    if pretrained and checkpoint is not None:
-        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
+    check_one_source(pretrained, checkpoint)
     if pretrained:
         checkpoint = published_weights(name)
     if checkpoint is None:
@@ -204,7 +207,7 @@ def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetada
         with np.load(path, allow_pickle=False) as arrays:
             return flatten(flax_parameters(arrays)), ModelMetadata()
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no whole .npz file of arrays ({error}): download it again.") from None
+        raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
 
 
 def load_image_weights(model: nn.Module, state: Mapping[str, Tensor], name: str, source: object) -> None:

@@ -11,7 +11,6 @@ Sizes are counted once and kept in `sizes.json`. After changing a model, write t
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import timm
 import torch
 
-from metamix.utils.text import nearest
+from metamix.utils.text import matching
 
 from .image_models import create_image_model, list_image_models, published_source, tags_of
 from .macs import count_macs
@@ -141,27 +140,6 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
     names = matching(list(patterns), [*default_cfgs, *list_image_models()], "`metamix models` lists all.")
     models = [model_info(name) if name in default_cfgs else image_model_info(name) for name in names]
     return [model for model in models if model.weights or not pretrained]
-
-
-def matching(patterns: list[str], known: list[str], lists: str) -> list[str]:
-    """Return the known names that match a pattern.
-
-    Args:
-        patterns: names with wildcards.
-        known: all names.
-        lists: sentence on what lists all names, for the message.
-
-    Raises:
-        ValueError: a pattern matches none.
-    """
-    for wanted in patterns:
-        if not any(fnmatchcase(name, wanted) for name in known):
-            part = f"*{wanted.strip('*')}*"
-            meant = nearest(wanted, known)
-            if any(fnmatchcase(name, part) for name in known):
-                meant = f"; did you mean {part!r}?"
-            raise ValueError(f"No model matches {wanted!r}{meant} {lists}")
-    return [name for name in known if any(fnmatchcase(name, wanted) for wanted in patterns)]
 
 
 def model_info(name: str) -> ModelInfo:

@@ -643,6 +643,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
                 flat[f"{prefix}{key}"] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
             except TypeError:
                 raise ValueError(
-                    f"{prefix}{key} is no tensor, but of type {type(value).__name__}: give the tensors alone, by name."
+                    f"{prefix}{key} is not a tensor, but of type {type(value).__name__}: give the tensors alone, by "
+                    f"name."
                 ) from None
     return flat

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from metamix.utils.checks import check_one_source
 from metamix.utils.options import option
 
 from .metadata import TIMM_ARGS
@@ -41,12 +42,11 @@ class BackboneOptions:
             ValueError: `pretrained` and `checkpoint` are both given, or `model_args` has an argument of
                 `set_elsewhere` or of `timm.create_model`, which a weight file may not have.
         """
-        if self.pretrained and self.checkpoint:
-            raise ValueError(f"pretrained and checkpoint ({self.checkpoint}) both say where to begin; give one of them")
+        check_one_source(self.pretrained, self.checkpoint)
         for name in self.model_args:
             if name in set_elsewhere:
                 raise ValueError(
                     f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out of model_args"
                 )
             if name in TIMM_ARGS:
-                raise ValueError(f"model_args has {name}, which is no argument of the model itself; leave it out")
+                raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")

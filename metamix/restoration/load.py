@@ -14,6 +14,7 @@ from torch import nn
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
+from metamix.utils.checks import check_one_source
 from metamix.utils.text import plural
 
 from .degradations import PAIRS, parse_degradations
@@ -119,8 +120,7 @@ def load_trained(
         ValueError: there are no weights, or they are of another model or task.
         FileNotFoundError: there is no such file.
     """
-    if checkpoint and pretrained:
-        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one")
+    check_one_source(pretrained, checkpoint)
     arguments = dict(model_args or {})
     if checkpoint:
         path = find_weights(checkpoint)

@@ -15,7 +15,7 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 def check_not_negative(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a finite number of at least 0."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} is {value!r}: give a finite number of at least 0.")
 
 
@@ -23,6 +23,12 @@ def check_rate(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a number from 0 to 1."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
+
+
+def check_one_source(pretrained: bool, checkpoint: object) -> None:
+    """Raise ValueError if both published weights and a file are asked for."""
+    if pretrained and checkpoint:
+        raise ValueError(f"pretrained and checkpoint ({checkpoint}) both say where weights come from: give one.")
 
 
 def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:

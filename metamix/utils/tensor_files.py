@@ -70,7 +70,7 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
     """Raise ValueError if a checkpoint lacks an entry."""
     missing = [key for key in keys if key not in state]
     if missing:
-        raise ValueError(f"{path} is not a whole checkpoint: it has no {', '.join(missing)}. Use another one")
+        raise ValueError(f"{path} is incomplete: it has no {', '.join(missing)}. Use another one")
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -260,7 +260,7 @@ def _open_safetensors(path: str | Path) -> Iterator[Any]:
         with safe_open(_existing(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -324,7 +324,7 @@ def _load_torch(path: str | Path) -> Any:
                 f"save its tensors alone (a state dict) and give that file"
             ) from None
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
-        raise ValueError(f"{path} is truncated or no PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
+        raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict) and state.get("format") == FORMAT:
         expected = state.pop("checksums", None)
         _check_damage(path, state, expected)

@@ -1,16 +1,38 @@
-"""Texts of messages: suggestions, printable names, errors of one sentence."""
+"""Match and suggest names; texts of messages: printable names, counts, errors of one sentence."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 
 
 def nearest(word: object, words: Iterable[object]) -> str:
     """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise "."."""
     close = difflib.get_close_matches(str(word), [str(known) for known in words], n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def matching(patterns: list[str], known: list[str], lists: str) -> list[str]:
+    """Return the known names that match a pattern.
+
+    Args:
+        patterns: names with wildcards.
+        known: all names.
+        lists: sentence on what lists all names, for the message.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    for wanted in patterns:
+        if not any(fnmatchcase(name, wanted) for name in known):
+            part = f"*{wanted.strip('*')}*"
+            meant = nearest(wanted, known)
+            if any(fnmatchcase(name, part) for name in known):
+                meant = f"; did you mean {part!r}?"
+            raise ValueError(f"No model matches {wanted!r}{meant} {lists}")
+    return [name for name in known if any(fnmatchcase(name, wanted) for wanted in patterns)]
 
 
 def readable(text: str) -> str:

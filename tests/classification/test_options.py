@@ -18,7 +18,7 @@ def test_weights_of_no_teacher_are_refused():
         ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0"),
         (
             {"pretrained": True, "checkpoint": "f"},
-            r"pretrained and checkpoint \(f\) both say where to begin; give one of them",
+            r"pretrained and checkpoint \(f\) both say where weights come from: give one",
         ),
         ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
         ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out of"),

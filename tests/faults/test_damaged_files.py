@@ -156,7 +156,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
     ):
         train(*words)
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(SystemExit, match=r"is finished, but .*model.safetensors is not a whole safetensors file"):
+    with pytest.raises(SystemExit, match=r"is finished, but .*model.safetensors is not a complete safetensors file"):
         train(*words)
     (tmp_path / "summary.json").unlink()
     train(*words)
@@ -170,9 +170,9 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
 
 def test_a_checkpoint_without_some_entries_is_refused(net, tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", {"model": net.state_dict(), "recipe": {}})
-    with pytest.raises(ValueError, match=r"checkpoint.pt is not a whole checkpoint: it has no about. Use another one"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is incomplete: it has no about. Use another one"):
         load_weights(tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"checkpoint.pt is not a whole checkpoint: it has no about, step, steps_per"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is incomplete: it has no about, step, steps_per"):
         Checkpoints(tmp_path, 10).find("", ProcessGroup(0, 1, torch.device("cpu")))
 
 
@@ -193,7 +193,7 @@ def test_a_truncated_checkpoint_is_refused(share, net, tmp_path):
     path = tmp_path / "c.pt"
     save_checkpoint(path, {"model": net.state_dict()})
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"c\.pt is truncated or no PyTorch file \([\d,]+ bytes"):
+    with pytest.raises(ValueError, match=r"c\.pt is truncated or not a PyTorch file \([\d,]+ bytes"):
         load_checkpoint(path)
 
 
@@ -248,7 +248,7 @@ def attacks(net, evil):
 def test_no_code_in_a_file_runs(number, load, net, tmp_path):
     evil, path = tmp_path / "evil", tmp_path / "attack.pt"
     list(attacks(net, evil))[number](path)
-    words = r"attack.pt (holds Python objects other than tensors|is truncated or no PyTorch|is a Python pickle)"
+    words = r"attack.pt (holds Python objects other than tensors|is truncated or not a PyTorch|is a Python pickle)"
     with pytest.raises(ValueError, match=words):
         load(path)
     assert not evil.exists()

@@ -132,8 +132,8 @@ def test_cropping_keeps_the_centre():
     [
         (dict(mult=0), "mult is 0: give a whole number of at least 1"),
         (dict(level="1"), "level is '1'; the transform has 1, 2, 3 or 4 levels"),
-        (dict(wavelet="harr"), r"'harr' is no discrete wavelet of PyWavelets; did you mean 'haar'\? `pywt.wavelist"),
-        (dict(wavelet="morl"), "'morl' is no discrete wavelet of PyWavelets"),
+        (dict(wavelet="harr"), r"'harr' is not a discrete wavelet of PyWavelets; did you mean 'haar'\? `pywt.wavelist"),
+        (dict(wavelet="morl"), "'morl' is not a discrete wavelet of PyWavelets"),
         (dict(upsample="biliner"), r"upsample is 'biliner'; did you mean 'bilinear'\? Accepted: transposed, bilinear"),
         (dict(norm="layer"), r"norm is 'layer'.* Accepted: batch, group"),
         (
@@ -148,5 +148,5 @@ def test_errors(options, words):
 
 
 def test_width_is_a_multiple_of_four():
-    with pytest.raises(ValueError, match="wavemix splits its channels in four: 6 is no multiple of 4"):
+    with pytest.raises(ValueError, match="wavemix splits its channels in four: 6 is not a multiple of 4"):
         create_mixer("wavemix", 6, size=(8, 8))

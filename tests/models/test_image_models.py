@@ -49,6 +49,8 @@ def test_parameters(name):
 def test_lists():
     assert metamix.list_image_models() == list(PARAMETERS)
     assert list_image_models("maxim_s*") == ["maxim_s1", "maxim_s2", "maxim_s3"]
+    with pytest.raises(ValueError, match=r"No model matches 'maxin\*'; did you mean 'maxim_nano'\? metamix.list_im"):
+        list_image_models("maxin*")
     assert [name for name in list_image_models(pretrained=True) if name.startswith("maxim_s")] == [
         *(f"maxim_s2.{tag}" for tag in ("rain13k", "raindrop", "sots_indoor", "sots_outdoor", "lol", "fivek")),
         *(f"maxim_s3.{tag}" for tag in ("sidd", "gopro", "reds", "realblur_r", "realblur_j")),
@@ -76,7 +78,7 @@ REFUSED = [
         dict(checkpoint="a.pt"),
         "both say where weights come from: give one",
     ),
-    (("maxim_nano",), dict(feature=8), "'feature' is no argument of maxim_nano; did you mean 'features'"),
+    (("maxim_nano",), dict(feature=8), "'feature' is not an argument of maxim_nano; did you mean 'features'"),
 ]
 
 
@@ -179,7 +181,7 @@ def test_arrays_are_never_unpickled(tmp_path):
         "cut": npz({"a": np.zeros(99)})[:200],
     }.items():
         (tmp_path / f"{name}.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}.npz is no whole .npz file of arrays"):
+        with pytest.raises(ValueError, match=f"{name}.npz is not a complete .npz file of arrays"):
             create_image_model("maxim_nano", checkpoint=tmp_path / f"{name}.npz")
     torch.save({"model": torch.nn.Identity()}, tmp_path / "module.pth")
     with pytest.raises(ValueError, match="never unpickles"):

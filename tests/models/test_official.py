@@ -277,9 +277,9 @@ def test_our_names_are_not_the_authors():
 def test_wrong_state_dicts():
     with pytest.raises(ValueError, match="state_dict is a str; give tensors by name"):
         load_official("wavemix", "weights.pth")
-    with pytest.raises(ValueError, match="net/arch is no tensor, but of type str: give the tensors alone, by name"):
+    with pytest.raises(ValueError, match="net/arch is not a tensor, but of type str: give the tensors alone, by name"):
         load_official("wavemix", {"net": {"arch": "wavemix"}})
-    with pytest.raises(ValueError, match="model is no tensor, but of type Identity"):
+    with pytest.raises(ValueError, match="model is not a tensor, but of type Identity"):
         load_official("wavemix", {"model": nn.Identity()})
     with pytest.raises(ValueError, match="lacks LayerNorm_in/scale"):
         load_official("maxim_mab", {}, block_size=(4, 4), grid_size=(4, 4))
@@ -369,7 +369,7 @@ def test_arguments_are_honoured(source, constructor, observe, expected):
 
 REFUSED = [
     ("pool_former", {}, "Unknown source 'pool_former'; did you mean 'poolformer'?"),
-    ("poolformer", POOL | dict(layer_scale_init=1), "'layer_scale_init' is no argument.*'layer_scale_init_value'?"),
+    ("poolformer", POOL | dict(layer_scale_init=1), "'layer_scale_init' is not an argument.*'layer_scale_init_value'?"),
     ("poolformer", {}, "poolformer needs layers, embed_dims"),
     ("poolformer", POOL | dict(mlp_ratios=[4]), "mlp_ratios is .* one ratio for each of the 2 stages"),
     ("poolformer", POOL | dict(embed_dims=[8, 8], downsamples=[False, True]), "downsamples is .* True for every stage"),

@@ -37,10 +37,10 @@ def test_model_args_are_read_as_yaml():
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where to begin"),
+        ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where weights"),
         (
             {"model_args": {"features_only": True}},
-            "features_only, which is no argument of the model itself; leave it out",
+            "features_only, which is not an argument of the model itself; leave it out",
         ),
         ({"model_args": {"img_size": 32}}, "model_args has img_size, which comes from --img-size; leave it out"),
         ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),

@@ -185,7 +185,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"class_weights": (0.0, 0.0)}, "and one above 0"),
         ({"model_args": {"in_chans": 1}}, "model_args has in_chans, which comes from the images"),
         ({"mean": (0.5,), "std": (0.5,)}, "must have three values from 0 to 1"),
-        ({"pretrained": True, "checkpoint": "x"}, "both say where to begin"),
+        ({"pretrained": True, "checkpoint": "x"}, "both say where weights come from: give one"),
         ({"workers": -1}, "workers is -1, but it must be at least 0"),
         ({"corrupt_limit": 2.0}, "corrupt_limit is 2.0, but it must be between 0 and 1"),
     ],

@@ -75,7 +75,7 @@ def test_a_foreign_file_is_refused(net, tmp_path):
     path = tmp_path / "c.pt"
     for text, size in (("not a checkpoint at all", 23), ("{task: detection}", 17)):  # without torch's own words
         path.write_text(text)
-        refused(load_checkpoint, path, said=rf"is truncated or no PyTorch file \({size} bytes\)$")
+        refused(load_checkpoint, path, said=rf"is truncated or not a PyTorch file \({size} bytes\)$")
     torch.save(net.state_dict(), path)
     refused(
         load_checkpoint,
@@ -96,7 +96,7 @@ def test_weights_carry_what_they_are(net, tmp_path):
     assert load_weights(tmp_path)[1] == about  # a run folder
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-20])
-    refused(load_weights, tmp_path, said="is not a whole safetensors file")
+    refused(load_weights, tmp_path, said="is not a complete safetensors file")
 
 
 def test_a_folder_of_runs_is_no_run(net, tmp_path):
@@ -114,7 +114,7 @@ def test_metadata_alone(net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert load_metadata(tmp_path / "w.pth") == {}
     (tmp_path / "x.safetensors").write_bytes(b"no header")
-    refused(load_metadata, tmp_path / "x.safetensors", said="x.safetensors is not a whole safetensors file")
+    refused(load_metadata, tmp_path / "x.safetensors", said="x.safetensors is not a complete safetensors file")
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
         load_metadata(tmp_path / "nowhere.safetensors")
 
@@ -216,5 +216,5 @@ def test_torchs_old_format_is_not_called_a_pickle(tmp_path):
     torch.save({"weight": torch.ones(100)}, path, _use_new_zipfile_serialization=False)
     assert torch.equal(load_weights(path)[0]["weight"], torch.ones(100))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="w.pth is truncated or no PyTorch file"):
+    with pytest.raises(ValueError, match="w.pth is truncated or not a PyTorch file"):
         load_weights(path)
