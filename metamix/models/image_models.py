@@ -42,7 +42,7 @@ from .maxim_format import maxim_format
 from .metadata import ModelMetadata
 from .official import flatten, flax_parameters
 from .same_function import check_size
-from .wavemix_dense import WaveMixSisr, WaveMixSR
+from .wavemix_restoration import WaveMixSisr, WaveMixSR
 from .weights import check_state, local_weights, nothing_published, read_weights
 
 

@@ -46,7 +46,7 @@ from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp
 from .segmenters import build_segmenter
 from .wavemix import wavemix
-from .wavemix_dense import WaveMixSisr, WaveMixSR
+from .wavemix_restoration import WaveMixSisr, WaveMixSR
 from .weights import check_state
 
 ModelAndFormat = tuple[nn.Module, Format]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from metamix.models import load_official
-from metamix.models.wavemix_dense import WaveMixSisr, WaveMixSR
+from metamix.models.wavemix_restoration import WaveMixSisr, WaveMixSR
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "restoration"
 SISR = "wavemix_sisr_level1_24x32"
