@@ -52,11 +52,16 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     """Train every model that the recipe names, one after the other, and compare them if there are several."""
     check = getattr(find_task(recipe.task), "check_model", check_backbone)
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
+    if len(models) > 1 and recipe.engine.resume:
+        raise ValueError(
+            f"resume is {recipe.engine.resume}, the checkpoint of one model, but --model names {len(models)}: give the "
+            f"one that it was trained with, or leave --resume out"
+        )
     for model in models:  # a mistake in the last name shows before the first model is trained
         if ":" in model:
             raise ValueError(
-                f"model is {model}, but a weight file names a registered model, never a hub or a folder: give its "
-                f"registered name, and the weights as --checkpoint FILE"
+                f"model is {model}. Models of a hub cannot be trained, since the weight file stores a registered name: "
+                f"give --model NAME, and the hub's weights as --checkpoint FILE"
             )
         check(model, recipe.options.pretrained)
     for i, model in enumerate(models):

@@ -303,10 +303,11 @@ class Engine:
     def _warn_of_batch_norm(self) -> None:
         share = self.options.batch_size // self.group.world_size
         size = min(self.options.micro_batch or share, share)
-        norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        train_mode(self.model)  # frozen norms use their running statistics
+        norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.model.modules())
         if norms and size < self.options.batch_size:
             self.run.say(
-                f"note: the model has {plural(norms, 'batch norm')}. Each sees {plural(size, 'sample')} at a time "
+                f"note: the model trains {plural(norms, 'batch norm')}. Each sees {plural(size, 'sample')} at a time "
                 f"instead of the whole batch of {self.options.batch_size}, so the result depends on the number of "
                 f"processes and on micro_batch"
             )

@@ -219,8 +219,8 @@ def check_output(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    # Files of a run that failed before it wrote its recipe.
-    left = {".lock", "log.txt"}
+    # Files of a run that failed before it wrote its recipe; older versions wrote the state first.
+    left = {".lock", "log.txt", STATE}
     foreign = sorted(
         name
         for name in os.listdir(folder)

@@ -58,10 +58,10 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         if not engine.resume():
             run.say(yaml.safe_dump(recipe.flat(), default_flow_style=True, sort_keys=False, width=118))
         _describe(engine, run)
-        run.set_state("running")
         if group.is_main:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
             write_text(folder / RECIPE, recipe.to_yaml())
+        run.set_state("running")
         with engine.stoppable():
             engine.fit()
             _finish(engine, run, folder)
@@ -70,10 +70,10 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         if run.state == "running":
             run.set_state("stopped")
         raise
-    except Exception as error:
+    except BaseException as error:  # a second Ctrl-C too
         with suppress(OSError):  # the disk may be full
             if run.state is not None:
-                run.log(f"error: {error}")
+                run.log(f"error: {str(error) or type(error).__name__}")
             if run.state == "running":
                 run.set_state("failed")
         raise

@@ -183,9 +183,11 @@ def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys)
 
 
 def test_fine_tuning_from_a_run(tmp_path, capsys):
-    train(*QUICK, "--output", tmp_path / "a")
-    train(*QUICK, "--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b")
-    assert f"weights from {tmp_path / 'a'}" in capsys.readouterr().out
+    train(*QUICK, "--micro-batch", 64, "--output", tmp_path / "a")
+    assert "batch norms. Each sees 64 samples at a time" in capsys.readouterr().out
+    train(*QUICK, "--micro-batch", 64, "--checkpoint", tmp_path / "a", "--linear-probe", "--output", tmp_path / "b")
+    said = capsys.readouterr().out
+    assert f"weights from {tmp_path / 'a'}" in said and "batch norm" not in said  # which are frozen
     before, after = (load_weights(tmp_path / name)[0] for name in "ab")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
@@ -295,7 +297,11 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     [
         (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
-        (["--model", "hf-hub:a/b"], "model is hf-hub:a/b, but a weight file names a registered model, never a hub"),
+        (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained, since the weight file st"),
+        (
+            ["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "nowhere"],
+            "resume is nowhere, the checkpoint of one model, but --model names 2: give the one that it was trained",
+        ),
         (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),
         (["--data", "digitz"], "no data set is called 'digitz'; did you mean 'digits'"),

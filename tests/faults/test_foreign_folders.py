@@ -32,6 +32,7 @@ def test_what_a_failed_start_leaves_is_no_obstacle(tmp_path):
     with pytest.raises(SystemExit, match="freeze names 'stage'"):
         train(*SHORT, "--freeze", "stage", "--output", tmp_path)
     (tmp_path / "log.txt").write_text("error: ...")
+    (tmp_path / "state.txt").write_text("running\n")
     (tmp_path / "checkpoint.pt.tmp").write_text("half")
     check_output(tmp_path)
     check_output(tmp_path / "new")

@@ -5,10 +5,12 @@ import os
 import random
 import signal
 import time
+from unittest.mock import Mock
 
 import pytest
 from running import Process, assert_same_run, train
 
+from metamix.training.engine import Engine
 from metamix.training.run_folder import Run
 from metamix.utils.tensor_files import load_checkpoint
 
@@ -125,6 +127,24 @@ def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypa
     capsys.readouterr()
     train(*words)
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_before_it_wrote_its_recipe_begins_again(tmp_path, monkeypatch):
+    words = ["--batch-size", 512, "--epochs", 1, "--output", tmp_path]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("metamix.training.train.write_text", Mock(side_effect=KeyboardInterrupt))
+        train(*words)
+    assert not (tmp_path / "recipe.yaml").exists() and not (tmp_path / "state.txt").exists()
+    train(*words)
+    assert (tmp_path / "state.txt").read_text() == "finished\n"
+
+
+def test_a_second_ctrl_c_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "fit", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train("--batch-size", 512, "--epochs", 1, "--output", tmp_path)
+    assert (tmp_path / "state.txt").read_text() == "failed\n"
+    assert (tmp_path / "log.txt").read_text().endswith("error: KeyboardInterrupt\n")
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):

@@ -103,7 +103,7 @@ def test_batch_norm_is_warned_about(tmp_path):
     for rank in start_all(2, *words, logs=tmp_path):
         rank.output()
     assert re.search(
-        r"the model has \d+ batch norms. Each sees 256 samples at a time instead of the whole batch of 512",
+        r"the model trains \d+ batch norms. Each sees 256 samples at a time instead of the whole batch of 512",
         (tmp_path / "run" / "log.txt").read_text(),
     )
 
