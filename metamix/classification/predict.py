@@ -28,7 +28,6 @@ from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import positive
-from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .load import Classifier, load_classifier
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if an image cannot be read, else 0.
     """
     options = make_parser().parse_args(argv)
-    with exit_if_out_of_memory("give a smaller --batch-size"), exit_with_message(ValueError, OSError):
+    with exit_with_message(ValueError, OSError):
         images = find_images(options.images)
         device = ProcessGroup.start(options.device).device
         classifier = load_classifier(options.checkpoint, model=options.model)

@@ -10,7 +10,15 @@ from pathlib import Path
 from metamix.cli.tasks import take_task, task_module
 from metamix.models.image_models import list_image_models
 from metamix.models.weights import find_weights
+from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
+
+NEEDS_LESS_MEMORY = {
+    "classification": "give a smaller --batch-size",
+    "detection": "give --device cpu, or smaller images",
+    "restoration": "give a smaller --tile",
+    "segmentation": "give a smaller --tile",
+}
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
        metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]
@@ -51,7 +59,8 @@ def main(argv: Sequence[str]) -> None:
 
             task = task_of_weights(find_weights(checkpoint), model)
         module = task_module(task, "predict")
-    raise SystemExit(module.main(words))
+    with exit_if_out_of_memory(NEEDS_LESS_MEMORY[task]):
+        raise SystemExit(module.main(words))
 
 
 def _weights(words: Sequence[str]) -> tuple[str | None, str | None]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.utils.options import positive
+from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
 
 from .artifact import load_artifact
@@ -49,7 +50,9 @@ def main(argv: Sequence[str], task: str | None = None) -> int:
         own = load_artifact(model).task
         if task not in (None, own):
             raise ValueError(f"task is {task}, but {model} is a model of {own}: leave --task out")
-        return RUNNERS[own](argv)
+        smaller = "a smaller --batch-size" if own == "classification" else "a model exported for smaller images"
+        with exit_if_out_of_memory(f"give {smaller}"):
+            return RUNNERS[own](argv)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -89,6 +89,15 @@ def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch):
         main(["train", "--data", "digits"])
     with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; give a smaller --batch-size$"):
         main(["eval"])
+    for task, advice in (
+        ("classification", "give a smaller --batch-size"),
+        ("detection", "give --device cpu, or smaller images"),
+        ("restoration", "give a smaller --tile"),
+        ("segmentation", "give a smaller --tile"),
+    ):
+        monkeypatch.setattr(f"metamix.{task}.predict.main", fail)
+        with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; {advice}$"):
+            main(["predict", "a.png", "--task", task, "--checkpoint", "run"])
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
