@@ -155,6 +155,11 @@ def _load_file(
     name = model or metadata.model
     if not name:
         raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")
+    if metadata.img_size and "img_size" in model_args:
+        raise ValueError(
+            f"model_args has img_size, but {path} says for which images {name} was built: leave it out; --img-size "
+            f"scores images of another size"
+        )
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)
     net = create_model(name, **arguments)
@@ -198,12 +203,11 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """Read the weights of a classifier and their metadata.
 
     Raises:
-        ValueError: the file holds a detector or a segmenter, or metadata that are not accepted.
+        ValueError: the file holds weights of another task, or metadata that are not accepted.
     """
     tensors, metadata = read_weights(source)
-    held = {"detection": "a detector", "segmentation": "a segmenter"}.get(metadata.task or "")
-    if held:
-        raise ValueError(f"{source} holds {held}: add --task {metadata.task}")
+    if metadata.task not in (None, "classification"):
+        raise ValueError(f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}")
     return tensors, metadata
 
 

@@ -90,8 +90,10 @@ def test_only_pil_images_are_transformed():
 
 def test_what_is_no_classifier_is_refused(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": "test_resnet"})
-    with pytest.raises(ValueError, match="d.safetensors holds a detector"):
+    with pytest.raises(ValueError, match="d.safetensors has weights of detection, not of a classifier: add --task det"):
         metamix.load_classifier(tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="noise25 has weights of restoration, not of a classifier: add --task restora"):
+        metamix.load_classifier("maxim_nano.noise25")
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
         metamix.load_classifier(tmp_path / "nowhere")
     words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"

@@ -89,9 +89,10 @@ def test_the_data_of_detection_point_to_its_task():
 def test_a_detector_needs_its_task(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": SMALL["model"]})
     path = str(tmp_path / "d.safetensors")
-    with pytest.raises(ValueError, match="d.safetensors holds a detector: add --task detection"):
+    words = "d.safetensors has weights of detection, not of a classifier: add --task detection"
+    with pytest.raises(ValueError, match=words):
         Classification.trained(ClassificationEvalOptions(checkpoint=path))
-    with pytest.raises(ValueError, match="d.safetensors holds a detector: add --task detection"):
+    with pytest.raises(ValueError, match=words):
         small_task(checkpoint=path).model.build()
 
 

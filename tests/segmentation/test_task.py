@@ -43,7 +43,9 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
     assert summary["miou"] > 35  # a constant prediction has at most a quarter
 
-    with pytest.raises(SystemExit, match="run holds a segmenter: add --task segmentation"):
+    with pytest.raises(
+        SystemExit, match="run has weights of segmentation, not of a classifier: add --task segmentation"
+    ):
         metamix.cli.evaluate.main(["--checkpoint", str(run), "--data", "digits"])
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
