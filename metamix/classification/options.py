@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,8 +87,8 @@ class ClassificationOptions(ModelOptions, DataOptions):
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if self.linear_probe and not (self.pretrained or self.checkpoint):
             raise ValueError("linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, but it must be above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, but it must be above 0 and finite")
         set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}
         set_elsewhere |= {"img_size": "--img-size", "pretrained": "--pretrained"}
         set_elsewhere |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}

@@ -108,15 +108,14 @@ class EngineOptions:
     )
 
     def __post_init__(self) -> None:
-        finite = ("lr", "min_lr", "warmup_lr", "power", "weight_decay", "momentum")
         least = dict.fromkeys(("epochs", "batch_size", "log_every", "eval_every"), 1)
-        least |= dict.fromkeys(("seed", "iterations", "micro_batch", "warmup_epochs", "checkpoint_minutes", *finite), 0)
+        least |= dict.fromkeys(("seed", "iterations", "micro_batch", "warmup_epochs"), 0)
+        least |= dict.fromkeys(("lr", "min_lr", "warmup_lr", "power", "weight_decay", "momentum"), 0)
         check_ranges(self, least=least)
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}, but it must be below 2^63")
-        for name in finite:
-            if math.isinf(getattr(self, name)):
-                raise ValueError(f"{name} is inf, but it must be finite")
+        if not self.checkpoint_minutes >= 0:  # infinite: at the ends of epochs alone
+            raise ValueError(f"checkpoint_minutes is {self.checkpoint_minutes}, but it must be at least 0")
         if self.dry_run and self.resume:
             raise ValueError(f"a dry run reads no checkpoint: leave out --dry-run, or --resume {self.resume}")
         if not self.iterations:

@@ -100,7 +100,7 @@ def check_ranges(
         least: smallest value of further options, by their names; those that are None or "auto" are not checked.
 
     Raises:
-        ValueError: a value is out of range, or NaN.
+        ValueError: a value is out of range, infinite or NaN.
     """
     for name in shares:
         if not 0 <= getattr(options, name) <= 1:
@@ -112,6 +112,18 @@ def check_ranges(
         value = getattr(options, name)
         if value not in (None, "auto") and not value >= bound:
             raise ValueError(f"{name} is {value}, but it must be at least {bound}")
+        if value == math.inf:
+            raise ValueError(f"{name} is inf, but it must be finite")
+
+
+def changed_flags(options: Any, *names: str) -> list[str]:
+    """Return the words of a command line that set those of the named options that differ from their defaults."""
+    words: list[str] = []
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if f.name in names and value != f.default:
+            words += [_flag(f.name)] if value is True else [_flag(f.name), "none" if value is None else str(value)]
+    return words
 
 
 def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[str, Any]) -> dict[str, Any]:

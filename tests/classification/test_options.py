@@ -15,7 +15,9 @@ def test_weights_of_no_teacher_are_refused():
     "options, said",
     [
         ({"smoothing": 1.5}, "smoothing is 1.5, but it must be between 0 and 1"),
-        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0"),
+        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0 and finite"),
+        ({"temperature": float("inf")}, "temperature is inf, but it must be above 0 and finite"),
+        ({"mixup": float("inf")}, "mixup is inf, but it must be finite"),
         (
             {"pretrained": True, "checkpoint": "f"},
             r"pretrained and checkpoint \(f\) both say where weights come from: give one",

@@ -114,7 +114,7 @@ def test_words(text, policy):
     assert parse(text) == policy
 
 
-@pytest.mark.parametrize("text", ["rand", "rand-m11-n2", "rand-m9-x3", "rand-m9-mstd0.5.5", "augmix", ""])
+@pytest.mark.parametrize("text", ["rand", "rand-m11-n2", "rand-m9-n0", "rand-m9-x3", "rand-m9-mstd0.5.5", "augmix", ""])
 def test_other_words_are_refused(text):
     with pytest.raises(ValueError, match=f"auto_augment is '{text}': give none, trivial, or rand-m9-n2"):
         parse(text)

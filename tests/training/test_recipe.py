@@ -164,6 +164,7 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
         (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06; lower min_lr"),
         (["--clip-grad", "0"], "clip_grad is 0.0, but it must be above 0; leave it out to clip nothing"),
         (["--lr", "inf"], "lr is inf, but it must be finite"),
+        (["--checkpoint-minutes=-1"], "checkpoint_minutes is -1.0, but it must be at least 0"),
         (["--weight-decay=-1"], "weight_decay is -1.0, but it must be at least 0"),
         (
             ["--opt-args", "{eps: 1, eps: 2}"],
