@@ -32,7 +32,7 @@ from .auto_augment import pil_transform
 from .counter_rng import ORDER, SAMPLE, generator, seeded
 from .files import CorruptImage
 from .memory import channel_statistics, image_size, in_memory, pixels
-from .options import DataOptions, SourceOptions
+from .options import DataOptions, ReadingOptions, SourceOptions, verify_command
 from .sources import Source, first_readable
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def train_loader(
         order = BalancedOrder(source.labels, batch_size, rank, world_size, seed)
     if in_memory(source, options):
         return MemoryLoader(source, options, order)
-    return StreamLoader(source, options, order, train_transform(source, options), seed)
+    return StreamLoader(source, options, order, train_transform(source, options), seed, verify=verify_command(options))
 
 
 def eval_loader(
@@ -100,7 +100,8 @@ def eval_loader(
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
         return MemoryLoader(source, options, order, mark_replaced=True)
-    return StreamLoader(source, options, order, eval_transform(source, options), mark_replaced=True)
+    transform = eval_transform(source, options)
+    return StreamLoader(source, options, order, transform, mark_replaced=True, verify=verify_command(options))
 
 
 class TrainOrder:
@@ -177,7 +178,7 @@ class MemoryLoader:
     def __init__(self, source: Source, options: SourceOptions, order: Order, mark_replaced: bool = False):
         decoded = pixels(source, options)
         self.order, self.images, self.labels = order, decoded.images, source.images.labels
-        self.corrupt = CorruptImages(len(source), options)
+        self.corrupt = CorruptImages(len(source), options.corrupt_limit, verify_command(options))
         numbers = source.indices.tolist()
         rows, index = [], []
 
@@ -216,20 +217,23 @@ class StreamLoader:
         samples: what the workers read.
         transform: applied to each sample by the workers.
         collate: makes a batch of samples; it must put (path, reason) pairs under "broken".
+        verify: the command that lists all broken images, for a message.
     """
 
     def __init__(
         self,
         samples: Samples,
-        options: Any,
+        options: ReadingOptions,
         order: Order,
         transform: Callable[[Any], Any],
         seed: int = 0,
+        *,
         mark_replaced: bool = False,
         collate: Callable[[list[Any]], Batch] | None = None,
+        verify: str,
     ):
         self.order = order
-        self.corrupt = CorruptImages(len(samples), options)
+        self.corrupt = CorruptImages(len(samples), options.corrupt_limit, verify)
         self.sampler = EpochSampler(order)
         self.loader: DataLoader = DataLoader(
             TransformedSamples(samples, transform, seed, mark_replaced),  # type: ignore[arg-type]  # it has no length
@@ -374,15 +378,13 @@ class CorruptImages(dict[str, str]):
 
     Args:
         total: images of the source.
-        options: `corrupt_limit` is the share that may be broken; `data` and `data_dir` are for the message.
+        limit: share of them that may be broken.
+        command: lists all broken images, for the message.
     """
 
-    def __init__(self, total: int, options: Any):
+    def __init__(self, total: int, limit: float, command: str):
         super().__init__()
-        self.total, self.limit = total, options.corrupt_limit
-        self.command = f"metamix verify {options.data}"
-        if options.data_dir:
-            self.command += f" --data-dir {options.data_dir}"
+        self.total, self.limit, self.command = total, limit, command
 
     def add(self, path: str, reason: str) -> None:
         """Add an image that could not be read.

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from metamix.utils.options import check_ranges, option
+from metamix.utils.options import changed_flags, check_ranges, option
 
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
 
 
 @dataclass
-class LocationOptions:
+class ReadingOptions:
+    """How image files are read, the same for every task."""
+
+    workers: int = option(
+        2, "processes that read images; 0: the main process does it", group="reading images", on_resume="free"
+    )
+    corrupt_limit: float = option(
+        0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="free"
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, shares=["corrupt_limit"], least={"workers": 0})
+
+
+@dataclass
+class LocationOptions(ReadingOptions):
     """Which data set, and how it is read."""
 
     data: str = _source("digits", "digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
@@ -23,8 +39,6 @@ class LocationOptions:
     )
     download: bool = _source(False, "fetch a data set of torchvision that is missing", on_resume="free")
     test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
-    workers: int = _source(2, "processes that decode streamed images; 0: the main process does it", on_resume="free")
-    corrupt_limit: float = _source(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
 
 
 @dataclass
@@ -42,7 +56,8 @@ class SourceOptions(LocationOptions):
     crop_pct: float = _source(0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring")
 
     def __post_init__(self) -> None:
-        check_ranges(self, shares=["corrupt_limit"], positive_shares=["crop_pct"], least={"workers": 0, "img_size": 1})
+        super().__post_init__()
+        check_ranges(self, positive_shares=["crop_pct"], least={"img_size": 1})
 
 
 @dataclass
@@ -70,6 +85,25 @@ class DataOptions(SourceOptions):
         super().__post_init__()
         least = {"padding": 0, "cutout": 0, "mixup": 0, "cutmix": 0}
         check_ranges(self, shares=["flip", "erase", "mix_prob"], positive_shares=["crop_scale"], least=least)
+
+
+def verify_command(options: LocationOptions) -> str:
+    """Return the command that lists the broken images of a data set."""
+    return shlex.join(["metamix", "verify", options.data, *changed_flags(options, "data_dir", "test_on")])
+
+
+def check_template(option: str, template: str, example: str) -> None:
+    """Raise ValueError if a template of file names has no place for {name}."""
+    if "{name}" not in template:
+        raise ValueError(f"{option} is {template!r}, but it must hold {{name}}, such as {example!r}")
+
+
+def check_train_on(train_on: Sequence[str]) -> None:
+    """Raise ValueError if there is no split to train on, or one twice."""
+    if not train_on or len(set(train_on)) < len(train_on):
+        raise ValueError(
+            f"train_on is {','.join(train_on)!r}; name the splits to train on, each once: train or train,val"
+        )
 
 
 def check_test_split(test: str, train_on: Sequence[str], splits: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ their files. An image that cannot be read is replaced by the next one, and its i
 random number is a function of (seed, epoch, index).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from metamix.data import CorruptImage
 from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
 from metamix.data.options import check_test_split
 from metamix.data.sources import first_readable
@@ -24,7 +23,7 @@ from metamix.utils.text import plural
 
 from .annotations import box_sizes, class_problem
 from .coco import CocoSplit, Splits, find_splits, open_split
-from .options import DetectionOptions
+from .options import DetectionOptions, verify_command
 
 EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is scored alone
 
@@ -67,7 +66,7 @@ class DetectionData:
         }
         self.notes = [
             f"left out: {plural(split.unusable, 'annotation')} of {split.annotations}; "
-            f"metamix verify --task detection {options.data_dir} names what is wrong"
+            f"{verify_command(options)} names what is wrong"
             for split in self.splits
             if split.unusable
         ]
@@ -97,7 +96,7 @@ class DetectionData:
             if len(missing) > options.corrupt_limit * len(split):
                 raise ValueError(
                     f"{len(missing)} of the {len(split)} images of {split.annotations} are not there ({missing[0]}); "
-                    f"metamix verify --task detection {options.data_dir} names all"
+                    f"{verify_command(options)} names all"
                 )
         return first.classes
 
@@ -117,17 +116,35 @@ class DetectionData:
             ]
         )
 
-    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> "BoxLoader":
-        return train_loader(
-            self.train, self.options, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
-        )
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
+        """Make the loader of augmented images of all splits to train on."""
+        samples = Samples(self.train)
+        order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
+        return self._loader(samples, order, train_transform(self.options), seed)
 
-    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> Mapping[str, "BoxLoader"]:
-        size = min(batch_size, EVAL_BATCH * world_size)
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
+        """Make the loaders of the splits to score: those of all ranks together yield every image once, in order."""
+        size = max(1, min(batch_size // world_size, EVAL_BATCH))
         return {
-            name: eval_loader(split, self.options, name=name, batch_size=size, rank=rank, world_size=world_size)
+            name: self._loader(
+                Samples([split]), EvalOrder(len(split), size, rank, world_size), v2.Identity(), split=name
+            )
             for name, split in self.scored.items()
         }
+
+    def _loader(
+        self, samples: "Samples", order: Any, transform: Any, seed: int = 0, split: str | None = None
+    ) -> StreamLoader:
+        return StreamLoader(
+            samples,
+            self.options,
+            order,
+            transform,
+            seed,
+            mark_replaced=True,
+            collate=partial(collate, split=split),
+            verify=verify_command(self.options),
+        )
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
         """Scale the images to values from 0 to 1. The worker processes have augmented them."""
@@ -143,40 +160,6 @@ def choose_test_split(options: DetectionOptions, splits: Splits) -> str:
     test = options.test_on or ("test" if "test" in splits else "val")
     check_test_split(test, options.train_on, splits)
     return test
-
-
-def train_loader(
-    splits: Sequence[CocoSplit],
-    options: DetectionOptions,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int = 0,
-) -> "BoxLoader":
-    """Make the loader of training batches over the images of all splits.
-
-    Args:
-        batch_size: images of all processes together.
-        rank, world_size: this process gets the rank-th of `world_size` contiguous parts of each batch.
-    """
-    samples = Samples(splits)
-    order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
-    return BoxLoader(samples, options, order, train_transform(options), seed)
-
-
-def eval_loader(
-    split: CocoSplit,
-    options: DetectionOptions,
-    *,
-    name: str = "test",
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> "BoxLoader":
-    """Make the loader of a split to score: the loaders of all ranks together yield every image once, in order."""
-    order = EvalOrder(len(split), max(1, batch_size // world_size), rank, world_size)
-    return BoxLoader(Samples([split]), options, order, v2.Identity(), split=name)
 
 
 def train_transform(options: DetectionOptions) -> v2.Compose:
@@ -223,22 +206,8 @@ class Samples:
         return split.path(place)
 
 
-class BoxLoader(StreamLoader):
-    """Load batches of images and boxes."""
-
-    def __init__(
-        self, samples: Samples, options: DetectionOptions, order, transform, seed: int = 0, split: str | None = None
-    ):
-        super().__init__(samples, options, order, transform, seed, mark_replaced=True)
-        self.loader.collate_fn = partial(collate, split=split)
-        self.corrupt.command = f"metamix verify --task detection {options.data_dir}"
-
-
 def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
-    """Make a batch of samples; "failure" alone where no image could be read."""
-    for sample in samples:
-        if isinstance(sample, CorruptImage):
-            return {"failure": str(sample)}
+    """Make a batch of samples; `split` is the name of a split to score."""
     pairs, _, indices, broken = zip(*samples, strict=True)
     images, targets = zip(*pairs, strict=True)
     batch = {

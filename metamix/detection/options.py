@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
+from metamix.data.options import ReadingOptions, check_train_on
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import check_ranges, option
 
@@ -42,7 +44,7 @@ def is_setting(value: object) -> bool:
 
 
 @dataclass
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Options of the data set that training and evaluation share."""
 
     data: Literal["coco"] = option("coco", "format of the data set", group="data")
@@ -53,12 +55,6 @@ class DataOptions:
         on_resume="free",
     )
     test_on: str = option("", "split to score at the end; empty: test, or val if there is no test", group="data")
-    workers: int = option(
-        2, "worker processes that read images; 0: read them in the training process", group="data", on_resume="free"
-    )
-    corrupt_limit: float = option(
-        0.01, "stop if more than this share of the images cannot be read", group="data", on_resume="free"
-    )
 
 
 @dataclass
@@ -114,9 +110,9 @@ class DetectionOptions(BackboneOptions, DataOptions):
     iou_crop: float = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_backbone(NOT_MODEL_ARGS)
-        shares = ["flip", "flip_vertical", "photometric", "iou_crop", "corrupt_limit"]
-        check_ranges(self, shares=shares, least={"workers": 0})
+        check_ranges(self, shares=["flip", "flip_vertical", "photometric", "iou_crop"])
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
@@ -131,8 +127,7 @@ class DetectionOptions(BackboneOptions, DataOptions):
                     f"{MAX_SETTING:,}, and lists of these"
                 )
         self.check_anchor_scale()
-        if not self.train_on:
-            raise ValueError("train_on is empty; name the splits to train on, such as train or train,val")
+        check_train_on(self.train_on)
         if not 0 < self.min_size <= self.max_size:
             raise ValueError(
                 f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
@@ -156,3 +151,8 @@ class DetectionOptions(BackboneOptions, DataOptions):
             raise ValueError(
                 f"anchor_scale is {self.anchor_scale}, but it must be auto, or above 0 and at most {MAX_ANCHOR_SCALE}"
             )
+
+
+def verify_command(options: DataOptions) -> str:
+    """Return the command that lists what is wrong with a data set."""
+    return shlex.join(["metamix", "verify", "--task", "detection", options.data_dir])

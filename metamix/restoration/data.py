@@ -1,7 +1,8 @@
 """Load images and pairs of images for restoration: files, crops and batches.
 
     DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
-    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val
+    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val; where both
+                                                   exist, val is held out
     DIR/input/a.png, DIR/target/a.png              pairs
     DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
 
@@ -17,7 +18,7 @@ is scaled to studio range: it stands for the luminance of photographs in colour.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ from .colour import to_y
 from .degradations import PAIRS, Chain, parse_degradations
 from .files import read_picture
 from .inference import enlarge
-from .options import ImageOptions, RestorationOptions
+from .options import ImageOptions, RestorationOptions, verify_command
 
 TEST_FOLDERS = ("test", "val")
 
@@ -120,26 +121,34 @@ class RestorationData:
             "digest": {split: digest_of(samples) for split, samples in parts.items()},
         }
 
+    @property
+    def scored(self) -> dict[str, Samples]:
+        """Return the splits to score: "test", and "holdout" where there are a folder val and another one to test on."""
+        return {split: samples for split, samples in self.parts.items() if split != "train"}
+
     def _find(self, train: bool, tested: str) -> dict[str, list[Sample]]:
         """Find the samples of each split by the layout of the folders."""
         options = self.options
-        train_root, test_root = find_roots(options)
-        parts: dict[str, list[Sample]] = {}
+        roots, folders = find_roots(options), test_folders(options)
         if train and not options.data_dir:
             raise ValueError("no images to train on are given: --data-dir FOLDER")
-        if train or test_root is None:
-            parts["train"] = find_samples(train_root, options, self.paired)
-        if test_root is not None:
-            parts["test"] = find_samples(test_root, options, self.paired)
-            if not train:
-                return {"test": parts["test"]}
-            parts["train"] = leave_out(parts["train"], train_root, test_root)
-            if not parts["train"]:
-                raise ValueError(f"all images of {train_root} are in {test_root}, none is left to train on")
+        if "test" in roots:
+            wanted = [split for split in roots if train or split != "train"]
+            parts = {split: find_samples(roots[split], options, self.paired) for split in wanted}
+            if train:
+                parts["train"] = leave_out(parts["train"], roots["train"], [roots["test"], *folders])
+                if not parts["train"]:
+                    raise ValueError(f"all images of {roots['train']} are in {roots['test']}, none is left to train on")
+                used = [root.resolve() for root in roots.values()]
+                self.notes += [
+                    f"{folder} is neither trained on nor scored, since --test-dir is given"
+                    for folder in folders
+                    if folder.resolve() not in used
+                ]
             return parts
-        samples = parts["train"]
+        samples = find_samples(roots["train"], options, self.paired)
         if len(samples) < 2:
-            raise ValueError(f"{train_root} has one image, and one more is needed to score: give --test-dir FOLDER")
+            raise ValueError(f"{roots['train']} has one image, and one more is needed to score: give --test-dir FOLDER")
         count = min(max(1, round(options.test_share * len(samples))), len(samples) - 1)
         held = stratified_choice(torch.zeros(len(samples), dtype=torch.int64), count, seed=0).tolist()
         parts = {
@@ -190,15 +199,28 @@ class RestorationData:
         return self._loader(samples, order, transform, seed, collate_crops)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
-        """Make the loader of the test images, whole, one by one."""
-        samples = self.parts["test"]
-        order = EvalOrder(len(samples), 1, rank, world_size)
-        return {"test": self._loader(samples, order, WholeImage(self.chain), 0, collate_pairs)}
+        """Make the loaders of the splits to score, whose images come whole, one by one."""
+        loaders = {}
+        for split, samples in self.scored.items():
+            order = EvalOrder(len(samples), 1, rank, world_size)
+            folder = self.options.test_dir if split == "test" else ""
+            loaders[split] = self._loader(samples, order, WholeImage(self.chain), 0, collate_pairs, folder)
+        return loaders
 
-    def _loader(self, samples: Samples, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
-        loader = StreamLoader(samples, self.options, order, transform, seed, mark_replaced=True, collate=collate)
-        loader.corrupt.command = f"metamix verify {self.options.data_dir or self.options.test_dir} --task restoration"
-        return loader
+    def _loader(
+        self, samples: Samples, order: Any, transform: Any, seed: int, collate: Any, folder: str = ""
+    ) -> StreamLoader:
+        """Make a loader; `folder` is that of the images if it is not data_dir."""
+        return StreamLoader(
+            samples,
+            self.options,
+            order,
+            transform,
+            seed,
+            mark_replaced=True,
+            collate=collate,
+            verify=verify_command(self.options, folder or self.options.data_dir),
+        )
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
         """Mix neighbouring crops, and their targets in the same ratio. The worker processes have done all else."""
@@ -319,13 +341,26 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
     return to_y(colours) if channels == "y" else colours
 
 
-def find_roots(options: ImageOptions) -> tuple[Path, Path | None]:
-    """Return the folders of the images to train on and to score; None where a share of the former is scored."""
-    root = Path(options.data_dir)
-    train_root = root / "train" if options.data_dir and (root / "train").is_dir() else root
-    if options.test_dir:
-        return train_root, Path(options.test_dir)
-    return train_root, next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+def test_folders(options: ImageOptions) -> list[Path]:
+    """Return the folders test and val in the data's folder that exist."""
+    folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def find_roots(options: ImageOptions) -> dict[str, Path]:
+    """Return the folders of the splits.
+
+    "test" is missing where a share of "train" is scored, and "holdout" where there is no folder val beside the test.
+    """
+    root, folders = Path(options.data_dir), test_folders(options)
+    has_train = options.data_dir and (root / "train").is_dir()
+    roots = {"train": root / "train" if has_train else root}
+    if options.test_dir or folders:
+        roots["test"] = Path(options.test_dir) if options.test_dir else folders[0]
+        for folder in folders:
+            if folder.name == "val" and folder.resolve() != roots["test"].resolve():
+                roots["holdout"] = folder
+    return roots
 
 
 def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample]:
@@ -351,12 +386,10 @@ def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample
     return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
 
 
-def leave_out(samples: Sequence[Sample], root: Path, test_root: Path) -> list[Sample]:
-    """Return the samples of `root` without those to score, where `test_root` is a folder inside it."""
-    scored = test_root.resolve()
-    if root.resolve() not in scored.parents:
-        return list(samples)
-    return [sample for sample in samples if scored not in sample.target.resolve().parents]
+def leave_out(samples: Sequence[Sample], root: Path, folders: Iterable[Path]) -> list[Sample]:
+    """Return the samples of `root` without those in the folders that are inside it."""
+    inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
+    return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
 
 
 def samples_of(pairs: Pairs) -> list[Sample]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+from metamix.data.options import ReadingOptions, check_template
 from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import check_ranges, option
+from metamix.utils.options import changed_flags, check_ranges, option
 
 from .degradations import PAIRS, parse_degradations
 from .losses import parse_loss
@@ -21,10 +22,8 @@ _score = partial(option, group="scoring", on_resume="say")
 
 
 @dataclass
-class ImageOptions:
+class ImageOptions(ReadingOptions):
     """Say where the images are and how they are scored, for `metamix train` and `metamix eval`."""
-
-    data = "images"  # not an option; the loader's messages name it
 
     data_dir: str = _data("", "folder of the images, or one with train/ and test/; see --degradation", on_resume="free")
     test_dir: str = _data(
@@ -35,8 +34,6 @@ class ImageOptions:
     input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
     target_folder: str = _data("target", "pairs: folder of the clean images")
     input_name: str = _data("{name}", "pairs: name of the degraded image of the clean image {name}, such as '{name}x2'")
-    workers: int = _data(2, "processes that read and degrade images; 0: the main process does it", on_resume="free")
-    corrupt_limit: float = _data(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
 
     score_channel: Literal["auto", "rgb", "y", "grey"] = _score(
         "auto", "channels that PSNR and SSIM compare; auto: y (BT.601, 16 to 235) for super-resolution, else rgb"
@@ -55,11 +52,11 @@ class ImageOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.data_dir and not self.test_dir:
             raise ValueError("no images are given: --data-dir FOLDER")
-        if "{name}" not in self.input_name:
-            raise ValueError(f"input_name is {self.input_name!r}, but it must hold {{name}}, such as '{{name}}x2'")
-        check_ranges(self, shares=["corrupt_limit"], least={"workers": 0, "score_border": 0})
+        check_template("input_name", self.input_name, "{name}x2")
+        check_ranges(self, least={"score_border": 0})
         check_tiles(self.tile, self.overlap)
 
 
@@ -108,9 +105,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
         self.check_backbone({"in_chans": "--channels"})
         parse_degradations(self.degradation)
         parse_loss(self.loss)
-        check_ranges(self, least={"crop": 1, "crops": 1})
-        if not 0 <= self.mixup < math.inf:
-            raise ValueError(f"mixup is {self.mixup}, but it must be at least 0 and finite")
+        check_ranges(self, least={"crop": 1, "crops": 1, "mixup": 0})
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share is {self.test_share}, but it must be above 0 and below 1")
 
@@ -128,3 +123,10 @@ class RestorationEvalOptions(ImageOptions):
     )
     channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
     test_share: float | None = _data(None, "share of the images that is scored; none: as in training")
+
+
+def verify_command(options: RestorationOptions, folder: str) -> str:
+    """Return the command that lists what is wrong with the images of a folder."""
+    flags = changed_flags(options, "input_folder", "target_folder", "input_name")
+    flags += ["--clean"] if options.degradation != PAIRS else []
+    return shlex.join(["metamix", "verify", "--task", "restoration", folder, *flags])

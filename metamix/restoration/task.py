@@ -54,7 +54,7 @@ class Restoration:
             self.data.notes.append(
                 f"{grey} in grey: compared as Y of three equal channels, from 16 to 235, which adds 1.32 dB to PSNR"
             )
-        for sample in self.data.parts["test"].samples:
+        for sample in (sample for part in self.data.scored.values() for sample in part.samples):
             height, width = (side - side % self.data.scale for side in sample.header.size)
             self.measure.check_size(height, width, sample.target)
         restorer = Restorer(self.model.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)

@@ -67,8 +67,8 @@ def verify(options: RestorationOptions) -> int:
     """
     paired = options.degradation == PAIRS
     samples, unmatched = list[Sample](), list[str]()
-    train_root, test_root = find_roots(options)
-    for root in filter(None, (train_root, test_root)):
+    roots = find_roots(options).values()
+    for root in roots:
         try:
             found = find_samples(root, options, paired)
         except Unmatched as error:
@@ -77,7 +77,7 @@ def verify(options: RestorationOptions) -> int:
         except (ValueError, OSError) as error:
             unmatched.append(str(error))
             continue
-        samples += leave_out(found, root, test_root) if test_root else found
+        samples += leave_out(found, root, roots)  # those of a folder inside come with that folder
     problems = 0
     for problem in chain(unmatched, find_problems(samples)):
         print(readable(problem))

@@ -30,7 +30,7 @@ from metamix.training.task import Batch
 from metamix.utils.checksums import digest
 
 from .labels import IGNORED, BadMask, Labels, read_mask
-from .options import SegmentationOptions
+from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 from .transforms import ResizeImage, resized_size, train_transform
 
@@ -167,11 +167,16 @@ class SegmentationData:
         return loaders
 
     def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
-        loader = StreamLoader(
-            images, self.options, order, OnPairs(transform), seed, mark_replaced=True, collate=collate
+        return StreamLoader(
+            images,
+            self.options,
+            order,
+            OnPairs(transform),
+            seed,
+            mark_replaced=True,
+            collate=collate,
+            verify=verify_command(self.options),
         )
-        loader.corrupt.command = f"metamix verify {self.options.data_dir} --task segmentation"
-        return loader
 
     def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
         """Normalise the images. The worker processes have augmented them."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from metamix.data.options import ReadingOptions, check_template, check_train_on
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import check_ranges, option
+from metamix.utils.options import changed_flags, check_ranges, option
 
 from .losses import WEIGHTED, parse_loss
 
@@ -40,7 +42,7 @@ NOT_HEAD_ARGS: Mapping[str, str] = {
 
 
 @dataclass
-class ImageOptions:
+class ImageOptions(ReadingOptions):
     """Where images and masks are, and how they are scored. The same for `metamix train` and `metamix eval`."""
 
     data: Literal["folder", "ade20k", "cityscapes", "voc", "oxford_pets"] = _data(
@@ -50,8 +52,6 @@ class ImageOptions:
     test_on: str = _data("", "split to score at the end; empty: test, or val if there is no test")
     mask_name: str = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
     download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="free")
-    workers: int = _data(2, "processes that read images; 0: the main process does it", on_resume="free")
-    corrupt_limit: float = _data(0.01, "stop if more than this share of the images cannot be read", on_resume="free")
 
     window: int = _score(0, "score in windows of this side, in pixels of the resized image; 0: whole images")
     overlap: int = _score(0, "least overlap of neighbouring windows in pixels")
@@ -61,9 +61,8 @@ class ImageOptions:
     )
 
     def __post_init__(self) -> None:
-        if "{name}" not in self.mask_name:
-            raise ValueError(f"mask_name is {self.mask_name!r}, but it must hold {{name}}, such as '{{name}}_mask'")
-        check_ranges(self, shares=["corrupt_limit"], least={"workers": 0})
+        super().__post_init__()
+        check_template("mask_name", self.mask_name, "{name}_mask")
         if self.window < 0 or not 0 <= self.overlap < max(1, self.window):
             raise ValueError(
                 f"window is {self.window} and overlap {self.overlap}: give an --overlap below --window, or neither for "
@@ -143,11 +142,8 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")
-        if not self.train_on or len(set(self.train_on)) < len(self.train_on):
-            raise ValueError(
-                f"train_on is {','.join(self.train_on)!r}; name the splits to train on, each once: train or train,val"
-            )
-        check_ranges(self, shares=["flip", "photometric"], positive_shares=["crop_share"])
+        check_train_on(self.train_on)
+        check_ranges(self, shares=["flip", "photometric"], positive_shares=["crop_share"], least={"aux_weight": 0})
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < 16:
             raise ValueError(
                 f"scales is {self.scales}, but two factors above 0 and below 16 are needed, the smaller first: 0.5,2"
@@ -163,8 +159,6 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
         given = self.class_weights
         if not isinstance(given, str) and not (all(0 <= w < float("inf") for w in given) and any(given)):
             raise ValueError(f"class_weights is {given}, but weights must be finite and at least 0, and one above 0")
-        if not 0 <= self.aux_weight < float("inf"):
-            raise ValueError(f"aux_weight is {self.aux_weight}, but it must be a number of at least 0")
 
     def check_statistics(self) -> None:
         """Check that mean and std are given together, or neither."""
@@ -193,3 +187,9 @@ class SegmentationEvalOptions(ImageOptions):
     )
     min_size: int | None = _data(None, "shorter side that images are resized to, in pixels; none: as in training")
     max_size: int | None = _data(None, "largest longer side of resized images, in pixels; none: as in training")
+
+
+def verify_command(options: SegmentationOptions) -> str:
+    """Return the command that lists what is wrong with a data set."""
+    flags = changed_flags(options, "data", "mask_name", "ignore_index", "reduce_zero_label")
+    return shlex.join(["metamix", "verify", "--task", "segmentation", options.data_dir, *flags])

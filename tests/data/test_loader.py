@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from advice import follow_verify
 
 from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
 from metamix.data.loader import BalancedOrder, EvalOrder, TrainOrder
@@ -216,15 +217,17 @@ def test_broken_images_are_replaced_counted_and_named(folder, break_image, caplo
 
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 2)])
-def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers):
-    root = folder(kind="jpg", size=(64, 64))
+def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers, capsys):
+    root = folder(kind="jpg", size=(64, 64), name="my set")
     for name in "cat/2.jpg", "cat/3.jpg":
         break_image(root / "train" / name)
     options = DataOptions(data="folder", data_dir=str(root), memory=memory, workers=workers, corrupt_limit=0.1)
     source = open_data("folder", root=root, memory=memory).train
     words = r"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*"
-    with pytest.raises(CorruptImage, match=words + f"metamix verify folder --data-dir {root}"):
+    with pytest.raises(CorruptImage, match=words + f"metamix verify folder --data-dir '{root}'") as error:
         list(train_loader(source, options, batch_size=12).epoch(0))
+    assert follow_verify(error.value) == 1
+    assert "2 of 18 images of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("memory, workers", [("yes", 0), ("no", 0), ("no", 1)])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from advice import follow_verify
 from PIL import Image
 from pycocotools import mask as coco_mask
 from shapes import DISC, SQUARE
@@ -15,7 +16,7 @@ from shapes import DISC, SQUARE
 from metamix.data import CorruptImage
 from metamix.detection.annotations import decode_runs, segmentation_problem
 from metamix.detection.coco import find_splits, open_split
-from metamix.detection.data import DetectionData, eval_loader, train_loader
+from metamix.detection.data import DetectionData
 from metamix.detection.task import DetectionOptions
 from metamix.detection.verify import find_problems
 
@@ -66,11 +67,11 @@ def test_read_returns_the_written_images_and_objects(coco):
 
 def test_training_transforms_move_boxes_with_the_pixels(coco, options):
     """The centre of each box still shows the colour of its class."""
-    train = [open_split(find_splits(coco()), "train")]
-    plain = replace(options, photometric=0.0)
+    coco()
+    loader = DetectionData(replace(options, photometric=0.0)).train_loader(4, 0, 1, 1)
     seen = 0
     for epoch in range(4):
-        for batch in train_loader(train, plain, batch_size=4, seed=1).epoch(epoch):
+        for batch in loader.epoch(epoch):
             for image, target in zip(batch["image"], batch["target"]):
                 height, width = image.shape[-2:]
                 assert min(height, width) >= 50 and max(height, width) <= 150
@@ -84,13 +85,11 @@ def test_training_transforms_move_boxes_with_the_pixels(coco, options):
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
-    splits = find_splits(coco())
-    train = [open_split(splits, name) for name in ("train", "val")]
+    coco()
 
     def batches(batch_size=4, rank=0, world_size=1, seed=0, workers=0, epoch=1, start=0):
-        loader = train_loader(
-            train, replace(options, workers=workers), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
-        )
+        data = DetectionData(replace(options, workers=workers, train_on=("train", "val")))
+        loader = data.train_loader(batch_size, rank, world_size, seed)
         assert len(loader) == 12 // batch_size
         return list(loader.epoch(epoch, start))
 
@@ -107,10 +106,10 @@ def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):
 
 
 def test_eval_loader_yields_every_image_once_and_unchanged(coco, options):
-    split = open_split(find_splits(coco(test=5)), "test")
+    coco(test=5)
     seen = []
     for rank in (0, 1):
-        for batch in eval_loader(split, options, batch_size=4, rank=rank, world_size=2):
+        for batch in DetectionData(options).eval_loaders(4, rank, 2)["test"]:
             seen += batch["index"].tolist()
             assert {image.shape for image in batch["image"]} == {(3, 64, 96)}
             assert type(batch["image"][0]) is torch.Tensor  # arithmetic on torchvision's subclasses warns
@@ -134,23 +133,25 @@ def test_find_splits_takes_the_layout_and_years_of_coco(tmp_path):
         find_splits(tmp_path)
 
 
-def test_broken_training_image_is_replaced_and_named(coco, options, caplog):
-    folder = coco()
+def test_broken_training_image_is_replaced_and_named(coco, options, tmp_path, caplog, capsys):
+    folder = coco().rename(tmp_path / "my shapes")
+    options = replace(options, data_dir=str(folder))
     (folder / "images" / "train_0.png").write_bytes((folder / "images" / "train_0.png").read_bytes()[:200])
     (folder / "images" / "train_1.png").unlink()
-    train = [open_split(find_splits(folder), "train")]
-    batches = list(train_loader(train, replace(options, corrupt_limit=0.3), batch_size=8).epoch(0))
+    batches = list(DetectionData(replace(options, corrupt_limit=0.3)).train_loader(8, 0, 1, 0).epoch(0))
     assert len(batches[0]["image"]) == 8
     assert "train_0.png" in caplog.text and "train_1.png" in caplog.text
-    with pytest.raises(CorruptImage, match="cannot be read.*metamix verify --task detection .*shapes"):
-        list(train_loader(train, options, batch_size=8).epoch(0))
+    with pytest.raises(CorruptImage, match="cannot be read.*metamix verify --task detection '.*my shapes'$") as error:
+        list(DetectionData(replace(options, corrupt_limit=0.2)).train_loader(8, 0, 1, 0).epoch(0))
+    assert follow_verify(error.value) == 1
+    said = capsys.readouterr().out
+    assert "train_0.png" in said and "train_1.png" in said
 
 
 def test_unreadable_eval_image_is_marked(coco, options):
     folder = coco()
     (folder / "images" / "test_1.png").write_bytes(b"no image")
-    split = open_split(find_splits(folder), "test")
-    (batch,) = eval_loader(split, replace(options, corrupt_limit=0.5), batch_size=4)
+    (batch,) = DetectionData(replace(options, corrupt_limit=0.5)).eval_loaders(4, 0, 1)["test"]
     assert batch["index"].tolist() == [0, -1, 2, 3] and torch.equal(batch["image"][1], batch["image"][2])
 
 
@@ -265,7 +266,8 @@ def test_missing_area_and_iscrowd_are_added(coco):
 
 def test_images_are_at_least_one_pixel(coco, options):
     tiny = replace(options, scales=(0.001, 0.02), iou_crop=0.0)
-    (batch,) = train_loader([open_split(find_splits(coco()), "train")], tiny, batch_size=8).epoch(0)
+    coco()
+    (batch,) = DetectionData(tiny).train_loader(8, 0, 1, 0).epoch(0)
     assert {image.shape[1] for image in batch["image"]} == {1}
 
 
@@ -370,7 +372,7 @@ def test_files_that_are_not_images_of_the_folder_are_not_read(coco, options, mak
     split = open_split(find_splits(folder), "test")
     with pytest.raises(CorruptImage, match=words):
         split.read(0)
-    (batch,) = eval_loader(split, replace(options, corrupt_limit=0.5), batch_size=3)
+    (batch,) = DetectionData(replace(options, corrupt_limit=0.5)).eval_loaders(3, 0, 1)["test"]
     assert batch["index"].tolist() == [-1, 1, 2]
     problems = [what for what in find_problems(*find_splits(folder)["test"]) if "test_0.png" in what]
     assert len(problems) == 1 and re.search("cannot be used: .*" + words, problems[0])

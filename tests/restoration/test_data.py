@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from advice import follow_verify
 from PIL import Image
 
+from metamix.data import CorruptImage
 from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
@@ -34,6 +36,56 @@ def test_images_to_score_are_not_trained_on(clean):
     clean(name="scored/test", count=2)
     with pytest.raises(ValueError, match="all images of .*scored are in .*test, none is left to train on"):
         data(data_dir=root.parent / "scored", degradation="noise:25")
+
+
+def test_val_is_held_out_where_there_is_a_test_folder(clean, capsys):
+    root = clean(count=3)
+    clean(name="photos/test", count=2)
+    clean(name="photos/val", count=1)
+    found = data(data_dir=root, degradation="noise:25")
+    assert found.identity["samples"] == {"train": 3, "test": 2, "holdout": 1} and not found.notes
+    assert {split: len(loader) for split, loader in found.eval_loaders(4, 0, 1).items()} == {"test": 2, "holdout": 1}
+    elsewhere = data(data_dir=root, test_dir=clean("others", count=4), degradation="noise:25")
+    assert elsewhere.identity["samples"] == {"train": 3, "test": 4, "holdout": 1}
+    assert elsewhere.notes == [f"{root}/test is neither trained on nor scored, since --test-dir is given"]
+    on_val = data(data_dir=root, test_dir=root / "val", degradation="noise:25")
+    assert on_val.identity["samples"] == {"train": 3, "test": 1} and on_val.notes == elsewhere.notes
+    assert verify([str(root), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    for split in "train", "test", "val":
+        clean(name=f"split/{split}", count=2)
+    assert len(data(data_dir=root.parent / "split", degradation="noise:25").parts["holdout"]) == 2
+
+
+@pytest.mark.parametrize("test_dir", [None, "my tests"])
+def test_the_advised_command_finds_the_unreadable_image(clean, break_image, capsys, test_dir):
+    root = clean("my photos")
+    options = {"data_dir": root, "degradation": "noise:25"} | ({"test_dir": clean(test_dir)} if test_dir else {})
+    broken = (root.parent / test_dir if test_dir else root) / "0.png"
+    break_image(broken)
+    found = data(**options)
+    loader = found.eval_loaders(1, 0, 1)["test"] if test_dir else found.train_loader(5, 0, 1, 0)
+    with pytest.raises(CorruptImage, match="metamix verify --task restoration '.*my .*' --clean") as e:
+        list(loader.epoch(0))
+    assert follow_verify(e.value) == 1
+    said = capsys.readouterr().out
+    assert f"{broken}: " in said and "\n1 problem; " in said
+
+
+def test_the_advised_command_names_the_folders_of_pairs(pairs, break_image, capsys):
+    root = pairs()
+    for place in root.glob("*/input"):
+        for path in place.iterdir():
+            path.rename(path.with_name(f"{path.stem} low.png"))
+        place.rename(place.with_name("low"))
+    for place in root.glob("*/target"):
+        place.rename(place.with_name("high"))
+    break_image(root / "train" / "low" / "1 low.png")
+    names = {"input_folder": "low", "target_folder": "high", "input_name": "{name} low"}
+    with pytest.raises(CorruptImage, match="To list them all: ") as error:
+        list(data(data_dir=root, **names).train_loader(4, 0, 1, 0).epoch(0))
+    assert follow_verify(error.value) == 1
+    said = capsys.readouterr().out
+    assert "train/low/1 low.png: " in said and "\n1 problem; " in said
 
 
 def test_batches_depend_on_seed_and_epoch_alone(clean):

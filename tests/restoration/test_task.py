@@ -124,6 +124,15 @@ def test_two_processes_equal_one(clean, tmp_path):
     assert two["psnr"] == pytest.approx(one["psnr"], abs=1e-2) and two["input_psnr"] == one["input_psnr"]
 
 
+def test_a_held_out_folder_is_scored_after_each_epoch(clean, tmp_path):
+    photos = clean(count=4)
+    clean("photos/test", count=1), clean("photos/val", count=1)
+    train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", tmp_path / "run")
+    assert "holdout_psnr" in read_csv(tmp_path / "run" / "metrics.csv")[0]
+    evaluate("--checkpoint", tmp_path / "run", "--data-dir", photos, "--split", "holdout", "--output", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["samples"] == {"test": 1, "holdout": 1}
+
+
 def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
     options = RestorationOptions(data_dir=str(clean()), degradation="noise:25", crop=16, mixup=1.2, workers=0)
     data = RestorationData(options)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from advice import follow_verify
 from PIL import Image
 from torchvision import tv_tensors
 
@@ -18,7 +19,7 @@ from metamix.segmentation.labels import (
     read_mask,
     read_palette,
 )
-from metamix.segmentation.options import SegmentationOptions
+from metamix.segmentation.options import SegmentationOptions, verify_command
 from metamix.segmentation.sources import open_set
 from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size, train_transform
 from metamix.segmentation.verify import main as verify
@@ -311,6 +312,26 @@ def test_a_broken_image_is_replaced_and_a_bad_label_ends_the_run(scenes, break_i
     for memory in ("yes", "no"):
         with pytest.raises((BadMask, OSError), match="masks/0.png has the label 7 at 1,920 pixels"):
             list(SegmentationData(options(root, memory=memory)).train_loader(4, 0, 1, 0).epoch(0))
+
+
+def test_the_advised_command_finds_the_unreadable_image(scenes, break_image, capsys):
+    root = scenes("my scenes")
+    (root / "classes.txt").write_text("a\nb\nc\nd\n")
+    for path in root.glob("*/masks/*.png"):
+        path.unlink()
+        write_mask(path.with_name(f"{path.stem} mask.png"), np.random.default_rng(0).integers(0, 5, (40, 48)))
+    break_image(root / "train" / "images" / "0.png")
+    own = {"mask_name": "{name} mask", "ignore_index": None, "reduce_zero_label": True}
+    with pytest.raises(CorruptImage, match="metamix verify --task segmentation '.*my scenes'") as error:
+        list(SegmentationData(options(root, memory="no", **own)).train_loader(4, 0, 1, 0).epoch(0))
+    assert follow_verify(error.value) == 1
+    said = capsys.readouterr().out
+    assert "train/images/0.png: " in said and "\n1 problem\n" in said, said
+
+
+def test_the_advised_command_names_the_layout():
+    command = verify_command(options("cities", data="cityscapes"))
+    assert command == "metamix verify --task segmentation cities --data cityscapes"
 
 
 def test_masks_to_score_are_read_before_training(scenes, break_image):

@@ -177,7 +177,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"class_weights": (1.0, -1.0)}, "weights must be finite and at least 0"),
         ({"loss": "dice", "class_weights": "log"}, r"does nothing for the loss dice: .* or add ce or ohem .* ce\+dice"),
         ({"loss": "focal+lovasz", "class_weights": (1.0, 2.0)}, "does nothing for the loss focal"),
-        ({"aux_weight": -1.0}, "aux_weight is -1.0, but it must be a number of at least 0"),
+        ({"aux_weight": -1.0}, "aux_weight is -1.0, but it must be at least 0"),
         ({"test_scales": ()}, "test_scales is"),
         ({"mask_name": "mask"}, "mask_name is 'mask', but it must hold {name}"),
         ({"train_on": ()}, "train_on is ''; name the splits to train on, each once"),
