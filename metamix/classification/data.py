@@ -61,7 +61,13 @@ class ClassificationData:
         if isinstance(options, DataOptions):
             self.identity["digest"] = self.splits.digest
             self.transform = Augment(
-                options, seed=seed, mean=self.mean, std=self.std, size=self.size, num_classes=len(self.classes)
+                options,
+                seed=seed,
+                mean=self.mean,
+                std=self.std,
+                size=self.size,
+                num_classes=len(self.classes),
+                cropped=not in_memory(images, options),
             )
 
     @property
@@ -94,7 +100,7 @@ class ClassificationData:
             if split != "train"
         }
 
-    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Augment and normalise a training batch."""
         return self.transform(batch, epoch, step)
 

@@ -100,7 +100,7 @@ class EvalTransform:
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
-        return self.normalize.normalize(pixels.permute(1, 2, 0)[None])[0].permute(2, 0, 1)
+        return self.normalize.normalize(pixels[None])[0]
 
 
 @dataclass(frozen=True)

@@ -36,19 +36,16 @@ class ClassificationLoss:
 
     def supervised(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of (n, classes) logits against labels (n,) or shares (n, classes)."""
-        if self.class_weights is not None:
-            weights = self.class_weights.to(logits.device)
-            weights = weights[target] if target.ndim == 1 else target @ weights  # (n,)
-            return (weights * self.by_sample(logits, target)).mean()
+        reduction = "mean" if self.class_weights is None else "none"
         if self.options.loss == "ce":
-            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing)
-        return F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target))
-
-    def by_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of each sample, (n,)."""
-        if self.options.loss == "ce":
-            return F.cross_entropy(logits, target, label_smoothing=self.options.smoothing, reduction="none")
-        return F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target), reduction="none").mean(1)
+            loss = F.cross_entropy(logits, target, label_smoothing=self.options.smoothing, reduction=reduction)
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, self.smooth(logits, target), reduction=reduction)
+        if self.class_weights is None:
+            return loss
+        weights = self.class_weights.to(logits.device)
+        weights = weights[target] if target.ndim == 1 else target @ weights  # (n,)
+        return (weights * loss.view(len(logits), -1).mean(1)).mean()
 
     def smooth(self, logits: Tensor, target: Tensor) -> Tensor:
         """Smooth labels (n,) or shares (n, classes), and return shares (n, classes)."""

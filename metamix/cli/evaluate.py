@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.training.batches import memory_format
 from metamix.training.evaluation import evaluate
 from metamix.training.optimization import autocast_dtype
 from metamix.training.processes import ProcessGroup
@@ -39,7 +38,7 @@ from .tasks import TASKS, eval_options, find_task
 class EvalOptions:
     """Options of `metamix eval` that hold for every task."""
 
-    output: str = option("", "folder for result.json and pictures; if not given, runs/eval-<data>-<model>")
+    output: str = option("", "folder for result.json and pictures; if not given, one in runs/ named by data and model")
     split: Literal["test", "holdout"] = option(
         "test", "split to score; holdout is the share of train that --holdout keeps out"
     )
@@ -81,7 +80,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             f"split is {settings.split!r}, but the data have only {', '.join(loaders)}: "
             + (reason if hasattr(options, "holdout") else "leave --split out")
         )
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    layout = memory_format(settings.channels_last)
     model.to(group.device, memory_format=layout)  # type: ignore[call-overload]
     if group.is_main:
         for note in task.notes:

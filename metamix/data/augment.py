@@ -28,10 +28,7 @@ TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP
 
 
 class Normalize:
-    """Normalise a batch for evaluation.
-
-    `normalize(batch)` returns the batch with "image" as (x / 255 - mean) / std, (n, C, H, W) float32, channels_last,
-    and with "target", the labels.
+    """Normalise the images of a batch for evaluation.
 
     Args:
         mean, std: per channel, for pixel values from 0 to 1.
@@ -42,15 +39,15 @@ class Normalize:
         self.scale, self.shift = 1 / (255 * stds), -means / stds
 
     def __call__(self, batch: Batch) -> Batch:
-        image = self.normalize(batch["image"].permute(0, 2, 3, 1))
-        return {**batch, "image": image.permute(0, 3, 1, 2), "target": batch["label"]}
+        return {**batch, "image": self.normalize(batch["image"])}
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Normalise (n, H, W, C) uint8 images to float32."""
-        n, height, width, channels = image.shape
+        """Turn (n, C, H, W) uint8 images into (x / 255 - mean) / std, float32 and channels_last."""
+        n, channels, height, width = image.shape
         scale, shift = (x.to(image.device).repeat(width) for x in (self.scale, self.shift))
-        rows = image.reshape(n, height, width * channels).float()  # long rows vectorise, three channels do not
-        return rows.mul_(scale).add_(shift).view(n, height, width, channels)
+        # Long rows vectorise, three channels do not.
+        rows = image.permute(0, 2, 3, 1).reshape(n, height, width * channels).float()
+        return rows.mul_(scale).add_(shift).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Augment:
@@ -60,12 +57,12 @@ class Augment:
     labels (n,), or with mixup or cutmix the shares of the classes (n, num_classes), float32. The result is the same
     on any number of processes.
 
-    Images are cropped, flipped and put through `auto_augment`. Streamed images skip these steps: the batch has
-    "cropped", since the workers have done them. Normalisation, cutout, erasing and mixing follow.
+    Images are cropped, flipped and put through `auto_augment`. Normalisation, cutout, erasing and mixing follow.
 
     Args:
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
+        cropped: skip the steps before normalisation; the workers that stream images have done them.
 
     Raises:
         ValueError: `cutout` is larger than the images.
@@ -80,22 +77,25 @@ class Augment:
         std: tuple[float, ...],
         size: int,
         num_classes: int,
+        cropped: bool = False,
     ):
         if options.cutout > size:
             raise ValueError(f"cutout is {options.cutout} pixels, but images have {size}")
-        self.options, self.seed, self.num_classes = options, seed, num_classes
+        self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped
         self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None
         self.normalize = Normalize(mean=mean, std=std).normalize
 
     def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
         options = self.options
         key = hash64(self.seed, SAMPLE, epoch, batch["index"])
-        image, target = batch["image"].permute(0, 2, 3, 1), batch["label"]  # (n, H, W, C)
-        if "cropped" not in batch:
+        image, target = batch["image"], batch["label"]
+        if not self.cropped:
+            image = image.permute(0, 2, 3, 1)  # (n, H, W, C)
             image = crop_flip(image, options.padding, options.flip, key)
             if self.policy:
                 image = self.policy(image, hash64(key, POLICY))
-        image = self.normalize(image)
+            image = image.permute(0, 3, 1, 2)
+        image = self.normalize(image).permute(0, 2, 3, 1)
         if options.cutout:
             image = cutout(image, options.cutout, key)
         if options.erase:

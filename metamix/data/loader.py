@@ -68,7 +68,7 @@ def train_loader(
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
     batch_size / world_size. Images from memory are those of the data set. Streamed images are cropped, flipped and put
-    through `auto_augment` by the workers; their batch also has "cropped", (n,) bool, all true. `Augment` does the rest.
+    through `auto_augment` by the workers. `Augment` does the rest.
 
     Args:
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
@@ -336,7 +336,6 @@ def collate_images(samples: list[Any]) -> Batch:
     images, labels, indices, broken = zip(*samples)
     return {
         "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
-        "cropped": torch.ones(len(images), dtype=torch.bool),
         "label": torch.tensor(labels),
         "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],

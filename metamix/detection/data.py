@@ -146,7 +146,7 @@ class DetectionData:
             verify=verify_command(self.options),
         )
 
-    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Scale the images to values from 0 to 1. The worker processes have augmented them."""
         return batch | {"image": [image / 255 for image in batch["image"]]}
 

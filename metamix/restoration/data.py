@@ -222,7 +222,7 @@ class RestorationData:
             verify=verify_command(self.options, folder or self.options.data_dir),
         )
 
-    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Mix neighbouring crops, and their targets in the same ratio. The worker processes have done all else."""
         if not self.options.mixup:
             return batch

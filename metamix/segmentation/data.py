@@ -178,7 +178,7 @@ class SegmentationData:
             verify=verify_command(self.options),
         )
 
-    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Normalise the images. The worker processes have augmented them."""
         return batch | {"image": self.normalize(batch["image"]), "target": batch["target"].long()}
 
@@ -261,8 +261,7 @@ def read_image(path: Path) -> Tensor:
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalise images (n, 3, H, W) uint8 to float32, with the mean and std of each channel."""
-    pixels = Normalize(mean=tuple(mean), std=tuple(std)).normalize(images.permute(0, 2, 3, 1))
-    return pixels.permute(0, 3, 1, 2)
+    return Normalize(mean=tuple(mean), std=tuple(std)).normalize(images)
 
 
 class OnPairs:

@@ -28,6 +28,11 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         yield {key: value[start:stop] for key, value in batch.items()}
 
 
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return the memory format that the option `channels_last` asks for."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
     """Move all tensors in nested dicts, lists and tuples to a device.
 

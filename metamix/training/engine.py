@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from metamix.utils.system import peak_memory
 from metamix.utils.text import plural
 
+from .batches import memory_format
 from .checkpoints import Checkpoints, all_finite, check_resumable
 from .evaluation import evaluate
 from .meters import LossMeter, Stopwatch
@@ -42,6 +42,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
+    In a block `with engine.stop_signal`, both save and raise Stopped at SIGTERM or Ctrl-C; a second one acts at once.
+
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
     """
@@ -55,7 +57,7 @@ class Engine:
                 f"take a multiple of {group.world_size}"
             )
         _configure_torch(options.seed, group.device, options.deterministic, one_shape=task.one_shape)
-        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.memory_format = memory_format(options.channels_last)
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)
         self._found = self.checkpoints.find(options.resume, group)
         self.model = self._place(task.model.build(self._found and self._found[1]["about"]))
@@ -85,12 +87,6 @@ class Engine:
     def total_steps(self) -> int:
         """Return the number of steps of the whole run."""
         return self.options.epochs * self.steps_per_epoch
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """Make `fit` and `evaluate` save and raise Stopped at SIGTERM or Ctrl-C; a second signal acts at once."""
-        with self.stop_signal:
-            yield
 
     def fit(self) -> None:
         """Train up to the last epoch.

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from metamix.utils.batch_norm import keep_statistics
 from metamix.utils.tensor_files import load_into
 
-from .batches import micro_batches, num_samples, to_device
+from .batches import memory_format, micro_batches, num_samples, to_device
 from .evaluation import autocast
 from .optimization import Ema, autocast_dtype, make_optimizer, make_schedule, restore_optimizer
 from .processes import ProcessGroup
@@ -33,7 +33,7 @@ class TrainStep:
         self.task, self.model, self.options, self.group = task, model, options, group
         self.steps_per_epoch = steps_per_epoch
         self.done = 0  # steps, over all epochs
-        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.memory_format = memory_format(options.channels_last)
         self.ema = Ema(model, options.ema_decay) if options.ema else None
         self.optimizer = make_optimizer(model, options)
         self.schedule = make_schedule(self.optimizer, options, steps_per_epoch)
@@ -50,9 +50,7 @@ class TrainStep:
         options, group = self.options, self.group
         torch.manual_seed(_step_seed(options.seed, self.done, group.rank))
         self.schedule.step_update(self.done)
-        batch = self.task.data.augment(
-            self._to_device(batch), self.done // self.steps_per_epoch, self.done, group.rank, group.world_size
-        )
+        batch = self.task.data.augment(self._to_device(batch), self.done // self.steps_per_epoch, self.done)
         names, losses = self._accumulate_gradients(self._to_device(batch))  # augmenting may change the memory format
         if options.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)

@@ -46,8 +46,11 @@ class TaskData(Protocol):
         The loaders of all ranks together yield every sample once.
         """
 
-    def augment(self, batch: Batch, epoch: int, step: int, rank: int, world_size: int) -> Batch:
-        """Prepare a batch, already on the device, for the loss. Depends on the arguments and the seed alone."""
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
+        """Prepare this rank's batch, already on the device, for the loss.
+
+        Depends on the arguments and the seed alone. `step` counts over all epochs.
+        """
 
 
 class TaskModel(Protocol):
@@ -119,7 +122,7 @@ class Task(Protocol):
     `TaskClass` says how a task is made.
     """
 
-    title: str  # "<data>-<model>": the name of the run folder
+    title: str  # data and model, such as "digits-metaformer_pooling_nano"; names the run folder
     one_shape: bool  # whether all images have one shape; cuDNN then searches for the fastest convolutions
     data: TaskData
     model: TaskModel

@@ -62,7 +62,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
             write_text(folder / RECIPE, recipe.to_yaml())
         run.set_state("running")
-        with engine.stoppable():
+        with engine.stop_signal:
             engine.fit()
             _finish(engine, run, folder)
             engine.raise_if_stopped()

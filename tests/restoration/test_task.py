@@ -137,15 +137,15 @@ def test_mixup_mixes_neighbours_and_their_targets_alike(clean):
     options = RestorationOptions(data_dir=str(clean()), degradation="noise:25", crop=16, mixup=1.2, workers=0)
     data = RestorationData(options)
     batch = next(iter(data.train_loader(4, 0, 1, seed=3).epoch(0)))
-    mixed = data.augment(batch, 0, 5, 0, 1)
+    mixed = data.augment(batch, 0, 5)
     other = batch["image"][[1, 0, 3, 2]] - batch["image"]
     share = ((mixed["image"] - batch["image"]) * other).sum() / other.square().sum()
     assert 0.01 < share < 0.99
     for key in "image", "target":
         expected = batch[key] + share * (batch[key][[1, 0, 3, 2]] - batch[key])
         torch.testing.assert_close(mixed[key], expected, rtol=0, atol=1e-5)
-    assert torch.equal(data.augment(batch, 0, 5, 0, 1)["image"], mixed["image"])
-    assert not torch.equal(data.augment(batch, 0, 6, 0, 1)["image"], mixed["image"])
+    assert torch.equal(data.augment(batch, 0, 5)["image"], mixed["image"])
+    assert not torch.equal(data.augment(batch, 0, 6)["image"], mixed["image"])
     with pytest.raises(ValueError, match="mixup pairs neighbours, and batch_size 6 leaves each of 2 processes an odd"):
         data.train_loader(6, 0, 2, seed=3)
 

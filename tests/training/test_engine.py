@@ -57,7 +57,7 @@ class Detect:
     def eval_loaders(self, batch_size, rank, world_size):
         return {"test": [make_batch(0, 5), make_batch(1, 2)], "holdout": [make_batch(2, 3)]}
 
-    def augment(self, batch, epoch, step, rank, world_size):
+    def augment(self, batch, epoch, step):
         return {"image": batch["image"], "target": [{"sum": image.sum() * 0.1} for image in batch["image"]]}
 
     def loss(self, model, batch):
@@ -338,7 +338,7 @@ def test_a_signal_ends_an_evaluation_at_its_next_batch(split, steps, tmp_path, c
             yield make_batch(seed, 3)
 
     before.eval_loaders[split] = batches()
-    with pytest.raises(Stopped), before.stoppable():
+    with pytest.raises(Stopped), before.stop_signal:
         before.fit()
         before.evaluate("test")
     assert scored == [0, 1] and f"stopped at step {steps} of 12; everything is in" in capsys.readouterr().out
