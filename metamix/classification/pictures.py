@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from metamix.training.reports import left_out
 from metamix.utils.figures import draw_confusion, plain, save_figure
 
 from .metrics import State, class_scores, total_confusion
@@ -29,9 +30,8 @@ class ClassificationPictures:
         return [matrix, bars]
 
     def report(self, states: list[State]) -> str:
-        """Say how many images were scored, if some could not be read."""
-        scored, unreadable = (sum(int(state[key].sum()) for state in states) for key in ("confusion", "unreadable"))
-        return f"{scored:,} images were scored; {unreadable:,} could not be read" if unreadable else ""
+        """Say how many images could not be read, if there are any."""
+        return left_out(sum(int(state["unreadable"]) for state in states))
 
 
 def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:

@@ -9,8 +9,6 @@ table, CSV or JSON. Images that cannot be read are named and left out; the exit 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,8 @@ from metamix.data.find import find_images
 from metamix.data.sources import decode
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.options import positive
+from metamix.utils.options import add_device, positive
+from metamix.utils.tables import csv_text
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .load import Classifier, load_classifier
@@ -91,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or name of published weights")
     parser.add_argument("--model", help="model of a weight file that does not name it")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_device(parser)
     add_options(parser)
     return parser
 
@@ -153,13 +152,12 @@ def as_table(predictions: Sequence[Prediction]) -> str:
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
     """Format one row for each image and label: image, rank, label, probability."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "rank", "label", "probability"])
-    for prediction in predictions:
-        for rank, (label, probability) in enumerate(prediction.labels, 1):
-            writer.writerow([prediction.image, rank, label, f"{probability:.6f}"])
-    return text.getvalue()
+    rows = [
+        (prediction.image, rank, label, f"{probability:.6f}")
+        for prediction in predictions
+        for rank, (label, probability) in enumerate(prediction.labels, 1)
+    ]
+    return csv_text([("image", "rank", "label", "probability"), *rows])
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:

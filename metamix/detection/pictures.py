@@ -11,6 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from metamix.data import CorruptImage
+from metamix.training.reports import left_out
 from metamix.training.task import State
 from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
@@ -60,7 +61,9 @@ class DetectionPictures:
         return rows
 
     def report(self, states: list[State]) -> str:
-        return table(self.metric.scores(states))
+        """Return a table of the scores, and say how many images could not be read."""
+        unreadable = len(self.data.scored_split(states)) - sum(len(state["seen"]) for state in states)
+        return "\n".join(filter(None, [table(self.metric.scores(states)), left_out(unreadable)]))
 
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from metamix.training.reports import left_out
 from metamix.training.task import State
 from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
-from metamix.utils.text import plural
+from metamix.utils.tables import csv_text
 
 from .metrics import SHOWN, all_rows, mean_scores
 
@@ -38,19 +37,15 @@ class RestorationPictures:
         scores = {row["index"]: row for row in rows}
         shown = sorted((item for state in states for item in state["shown"]), key=lambda item: item[0])[:SHOWN]
         draw_sheet(sheet, [(_title(scores[index]), pictures) for index, _, pictures in shown])
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([row["image"], *(f"{row[name]:.4f}" for name in COLUMNS[1:])] for row in rows)
-        write_text(table, text.getvalue())
+        lines = [[row["image"], *(f"{row[name]:.4f}" for name in COLUMNS[1:])] for row in rows]
+        write_text(table, csv_text([COLUMNS, *lines]))
         return [sheet, table]
 
     def report(self, states: list[State]) -> str:
         """Say what the scores compare, how many images could not be read, and what to do about bad scores."""
-        unreadable = sum(state["unreadable"] for state in states)
-        lines = [f"scores: {self.measured}; input_ are those of the images before restoration"]
-        lines += [f"left out: {plural(unreadable, 'image')} that could not be read"] * bool(unreadable)
-        return "\n".join(filter(None, [*lines, self.advice(states)]))
+        measured = f"scores: {self.measured}; input_ are those of the images before restoration"
+        unreadable = left_out(sum(state["unreadable"] for state in states))
+        return "\n".join(filter(None, [measured, unreadable, self.advice(states)]))
 
     def advice(self, states: list[State]) -> str:
         """Say what to do where the restored images score below the images before restoration; else nothing."""

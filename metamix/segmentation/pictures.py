@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from metamix.training.reports import left_out
 from metamix.training.task import State
 from metamix.utils.figures import draw_confusion, plain, save_figure
 from metamix.utils.files import write_text
-from metamix.utils.text import plural
+from metamix.utils.tables import csv_text
 
 from .labels import IGNORED, Labels, colours_of
 from .metrics import SegmentationMetric, Shown, images_to_show, total
@@ -39,11 +38,8 @@ class SegmentationPictures:
         draw_images(images, images_to_show(states), self.labels)
         title = f"{int(confusion.sum()):,} pixels, mean IoU {scores['miou']:.2f} %"
         draw_confusion(matrix, confusion, self.labels.classes, title, of="pixels", percent=True)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["label", *self.labels.classes])
-        writer.writerows([name, *row] for name, row in zip(self.labels.classes, confusion.tolist()))
-        write_text(table, text.getvalue())
+        rows = [[name, *row] for name, row in zip(self.labels.classes, confusion.tolist())]
+        write_text(table, csv_text([["label", *self.labels.classes], *rows]))
         return [images, matrix, table]
 
     def report(self, states: list[State]) -> str:
@@ -55,9 +51,8 @@ class SegmentationPictures:
         for label, row in rows.items():
             cells = ("-" if row[key] is None else f"{row[key]:.2f}" for key in names)
             lines.append(f"{label:{width}}  " + "  ".join(f"{cell:>11}" for cell in cells))
-        unreadable = sum(state["unreadable"] for state in states)
-        lines += [f"left out: {plural(unreadable, 'image')} that could not be read"] * bool(unreadable)
-        return "\n".join(lines)
+        lines.append(left_out(sum(state["unreadable"] for state in states)))
+        return "\n".join(filter(None, lines))
 
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from metamix.utils.figures import save_figure
 from metamix.utils.files import write_text
+from metamix.utils.tables import csv_text
 from metamix.utils.tensor_files import SUMMARY
+from metamix.utils.text import plural
 
 Row = Mapping[str, Any]  # one epoch
 
@@ -32,13 +33,9 @@ def split_column(name: str) -> tuple[str, str]:
 def write_metrics(path: Path, history: Sequence[Row]) -> None:
     """Write one CSV row per epoch."""
     columns = list(dict.fromkeys(name for row in history for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()} for row in history
-    )
-    write_text(path, text.getvalue())
+    cells = [[row.get(name, "") for name in columns] for row in history]
+    rows = [[f"{value:.8g}" if isinstance(value, float) else value for value in row] for row in cells]
+    write_text(path, csv_text([columns, *rows]))
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -61,6 +58,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise ValueError(f"{path} holds no result; delete it to score the run again")
     return summary
+
+
+def left_out(unreadable: int) -> str:
+    """Say how many images could not be read; empty if there are none."""
+    return f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
 
 
 def draw_curves(path: Path, history: Sequence[Row]) -> None:
@@ -96,7 +98,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
     rows = [columns, *([str(summary[column]) for column in columns] for summary in summaries)]
     data = str(summaries[0]["data"]).replace("/", "-")
     sheet, picture = (folders[0].parent / f"compared-{data}.{kind}" for kind in ("csv", "png"))
-    write_text(sheet, "\n".join(",".join(row) for row in rows) + "\n")
+    write_text(sheet, csv_text(rows))
     _draw_comparison(picture, summaries, histories)
     return f"{_align(rows)}\n\nwritten: {sheet} {picture}"
 

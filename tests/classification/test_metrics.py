@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from metamix.classification.metrics import ClassificationMetric, class_scores
 from metamix.classification.pictures import ClassificationPictures, draw_classes, draw_confusion
 from metamix.data import Normalize
+from metamix.utils.text import plural
 
 DIGITS = tuple("0123456789")
 
@@ -71,7 +72,7 @@ def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
     alone.update(expected[0], fixed(logits[kept]), batch(labels[kept]))
     assert digits.result(states) == pytest.approx(alone.result(expected))
     said = ClassificationPictures(DIGITS).report(states)
-    assert said == f"{len(kept)} images were scored; {len(unreadable)} could not be read"
+    assert said == f"left out: {plural(len(unreadable), 'image')} that could not be read"
 
 
 @pytest.mark.parametrize("classes, names", [(5, ["top1", "loss"]), (6, ["top1", "top5", "loss"])])

@@ -155,7 +155,7 @@ def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsy
     words = folder_of_digits(["train", "val"], "0123456789")
     (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
     evaluate(*words, "--corrupt-limit", 0.5)
-    assert "9 images were scored; 1 could not be read\n" in capsys.readouterr().out
+    assert "left out: 1 image that could not be read\n" in capsys.readouterr().out
 
 
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):

@@ -167,6 +167,7 @@ def test_images_that_were_not_seen_are_not_scored(coco):
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)
     assert task.metric.scores(states).images == {10: 1.0, 12: 1.0, 13: 1.0}
+    assert task.pictures.report(states).endswith("\nleft out: 1 image that could not be read")
     assert table(score(split, [], image_ids=[13])) == "no scores: the images that were read show no object"
     missed = score(split, [result for state in states for result in state["results"]])
     assert missed.summary["AP"] < 99 and missed.images[11] == 0  # control: all images count
