@@ -33,7 +33,7 @@ class ModelOptions(BackboneOptions, SourceOptions):
 
 @dataclass
 class ClassificationEvalOptions(LocationOptions):
-    """Options of `metamix eval` for classification. Those without a value are as in training."""
+    """Options of `metamix eval` for classification. Options whose default is none are as in training."""
 
     model: str | None = _model(None, "a model of metamix or timm; none: the one that the checkpoint names")
     model_args: dict[str, Any] = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, open_data
 from metamix.data.formats import ImageSplit
 from metamix.data.sources import read_image
-from metamix.utils.text import readable
+from metamix.utils.text import exit_with_message, readable
 
 
 class ImageProblems:
@@ -61,19 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if an image cannot be read, else 0.
     """
     parser = argparse.ArgumentParser(
-        prog="metamix verify --task classification", description="Find the images of a data set that cannot be read."
+        prog="metamix verify --task classification",
+        description="Find the images of a data set that cannot be read.",
+        allow_abbrev=False,
     )
     parser.add_argument("data", help="digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
     parser.add_argument("--data-dir", help="folder of the data set")
     parser.add_argument("--test-on", default="", help="split to verify beside train (default: the one that is scored)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode; 0: this process (default: 2)")
     options = parser.parse_args(argv)
-    if options.workers < 0:
-        parser.error(f"--workers is {options.workers}: give 0 (this process decodes) or more")
-    try:
+    with exit_with_message(ValueError, OSError, ImportError):
+        if options.workers < 0:
+            raise ValueError(f"--workers is {options.workers}: give 0 (this process decodes) or more")
         splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
-    except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
     count = total = 0
     for title, source in splits.sources().items():
         total += len(source)

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.training.recipe import import_modules
 from metamix.utils.files import write_text
-from metamix.utils.options import not_negative, positive
+from metamix.utils.options import counts, not_negative, positive, words
 from metamix.utils.text import exit_with_message
+
+from .tasks import add_imports
 
 EXAMPLES = """examples:
   metamix benchmark metaformer_pooling_s12 resnet18
@@ -23,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = make_parser(tuple(ENGINES), PRECISIONS).parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
+        import_modules(options.imports)
         if options.json:  # refuse a wrong path before the measurement
             if options.json.is_dir():
                 raise ValueError(f"--json {options.json} is a folder: give a file")
@@ -62,16 +66,5 @@ def make_parser(engines: Sequence[str], precisions: Sequence[str]) -> argparse.A
     parser.add_argument("--seconds", type=not_negative, default=1.0, help="for each cell of the table (default: 1)")
     parser.add_argument("--reference", metavar="MODEL", help="model that speedups refer to (default: the first)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")
+    add_imports(parser)
     return parser
-
-
-def words(text: str) -> list[str]:
-    """Parse "eager,openvino"."""
-    return [word.strip() for word in text.split(",")]
-
-
-def counts(text: str) -> list[int]:
-    """Parse "1,8"."""
-    if not all(word.isdigit() and int(word) for word in words(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of batch sizes: give whole numbers, such as 1,8")
-    return [int(word) for word in words(text)]

@@ -10,8 +10,10 @@ from typing import Any
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
 from metamix.training.recipe import import_modules
-from metamix.utils.options import not_negative, positive
+from metamix.utils.options import counts, not_negative, positive
 from metamix.utils.text import exit_with_message, plural, readable
+
+from .tasks import add_imports
 
 EXAMPLES = """examples:
   metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
@@ -77,17 +79,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=not_negative, default=4.0, help="for measuring the speed; 0: none (default: 4)"
     )
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
+    add_imports(parser)
     return parser
 
 
 def size(text: str) -> int | tuple[int, int]:
     """Parse "224" or "480,640"."""
-    sides = [part.strip() for part in text.split(",")]
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give the side of a square, or height,width in pixels")
-    numbers = [int(side) for side in sides]
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    sides = counts(text)
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} has more than two sides: give one for a square, or height,width")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:

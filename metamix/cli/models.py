@@ -8,17 +8,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from metamix.models import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models
+from metamix.training.recipe import import_modules
 from metamix.utils.text import exit_with_message, short_count
+
+from .tasks import add_imports
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the models whose names match. Exits with a message where none does."""
-    parser = argparse.ArgumentParser(prog="metamix models", description="List models with their sizes and weights.")
+    parser = argparse.ArgumentParser(
+        prog="metamix models", description="List models with their sizes and weights.", allow_abbrev=False
+    )
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", default=["*"], help="name with wildcards: '*raft*'")
     parser.add_argument("--pretrained", action="store_true", help="only models with weights")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="table or json (default: table)")
+    add_imports(parser)
     options = parser.parse_args(argv)
     with exit_with_message(ValueError):
+        import_modules(options.imports)
         models = list_all_models(options.patterns, pretrained=options.pretrained)
     print(json.dumps([asdict(m) for m in models], indent=2) if options.format == "json" else table(models))
 

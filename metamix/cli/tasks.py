@@ -45,6 +45,11 @@ def task_module(name: str, part: str) -> ModuleType:
     return import_module(f"metamix.{name}.{part}")
 
 
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Add `--import MODULE`, for `metamix.training.recipe.import_modules`."""
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
+
+
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Take `--task NAME` and `--import MODULE` out of a command line, and import the modules.
 
@@ -53,7 +58,7 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
-    parser.add_argument("--import", dest="imports", action="append", default=[])
+    add_imports(parser)
     known, rest = parser.parse_known_args(argv)
     import_modules(known.imports)
     return known.task, rest

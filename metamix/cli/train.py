@@ -6,8 +6,8 @@
 
     torchrun --nproc_per_node=4 --max_restarts=3 train.py --config digits/demo
 
-A run has a folder, runs/<data>-<model>-seed<seed>. The same command again resumes the run from its last checkpoint, or
-says that it is finished. The training loop is metamix/training/engine.py.
+A run has a folder in runs/, named by data, model and seed. The same command again resumes the run from its last
+checkpoint, or says that it is finished. The training loop is metamix/training/engine.py.
 """
 
 from __future__ import annotations

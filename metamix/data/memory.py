@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .files import CorruptImage
 from .formats import ImageSplit
-from .options import SourceOptions
+from .options import SourceOptions, check_both
 from .sources import SMALL_SIDE, Source, read_image
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -60,10 +60,9 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     Raises:
         ValueError: the options have only one of the two, or values that do not fit.
     """
+    check_both(options.mean, options.std)
     if options.mean is not None and options.std is not None:
         return _check_statistics(options.mean, options.std, len(source.images.mode))
-    if options.mean is not None or options.std is not None:
-        raise ValueError("give mean and std together, or neither")
     if in_memory(source, options):
         return mean_std(pixels(source, options).images)
     if source.images.mode == "L":

@@ -92,6 +92,13 @@ def verify_command(options: LocationOptions) -> str:
     return shlex.join(["metamix", "verify", options.data, *changed_flags(options, "data_dir", "test_on")])
 
 
+def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Raise ValueError if only one of mean and std is given."""
+    if (mean is None) != (std is None):
+        given, missing = ("std", "mean") if mean is None else ("mean", "std")
+        raise ValueError(f"{given} is given, but {missing} is not: give both or neither")
+
+
 def check_template(option: str, template: str, example: str) -> None:
     """Raise ValueError if a template of file names has no place for {name}."""
     if "{name}" not in template:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.utils.options import positive
+from metamix.utils.options import add_places, positive, share
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
 
@@ -89,8 +89,7 @@ def restore_images(argv: Sequence[str]) -> int:
     from .fit import fit, tiles
 
     parser = make_parser()
-    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--output", type=Path, default=Path("restored"), help="folder (default: restored)")
+    add_places(parser, "restored")
     options = parser.parse_args(argv)
     files = name_outputs(options.places, options.output)
     exported = load_exported(options.model, threads=options.threads)
@@ -108,8 +107,7 @@ def label_pixels(argv: Sequence[str]) -> int:
     from .fit import fit, tiles
 
     parser = make_parser()
-    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder (default: predicted)")
+    add_places(parser, "predicted")
     options = parser.parse_args(argv)
     names = name_outputs(options.places, options.output)
     exported = load_exported(options.model, threads=options.threads)
@@ -125,25 +123,13 @@ def find_objects(argv: Sequence[str]) -> int:
     from .detection import ExportedDetector
 
     parser = make_parser()
-    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
+    add_places(parser, "predictions")
     parser.add_argument("--threshold", type=share, default=0.5, help="least score of an object (default: 0.5)")
     options = parser.parse_args(argv)
     pictures = name_pictures(options.places, options.output)
     model = ExportedDetector.of(load_exported(options.model, threads=options.threads))
     unreadable = draw_all(model, model.classes, pictures, options.output, options.threshold)
     return 1 if unreadable else 0
-
-
-def share(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return number
 
 
 RUNNERS = {

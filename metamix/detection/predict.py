@@ -1,7 +1,6 @@
 """Find objects in images.
 
     metamix predict IMAGE_OR_FOLDER... --checkpoint RUN
-    python -m metamix.detection.predict IMAGE_OR_FOLDER... --checkpoint RUN
 
 RUN is the folder of a detection run, or a weight file in it. A folder means all images in it, at any depth. Each image
 is drawn with its boxes to OUTPUT/<name>.png, where the name is the path inside the given folder.
@@ -25,13 +24,39 @@ from metamix.data import CorruptImage
 from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
-from metamix.utils.text import plural, readable
+from metamix.utils.options import add_device, add_places, share
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .coco import read_image
 from .load import load_detector
 from .pictures import Objects, draw_image
 
 RECORDS = "predictions.json"  # in the output folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `metamix predict` for detection.
+
+    Returns:
+        1 if an image was left out, else 0.
+    """
+    options = make_parser().parse_args(argv)
+    with exit_with_message(ValueError, OSError):
+        pictures = name_pictures(options.places, options.output)
+        model, metadata = load_detector(options.checkpoint)
+        model.to(ProcessGroup.start(options.device).device)
+        left_out = draw_all(model, metadata["classes"], pictures, options.output, options.threshold)
+    return 1 if left_out else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="metamix predict", description="Find objects in images.", allow_abbrev=False)
+    add_places(parser, "predictions")
+    parser.add_argument("--checkpoint", required=True, help="run folder or weight file")
+    parser.add_argument("--threshold", type=share, default=0.5, help="least score of an object (default: 0.5)")
+    add_device(parser)
+    return parser
 
 
 @torch.no_grad()
@@ -52,31 +77,6 @@ def predict(model: nn.Module, path: Path, threshold: float) -> tuple[Tensor, Obj
     (found,) = model.eval()([image.to(next(model.parameters()).device) / 255])
     sure = (found["scores"] >= threshold) & (found["labels"] > 0)
     return image, {key: value[sure].cpu() for key, value in found.items()}
-
-
-def predict_all(
-    places: Sequence[Path], checkpoint: str | Path, output: Path, *, threshold: float = 0.5, device: str = "auto"
-) -> int:
-    """Find the objects in images, draw them, and write predictions.json.
-
-    Args:
-        places: image files, and folders of images.
-        checkpoint: run folder, or weight file.
-        output: folder to write to.
-        threshold: least score of an object.
-        device: auto, cpu, cuda, cuda:1 or mps.
-
-    Returns:
-        The number of images that were left out, see `draw_all`.
-
-    Raises:
-        OSError: a file is missing or cannot be written.
-        ValueError: the checkpoint holds no detector, or a picture would overwrite another file.
-    """
-    pictures = name_pictures(places, output)
-    model, metadata = load_detector(checkpoint)
-    model.to(ProcessGroup.start(device).device)
-    return draw_all(model, metadata["classes"], pictures, output, threshold)
 
 
 def draw_all(
@@ -141,26 +141,3 @@ def describe_objects(found: Objects, classes: Sequence[str]) -> list[dict]:
         {"class": classes[label - 1], "score": round(score, 4), "box": [round(value, 1) for value in box]}
         for label, score, box in rows
     ]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="metamix predict", description=__doc__.splitlines()[0])
-    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--checkpoint", required=True, help="run folder, or weights in it")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: predictions)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object (default: 0.5)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    options = parser.parse_args(argv)
-    if not 0 <= options.threshold <= 1:
-        parser.error(f"--threshold is {options.threshold}, but it must be between 0 and 1")
-    try:
-        unreadable = predict_all(
-            options.places, options.checkpoint, options.output, threshold=options.threshold, device=options.device
-        )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return 1 if unreadable else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,8 +3,6 @@
     metamix verify --task detection FOLDER                         all splits, as metamix.detection.coco finds them
     metamix verify --task detection FILE.json --images FOLDER      one annotation file
 
-`python -m metamix.detection.verify` does the same.
-
 Each problem is one line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there is any.
 Training and scores leave out what they cannot use. Training cuts boxes at the edges of their image, and images without
 boxes train as background.
@@ -14,7 +12,6 @@ At the end, the sizes of the boxes are printed, in pixels of the resized trainin
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,7 +20,8 @@ from typing import Any
 import torch
 
 from metamix.data import CorruptImage
-from metamix.utils.text import plural, readable
+from metamix.utils.options import positive
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
@@ -190,26 +188,29 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="metamix verify --task detection", description=__doc__.splitlines()[0])
+    """Run `metamix verify` for detection.
+
+    Returns:
+        1 if something is wrong, else 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog="metamix verify --task detection",
+        description="Find what is wrong with a data set in COCO's format.",
+        allow_abbrev=False,
+    )
     parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
     parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
     parser.add_argument(
-        "--min-size", type=int, default=800, help="shorter side of the training images, in pixels (default: 800)"
+        "--min-size", type=positive, default=800, help="shorter side of the training images, in pixels (default: 800)"
     )
     parser.add_argument(
-        "--max-size", type=int, default=1333, help="their largest longer side, in pixels (default: 1333)"
+        "--max-size", type=positive, default=1333, help="their largest longer side, in pixels (default: 1333)"
     )
     options = parser.parse_args(argv)
-    if not 0 < options.min_size <= options.max_size:
-        parser.error(f"--min-size is {options.min_size} and --max-size {options.max_size}; give 0 < min <= max")
-    if options.images and options.data.is_dir():
-        parser.error(f"--images is for one annotation file, and {options.data} is a folder: leave it out")
-    try:
+    with exit_with_message(ValueError, OSError):
+        if options.min_size > options.max_size:
+            raise ValueError(f"--min-size is {options.min_size}, above --max-size, which is {options.max_size}")
+        if options.images and options.data.is_dir():
+            raise ValueError(f"--images is for one annotation file, and {options.data} is a folder: leave it out")
         found = verify(options.data, options.images, min_size=options.min_size, max_size=options.max_size)
-        return 1 if found else 0
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 1 if found else 0

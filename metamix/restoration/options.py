@@ -112,7 +112,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
 
 @dataclass
 class RestorationEvalOptions(ImageOptions):
-    """Define the options of `metamix eval`. Those without a value are as in training."""
+    """Define the options of `metamix eval`. Options whose default is none are as in training."""
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
     model: str | None = _model(None, "image model, for weights that do not name it")

@@ -29,6 +29,7 @@ from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
+from metamix.utils.options import add_device, add_places
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .colour import to_rgb, to_ycbcr
@@ -93,11 +94,10 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(prog="metamix predict", description="Restore images.", allow_abbrev=False)
-    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    add_places(parser, "restored")
     parser.add_argument("--checkpoint", help="run folder or weight file")
     parser.add_argument("--model", help="image model, for weights that do not name it")
     parser.add_argument("--pretrained", action="store_true", help="the model's published weights")
-    parser.add_argument("--output", type=Path, default=Path("restored"), help="folder (default: restored)")
     parser.add_argument(
         "--tile", type=int, default=512, help="side of the tiles in pixels; 0: whole images at once (default: 512)"
     )
@@ -114,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", choices=["keep", "png", "jpg", "webp", "tif"], default="keep", help="to write (default: keep)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_device(parser)
     return parser
 
 

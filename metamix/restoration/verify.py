@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
-from metamix.utils.text import plural, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import Sample, find_roots, find_samples, leave_out, read_tensor, samples_of, scale_of_pair
 from .degradations import PAIRS
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if something is wrong, else 0.
     """
     parser = argparse.ArgumentParser(
-        prog="metamix verify --task restoration", description="Check the images of a restoration data set."
+        prog="metamix verify --task restoration",
+        description="Check the images of a restoration data set.",
+        allow_abbrev=False,
     )
     parser.add_argument("data", type=Path, help="folder of the images, or one with train/ and test/")
     parser.add_argument("--clean", action="store_true", help="the images are clean ones, without partners")
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = getattr(RestorationOptions, name)
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"{what} (default: {default})")
     words = parser.parse_args(argv)
-    try:
+    with exit_with_message(ValueError):
         options = RestorationOptions(
             data_dir=str(words.data),
             degradation="noise:0" if words.clean else PAIRS,
@@ -53,9 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             input_name=words.input_name,
             crop=1,
         )
-    except ValueError as error:
-        print(readable(str(error)))
-        return 1
     return 1 if verify(options) else 0
 
 

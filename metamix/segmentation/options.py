@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from metamix.data.options import ReadingOptions, check_template, check_train_on
+from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import changed_flags, check_ranges, option
 
@@ -162,8 +162,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
 
     def check_statistics(self) -> None:
         """Check that mean and std are given together, or neither."""
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("give mean and std together, or neither")
+        check_both(self.mean, self.std)
         for values, low in ((self.mean, 0.0), (self.std, 1e-6)):
             if values is not None and not (len(values) == 3 and all(low <= value <= 1 for value in values)):
                 raise ValueError(f"mean {self.mean} and std {self.std} must have three values from 0 to 1")
@@ -176,7 +175,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
 
 @dataclass
 class SegmentationEvalOptions(ImageOptions):
-    """Options of `metamix eval` for segmentation. Those without a value are as in training."""
+    """Options of `metamix eval` for segmentation. Options whose default is none are as in training."""
 
     checkpoint: str = _model("", "weights of a segmenter: a run folder, or a file in it")
     ignore_index: int | Literal["trained"] | None = _data(

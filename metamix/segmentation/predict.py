@@ -32,6 +32,7 @@ from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
+from metamix.utils.options import add_device, add_places
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import normalize, read_image
@@ -105,15 +106,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamix predict", description="Label the pixels of images.", allow_abbrev=False
     )
-    parser.add_argument("places", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    add_places(parser, "predicted")
     parser.add_argument("--checkpoint", required=True, help="run folder or weight file")
-    parser.add_argument("--output", type=Path, default=Path("predicted"), help="folder (default: predicted)")
     parser.add_argument(
         "--tile", type=int, default=1024, help="side of the tiles in pixels; 0: whole images at once (default: 1024)"
     )
     parser.add_argument("--overlap", type=int, default=128, help="least overlap of tiles in pixels (default: 128)")
     parser.add_argument("--flip", action="store_true", help="mean over the image and its mirror image")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_device(parser)
     return parser
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
-from metamix.utils.text import plural, readable
+from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import read_image
 from .labels import IGNORED, BadMask, Labels, read_mask
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 if something is wrong, else 0.
     """
     parser = argparse.ArgumentParser(
-        prog="metamix verify --task segmentation", description="Check the images and masks of a segmentation data set."
+        prog="metamix verify --task segmentation",
+        description="Check the images and masks of a segmentation data set.",
+        allow_abbrev=False,
     )
     parser.add_argument("data_dir", help="folder of the data set")
     parser.add_argument(
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reduce-zero-label", action="store_true", help="ignore the value 0")
     parser.add_argument("--mask-name", default="{name}", help="name of the mask of the image {name}")
     words = parser.parse_args(argv)
-    try:
+    with exit_with_message(ValueError, OSError):
         options = SegmentationOptions(
             data=words.data,
             data_dir=words.data_dir,
@@ -56,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         found = open_set(options)
         labels = found.labels(options.ignore_index, options.reduce_zero_label)
-    except (ValueError, OSError) as error:
-        print(readable(str(error)))
-        return 1
     return 1 if verify(found, labels) else 0
 
 

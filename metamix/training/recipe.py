@@ -42,7 +42,7 @@ _speed = partial(option, group="precision and speed", on_resume="say")
 class EngineOptions:
     """Options of the training engine, which hold for every task."""
 
-    output: str = _run("", "run folder; if not given, runs/<data>-<model>-seed<seed>")
+    output: str = _run("", "run folder; if not given, a folder in runs/ named by data, model and seed")
     resume: str = _run("", "checkpoint to continue from if the run folder has none")
     seed: int = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
     device: str = _run("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")

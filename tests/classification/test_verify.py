@@ -39,10 +39,8 @@ def test_a_name_that_is_no_text(folder, capsys):
     assert capsys.readouterr().out.startswith(f"{root}/train/dog/caf\\udce9.jpg: not an image")
 
 
-def test_wrong_arguments_end_with_a_sentence(capsys):
-    with pytest.raises(SystemExit, match="2"):
+def test_wrong_arguments_end_with_a_sentence():
+    with pytest.raises(SystemExit, match="^error: .*did you mean 'digits'"):
         main(["digitss"])
-    assert "did you mean 'digits'" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match=r"^error: --workers is -1: give 0 \(this process decodes\) or more"):
         main(["digits", "--workers", "-1"])
-    assert "--workers is -1: give 0 (this process decodes) or more" in capsys.readouterr().err

@@ -55,8 +55,10 @@ def test_statistics_given_and_of_streamed_sets(folder):
     assert channel_statistics(train, DataOptions(memory="no")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     given = DataOptions(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
     assert channel_statistics(train, given) == ((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
-    with pytest.raises(ValueError, match="mean and std together"):
+    with pytest.raises(ValueError, match="mean is given, but std is not: give both or neither"):
         channel_statistics(train, DataOptions(mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(ValueError, match="std is given, but mean is not: give both or neither"):
+        channel_statistics(train, DataOptions(std=(0.5, 0.5, 0.5)))
     with pytest.raises(ValueError, match="one value per channel: 3"):
         channel_statistics(train, DataOptions(mean=(0.5,), std=(0.1,)))
     with pytest.raises(ValueError, match="must be of values 0 to 1: divide them by 255"):

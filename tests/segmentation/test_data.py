@@ -460,4 +460,5 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
         "8 problems",
     ):
         assert words in said, (words, said)
-    assert verify([str(root / "train")]) == 1 and "Expected are SPLIT/images and SPLIT/masks" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="^error: .*Expected are SPLIT/images and SPLIT/masks"):
+        verify([str(root / "train")])

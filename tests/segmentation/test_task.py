@@ -212,7 +212,7 @@ MISTAKES = [
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
     (["--window", 16, "--overlap", 16], "window is 16 and overlap 16: give an --overlap below --window"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--window 32"),
-    (["--mean", "0.5,0.5,0.5"], "give mean and std together"),
+    (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
     (
         ["--ignore-index", "none"],
         r"0.png has the label 255 at 48 pixels, but there are 4 classes and accepted are 0 to 3",
