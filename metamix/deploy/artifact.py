@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata, Rule, check_entries, is_share, is_whole
+from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
+from metamix.utils.checks import Rule, check_entries, is_share, is_whole
 from metamix.utils.files import write_text
 from metamix.utils.text import nearest
 

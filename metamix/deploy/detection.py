@@ -336,7 +336,8 @@ def open_detector(request: Request) -> ExportableDetector:
         options = DetectionEvalOptions(checkpoint=request.source, data_dir=request.data_dir, workers=0)
         task, model, entries = Detection.trained(options)
     else:
-        model, entries = load_detector(request.source)
+        trained = load_detector(request.source)
+        model, entries = trained.model, trained.metadata
     if not isinstance(model, (RetinaNet, FCOS)):
         raise ValueError(f"{request.source} is a {type(model).__name__}: exported are RetinaNet and FCOS")
     metadata = ModelMetadata.from_dict(entries, request.source)

@@ -22,7 +22,7 @@ from metamix.training.task import Batch, State
 from metamix.utils.text import plural
 
 from .annotations import box_sizes, class_problem
-from .coco import CocoSplit, Splits, find_splits, open_split
+from .coco import CocoSplit, find_splits, open_split
 from .options import DetectionOptions, verify_command
 
 EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is scored alone
@@ -31,9 +31,13 @@ EVAL_BATCH = 8  # images that a process loads at a time in evaluation; each is s
 class DetectionData:
     """Open the splits of a data set in COCO's format and make their loaders.
 
+    Args:
+        options: of training.
+        train: whether the splits to train on are opened; their images may be gone in evaluation.
+
     Attributes:
         name: name of the folder.
-        train: splits to train on.
+        train: splits to train on; empty without the argument `train`.
         scored: splits to score: "test", and "holdout" where val is not trained on.
         test_split: name in the data set of the split that is scored as "test".
         classes: class names, the same in all splits.
@@ -45,12 +49,14 @@ class DetectionData:
         ValueError: annotations or options that cannot be used, or too many missing images.
     """
 
-    def __init__(self, options: DetectionOptions):
+    def __init__(self, options: DetectionOptions, *, train: bool = True):
         self.options = options
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
-        test = self.test_split = choose_test_split(options, splits)
-        self.train = [open_split(splits, name, masks) for name in options.train_on]
+        test = self.test_split = options.test_on or ("test" if "test" in splits else "val")
+        if train:
+            check_test_split(test, options.train_on, splits)
+        self.train = [open_split(splits, name, masks) for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
         if "val" in splits and "val" not in (test, *options.train_on):
             self.scored["holdout"] = open_split(splits, "val", masks)
@@ -155,11 +161,6 @@ class DetectionData:
         return self.scored[next(state["split"] for state in states if state["split"])]
 
 
-def choose_test_split(options: DetectionOptions, splits: Splits) -> str:
-    """Return the name of the split to score; ValueError if it is trained on."""
-    test = options.test_on or ("test" if "test" in splits else "val")
-    check_test_split(test, options.train_on, splits)
-    return test
 
 
 def train_transform(options: DetectionOptions) -> v2.Compose:

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from metamix.models.backbone import EXTRA
-from metamix.models.metadata import ModelMetadata, Rule, check_entries, is_whole
+from metamix.models.metadata import (
+    NETWORK_RULES,
+    ModelMetadata,
+    arguments_without,
+    check_task,
+    to_lists,
+    to_tuples,
+    without_head,
+)
 from metamix.models.same_function import check_described_size
 from metamix.models.weights import find_weights
+from metamix.utils.checks import Rule, check_entries, is_whole
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
@@ -55,17 +64,12 @@ class DetectorSpec:
         Raises:
             ValueError: the file holds no detector, or an entry is missing, of the wrong type or out of range.
         """
-        common = ModelMetadata.from_dict(raw, source)
-        if common.task != "detection":
-            found = common.model or "weights without a description"
-            raise ValueError(
-                f"{source} holds no detector of metamix, but {found}; give a run of metamix train --task detection"
-            )
+        check_task(raw, source, "detection", "detector")
         values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
             field.name: raw[field.name] for field in fields(cls) if field.name in raw
         }
         check_entries(values, RULES, source)
-        values |= {name: tuple(values[name]) for name in ("classes", "out_indices", "train_on")}
+        values = {name: to_tuples(value) for name, value in values.items()}
         unknown = values["detector_args"].keys() - accepted_options(values["detector"])
         if unknown:
             raise ValueError(
@@ -80,9 +84,7 @@ class DetectorSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entries of the metadata, as plain values."""
-        return {"task": "detection"} | {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {"task": "detection"} | {key: to_lists(value) for key, value in asdict(self).items()}
 
     def build(self, **weights: Any) -> Detector:
         """Build the detector, for training images that have their final size.
@@ -109,7 +111,7 @@ class DetectorSpec:
         )
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Rule] = NETWORK_RULES | {
     "detector": (f"one of {', '.join(DETECTORS)}", lambda value: isinstance(value, str) and value in DETECTORS),
     "detector_args": (
         "a mapping of options to numbers, without the options of metamix train",
@@ -117,11 +119,7 @@ RULES: dict[str, Rule] = {
             isinstance(value, Mapping) and not NOT_DETECTOR_ARGS & value.keys() and all(map(is_setting, value.values()))
         ),
     ),
-    "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
-    "model_args": (
-        f"a mapping of arguments without {', '.join(sorted(NOT_MODEL_ARGS))}",
-        lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS.keys() & value.keys(),
-    ),
+    "model_args": arguments_without(NOT_MODEL_ARGS),
     "classes": ("a list of at least one name", lambda value: isinstance(value, (list, tuple)) and len(value) > 0),
     "out_indices": (
         "an ascending list of 0 to 3",
@@ -134,28 +132,29 @@ RULES: dict[str, Rule] = {
     ),
     "extra": (f"one of {', '.join(EXTRA)}", lambda value: isinstance(value, str) and value in EXTRA),
     "out_channels": ("a whole number from 1 to 4096", lambda value: is_whole(value, 1, 4096)),
-    "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
     "min_size": ("a whole number from 1 to 8192", lambda value: is_whole(value, 1, 8192)),
     "max_size": ("a whole number from 1 to 8192", lambda value: is_whole(value, 1, 8192)),
     "anchor_scale": (
         f"a number above 0 and at most {MAX_ANCHOR_SCALE}",
         lambda value: value is None or (type(value) in (int, float) and 0 < value <= MAX_ANCHOR_SCALE),
     ),
-    "train_on": (
-        "a list of splits",
-        lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
-    ),
 }
 
 
-def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """Load a detector that metamix trained.
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector in evaluation mode, the arguments that build it, and the metadata of its weights."""
+
+    model: Detector
+    spec: DetectorSpec
+    metadata: dict[str, Any]
+
+
+def load_detector(path: str | Path) -> TrainedDetector:
+    """Load a detector that metamix trained. Its `spec.classes` are the names of the labels 1, 2, ...
 
     Args:
         path: a run folder, or a weight file or checkpoint in it.
-
-    Returns:
-        The detector, in eval mode, and the metadata of its weights. "classes" holds the names of the labels 1, 2, ...
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -167,14 +166,13 @@ def load_detector(path: str | Path) -> tuple[Detector, dict[str, Any]]:
     check_described_size(replace(known, img_size=None), tensors, path)  # img_size is that of the detector
     model = spec.build()
     load_into(model, tensors, str(path))
-    set_statistics(model, metadata, path)
-    return model.eval(), metadata
+    set_statistics(model, known, path)
+    return TrainedDetector(model.eval(), spec, metadata)
 
 
-def set_statistics(model: Detector, metadata: Mapping[str, Any], source: str | Path) -> None:
+def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path) -> None:
     """Normalise images with the mean and std that the weights were trained with."""
-    known, channels = ModelMetadata.from_dict(metadata, source), len(model.transform.image_mean)
-    mean, std = known.mean or (), known.std or ()
+    channels, mean, std = len(model.transform.image_mean), metadata.mean or (), metadata.std or ()
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise ValueError(
@@ -194,6 +192,5 @@ def load_pretrained(model: Detector, path: str | Path, classes: list[str]) -> li
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", classes) != classes:  # the number of classes may be the same
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(model.classifier)}
+    tensors = without_head(tensors, metadata, classes, model.classifier)
     return load_into(model, tensors, str(path), head=model.classifier)

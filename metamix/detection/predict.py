@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError):
         pictures = name_pictures(options.places, options.output)
-        model, metadata = load_detector(options.checkpoint)
-        model.to(ProcessGroup.start(options.device).device)
-        left_out = draw_all(model, metadata["classes"], pictures, options.output, options.threshold)
+        found = load_detector(options.checkpoint)
+        found.model.to(ProcessGroup.start(options.device).device)
+        left_out = draw_all(found.model, found.spec.classes, pictures, options.output, options.threshold)
     return 1 if left_out else 0
 
 

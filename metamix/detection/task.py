@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metamix.models.backbone import EXTRA
+from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
@@ -22,19 +23,25 @@ from .pictures import DetectionPictures
 
 
 class Detection:
-    """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`."""
+    """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`.
+
+    Args:
+        options: of training.
+        seed: of the run; the loaders take it from the engine.
+        trained: of the weights to evaluate; no split to train on is opened then.
+    """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions
     one_shape = False
 
-    def __init__(self, options: DetectionOptions, seed: int = 0):
+    def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
-        self.data = DetectionData(options)
+        self.data = DetectionData(options, train=trained is None)
         is_auto = options.anchor_scale == "auto"
         if is_auto and options.detector == "retinanet":  # kept in the recipe as a number
             options.anchor_scale = choose_anchor_scale(self.data.box_sizes(), pyramid_strides(options))
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data, keep_anchor_scale=is_auto)
+        self.model = DetectionModel(options, self.data, keep_anchor_scale=is_auto, trained=trained)
         self.loss = detection_loss
         self.metric = DetectionMetric(options, self.data)
         self.pictures = DetectionPictures(self.metric, self.data)
@@ -48,29 +55,23 @@ class Detection:
         """Load the detector of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
-        model, metadata = load_detector(options.checkpoint)
-        spec = DetectorSpec.from_dict(metadata, options.checkpoint)
-        of_training = ("classes", "frozen_norms", "train_on")
-        built = {name: value for name, value in vars(spec).items() if name not in of_training}
-        built["anchor_scale"] = spec.anchor_scale or "auto"
-        given = {name: value for name, value in vars(options).items() if name != "checkpoint"}
-        as_trained = DetectionOptions(**built | given)
-        as_trained.train_on = ()  # the training images may be gone
-        task = cls(as_trained)
-        if "val" in spec.train_on:
-            task.data.scored.pop("holdout", None)
+        found = load_detector(options.checkpoint)
+        spec = found.spec
+        values = {name: value for name, value in vars(spec).items() if name not in ("classes", "frozen_norms")}
+        values |= {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
+        values |= {name: value for name, value in vars(options).items() if name != "checkpoint"}
+        task = cls(DetectionOptions(**values), trained=spec)
         if task.data.test_split in spec.train_on:
             task.model.notes.append(f"the detector was trained on the split {task.data.test_split}")
         if options.test_on:
             task.title += f"-{options.test_on}"
-        task.model.frozen_norms = spec.frozen_norms
         if task.data.classes != spec.classes:
             raise ValueError(
                 f"{options.checkpoint} has the classes {', '.join(spec.classes)}, and "
                 f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
-                f"first: metamix train --checkpoint {options.checkpoint}"
+                f"first: metamix train --task detection --checkpoint {options.checkpoint}"
             )
-        return task, model, metadata
+        return task, found.model, found.metadata
 
 
 class DetectionModel:
@@ -83,10 +84,17 @@ class DetectionModel:
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
-    def __init__(self, options: DetectionOptions, data: DetectionData, keep_anchor_scale: bool = True):
+    def __init__(
+        self,
+        options: DetectionOptions,
+        data: DetectionData,
+        keep_anchor_scale: bool = True,
+        trained: DetectorSpec | None = None,
+    ):
         self.options, self.data, self.keep_anchor_scale = options, data, keep_anchor_scale
-        self.frozen_norms = False
         self.notes: list[str] = []
+        self.frozen_norms = trained.frozen_norms if trained else False
+        self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
         """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
@@ -96,9 +104,10 @@ class DetectionModel:
         if metadata is not None:
             self.continue_anchor_scale(metadata)
         if of_detector:
-            self.frozen_norms = DetectorSpec.from_dict(start, options.checkpoint or "the checkpoint").frozen_norms
+            source = options.checkpoint or "the checkpoint"
+            self.frozen_norms = DetectorSpec.from_dict(start, source).frozen_norms
             model = self.spec().build()
-            set_statistics(model, start, options.checkpoint or "the checkpoint")
+            set_statistics(model, ModelMetadata.from_dict(start, source), source)
             for key in ("image_mean", "image_std"):
                 setattr(model.transform, key, options.detector_args.get(key, getattr(model.transform, key)))
         else:
@@ -157,7 +166,7 @@ class DetectionModel:
             min_size=options.min_size,
             max_size=options.max_size,
             anchor_scale=None if options.anchor_scale == "auto" else options.anchor_scale,
-            train_on=options.train_on,
+            train_on=self.train_on,
         )
 
 

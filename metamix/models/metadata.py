@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
+from torch import Tensor
+
+from metamix.utils.checks import Rule, is_whole
 from metamix.utils.text import nearest
 
 # Arguments of timm.create_model that are not the model's own: where weights come from, and what wraps the model.
@@ -240,45 +243,62 @@ class _Reader:
         return dict(value)
 
 
-Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
+# For tasks whose weight files hold what builds the whole network again, a detector or a segmenter
 
 
-def check_entries(
-    values: Mapping[str, Any],
-    rules: Mapping[str, Rule],
-    source: object,
-    place: str = "the metadata",
-    remedy: str = "Give a file that metamix train wrote",
-) -> None:
-    """Check entries of a file.
+def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:
+    """Check the metadata of a file as `ModelMetadata` does, and that `metamix train` wrote it for a task.
 
     Args:
-        values: the entries.
-        rules: for each entry, what is accepted, in words, and the check.
-        source: the file, for messages.
-        place: where the entries are in the file.
-        remedy: what to do about a bad file.
+        raw: the entries.
+        source: the file's name, for messages.
+        task: such as "detection".
+        network: what the task trains, such as "detector".
 
     Raises:
-        ValueError: an entry is missing, or its rule does not accept it.
+        ValueError: an entry cannot be used, or the file is of another task.
     """
-    for name, (accepted, check) in rules.items():
-        if name not in values:
-            raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
-        if not check(values[name]):
-            raise ValueError(
-                f"{source}: {name} in {place} is {repr(values[name])[:80]}; accepted is {accepted}. {remedy}"
-            )
+    common = ModelMetadata.from_dict(raw, source)
+    if common.task != task:
+        found = common.model or "weights without a description"
+        raise ValueError(
+            f"{source} holds no {network} of metamix, but {found}; give a run of metamix train --task {task}"
+        )
 
 
-def is_share(value: object) -> bool:
-    """Return whether a value is a number from 0 to 1; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+def arguments_without(names: Collection[str]) -> Rule:
+    """Accept a mapping of arguments that has none of these names."""
+    words = f"a mapping of arguments without {', '.join(sorted(names))}"
+    return words, lambda value: isinstance(value, Mapping) and value.keys().isdisjoint(names)
 
 
-def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
-    """Return whether a value is a whole number from `low` to `high`; true and false are none."""
-    return type(value) is int and low <= value <= high
+NETWORK_RULES: dict[str, Rule] = {
+    "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
+    "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
+    "train_on": (
+        "a list of splits",
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
+    ),
+}
+
+
+def without_head(
+    tensors: dict[str, Tensor], metadata: Mapping[str, Any], classes: list[str], head: Collection[str]
+) -> dict[str, Tensor]:
+    """Drop the weights of the layers in `head` where the file has other classes; their number may be the same."""
+    if metadata.get("classes", classes) == classes:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"{part}." for part in head))}
+
+
+def to_lists(value: Any) -> Any:
+    """Turn a tuple, and the tuples in it, into lists, as a file has them."""
+    return [to_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def to_tuples(value: Any) -> Any:
+    """Turn a list, and the lists in it, into tuples."""
+    return tuple(map(to_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_number(value: object) -> bool:

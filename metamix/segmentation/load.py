@@ -7,10 +7,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from metamix.models.metadata import MAX_SIDE, ModelMetadata, Rule, check_entries, is_share, is_whole
+from metamix.models.metadata import (
+    MAX_SIDE,
+    NETWORK_RULES,
+    ModelMetadata,
+    arguments_without,
+    check_task,
+    to_lists,
+    to_tuples,
+    without_head,
+)
 from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
+from metamix.utils.checks import Rule, check_entries, is_share, is_whole
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
@@ -58,25 +68,15 @@ class SegmenterSpec:
         Raises:
             ValueError: the file holds no segmenter, or an entry is missing, of the wrong type or out of range.
         """
-        common = ModelMetadata.from_dict(raw, source)
-        if common.task != "segmentation":
-            found = common.model or "weights without a description"
-            raise ValueError(
-                f"{source} holds no segmenter of metamix, but {found}; give a run of metamix train --task segmentation"
-            )
+        check_task(raw, source, "segmentation", "segmenter")
         ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
         values = {"train_on": ()} | {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
         check_entries(values, RULES, source)
-        values |= {name: tuple(values[name]) for name in ("classes", "crop", "mean", "std", "train_on")}
-        if values["palette"] is not None:
-            values["palette"] = tuple(tuple(colour) for colour in values["palette"])
-        return cls(**values)
+        return cls(**{name: to_tuples(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entries of the metadata, as plain values."""
-        return {"task": "segmentation"} | {
-            key: _lists(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {"task": "segmentation"} | {key: to_lists(value) for key, value in asdict(self).items()}
 
     def build(self, **weights: Any) -> Segmenter:
         """Build the segmenter.
@@ -95,10 +95,6 @@ class SegmenterSpec:
         )
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
 def _is_list(value: object, length: int, check: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == length and all(map(check, value))
 
@@ -109,23 +105,18 @@ def _is_palette(value: object) -> bool:
     )
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Rule] = NETWORK_RULES | {
     "head": (f"one of {', '.join(HEADS)}", lambda value: isinstance(value, str) and value in HEADS),
     "head_args": (
         "a mapping of options to plain values, without those of metamix train",
         lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
     ),
-    "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
-    "model_args": (
-        f"a mapping of arguments without {', '.join(sorted(NOT_MODEL_ARGS))}",
-        lambda value: isinstance(value, Mapping) and not NOT_MODEL_ARGS.keys() & value.keys(),
-    ),
+    "model_args": arguments_without(NOT_MODEL_ARGS),
     "classes": (
         f"a list of {MIN_CLASSES} to {MAX_CLASSES} names",
         lambda value: isinstance(value, (list, tuple)) and MIN_CLASSES <= len(value) <= MAX_CLASSES,
     ),
     "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, 8192))),
-    "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
     "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, is_share)),
     "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: is_share(n) and n > 0)),
     "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
@@ -133,10 +124,6 @@ RULES: dict[str, Rule] = {
     "ignore_index": ("null or 0 to 255", lambda value: value is None or is_whole(value, 0, 255)),
     "reduce_zero_label": ("true or false", lambda value: isinstance(value, bool)),
     "palette": ("null or a list of colours", lambda value: value is None or _is_palette(value)),
-    "train_on": (
-        "a list of splits",
-        lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
-    ),
 }
 
 
@@ -180,9 +167,7 @@ def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> l
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    if metadata.get("classes", classes) != classes:  # the number of classes may be the same
-        parts = tuple(f"{part}." for part in model.classifier)
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(parts)}
+    tensors = without_head(tensors, metadata, classes, model.classifier)
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
     tensors = counters | {
         name: value for name, value in tensors.items() if name in counters or not name.endswith(COUNTER)

@@ -1,10 +1,13 @@
-"""Check the values of options. Each function raises ValueError with the option's name and what is accepted."""
+"""Check the values of options and the entries of files. Messages say what was given and what is accepted."""
 
 import math
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from timm.layers import to_2tuple
+
+Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
 
 
 def check_count(name: str, value: Any, least: int) -> None:
@@ -41,3 +44,41 @@ def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
     if len(size) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
         raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
     return size
+
+
+def check_entries(
+    values: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    source: object,
+    place: str = "the metadata",
+    remedy: str = "Give a file that metamix train wrote",
+) -> None:
+    """Check entries of a file.
+
+    Args:
+        values: the entries.
+        rules: for each entry, what is accepted, in words, and the check.
+        source: the file, for messages.
+        place: where the entries are in the file.
+        remedy: what to do about a bad file.
+
+    Raises:
+        ValueError: an entry is missing, or its rule does not accept it.
+    """
+    for name, (accepted, check) in rules.items():
+        if name not in values:
+            raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
+        if not check(values[name]):
+            raise ValueError(
+                f"{source}: {name} in {place} is {repr(values[name])[:80]}; accepted is {accepted}. {remedy}"
+            )
+
+
+def is_share(value: object) -> bool:
+    """Return whether a value is a number from 0 to 1; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
+    """Return whether a value is a whole number from `low` to `high`; true and false are none."""
+    return type(value) is int and low <= value <= high

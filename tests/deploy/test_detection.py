@@ -49,6 +49,11 @@ def weights(folder, **changes):
     return str(folder / "detector.safetensors")
 
 
+def small(metadata):
+    """Return metadata for a graph of 64 x 96 pixels."""
+    return replace(ModelMetadata.from_dict(metadata), img_size=(64, 96))
+
+
 CELLS = [(d, f, dynamic) for d in ("retinanet", "fcos") for f in ("onnx", "openvino", "torch") for dynamic in (0, 1)]
 QUICK = [("retinanet", "openvino", 1), ("fcos", "onnx", 0)]
 
@@ -70,7 +75,7 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, caps
         assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
     # An image that fills a fixed graph needs no padding; a dynamic graph pads as the detector does.
     exported = ExportedDetector.of(load_exported(folder))
-    eager, match = load_detector(source)[0], BoxMatch(0.3, 300)
+    eager, match = load_detector(source).model, BoxMatch(0.3, 300)
     with torch.no_grad():
         for size in [(128, 192), (75, 60), (130, 70)] if dynamic else [(128, 192)]:
             image = torch.rand(3, *size)
@@ -108,11 +113,11 @@ def test_refusals(changes, options, words, tmp_path):
 def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
     """A detector that finds nothing is compared by its candidates, and a wrong one is not accepted."""
     source, task = weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}), None
-    model, entries = load_detector(source)
+    trained = load_detector(source)
     if with_data:
         data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
         task = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=source, workers=0))[0]
-    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False, task)
+    exportable = ExportableDetector(trained.model, small(trained.metadata), False, task)
     same = exportable.compare(exportable.model, "fp32", 1)
     assert same.parity["objects"] == 200 and same.parity["on"] == "random images" and not same.problems
     assert list(same.scores) == ["eager", "exported"] * with_data
@@ -123,8 +128,8 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
 
 
 def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
-    model, entries = load_detector(weights(tmp_path))
-    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False)
+    trained = load_detector(weights(tmp_path))
+    exportable = ExportableDetector(trained.model, small(trained.metadata), False)
 
     def damaged(images):
         boxes, scores, labels = exportable.model(images)
@@ -138,8 +143,8 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
 
 
 def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
-    model, entries = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
-    exportable = ExportableDetector(model, replace(ModelMetadata.from_dict(entries), img_size=(64, 96)), False)
+    trained = load_detector(weights(tmp_path, detector_args={"topk_candidates": 50, "score_thresh": 0.999}))
+    exportable = ExportableDetector(trained.model, small(trained.metadata), False)
     shapes.draw([]).save(tmp_path / "a.png")
     exported = ExportedDetector(exportable.model, exportable.metadata, (64, 96), exportable.extra)
     assert draw_all(exported, SPEC.classes, {tmp_path / "a.png": tmp_path / "out.png"}, tmp_path, 0.3) == 0

@@ -118,11 +118,20 @@ def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
     assert task.model.describe(model)["parameters"] == summary(trained)["parameters"] and metadata["detector"] == "fcos"
 
 
-def test_val_is_not_held_out_if_it_was_trained_on(few, tmp_path):
-    words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2, "--output", tmp_path]
-    train(*words, "--train-on", "train,val")
-    task, *_ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
+def test_eval_needs_no_images_of_training(tmp_path):
+    folder = shapes.write(tmp_path / "shapes", train=2, val=2, test=2)
+    task, model = build(folder, train_on=("train", "val"))
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
+    for split in "train", "val":
+        for image in (folder / "images").glob(f"{split}_*.png"):
+            image.unlink()
+    options = DetectionEvalOptions(data_dir=str(folder), checkpoint=str(tmp_path / "d.safetensors"))
+    task, model, _ = Detection.trained(options)
     assert list(task.data.scored) == ["test"]
+    assert task.model.describe(model)["train_on"] == ["train", "val"]
+    options.test_on = "val"
+    with pytest.raises(ValueError, match="2 of the 2 images of .*instances_val.json are not there"):
+        Detection.trained(options)
 
 
 def test_missing_images_are_refused_before_training(tmp_path):
@@ -325,7 +334,9 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
     assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
-    with pytest.raises(ValueError, match="has the classes disc, ring, and .* has disc, square; give other --data"):
+    with pytest.raises(
+        ValueError, match="has the classes disc, ring, and .* has disc, square; .* --task detection --ch"
+    ):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
