@@ -77,7 +77,6 @@ class RestorationData:
 
     Args:
         options: of training, or of evaluation with the degradation and channels of training filled in.
-        seed: of the run: of crops and training degradations.
         train: whether there is to be a training split.
         tested: digest of the images that were scored in training; empty if it is not known.
 
@@ -435,7 +434,7 @@ def scale_of_pair(sample: Sample, expected: int | None) -> int:
         )
     if expected not in (None, scale):
         raise ValueError(
-            f"{sample.target} is {scale} times as large as its input, but other pairs have a scale of {expected}; keep "
+            f"{sample.target} has a scale of {scale} over its input, but other pairs have a scale of {expected}: keep "
             f"pairs of one scale"
         )
     return scale

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from metamix.utils.text import nearest
+from metamix.utils.text import nearest, plural
 
 from .resize import resize_bicubic, to_levels
 
@@ -247,32 +248,39 @@ def _parse_step(text: str) -> Any:
         raise ValueError(f"there is no degradation {name!r}{nearest(name, known)} Degradations: {', '.join(known)}.")
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
-    flags = [f.name for f in options if "low" not in f.metadata]
+    switches = [f.name for f in options if "low" not in f.metadata]
     ranges = [f for f in options if "low" in f.metadata]
-    numbers = [word for word in words if word not in flags]
-    if not 1 <= len(numbers) <= len(ranges):
-        shape = ":".join([name, *(f.name.upper() for f in ranges), *(f"[{flag}]" for flag in flags)])
-        raise ValueError(
-            f"degradation {text!r} has {len(numbers)} values; write it as {shape}, such as {name}:2 or 1-3"
-        )
-    values = {f.name: _parse_range(word, f.metadata, text) for f, word in zip(ranges, numbers)}
-    return cls(**values, **{flag: True for flag in words if flag in flags})
+    given = [(word, _parse_range(word)) for word in words if word not in switches]
+    strange = [word for word, found in given if found is None]
+    if strange or not 1 <= len(given) <= len(ranges):
+        kind = f"no value and no switch of {name}" if switches else "no value"
+        problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(given), 'value')}"
+        labels = ((f.name.upper() if f in ranges else f.name, f.default is MISSING) for f in options)
+        shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)
+        example = f"{name}:2" if ranges[0].metadata["whole"] else f"{name}:2 or {name}:1-3"
+        raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
+    values: dict[str, Any] = {}
+    for f, (word, found) in zip(ranges, given):
+        _check_range(found, word, f.metadata, text)
+        values[f.name] = found
+    return cls(**values | {switch: True for switch in switches if switch in words})
 
 
-def _parse_range(word: str, limits: Any, step: str) -> Range:
-    low, _, high = word.partition("-")
-    least, most = limits["low"], limits["high"]
-    accepted = (
-        f"a whole number from {least} to {most}" if limits["whole"] else f"a number or LOW-HIGH, {least} to {most}"
-    )
+def _parse_range(word: str) -> Range | None:
+    """Read NUMBER or LOW-HIGH; None if it is neither."""
+    low, *rest = re.split(r"(?<=[\d.])-", word, maxsplit=1)  # not at the minus of 1e-3
     try:
-        found = Range(float(low), float(high or low))
+        return Range(float(low), float(rest[0] if rest else low))
     except ValueError:
-        raise ValueError(f"degradation {step!r}: {word!r} is no value; accepted is {accepted}") from None
-    fits = not limits["whole"] or (found.low == found.high and found.low.is_integer())
+        return None
+
+
+def _check_range(found: Any, word: str, limits: Mapping[str, Any], step: str) -> None:
+    least, most, whole = (limits[key] for key in ("low", "high", "whole"))
+    fits = not whole or (found.low == found.high and found.low.is_integer())
     if not (least <= found.low <= found.high <= most and fits):
+        accepted = f"a whole number from {least} to {most}" if whole else f"a number or LOW-HIGH, {least} to {most}"
         raise ValueError(f"degradation {step!r}: {word} is out of range; accepted is {accepted}")
-    return found
 
 
 def draw(rng: Generator) -> float:

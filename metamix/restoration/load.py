@@ -14,7 +14,7 @@ from torch import nn
 from metamix.models.image_models import create_image_model, preset_arguments, published_weights, read_image_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
-from metamix.utils.checks import check_one_source
+from metamix.utils.checks import Rule, check_entries, check_one_source, is_whole
 from metamix.utils.text import plural
 
 from .degradations import PAIRS, parse_degradations
@@ -43,15 +43,20 @@ class RestorationSpec:
         Raises:
             ValueError: an entry is missing or out of range.
         """
-        channels, enlarge, degradation = (metadata.extra.get(key) for key in ("channels", "enlarge", "degradation"))
-        if channels not in CHANNELS:
-            raise ValueError(f"{source}: channels in the metadata is {channels!r}; accepted is {', '.join(CHANNELS)}")
-        if type(enlarge) is not int or not 1 <= enlarge <= 16:
-            raise ValueError(f"{source}: enlarge in the metadata is {enlarge!r}; accepted is a whole number up to 16")
-        if not isinstance(degradation, str) or len(degradation) > 1000:
-            raise ValueError(f"{source}: degradation in the metadata is {degradation!r:.80}; accepted is a text")
-        parse_degradations(degradation)
-        return cls(channels, enlarge, degradation)
+        check_entries(metadata.extra, RULES, source)
+        spec = cls(**{name: metadata.extra[name] for name in RULES})
+        try:
+            parse_degradations(spec.degradation)
+        except ValueError as error:
+            raise ValueError(f"{source}: degradation in the metadata is wrong: {error}") from None
+        return spec
+
+
+RULES: dict[str, Rule] = {
+    "channels": (f"one of {', '.join(CHANNELS)}", lambda value: isinstance(value, str) and value in CHANNELS),
+    "enlarge": ("a whole number from 1 to 16", lambda value: is_whole(value, 1, 16)),
+    "degradation": ("a text", lambda value: isinstance(value, str) and len(value) <= 1000),
+}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .resize import to_8_bits, to_float64, to_levels
 WINDOW, SIGMA = 11, 1.5
 BEST_PSNR = 100.0  # dB; what an image that equals its target counts in a mean
 SHOWN = 4  # images of each process that are kept for the contact sheet
-CHANNELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}
+LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # of the channels that are compared
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Measure:
 
     def describe(self, channels: str = "rgb") -> str:
         """Say in a line what is compared, of images of these channels: rgb, grey or y."""
-        channel = CHANNELS[self.channel if channels == "rgb" else channels]
+        channel = LABELS[self.channel if channels == "rgb" else channels]
         rounding = "clipped and rounded to 8 bits" if self.rounding else "not clipped, not rounded"
         return f"PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on {channel}, border {self.border}, {rounding}"
 

@@ -46,9 +46,11 @@ class Restoration:
         tested = known.get("test", "") if isinstance(known, dict) else ""
         self.data = RestorationData(options, train=trained is None, tested=tested)
         self.title = f"{self.data.name}-{options.model}"
-        self.model = RestorationModel(options, self.data)
-        self.data.enlarge = self.model.enlarge
         self.measure = choose_measure(options, self.data)
+        ensemble = ", restored in eight orientations" if options.ensemble else ""
+        self.measured = self.measure.describe(self.data.channels) + ensemble
+        self.model = RestorationModel(options, self.data, self.measured)
+        self.data.enlarge = self.model.enlarge
         if self.measure.channel == "y" and self.data.channels == "rgb" and self.data.scored_in_grey:
             grey = plural(self.data.scored_in_grey, "scored image")
             self.data.notes.append(
@@ -60,14 +62,14 @@ class Restoration:
         restorer = Restorer(self.model.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
         self.loss = RestorationLoss(options.loss, options.crop)
         self.metric = RestorationMetric(self.measure, restorer)
-        self.pictures = RestorationPictures(describe_scores(options, self.data))
+        self.pictures = RestorationPictures(self.measured)
 
     @property
     def notes(self) -> list[str]:
         """Say how data and model were made, and what the scores compare."""
         made = self.options.degradation
         inputs = "as in the input folder" if self.data.paired else f"clean images degraded by {made}"
-        return [*self.data.notes, *self.model.notes, f"inputs: {inputs}", describe_scores(self.options, self.data)]
+        return [*self.data.notes, *self.model.notes, f"inputs: {inputs}", self.measured]
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
@@ -110,6 +112,11 @@ class Restoration:
 class RestorationModel:
     """Build and describe the image model.
 
+    Args:
+        options: of training.
+        data: that it is for.
+        measured: says what the scores compare.
+
     Attributes:
         enlarge: factor by which images are enlarged before the model.
         notes: where the weights come from, and how images go in.
@@ -120,8 +127,8 @@ class RestorationModel:
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
-    def __init__(self, options: RestorationOptions, data: RestorationData):
-        self.options, self.data, self.notes = options, data, list[str]()
+    def __init__(self, options: RestorationOptions, data: RestorationData, measured: str):
+        self.options, self.data, self.measured, self.notes = options, data, measured, list[str]()
         self.arguments, self.enlarge = fit_arguments(options.model, options.model_args, data.in_chans, data.scale)
         if self.enlarge > 1:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
@@ -173,7 +180,7 @@ class RestorationModel:
             "scale": data.scale,
             "data": data.name,
             "test_share": options.test_share,
-            "measured": describe_scores(options, data),
+            "measured": self.measured,
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "macs": count_macs(model, (data.in_chans, self.crop, self.crop)),
@@ -186,12 +193,6 @@ def choose_measure(options: ImageOptions, data: RestorationData) -> Measure:
     channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
     border = (data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border
     return Measure(channel, border, options.score_rounding)
-
-
-def describe_scores(options: ImageOptions, data: RestorationData) -> str:
-    """Say in a line what the scores compare."""
-    ensemble = ", restored in eight orientations" if options.ensemble else ""
-    return choose_measure(options, data).describe(data.channels) + ensemble
 
 
 def check_image_model(name: str, pretrained: bool) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metamix.data.counter_rng import generator
-from metamix.restoration.degradations import DEGRADATIONS, line_kernel, parse_degradations
+from metamix.restoration.degradations import DEGRADATIONS, Range, line_kernel, parse_degradations
 
 IMAGE = torch.rand(3, 48, 40, generator=torch.Generator().manual_seed(1))
 EXAMPLES = ["noise:25", "downscale:2", "blur:0.5-3", "motion:9", "jpeg:30-90", "low_light:2-3:10", "haze:1", "rain:5"]
@@ -41,6 +41,11 @@ def test_ranges_are_drawn_from():
     grey = torch.full((1, 64, 64), 0.5)
     sigmas = [255 * float(parse_degradations("noise:10-50")(grey, generator(i)).std()) for i in range(40)]
     assert 9 < min(sigmas) < 20 and 40 < max(sigmas) < 52
+
+
+def test_numbers_may_have_exponents():
+    for text, low, high in (("noise:1e-3", 1e-3, 1e-3), ("noise:1e-3-2.5e1", 1e-3, 25), ("noise:.5-2.", 0.5, 2)):
+        assert parse_degradations(text).steps[0].sigma == Range(low, high)
 
 
 def test_blurs_keep_the_mean_of_a_constant_and_spread_a_point():
@@ -103,8 +108,12 @@ def test_chains_go_from_left_to_right():
         ("", "there is no degradation ''"),
         ("pair", "did you mean 'pairs'"),
         ("noise", "'noise' has 0 values; write it as noise:SIGMA"),
-        ("noise:1:2", "has 2 values"),
-        ("noise:loud", "'loud' is no value; accepted is a number or LOW-HIGH, 0 to 255"),
+        ("noise:1:2", r"'noise:1:2' has 2 values; write it as .*, such as noise:2 or noise:1-3$"),
+        ("noise:25:clp", r"'clp' is no value and no switch of noise; write it as noise:SIGMA\[:clip\]\[:grey\], such"),
+        ("noise:10-", "'10-' is no value and no switch of noise"),
+        ("blur:loud", "'loud' is no value; write it as blur:SIGMA, such as blur:2 or blur:1-3$"),
+        ("low_light", r"has 0 values; write it as low_light:GAMMA\[:SIGMA\], such as low_light:2 or low_light:1-3$"),
+        ("downscale:", "'' is no value; write it as downscale:FACTOR, such as downscale:2$"),
         ("noise:50-10", "50-10 is out of range"),
         ("noise:nan", "nan is out of range"),
         ("downscale:1.5", "accepted is a whole number from 1 to 16"),

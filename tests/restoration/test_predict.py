@@ -265,9 +265,11 @@ def test_weights_that_are_missing_or_of_another_task(tmp_path):
 @pytest.mark.parametrize(
     "entries, words",
     [
-        ({"channels": "cmyk"}, "channels in the metadata is 'cmyk'; accepted is rgb, grey, y"),
-        ({"enlarge": 99}, "enlarge in the metadata is 99"),
-        ({"degradation": "explode:1"}, "no degradation 'explode'"),
+        ({"channels": "cmyk"}, "channels in the metadata is 'cmyk'; accepted is one of rgb, grey, y"),
+        ({"channels": ["rgb"]}, r"channels in the metadata is \['rgb'\]; accepted is one of rgb, grey, y"),
+        ({"enlarge": 99}, "enlarge in the metadata is 99; accepted is a whole number from 1 to 16"),
+        ({"degradation": 25}, "degradation in the metadata is 25; accepted is a text"),
+        ({"degradation": "explode:1"}, "degradation in the metadata is wrong: there is no degradation 'explode'"),
     ],
 )
 def test_metadata_of_strangers_are_checked(entries, words):
@@ -275,5 +277,5 @@ def test_metadata_of_strangers_are_checked(entries, words):
 
     known = {"task": "restoration", "channels": "rgb", "enlarge": 1, "degradation": "noise:25"}
     metadata = ModelMetadata.from_dict(known | entries)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"^FILE: {words}"):
         RestorationSpec.from_metadata(metadata, "FILE")

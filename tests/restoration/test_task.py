@@ -162,6 +162,18 @@ def test_scores_of_eight_orientations(clean, tmp_path, capsys):
     assert results[1]["measured"].endswith("restored in eight orientations")
 
 
+def test_unreadable_images_are_left_out(clean, break_image, tmp_path, capsys):
+    photos, out = clean(count=3), tmp_path / "out"
+    break_image(photos / "1.png")
+    words = ["--test-dir", photos, "--model", "wavemix_restore_nano.noise25", "--pretrained", "--channels", "y"]
+    words += ["--output", out]
+    with pytest.raises(SystemExit, match="1 of 3 images cannot be read, more than corrupt_limit allows"):
+        evaluate(*words)
+    evaluate(*words, "--corrupt-limit", 0.5)
+    assert "left out: 1 image that could not be read" in capsys.readouterr().out
+    assert [row["image"] for row in read_csv(out / "test_scores.csv")] == ["0.png", "2.png"]
+
+
 def test_scores_below_the_input_are_pointed_out(clean, tmp_path, capsys):
     photos, run = clean(), tmp_path / "run"
     words = [*MAXIM, "--data-dir", photos, "--degradation", "noise:5", "--schedule", "constant"]
