@@ -17,7 +17,7 @@ from metamix.utils.tensor_files import load_weights
 
 from .data import SegmentationData
 from .inference import PLAIN, Predictor, make_views
-from .load import SegmenterSpec, load_pretrained, load_segmenter
+from .load import SegmenterSpec, TrainedSegmenter, check_window, load_pretrained, load_segmenter
 from .losses import SegmentationLoss, class_weights
 from .metrics import SegmentationMetric, describe_scores
 from .options import ImageOptions, SegmentationEvalOptions, SegmentationOptions
@@ -76,9 +76,19 @@ class Segmentation:
         """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
 
         Raises:
-            ValueError: there are no weights, or the data have other classes.
+            ValueError: there are no weights, the data have other classes, or the backbone needs windows.
         """
         found = load_segmenter(options.checkpoint)
+        check_window(found.model, found.spec.model, options.window)
+        return cls.of(found, options), found.model, found.metadata
+
+    @classmethod
+    def of(cls, found: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
+        """Make the task of a segmenter with the options that it was trained with.
+
+        Raises:
+            ValueError: the data have other classes.
+        """
         spec = found.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
@@ -98,7 +108,7 @@ class Segmentation:
                 f"{options.data_dir} has {len(task.data.classes)} ({', '.join(task.data.classes)}); give other "
                 f"--data-dir, or fine-tune first: metamix train --task segmentation --checkpoint {options.checkpoint}"
             )
-        return task, found.model, found.metadata
+        return task
 
 
 class SegmentationModel:
@@ -131,7 +141,8 @@ class SegmentationModel:
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
-            return self._with_windows(model)
+            check_window(model, options.model, options.window)
+            return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
         self._normalize_as(model.mean, model.std)
@@ -142,22 +153,13 @@ class SegmentationModel:
             self.notes.append(f"weights of backbone and head from {options.model}{describe_new(new)}")
         elif options.pretrained or checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
-        return self._with_windows(model)
+        check_window(model, options.model, options.window)
+        return model
 
     def _freezes(self, loaded: bool) -> bool:
         """Return whether batch norms are frozen: those of loaded weights are, unless the options say otherwise."""
         given = self.options.head_args.get("frozen_norms")
         return loaded if given is None else given
-
-    def _with_windows(self, model: Segmenter) -> Segmenter:
-        """Check that a backbone of one size scores images in windows, and return the model."""
-        if model.fixed_size and not 0 < self.options.window <= min(model.fixed_size):
-            h, w = model.fixed_size
-            raise ValueError(
-                f"{self.options.model} takes images of {h} x {w} pixels at most: score larger ones in windows, with "
-                f"--window {min(h, w)}"
-            )
-        return model
 
     def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Normalise images as the weights were trained, unless the options say otherwise."""

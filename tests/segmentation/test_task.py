@@ -12,7 +12,7 @@ from running import assert_same_run, metrics, start_all, stopped_at
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
-from metamix.segmentation.load import load_segmenter
+from metamix.segmentation.load import check_window, load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 from metamix.utils.tensor_files import load_checkpoint, load_weights, save_weights
@@ -187,6 +187,20 @@ def test_known_values_replace_those_of_training(scenes, tmp_path):
     given.reduce_zero_label = True
     with pytest.raises(ValueError, match="masks of voc are known"):
         Segmentation.trained(given)
+
+
+def test_a_backbone_of_one_size_is_scored_in_windows(scenes, tmp_path):
+    root, run = scenes(), tmp_path / "run"
+    words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]
+    train(*words, "--window", 32, "--overlap", 4, "--data-dir", root, "--output", run)
+    words = (
+        "mixer_s32_224 takes images of 32 x 32 pixels at most: cut larger ones into windows, --window 32 --overlap 4"
+    )
+    with pytest.raises(SystemExit, match=words):
+        evaluate("--checkpoint", run, "--data-dir", root)
+    evaluate("--checkpoint", run, "--data-dir", root, "--window", 32, "--overlap", 4, "--output", tmp_path / "out")
+    with pytest.raises(ValueError, match="at most: cut larger ones into windows, --tile 32 --overlap 4"):
+        check_window(load_segmenter(run).model, "mixer_s32_224", 1024, "--tile")
 
 
 MISTAKES = [
