@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +31,7 @@ from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.artifact import HINTS
 from metamix.deploy.benchmark import ENGINES, PACKAGES, PRECISIONS, Subject, cells_of
-from metamix.deploy.extras import need
+from metamix.deploy.extras import installed, need
 from metamix.deploy.runtime import compile_openvino
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
@@ -122,7 +121,7 @@ def save(part: str, result: dict) -> None:
 def profile(options: argparse.Namespace) -> None:
     """Print and save which share of the time OpenVINO spends in each type of operator, one model after another."""
     threads = options.threads or torch.get_num_threads()
-    about = {"machine": processor(), "threads": threads, "versions": versions() | {"openvino": version("openvino")}}
+    about = {"machine": processor(), "threads": threads, "versions": versions() | installed(["openvino"])}
     with TemporaryDirectory() as temporary:
         for name in options.models:
             subject = Subject(name, None, options.folder or Path(temporary))

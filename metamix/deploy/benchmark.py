@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,7 +26,7 @@ from metamix.utils.text import nearest
 from metamix.utils.timing import interleaved
 
 from .artifact import HINTS, PRECISIONS
-from .extras import need
+from .extras import installed, need
 from .fuse import fuse
 from .graphs import to_openvino, to_program, write_onnx, write_openvino
 from .openvino_form import to_openvino_form
@@ -89,6 +88,7 @@ def benchmark(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
         )
     reference = reference or models[0]
+    software = versions() | installed(package for engine, _ in cells for package in PACKAGES.get(engine, ()))
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -119,7 +119,7 @@ def benchmark(
     return {
         "machine": processor(),
         "threads": threads or before,
-        "versions": versions() | {p: version(p) for engine, _ in cells for p in PACKAGES.get(engine, ())},
+        "versions": software,
         "measured": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "runs": runs,
         "reference": reference,
@@ -141,10 +141,8 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
                 raise ValueError(f"{what} is {word!r}{nearest(word, known)} Accepted: {', '.join(known)}.")
     cells = [(engine, p) for engine in engines for p in ENGINES[engine] if p in precisions]
     if not cells:
-        raise ValueError(
-            f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: onnxruntime has fp32 and int8, openvino "
-            f"fp32, bf16 and int8, eager and compile fp32 and bf16"
-        )
+        accepted = "; ".join(f"{engine} has {', '.join(own)}" for engine, own in ENGINES.items())
+        raise ValueError(f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: {accepted}")
     for engine, precision in cells:
         for package in (*PACKAGES.get(engine, ()), *(["nncf"] if (engine, precision) == ("openvino", "int8") else [])):
             need(package)

@@ -9,11 +9,10 @@ the model in it has met its limits.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +22,8 @@ from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 
 from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_cell
-from .exportable import Exportable, Quantizable, Request, task_of, weight_path
-from .extras import need
+from .exportable import Exportable, Quantizable, Request, weight_path
+from .extras import installed, need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .openvino_form import to_openvino_form
@@ -284,17 +283,6 @@ def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -
 
     found = quantize_file(file, exportable.calibration(count, CALIBRATION_BATCH), score, max_drop=max_drop)
     return {"calibration_images": count, "max_drop": max_drop, "drop": found.drop} | asdict(found)
-
-
-def installed(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @same_threads()

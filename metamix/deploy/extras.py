@@ -1,8 +1,10 @@
-"""Import the packages that only deployment needs."""
+"""Import the packages that only deployment needs, and say their versions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
@@ -21,3 +23,14 @@ def need(package: str) -> Any:
         if error.name is not None and error.name.partition(".")[0] != top:
             raise  # a broken installation: its own message says more
         raise ImportError(f"{PACKAGES[top]} is missing: pip install 'metamix[deploy]', or {top} alone") from None
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of packages, without those that are installed under another name, as onnxruntime-gpu is."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

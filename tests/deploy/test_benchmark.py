@@ -89,6 +89,14 @@ def test_converted_models_are_used_again(monkeypatch, tmp_path):
     assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
 
 
+def test_an_engine_that_is_installed_under_another_name_is_timed(monkeypatch):
+    """The distribution of the module onnxruntime may be onnxruntime-gpu."""
+    monkeypatch.setitem(module.PACKAGES, "eager", ("engine_of_another_name",))
+    monkeypatch.setattr(module, "need", lambda package: None)
+    result = benchmark(["metaformer_nin_s12"], engines=["eager"], precisions=["fp32"], batch_sizes=[1], seconds=0)
+    assert len(result["rows"]) == 1 and "engine_of_another_name" not in result["versions"]
+
+
 def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
     def fail(*arguments):
         raise GraphError("OpenVINO cannot convert the model: no such op\nand more")
@@ -107,7 +115,9 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         benchmark(["metaformer_nin_s12"], engines=["openvin"])
     with pytest.raises(ValueError, match="precision is 'int4'; did you mean 'int8'. Accepted: fp32, bf16, int8"):
         benchmark(["metaformer_nin_s12"], precisions=["int4"])
-    with pytest.raises(ValueError, match="eager, compile cannot compute in int8: onnxruntime has fp32 and int8"):
+    with pytest.raises(
+        ValueError, match="eager, compile cannot compute in int8: .*; onnxruntime has fp32, int8; openvino"
+    ):
         benchmark(["metaformer_nin_s12"], engines=["eager", "compile"], precisions=["int8"])
     with pytest.raises(ValueError, match=r"models are \[\], batch sizes \[1\], runs 1: give one of each at least"):
         benchmark([], engines=["eager"], batch_sizes=[1])
