@@ -25,7 +25,7 @@ from .exportable import Comparison, Model, Request, weight_path
 from .fit import fit, tiles
 from .report import Difference, missed_limits
 
-TILE = 256  # pixels of the model's input
+TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
 RANDOM_IMAGES = 4
 
 
@@ -115,13 +115,12 @@ def open_restorer(request: Request) -> ExportableRestorer:
     else:
         found = load_trained(file, model=name, pretrained=file is None)
         model, metadata, spec = found.model, found.metadata, found.spec
-    size = request.img_size or TILE
+    rows, columns = (math.lcm(step, 2) for step in model.multiple)  # padding by reflection makes sides even
+    size = request.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
     height, width = size if isinstance(size, tuple) else (size, size)
-    rows, columns = model.multiple
-    if height % rows or width % columns or height % 2 or width % 2:  # padding by reflection makes sides even
+    if height % rows or width % columns:
         raise ValueError(
-            f"img_size is {height} x {width}, but {request.source} takes multiples of {math.lcm(rows, 2)} x "
-            f"{math.lcm(columns, 2)} pixels"
+            f"img_size is {height} x {width}, but {request.source} takes multiples of {rows} x {columns} pixels"
         )
     metadata = replace(metadata, task="restoration", img_size=(height, width), in_chans=model.in_chans)
     return ExportableRestorer(model, metadata, spec, request.dynamic, task, request.images)

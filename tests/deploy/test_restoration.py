@@ -102,6 +102,11 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
     assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square tiles of 32 pixels, padded to the graph's size
 
 
+def test_default_size_is_one_that_the_model_takes(tmp_path):
+    source, model = weights(tmp_path, "maxim_nano", MAXIM[1] | dict(block_size_hr=3, grid_size_hr=3), "noise:25")
+    assert model.multiple == (24, 24) and open_model(Request(source)).metadata.img_size == (264, 264)
+
+
 def test_size_that_the_model_does_not_take(tmp_path):
     source, _ = weights(tmp_path, *MAXIM, "noise:25")
     with pytest.raises(ValueError, match=r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"):
