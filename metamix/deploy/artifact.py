@@ -42,7 +42,7 @@ class Artifact:
         input_shape: (batch, channels, height, width) of the input `images`, float32; None for a side that may vary.
         outputs: names of the outputs.
         hints: properties that OpenVINO compiles the model with, such as {"INFERENCE_PRECISION_HINT": "bf16"}.
-        extra: what the task needs to run the model, such as the stride and the scale of a restorer.
+        extra: what the task needs to run the model, such as the multiple and the scale of a restorer.
         versions: of the packages that made it.
     """
 

@@ -202,7 +202,7 @@ class Subject:
             return file
         quantized = self.folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
-            quantizer = (OnnxFile if suffix == ".onnx" else OpenVinoFile)(file, self.folder)
+            quantizer = OnnxFile(file, self.folder) if suffix == ".onnx" else OpenVinoFile(file)
             quantizer.quantize(quantized, [self.images.numpy()])
         return quantized
 

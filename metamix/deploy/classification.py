@@ -20,6 +20,7 @@ from .exportable import HELD_OUT_IMAGES, Comparison, Model, Request, weight_path
 from .report import Difference, missed_limits
 
 RANDOM_IMAGES = 64
+BATCH_SIZE = 32  # of the comparison
 
 
 class ExportableClassifier:
@@ -62,17 +63,17 @@ class ExportableClassifier:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
-    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str) -> Comparison:
         problems = self.problems_of_another_size(exported, precision) if self.dynamic else []
         difference = Difference(ranked=True)
         if self.task is None:
-            for images in self.random(RANDOM_IMAGES).split(batch_size):
+            for images in self.random(RANDOM_IMAGES).split(BATCH_SIZE):
                 difference.update(self.model(images), exported(images))
             figures: dict[str, Any] = {"on": "random images"} | difference.result()
             return Comparison(figures, problems=missed_limits(figures, precision) + problems)
         metric, source = self.task.metric, self.task.data.splits.test
         states = {"eager": metric.start(), "exported": metric.start()}
-        for images, batch in self.batches(source, batch_size, self.images):
+        for images, batch in self.batches(source, BATCH_SIZE, self.images):
             outputs = {"eager": self.model(images), "exported": exported(images)}
             difference.update(outputs["eager"], outputs["exported"])
             for name, logits in outputs.items():

@@ -119,7 +119,6 @@ class ExportedDetector(nn.Module):
         self.score_thresh = settings["score_thresh"]
         self.classes = metadata.classes or ()
         self.mean, self.std = (torch.tensor(v or (0.0,))[:, None, None] for v in (metadata.mean, metadata.std))
-        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
 
     @classmethod
     def of(cls, exported: ExportedModel) -> ExportedDetector:
@@ -133,8 +132,13 @@ class ExportedDetector(nn.Module):
     def find(self, image: Tensor) -> Objects:
         """Find the objects of an image, in its own pixels."""
         prepared, size = self.prepare(image)
-        boxes, scores, labels = (output[0] for output in self.run(prepared[None]))
-        found = suppress(boxes, scores, labels, size, self.settings | {"score_thresh": self.score_thresh})
+        return self.objects(self.run(prepared[None]), size, image)
+
+    def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
+        """Return the objects of an image in its own pixels, from outputs of the graph and the size in `prepare`."""
+        settings = self.settings | {"score_thresh": self.score_thresh}
+        boxes, scores, labels = (output[0] for output in outputs)
+        found = suppress(boxes, scores, labels, size, settings)
         height, width = image.shape[-2:]
         found["boxes"] = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)
         return found
@@ -222,7 +226,7 @@ class ExportableDetector:
         return self.detector.postprocess_detections(split, levels, shapes)
 
     @torch.no_grad()
-    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str) -> Comparison:
         match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"])
         ours = ExportedDetector(exported, self.metadata, None if self.dynamic else self.size, self.extra)
         states: dict[str, Any] = {}
@@ -232,17 +236,20 @@ class ExportableDetector:
         noise = [self.random(2, size)[i : i + 1] for i, size in enumerate((self.size, larger))]
         if self.task is None:
             for images in noise:
-                match.update(self.eager(images)[0], self.suppressed(exported, images))
+                match.update(self.eager(images)[0], self.suppressed(exported(images), images))
         else:
             figures["on"] = f"{self.task.data.name}, test"
             states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
             for done, batch in enumerate(self.task.data.eval_loaders(1, 0, 1)["test"]):
                 if done == self.images:
                     break
-                images = ours.prepare(batch["image"][0] / 255)[0][None]
-                match.update(self.eager(images)[0], self.suppressed(exported, images))
+                image = batch["image"][0] / 255
+                prepared, size = ours.prepare(image)
+                images, outputs = prepared[None], exported(prepared[None])
+                match.update(self.eager(images)[0], self.suppressed(outputs, images))
+                found = [ours.objects(outputs, size, image)]
                 self.task.metric.update(states["eager"], self.detector, batch)
-                self.task.metric.update(states["exported"], ours, batch)
+                self.task.metric.update(states["exported"], lambda _, found=found: found, batch)  # type: ignore
         if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
             match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
             for images in noise:
@@ -251,10 +258,10 @@ class ExportableDetector:
         scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
         return Comparison(figures, scores, match.problems(precision))
 
-    def suppressed(self, exported: Model, images: Tensor) -> Objects:
-        """Return the objects that an exported graph finds in one prepared image (1, C, H, W)."""
-        boxes, scores, labels = (output[0] for output in exported(images))
+    def suppressed(self, outputs: Sequence[Tensor], images: Tensor) -> Objects:
+        """Return the objects of one prepared image (1, C, H, W), from outputs of the graph."""
         height, width = images.shape[-2:]
+        boxes, scores, labels = (output[0] for output in outputs)
         return suppress(boxes, scores, labels, (height, width), self.extra)
 
 

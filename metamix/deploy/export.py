@@ -72,7 +72,6 @@ def export(
     images: int | None = None,
     max_drop: float | None = None,
     calibration_images: int = 500,
-    batch_size: int = 32,
     threads: int | None = None,
     seconds: float = 4.0,
 ) -> dict[str, Any]:
@@ -93,7 +92,6 @@ def export(
         max_drop: points that int8 may lose, of top-1 accuracy, on training images that calibration did not see; None
             for `MAX_DROP`.
         calibration_images: training images that int8 is calibrated on.
-        batch_size: images per forward pass of the comparison.
         threads: to measure the speed with; None for torch's number.
         seconds: for measuring the speed; 0 to measure none.
 
@@ -116,7 +114,7 @@ def export(
         most = MAX_DROP if max_drop is None else max_drop
         quantized = quantize(cast(Quantizable, exportable), file, most, calibration_images)
     exported = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
-    comparison = exportable.compare(exported, precision, batch_size)
+    comparison = exportable.compare(exported, precision)
     report = {
         "source": source,
         "format": format,
@@ -154,7 +152,7 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
     for package in PACKAGES[format]:
         need(package)
-    task = task_of(request.source, request.model)
+    task = request.task
     if precision == "int8":
         if task != "classification":
             raise ValueError(
@@ -191,10 +189,9 @@ def open_model(request: Request) -> Exportable:
         ValueError: there is no such model, or it cannot be exported.
         FileNotFoundError: there is no such file.
     """
-    task = task_of(request.source, request.model)
-    if task not in OPENERS:
-        raise ValueError(f"{request.source} is a model of the task {task}; exported are {', '.join(OPENERS)}.")
-    module, name = OPENERS[task]
+    if request.task not in OPENERS:
+        raise ValueError(f"{request.source} is a model of the task {request.task}; exported are {', '.join(OPENERS)}.")
+    module, name = OPENERS[request.task]
     return getattr(import_module(f"{__package__}.{module}"), name)(request)
 
 

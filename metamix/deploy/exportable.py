@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,11 @@ class Request:
     format: str = "onnx"
     model: str | None = None
 
+    @cached_property
+    def task(self) -> str:
+        """Task of the model; kept, since it may have to be read from the weights."""
+        return task_of(self.source, self.model)
+
 
 @dataclass
 class Comparison:
@@ -79,7 +85,7 @@ class Exportable(Protocol):
     def examples(self, count: int) -> Tensor:
         """Return prepared images (count, C, H, W): of the data, or random ones."""
 
-    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str) -> Comparison:
         """Run both models on the same images."""
 
 

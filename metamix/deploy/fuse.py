@@ -82,7 +82,7 @@ def record_sizes(model: nn.Module, images: Tensor) -> Sizes:
     """Return the map size that each module with size-dependent weights gets from these images."""
     sizes: Sizes = {}
 
-    def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Any = None) -> None:
+    def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         height, width = arguments[0].shape[-2:]
         sizes[module] = height, width
 

@@ -99,7 +99,7 @@ def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, ma
     if not batches:
         raise ValueError("there are no calibration images: give some of the training split")
     with TemporaryDirectory() as folder:
-        quantizer: Quantizer = (OnnxFile if file.suffix == ".onnx" else OpenVinoFile)(file, Path(folder))
+        quantizer: Quantizer = OnnxFile(file, Path(folder)) if file.suffix == ".onnx" else OpenVinoFile(file)
         if not quantizer.layers:
             raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         check_shapes(batches, quantizer.input_shape)
@@ -165,10 +165,9 @@ class OpenVinoFile:
 
     Args:
         file: .xml.
-        folder: for temporary files.
     """
 
-    def __init__(self, file: Path, folder: Path):
+    def __init__(self, file: Path):
         self.model = need("openvino").Core().read_model(str(file))
         self.layers = [op.get_friendly_name() for op in self.model.get_ops() if op.get_type_name() in OPENVINO_LAYERS]
         self.input_shape = [d.get_length() if d.is_static else None for d in self.model.input().partial_shape]

@@ -67,7 +67,7 @@ class ExportableRestorer:
         return torch.rand(count, self.model.in_chans, height, width, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
-    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str) -> Comparison:
         difference = Difference()
         if self.task is None:
             for images in [*self.examples(RANDOM_IMAGES).split(1), *([self.examples(1, 2)] if self.dynamic else [])]:

@@ -51,8 +51,9 @@ class ExportableSegmenter:
         self.size = metadata.img_size
         self.fixed = None if dynamic else self.size
         self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
+        self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
         if task:
-            task.metric.predictors = {"": Predictor(*tiles(self.fixed), whole=self.fixed)}
+            task.metric.predictors = {"": self.predictor}
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
@@ -61,7 +62,7 @@ class ExportableSegmenter:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
-    def compare(self, exported: Model, precision: str, batch_size: int) -> Comparison:
+    def compare(self, exported: Model, precision: str) -> Comparison:
         difference = Difference(ranked=True)
         if self.task is None:
             tries = [*self.examples(RANDOM_IMAGES).split(1), *([] if self.fixed else [self.examples(1, larger=32)])]
@@ -70,6 +71,7 @@ class ExportableSegmenter:
             figures: dict[str, Any] = {"on": "random images"} | difference.result(len(tries))
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
+        metric.predictors = {"": Predictor()}  # the logits that it gets are those of whole images
         models = {"eager": fit(self.model, self.extra, self.fixed), "exported": fit(exported, self.extra, self.fixed)}
         states = {name: metric.start() for name in models}
         done = 0
@@ -77,9 +79,10 @@ class ExportableSegmenter:
             if done == self.images:
                 break
             images = metric.normalize(batch["image"][0][None])
-            difference.update(*(by_pixel(metric.predictors[""].logits(model, images)) for model in models.values()))
-            for name, model in models.items():
-                metric.update(states[name], model, batch)
+            outputs = {name: self.predictor.logits(model, images) for name, model in models.items()}
+            difference.update(*map(by_pixel, outputs.values()))
+            for name, logits in outputs.items():
+                metric.update(states[name], lambda _, logits=logits: logits, batch)  # type: ignore[arg-type, misc]
             done += 1
         figures = {"on": f"{self.task.data.name}, test"} | difference.result(done)
         scores = {name: metric.result([state]) for name, state in states.items()}
@@ -93,18 +96,21 @@ def by_pixel(logits: Tensor) -> Tensor:
 
 def open_segmenter(request: Request) -> ExportableSegmenter:
     """Load a segmenter that metamix trained, with its data set if a folder is given."""
-    task = None
+    found, task = load_segmenter(request.source), None
+    if request.dynamic and found.model.fixed_size:
+        height, width = found.model.fixed_size
+        raise ValueError(
+            f"{found.spec.model} takes images of {height} x {width} pixels at most: leave --dynamic out, and larger "
+            f"images are cut into windows"
+        )
     if request.data_dir:
         data: Any = request.data or "folder"
         options = SegmentationEvalOptions(data=data, data_dir=request.data_dir, workers=0, checkpoint=request.source)
-        task, model, entries = Segmentation.trained(options)
-    else:
-        found = load_segmenter(request.source)
-        model, entries = found.model, found.metadata
-    metadata = ModelMetadata.from_dict(entries, request.source)
-    size: Any = request.img_size or tuple(entries["crop"])
+        task = Segmentation.of(found, options)
+    metadata = ModelMetadata.from_dict(found.metadata, request.source)
+    size: Any = request.img_size or found.spec.crop
     height, width = size if isinstance(size, tuple) else (size, size)
     if height % 2 or width % 2:  # padding by reflection makes sides even
         raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
     metadata = replace(metadata, img_size=(height, width), in_chans=3)
-    return ExportableSegmenter(model, metadata, request.dynamic, task, request.images)
+    return ExportableSegmenter(found.model, metadata, request.dynamic, task, request.images)

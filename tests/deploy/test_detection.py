@@ -118,13 +118,24 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
         data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
         task = Detection.trained(DetectionEvalOptions(data_dir=str(data), checkpoint=source, workers=0))[0]
     exportable = ExportableDetector(trained.model, small(trained.metadata), False, task)
-    same = exportable.compare(exportable.model, "fp32", 1)
+    same = exportable.compare(exportable.model, "fp32")
     assert same.parity["objects"] == 200 and same.parity["on"] == "random images" and not same.problems
     assert list(same.scores) == ["eager", "exported"] * with_data
-    wrong = exportable.compare(
-        lambda images: (exportable.model(images)[0] + 1, *exportable.model(images)[1:]), "fp32", 1
-    )
+    wrong = exportable.compare(lambda images: (exportable.model(images)[0] + 1, *exportable.model(images)[1:]), "fp32")
     assert wrong.problems == ["boxes differ by up to 1.00 pixels, the limit is 0.5"]
+
+
+def test_exported_models_run_once_for_each_image(tmp_path):
+    data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
+    exportable = open_detector(Request(weights(tmp_path), data_dir=str(data)))
+    calls = []
+
+    def exported(images):
+        calls.append(images.shape)
+        return exportable.model(images)
+
+    found = exportable.compare(exported, "fp32")
+    assert len(calls) == 2 and found.parity["objects"] > 20 and not found.problems
 
 
 def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
@@ -135,10 +146,10 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
         boxes, scores, labels = exportable.model(images)
         return boxes, torch.full_like(scores, torch.nan), labels
 
-    found = exportable.compare(damaged, "bf16", 1)
+    found = exportable.compare(damaged, "bf16")
     assert re.match(r"it finds no object, and the eager model finds \d+", found.problems[0])
     graph = deepcopy(exportable.model).bfloat16()
-    rounded = exportable.compare(lambda images: [x.float() for x in graph(images.bfloat16())], "bf16", 1)
+    rounded = exportable.compare(lambda images: [x.float() for x in graph(images.bfloat16())], "bf16")
     assert rounded.parity["objects"] > 20 and not rounded.problems
 
 

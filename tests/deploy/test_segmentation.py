@@ -1,5 +1,7 @@
 """Test exported segmenters: windows, mean IoU before and after, `metamix predict`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from PIL import Image
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
+from metamix.deploy.exportable import Request
 from metamix.deploy.fit import fit, tiles
+from metamix.deploy.segmentation import open_segmenter
 from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
 from metamix.utils.tensor_files import save_weights
@@ -83,6 +87,36 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
         image = torch.rand(1, 3, *size)
         assert predictor.logits(model, image).allclose(image, atol=1e-6)
     assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square windows of 32 pixels, padded to the graph's size
+
+
+def mixer(folder):
+    """Write a segmenter whose backbone takes images of 32 x 32 pixels at most."""
+    torch.manual_seed(0)
+    spec = replace(SPEC, model="mixer_s32_224", model_args=dict(mlp_ratio=[0.1, 0.1]))
+    save_weights(folder / "mixer.safetensors", spec.build().state_dict(), spec.to_dict())
+    return str(folder / "mixer.safetensors")
+
+
+def test_backbone_of_one_size_gets_windows(scenes, tmp_path):
+    folder = tmp_path / "out"
+    report = export(mixer(tmp_path), output=folder, format="torch", data_dir=str(scenes), seconds=0)
+    assert any("scores of windows of 32 pixels" in note for note in report["notes"])
+    assert report["parity"]["same_top1"] > 0.999
+    with pytest.raises(ValueError, match="mixer_s32_224 takes images of 32 x 32 pixels at most: leave --dynamic out"):
+        open_segmenter(Request(mixer(tmp_path), dynamic=True))
+
+
+def test_models_run_once_for_each_image(source, scenes):
+    exportable = open_segmenter(Request(source, data_dir=str(scenes)))
+    calls = []
+
+    def exported(images):
+        calls.append(images.shape)
+        return exportable.model(images)
+
+    found = exportable.compare(exported, "fp32")
+    assert len(calls) == 2 * 2 * 2  # an image of 40 x 56 pixels in windows of 32
+    assert found.scores["eager"] == found.scores["exported"]
 
 
 def test_refusals(source, tmp_path):
