@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from metamix.models.image_inference import crop, pad_by_reflection
@@ -26,7 +25,6 @@ class Fitted(nn.Module):
     def __init__(self, model: Model, scale: int, sides: Size):
         super().__init__()
         self.run, self.scale, self.sides = model, scale, sides
-        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -10,29 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from metamix.utils.options import add_places, positive, share
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
 
 from .artifact import load_artifact
-from .runtime import ExportedModel, load_exported
-
-
-class EngineModule(nn.Module):
-    """An exported model as a module, for code that calls modules."""
-
-    def __init__(self, model: ExportedModel):
-        super().__init__()
-        self.exported = model
-        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
-
-    def forward(self, images: Tensor) -> Any:
-        return self.exported(images)
+from .runtime import load_exported
 
 
 def main(argv: Sequence[str], task: str | None = None) -> int:
@@ -78,7 +62,7 @@ def label_images(argv: Sequence[str]) -> int:
     model = load_exported(options.model, threads=options.threads)
     metadata = model.artifact.model
     classes = metadata.classes or tuple(map(str, range(metadata.num_classes or 0)))
-    return label(Classifier(EngineModule(model), EvalTransform(metadata), classes, metadata), images, options)
+    return label(Classifier(model, EvalTransform(metadata), classes, metadata), images, options)
 
 
 def restore_images(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .artifact import COMPILED, HINTS, Artifact, load_artifact
 from .extras import need
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
-class ExportedModel:
+class ExportedModel(nn.Module):
     """An exported model, called like the model that it was made from.
 
     Args:
@@ -34,9 +34,12 @@ class ExportedModel:
     """
 
     def __init__(self, run: Run, artifact: Artifact):
+        super().__init__()
         self.run, self.artifact = run, artifact
+        self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)  # callers ask a parameter for the device
+        self.eval()
 
-    def __call__(self, images: Any) -> Any:
+    def forward(self, images: Any) -> Any:
         """Run the model.
 
         Args:
