@@ -161,8 +161,6 @@ class DetectionData:
         return self.scored[next(state["split"] for state in states if state["split"])]
 
 
-
-
 def train_transform(options: DetectionOptions) -> v2.Compose:
     """Make the random crop, flips, resizing and change of colours. Boxes follow; empty ones are dropped."""
     low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
