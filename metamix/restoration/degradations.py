@@ -253,7 +253,7 @@ def _parse_step(text: str) -> Any:
     given = [(word, _parse_range(word)) for word in words if word not in switches]
     strange = [word for word, found in given if found is None]
     if strange or not 1 <= len(given) <= len(ranges):
-        kind = f"no value and no switch of {name}" if switches else "no value"
+        kind = f"neither a value nor a switch of {name}" if switches else "not a value"
         problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(given), 'value')}"
         labels = ((f.name.upper() if f in ranges else f.name, f.default is MISSING) for f in options)
         shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)

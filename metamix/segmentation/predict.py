@@ -38,7 +38,7 @@ from metamix.utils.text import exit_with_message, plural, readable
 from .data import normalize, read_image
 from .inference import Predictor, make_views
 from .labels import colours_of, index_image, read_classes
-from .load import SegmenterSpec, load_segmenter
+from .load import SegmenterSpec, check_window, load_segmenter
 from .pictures import overlay
 from .transforms import resized_size
 
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_tiles(options.tile, options.overlap)
         names = name_outputs(options.places, options.output)
         found = load_segmenter(options.checkpoint)
+        check_window(found.model, found.spec.model, options.tile, "--tile")
         device = ProcessGroup.start(options.device).device
         found.model.to(device)
         predictor = Predictor(options.tile, options.overlap, make_views((1.0,), options.flip))

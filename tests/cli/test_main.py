@@ -120,7 +120,7 @@ def test_predict_and_export_find_the_same_task(tmp_path):
     """A file of arrays (.npz) is one of MAXIM's authors, and the name of an image model says the task too."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "x.npz").write_bytes(b"half a download")
-    with pytest.raises(SystemExit, match=r"error: .*x.npz is no whole .npz file of arrays"):
+    with pytest.raises(SystemExit, match=r"error: .*x.npz is not a complete .npz file of arrays"):
         main(
             [
                 "predict",

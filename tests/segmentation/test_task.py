@@ -12,7 +12,8 @@ from running import assert_same_run, metrics, start_all, stopped_at
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
-from metamix.segmentation.load import check_window, load_segmenter
+from metamix.segmentation import predict
+from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 from metamix.utils.tensor_files import load_checkpoint, load_weights, save_weights
@@ -199,8 +200,10 @@ def test_a_backbone_of_one_size_is_scored_in_windows(scenes, tmp_path):
     with pytest.raises(SystemExit, match=words):
         evaluate("--checkpoint", run, "--data-dir", root)
     evaluate("--checkpoint", run, "--data-dir", root, "--window", 32, "--overlap", 4, "--output", tmp_path / "out")
-    with pytest.raises(ValueError, match="at most: cut larger ones into windows, --tile 32 --overlap 4"):
-        check_window(load_segmenter(run).model, "mixer_s32_224", 1024, "--tile")
+    words = [str(root / "train" / "images"), "--checkpoint", str(run), "--output", str(tmp_path / "labelled")]
+    with pytest.raises(SystemExit, match="at most: cut larger ones into windows, --tile 32 --overlap 4"):
+        predict.main(words)
+    assert predict.main([*words, "--tile", "32", "--overlap", "4"]) == 0
 
 
 MISTAKES = [
