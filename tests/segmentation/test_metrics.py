@@ -96,7 +96,7 @@ def scored():
         for truth, predicted in part:
             image = torch.zeros(3, *truth.shape, dtype=torch.uint8)
             batch = {"image": [image], "target": [truth], "index": torch.tensor([len(part)]), "name": ["x"]}
-            metric.update(state, Fixed([predicted]), batch)
+            metric.update(state, Fixed([predicted]).eval(), batch)
         states.append(state)
     return metric, states, pairs
 
@@ -117,7 +117,7 @@ def test_the_state_does_not_grow_with_the_images():
     state = metric.start()
     for i in range(30):
         truth, predicted = blobs(i, (8, 8))
-        model = Fixed([predicted])
+        model = Fixed([predicted]).eval()
         image = torch.zeros(3, 8, 8, dtype=torch.uint8)
         metric.update(state, model, {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]})
     assert len(state["best"]) == len(state["worst"]) == SHOWN
