@@ -27,6 +27,8 @@ SPEC = SegmenterSpec(
 class Colours(nn.Module):
     """Finds the strongest channel, and keeps the sizes that it was given."""
 
+    fixed_size = None
+
     def __init__(self):
         super().__init__()
         self.weight, self.sizes = nn.Parameter(torch.ones(())), []
