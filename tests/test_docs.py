@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,14 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_lists_are_whole():
+    """Markdown joins a line that is not indented to the item above it, and an item to the paragraph above it."""
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for above, line in pairwise(text.splitlines()):
+            if above.startswith("- "):
+                assert not line or line.startswith(("- ", " ")), f"{page.name}: indent {line!r}"
+            if line.startswith("- "):
+                assert not above or above.startswith(("- ", " ")), f"{page.name}: leave a line before {line!r}"
