@@ -176,15 +176,19 @@ def check_evaluation(restore: Restore) -> None:
         raise ValueError(f"{type(restore).__name__} is in training mode: call model.eval() before restoring images.")
 
 
-def check_finite(outputs: Tensor) -> Tensor:
-    """Return the outputs of a model.
+def check_finite(outputs: Tensor, name: object = "") -> Tensor:
+    """Check that the outputs of a model are finite, and return them.
+
+    Args:
+        name: of the image, for the message.
 
     Raises:
         ValueError: a value is infinite or NaN.
     """
     least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
     if not (least.isfinite() and most.isfinite()):
-        raise ValueError("the model returns values that are not finite: are its weights damaged?")
+        place = f"{name}: " if name else ""
+        raise ValueError(f"{place}the model returns values that are not finite: are its weights damaged?")
     return outputs
 
 

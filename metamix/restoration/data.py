@@ -341,7 +341,7 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
 
 
 def test_folders(options: ImageOptions) -> list[Path]:
-    """Return the folders test and val in the data's folder that exist."""
+    """List the folders test and val of the data set, as far as they exist."""
     folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
     return [folder for folder in folders if folder.is_dir()]
 

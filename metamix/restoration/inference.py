@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.models.image_inference import check_finite, restore_tiles, self_ensemble
+from metamix.models.image_inference import restore_tiles, self_ensemble
 
 from .resize import resize_bicubic
 
@@ -38,16 +38,11 @@ class Restorer:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Restore images; `model` is in evaluation mode.
-
-        Raises:
-            ValueError: the model returns values that are not finite.
-        """
+        """Restore images; `model` is in evaluation mode."""
         restore = partial(self_ensemble, model) if self.ensemble else model
         images = enlarge(images, self.enlarge)
         with pooled_locally(model, self.pooling):
-            restored = restore_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
-        return check_finite(restored)
+            return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
 
     @staticmethod
     def enlarge_to(image: Tensor, target: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metamix.models.image_inference import check_finite
 from metamix.training.task import Batch, State
 
 from .colour import to_grey, to_y
@@ -139,7 +140,7 @@ class RestorationMetric:
             if index < 0:
                 state["unreadable"] += 1
                 continue
-            restored = self.restorer(model, image[None])[0].float()
+            restored = check_finite(self.restorer(model, image[None])[0].float(), name)
             before = self.restorer.enlarge_to(image, target)
             with torch.autocast(image.device.type, enabled=False):
                 row = dict(zip(("psnr", "ssim"), self.measure.score(restored, target)))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import change_endings, check_outputs, paths_inside
-from metamix.models.image_inference import check_tiles
+from metamix.models.image_inference import check_finite, check_tiles
 from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places
@@ -164,7 +164,8 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
             f"{path} is in colour, and the model was trained on grey images: save it in grey, or give a model trained "
             f"with --channels rgb or y"
         )
-    restored = restore_colours(model, colours.expand(3, -1, -1) if channels == "rgb" else colours, channels, restorer)
+    colours = colours.expand(3, -1, -1) if channels == "rgb" else colours
+    restored = check_finite(restore_colours(model, colours, channels, restorer), path)
     if grey:
         restored = restored.mean(0, keepdim=True)
     if alpha is not None:

@@ -114,7 +114,7 @@ class RestorationModel:
 
     Args:
         options: of training.
-        data: that it is for.
+        data: the data set to train on or to score.
         measured: says what the scores compare.
 
     Attributes:
