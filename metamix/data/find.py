@@ -20,7 +20,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
         without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
 
     Raises:
-        FileNotFoundError: a file is missing, or a folder has no other image.
+        FileNotFoundError: a file is missing, or a folder has no image but results of earlier runs.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -33,7 +33,9 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
         skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
-            raise FileNotFoundError(f"there is no image in {place} but results of earlier runs")
+            raise FileNotFoundError(
+                f"there is no image in {place} but results of earlier runs: give the folder of the images"
+            )
         found |= dict.fromkeys(kept)
     return list(found)
 

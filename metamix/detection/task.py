@@ -27,8 +27,8 @@ class Detection:
 
     Args:
         options: of training.
-        seed: of the run; the loaders take it from the engine.
-        trained: of the weights to evaluate; no split to train on is opened then.
+        seed: of the run; not used here, since the engine passes it to the loaders.
+        trained: the spec of the weights to evaluate; if it is given, no training split is opened.
     """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions

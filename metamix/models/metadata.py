@@ -243,7 +243,7 @@ class _Reader:
         return dict(value)
 
 
-# For tasks whose weight files hold what builds the whole network again, a detector or a segmenter
+# Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
 
 
 def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:
@@ -267,7 +267,7 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
 
 
 def arguments_without(names: Collection[str]) -> Rule:
-    """Accept a mapping of arguments that has none of these names."""
+    """Make a rule that accepts a mapping of arguments without these names."""
     words = f"a mapping of arguments without {', '.join(sorted(names))}"
     return words, lambda value: isinstance(value, Mapping) and value.keys().isdisjoint(names)
 

@@ -75,10 +75,10 @@ def check_entries(
 
 
 def is_share(value: object) -> bool:
-    """Return whether a value is a number from 0 to 1; true and false are none."""
+    """Return whether a value is a number from 0 to 1; true and false do not count."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
-    """Return whether a value is a whole number from `low` to `high`; true and false are none."""
+    """Return whether a value is a whole number from `low` to `high`; true and false do not count."""
     return type(value) is int and low <= value <= high
