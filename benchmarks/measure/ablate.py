@@ -6,6 +6,11 @@
 A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
 not used. Every run spends the same number of multiply-adds on images (`BUDGET`), so a model of twice the cost sees half
 the images. Each finished run is added to the result file at once; runs that are in the file are skipped.
+
+Runs with a teacher need weights that were trained on the same 90 %:
+
+    python -m benchmarks.measure.ceiling --data-dir DIR --weights teacher.safetensors
+    python -m benchmarks.measure.ablate --data-dir DIR --teacher teacher.safetensors --runs nano-distill:raft:0
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.measure.ceiling import dense_conv_net
 from benchmarks.measure.timing import append_row, load_rows, machine
 from benchmarks.paths import RESULTS
 from metamix.classification.task import Classification, ClassificationOptions
@@ -111,17 +117,17 @@ class ConvPoolStem(CeilEmbed, nn.Sequential):
 
 
 class ConvStem(CeilEmbed, nn.Sequential):
-    """The stem of version 0.1: conv3x3, GroupNorm, GELU, conv3x3 of stride 2.
+    """The stem of version 0.1: conv3x3, norm, GELU, conv3x3 of stride 2.
 
     (B, in_chans, H, W) -> (B, dim, ceil(H / 2), ceil(W / 2)).
     """
 
     reduction = 2
 
-    def __init__(self, in_chans: int, dim: int):
+    def __init__(self, in_chans: int, dim: int, *, norm: Callable[[int], nn.Module] = GroupNorm1):
         super().__init__(
             ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
-            GroupNorm1(dim // 2),
+            norm(dim // 2),
             GELU(),
             ConvEmbed(dim // 2, dim, kernel_size=3, stride=2, padding=1),
         )
@@ -132,6 +138,7 @@ MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallb
 # Names that variants give to stems and downsamplings.
 EMBEDS: dict[str, Callable[..., nn.Module]] = {
     "conv-norm-act-conv stem": ConvStem,
+    "conv-bn-act-conv stem": partial(ConvStem, norm=nn.BatchNorm2d),
     "conv": DOWNSAMPLE,
     "conv-bn-act stem": ConvNormActStem,
     "conv-bn-act": ConvNormAct,
@@ -227,12 +234,29 @@ VARIANTS = {
     "nano-mlps": Variant(
         "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "nano", model={"mlp_ratio": 4.0}
     ),
+    "nano-depths": Variant("depths 2/3/3: a block on 16 tokens, not on 64", "nano", model={"depths": (2, 3, 3)}),
+    "nano-narrow": Variant("48 channels in the first stage, not 64", "nano", model={"dims": (48, 128, 192)}),
+    "nano-ratios": Variant("MLP ratios 2, 4 and 6 by stage, not 4", "nano", model={"mlp_ratio": (2.0, 4.0, 6.0)}),
+    "nano-gn": Variant(
+        "GroupNorm(1) for BatchNorm in the blocks and before the head", "nano", model=norms("groupnorm1")
+    ),
+    "nano-conv": Variant(
+        "no norm and activation after stem and downsampling",
+        "nano",
+        model={"stem": "conv-bn-act-conv stem", "downsample": "conv"},
+    ),
+    "nano-ls": Variant("no LayerScale", "nano", model={"layer_scale": 0.0}),
     "nano-relu": Variant("ReLU in the MLPs", "nano", model={"act_layer": "relu"}),
     "nano-mix": Variant(
         "cutmix 1 and mixup 0.2 for half of the batches", "nano", data=dict(cutmix=1.0, mixup=0.2, mix_prob=0.5)
     ),
     "nano-cutout": Variant("cutout of 8 pixels", "nano", data=dict(cutout=8)),
     "nano-randaug": Variant("RandAugment, one operation of magnitude 5", "nano", data=dict(auto_augment="rand-m5-n1")),
+    "nano-distill": Variant(
+        "the dense-convolution net as teacher, half of the loss; its passes are not counted",
+        "nano",
+        data=dict(teacher=dense_conv_net.__name__),
+    ),
 } | {
     # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `nano`.
     f"nano-{'-'.join(mixers)}": Variant("one mixer for each stage", "nano", model={"mixer": mixers})
@@ -265,12 +289,26 @@ def with_embeds(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: EMBEDS[value] if key in ("stem", "downsample") else value for key, value in arguments.items()}
 
 
-def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str) -> Recipe:
-    """Return the recipe of a run."""
+def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str, teacher: str | None = None) -> Recipe:
+    """Return the recipe of a run.
+
+    Args:
+        teacher: weight file for variants with a teacher.
+
+    Raises:
+        ValueError: a variant with a teacher has no weight file.
+    """
+    data = DATA | dict(variant.data)
+    if "teacher" in data:
+        if not teacher:
+            raise ValueError(
+                "the variant needs a teacher: give --teacher FILE, written by benchmarks.measure.ceiling --weights FILE"
+            )
+        data["teacher_checkpoint"] = teacher
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
     model = f"metaformer_{mixer}_nano"
     arguments = with_embeds(variant.model)
-    options = ClassificationOptions(**DATA | dict(variant.data), model=model, model_args=arguments, data_dir=data_dir)
+    options = ClassificationOptions(**data, model=model, model_args=arguments, data_dir=data_dir)
     return Recipe("classification", engine, options)
 
 
@@ -333,6 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print the variants")
     parser.add_argument("--runs", nargs="+", type=parse_run, default=[], metavar="VARIANT:MIXER:SEED")
     parser.add_argument("--data-dir", default="data/cifar10", help="folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--teacher", metavar="FILE", help="weights of the teacher, for variants that have one")
     parser.add_argument("--results", type=Path, default=FILE, help="result file")
     parser.add_argument("--budget", type=float, default=BUDGET, help="multiply-adds of a run")
     args = parser.parse_args(argv)
@@ -343,9 +382,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if is_done(load_rows(args.results), name, mixer, seed):
             continue
         variant = resolve(name)
-        recipe = make_recipe(variant, mixer, seed, args.data_dir)
         row = {"variant": name, "parent": variant.parent, "about": variant.about, "mixer": mixer, "seed": seed}
         with exit_with_message(ValueError, OSError):
+            recipe = make_recipe(variant, mixer, seed, args.data_dir, args.teacher)
             row |= train(recipe, variant.share * args.budget)
         row |= {
             "model_args": dict(variant.model),

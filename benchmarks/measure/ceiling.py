@@ -7,6 +7,9 @@ Net and recipe follow airbench94 (Keller Jordan, arXiv 2404.00498, and its versi
 convolution, three blocks of two 3x3 convolutions with BatchNorm, GELU and max-pooling; Muon for the convolutions, SGD
 for the rest; a flip that alternates between epochs. 8 epochs take 2.8e14 FLOPs. Accuracy is measured for one view of an
 image, and for six (flipped, moved by a pixel). Each run is added to results/ceiling.json.
+
+The net is registered with timm as `dense_conv_net`, so that it can teach: `--teacher dense_conv_net` of `metamix train`
+with the file of `--weights` as `--teacher-checkpoint`, once this module is imported.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models import register_model
 from timm.optim import Muon
 from torch import Tensor, nn
 
@@ -30,14 +34,16 @@ from metamix.data import DataOptions, Source, open_data
 from metamix.data.memory import mean_std, pixels
 from metamix.models import count_macs
 from metamix.utils.system import commit
+from metamix.utils.tensor_files import save_weights
 from metamix.utils.text import exit_with_message
 
 FILE = RESULTS / "ceiling.json"
 WIDTHS = (64, 256, 256)  # channels of the blocks
 BIAS_EPOCHS = 3  # for which the bias of the whitening convolution is trained
+KERNEL = 2  # of the whitening convolution
 
 
-def whitening_filters(images: Tensor, kernel: int = 2, eps: float = 5e-4) -> Tensor:
+def whitening_filters(images: Tensor, kernel: int = KERNEL, eps: float = 5e-4) -> Tensor:
     """Compute filters whose outputs on patches of `images` (N, C, H, W) are uncorrelated with unit variance.
 
     Returns:
@@ -68,28 +74,34 @@ class ConvBlock(nn.Sequential):
 
 
 class CeilingNet(nn.Module):
-    """Classify images: (B, 3, 32, 32) -> logits (B, classes).
+    """Classify images: (B, in_chans, 32, 32) -> logits (B, num_classes).
 
-    Args:
-        filters: of the first convolution, see `whitening_filters`.
-        classes: number of classes.
+    `whiten` is not trained: copy the result of `whitening_filters` into its weight.
     """
 
-    def __init__(self, filters: Tensor, classes: int = 10):
+    def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()
-        self.whiten = nn.Conv2d(filters.shape[1], len(filters), filters.shape[-1])
-        self.whiten.weight.data.copy_(filters)
+        self.num_classes = num_classes
+        self.pretrained_cfg: dict[str, Any] = {}  # timm reads it
+        filters = 2 * in_chans * KERNEL**2
+        self.whiten = nn.Conv2d(in_chans, filters, KERNEL)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)
-        widths = (len(filters), *WIDTHS)
+        widths = (filters, *WIDTHS)
         self.blocks = nn.Sequential(*(ConvBlock(a, b) for a, b in zip(widths, WIDTHS)))
-        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
+        self.head = nn.Linear(WIDTHS[-1], num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=1.0)
         self.head.weight.data /= self.head.weight.data.std()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.gelu(self.whiten(x)))  # (B, C, 3, 3)
         return self.head(x.amax((2, 3))) / 9
+
+
+@register_model
+def dense_conv_net(pretrained: bool = False, num_classes: int = 10, in_chans: int = 3, **_: Any) -> CeilingNet:
+    """Build the net for `timm.create_model`."""
+    return CeilingNet(num_classes, in_chans)
 
 
 def augment(images: Tensor, epoch: int, seed: int, margin: int = 2) -> Tensor:
@@ -183,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=FILE, help="result file")
+    parser.add_argument("--weights", type=Path, help="file for the trained weights; none: they are not kept")
     args = parser.parse_args(argv)
     options = DataOptions(data=args.data, data_dir=args.data_dir)
     with exit_with_message(ValueError, OSError):
@@ -192,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, others = scaled(images, mean, std), scaled(others, mean, std)
 
     torch.manual_seed(args.seed)
-    model = CeilingNet(whitening_filters(images[:5000])).to(memory_format=torch.channels_last)
+    model = CeilingNet(len(splits.classes)).to(memory_format=torch.channels_last)
+    model.whiten.weight.data.copy_(whitening_filters(images[:5000]))
     macs, start = count_macs(model, (3, 32, 32)), time.monotonic()
     train(model, images, labels, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed)
     row = {
@@ -208,6 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top1_six_views": round(accuracy(model, others, truth, six_views), 2),
         "commit": commit(),
     }
+    if args.weights:
+        metadata = dict(task="classification", model="dense_conv_net", num_classes=model.num_classes, in_chans=3)
+        metadata |= dict(mean=mean, std=std, classes=list(splits.classes), img_size=32)
+        save_weights(args.weights, model.state_dict(), metadata)
     append_row(args.results, row)
     print(json.dumps(row))
 

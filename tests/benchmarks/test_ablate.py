@@ -69,7 +69,7 @@ def test_variant_builds_the_model_that_was_measured(row):
 @pytest.mark.parametrize("name", ablate.VARIANTS)
 def test_every_recipe_is_accepted(name):
     variant = ablate.resolve(name)
-    options = ablate.make_recipe(variant, "raft", 0, "data").options
+    options = ablate.make_recipe(variant, "raft", 0, "data", teacher="teacher.safetensors").options
     assert options.padding == 4 and all(getattr(options, key) == value for key, value in variant.data.items())
 
 
@@ -94,6 +94,13 @@ def test_recipe_has_the_options_of_the_variant():
     recipe = ablate.make_recipe(ablate.resolve("muon"), "raft", seed=3, data_dir="somewhere")
     assert (recipe.engine.seed, recipe.engine.lr, recipe.options.holdout) == (3, 0.01, 0.1)
     assert recipe.engine.opt_args["fallback_list"] == ["head.*", "stem.0.*"]
+
+
+def test_variant_with_a_teacher_needs_its_weights():
+    with pytest.raises(ValueError, match="needs a teacher: give --teacher FILE"):
+        ablate.make_recipe(ablate.resolve("nano-distill"), "raft", 0, "data")
+    options = ablate.make_recipe(ablate.resolve("nano-distill"), "raft", 0, "data", teacher="a.safetensors").options
+    assert (options.teacher, options.teacher_checkpoint) == ("dense_conv_net", "a.safetensors")
 
 
 def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_path, monkeypatch):

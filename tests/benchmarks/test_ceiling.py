@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import ceiling
 from benchmarks.scoring import six_views
+from metamix.classification.task import Classification, ClassificationOptions
 
 
 def test_whitened_patches_are_uncorrelated_with_unit_variance():
@@ -49,7 +50,7 @@ def test_six_views_have_weights_that_sum_to_one():
 
 
 def test_net_has_the_cost_that_is_told():
-    model = ceiling.CeilingNet(torch.randn(24, 3, 2, 2))
+    model = ceiling.CeilingNet()
     assert 1.9e6 < sum(weight.numel() for weight in model.parameters()) < 2.1e6
     assert 115e6 < ceiling.count_macs(model, (3, 32, 32)) < 121e6
 
@@ -62,3 +63,22 @@ def test_tiny_run_learns_and_is_written(dark_and_light, tmp_path, monkeypatch):
     ceiling.main(words.split())
     first, second = json.loads(results.read_text())
     assert first["split"] == "test" and first["top1"] == first["top1_six_views"] == second["top1"] == 100
+
+
+def test_trained_net_teaches(dark_and_light, tmp_path, monkeypatch):
+    monkeypatch.setattr(ceiling, "WIDTHS", (8, 8, 8))
+    folder, weights = dark_and_light(train=40, val=10), tmp_path / "teacher.safetensors"
+    words = f"--data-dir {folder} --results {tmp_path / 'results.json'} --epochs 2 --batch-size 20 --weights {weights}"
+    ceiling.main(words.split())
+    options = ClassificationOptions(
+        model="metaformer_identity_nano",
+        data="folder",
+        data_dir=str(folder),
+        teacher="dense_conv_net",
+        teacher_checkpoint=str(weights),
+    )
+    task = Classification(options, seed=0)
+    task.model.build()
+    (teacher,) = task.model.frozen_helpers
+    batch = next(iter(task.data.eval_loaders(20, 0, 1)["test"]))
+    assert torch.equal(teacher(task.data.normalize(batch)["image"]).argmax(1), batch["label"])
