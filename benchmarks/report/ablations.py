@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.measure import ablate, ceiling
-from benchmarks.measure.ablate import VARIANTS
+from benchmarks.variants import VARIANTS
 from metamix import list_models
 from metamix.models.metaformer_family import NANO
 

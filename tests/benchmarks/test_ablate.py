@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from benchmarks import variants
 from benchmarks.measure import ablate, timing
 from benchmarks.report import ablations
 from metamix.models import count_macs
@@ -30,12 +31,12 @@ def row(variant, parent, top1, **changes):
 
 
 def test_variant_overrides_its_ancestors():
-    variants = {
-        "a": ablate.Variant("first", model=dict(dims=1, depths=2), recipe=dict(lr=1)),
-        "b": ablate.Variant("second", "a", model=dict(dims=3), data=dict(cutout=8)),
-        "c": ablate.Variant("third", "b", recipe=dict(lr=2)),
+    known = {
+        "a": variants.Variant("first", model=dict(dims=1, depths=2), recipe=dict(lr=1)),
+        "b": variants.Variant("second", "a", model=dict(dims=3), data=dict(cutout=8)),
+        "c": variants.Variant("third", "b", recipe=dict(lr=2)),
     }
-    found = ablate.resolve("c", variants)
+    found = variants.resolve("c", known)
     assert found.model == dict(dims=3, depths=2)
     assert found.recipe == dict(lr=2)
     assert found.data == dict(cutout=8)
@@ -43,7 +44,7 @@ def test_variant_overrides_its_ancestors():
 
 
 def test_every_parent_is_a_variant():
-    assert all(v.parent in ablate.VARIANTS for v in ablate.VARIANTS.values() if v.parent)
+    assert all(v.parent in variants.VARIANTS for v in variants.VARIANTS.values() if v.parent)
 
 
 def test_budget_buys_fewer_steps_of_a_larger_model():
@@ -53,9 +54,9 @@ def test_budget_buys_fewer_steps_of_a_larger_model():
 
 
 def build(name, mixer):
-    variant = ablate.resolve(name)
+    variant = variants.resolve(name)
     json.dumps(variant.model)  # as the result file holds it
-    return timm.create_model(f"metaformer_{mixer}_nano", **ablate.with_embeds(variant.model))
+    return timm.create_model(f"metaformer_{mixer}_nano", **variants.with_embeds(variant.model))
 
 
 @pytest.mark.parametrize("row", json.loads(ablate.FILE.read_text()), ids=lambda row: row["variant"])
@@ -63,17 +64,17 @@ def test_variant_builds_the_model_that_was_measured(row):
     model = build(row["variant"], row["mixer"])
     assert sum(weight.numel() for weight in model.parameters()) == row["parameters"]
     assert count_macs(model, (3, 32, 32)) == row["macs"]
-    assert ablate.VARIANTS[row["variant"]].about == row["about"]
+    assert variants.VARIANTS[row["variant"]].about == row["about"]
 
 
-@pytest.mark.parametrize("name", ablate.VARIANTS)
+@pytest.mark.parametrize("name", variants.VARIANTS)
 def test_every_recipe_is_accepted(name):
-    variant = ablate.resolve(name)
+    variant = variants.resolve(name)
     options = ablate.make_recipe(variant, "raft", 0, "data", teacher="teacher.safetensors").options
     assert options.padding == 4 and all(getattr(options, key) == value for key, value in variant.data.items())
 
 
-@pytest.mark.parametrize("name", [name for name in ablate.VARIANTS if name.count("-") == 3])
+@pytest.mark.parametrize("name", [name for name in variants.VARIANTS if name.count("-") == 3])
 def test_hybrids_cost_as_much_as_the_other_models(name):
     assert abs(count_macs(build(name, "identity"), (3, 32, 32)) / 73.6e6 - 1) < 0.03
 
@@ -84,22 +85,22 @@ def test_variant_has_wider_mlps_than_its_parent():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
-@pytest.mark.parametrize("embed", ablate.EMBEDS.values())
+@pytest.mark.parametrize("embed", variants.EMBEDS.values())
 def test_embedding_tells_its_size(embed, size):
     down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))
 
 
 def test_recipe_has_the_options_of_the_variant():
-    recipe = ablate.make_recipe(ablate.resolve("muon"), "raft", seed=3, data_dir="somewhere")
+    recipe = ablate.make_recipe(variants.resolve("muon"), "raft", seed=3, data_dir="somewhere")
     assert (recipe.engine.seed, recipe.engine.lr, recipe.options.holdout) == (3, 0.01, 0.1)
     assert recipe.engine.opt_args["fallback_list"] == ["head.*", "stem.0.*"]
 
 
 def test_variant_with_a_teacher_needs_its_weights():
     with pytest.raises(ValueError, match="needs a teacher: give --teacher FILE"):
-        ablate.make_recipe(ablate.resolve("nano-distill"), "raft", 0, "data")
-    options = ablate.make_recipe(ablate.resolve("nano-distill"), "raft", 0, "data", teacher="a.safetensors").options
+        ablate.make_recipe(variants.resolve("nano-distill"), "raft", 0, "data")
+    options = ablate.make_recipe(variants.resolve("nano-distill"), "raft", 0, "data", teacher="a.safetensors").options
     assert (options.teacher, options.teacher_checkpoint) == ("dense_conv_net", "a.safetensors")
 
 
@@ -180,5 +181,5 @@ def test_mixers_are_compared_with_identity_with_the_same_seed():
 
 
 def test_runs_are_in_the_order_of_the_variants():
-    order = [list(ablate.VARIANTS).index(found["variant"]) for found in ablations.load_rows()]
+    order = [list(variants.VARIANTS).index(found["variant"]) for found in ablations.load_rows()]
     assert order == sorted(order)
