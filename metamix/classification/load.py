@@ -19,7 +19,7 @@ from metamix.data.sources import SMALL_SIDE, decode
 from metamix.models.download import check_hub
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
-from metamix.models.registry import check_model, check_published
+from metamix.models.registry import check_model
 from metamix.models.same_function import check_described_size, check_same_function
 from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
 from metamix.utils.tensor_files import load_into
@@ -254,9 +254,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
     Raises:
         ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
     """
-    check_model(name)
-    if pretrained:
-        check_published(name)
+    check_model(name, pretrained)
     if pretrained or ":" in name:
         check_hub(name)
     try:

@@ -33,6 +33,10 @@ class ClassificationPictures:
         """Say how many images could not be read, if there are any."""
         return left_out(sum(int(state["unreadable"]) for state in states))
 
+    def advice(self, states: list[State]) -> str:
+        """Return nothing: low scores alone do not say what to do."""
+        return ""
+
 
 def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:
     """Draw recall and precision of each class as bars, the lowest recall at the top.
