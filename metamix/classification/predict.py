@@ -23,9 +23,9 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, read_image_file
 from metamix.data.find import find_images
 from metamix.data.sources import decode
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, positive
+from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError):
         images = find_images(options.images)
-        device = ProcessGroup.start(options.device).device
+        device = prepare_device(options.device)
         classifier = load_classifier(options.checkpoint, model=options.model)
         classifier.model.to(device)
         return label(classifier, images, options)

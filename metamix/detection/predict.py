@@ -22,9 +22,9 @@ from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
 from metamix.data.find import change_endings, check_outputs, paths_inside
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places, share
+from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .coco import read_image
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_with_message(ValueError, OSError):
         pictures = name_pictures(options.places, options.output)
         found = load_detector(options.checkpoint)
-        found.model.to(ProcessGroup.start(options.device).device)
+        found.model.to(prepare_device(options.device))
         left_out = draw_all(found.model, found.spec.classes, pictures, options.output, options.threshold)
     return 1 if left_out else 0
 

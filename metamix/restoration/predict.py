@@ -27,9 +27,9 @@ from tqdm import tqdm
 from metamix.data import CorruptImage
 from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_finite, check_tiles
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places
+from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .colour import to_rgb, to_ycbcr
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
             print(readable(f"weights: {found.name}"), file=sys.stderr)  # the tag may be the default one
-        device = ProcessGroup.start(options.device).device
+        device = prepare_device(options.device)
         model = found.model.to(device)
         restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
         check_local_pooling(model, found.name, options.local_pooling)

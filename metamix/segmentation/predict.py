@@ -30,9 +30,9 @@ from tqdm import tqdm
 from metamix.data import CorruptImage
 from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
 from metamix.utils.options import add_device, add_places
+from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import normalize, read_image
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = name_outputs(options.places, options.output)
         found = load_segmenter(options.checkpoint)
         check_window(found.model, found.spec.model, options.tile, "--tile")
-        device = ProcessGroup.start(options.device).device
+        device = prepare_device(options.device)
         found.model.to(device)
         predictor = Predictor(options.tile, options.overlap, make_views((1.0,), options.flip))
         return predict_all(found.model, found.spec, names, options.output, predictor)
