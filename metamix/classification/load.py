@@ -14,7 +14,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
-from metamix.data import Normalize
+from metamix.data import normalize
 from metamix.data.sources import SMALL_SIDE, decode
 from metamix.models.download import check_hub
 from metamix.models.metadata import ModelMetadata
@@ -88,7 +88,7 @@ class EvalTransform:
             interpolation=metadata.interpolation or "bicubic",
             normalize=False,
         )
-        self.normalize = Normalize(mean=metadata.mean, std=metadata.std)
+        self.mean, self.std = metadata.mean, metadata.std
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an image into a (C, H, W) float32 tensor.
@@ -100,7 +100,7 @@ class EvalTransform:
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
-        return self.normalize.normalize(pixels[None])[0]
+        return normalize(pixels[None], self.mean, self.std)[0]
 
 
 @dataclass(frozen=True)

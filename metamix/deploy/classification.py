@@ -138,7 +138,7 @@ class ExportableClassifier:
         if count is not None:
             source = Source(source.images, source.indices[:count], source.in_memory, source.size)
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):
-            yield self.task.data.normalize(batch)["image"], batch
+            yield self.task.data.normalize(batch["image"]), batch
 
 
 def held_out_images(total: int) -> int:

@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, Normalize, read_image_file
+from metamix.data import CorruptImage, normalize, read_image_file
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
 from metamix.data.options import check_test_split
 from metamix.data.pairs import collate_crops, collate_pairs
@@ -257,11 +257,6 @@ def read_image(path: Path) -> Tensor:
         CorruptImage: the file cannot be read.
     """
     return F.pil_to_tensor(decode(lambda: read_image_file(path), path, "RGB"))
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise images (n, 3, H, W) uint8 to float32, with the mean and std of each channel."""
-    return Normalize(mean=tuple(mean), std=tuple(std)).normalize(images)
 
 
 class OnPairs:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage
+from metamix.data import CorruptImage, normalize
 from metamix.data.find import change_endings, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.utils.files import atomic_write, write_text
@@ -35,7 +35,7 @@ from metamix.utils.options import add_device, add_places
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
-from .data import normalize, read_image
+from .data import read_image
 from .inference import Predictor, make_views
 from .labels import colours_of, index_image, read_classes
 from .load import SegmenterSpec, check_window, load_segmenter
