@@ -259,6 +259,10 @@ class Source:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def subset(self, samples: slice | Tensor) -> Source:
+        """Return some of the samples as a source; `samples` slices or indexes this one."""
+        return Source(self.images, self.indices[samples], self.in_memory, self.size)
+
     @cached_property
     def labels(self) -> Tensor:
         """Return the labels (n,) int64."""

@@ -30,6 +30,14 @@ def test_digits_are_split_once_and_for_all():
     assert (image.size, image.mode, label) == ((32, 32), "L", 4)
 
 
+def test_a_subset_keeps_its_order():
+    test = open_data("digits").test
+    for samples in (slice(3), slice(357, None), torch.tensor([7, 2])):
+        some = test.subset(samples)
+        assert [some.path(i) for i in range(len(some))] == [test.path(i) for i in torch.arange(360)[samples]]
+        assert torch.equal(some.labels, test.labels[samples])
+
+
 def test_holdout_is_stratified_disjoint_and_its_own():
     splits = open_data("digits", holdout=0.1)
     assert (len(splits.train), len(splits.holdout)) == (1293, 144)
