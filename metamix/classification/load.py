@@ -15,7 +15,8 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from metamix.data import normalize
-from metamix.data.sources import SMALL_SIDE, decode
+from metamix.data.files import decode
+from metamix.data.sources import SMALL_SIDE
 from metamix.models.download import check_hub
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer

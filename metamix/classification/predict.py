@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, read_image_file
+from metamix.data.files import decode
 from metamix.data.find import find_images
-from metamix.data.sources import decode
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, positive
 from metamix.utils.system import prepare_device

@@ -30,10 +30,10 @@ from metamix.utils.text import readable
 
 from .auto_augment import pil_transform
 from .counter_rng import ORDER, SAMPLE, generator, seeded
-from .files import CorruptImage
+from .files import CorruptImage, first_readable
 from .memory import channel_statistics, image_size, in_memory, pixels
 from .options import DataOptions, ReadingOptions, SourceOptions, verify_command
-from .sources import Source, first_readable
+from .sources import Source
 
 log = logging.getLogger(__name__)
 

@@ -30,11 +30,10 @@ from torch import Tensor
 
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
-from metamix.data.files import Header, read_header
+from metamix.data.files import Header, first_readable, read_header
 from metamix.data.find import Pairs, list_images, match_partners
 from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
-from metamix.data.sources import first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
 from metamix.utils.text import nearest, plural

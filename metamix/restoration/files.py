@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metamix.data import CorruptImage, read_image_file
-from metamix.data.sources import naming, to_eight_bits
+from metamix.data.files import as_corrupt_image, to_eight_bits
 from metamix.utils.files import atomic_write
 from metamix.utils.text import readable
 
@@ -59,7 +59,7 @@ def read_picture(path: Path) -> Picture:
     Raises:
         CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
     """
-    with naming(path):
+    with as_corrupt_image(path):
         image = read_image_file(path)
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
