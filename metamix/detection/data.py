@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from metamix.data.files import first_readable
-from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
+from metamix.data.loader import StreamLoader
 from metamix.data.options import check_test_split
+from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch, State
 from metamix.utils.text import plural
 

@@ -32,7 +32,8 @@ from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
 from metamix.data.files import Header, first_readable, read_header
 from metamix.data.find import Pairs, list_images, match_partners
-from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.loader import Broken, StreamLoader
+from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize, read_image_file
 from metamix.data.files import decode, first_readable
-from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.loader import Broken, StreamLoader
 from metamix.data.options import check_test_split
+from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
