@@ -36,7 +36,8 @@ from .sources import Source
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-Broken = list[tuple[str, str]]  # path and reason of images that could not be read
+Transform = Callable[[Image.Image], Tensor]
+Broken = list[tuple[str, str]]  # path and reason of samples that could not be read
 
 
 class Samples(Protocol):
@@ -44,7 +45,16 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read_or_next(self, index: int) -> tuple[Any, Any, Broken]: ...
+    def read(self, index: int) -> Any:
+        """Read a sample.
+
+        Raises:
+            CorruptImage: it cannot be read, and the next one replaces it.
+            ValueError: it must not be replaced: the run ends with this message.
+        """
+
+    def path(self, index: int) -> str:
+        """Name a sample for messages."""
 
 
 def train_loader(
@@ -136,7 +146,7 @@ class StreamLoader:
     Args:
         samples: what the workers read.
         transform: applied to each sample by the workers.
-        collate: makes a batch of samples; it must put (path, reason) pairs under "broken".
+        collate: makes a batch of transformed samples; the loader adds their "index".
         verify: the command that lists all broken images, for a message.
     """
 
@@ -161,7 +171,7 @@ class StreamLoader:
             num_workers=options.workers,
             worker_init_fn=survive_first_signal,
             persistent_workers=options.workers > 0,
-            collate_fn=partial(collate_unless_failed, collate or collate_images),
+            collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
             generator=torch.Generator(),  # by default every epoch draws from the run's generator
         )
@@ -235,37 +245,50 @@ class TransformedSamples:
     def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, mark_replaced: bool):
         self.samples, self.transform, self.seed, self.mark_replaced = samples, transform, seed, mark_replaced
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, int, Broken] | CorruptImage:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, Broken] | Exception:
         epoch, index = key
+        samples = self.samples
         try:
-            image, label, broken = self.samples.read_or_next(index % len(self.samples))
-        except CorruptImage as error:
+            sample, broken = first_readable(len(samples), index % len(samples), samples.read, samples.path)
+        except (CorruptImage, ValueError) as error:
             return error  # an error raised in a worker would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):
-            return self.transform(image), label, -1 if broken and self.mark_replaced else index, broken
+            return self.transform(sample), -1 if broken and self.mark_replaced else index, broken
 
 
-def collate_unless_failed(collate: Callable[[list[Any]], Batch], samples: list[Any]) -> Batch:
-    """Make a batch of samples, or of the message of the first error among them, as "failure"."""
-    failure = next((sample for sample in samples if isinstance(sample, CorruptImage)), None)
-    return collate(samples) if failure is None else {"failure": str(failure)}
-
-
-def collate_images(samples: list[Any]) -> Batch:
-    """Make a batch of (image, label, index, broken) samples."""
-    images, labels, indices, broken = zip(*samples)
-    return {
-        "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
-        "label": torch.tensor(labels),
+def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batch:
+    """Make a batch of what `TransformedSamples` returned, or of the message of the first error, as "failure"."""
+    failure = next((item for item in read if isinstance(item, Exception)), None)
+    if failure is not None:
+        return {"failure": str(failure)}
+    samples, indices, broken = zip(*read)
+    return collate(list(samples)) | {
         "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],
     }
 
 
-Transform = Callable[[Image.Image], Tensor]
+class OnImages:
+    """Apply a transform to the image of an (image, label) sample."""
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def __call__(self, sample: tuple[Image.Image, int]) -> tuple[Tensor, int]:
+        image, label = sample
+        return self.transform(image), label
 
 
-def train_transform(source: Source, options: DataOptions) -> Transform:
+def collate_images(samples: list[tuple[Tensor, int]]) -> Batch:
+    """Make a batch of (image, label) samples."""
+    images, labels = zip(*samples)
+    return {
+        "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
+        "label": torch.tensor(labels),
+    }
+
+
+def train_transform(source: Source, options: DataOptions) -> OnImages:
     """Make timm's random transform of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
     crop, _, finish = create_transform(
@@ -279,16 +302,18 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
         separate=True,
     )
     policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
-    return Compose([crop, policy, finish] if policy else [crop, finish])
+    return OnImages(Compose([crop, policy, finish] if policy else [crop, finish]))
 
 
-def eval_transform(source: Source, options: SourceOptions) -> Transform:
+def eval_transform(source: Source, options: SourceOptions) -> OnImages:
     """Make timm's resize and centre crop of a PIL image into a (C, H, W) uint8 tensor."""
-    return create_transform(
-        input_size=image_size(source, options),
-        interpolation=options.interpolation,
-        use_prefetcher=True,  # uint8, not normalised
-        crop_pct=options.crop_pct,
+    return OnImages(
+        create_transform(
+            input_size=image_size(source, options),
+            interpolation=options.interpolation,
+            use_prefetcher=True,  # uint8, not normalised
+            crop_pct=options.crop_pct,
+        )
     )
 
 

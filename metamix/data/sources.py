@@ -26,7 +26,7 @@ from metamix.utils import checksums
 from metamix.utils.text import nearest
 
 from .counter_rng import stratified_choice
-from .files import decode, first_readable
+from .files import decode
 from .formats import (
     TORCHVISION_SETS,
     ImageSplit,
@@ -211,15 +211,6 @@ class Source:
         """
         i = int(self.indices[index])
         return read_image(self.images, i), int(self.images.labels[i])
-
-    def read_or_next(self, index: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
-        """Decode a sample, or the next readable one.
-
-        Returns:
-            The image, its label, and (path, reason) of each sample that could not be read.
-        """
-        (image, label), broken = first_readable(len(self), index, self.read, self.path)
-        return image, label, broken
 
 
 def _open_splits(
