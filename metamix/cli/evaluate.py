@@ -22,7 +22,7 @@ from typing import Any, Literal
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.training.batches import memory_format
 from metamix.training.evaluation import evaluate
-from metamix.training.optimization import autocast_dtype
+from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.training.run_folder import RECIPE

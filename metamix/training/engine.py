@@ -22,7 +22,7 @@ from .batches import memory_format
 from .checkpoints import Checkpoints, all_finite, check_resumable
 from .evaluation import evaluate
 from .meters import LossMeter, Stopwatch
-from .optimization import freeze, train_mode
+from .parts import freeze, train_mode
 from .processes import ProcessGroup
 from .recipe import Recipe
 from .run_folder import Run

@@ -16,13 +16,12 @@ from metamix.training.batches import micro_batches
 from metamix.training.engine import Engine, NotFinite
 from metamix.training.optimization import (
     Ema,
-    autocast_dtype,
-    freeze,
     make_optimizer,
     make_schedule,
     restore_optimizer,
-    train_mode,
 )
+from metamix.training.parts import freeze, train_mode
+from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.reports import draw_curves
@@ -289,7 +288,7 @@ def test_muon_does_not_emulate_bf16(has_bf16, dtype, monkeypatch):
         used.append(dtype)
         return matrix
 
-    monkeypatch.setattr(optimization, "_cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(optimization, "cpu_has_bf16", lambda: has_bf16)
     monkeypatch.setattr(optimization, "NEWTON_SCHULZ", orthogonalize)
     monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", None)  # put back afterwards
     model = nn.Sequential(nn.Linear(8, 6))
@@ -617,5 +616,5 @@ def test_autocast_follows_the_device(monkeypatch):
     cpu = torch.device("cpu")
     assert autocast_dtype("none", cpu) is None and autocast_dtype("fp16", cpu) is torch.float16
     for has, expected in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr("metamix.training.optimization._cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr("metamix.training.precision.cpu_has_bf16", lambda has=has: has)
         assert autocast_dtype("auto", cpu) is expected
