@@ -17,9 +17,10 @@ from metamix.data import (
     open_data,
     train_loader,
 )
-from metamix.data.loader import Batch, MemoryLoader, StreamLoader
+from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
 from metamix.models.metadata import ModelMetadata
+from metamix.training.task import Batch
 
 from .options import ModelOptions, data_name
 

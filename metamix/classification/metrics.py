@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.data.loader import Batch
-
-State = dict[str, Any]
+from metamix.training.task import Batch, State
 
 
 class ClassificationMetric:

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metamix.training.reports import left_out
+from metamix.training.task import State
 from metamix.utils.figures import draw_confusion, plain, save_figure
 
-from .metrics import State, class_scores, total_confusion
+from .metrics import class_scores, total_confusion
 
 
 class ClassificationPictures:

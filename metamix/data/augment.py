@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from .auto_augment import AutoAugment, parse
 from .counter_rng import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
+from .loader import Batch
 from .options import DataOptions
-
-Batch = dict[str, Any]
 
 # Purposes of a sample's random numbers. Each has its own stream, so one option does not change the draws of another.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
