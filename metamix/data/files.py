@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
+Broken = list[tuple[str, str]]  # path and reason of samples that could not be read
 T = TypeVar("T")
 
 
@@ -121,9 +122,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
-def first_readable(
-    count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]
-) -> tuple[T, list[tuple[str, str]]]:
+def first_readable(count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]) -> tuple[T, Broken]:
     """Read sample `index` of `count`, or the first after it that can be read (0 follows the last).
 
     Args:
@@ -136,7 +135,7 @@ def first_readable(
     Raises:
         CorruptImage: no sample can be read.
     """
-    broken: list[tuple[str, str]] = []
+    broken: Broken = []
     for shift in range(count):
         i = (index + shift) % count
         try:

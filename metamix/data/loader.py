@@ -27,7 +27,7 @@ from metamix.utils.text import readable
 
 from .auto_augment import pil_transform
 from .counter_rng import SAMPLE, seeded
-from .files import CorruptImage, first_readable
+from .files import Broken, CorruptImage, first_readable
 from .memory import channel_statistics, image_size, in_memory, pixels
 from .options import DataOptions, ReadingOptions, SourceOptions, verify_command
 from .order import BalancedOrder, EvalOrder, Order, TrainOrder
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Transform = Callable[[Image.Image], Tensor]
-Broken = list[tuple[str, str]]  # path and reason of samples that could not be read
 
 
 class Samples(Protocol):
