@@ -75,7 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="POINTS",
         help="of accuracy that int8 may lose on training images that calibration did not see (default: 0.3)",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="to measure with (default: all cores)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of the speed measurement (default: torch's number)"
+    )
     parser.add_argument(
         "--seconds", type=not_negative, default=4.0, help="for measuring the speed; 0: none (default: 4)"
     )
