@@ -84,7 +84,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
         "auto",
-        "rgb, grey, y (luminance of BT.601, 16 to 235, to which degradations apply: noise:25 is 25 of 219 levels); "
+        "rgb, grey, y (luminance of BT.601, 16 to 235; degradations are applied to it: noise:25 is 25 of 219 levels); "
         "auto: grey if all images are, else rgb",
     )
     test_share: float = _data(0.1, "share of the images that is scored where there is no test folder")
