@@ -192,15 +192,15 @@ def parse(
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
     Args:
-        argv: Words of the command line.
-        tasks: For each task, a function that imports it and returns its options, a dataclass. Its attribute
+        argv: words of the command line.
+        tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
-        default_task: Task if neither `--task` nor the config names one.
-        description: Text at the top of --help.
-        engine: Options that every task has, a dataclass.
+        default_task: task if neither `--task` nor the config names one.
+        description: text at the top of --help.
+        engine: options that every task has, a dataclass.
 
     Raises:
-        SystemExit: for a mistake, with a sentence that says where it is, what was given and what is accepted.
+        SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
         words = [_with_dashes(word) for word in argv]
@@ -241,7 +241,7 @@ def find_config(name: str) -> Path:
     """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`.
 
     Raises:
-        ValueError: if there is neither; the message names the nearest.
+        ValueError: there is neither; the message names the nearest.
     """
     if Path(name).is_file():
         return Path(name)
@@ -260,7 +260,7 @@ def import_modules(names: Sequence[str]) -> None:
     """Import the user's modules, which register mixers and models, from the working folder or as installed.
 
     Raises:
-        ValueError: if a module cannot be imported.
+        ValueError: a module cannot be imported.
     """
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
@@ -280,14 +280,14 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """Compare a recipe with that of the run which it continues.
 
     Args:
-        saved: Options of the run. Options that are newer than the run are missing, and may have any value.
-        recipe: Recipe that continues the run.
+        saved: options of the run. Options that are newer than the run are missing, and may have any value.
+        recipe: recipe that continues the run.
 
     Returns:
         A sentence for each changed option that is worth a report, by the option's name.
 
     Raises:
-        ValueError: if a changed option makes it another run.
+        ValueError: a changed option makes it another run.
     """
     rules = {"task": "refuse", "import": "say"}
     options = options_of(type(recipe.engine), type(recipe.options))
