@@ -71,8 +71,8 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     broken: list[str] = []
     predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
     found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
-    ending = Path(options.output or "").suffix.removeprefix(".")
-    text = FORMATS[options.format or (ending if ending in FORMATS else "table")](found)
+    extension = Path(options.output or "").suffix.removeprefix(".")
+    text = FORMATS[options.format or (extension if extension in FORMATS else "table")](found)
     if options.output:
         write_text(options.output, text)
         print(readable(f"written: {options.output}, {plural(len(found), 'image')}"))

@@ -84,7 +84,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Write an image in the format that the path's ending names; values are clipped and rounded.
+    """Write an image in the format that the path's extension names; values are clipped and rounded.
 
     JPEG and WebP get 8 bits a channel.
 
@@ -121,7 +121,7 @@ def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | 
 
 
 def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> bytes:
-    """Encode (H, W, C) uint16 as the path's ending says."""
+    """Encode (H, W, C) uint16 as the path's extension says."""
     cv2 = _opencv()
     if pixels.shape[-1] == 2:
         pixels = pixels[..., [0, 0, 0, 1]]

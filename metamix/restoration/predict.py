@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import change_endings, check_outputs, paths_inside
+from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.image_inference import check_finite, check_tiles
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places
@@ -124,17 +124,17 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
     Images of an earlier run, where `output` lies in one of the folders, are left out.
 
     Args:
-        suffix: ending of all files; None for that of the image where it can be written, else .png.
+        suffix: extension of all files; None for that of the image where it can be written, else .png.
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
         ValueError: two images would be written to one file, or a file that no earlier run wrote would be overwritten.
     """
 
-    def ending(path: Path) -> str:
+    def extension(path: Path) -> str:
         return suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
 
-    names = change_endings(paths_inside(places, without=[output]), ending)
+    names = change_extensions(paths_inside(places, without=[output]), extension)
     files = {path: output / name for path, name in names.items()}
     check_outputs(files, marker=output / RECORDS)
     return files

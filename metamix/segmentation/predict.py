@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize
-from metamix.data.find import change_endings, check_outputs, paths_inside
+from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
 from metamix.utils.files import atomic_write, write_text
 from metamix.utils.options import add_device, add_places
@@ -170,7 +170,7 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
             f"another --output"
         )
     found = paths_inside(places, without=[output / MASKS, output / OVERLAYS])
-    names = change_endings(found, lambda path: ".png")
+    names = change_extensions(found, lambda path: ".png")
     for folder in (MASKS, OVERLAYS):
         check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / CLASSES)
     return names
