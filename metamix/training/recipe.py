@@ -31,11 +31,11 @@ from metamix.utils.options import (
 )
 from metamix.utils.text import exit_with_message, nearest
 
-_run = partial(option, group="the run", on_resume="free")
-_schedule = partial(option, group="schedule", on_resume="say")
-_optimizer = partial(option, group="optimizer", on_resume="say")
-_average = partial(option, group="weight averaging", on_resume="say")
-_speed = partial(option, group="precision and speed", on_resume="say")
+_run = partial(option, group="the run", on_resume="ignore")
+_schedule = partial(option, group="schedule", on_resume="report")
+_optimizer = partial(option, group="optimizer", on_resume="report")
+_average = partial(option, group="weight averaging", on_resume="report")
+_speed = partial(option, group="precision and speed", on_resume="report")
 
 
 @dataclass
@@ -50,7 +50,7 @@ class EngineOptions:
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     log_every: int = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
     checkpoint_minutes: float = _run(10.0, "minutes between checkpoints; the end of an epoch writes one too")
-    eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="say")
+    eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: int = _schedule(10, "passes over the training split, including warm-up")
     iterations: int = _schedule(0, "steps of the whole run, rounded to whole epochs; 0: --epochs says how long it is")
@@ -289,10 +289,10 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     Raises:
         ValueError: a changed option makes it another run.
     """
-    rules = {"task": "refuse", "import": "say"}
+    rules = {"task": "refuse", "import": "report"}
     options = options_of(type(recipe.engine), type(recipe.options))
     rules |= {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()}
-    changes: dict[str, dict[str, str]] = {"refuse": {}, "say": {}, "free": {}}
+    changes: dict[str, dict[str, str]] = {"refuse": {}, "report": {}, "ignore": {}}
     for key, value in recipe.flat().items():
         if key in saved and saved[key] != value:
             changes[rules[key]][key] = f"{key} was {saved[key]!r} and is now {value!r}"
@@ -301,7 +301,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"this run cannot be continued with another recipe: {'; '.join(changes['refuse'].values())}. Use the old "
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
-    return changes["say"]
+    return changes["report"]
 
 
 def _first_parser(tasks: str, description: str) -> Parser:

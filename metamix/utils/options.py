@@ -30,7 +30,7 @@ def option(
     help: str,
     *,
     group: str = "options",
-    on_resume: Literal["refuse", "say", "free"] = "refuse",
+    on_resume: Literal["refuse", "report", "ignore"] = "refuse",
     needs: str = "",
 ) -> Any:
     """Declare an option as a field of a dataclass.
@@ -39,8 +39,8 @@ def option(
         default: value if the option is not given.
         help: one sentence for --help.
         group: heading in --help.
-        on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
-            (allowed and reported) or "free" (allowed: no number depends on it).
+        on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run),
+            "report" (it is allowed and reported) or "ignore" (it is allowed: no number depends on it).
         needs: what this option has no effect without: the name of another option, its name and value ("schedule poly"),
             or one of several ("mixup or cutmix").
     """
