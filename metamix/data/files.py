@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 
 class CorruptImage(OSError):
-    """Report that an image, or too many of them, cannot be decoded. The message names the image and the reason."""
+    """One image, or too many of them, cannot be decoded. The message names the image and the reason."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what the header of an image file says: (height, width) in pixels of the upright image, and colour."""
+    """What the header of an image file says: (height, width) in pixels of the upright image, and colour."""
 
     size: tuple[int, int]
     grey: bool

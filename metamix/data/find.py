@@ -121,7 +121,7 @@ Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path withou
 
 
 class Unmatched(ValueError):
-    """Report files without a partner.
+    """Files have no partner.
 
     Attributes:
         problems: a sentence on each of them.

@@ -40,7 +40,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Samples(Protocol):
-    """Define what workers read: a `Source`, or samples of another kind."""
+    """What workers read: a `Source`, or samples of another kind."""
 
     def __len__(self) -> int: ...
 

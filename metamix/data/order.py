@@ -18,7 +18,7 @@ from .counter_rng import ORDER, generator
 
 
 class Order(Protocol):
-    """Define the samples that this rank takes in each step."""
+    """The samples that this rank takes in each step."""
 
     def __len__(self) -> int:
         """Return the number of steps in an epoch."""

@@ -44,7 +44,7 @@ SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so the
 
 @dataclass(frozen=True)
 class Splits:
-    """Hold an open data set.
+    """An open data set.
 
     `holdout` is None if no share is held out. `train` is None if a data set for evaluation has no training split.
     `size` is the side of the images in pixels, or None if sizes differ.

@@ -23,7 +23,7 @@ TEST_SPLITS = ("val", "valid", "validation", "test")  # the first that exists is
 
 
 class ImageSplit(Protocol):
-    """Define the images of one split."""
+    """The images of one split."""
 
     split: str  # its name in the data set: train, val, test
     labels: Tensor  # (N,) int64, indices into `classes`
