@@ -95,7 +95,7 @@ class EvalTransform:
         """Turn an image into a (C, H, W) float32 tensor.
 
         Raises:
-            TypeError: it is no PIL image.
+            TypeError: it is not a PIL image.
             CorruptImage: it cannot be decoded.
         """
         if not isinstance(image, Image.Image):

@@ -71,7 +71,7 @@ def read_header(path: Path) -> Header:
     """Read size and colour of an image file without decoding it.
 
     Raises:
-        ValueError: the file is no image.
+        ValueError: the file is not an image.
     """
     try:
         with Image.open(path) as image:

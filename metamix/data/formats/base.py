@@ -136,5 +136,5 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> 
 
 
 def list_names(names: Sequence[str], most: int = 5) -> str:
-    """Join names to one text; only the first `most` if there are more."""
+    """Join names to one string; only the first `most` if there are more."""
     return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
