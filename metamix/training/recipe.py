@@ -136,7 +136,7 @@ class EngineOptions:
         if self.score == "auto":
             self.score = "ema" if self.ema else "last"
 
-    def settle_epochs(self, steps_per_epoch: int) -> None:
+    def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
         """Set `epochs` where `iterations` says how long the run is, which takes the number of steps in an epoch."""
         if self.iterations:
             self.epochs = max(1, round(self.iterations / steps_per_epoch))
