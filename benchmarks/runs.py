@@ -37,7 +37,7 @@ def free_options(task: str) -> set[str]:
         field.name
         for options in (EngineOptions, find_task(task).Options)
         for field in fields(options)
-        if field.metadata["on_resume"] == "free"
+        if field.metadata["on_resume"] == "ignore"
     }
 
 

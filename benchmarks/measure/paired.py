@@ -31,7 +31,7 @@ def is_right(task: Classification, model: nn.Module) -> tuple[Tensor, Tensor]:
     """Return which test images a model classifies correctly, (n,) bool: from one view, and from six."""
     one, six = [], []
     for batch in task.data.eval_loaders(256, 0, 1)["test"]:
-        images = task.metric.normalize(batch)["image"].contiguous(memory_format=torch.channels_last)
+        images = task.metric.normalize(batch["image"]).contiguous(memory_format=torch.channels_last)
         logits = [(weight, model(view)) for weight, view in six_views(images)]
         one.append(logits[0][1].argmax(1) == batch["label"])
         six.append(sum(weight * scores for weight, scores in logits).argmax(1) == batch["label"])

@@ -251,8 +251,8 @@ def draw_all(tag: str, family: dict[str, dict], data_dir: str | None) -> None:
         batches = list(task.data.eval_loaders(256, 0, 1)["test"])
         pixels, labels = (torch.cat([batch[key] for batch in batches]) for key in ("image", "label"))
 
-        def normalized(chosen, task=task, pixels=pixels, labels=labels):
-            return task.data.normalize({"image": pixels[chosen], "label": labels[chosen]})["image"]
+        def normalized(chosen, task=task, pixels=pixels):
+            return task.data.normalize(pixels[chosen])
 
         spread[mixer] = normalized(torch.linspace(0, len(labels) - 1, FIELD_IMAGES).long())
         classes = [i * len(task.data.classes) // 3 for i in range(3)]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from metamix.data import (
     Augment,
     DataOptions,
-    Normalize,
     Source,
     channel_statistics,
     eval_loader,
     image_size,
+    normalize,
     open_data,
     train_loader,
 )
-from metamix.data.loader import Batch, MemoryLoader, StreamLoader
+from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
 from metamix.models.metadata import ModelMetadata
+from metamix.training.task import Batch
 
 from .options import ModelOptions, data_name
 
@@ -51,7 +54,6 @@ class ClassificationData:
         self.in_chans = self.splits.in_chans
         self.size = image_size(images, options)
         self.mean, self.std = channel_statistics(images, options)
-        self.normalize = Normalize(mean=self.mean, std=self.std)
         self.identity: dict[str, Any] = {
             "samples": {split: len(source) for split, source in self.splits.sources().items()},
             "classes": list(self.classes),
@@ -103,6 +105,10 @@ class ClassificationData:
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Augment and normalise a training batch."""
         return self.transform(batch, epoch, step)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images (n, C, H, W) uint8 to float32."""
+        return normalize(images, self.mean, self.std)
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""

@@ -14,12 +14,13 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
-from metamix.data import Normalize
-from metamix.data.sources import SMALL_SIDE, decode
+from metamix.data import normalize
+from metamix.data.files import decode
+from metamix.data.sources import SMALL_SIDE
 from metamix.models.download import check_hub
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
-from metamix.models.registry import check_model, check_published
+from metamix.models.registry import check_model
 from metamix.models.same_function import check_described_size, check_same_function
 from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
 from metamix.utils.tensor_files import load_into
@@ -88,19 +89,19 @@ class EvalTransform:
             interpolation=metadata.interpolation or "bicubic",
             normalize=False,
         )
-        self.normalize = Normalize(mean=metadata.mean, std=metadata.std)
+        self.mean, self.std = metadata.mean, metadata.std
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an image into a (C, H, W) float32 tensor.
 
         Raises:
-            TypeError: it is no PIL image.
+            TypeError: it is not a PIL image.
             CorruptImage: it cannot be decoded.
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
-        return self.normalize.normalize(pixels[None])[0]
+        return normalize(pixels[None], self.mean, self.std)[0]
 
 
 @dataclass(frozen=True)
@@ -254,9 +255,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
     Raises:
         ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
     """
-    check_model(name)
-    if pretrained:
-        check_published(name)
+    check_model(name, pretrained)
     if pretrained or ":" in name:
         check_hub(name)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.data.loader import Batch
+from metamix.training.task import Batch
 
 from .model import ClassificationModel
 from .options import ClassificationOptions

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.data import Normalize
-from metamix.data.loader import Batch
-
-State = dict[str, Any]
+from metamix.training.task import Batch, State
 
 
 class ClassificationMetric:
@@ -19,10 +16,10 @@ class ClassificationMetric:
 
     Args:
         classes: names of the classes.
-        normalize: turns a batch of the loader into the model's input.
+        normalize: turns images (n, C, H, W) uint8 into the model's input.
     """
 
-    def __init__(self, classes: tuple[str, ...], normalize: Normalize):
+    def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         self.classes, self.normalize = classes, normalize
 
     def start(self) -> State:
@@ -38,7 +35,7 @@ class ClassificationMetric:
     def update(self, state: State, model: nn.Module, batch: Batch) -> None:
         """Add the model's predictions on a batch to the state."""
         was_read = batch["index"] >= 0
-        logits = model(self.normalize(batch)["image"]).float()[was_read]
+        logits = model(self.normalize(batch["image"])).float()[was_read]
         label, classes = batch["label"][was_read], len(self.classes)
         best = logits.topk(min(5, classes)).indices  # (n, 5)
         state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)

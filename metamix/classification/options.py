@@ -14,7 +14,7 @@ from metamix.utils.options import check_ranges, option
 
 _model = partial(option, group="model")
 _data = partial(option, group="data")
-_loss = partial(option, group="loss", on_resume="say")
+_loss = partial(option, group="loss", on_resume="report")
 
 
 def data_name(options: LocationOptions) -> str:

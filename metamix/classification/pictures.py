@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metamix.training.reports import left_out
+from metamix.training.task import State
 from metamix.utils.figures import draw_confusion, plain, save_figure
 
-from .metrics import State, class_scores, total_confusion
+from .metrics import class_scores, total_confusion
 
 
 class ClassificationPictures:
@@ -32,6 +33,10 @@ class ClassificationPictures:
     def report(self, states: list[State]) -> str:
         """Say how many images could not be read, if there are any."""
         return left_out(sum(int(state["unreadable"]) for state in states))
+
+    def advice(self, states: list[State]) -> str:
+        """Return nothing: low scores alone do not say what to do."""
+        return ""
 
 
 def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:

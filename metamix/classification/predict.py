@@ -21,11 +21,11 @@ import torch
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, read_image_file
+from metamix.data.files import decode
 from metamix.data.find import find_images
-from metamix.data.sources import decode
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, positive
+from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError):
         images = find_images(options.images)
-        device = ProcessGroup.start(options.device).device
+        device = prepare_device(options.device)
         classifier = load_classifier(options.checkpoint, model=options.model)
         classifier.model.to(device)
         return label(classifier, images, options)
@@ -71,8 +71,8 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     broken: list[str] = []
     predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
     found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
-    ending = Path(options.output or "").suffix.removeprefix(".")
-    text = FORMATS[options.format or (ending if ending in FORMATS else "table")](found)
+    extension = Path(options.output or "").suffix.removeprefix(".")
+    text = FORMATS[options.format or (extension if extension in FORMATS else "table")](found)
     if options.output:
         write_text(options.output, text)
         print(readable(f"written: {options.output}, {plural(len(found), 'image')}"))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from metamix.models.metadata import ModelMetadata
+from metamix.models.registry import check_model
 
 from .data import ClassificationData
 from .load import check_image_size, load_trained, timm_config
@@ -49,6 +50,15 @@ class Classification:
     def notes(self) -> list[str]:
         """Return what the user should know about how data and model were made."""
         return [*self.data.notes, *self.model.notes]
+
+    @staticmethod
+    def check_model(name: str, pretrained: bool) -> None:
+        """Check a model's name before any model is trained.
+
+        Raises:
+            ValueError: there is no model or tag of that name, or no weights are published for it.
+        """
+        check_model(name, pretrained)
 
     @classmethod
     def trained(cls, options: ClassificationEvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:

@@ -21,7 +21,7 @@ from metamix.utils.text import exit_with_message, readable
 
 
 class ImageProblems:
-    """Describe what is wrong with each image of a split, by index; None for an image that can be read."""
+    """What is wrong with each image of a split, by index; None for an image that can be read."""
 
     def __init__(self, images: ImageSplit):
         self.images = images

@@ -62,8 +62,8 @@ def make_parser(engines: Sequence[str], precisions: Sequence[str]) -> argparse.A
     parser.add_argument(
         "--img-size", type=positive, metavar="N", help="side of the images in pixels (default: the model's)"
     )
-    parser.add_argument("--threads", type=positive, help="to compute with (default: torch's number)")
-    parser.add_argument("--seconds", type=not_negative, default=1.0, help="for each cell of the table (default: 1)")
+    parser.add_argument("--threads", type=positive, help="number of threads (default: torch's)")
+    parser.add_argument("--seconds", type=not_negative, default=1.0, help="seconds per row of the table (default: 1)")
     parser.add_argument("--reference", metavar="MODEL", help="model that speedups refer to (default: the first)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")
     add_imports(parser)

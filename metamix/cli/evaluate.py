@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.training.batches import memory_format
 from metamix.training.evaluation import evaluate
-from metamix.training.optimization import autocast_dtype
+from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.training.run_folder import RECIPE
@@ -101,33 +101,49 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
 
     if group.is_main:
         described = task.model.describe(model)
-        count = described["samples"][settings.split]
-        split = settings.split if settings.split == "holdout" else described.get("test_split", "test")
-        result = (
-            {name: round(value, 4) for name, value in scores.items()}
-            | described
-            | {
-                "split": settings.split,
-                "checkpoint": options.checkpoint,
-                "weights": metadata.get("weights"),
-                "trained_img_size": metadata.get("img_size"),
-                **({"by_class": by_class} if (by_class := task.metric.by_class(states)) else {}),
-                "img_per_s": round(count / seconds, 1),
-                "versions": versions(),
-            }
-        )
-        line = (
-            f"{described['model']} on {described['data']}, {split} ({plural(count, 'image')}"
-            + (f" of {described['img_size']} pixels): " if "img_size" in described else "): ")
-            + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            + f"; {count / seconds:.0f} img/s"
-        )
-        print(readable(line))
+        speed = described["samples"][settings.split] / seconds
+        print(readable(result_line(scores, described, settings.split, speed)))
         if report := task.pictures.report(states):
             print(report)
+        about = described | {
+            "split": settings.split,
+            "checkpoint": options.checkpoint,
+            "weights": metadata.get("weights"),
+            "trained_img_size": metadata.get("img_size"),
+        }
+        result = make_result(scores, about, task.metric.by_class(states), speed)
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         pictures = task.pictures.draw(states, folder)
         print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
+
+
+def make_result(
+    scores: Mapping[str, float], about: Mapping[str, Any], by_class: Mapping[str, Any], speed: float
+) -> dict[str, Any]:
+    """Make the content of result.json.
+
+    Args:
+        scores: by their names.
+        about: what the task says of the model, the split, and where the weights come from.
+        by_class: scores of each class; may be empty.
+        speed: images per second.
+    """
+    return {
+        **{name: round(value, 4) for name, value in scores.items()},
+        **about,
+        **({"by_class": by_class} if by_class else {}),
+        "img_per_s": round(speed, 1),
+        "versions": versions(),
+    }
+
+
+def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split: str, speed: float) -> str:
+    """Return the scores in a line, with model, data and images per second."""
+    name = split if split == "holdout" else described.get("test_split", "test")
+    size = f" of {described['img_size']} pixels" if "img_size" in described else ""
+    images = f"{plural(described['samples'][split], 'image')}{size}"
+    shown = ", ".join(f"{score} {value:.4g}" for score, value in scores.items())
+    return f"{described['model']} on {described['data']}, {name} ({images}): {shown}; {speed:.0f} img/s"
 
 
 def _scored_in(folder: Path) -> str | None:

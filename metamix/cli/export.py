@@ -68,16 +68,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", help="data set to compare on, and to calibrate int8 on (default: random images)")
     parser.add_argument("--data-dir", help="folder of the data set")
-    parser.add_argument("--images", type=positive, metavar="N", help="most images to compare on (default: all)")
+    parser.add_argument("--images", type=positive, metavar="N", help="compare on at most N images (default: all)")
     parser.add_argument(
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="of accuracy that int8 may lose on training images that calibration did not see (default: 0.3)",
+        help="points of accuracy that int8 may lose on training images not used for calibration (default: 0.3)",
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="to measure with (default: all cores)")
     parser.add_argument(
-        "--seconds", type=not_negative, default=4.0, help="for measuring the speed; 0: none (default: 4)"
+        "--threads", type=positive, metavar="N", help="threads of the speed measurement (default: torch's number)"
+    )
+    parser.add_argument(
+        "--seconds", type=not_negative, default=4.0, help="seconds of the speed measurement; 0: none (default: 4)"
     )
     add_imports(parser)
     return parser

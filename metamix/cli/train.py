@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.models.registry import check_model, check_published
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import Recipe, parse
@@ -50,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     """Train every model that the recipe names, one after the other, and compare them if there are several."""
-    check = getattr(find_task(recipe.task), "check_model", check_backbone)
     models, folders = [name.strip() for name in recipe.options.model.split(",")], []
     if len(models) > 1 and recipe.engine.resume:
         raise ValueError(
@@ -63,7 +61,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 f"model is {model}. Models of a hub cannot be trained, since the weight file stores a registered name: "
                 f"give --model NAME, and the hub's weights as --checkpoint FILE"
             )
-        check(model, recipe.options.pretrained)
+        find_task(recipe.task).check_model(model, recipe.options.pretrained)
     for i, model in enumerate(models):
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
@@ -81,13 +79,6 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             raise SystemExit(exit_code)
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(readable(compare_runs(folders)))
-
-
-def check_backbone(name: str, pretrained: bool) -> None:
-    """Check that timm knows a model and, if `pretrained`, weights of it; a task may have its own check."""
-    check_model(name)
-    if pretrained:
-        check_published(name)
 
 
 if __name__ == "__main__":

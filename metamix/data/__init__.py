@@ -1,6 +1,6 @@
 """Open, decode, cache, batch and augment data sets of labelled images."""
 
-from .augment import Augment, Normalize
+from .augment import Augment, normalize
 from .files import CorruptImage, read_image_file
 from .loader import eval_loader, train_loader
 from .memory import channel_statistics, image_size
@@ -12,13 +12,13 @@ __all__ = [
     "CorruptImage",
     "DataOptions",
     "LocationOptions",
-    "Normalize",
     "Source",
     "SourceOptions",
     "Splits",
     "channel_statistics",
     "eval_loader",
     "image_size",
+    "normalize",
     "open_data",
     "read_image_file",
     "train_loader",

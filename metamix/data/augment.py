@@ -10,7 +10,7 @@ these pairs are random too. An even number of samples per process keeps each pai
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,35 +19,25 @@ from torch import Tensor
 
 from .auto_augment import AutoAugment, parse
 from .counter_rng import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
+from .loader import Batch
 from .options import DataOptions
-
-Batch = dict[str, Any]
 
 # Purposes of a sample's random numbers. Each has its own stream, so one option does not change the draws of another.
 TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
 
 
-class Normalize:
-    """Normalise the images of a batch for evaluation.
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn (n, C, H, W) uint8 images into (x / 255 - mean) / std, float32 and channels_last.
 
     Args:
         mean, std: per channel, for pixel values from 0 to 1.
     """
-
-    def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...]):
-        means, stds = torch.tensor(mean), torch.tensor(std)
-        self.scale, self.shift = 1 / (255 * stds), -means / stds
-
-    def __call__(self, batch: Batch) -> Batch:
-        return {**batch, "image": self.normalize(batch["image"])}
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Turn (n, C, H, W) uint8 images into (x / 255 - mean) / std, float32 and channels_last."""
-        n, channels, height, width = image.shape
-        scale, shift = (x.to(image.device).repeat(width) for x in (self.scale, self.shift))
-        # Long rows vectorise, three channels do not.
-        rows = image.permute(0, 2, 3, 1).reshape(n, height, width * channels).float()
-        return rows.mul_(scale).add_(shift).view(n, height, width, channels).permute(0, 3, 1, 2)
+    n, channels, height, width = images.shape
+    means, stds = torch.tensor(mean), torch.tensor(std)
+    scale, shift = (x.to(images.device).repeat(width) for x in (1 / (255 * stds), -means / stds))
+    # Long rows vectorise, three channels do not.
+    rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels).float()
+    return rows.mul_(scale).add_(shift).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Augment:
@@ -82,8 +72,8 @@ class Augment:
         if options.cutout > size:
             raise ValueError(f"cutout is {options.cutout} pixels, but images have {size}")
         self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped
+        self.mean, self.std = mean, std
         self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None
-        self.normalize = Normalize(mean=mean, std=std).normalize
 
     def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
         options = self.options
@@ -95,7 +85,7 @@ class Augment:
             if self.policy:
                 image = self.policy(image, hash64(key, POLICY))
             image = image.permute(0, 3, 1, 2)
-        image = self.normalize(image).permute(0, 2, 3, 1)
+        image = normalize(image, self.mean, self.std).permute(0, 2, 3, 1)
         if options.cutout:
             image = cutout(image, options.cutout, key)
         if options.erase:

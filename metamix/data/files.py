@@ -1,4 +1,4 @@
-"""Read image files and list folders, which may hold anything: links, pipes, devices."""
+"""Read and decode image files and list folders, which may hold anything: links, pipes, devices."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import logging
 import os
 import stat
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from metamix.utils.text import readable
@@ -20,14 +24,17 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
+Broken = list[tuple[str, str]]  # path and reason of samples that could not be read
+T = TypeVar("T")
+
 
 class CorruptImage(OSError):
-    """Report that an image, or too many of them, cannot be decoded. The message names the image and the reason."""
+    """One image, or too many of them, cannot be decoded. The message names the image and the reason."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what the header of an image file says: (height, width) in pixels of the upright image, and colour."""
+    """What the header of an image file says: (height, width) in pixels of the upright image, and colour."""
 
     size: tuple[int, int]
     grey: bool
@@ -64,7 +71,7 @@ def read_header(path: Path) -> Header:
     """Read size and colour of an image file without decoding it.
 
     Raises:
-        ValueError: the file is no image.
+        ValueError: the file is not an image.
     """
     try:
         with Image.open(path) as image:
@@ -75,6 +82,67 @@ def read_header(path: Path) -> Header:
             return Header((width, height) if turned else (height, width), image.mode in GREY_MODES)
     except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
         raise ValueError(f"{path} cannot be read as an image ({error}): repair it or take it out") from None
+
+
+def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = "RGB") -> Image.Image:
+    """Decode the image that `open_image()` opens, turned upright by its EXIF data and converted to `mode`.
+
+    Raises:
+        CorruptImage: "path: reason", for a file that cannot be opened or decoded.
+    """
+    with as_corrupt_image(path):
+        return to_eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
+
+
+@contextmanager
+def as_corrupt_image(path: str | Path) -> Iterator[None]:
+    """Turn any error of opening or decoding an image into CorruptImage, "path: reason"."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise CorruptImage(f"{path}: not an image of a known format") from error
+    except CorruptImage as error:
+        raise CorruptImage(f"{path}: {error}") from error
+    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
+        raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the upper 8 bits of a 16-bit grey image. Pillow does so for colour, but clips grey images to white."""
+    if image.mode == "F":
+        raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > 65535 or 0 < high < 256:  # 8 bits in a larger file would become black
+        raise CorruptImage(
+            f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits a channel, or scaled to 16"
+        )
+    return Image.fromarray((pixels // 256).astype(np.uint8))
+
+
+def first_readable(count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]) -> tuple[T, Broken]:
+    """Read sample `index` of `count`, or the first after it that can be read (0 follows the last).
+
+    Args:
+        read: reads a sample, or raises CorruptImage.
+        path: names a sample.
+
+    Returns:
+        What `read` returned, and (path, reason) of each sample that could not be read.
+
+    Raises:
+        CorruptImage: no sample can be read.
+    """
+    broken: Broken = []
+    for shift in range(count):
+        i = (index + shift) % count
+        try:
+            return read(i), broken
+        except CorruptImage as error:
+            broken.append((path(i), str(error)))
+    raise CorruptImage(f"none of {count} images can be read; the first is {broken[0][1]}")
 
 
 def list_files(root: Path) -> list[str]:

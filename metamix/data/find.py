@@ -49,16 +49,16 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
     }
 
 
-def change_endings(names: Mapping[Path, Path], ending: Callable[[Path], str]) -> dict[Path, Path]:
-    """Give the paths of images other endings; where two would become one, add the endings: a.jpg.png and a.png.png.
+def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], str]) -> dict[Path, Path]:
+    """Give image paths another extension; where two would become one, append it instead: a.jpg.png and a.png.png.
 
     Args:
         names: relative paths of images, as `paths_inside` returns them.
-        ending: of the file that is written for an image, such as ".png".
+        extension: of the file that is written for an image, such as ".png".
     """
-    changed = {path: name.with_suffix(ending(path)) for path, name in names.items()}
+    changed = {path: name.with_suffix(extension(path)) for path, name in names.items()}
     times = Counter(changed.values())
-    return {path: new if times[new] == 1 else Path(f"{names[path]}{ending(path)}") for path, new in changed.items()}
+    return {path: new if times[new] == 1 else Path(f"{names[path]}{extension(path)}") for path, new in changed.items()}
 
 
 def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
@@ -103,7 +103,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files of `list_images` by their relative paths without endings.
+    """Return the files of `list_images` by their relative paths without extensions.
 
     Raises:
         ValueError: two images have the same name.
@@ -112,16 +112,16 @@ def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
     for name, path in images.items():
         stem = name.rpartition(".")[0]
         if stem in stems:
-            raise ValueError(f"{path} and {stems[stem]} have the same name without their endings: rename one of them")
+            raise ValueError(f"{path} and {stems[stem]} have the same name without extensions: rename one of them")
         stems[stem] = path
     return stems
 
 
-Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path without ending
+Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path without extension
 
 
 class Unmatched(ValueError):
-    """Report files without a partner.
+    """Files have no partner.
 
     Attributes:
         problems: a sentence on each of them.
@@ -135,7 +135,7 @@ class Unmatched(ValueError):
 
 
 def match_partners(folder: Path, partner_folder: Path, option: str, template: str = "{name}") -> Pairs:
-    """Match the images of two folders by their relative paths without endings.
+    """Match the images of two folders by their relative paths without extensions.
 
     Args:
         folder: of the images that name their partners.

@@ -1,9 +1,6 @@
 """Load batches of a source: from memory for small data sets, through worker processes for others.
 
-The samples of a step are a slice of a permutation that depends on (seed, epoch) alone. Rank r takes the r-th of
-`world_size` parts of the slice. So the global batch is the same on any number of processes, and an epoch can start at
-any step. A sample that is repeated within an epoch has the numbers i, i + total, i + 2 total and so on, so that each
-repeat is augmented anew.
+`metamix.data.order` says which samples a step has.
 
 An image that cannot be read is replaced, with its label, by the next readable image of its source (the first follows
 the last). In evaluation the index of such a sample is -1, so that scores leave it out.
@@ -14,7 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any, Protocol
@@ -29,34 +26,34 @@ from torchvision.transforms import Compose
 from metamix.utils.text import readable
 
 from .auto_augment import pil_transform
-from .counter_rng import ORDER, SAMPLE, generator, seeded
-from .files import CorruptImage
+from .counter_rng import SAMPLE, seeded
+from .files import Broken, CorruptImage, first_readable
 from .memory import channel_statistics, image_size, in_memory, pixels
 from .options import DataOptions, ReadingOptions, SourceOptions, verify_command
-from .sources import Source, first_readable
+from .order import BalancedOrder, EvalOrder, Order, TrainOrder
+from .sources import Source
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-Broken = list[tuple[str, str]]  # path and reason of images that could not be read
-
-
-class Order(Protocol):
-    """Define the samples that this rank takes in each step."""
-
-    def __len__(self) -> int:
-        """Return the number of steps in an epoch."""
-
-    def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
-        """Return the numbers of the samples in every step from `start` on."""
+Transform = Callable[[Image.Image], Tensor]
 
 
 class Samples(Protocol):
-    """Define what workers read: a `Source`, or samples of another kind."""
+    """What workers read: a `Source`, or samples of another kind."""
 
     def __len__(self) -> int: ...
 
-    def read_or_next(self, index: int) -> tuple[Any, Any, Broken]: ...
+    def read(self, index: int) -> Any:
+        """Read a sample.
+
+        Raises:
+            CorruptImage: it cannot be read, and the next one replaces it.
+            ValueError: it must not be replaced: the run ends with this message.
+        """
+
+    def path(self, index: int) -> str:
+        """Name a sample for messages."""
 
 
 def train_loader(
@@ -104,74 +101,6 @@ def eval_loader(
     return StreamLoader(source, options, order, transform, mark_replaced=True, verify=verify_command(options))
 
 
-class TrainOrder:
-    """Order this rank's samples in each step of an epoch at random."""
-
-    def __init__(self, total: int, batch_size: int, rank: int, world_size: int, seed: int):
-        self.total, self.batch_size, self.seed = total, batch_size, seed
-        self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-    def __len__(self) -> int:
-        return max(1, self.total // self.batch_size)
-
-    def permutation(self, rng: torch.Generator) -> Tensor:
-        """Draw the samples of an epoch in random order, (total,) int64."""
-        return torch.randperm(self.total, generator=rng)
-
-    def epoch(self, epoch: int, start: int) -> list[Tensor]:
-        order = self.permutation(generator(self.seed, ORDER, epoch))
-        order = number_repeats(order.repeat(-(-self.batch_size // self.total)), self.total)
-        return [order[step * self.batch_size :][: self.batch_size][self.part] for step in range(start, len(self))]
-
-
-def number_repeats(order: Tensor, total: int) -> Tensor:
-    """Add `total` to the second occurrence of a sample in `order`, twice `total` to the third, and so on."""
-    samples, places = order.sort(stable=True)
-    repeats = torch.arange(len(order)) - torch.searchsorted(samples, samples)
-    return torch.empty_like(order).index_copy_(0, places, samples + repeats * total)
-
-
-class BalancedOrder(TrainOrder):
-    """Order samples at random, equally many of each class, for data sets with rare classes.
-
-    An epoch has as many samples as the source. Samples of rare classes are repeated, and some of frequent ones left
-    out.
-
-    Args:
-        labels: (total,) int64.
-    """
-
-    def __init__(self, labels: Tensor, batch_size: int, rank: int, world_size: int, seed: int):
-        super().__init__(len(labels), batch_size, rank, world_size, seed)
-        self.members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
-
-    def permutation(self, rng: torch.Generator) -> Tensor:
-        """Draw equally many samples of each class, in random order, (total,) int64."""
-        share, rest = divmod(self.total, len(self.members))
-        favoured = set(torch.randperm(len(self.members), generator=rng)[:rest].tolist())
-        chosen = []
-        for number, members in enumerate(self.members):
-            count = share + (number in favoured)
-            rounds = -(-count // len(members))
-            orders = [members[torch.randperm(len(members), generator=rng)] for _ in range(rounds)]
-            chosen.append(torch.cat(orders)[:count])
-        return torch.cat(chosen)[torch.randperm(self.total, generator=rng)]
-
-
-class EvalOrder:
-    """Keep this rank's samples in order. Over all ranks every sample comes once."""
-
-    def __init__(self, total: int, batch_size: int, rank: int, world_size: int):
-        part = torch.arange(rank * total // world_size, (rank + 1) * total // world_size)
-        self.batches: Sequence[Tensor] = part.split(batch_size) if len(part) else ()
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
-        return self.batches[start:]
-
-
 class MemoryLoader:
     """Pick batches from a split in memory."""
 
@@ -216,7 +145,7 @@ class StreamLoader:
     Args:
         samples: what the workers read.
         transform: applied to each sample by the workers.
-        collate: makes a batch of samples; it must put (path, reason) pairs under "broken".
+        collate: makes a batch of transformed samples; the loader adds their "index".
         verify: the command that lists all broken images, for a message.
     """
 
@@ -241,7 +170,7 @@ class StreamLoader:
             num_workers=options.workers,
             worker_init_fn=survive_first_signal,
             persistent_workers=options.workers > 0,
-            collate_fn=partial(collate_unless_failed, collate or collate_images),
+            collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
             generator=torch.Generator(),  # by default every epoch draws from the run's generator
         )
@@ -315,37 +244,50 @@ class TransformedSamples:
     def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, mark_replaced: bool):
         self.samples, self.transform, self.seed, self.mark_replaced = samples, transform, seed, mark_replaced
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any, int, Broken] | CorruptImage:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, Broken] | Exception:
         epoch, index = key
+        samples = self.samples
         try:
-            image, label, broken = self.samples.read_or_next(index % len(self.samples))
-        except CorruptImage as error:
+            sample, broken = first_readable(len(samples), index % len(samples), samples.read, samples.path)
+        except (CorruptImage, ValueError) as error:
             return error  # an error raised in a worker would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):
-            return self.transform(image), label, -1 if broken and self.mark_replaced else index, broken
+            return self.transform(sample), -1 if broken and self.mark_replaced else index, broken
 
 
-def collate_unless_failed(collate: Callable[[list[Any]], Batch], samples: list[Any]) -> Batch:
-    """Make a batch of samples, or of the message of the first error among them, as "failure"."""
-    failure = next((sample for sample in samples if isinstance(sample, CorruptImage)), None)
-    return collate(samples) if failure is None else {"failure": str(failure)}
-
-
-def collate_images(samples: list[Any]) -> Batch:
-    """Make a batch of (image, label, index, broken) samples."""
-    images, labels, indices, broken = zip(*samples)
-    return {
-        "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
-        "label": torch.tensor(labels),
+def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batch:
+    """Make a batch of what `TransformedSamples` returned, or of the message of the first error, as "failure"."""
+    failure = next((item for item in read if isinstance(item, Exception)), None)
+    if failure is not None:
+        return {"failure": str(failure)}
+    samples, indices, broken = zip(*read)
+    return collate(list(samples)) | {
         "index": torch.tensor(indices),
         "broken": [pair for pairs in broken for pair in pairs],
     }
 
 
-Transform = Callable[[Image.Image], Tensor]
+class OnImages:
+    """Apply a transform to the image of an (image, label) sample."""
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def __call__(self, sample: tuple[Image.Image, int]) -> tuple[Tensor, int]:
+        image, label = sample
+        return self.transform(image), label
 
 
-def train_transform(source: Source, options: DataOptions) -> Transform:
+def collate_images(samples: list[tuple[Tensor, int]]) -> Batch:
+    """Make a batch of (image, label) samples."""
+    images, labels = zip(*samples)
+    return {
+        "image": torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),  # channels_last
+        "label": torch.tensor(labels),
+    }
+
+
+def train_transform(source: Source, options: DataOptions) -> OnImages:
     """Make timm's random transform of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
     crop, _, finish = create_transform(
@@ -359,16 +301,18 @@ def train_transform(source: Source, options: DataOptions) -> Transform:
         separate=True,
     )
     policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
-    return Compose([crop, policy, finish] if policy else [crop, finish])
+    return OnImages(Compose([crop, policy, finish] if policy else [crop, finish]))
 
 
-def eval_transform(source: Source, options: SourceOptions) -> Transform:
+def eval_transform(source: Source, options: SourceOptions) -> OnImages:
     """Make timm's resize and centre crop of a PIL image into a (C, H, W) uint8 tensor."""
-    return create_transform(
-        input_size=image_size(source, options),
-        interpolation=options.interpolation,
-        use_prefetcher=True,  # uint8, not normalised
-        crop_pct=options.crop_pct,
+    return OnImages(
+        create_transform(
+            input_size=image_size(source, options),
+            interpolation=options.interpolation,
+            use_prefetcher=True,  # uint8, not normalised
+            crop_pct=options.crop_pct,
+        )
     )
 
 

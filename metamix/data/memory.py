@@ -22,7 +22,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass
 class Pixels:
-    """Hold the decoded images of a split.
+    """The decoded images of a split.
 
     `images` is (N, size, size, C) uint8, with broken images in black; `broken` gives the reasons by index.
     """

@@ -19,10 +19,10 @@ class ReadingOptions:
     """How image files are read, the same for every task."""
 
     workers: int = option(
-        2, "processes that read images; 0: the main process does it", group="reading images", on_resume="free"
+        2, "processes that read images; 0: the main process does it", group="reading images", on_resume="ignore"
     )
     corrupt_limit: float = option(
-        0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="free"
+        0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="ignore"
     )
 
     def __post_init__(self) -> None:
@@ -35,9 +35,9 @@ class LocationOptions(ReadingOptions):
 
     data: str = _source("digits", "digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
     data_dir: str | None = _source(
-        None, "folder of the data set; for --data folder, the one with train/ and val/", on_resume="free"
+        None, "folder of the data set; for --data folder, the one with train/ and val/", on_resume="ignore"
     )
-    download: bool = _source(False, "fetch a data set of torchvision that is missing", on_resume="free")
+    download: bool = _source(False, "fetch a data set of torchvision that is missing", on_resume="ignore")
     test_on: str = _source("", "split to score: val, valid, validation or test; empty: the first of these that exists")
 
 

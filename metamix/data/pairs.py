@@ -10,16 +10,9 @@ from .loader import Batch
 
 
 def collate_pairs(samples: list[Any]) -> Batch:
-    """Make a batch with lists of images and targets."""
-    read, _, indices, broken = zip(*samples)
-    names, images, targets = (list(column) for column in zip(*read))
-    return {
-        "image": images,
-        "target": targets,
-        "index": torch.tensor(indices),
-        "name": names,
-        "broken": [pair for pairs in broken for pair in pairs],
-    }
+    """Make a batch of (name, image, target) samples, with lists of images and targets."""
+    names, images, targets = (list(column) for column in zip(*samples))
+    return {"image": images, "target": targets, "name": names}
 
 
 def collate_crops(samples: list[Any]) -> Batch:

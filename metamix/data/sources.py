@@ -14,23 +14,19 @@ The modules in `formats/` open splits. A `Source` is a part of a split; loaders 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from metamix.utils import checksums
 from metamix.utils.text import nearest
 
 from .counter_rng import stratified_choice
-from .files import CorruptImage
+from .files import decode
 from .formats import (
     TORCHVISION_SETS,
     ImageSplit,
@@ -45,12 +41,10 @@ from .formats.base import match_classes
 MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most, before --img-size
 SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Splits:
-    """Hold an open data set.
+    """An open data set.
 
     `holdout` is None if no share is held out. `train` is None if a data set for evaluation has no training split.
     `size` is the side of the images in pixels, or None if sizes differ.
@@ -171,44 +165,6 @@ def digest(images: ImageSplit) -> str:
     return checksums.digest((images.fingerprint(i), images.classes[k]) for i, k in enumerate(images.labels.tolist()))
 
 
-def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = "RGB") -> Image.Image:
-    """Decode the image that `open_image()` opens, turned upright by its EXIF data and converted to `mode`.
-
-    Raises:
-        CorruptImage: "path: reason", for a file that cannot be opened or decoded.
-    """
-    with naming(path):
-        return to_eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
-
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Turn any error of opening or decoding an image into CorruptImage, "path: reason"."""
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        raise CorruptImage(f"{path}: not an image of a known format") from error
-    except CorruptImage as error:
-        raise CorruptImage(f"{path}: {error}") from error
-    except Exception as error:  # decoders raise many types on bad bytes, and all mean the same
-        raise CorruptImage(f"{path}: {type(error).__name__}: {error}") from error
-
-
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 bits of a 16-bit grey image. Pillow does so for colour, but clips grey images to white."""
-    if image.mode == "F":
-        raise CorruptImage("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    pixels = np.asarray(image)
-    low, high = pixels.min(), pixels.max()
-    if low < 0 or high > 65535 or 0 < high < 256:  # 8 bits in a larger file would become black
-        raise CorruptImage(
-            f"its pixels go from {low} to {high}, not 0 to 65535; save it with 8 bits a channel, or scaled to 16"
-        )
-    return Image.fromarray((pixels // 256).astype(np.uint8))
-
-
 def read_image(images: ImageSplit, i: int) -> Image.Image:
     """Decode image `i` of a split.
 
@@ -216,31 +172,6 @@ def read_image(images: ImageSplit, i: int) -> Image.Image:
         CorruptImage: it cannot be decoded.
     """
     return decode(lambda: images.open(i), images.path(i), images.mode)
-
-
-def first_readable(
-    count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]
-) -> tuple[T, list[tuple[str, str]]]:
-    """Read sample `index` of `count`, or the first after it that can be read (0 follows the last).
-
-    Args:
-        read: reads a sample, or raises CorruptImage.
-        path: names a sample.
-
-    Returns:
-        What `read` returned, and (path, reason) of each sample that could not be read.
-
-    Raises:
-        CorruptImage: no sample can be read.
-    """
-    broken: list[tuple[str, str]] = []
-    for shift in range(count):
-        i = (index + shift) % count
-        try:
-            return read(i), broken
-        except CorruptImage as error:
-            broken.append((path(i), str(error)))
-    raise CorruptImage(f"none of {count} images can be read; the first is {broken[0][1]}")
 
 
 class Source:
@@ -259,6 +190,10 @@ class Source:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def subset(self, samples: slice | Tensor) -> Source:
+        """Return some of the samples as a source; `samples` slices or indexes this one."""
+        return Source(self.images, self.indices[samples], self.in_memory, self.size)
+
     @cached_property
     def labels(self) -> Tensor:
         """Return the labels (n,) int64."""
@@ -276,15 +211,6 @@ class Source:
         """
         i = int(self.indices[index])
         return read_image(self.images, i), int(self.images.labels[i])
-
-    def read_or_next(self, index: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
-        """Decode a sample, or the next readable one.
-
-        Returns:
-            The image, its label, and (path, reason) of each sample that could not be read.
-        """
-        (image, label), broken = first_readable(len(self), index, self.read, self.path)
-        return image, label, broken
 
 
 def _open_splits(

@@ -106,7 +106,7 @@ class ExportableClassifier:
     def held_out_score(self, model: Model, count: int) -> float:
         source = self.training_images()
         held_out = held_out_images(len(source))
-        source = Source(source.images, source.indices[count:], source.in_memory, source.size)
+        source = source.subset(slice(count, None))
         right = total = 0
         for images, batch in self.batches(source, 64, held_out):
             readable = batch["index"] >= 0
@@ -130,15 +130,15 @@ class ExportableClassifier:
                 f"data that have one"
             )
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        return Source(train.images, train.indices[order], train.in_memory, train.size)
+        return train.subset(order)
 
     def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
         """Yield prepared images (n, C, H, W) with the loader's batch; the first `count` images, or all."""
         assert self.task is not None
         if count is not None:
-            source = Source(source.images, source.indices[:count], source.in_memory, source.size)
+            source = source.subset(slice(count))
         for batch in eval_loader(source, self.task.options, batch_size=batch_size):
-            yield self.task.data.normalize(batch)["image"], batch
+            yield self.task.data.normalize(batch["image"]), batch
 
 
 def held_out_images(total: int) -> int:

@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="metamix predict", description="Run an exported model on images.", allow_abbrev=False
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="what metamix export wrote")
-    parser.add_argument("--threads", type=positive, help="that the engine computes with (default: all cores)")
+    parser.add_argument("--threads", type=positive, help="threads of the engine (default: all cores)")
     return parser
 
 

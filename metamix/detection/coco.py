@@ -22,8 +22,7 @@ from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_
 from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage
-from metamix.data.files import read_image_file
-from metamix.data.sources import decode
+from metamix.data.files import decode, read_image_file
 from metamix.utils.checksums import digest
 from metamix.utils.text import nearest, plural
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from metamix.data.loader import EvalOrder, StreamLoader, TrainOrder
+from metamix.data.loader import StreamLoader
 from metamix.data.options import check_test_split
-from metamix.data.sources import first_readable
+from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch, State
 from metamix.utils.text import plural
 
@@ -191,11 +191,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.places)
 
-    def read_or_next(self, index: int) -> tuple[Any, None, list[tuple[str, str]]]:
-        """Read an image and its objects; see `first_readable` for what replaces one that cannot be read."""
-        sample, broken = first_readable(len(self), index, self.read, self.path)
-        return sample, None, broken
-
     def read(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         split, place = self.places[index]
         return split.read(place)
@@ -206,13 +201,10 @@ class Samples:
 
 
 def collate(samples: Sequence[Any], split: str | None = None) -> Batch:
-    """Make a batch of samples; `split` is the name of a split to score."""
-    pairs, _, indices, broken = zip(*samples, strict=True)
-    images, targets = zip(*pairs, strict=True)
+    """Make a batch of (image, objects) samples; `split` is the name of a split to score."""
+    images, targets = zip(*samples, strict=True)
     batch = {
         "image": [image.as_subclass(torch.Tensor) for image in images],
         "target": [{key: value.as_subclass(torch.Tensor) for key, value in target.items()} for target in targets],
-        "index": torch.tensor(indices),
-        "broken": [pair for pairs in broken for pair in pairs],
     }
     return batch if split is None else batch | {"split": [split] * len(images)}

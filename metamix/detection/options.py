@@ -52,7 +52,7 @@ class DataOptions(ReadingOptions):
         "",
         "folder of the data set, with annotations/instances_train.json and images/",
         group="data",
-        on_resume="free",
+        on_resume="ignore",
     )
     test_on: str = option("", "split to score at the end; empty: test, or val if there is no test", group="data")
 
@@ -89,7 +89,7 @@ class DetectionOptions(BackboneOptions, DataOptions):
         "auto",
         "RetinaNet's smallest anchors, in strides; auto: 4, or what the boxes to train on need",
         group="model",
-        on_resume="free",  # a continued run keeps its own
+        on_resume="ignore",  # a continued run keeps its own
     )
     out_channels: int = option(256, "channels of the pyramid and the head", group="model")
     out_indices: tuple[int, ...] = option(

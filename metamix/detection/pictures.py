@@ -65,6 +65,10 @@ class DetectionPictures:
         unreadable = len(self.data.scored_split(states)) - sum(len(state["seen"]) for state in states)
         return "\n".join(filter(None, [table(self.metric.scores(states)), left_out(unreadable)]))
 
+    def advice(self, states: list[State]) -> str:
+        """Return nothing: low scores alone do not say what to do."""
+        return ""
+
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:
     """Return the colour of a class, as RGBA."""

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
-from metamix.data.find import change_endings, check_outputs, paths_inside
-from metamix.training.processes import ProcessGroup
+from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places, share
+from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .coco import read_image
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_with_message(ValueError, OSError):
         pictures = name_pictures(options.places, options.output)
         found = load_detector(options.checkpoint)
-        found.model.to(ProcessGroup.start(options.device).device)
+        found.model.to(prepare_device(options.device))
         left_out = draw_all(found.model, found.spec.classes, pictures, options.output, options.threshold)
     return 1 if left_out else 0
 
@@ -128,7 +128,7 @@ def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:
         FileNotFoundError: an image is missing, or a folder holds none.
         ValueError: two images would share a picture, or a picture would overwrite another file.
     """
-    names = change_endings(paths_inside(places, without=[output]), lambda path: ".png")
+    names = change_extensions(paths_inside(places, without=[output]), lambda path: ".png")
     pictures = {path: output / name for path, name in names.items()}
     check_outputs(pictures, marker=output / RECORDS)
     return pictures

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
+from metamix.models.registry import check_model
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
@@ -49,6 +50,15 @@ class Detection:
     @property
     def notes(self) -> list[str]:
         return [*self.data.notes, *self.model.notes]
+
+    @staticmethod
+    def check_model(name: str, pretrained: bool) -> None:
+        """Check a backbone's name before any model is trained.
+
+        Raises:
+            ValueError: there is no model or tag of that name, or no weights are published for it.
+        """
+        check_model(name, pretrained)
 
     @classmethod
     def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, Detector, dict[str, Any]]:

@@ -171,11 +171,11 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
     return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in order}, is_pretrained=len(order) > 1)
 
 
-def check_model(name: str) -> None:
-    """Check that a model is registered with timm, and its tag if the name has one.
+def check_model(name: str, pretrained: bool = False) -> None:
+    """Check that timm knows a model, its tag if the name has one and, if `pretrained`, weights of it.
 
     Raises:
-        ValueError: it is not; the message names the nearest model or tag.
+        ValueError: it does not; the message names the nearest model or tag.
     """
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
         return
@@ -188,6 +188,8 @@ def check_model(name: str) -> None:
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
     if tag and tag not in tags:
         raise ValueError(f"{model} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
+    if pretrained:
+        check_published(name)
 
 
 def check_published(name: str) -> None:

@@ -47,7 +47,6 @@ from .backbone import (
 from .download import download
 from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
 from .pyramids import LastMap
-from .registry import check_model, check_published
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .weights import check_state, read_weights
 
@@ -367,15 +366,6 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
         if backbone in known and other != head:
             raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
     return WEIGHTS[head].get(backbone)
-
-
-def check_backbone_name(name: str, pretrained: bool) -> None:
-    """Raise ValueError for an unknown backbone or tag, or if `pretrained` weights are not published."""
-    if any(name in known for known in WEIGHTS.values()):
-        return
-    check_model(name)
-    if pretrained:
-        check_published(name)
 
 
 def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -> None:

@@ -32,9 +32,9 @@ from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
 from metamix.data.files import Header, read_header
 from metamix.data.find import Pairs, list_images, match_partners
-from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data.loader import StreamLoader
+from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
-from metamix.data.sources import first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
 from metamix.utils.text import nearest, plural
@@ -249,11 +249,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    def read_or_next(self, index: int) -> tuple[Pair, None, Broken]:
-        """Read an image; see `first_readable` for what replaces one that cannot be read."""
-        pair, broken = first_readable(len(self), index, self.read, self.path)
-        return pair, None, broken
 
     def path(self, index: int) -> str:
         return str(self.samples[index].target)

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metamix.data import CorruptImage, read_image_file
-from metamix.data.sources import naming, to_eight_bits
+from metamix.data.files import as_corrupt_image, to_eight_bits
 from metamix.utils.files import atomic_write
 from metamix.utils.text import readable
 
@@ -59,7 +59,7 @@ def read_picture(path: Path) -> Picture:
     Raises:
         CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
     """
-    with naming(path):
+    with as_corrupt_image(path):
         image = read_image_file(path)
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
@@ -84,7 +84,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Write an image in the format that the path's ending names; values are clipped and rounded.
+    """Write an image in the format that the path's extension names; values are clipped and rounded.
 
     JPEG and WebP get 8 bits a channel.
 
@@ -121,7 +121,7 @@ def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | 
 
 
 def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> bytes:
-    """Encode (H, W, C) uint16 as the path's ending says."""
+    """Encode (H, W, C) uint16 as the path's extension says."""
     cv2 = _opencv()
     if pixels.shape[-1] == 2:
         pixels = pixels[..., [0, 0, 0, 1]]

@@ -18,18 +18,20 @@ from .losses import parse_loss
 _data = partial(option, group="data")
 _model = partial(option, group="model")
 _crops = partial(option, group="augmentation")
-_score = partial(option, group="scoring", on_resume="say")
+_score = partial(option, group="scoring", on_resume="report")
 
 
 @dataclass
 class ImageOptions(ReadingOptions):
     """Say where the images are and how they are scored, for `metamix train` and `metamix eval`."""
 
-    data_dir: str = _data("", "folder of the images, or one with train/ and test/; see --degradation", on_resume="free")
+    data_dir: str = _data(
+        "", "folder of the images, or one with train/ and test/; see --degradation", on_resume="ignore"
+    )
     test_dir: str = _data(
         "",
         "folder of the images to score; empty: test/ or val/ in data_dir, or a share of the images",
-        on_resume="free",
+        on_resume="ignore",
     )
     input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
     target_folder: str = _data("target", "pairs: folder of the clean images")
@@ -84,7 +86,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
         "auto",
-        "rgb, grey, y (luminance of BT.601, 16 to 235, to which degradations apply: noise:25 is 25 of 219 levels); "
+        "rgb, grey, y (luminance of BT.601, 16 to 235; degradations are applied to it: noise:25 is 25 of 219 levels); "
         "auto: grey if all images are, else rgb",
     )
     test_share: float = _data(0.1, "share of the images that is scored where there is no test folder")
@@ -97,7 +99,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
         "charbonnier",
         "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft",
         group="loss",
-        on_resume="say",
+        on_resume="report",
     )
 
     def __post_init__(self) -> None:

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import change_endings, check_outputs, paths_inside
+from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.image_inference import check_finite, check_tiles
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places
+from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .colour import to_rgb, to_ycbcr
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
             print(readable(f"weights: {found.name}"), file=sys.stderr)  # the tag may be the default one
-        device = ProcessGroup.start(options.device).device
+        device = prepare_device(options.device)
         model = found.model.to(device)
         restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
         check_local_pooling(model, found.name, options.local_pooling)
@@ -124,17 +124,17 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
     Images of an earlier run, where `output` lies in one of the folders, are left out.
 
     Args:
-        suffix: ending of all files; None for that of the image where it can be written, else .png.
+        suffix: extension of all files; None for that of the image where it can be written, else .png.
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
         ValueError: two images would be written to one file, or a file that no earlier run wrote would be overwritten.
     """
 
-    def ending(path: Path) -> str:
+    def extension(path: Path) -> str:
         return suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
 
-    names = change_endings(paths_inside(places, without=[output]), ending)
+    names = change_extensions(paths_inside(places, without=[output]), extension)
     files = {path: output / name for path, name in names.items()}
     check_outputs(files, marker=output / RECORDS)
     return files

@@ -78,7 +78,11 @@ class Restoration:
         Raises:
             ValueError: there is no image model of that name, or no weights are published for it.
         """
-        check_image_model(name, pretrained)
+        base, _, tag = name.partition(".")
+        with torch.device("meta"):
+            create_image_model(name)
+        if pretrained and not tag and not list_image_models(base, pretrained=True):
+            raise nothing_published(name)
 
     @classmethod
     def trained(cls, options: RestorationEvalOptions) -> tuple[Restoration, nn.Module, dict[str, Any]]:
@@ -193,16 +197,3 @@ def choose_measure(options: ImageOptions, data: RestorationData) -> Measure:
     channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel
     border = (data.scale if enlarges else 0) if options.score_border == "auto" else options.score_border
     return Measure(channel, border, options.score_rounding)
-
-
-def check_image_model(name: str, pretrained: bool) -> None:
-    """Check that an image model is registered and, if `pretrained`, that weights are published for it.
-
-    Raises:
-        ValueError: it is not.
-    """
-    base, _, tag = name.partition(".")
-    with torch.device("meta"):
-        create_image_model(name)
-    if pretrained and not tag and not list_image_models(base, pretrained=True):
-        raise nothing_published(name)

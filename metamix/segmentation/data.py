@@ -21,15 +21,16 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, Normalize, read_image_file
-from metamix.data.loader import Broken, EvalOrder, StreamLoader, TrainOrder
+from metamix.data import CorruptImage, normalize, read_image_file
+from metamix.data.files import decode
+from metamix.data.loader import StreamLoader
 from metamix.data.options import check_test_split
+from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
-from metamix.data.sources import decode, first_readable
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
 
-from .labels import IGNORED, BadMask, Labels, read_mask
+from .labels import IGNORED, Labels, read_mask
 from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 from .transforms import ResizeImage, resized_size, train_transform
@@ -222,18 +223,6 @@ class MaskedImages:
         except CorruptImage:
             return torch.full((1, 1), IGNORED, dtype=torch.uint8)
 
-    def read_or_next(self, index: int) -> tuple[Pair, None, Broken]:
-        """Read an image and its mask; see `first_readable` for what replaces one that cannot be read.
-
-        Raises:
-            CorruptImage: none can be read, or the mask has a value that is no label.
-        """
-        try:
-            pair, broken = first_readable(len(self), index, self.read, self.path)
-        except BadMask as error:
-            raise CorruptImage(str(error)) from None  # workers hand its message on; it ends the run
-        return pair, None, broken
-
     def path(self, index: int) -> str:
         return str(self.samples[index].image)
 
@@ -257,11 +246,6 @@ def read_image(path: Path) -> Tensor:
         CorruptImage: the file cannot be read.
     """
     return F.pil_to_tensor(decode(lambda: read_image_file(path), path, "RGB"))
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise images (n, 3, H, W) uint8 to float32, with the mean and std of each channel."""
-    return Normalize(mean=tuple(mean), std=tuple(std)).normalize(images)
 
 
 class OnPairs:

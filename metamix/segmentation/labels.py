@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metamix.data import read_image_file
-from metamix.data.sources import naming
+from metamix.data.files import as_corrupt_image
 
 IGNORED = 255  # label of pixels that are neither trained on nor scored
 MIN_CLASSES, MAX_CLASSES = 2, 255
@@ -111,7 +111,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
         CorruptImage: the file cannot be decoded.
         BadMask: a value or a colour in it is no label, it has colours and the data set no palette, or it is a JPEG.
     """
-    with naming(path):
+    with as_corrupt_image(path):
         file = read_image_file(path)
         image = ImageOps.exif_transpose(file)  # as images are turned
         image.load()

@@ -17,8 +17,8 @@ from .losses import WEIGHTED, parse_loss
 _data = partial(option, group="data")
 _model = partial(option, group="model")
 _augment = partial(option, group="augmentation")
-_loss = partial(option, group="loss", on_resume="say")
-_score = partial(option, group="scoring", on_resume="say")
+_loss = partial(option, group="loss", on_resume="report")
+_score = partial(option, group="scoring", on_resume="report")
 
 # Arguments of the backbone that do not belong into model_args, and what sets them.
 NOT_MODEL_ARGS = {
@@ -48,10 +48,10 @@ class ImageOptions(ReadingOptions):
     data: Literal["folder", "ade20k", "cityscapes", "voc", "oxford_pets"] = _data(
         "folder", "layout of data_dir; folder: SPLIT/images, SPLIT/masks and classes.txt"
     )
-    data_dir: str = _data("", "folder of the data set", on_resume="free")
+    data_dir: str = _data("", "folder of the data set", on_resume="ignore")
     test_on: str = _data("", "split to score at the end; empty: test, or val if there is no test")
     mask_name: str = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
-    download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="free")
+    download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
 
     window: int = _score(0, "score in windows of this side, in pixels of the resized image; 0: whole images")
     overlap: int = _score(0, "least overlap of neighbouring windows in pixels")
@@ -102,7 +102,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
         ("train",), "splits to train on; val is held out unless it is one of them or scored at the end"
     )
     memory: Literal["auto", "yes", "no"] = _data(
-        "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="free"
+        "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
     )
     mean: tuple[float, ...] | None = _data(None, "of the three channels, of values 0 to 1; none: the backbone's")
     std: tuple[float, ...] | None = _data(None, "of the three channels, of values 0 to 1; none: the backbone's")

@@ -54,6 +54,10 @@ class SegmentationPictures:
         lines.append(left_out(sum(state["unreadable"] for state in states)))
         return "\n".join(filter(None, lines))
 
+    def advice(self, states: list[State]) -> str:
+        """Return nothing: low scores alone do not say what to do."""
+        return ""
+
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
     """Draw image, truth, prediction and errors of images, a row each."""

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage
-from metamix.data.find import change_endings, check_outputs, paths_inside
+from metamix.data import CorruptImage, normalize
+from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.image_inference import check_tiles
-from metamix.training.processes import ProcessGroup
 from metamix.utils.files import atomic_write, write_text
 from metamix.utils.options import add_device, add_places
+from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
-from .data import normalize, read_image
+from .data import read_image
 from .inference import Predictor, make_views
 from .labels import colours_of, index_image, read_classes
 from .load import SegmenterSpec, check_window, load_segmenter
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = name_outputs(options.places, options.output)
         found = load_segmenter(options.checkpoint)
         check_window(found.model, found.spec.model, options.tile, "--tile")
-        device = ProcessGroup.start(options.device).device
+        device = prepare_device(options.device)
         found.model.to(device)
         predictor = Predictor(options.tile, options.overlap, make_views((1.0,), options.flip))
         return predict_all(found.model, found.spec, names, options.output, predictor)
@@ -170,7 +170,7 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
             f"another --output"
         )
     found = paths_inside(places, without=[output / MASKS, output / OVERLAYS])
-    names = change_endings(found, lambda path: ".png")
+    names = change_extensions(found, lambda path: ".png")
     for folder in (MASKS, OVERLAYS):
         check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / CLASSES)
     return names

@@ -37,7 +37,7 @@ PET_CLASSES = ("pet", "background", "border")
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its mask; `name` is the image's path inside its split, without ending."""
+    """An image and its mask; `name` is the image's path inside its split, without extension."""
 
     name: str
     image: Path
@@ -208,7 +208,7 @@ def _sample(image: Path, mask: Path, root: Path | None = None) -> Sample:
 
 
 def _pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Finder:
-    """Match images and masks by their names without endings, once the split is asked for."""
+    """Match images and masks by their names without extensions, once the split is asked for."""
 
     def find() -> Split:
         return samples_of(match_partners(images, masks, "--mask-name", mask_name))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metamix.models import count_macs
-from metamix.models.segmenters import Segmenter, check_backbone_name, published_segmenter
+from metamix.models.registry import check_model
+from metamix.models.segmenters import WEIGHTS, Segmenter, published_segmenter
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
@@ -69,7 +70,8 @@ class Segmentation:
         Raises:
             ValueError: there is no model or tag of that name, or no weights are published for it.
         """
-        check_backbone_name(name, pretrained)
+        if not any(name in known for known in WEIGHTS.values()):  # tags of whole segmenters, which timm does not know
+            check_model(name, pretrained)
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, Segmenter, dict[str, Any]]:

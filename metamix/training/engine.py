@@ -22,7 +22,7 @@ from .batches import memory_format
 from .checkpoints import Checkpoints, all_finite, check_resumable
 from .evaluation import evaluate
 from .meters import LossMeter, Stopwatch
-from .optimization import freeze, train_mode
+from .parts import freeze, train_mode
 from .processes import ProcessGroup
 from .recipe import Recipe
 from .run_folder import Run
@@ -67,7 +67,7 @@ class Engine:
         self.train_loader = task.data.train_loader(options.batch_size, group.rank, group.world_size, options.seed)
         self.eval_loaders = dict(task.data.eval_loaders(options.batch_size, group.rank, group.world_size))
         self.steps_per_epoch = len(self.train_loader)
-        options.settle_epochs(self.steps_per_epoch)
+        options.set_epochs_from_iterations(self.steps_per_epoch)
         self.about = task.model.describe(self.model)
         self.stepper = TrainStep(task, self.model, options, group, self.steps_per_epoch)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .batches import to_device
+from .precision import autocast
 from .processes import ProcessGroup
 from .task import Batch, Metric, State
 
@@ -41,8 +42,3 @@ def evaluate(
             metric.update(state, model, to_device(batch, group.device, memory_format))
     states = group.all_gather(to_device(state, torch.device("cpu")))
     return metric.result(states), states
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Return autocast in `dtype`; None disables it."""
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

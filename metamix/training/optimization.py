@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,12 +15,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metamix.utils.system import cpu_flags
 from metamix.utils.text import nearest
 
+from .parts import find_weights_of
+from .precision import cpu_has_bf16
 from .recipe import EngineOptions
-
-log = logging.getLogger(__name__)
 
 NEWTON_SCHULZ = timm.optim.muon.zeropower_via_newtonschulz
 FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all weights, on CPUs and GPUs
@@ -85,7 +82,7 @@ def set_muon_dtype(device: torch.device) -> None:
 
     timm 1.0.31 has no option for it, so its function is replaced, for all optimizers of the process.
     """
-    slow = device.type == "cpu" and not _cpu_has_bf16()
+    slow = device.type == "cpu" and not cpu_has_bf16()
     timm.optim.muon.zeropower_via_newtonschulz = partial(NEWTON_SCHULZ, dtype=torch.float32) if slow else NEWTON_SCHULZ
 
 
@@ -183,73 +180,3 @@ class Ema(ModelEmaV3):
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:
             average.copy_(value)
-
-
-def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, None for float32. "auto" is bf16 if the device has instructions for it."""
-    if amp == "fp16" and device.type == "cpu":
-        log.warning("fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16")
-    if amp != "auto":
-        return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
-
-
-def _cpu_has_bf16() -> bool:
-    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Exclude parts of the model from training.
-
-    Args:
-        model: its parameters are changed in place.
-        parts: names of modules or parameters, or patterns such as stages.*.norm1.
-
-    Raises:
-        ValueError: a name matches nothing, or nothing is left to train.
-    """
-    for part in parts:
-        found = find_weights_of(model, part, "freeze")
-        for weight in found:
-            weight.requires_grad_(False)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        raise ValueError(f"nothing is left to train: freeze is {','.join(parts)}")
-
-
-def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
-    """Return the weights of a part of a model.
-
-    Args:
-        model: the model.
-        part: name of a module or a parameter, or a pattern such as stages.*.norm1.
-        option: that names the part, for the message.
-
-    Raises:
-        ValueError: the name matches nothing.
-    """
-    found = [
-        weight
-        for name, weight in model.named_parameters()
-        if name == part
-        or name.startswith(part + ".")
-        or fnmatch.fnmatch(name, part)
-        or fnmatch.fnmatch(name, part + ".*")
-    ]
-    if not found:
-        modules = [name for name, _ in model.named_modules() if name]
-        raise ValueError(
-            f"{option} names {part!r}, but no weight of this model is under it{nearest(part, modules)} "
-            f"Its parts: {', '.join(name for name, _ in model.named_children())}."
-        )
-    return found
-
-
-def train_mode(model: nn.Module) -> None:
-    """Set training mode, except for modules that are frozen completely: dropout and batch statistics are off there."""
-    model.train()
-    for module in model.modules():
-        weights = list(module.parameters())
-        if weights and not any(weight.requires_grad for weight in weights):
-            module.eval()

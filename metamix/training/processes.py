@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metamix.utils.system import keep_freed_memory
+from metamix.utils.system import prepare_device
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,7 @@ class ProcessGroup:
         world_size, rank, local_rank = (
             int(os.environ.get(key, single)) for key, single in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
         )
-        chosen = _device(device, local_rank)
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
-        elif chosen.type == "cpu":
-            keep_freed_memory()
+        chosen = prepare_device(device, local_rank)
         if world_size > 1 and not dist.is_initialized():
             store, rank, world_size = next(dist.rendezvous("env://"))
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -149,35 +145,3 @@ class ProcessGroup:
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
-
-
-def _device(name: str, local_rank: int) -> torch.device:
-    """Choose the device of this process and check that the machine has it."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is {name!r}; accepted are auto, cpu, cuda, cuda:<number> and mps")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {name!r}, but this PyTorch sees no Apple GPU; use --device cpu or auto")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device is {name!r}, but this PyTorch sees no CUDA GPU; use --device cpu or auto")
-        count = torch.cuda.device_count()
-        if device.index is not None and device.index >= count:
-            raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
-        if device.index is None and local_rank >= count:
-            raise ValueError(
-                f"process {local_rank} of this machine needs GPU {local_rank}, but there are only {count}; "
-                f"lower --nproc_per_node"
-            )
-        if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
-            raise ValueError(
-                f"device is {name!r}, which the {processes} processes of this machine cannot share; give --device "
-                f"cuda, and each takes its own"
-            )
-        return torch.device("cuda", local_rank if device.index is None else device.index)
-    return device

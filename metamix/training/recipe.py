@@ -31,11 +31,11 @@ from metamix.utils.options import (
 )
 from metamix.utils.text import exit_with_message, nearest
 
-_run = partial(option, group="the run", on_resume="free")
-_schedule = partial(option, group="schedule", on_resume="say")
-_optimizer = partial(option, group="optimizer", on_resume="say")
-_average = partial(option, group="weight averaging", on_resume="say")
-_speed = partial(option, group="precision and speed", on_resume="say")
+_run = partial(option, group="the run", on_resume="ignore")
+_schedule = partial(option, group="schedule", on_resume="report")
+_optimizer = partial(option, group="optimizer", on_resume="report")
+_average = partial(option, group="weight averaging", on_resume="report")
+_speed = partial(option, group="precision and speed", on_resume="report")
 
 
 @dataclass
@@ -50,7 +50,7 @@ class EngineOptions:
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     log_every: int = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
     checkpoint_minutes: float = _run(10.0, "minutes between checkpoints; the end of an epoch writes one too")
-    eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="say")
+    eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: int = _schedule(10, "passes over the training split, including warm-up")
     iterations: int = _schedule(0, "steps of the whole run, rounded to whole epochs; 0: --epochs says how long it is")
@@ -136,7 +136,7 @@ class EngineOptions:
         if self.score == "auto":
             self.score = "ema" if self.ema else "last"
 
-    def settle_epochs(self, steps_per_epoch: int) -> None:
+    def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
         """Set `epochs` where `iterations` says how long the run is, which takes the number of steps in an epoch."""
         if self.iterations:
             self.epochs = max(1, round(self.iterations / steps_per_epoch))
@@ -192,15 +192,15 @@ def parse(
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
     Args:
-        argv: Words of the command line.
-        tasks: For each task, a function that imports it and returns its options, a dataclass. Its attribute
+        argv: words of the command line.
+        tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
-        default_task: Task if neither `--task` nor the config names one.
-        description: Text at the top of --help.
-        engine: Options that every task has, a dataclass.
+        default_task: task if neither `--task` nor the config names one.
+        description: text at the top of --help.
+        engine: options that every task has, a dataclass.
 
     Raises:
-        SystemExit: for a mistake, with a sentence that says where it is, what was given and what is accepted.
+        SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
         words = [_with_dashes(word) for word in argv]
@@ -241,7 +241,7 @@ def find_config(name: str) -> Path:
     """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`.
 
     Raises:
-        ValueError: if there is neither; the message names the nearest.
+        ValueError: there is neither; the message names the nearest.
     """
     if Path(name).is_file():
         return Path(name)
@@ -260,7 +260,7 @@ def import_modules(names: Sequence[str]) -> None:
     """Import the user's modules, which register mixers and models, from the working folder or as installed.
 
     Raises:
-        ValueError: if a module cannot be imported.
+        ValueError: a module cannot be imported.
     """
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
@@ -280,19 +280,19 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """Compare a recipe with that of the run which it continues.
 
     Args:
-        saved: Options of the run. Options that are newer than the run are missing, and may have any value.
-        recipe: Recipe that continues the run.
+        saved: options of the run. Options that are newer than the run are missing, and may have any value.
+        recipe: recipe that continues the run.
 
     Returns:
         A sentence for each changed option that is worth a report, by the option's name.
 
     Raises:
-        ValueError: if a changed option makes it another run.
+        ValueError: a changed option makes it another run.
     """
-    rules = {"task": "refuse", "import": "say"}
+    rules = {"task": "refuse", "import": "report"}
     options = options_of(type(recipe.engine), type(recipe.options))
     rules |= {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()}
-    changes: dict[str, dict[str, str]] = {"refuse": {}, "say": {}, "free": {}}
+    changes: dict[str, dict[str, str]] = {"refuse": {}, "report": {}, "ignore": {}}
     for key, value in recipe.flat().items():
         if key in saved and saved[key] != value:
             changes[rules[key]][key] = f"{key} was {saved[key]!r} and is now {value!r}"
@@ -301,7 +301,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"this run cannot be continued with another recipe: {'; '.join(changes['refuse'].values())}. Use the old "
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
-    return changes["say"]
+    return changes["report"]
 
 
 def _first_parser(tasks: str, description: str) -> Parser:

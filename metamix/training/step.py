@@ -15,8 +15,8 @@ from metamix.utils.batch_norm import keep_statistics
 from metamix.utils.tensor_files import load_into
 
 from .batches import memory_format, micro_batches, num_samples, to_device
-from .evaluation import autocast
-from .optimization import Ema, autocast_dtype, make_optimizer, make_schedule, restore_optimizer
+from .optimization import Ema, make_optimizer, make_schedule, restore_optimizer
+from .precision import autocast, autocast_dtype
 from .processes import ProcessGroup
 from .recipe import EngineOptions
 from .task import Batch, Task

@@ -104,16 +104,16 @@ class Metric(Protocol):
 
 
 class Pictures(Protocol):
-    """Draw and report the metric's states.
-
-    An optional method `advice(states) -> str` says what to do about bad scores; `metamix train` prints it.
-    """
+    """Draw and report the metric's states."""
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the states of all ranks into the folder and return the files."""
 
     def report(self, states: list[State]) -> str:
         """Return what `metamix eval` prints in addition to the scores; may be empty."""
+
+    def advice(self, states: list[State]) -> str:
+        """Say what to do about bad scores, which `metamix train` prints; may be empty."""
 
 
 class Task(Protocol):
@@ -138,9 +138,6 @@ class Task(Protocol):
 class TaskClass(Protocol):
     """Make tasks. This is what the command line knows of a task's class.
 
-    An optional method `check_model(name, pretrained)` raises ValueError for a name of a model that cannot be trained;
-    without it, the models of timm are accepted.
-
     Attributes:
         Options: dataclass of the options of `metamix train`. It has the fields `model` and `pretrained`, and may have
             `engine_defaults`, see `metamix.training.recipe.parse`.
@@ -152,6 +149,9 @@ class TaskClass(Protocol):
 
     def __call__(self, options: Any, seed: int = 0) -> Task:
         """Open the data and assemble the task. Raises ValueError if the options do not fit together."""
+
+    def check_model(self, name: str, pretrained: bool) -> None:
+        """Raise ValueError for a name of a model that cannot be trained, or that has no weights if `pretrained`."""
 
     def trained(self, options: Any) -> tuple[Task, nn.Module, dict[str, Any]]:
         """Make the task, the trained model and the metadata of its weights from `EvalOptions`."""

@@ -198,7 +198,7 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     _write_summary(folder, summary)
     run.set_state("finished")
     run.say(result_line(folder))
-    if advice := getattr(engine.task.pictures, "advice", lambda _: "")(states):
+    if advice := engine.task.pictures.advice(states):
         run.say(advice)
 
 

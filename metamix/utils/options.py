@@ -30,7 +30,7 @@ def option(
     help: str,
     *,
     group: str = "options",
-    on_resume: Literal["refuse", "say", "free"] = "refuse",
+    on_resume: Literal["refuse", "report", "ignore"] = "refuse",
     needs: str = "",
 ) -> Any:
     """Declare an option as a field of a dataclass.
@@ -39,8 +39,8 @@ def option(
         default: value if the option is not given.
         help: one sentence for --help.
         group: heading in --help.
-        on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run), "say"
-            (allowed and reported) or "free" (allowed: no number depends on it).
+        on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run),
+            "report" (it is allowed and reported) or "ignore" (it is allowed: no number depends on it).
         needs: what this option has no effect without: the name of another option, its name and value ("schedule poly"),
             or one of several ("mixup or cutmix").
     """
@@ -54,7 +54,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
     """Return the field and the type of each option of dataclasses, by its name.
 
     Raises:
-        TypeError: if two options have the same name.
+        TypeError: two options have the same name.
     """
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
@@ -148,7 +148,7 @@ def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tupl
     """Add a flag for each option to the parser, and return the values of those that are given.
 
     Raises:
-        ValueError: for an unknown flag, or a value of the wrong type.
+        ValueError: a flag is unknown, or a value has the wrong type.
     """
     groups: dict[str, Any] = {"options": parser}
     flags = ["--config", "--task", "--import"]
@@ -177,7 +177,7 @@ def parse_config(config: Mapping[str, Any], options: Mapping[str, tuple[Field, A
     """Return the values of the options in a config that was read from `path`.
 
     Raises:
-        ValueError: for an unknown key, or a value of the wrong type.
+        ValueError: a key is unknown, or a value has the wrong type.
     """
     values: dict[str, Any] = {}
     for key, value in config.items():
@@ -197,7 +197,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         text: whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
 
     Raises:
-        ValueError: if the value is of another type.
+        ValueError: the value is of another type.
     """
     kinds = [get_origin(member) or member for member in _members(hint)]
     choices = [choice for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]
@@ -278,8 +278,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of options.
 
     Raises:
-        ValueError: if the file is not UTF-8 or not YAML, has a key twice, or holds no mapping.
-        OSError: if the file cannot be read.
+        ValueError: the file is not UTF-8 or not YAML, has a key twice, or holds no mapping.
+        OSError: the file cannot be read.
     """
     try:
         content = _parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))

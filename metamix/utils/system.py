@@ -1,4 +1,4 @@
-"""Facts about machine and software: memory, versions, the commit."""
+"""Facts about machine and software: devices, memory, versions, the commit."""
 
 from __future__ import annotations
 
@@ -40,6 +40,55 @@ def exit_if_out_of_memory(advice: str) -> Iterator[None]:
         if not gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         raise SystemExit(f"error: {'the GPU' if gpu else 'the machine'} is out of memory; {advice}") from error
+
+
+def prepare_device(name: str, local_rank: int = 0) -> torch.device:
+    """Choose the device of this process, check that the machine has it, and set torch or the C library up for it.
+
+    Args:
+        name: auto, cpu, cuda, cuda:1 or mps; auto is a GPU if there is one.
+        local_rank: number of this process on its machine, for the GPU that `cuda` means.
+
+    Raises:
+        ValueError: the name is wrong, or the machine has no such device.
+    """
+    device = _choose_device(name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _choose_device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {name!r}; accepted are auto, cpu, cuda, cuda:<number> and mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {name!r}, but this PyTorch sees no Apple GPU; use --device cpu or auto")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device is {name!r}, but this PyTorch sees no CUDA GPU; use --device cpu or auto")
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"device is {name!r}, but this machine's GPUs are cuda:0 to cuda:{count - 1}")
+        if device.index is None and local_rank >= count:
+            raise ValueError(
+                f"process {local_rank} of this machine needs GPU {local_rank}, but there are only {count}; "
+                f"lower --nproc_per_node"
+            )
+        if device.index is not None and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:
+            raise ValueError(
+                f"device is {name!r}, which the {processes} processes of this machine cannot share; give --device "
+                f"cuda, and each takes its own"
+            )
+        return torch.device("cuda", local_rank if device.index is None else device.index)
+    return device
 
 
 def versions() -> dict[str, str]:

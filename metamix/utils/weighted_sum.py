@@ -1,4 +1,4 @@
-"""Read weighted sums of named terms, such as "charbonnier+0.1*fft"."""
+"""Read weighted sums of named losses, such as "charbonnier+0.1*fft"."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Collection
 from .text import nearest
 
 
-def parse_weighted_sum(text: str, names: Collection[str], what: str = "loss") -> dict[str, float]:
-    """Read a weighted sum into weights by name.
+def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
+    """Read a weighted sum of losses into weights by name.
 
     Args:
         text: terms "name" or "weight*name", joined by "+".
         names: the known names.
-        what: kind of the terms, for messages.
 
     Raises:
         ValueError: an unknown or repeated name, or a weight that is not a number above 0.
@@ -23,13 +22,13 @@ def parse_weighted_sum(text: str, names: Collection[str], what: str = "loss") ->
         first, star, second = term.strip().partition("*")
         name = (second if star else first).strip()
         if name not in names:
-            raise ValueError(f"there is no {what} {name!r}{nearest(name, names)} Known: {', '.join(names)}.")
+            raise ValueError(f"there is no loss {name!r}{nearest(name, names)} Known: {', '.join(names)}.")
         if name in weights:
-            raise ValueError(f"{what} is {text!r}, which has {name} twice; keep one of them")
+            raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
         try:
             weights[name] = float(first) if star else 1.0
         except ValueError:
             weights[name] = 0.0
         if not 0 < weights[name] < float("inf"):
-            raise ValueError(f"{what} is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
+            raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
     return weights

@@ -19,7 +19,7 @@ from benchmarks.report.cards import command, page, stale
 from benchmarks.weight_cards import load_cards
 from metamix.classification.load import load_pretrained
 from metamix.cli.tasks import find_task
-from metamix.data import DataOptions, Normalize, eval_loader, open_data
+from metamix.data import DataOptions, eval_loader, normalize, open_data
 from metamix.models import count_macs
 from metamix.models.weights import weights_dir
 from metamix.training.recipe import parse
@@ -91,12 +91,12 @@ def test_accuracy(name):
     card = CARDS[name]
     options = data_of(card)
     model = timm.create_model(name, pretrained=True).eval().to(memory_format=torch.channels_last)
-    normalize = Normalize(mean=model.pretrained_cfg["mean"], std=model.pretrained_cfg["std"])
+    mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
     right = total = 0
     with torch.no_grad():
         test = open_data(options.data, root=options.data_dir).test
         for batch in eval_loader(test, options, batch_size=360, rank=0, world_size=1):
-            right += (model(normalize(batch)["image"]).argmax(1) == batch["label"]).sum().item()
+            right += (model(normalize(batch["image"], mean, std)).argmax(1) == batch["label"]).sum().item()
             total += len(batch["label"])
     assert total == card["samples"]["test"]
     assert f"{100 * right / total:.2f}" == f"{card['top1']:.2f}"

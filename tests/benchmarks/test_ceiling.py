@@ -81,4 +81,4 @@ def test_trained_net_teaches(dark_and_light, tmp_path, monkeypatch):
     task.model.build()
     (teacher,) = task.model.frozen_helpers
     batch = next(iter(task.data.eval_loaders(20, 0, 1)["test"]))
-    assert torch.equal(teacher(task.data.normalize(batch)["image"]).argmax(1), batch["label"])
+    assert torch.equal(teacher(task.data.normalize(batch["image"])).argmax(1), batch["label"])

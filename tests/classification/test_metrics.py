@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from metamix.classification.metrics import ClassificationMetric, class_scores
 from metamix.classification.pictures import ClassificationPictures, draw_classes, draw_confusion
-from metamix.data import Normalize
+from metamix.data import normalize
 from metamix.utils.text import plural
 
 DIGITS = tuple("0123456789")
 
 
 def metric(classes=DIGITS):
-    return ClassificationMetric(classes, Normalize(mean=(0.0,), std=(1.0,)))
+    return ClassificationMetric(classes, partial(normalize, mean=(0.0,), std=(1.0,)))
 
 
 def fixed(logits):

@@ -46,7 +46,7 @@ def test_csv_and_json_say_the_same(digits, capsys, tmp_path):
     records = json.loads(capsys.readouterr().out)
     assert [record["labels"][0]["label"] for record in records] == labels
     assert all(len(record["labels"]) == 5 and record["labels"][0]["probability"] > 0.5 for record in records)
-    assert main([str(folder), *WEIGHTS, "--output", str(tmp_path / "p.csv")]) == 0  # its ending says the format
+    assert main([str(folder), *WEIGHTS, "--output", str(tmp_path / "p.csv")]) == 0  # its extension says the format
     assert capsys.readouterr().out == f"written: {tmp_path / 'p.csv'}, 4 images\n"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert [(row["image"], row["label"]) for row in rows] == [

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metamix.data import Augment, DataOptions, Normalize, open_data, train_loader
+from metamix.data import Augment, DataOptions, normalize, open_data, train_loader
 from metamix.data.augment import CUT_X, CUT_Y, FLIP, LEFT, TOP, crop_flip, cutout, erase
 from metamix.data.counter_rng import hash64, randint, uniform
 
@@ -35,15 +35,15 @@ def test_options_out_of_range(name, value):
 
 
 def test_normalize(batch):
-    done = Normalize(mean=MEAN, std=STD)(batch)
+    done = normalize(batch["image"], MEAN, STD)
     expected = (batch["image"].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    assert done["image"].dtype == torch.float32 and torch.allclose(done["image"].double(), expected, atol=1e-6)
-    assert done["image"].is_contiguous(memory_format=torch.channels_last)
+    assert done.dtype == torch.float32 and torch.allclose(done.double(), expected, atol=1e-6)
+    assert done.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_augmentation_it_normalises(batch):
     done = augment(padding=0, flip=0.0)(batch, 0, 0)
-    assert torch.equal(done["image"], Normalize(mean=MEAN, std=STD)(batch)["image"])
+    assert torch.equal(done["image"], normalize(batch["image"], MEAN, STD))
     assert torch.equal(done["target"], batch["label"]) and torch.equal(done["index"], batch["index"])
 
 
@@ -122,7 +122,7 @@ def test_images_stay_channels_last(batch):
 
 
 def test_streamed_images_were_cropped_by_the_workers(batch):
-    normalised = Normalize(mean=MEAN, std=STD)(batch)["image"]
+    normalised = normalize(batch["image"], MEAN, STD)
     assert torch.equal(augment(cropped=True, auto_augment="trivial")(batch, 0, 0)["image"], normalised)
     assert not torch.equal(augment(cropped=True, cutout=9)(batch, 0, 0)["image"], normalised)
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from metamix.data import CorruptImage, DataOptions, files, open_data, read_image_file, train_loader
-from metamix.data.files import MAX_FILE_BYTES, list_files, read_header
+from metamix.data.files import MAX_FILE_BYTES, decode, list_files, read_header
 from metamix.data.formats.tar import Member, TarImages
-from metamix.data.sources import decode, read_image
+from metamix.data.sources import read_image
 
 
 @contextmanager

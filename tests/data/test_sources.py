@@ -13,9 +13,9 @@ from PIL import Image
 
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
+from metamix.data.files import decode
 from metamix.data.formats import TORCHVISION_SETS
 from metamix.data.formats.base import choose_test_split
-from metamix.data.sources import decode
 
 
 def test_digits_are_split_once_and_for_all():
@@ -28,6 +28,14 @@ def test_digits_are_split_once_and_for_all():
     assert [splits.test.path(i) for i in range(4)] == ["digits 3", "digits 4", "digits 8", "digits 15"]
     image, label = splits.test.read(1)
     assert (image.size, image.mode, label) == ((32, 32), "L", 4)
+
+
+def test_a_subset_keeps_its_order():
+    test = open_data("digits").test
+    for samples in (slice(3), slice(357, None), torch.tensor([7, 2])):
+        some = test.subset(samples)
+        assert [some.path(i) for i in range(len(some))] == [test.path(i) for i in torch.arange(360)[samples]]
+        assert torch.equal(some.labels, test.labels[samples])
 
 
 def test_holdout_is_stratified_disjoint_and_its_own():

@@ -18,7 +18,7 @@ from torch import nn
 import metamix
 import metamix.cli.export
 import metamix.cli.predict
-from metamix.data import Source, open_data
+from metamix.data import open_data
 from metamix.deploy import export, load_exported
 from metamix.deploy.classification import open_classifier
 from metamix.deploy.export import ParityError
@@ -162,8 +162,7 @@ def test_small_training_splits_keep_a_fifth_for_the_score():
 def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
     classifier = open_classifier(Request("metaformer_identity_nano.digits", data="digits"))
     splits = classifier.task.data.splits
-    one = Source(splits.test.images, splits.test.indices[:1], splits.test.in_memory, splits.test.size)
-    classifier.task.data.splits = replace(splits, test=one)
+    classifier.task.data.splits = replace(splits, test=splits.test.subset(slice(1)))
     monkeypatch.setattr(sys.modules["metamix.deploy.export"], "open_model", lambda request: classifier)
     options = dict(format="torch", data="digits", seconds=0)
     export("metaformer_identity_nano.digits", output=tmp_path / "out", **options)

@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from metamix.models import load_official, segmenters
-from metamix.models.segmenters import check_backbone_name
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.task import Segmentation
@@ -127,12 +126,12 @@ def test_published_addresses():
 
 
 def test_names_with_a_tag():
-    check_backbone_name("wavemix_192_16_l3.cityscapes", True)
-    check_backbone_name("wavemix_192_16_l3.galaxy10", True)
+    Segmentation.check_model("wavemix_192_16_l3.cityscapes", True)
+    Segmentation.check_model("wavemix_192_16_l3.galaxy10", True)
     with pytest.raises(ValueError, match="wavemix_192_16_l3 has no tag 'cityscape'"):
-        check_backbone_name("wavemix_192_16_l3.cityscape", True)
+        Segmentation.check_model("wavemix_192_16_l3.cityscape", True)
     with pytest.raises(ValueError, match="No weights are published for ninformer_cifar"):
-        check_backbone_name("ninformer_cifar", True)
+        Segmentation.check_model("ninformer_cifar", True)
 
 
 def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):

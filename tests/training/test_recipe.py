@@ -27,7 +27,7 @@ class Options:
     anchors: float | Literal["auto"] = option("auto", "a number, or a word")
     memory: Literal["auto", "yes", "no"] = option("auto", "words that YAML 1.1 reads as booleans")
     shuffle: bool = option(True, "draw samples in random order")
-    workers: int = option(2, "processes", on_resume="free")
+    workers: int = option(2, "processes", on_resume="ignore")
 
 
 def read(*words, **config):

@@ -23,7 +23,7 @@ TEST_SPLITS = ("val", "valid", "validation", "test")  # the first that exists is
 
 
 class ImageSplit(Protocol):
-    """Define the images of one split."""
+    """The images of one split."""
 
     split: str  # its name in the data set: train, val, test
     labels: Tensor  # (N,) int64, indices into `classes`
@@ -136,5 +136,5 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> 
 
 
 def list_names(names: Sequence[str], most: int = 5) -> str:
-    """Join names to one text; only the first `most` if there are more."""
+    """Join names to one string; only the first `most` if there are more."""
     return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
