@@ -247,9 +247,9 @@ class ExportableDetector:
                 prepared, size = ours.prepare(image)
                 images, outputs = prepared[None], exported(prepared[None])
                 match.update(self.eager(images)[0], self.suppressed(outputs, images))
-                found = [ours.objects(outputs, size, image)]
-                self.task.metric.update(states["eager"], self.detector, batch)
-                self.task.metric.update(states["exported"], lambda _, found=found: found, batch)  # type: ignore
+                metric = self.task.metric
+                metric.update(states["eager"], metric.predict(self.detector, batch), batch)
+                metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
         if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
             match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
             for images in noise:

@@ -75,7 +75,6 @@ class ExportableRestorer:
             figures: dict[str, Any] = {"on": "random images"} | difference.result()
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        metric.restorer = Restorer()  # the images that it gets are restored already
         states = {"eager": metric.start(), "exported": metric.start()}
         size = None if self.dynamic else self.size
         models = {"eager": fit(self.model, self.extra, size), "exported": fit(exported, self.extra, size)}
@@ -84,7 +83,7 @@ class ExportableRestorer:
             outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
             difference.update(outputs["eager"], outputs["exported"])
             for name, output in outputs.items():
-                metric.update(states[name], lambda _, output=output: output, batch)  # type: ignore[arg-type, misc]
+                metric.update(states[name], output, batch)
         figures = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
         return Comparison(figures, scores, missed_limits(figures, precision))

@@ -96,7 +96,7 @@ def scored():
         for truth, predicted in part:
             image = torch.zeros(3, *truth.shape, dtype=torch.uint8)
             batch = {"image": [image], "target": [truth], "index": torch.tensor([len(part)]), "name": ["x"]}
-            metric.update(state, Fixed([predicted]).eval(), batch)
+            metric.update(state, metric.predict(Fixed([predicted]).eval(), batch), batch)
         states.append(state)
     return metric, states, pairs
 
@@ -113,13 +113,13 @@ def test_scores_equal_a_literal_computation(scored):
 
 
 def test_the_state_does_not_grow_with_the_images():
-    metric, model = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()}), None
+    metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     state = metric.start()
     for i in range(30):
         truth, predicted = blobs(i, (8, 8))
-        model = Fixed([predicted]).eval()
         image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-        metric.update(state, model, {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]})
+        batch = {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]}
+        metric.update(state, [{"": predicted}], batch)
     assert len(state["best"]) == len(state["worst"]) == SHOWN
     shown = images_to_show([state])
     assert [kept[0] for kept in shown] == sorted((kept[0] for kept in shown), reverse=True) and len(shown) == 2 * SHOWN
@@ -130,7 +130,7 @@ def test_unreadable_and_ignored_images_are_not_scored():
     state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
     ignored = torch.full((4, 4), IGNORED, dtype=torch.uint8)
     batch = {"image": [image, image], "target": [ignored] * 2, "index": torch.tensor([-1, 1]), "name": ["a", "b"]}
-    metric.update(state, lambda x: torch.zeros(1, 2, 4, 4), batch)
+    metric.update(state, metric.predict(lambda x: torch.zeros(1, 2, 4, 4), batch), batch)
     assert state["unreadable"] == 1 and not state["best"]
     with pytest.raises(ValueError, match="no pixel is left to score"):
         metric.result([state])
@@ -140,7 +140,7 @@ def test_images_of_one_class_have_no_boundary_score():
     metric = SegmentationMetric("ab", lambda x: x.float(), {"": Predictor()})
     state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
     batch = {"image": [image], "target": [torch.zeros(4, 4).byte()], "index": torch.tensor([0]), "name": ["a"]}
-    metric.update(state, lambda x: torch.ones(1, 2, 4, 4), batch)
+    metric.update(state, metric.predict(lambda x: torch.ones(1, 2, 4, 4), batch), batch)
     assert metric.result([state]) == {"miou": 100, "pixel_accuracy": 100, "mean_accuracy": 100}
 
 
