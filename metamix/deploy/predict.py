@@ -83,7 +83,7 @@ def restore_images(argv: Sequence[str]) -> int:
 
 
 def label_pixels(argv: Sequence[str]) -> int:
-    """Label the pixels of images with an exported segmenter, in windows where its graph is of a fixed size."""
+    """Label the pixels of images with an exported segmenter, in tiles where its graph is of a fixed size."""
     from metamix.segmentation.inference import Predictor
     from metamix.segmentation.load import SegmenterSpec
     from metamix.segmentation.predict import name_outputs, predict_all

@@ -1,7 +1,7 @@
 """Export segmenters: one output, the logits of each pixel, (n, classes, H, W).
 
-A graph of a fixed size sees images that fit it at once, and larger ones in square windows of its shorter side; images
-and windows are padded to its size by reflection.
+A graph of a fixed size sees images that fit it at once, and larger ones in square tiles of its shorter side; images and
+tiles are padded to its size by reflection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ExportableSegmenter:
 
     Args:
         model: in evaluation mode.
-        metadata: of its weights, with the size of the windows.
+        metadata: of its weights, with the size of the tiles.
         dynamic: whether the graph takes any size.
         task: the task on a data set; None for random images.
         images: most images to compare on; None for all.
@@ -98,7 +98,7 @@ def open_segmenter(request: Request) -> ExportableSegmenter:
         height, width = found.model.fixed_size
         raise ValueError(
             f"{found.spec.model} takes images of {height} x {width} pixels at most: leave --dynamic out, and larger "
-            f"images are cut into windows"
+            f"images are cut into tiles"
         )
     metadata = ModelMetadata.from_dict(found.metadata, request.source)
     size: Any = request.img_size or found.spec.crop
@@ -107,13 +107,13 @@ def open_segmenter(request: Request) -> ExportableSegmenter:
         raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
     if request.data_dir:
         data: Any = request.data or "folder"
-        window, overlap = tiles(None if request.dynamic else (height, width))
+        tile, overlap = tiles(None if request.dynamic else (height, width))
         options = SegmentationEvalOptions(
             data=data,
             data_dir=request.data_dir,
             workers=0,
             checkpoint=request.source,
-            window=window,  # for the note that says how the scores are made
+            tile=tile,  # for the note that says how the scores are made
             overlap=overlap,
         )
         task = Segmentation.of(found, options)

@@ -17,7 +17,7 @@ from metamix.utils.tensor_files import load_weights
 
 from .data import SegmentationData
 from .inference import PLAIN, Predictor, make_views
-from .load import SegmenterSpec, TrainedSegmenter, check_window, load_pretrained, load_segmenter
+from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_pretrained, load_segmenter
 from .losses import SegmentationLoss, class_weights
 from .metrics import SegmentationMetric, describe_scores
 from .options import ImageOptions, SegmentationEvalOptions, SegmentationOptions
@@ -76,10 +76,10 @@ class Segmentation:
         """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
 
         Raises:
-            ValueError: there are no weights, the data have other classes, or the backbone needs windows.
+            ValueError: there are no weights, the data have other classes, or the backbone needs tiles.
         """
         found = load_segmenter(options.checkpoint)
-        check_window(found.model, found.spec.model, options.window)
+        check_tile(found.model, found.spec.model, options.tile)
         return cls.of(found, options), found.model, found.metadata
 
     @classmethod
@@ -141,7 +141,7 @@ class SegmentationModel:
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
-            check_window(model, options.model, options.window)
+            check_tile(model, options.model, options.tile)
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
@@ -153,7 +153,7 @@ class SegmentationModel:
             self.notes.append(f"weights of backbone and head from {options.model}{describe_new(new)}")
         elif options.pretrained or checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
-        check_window(model, options.model, options.window)
+        check_tile(model, options.model, options.tile)
         return model
 
     def _freezes(self, loaded: bool) -> bool:
@@ -201,10 +201,10 @@ class SegmentationModel:
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
     """Make the predictors by the prefix of their scores: "", and "augmented_" if flips or scales are asked for."""
-    predictors = {"": Predictor(options.window, options.overlap)}
+    predictors = {"": Predictor(options.tile, options.overlap)}
     views = make_views(options.test_scales, options.test_flip)
     if views != PLAIN:
-        predictors["augmented_"] = Predictor(options.window, options.overlap, views)
+        predictors["augmented_"] = Predictor(options.tile, options.overlap, views)
     return predictors
 
 

@@ -167,18 +167,18 @@ def identity(x):
     return x
 
 
-def test_windows_and_views():
+def test_tiles_and_views():
     torch.manual_seed(0)
     image = torch.randn(1, 3, 20, 33)
     whole = Predictor()(identity, image, (20, 33))
     assert whole.equal(image[0].argmax(0).byte())
-    assert Predictor(window=16, overlap=4)(identity, image, (20, 33)).equal(whole)  # windows agree
+    assert Predictor(tile=16, overlap=4)(identity, image, (20, 33)).equal(whole)  # tiles agree
     many = torch.randn(1, 40, 20, 33)  # more classes than are resized at once
     larger = nn.functional.interpolate(many, (40, 66), mode="bilinear")[0].argmax(0)
     assert Predictor()(identity, many, (40, 66)).equal(larger.byte())
     assert make_views((0.5, 1.0), True) == (View(0.5), View(0.5, True), View(), View(1.0, True))
     text = Predictor(512, 128, make_views((0.5, 1.0), True)).describe()
-    assert text == "windows of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
+    assert text == "tiles of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
 
 
 def test_views_average_probabilities():
