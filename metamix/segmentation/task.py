@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from metamix.models import count_macs
 from metamix.models.segmenters import Segmenter, check_backbone_name, published_segmenter
 from metamix.models.weights import find_weights
-from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
 
 from .data import SegmentationData
@@ -47,7 +46,7 @@ class Segmentation:
         self.model = SegmentationModel(options, self.data, trained)
         self.metric = SegmentationMetric(self.data.classes, self.data.normalize, make_predictors(options))
         self.pictures = SegmentationPictures(self.metric, self.data.labels)
-        self.loss = TaskLoss(options, self.data)
+        self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
 
     def _check_class_weights(self) -> None:
         given, classes = self.options.class_weights, len(self.data.classes)
@@ -56,6 +55,13 @@ class Segmentation:
                 f"class_weights has {len(given)} numbers, and there are {classes} classes: give one for each, in the "
                 f"order of classes.txt"
             )
+
+    def loss_weights(self) -> Tensor | None:
+        """Return the weights of the classes in the loss, (classes,); median and log read all masks to train on."""
+        given = self.options.class_weights
+        if isinstance(given, str):
+            return None if given == "none" else class_weights(given, self.data.pixel_counts())
+        return torch.tensor(given)
 
     @property
     def notes(self) -> list[str]:
@@ -211,26 +217,3 @@ def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
 def describe_new(names: Sequence[str]) -> str:
     """Name the weights that are not loaded, for the end of a note."""
     return f"; newly initialised: {', '.join(names)}" if names else ""
-
-
-class TaskLoss:
-    """The loss of the options, whose class weights are computed from the masks at the first step."""
-
-    def __init__(self, options: SegmentationOptions, data: SegmentationData):
-        self.options, self.data = options, data
-        self.loss: SegmentationLoss | None = None
-
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.loss is None:
-            self.loss = make_loss(self.options, self.data)
-        return self.loss(model, batch)
-
-
-def make_loss(options: SegmentationOptions, data: SegmentationData) -> SegmentationLoss:
-    """Make the loss, with its class weights."""
-    given, weights = options.class_weights, None
-    if given in ("median", "log"):
-        weights = class_weights(given, data.pixel_counts())
-    elif not isinstance(given, str):
-        weights = torch.tensor(given)
-    return SegmentationLoss(options.loss, options.aux_weight, weights)
