@@ -104,7 +104,7 @@ def find_objects(argv: Sequence[str]) -> int:
     """Find objects with an exported detector."""
     from metamix.detection.predict import draw_all, name_pictures
 
-    from .detection import ExportedDetector
+    from .exported_detector import ExportedDetector
 
     parser = make_parser()
     add_places(parser, "predictions")
