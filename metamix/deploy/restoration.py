@@ -22,7 +22,7 @@ from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 
 from .exportable import Comparison, Model, Request, weight_path
-from .fit import fit, tiles
+from .padding import pad_for_graph, tiles
 from .report import Difference, missed_limits
 
 TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
@@ -77,7 +77,10 @@ class ExportableRestorer:
         metric = self.task.metric
         states = {"eager": metric.start(), "exported": metric.start()}
         size = None if self.dynamic else self.size
-        models = {"eager": fit(self.model, self.extra, size), "exported": fit(exported, self.extra, size)}
+        models = {
+            "eager": pad_for_graph(self.model, self.extra, size),
+            "exported": pad_for_graph(exported, self.extra, size),
+        }
         restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
         for batch in self.batches("test", self.images):
             outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}

@@ -19,7 +19,7 @@ from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 
 from .exportable import Comparison, Model, Request
-from .fit import fit, tiles
+from .padding import pad_for_graph, tiles
 from .report import Difference, missed_limits
 
 RANDOM_IMAGES = 4
@@ -69,7 +69,10 @@ class ExportableSegmenter:
             figures: dict[str, Any] = {"on": "random images"} | difference.result(len(tries))
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        models = {"eager": fit(self.model, self.extra, self.fixed), "exported": fit(exported, self.extra, self.fixed)}
+        models = {
+            "eager": pad_for_graph(self.model, self.extra, self.fixed),
+            "exported": pad_for_graph(exported, self.extra, self.fixed),
+        }
         states = {name: metric.start() for name in models}
         done = 0
         for batch in self.task.data.eval_loaders(1, 0, 1)["test"]:

@@ -10,7 +10,7 @@ from PIL import Image
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
 from metamix.deploy.exportable import Request
-from metamix.deploy.fit import fit, tiles
+from metamix.deploy.padding import pad_for_graph, tiles
 from metamix.deploy.segmentation import open_segmenter
 from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
@@ -82,7 +82,7 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
         sizes.append(tuple(images.shape[-2:]))
         return images
 
-    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), fit(graph, {"scale": 1}, (32, 64))
+    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), pad_for_graph(graph, {"scale": 1}, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert predictor.logits(model, image).allclose(image, atol=1e-6)
