@@ -20,9 +20,10 @@ from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
 from metamix.utils.text import exit_with_message, plural, readable
 
-from .data import Sample, find_roots, find_samples, leave_out, read_tensor, samples_of, scale_of_pair
+from .data import read_tensor
 from .degradations import PAIRS
 from .options import RestorationOptions
+from .sources import Sample, find_roots, find_samples, leave_out, samples_of, scale_of_pair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
