@@ -30,8 +30,8 @@ from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.artifact import HINTS
-from metamix.deploy.benchmark import ENGINES, PACKAGES, PRECISIONS, Subject, cells_of
-from metamix.deploy.extras import installed, need
+from metamix.deploy.benchmark import ENGINES, PRECISIONS, Subject, cells_of
+from metamix.deploy.extras import PACKAGES, installed, need
 from metamix.deploy.runtime import compile_openvino
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions

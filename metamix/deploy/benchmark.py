@@ -26,7 +26,7 @@ from metamix.utils.text import nearest
 from metamix.utils.timing import interleaved
 
 from .artifact import HINTS, PRECISIONS
-from .extras import installed, need
+from .extras import PACKAGES, installed, need
 from .fuse import fuse
 from .graphs import to_openvino, to_program, write_onnx, write_openvino
 from .openvino_form import to_openvino_form
@@ -39,7 +39,6 @@ ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
-PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
 Step = Callable[[], object]

@@ -23,7 +23,7 @@ from metamix.utils.system import processor, versions
 
 from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_cell
 from .exportable import Exportable, Quantizable, Request, weight_path
-from .extras import installed, need
+from .extras import PACKAGES, installed, need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .openvino_form import to_openvino_form
@@ -31,7 +31,6 @@ from .quantize import check_max_drop, quantize_file
 from .report import speeds
 from .runtime import ExportedModel, Run, open_file
 
-PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_BATCH = 50
 MAX_DROP = 0.3  # points of accuracy
 OPENERS = {  # task: the module and the function that load its models; a task may need extras that others do not
@@ -150,7 +149,7 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
     check_cell(format, precision)
     if compiled and format != "torch":
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
-    for package in PACKAGES[format]:
+    for package in PACKAGES.get(format, ()):
         need(package)
     task = request.task
     if precision == "int8":
@@ -250,7 +249,7 @@ def write_model(
         exportable.outputs,
         hints,
         exportable.extra,
-        versions() | installed(PACKAGES[format]),
+        versions() | installed(PACKAGES.get(format, ())),
     )
 
 
