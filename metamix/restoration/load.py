@@ -55,7 +55,10 @@ class RestorationSpec:
 RULES: dict[str, Rule] = {
     "channels": (f"one of {', '.join(CHANNELS)}", lambda value: isinstance(value, str) and value in CHANNELS),
     "enlarge": ("a whole number from 1 to 16", lambda value: is_whole(value, 1, 16)),
-    "degradation": ("a text", lambda value: isinstance(value, str) and len(value) <= 1000),
+    "degradation": (
+        "a string of at most 1,000 characters",
+        lambda value: isinstance(value, str) and len(value) <= 1000,
+    ),
 }
 
 
