@@ -57,7 +57,7 @@ class ExportedDetector(nn.Module):
         self.run, self.size, self.settings = model, size, settings
         self.score_thresh = settings["score_thresh"]
         self.classes = metadata.classes or ()
-        self.mean, self.std = (torch.tensor(v or (0.0,))[:, None, None] for v in (metadata.mean, metadata.std))
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
 
     @classmethod
     def of(cls, exported: ExportedModel) -> ExportedDetector:
