@@ -150,7 +150,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
-    check_cell(raw["format"], raw["precision"])
+    check_format_and_precision(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
     check_entries(raw, RULES, path, "the file", "Export the model again")
     for name in ("input_shape", "outputs"):
@@ -165,7 +165,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     return replace(artifact, extra=extra)
 
 
-def check_cell(format: str, precision: str) -> None:
+def check_format_and_precision(format: str, precision: str) -> None:
     """Check that a format can be written in a precision.
 
     Raises:

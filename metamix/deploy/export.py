@@ -21,7 +21,7 @@ import torch
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 
-from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_cell
+from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_format_and_precision
 from .exportable import Exportable, Quantizable, Request, weight_path
 from .extras import PACKAGES, installed, need
 from .fuse import fuse
@@ -146,7 +146,7 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
         ImportError: a package is missing.
     """
     format = request.format
-    check_cell(format, precision)
+    check_format_and_precision(format, precision)
     if compiled and format != "torch":
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
     for package in PACKAGES.get(format, ()):

@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         default = getattr(RestorationOptions, name)
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"{what} (default: {default})")
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with exit_with_message(ValueError):
         options = RestorationOptions(
-            data_dir=str(words.data),
-            degradation="noise:0" if words.clean else PAIRS,
-            input_folder=words.input_folder,
-            target_folder=words.target_folder,
-            input_name=words.input_name,
+            data_dir=str(args.data),
+            degradation="noise:0" if args.clean else PAIRS,
+            input_folder=args.input_folder,
+            target_folder=args.target_folder,
+            input_name=args.input_name,
             crop=1,
         )
     return 1 if verify(options) else 0
