@@ -81,7 +81,7 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(n is None or (type(n) is int and n > 0) for n in value)
 
 
-# What a file from a stranger may say: in words, and the check. OpenVINO has properties that name files.
+# What a file, which is untrusted, may say: in words, and the check. OpenVINO has properties that name files.
 RULES: dict[str, Rule] = {
     "input_shape": ("four whole numbers or null", _is_shape),
     "outputs": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value)),
@@ -171,7 +171,7 @@ def check_format_and_precision(format: str, precision: str) -> None:
     Raises:
         ValueError: there is no such format, precision, or cell of the two.
     """
-    if format not in tuple(FORMATS):  # a damaged file may give a list, which is no key
+    if format not in tuple(FORMATS):  # a damaged file may give a list, which is not a key
         raise ValueError(f"format is {format!r}{nearest(format, FORMATS)} Accepted: {', '.join(FORMATS)}.")
     if precision not in PRECISIONS:
         raise ValueError(

@@ -131,8 +131,8 @@ def export(
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     if comparison.problems:
         raise ParityError(
-            f"{file} does not compute what {source} does: {'; '.join(comparison.problems)}. The folder is no valid "
-            f"export; see {folder / REPORT}"
+            f"{file} does not compute what {source} does: {'; '.join(comparison.problems)}. The folder is not a "
+            f"valid export; see {folder / REPORT}"
         )
     artifact.save(folder)
     return report

@@ -24,7 +24,7 @@ CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 
 @dataclass(frozen=True)
 class RestorationSpec:
-    """Hold what a weight file says beside its model: how images go into it.
+    """How images are prepared for a model, as its weight file says.
 
     Attributes:
         channels: rgb, grey or y.
@@ -38,7 +38,7 @@ class RestorationSpec:
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
-        """Check the entries of a file, which may come from a stranger.
+        """Check the entries of a file, which is untrusted.
 
         Raises:
             ValueError: an entry is missing or out of range.
@@ -64,7 +64,7 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Hold a restoration model in evaluation mode, and how images go into it."""
+    """A trained restoration model and how images are prepared for it."""
 
     name: str
     model: nn.Module

@@ -34,7 +34,7 @@ LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # of the 
 
 @dataclass(frozen=True)
 class Measure:
-    """Define what is compared: channels, border and rounding.
+    """What the scores compare: channels, border and rounding.
 
     Attributes:
         channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in

@@ -28,7 +28,7 @@ TEST_FOLDERS = ("test", "val")
 
 @dataclass(frozen=True)
 class Sample:
-    """Name a clean image and, of a pair, the degraded one; `name` is the clean one's path inside its folder."""
+    """A clean image and, for pairs, its degraded version; `name` is the clean one's path inside its folder."""
 
     name: str
     target: Path

@@ -142,7 +142,7 @@ class RestorationModel:
         """Build the model, with published weights or those of a checkpoint if they are asked for.
 
         Raises:
-            ValueError: the weights do not fit, or the crops are no multiples of what the model takes.
+            ValueError: the weights do not fit, or the crops are not multiples of what the model takes.
         """
         options, weights = self.options, None
         if metadata is None and options.checkpoint:

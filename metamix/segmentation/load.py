@@ -63,7 +63,7 @@ class SegmenterSpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
-        """Check the metadata of a file, which may come from a stranger.
+        """Check the metadata of a file, which is untrusted.
 
         Raises:
             ValueError: the file holds no segmenter, or an entry is missing, of the wrong type or out of range.

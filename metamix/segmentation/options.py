@@ -21,7 +21,7 @@ _augment = partial(option, group="augmentation")
 _loss = partial(option, group="loss", on_resume="say")
 _score = partial(option, group="scoring", on_resume="say")
 
-# Arguments of the backbone that do not belong into model_args, and what sets them.
+# Arguments of the backbone that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
@@ -29,7 +29,7 @@ NOT_MODEL_ARGS = {
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
 }
-# Arguments of build_segmenter that do not belong into head_args.
+# Arguments of build_segmenter that do not belong in head_args.
 NOT_HEAD_ARGS: Mapping[str, str] = {
     "head": "--head",
     "backbone": "--model",
@@ -73,7 +73,7 @@ class ImageOptions(ReadingOptions):
 
 @dataclass
 class LabelOptions:
-    """Define how masks are read. The weight file of a trained model holds these options."""
+    """How masks are read. The weight file of a trained model holds these options."""
 
     ignore_index: int | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
     reduce_zero_label: bool = _data(

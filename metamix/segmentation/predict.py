@@ -162,7 +162,7 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or a file that is no prediction would be overwritten.
+        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
     """
     if (output / MASKS).exists() and not (output / CLASSES).exists():
         raise ValueError(

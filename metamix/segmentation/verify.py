@@ -3,9 +3,9 @@
     metamix verify DIR --task segmentation                                  DIR/train/images, DIR/train/masks, ...
     metamix verify DIR --task segmentation --data cityscapes
 
-Missing partners, sizes that differ, files that cannot be read, values that are no label and classes without a pixel are
-printed, a line each. At the end stands the share of the pixels of each class by split. The exit code is 1 if there is a
-problem.
+Missing partners, sizes that differ, files that cannot be read, values that are not labels and classes without a pixel
+are printed, a line each. At the end stands the share of the pixels of each class by split. The exit code is 1 if there
+is a problem.
 """
 
 from __future__ import annotations

@@ -216,7 +216,8 @@ def test_backbone_args_of_a_built_backbone_are_refused():
 
 @pytest.mark.parametrize("option", ["pretrained", "in_chans", "mixer", "dynamic_img_size", "img_size"])
 def test_arguments_of_the_backbone_are_named(option):
-    with pytest.raises(ValueError, match=rf"has no option '{option}'.*go into backbone_args=dict\({option}=\.\.\.\)"):
+    words = rf"has no option '{option}'.*Pass it to the backbone with backbone_args=dict\({option}=\.\.\.\)"
+    with pytest.raises(ValueError, match=words):
         build_detector("fcos", backbone="metaformer_pooling_nano", num_classes=1, **{option: 1})
 
 
