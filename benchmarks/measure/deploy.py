@@ -30,8 +30,8 @@ from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.artifact import HINTS
-from metamix.deploy.benchmark import ENGINES, PACKAGES, PRECISIONS, Subject, cells_of
-from metamix.deploy.extras import installed, need
+from metamix.deploy.benchmark import ENGINES, PRECISIONS, BenchmarkedModel, cells_of
+from metamix.deploy.extras import PACKAGES, installed, need
 from metamix.deploy.runtime import compile_openvino
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
@@ -49,7 +49,7 @@ def convert(options: argparse.Namespace) -> None:
     cells = [cell for cell in cells_of(options.engines, options.precisions) if cell[0] in PACKAGES]
     for name in options.models:
         start = time.perf_counter()
-        subject = Subject(name, None, options.folder)
+        subject = BenchmarkedModel(name, None, options.folder)
         for cell in cells:
             subject.file(*cell)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -124,7 +124,7 @@ def profile(options: argparse.Namespace) -> None:
     about = {"machine": processor(), "threads": threads, "versions": versions() | installed(["openvino"])}
     with TemporaryDirectory() as temporary:
         for name in options.models:
-            subject = Subject(name, None, options.folder or Path(temporary))
+            subject = BenchmarkedModel(name, None, options.folder or Path(temporary))
             row = {"model": name, "precision": options.precision, "batch": options.batch_size}
             row |= {"shares": operator_shares(subject, options.precision, options.batch_size, threads)}
             found = load("profile")
@@ -135,7 +135,9 @@ def profile(options: argparse.Namespace) -> None:
             print(name, *(f"{kind} {share:.1%}" for kind, share in row["shares"].items() if share >= 0.01), flush=True)
 
 
-def operator_shares(subject: Subject, precision: str, batch: int, threads: int, runs: int = 20) -> dict[str, float]:
+def operator_shares(
+    subject: BenchmarkedModel, precision: str, batch: int, threads: int, runs: int = 20
+) -> dict[str, float]:
     """Return the share of each type of operator in the time of a model in OpenVINO, the largest first.
 
     The types are those of OpenVINO's counters after fusing: a `Reorder` changes the memory layout, a `Subgraph` holds

@@ -32,10 +32,14 @@ class ClassificationMetric:
             "unreadable": torch.zeros((), dtype=torch.int64),  # images that are left out of the scores
         }
 
-    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
-        """Add the model's predictions on a batch to the state."""
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits (n, classes)."""
+        return model(self.normalize(batch["image"]))
+
+    def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
+        """Add the logits (n, classes) of a batch to the state."""
         was_read = batch["index"] >= 0
-        logits = model(self.normalize(batch["image"])).float()[was_read]
+        logits = outputs.float()[was_read]
         label, classes = batch["label"][was_read], len(self.classes)
         best = logits.topk(min(5, classes)).indices  # (n, 5)
         state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)

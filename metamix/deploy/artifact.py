@@ -81,7 +81,7 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(n is None or (type(n) is int and n > 0) for n in value)
 
 
-# What a file from a stranger may say: in words, and the check. OpenVINO has properties that name files.
+# What a file, which is untrusted, may say: in words, and the check. OpenVINO has properties that name files.
 RULES: dict[str, Rule] = {
     "input_shape": ("four whole numbers or null", _is_shape),
     "outputs": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value)),
@@ -150,7 +150,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
-    check_cell(raw["format"], raw["precision"])
+    check_format_and_precision(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
     check_entries(raw, RULES, path, "the file", "Export the model again")
     for name in ("input_shape", "outputs"):
@@ -165,13 +165,13 @@ def load_artifact(folder: str | Path) -> Artifact:
     return replace(artifact, extra=extra)
 
 
-def check_cell(format: str, precision: str) -> None:
+def check_format_and_precision(format: str, precision: str) -> None:
     """Check that a format can be written in a precision.
 
     Raises:
         ValueError: there is no such format, precision, or cell of the two.
     """
-    if format not in tuple(FORMATS):  # a damaged file may give a list, which is no key
+    if format not in tuple(FORMATS):  # a damaged file may give a list, which is not a key
         raise ValueError(f"format is {format!r}{nearest(format, FORMATS)} Accepted: {', '.join(FORMATS)}.")
     if precision not in PRECISIONS:
         raise ValueError(

@@ -26,7 +26,7 @@ from metamix.utils.text import nearest
 from metamix.utils.timing import interleaved
 
 from .artifact import HINTS, PRECISIONS
-from .extras import installed, need
+from .extras import PACKAGES, installed, need
 from .fuse import fuse
 from .graphs import to_openvino, to_program, write_onnx, write_openvino
 from .openvino_form import to_openvino_form
@@ -39,7 +39,6 @@ ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
-PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
 Step = Callable[[], object]
@@ -97,9 +96,9 @@ def benchmark(
     try:
         with TemporaryDirectory() as temporary:
             names = dict.fromkeys([reference, *models])
-            subjects = [Subject(name, img_size, Path(folder or temporary)) for name in names]
+            subjects = [BenchmarkedModel(name, img_size, Path(folder or temporary)) for name in names]
             for batch in batch_sizes:
-                steps: dict[tuple[Subject, Cell], Step] = {}
+                steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
                 for subject in subjects:
                     own = [("eager", "fp32")] if subject.name == reference else []
                     for cell in dict.fromkeys([*own, *(cells if subject.name in models else [])]):
@@ -149,7 +148,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     return cells
 
 
-class Subject:
+class BenchmarkedModel:
     """A model that is timed, with random weights and images.
 
     Args:
@@ -223,7 +222,12 @@ def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str)
 
 
 def make_row(
-    subject: Subject, engine: str, precision: str, batch: int, seconds: Sequence[float], base: Sequence[float | None]
+    subject: BenchmarkedModel,
+    engine: str,
+    precision: str,
+    batch: int,
+    seconds: Sequence[float],
+    base: Sequence[float | None],
 ) -> dict[str, Any]:
     """Make a row of the result from the seconds of a call in each run; `base` are the reference's."""
     spent = median(seconds)

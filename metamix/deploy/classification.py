@@ -77,7 +77,7 @@ class ExportableClassifier:
             outputs = {"eager": self.model(images), "exported": exported(images)}
             difference.update(outputs["eager"], outputs["exported"])
             for name, logits in outputs.items():
-                metric.update(states[name], lambda _, logits=logits: logits, batch)  # type: ignore[arg-type, misc]
+                metric.update(states[name], logits, batch)
         figures = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
         return Comparison(figures, scores, missed_limits(figures, precision) + problems)

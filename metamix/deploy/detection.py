@@ -2,11 +2,10 @@
 
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
-K candidates are the best of each pyramid level, as torchvision takes them. `suppress` drops low scores and boxes that
-overlap a better one of their class. The graph takes images that are normalised, resized and padded with zeros: to
-H x W, or, where it is dynamic, to multiples of the detector's coarsest stride. A dynamic program of torch.export takes
-no map of a single pixel, so its images are padded to two pixels at least of the coarsest map. `ExportedDetector`
-prepares images and suppresses boxes; it is called like the detector itself.
+K candidates are the best of each pyramid level, as torchvision takes them. The graph takes images that are normalised,
+resized and padded with zeros: to H x W, or, where it is dynamic, to multiples of the detector's coarsest stride. A
+dynamic program of torch.export takes no map of a single pixel, so its images are padded to two pixels at least of the
+coarsest map. `ExportedDetector` prepares images and suppresses boxes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from metamix.detection.detectors import FCOS, Detector, RetinaNet
 from metamix.detection.load import load_detector
@@ -28,16 +26,11 @@ from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.task import Detection
 from metamix.models.metadata import ModelMetadata
 
+from .box_match import BoxMatch
 from .exportable import Comparison, Model, Request
-from .runtime import ExportedModel
+from .exported_detector import ExportedDetector, Objects, Size, round_up, suppress
 
-MOST_PIXELS = 0.5  # that a box may differ
-MOST_UNMATCHED = 0.001  # share of the boxes
-SAME_SCORE = 1e-3  # largest difference between the scores of one object, relative to the score
 CANDIDATES = 100  # of a random image without objects
-
-Size = tuple[int, int]
-Objects = dict[str, Tensor]
 
 
 class DetectorGraph(nn.Module):
@@ -81,87 +74,6 @@ class DetectorGraph(nn.Module):
         decode = self.box_coder.decode if self.centred else self.box_coder.decode_single
         boxes = decode(chosen, anchors[anchor.flatten()]).unflatten(0, (-1, count))
         return boxes, best, index % classes
-
-
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings: dict[str, Any]) -> Objects:
-    """Keep the objects of one image: scores above the threshold, no box that overlaps a better one of its class.
-
-    Args:
-        boxes, scores, labels: (K, 4), (K,) and (K,), outputs of the graph for the image.
-        size: (height, width) of the image without padding, to which boxes are cut.
-        settings: score_thresh, nms_thresh and detections_per_img, as in torchvision.
-
-    Returns:
-        "boxes", "scores" and "labels", the highest score first.
-    """
-    sure = scores > settings["score_thresh"]
-    boxes, scores, labels = clip_boxes_to_image(boxes[sure], size), scores[sure], labels[sure]
-    keep = batched_nms(boxes, scores, labels, settings["nms_thresh"])[: settings["detections_per_img"]]
-    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
-
-
-class ExportedDetector(nn.Module):
-    """A graph as a detector: images (C, h, w) of any size with values from 0 to 1 -> their objects.
-
-    Args:
-        model: the graph.
-        metadata: class names, mean and std.
-        size: (H, W) of the graph; None for a dynamic one.
-        settings: `Artifact.extra`.
-
-    Attributes:
-        score_thresh: objects need a higher score; at first the value in the settings.
-    """
-
-    def __init__(self, model: Model, metadata: ModelMetadata, size: Size | None, settings: dict[str, Any]):
-        super().__init__()
-        self.run, self.size, self.settings = model, size, settings
-        self.score_thresh = settings["score_thresh"]
-        self.classes = metadata.classes or ()
-        self.mean, self.std = (torch.tensor(v or (0.0,))[:, None, None] for v in (metadata.mean, metadata.std))
-
-    @classmethod
-    def of(cls, exported: ExportedModel) -> ExportedDetector:
-        """Make a detector of an exported model."""
-        artifact = exported.artifact
-        return cls(exported, artifact.model, artifact.size, artifact.extra)
-
-    def forward(self, images: Sequence[Tensor]) -> list[Objects]:
-        return [self.find(image) for image in images]
-
-    def find(self, image: Tensor) -> Objects:
-        """Find the objects of an image, in its own pixels."""
-        prepared, size = self.prepare(image)
-        return self.objects(self.run(prepared[None]), size, image)
-
-    def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
-        """Return the objects of an image in its own pixels, from outputs of the graph and the size in `prepare`."""
-        settings = self.settings | {"score_thresh": self.score_thresh}
-        boxes, scores, labels = (output[0] for output in outputs)
-        found = suppress(boxes, scores, labels, size, settings)
-        height, width = image.shape[-2:]
-        found["boxes"] = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)
-        return found
-
-    def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
-        """Normalise, resize and pad an image as in evaluation, but not beyond H x W; return its size too."""
-        height, width = image.shape[-2:]
-        shorter = self.settings["min_size"] / min(height, width)
-        scale = min(shorter, self.settings["max_size"] / max(height, width))
-        if self.size:
-            scale = min(scale, self.size[0] / height, self.size[1] / width)
-        new = max(1, int(height * scale)), max(1, int(width * scale))
-        normal = (image - self.mean) / self.std
-        resized = F.interpolate(normal[None], new, mode="bilinear", antialias=True)[0]
-        least = self.settings["least"]
-        full = self.size or round_up([max(side, least) for side in new], self.settings["multiple"])
-        return F.pad(resized, (0, full[1] - new[1], 0, full[0] - new[0])), new
-
-
-def round_up(size: Sequence[int], step: int) -> Size:
-    """Return the next multiples of `step`."""
-    height, width = (-(-side // step) * step for side in size)
-    return height, width
 
 
 class ExportableDetector:
@@ -247,9 +159,9 @@ class ExportableDetector:
                 prepared, size = ours.prepare(image)
                 images, outputs = prepared[None], exported(prepared[None])
                 match.update(self.eager(images)[0], self.suppressed(outputs, images))
-                found = [ours.objects(outputs, size, image)]
-                self.task.metric.update(states["eager"], self.detector, batch)
-                self.task.metric.update(states["exported"], lambda _, found=found: found, batch)  # type: ignore
+                metric = self.task.metric
+                metric.update(states["eager"], metric.predict(self.detector, batch), batch)
+                metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
         if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
             match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
             for images in noise:
@@ -270,62 +182,6 @@ def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -
     boxes, scores, labels = (output[0] for output in outputs)
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
-
-
-class BoxMatch:
-    """Find each object of one detector among those of another, over many images.
-
-    An object whose score lies at the threshold, or at the last place of a full list, may be missing in the other.
-
-    Args:
-        threshold: least score.
-        most: objects in a full list.
-    """
-
-    def __init__(self, threshold: float, most: int):
-        self.threshold, self.most = threshold, most
-        self.images = self.objects = self.given = self.unmatched = 0
-        self.largest = 0.0
-
-    def update(self, expected: Objects, given: Objects) -> None:
-        """Add the objects of one image."""
-        self.images += 1
-        self.given += int(given["scores"].isfinite().sum())
-        last = float(expected["scores"][-1]) if len(expected["scores"]) == self.most else self.threshold
-        for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"]):
-            if score <= last * (1 + SAME_SCORE):
-                continue
-            self.objects += 1
-            alike = (given["labels"] == label) & ((given["scores"] - score).abs() < SAME_SCORE * score)
-            distances = (given["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
-            distance = float(distances.min())
-            if not distance <= 16:  # another object, or not a number
-                self.unmatched += 1
-            else:
-                self.largest = max(self.largest, distance)
-
-    def result(self) -> dict[str, Any]:
-        """Return the figures for the report."""
-        return {
-            "images": self.images,
-            "objects": self.objects,
-            "unmatched": self.unmatched,
-            "largest_difference_px": self.largest,
-        }
-
-    def problems(self, precision: str) -> list[str]:
-        """Say in words which limits are missed. In bf16 the only one is that something is found."""
-        if precision != "fp32":
-            blind = self.objects and not self.given
-            return [f"it finds no object, and the eager model finds {self.objects}"] if blind else []
-        problems = []
-        if self.largest > MOST_PIXELS:
-            problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")
-        if self.unmatched > MOST_UNMATCHED * self.objects:
-            problems.append(
-                f"{self.unmatched} of {self.objects} objects are not found, the limit is {MOST_UNMATCHED:.1%}"
-            )
-        return problems
 
 
 def least_side(model: Detector) -> int:

@@ -21,9 +21,9 @@ import torch
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 
-from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_cell
+from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_format_and_precision
 from .exportable import Exportable, Quantizable, Request, weight_path
-from .extras import installed, need
+from .extras import PACKAGES, installed, need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .openvino_form import to_openvino_form
@@ -31,7 +31,6 @@ from .quantize import check_max_drop, quantize_file
 from .report import speeds
 from .runtime import ExportedModel, Run, open_file
 
-PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 CALIBRATION_BATCH = 50
 MAX_DROP = 0.3  # points of accuracy
 OPENERS = {  # task: the module and the function that load its models; a task may need extras that others do not
@@ -132,8 +131,8 @@ def export(
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     if comparison.problems:
         raise ParityError(
-            f"{file} does not compute what {source} does: {'; '.join(comparison.problems)}. The folder is no valid "
-            f"export; see {folder / REPORT}"
+            f"{file} does not compute what {source} does: {'; '.join(comparison.problems)}. The folder is not a "
+            f"valid export; see {folder / REPORT}"
         )
     artifact.save(folder)
     return report
@@ -147,10 +146,10 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
         ImportError: a package is missing.
     """
     format = request.format
-    check_cell(format, precision)
+    check_format_and_precision(format, precision)
     if compiled and format != "torch":
         raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
-    for package in PACKAGES[format]:
+    for package in PACKAGES.get(format, ()):
         need(package)
     task = request.task
     if precision == "int8":
@@ -250,7 +249,7 @@ def write_model(
         exportable.outputs,
         hints,
         exportable.extra,
-        versions() | installed(PACKAGES[format]),
+        versions() | installed(PACKAGES.get(format, ())),
     )
 
 

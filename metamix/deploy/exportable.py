@@ -22,7 +22,7 @@ HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
 
 @dataclass(frozen=True)
 class Request:
-    """Hold what the user asks for.
+    """What the user asks to export.
 
     Attributes:
         source: a model's name, which may have a tag; a run folder or a weight file.
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass
 class Comparison:
-    """Hold the differences between an exported model and the eager one.
+    """The differences between an exported model and the eager one.
 
     Attributes:
         parity: differences of the outputs.

@@ -7,7 +7,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
+NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+# What a format of `metamix export`, or an engine of `metamix benchmark`, needs beyond torch.
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": _ONNX, "onnxruntime": _ONNX, "openvino": ("openvino",)}
 
 
 def need(package: str) -> Any:
@@ -22,7 +25,7 @@ def need(package: str) -> Any:
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] != top:
             raise  # a broken installation: its own message says more
-        raise ImportError(f"{PACKAGES[top]} is missing: pip install 'metamix[deploy]', or {top} alone") from None
+        raise ImportError(f"{NAMES[top]} is missing: pip install 'metamix[deploy]', or {top} alone") from None
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgr
     Raises:
         GraphError: torch.export cannot record it.
     """
-    with quiet(), in_words("torch.export cannot record the model"):
+    with quiet(), as_graph_error("torch.export cannot record the model"):
         return torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
 
 
@@ -77,7 +77,7 @@ def compile_torch(program: ExportedProgram, file: Path) -> None:
     """
     from torch._inductor import aoti_compile_and_package  # takes seconds to import
 
-    with quiet(), in_words("AOTInductor cannot compile the model"):
+    with quiet(), as_graph_error("AOTInductor cannot compile the model"):
         aoti_compile_and_package(program, package_path=str(file))
 
 
@@ -89,7 +89,7 @@ def write_onnx(model: nn.Module, images: Tensor, file: Path, dynamic: bool, outp
         ImportError: onnx or onnxscript is missing.
     """
     need("onnx"), need("onnxscript")
-    with quiet(), torch.no_grad(), in_words("torch cannot convert the model to ONNX"):
+    with quiet(), torch.no_grad(), as_graph_error("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
             model,
             (images,),
@@ -113,7 +113,7 @@ def to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
         ImportError: openvino is missing.
     """
     openvino = need("openvino")
-    with quiet(), in_words("OpenVINO cannot convert the model"):
+    with quiet(), as_graph_error("OpenVINO cannot convert the model"):
         model = openvino.convert_model(program)
     # convert_model leaves height and width free, which costs a tenth of the speed.
     model.reshape([side if isinstance(side, int) else -1 for side in input_shape(program)])
@@ -135,7 +135,7 @@ def write_openvino(model: Any, file: Path) -> None:
 
 
 @contextmanager
-def in_words(problem: str) -> Iterator[None]:
+def as_graph_error(problem: str) -> Iterator[None]:
     """Turn what an exporter raises into a `GraphError` that begins with `problem`; exporters raise many types."""
     try:
         yield

@@ -70,7 +70,7 @@ def restore_images(argv: Sequence[str]) -> int:
     from metamix.restoration.inference import Restorer
     from metamix.restoration.predict import name_outputs, restore_all
 
-    from .fit import fit, tiles
+    from .padding import pad_for_graph, tiles
 
     parser = make_parser()
     add_places(parser, "restored")
@@ -78,17 +78,17 @@ def restore_images(argv: Sequence[str]) -> int:
     files = name_outputs(options.places, options.output)
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
-    model, restorer = fit(exported, extra, size), Restorer(extra["enlarge"], *tiles(size), whole=size)
+    model, restorer = pad_for_graph(exported, extra, size), Restorer(extra["enlarge"], *tiles(size), whole=size)
     return restore_all(model, extra["channels"], restorer, files, options.output)
 
 
 def label_pixels(argv: Sequence[str]) -> int:
-    """Label the pixels of images with an exported segmenter, in windows where its graph is of a fixed size."""
+    """Label the pixels of images with an exported segmenter, in tiles where its graph is of a fixed size."""
     from metamix.segmentation.inference import Predictor
     from metamix.segmentation.load import SegmenterSpec
     from metamix.segmentation.predict import name_outputs, predict_all
 
-    from .fit import fit, tiles
+    from .padding import pad_for_graph, tiles
 
     parser = make_parser()
     add_places(parser, "predicted")
@@ -97,14 +97,15 @@ def label_pixels(argv: Sequence[str]) -> int:
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
     spec = SegmenterSpec.from_dict(exported.artifact.model.to_dict(), options.model)
-    return predict_all(fit(exported, extra, size), spec, names, options.output, Predictor(*tiles(size), whole=size))
+    predictor = Predictor(*tiles(size), whole=size)
+    return predict_all(pad_for_graph(exported, extra, size), spec, names, options.output, predictor)
 
 
 def find_objects(argv: Sequence[str]) -> int:
     """Find objects with an exported detector."""
     from metamix.detection.predict import draw_all, name_pictures
 
-    from .detection import ExportedDetector
+    from .exported_detector import ExportedDetector
 
     parser = make_parser()
     add_places(parser, "predictions")

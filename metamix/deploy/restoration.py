@@ -22,7 +22,7 @@ from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 
 from .exportable import Comparison, Model, Request, weight_path
-from .fit import fit, tiles
+from .padding import pad_for_graph, tiles
 from .report import Difference, missed_limits
 
 TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
@@ -75,16 +75,18 @@ class ExportableRestorer:
             figures: dict[str, Any] = {"on": "random images"} | difference.result()
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        metric.restorer = Restorer()  # the images that it gets are restored already
         states = {"eager": metric.start(), "exported": metric.start()}
         size = None if self.dynamic else self.size
-        models = {"eager": fit(self.model, self.extra, size), "exported": fit(exported, self.extra, size)}
+        models = {
+            "eager": pad_for_graph(self.model, self.extra, size),
+            "exported": pad_for_graph(exported, self.extra, size),
+        }
         restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
         for batch in self.batches("test", self.images):
             outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
             difference.update(outputs["eager"], outputs["exported"])
             for name, output in outputs.items():
-                metric.update(states[name], lambda _, output=output: output, batch)  # type: ignore[arg-type, misc]
+                metric.update(states[name], output, batch)
         figures = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
         return Comparison(figures, scores, missed_limits(figures, precision))

@@ -1,7 +1,7 @@
 """Export segmenters: one output, the logits of each pixel, (n, classes, H, W).
 
-A graph of a fixed size sees images that fit it at once, and larger ones in square windows of its shorter side; images
-and windows are padded to its size by reflection.
+A graph of a fixed size sees images that fit it at once, and larger ones in square tiles of its shorter side; images and
+tiles are padded to its size by reflection.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from metamix.models.metadata import ModelMetadata
-from metamix.segmentation.inference import Predictor
+from metamix.segmentation.inference import Predictor, best_labels
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 
 from .exportable import Comparison, Model, Request
-from .fit import fit, tiles
+from .padding import pad_for_graph, tiles
 from .report import Difference, missed_limits
 
 RANDOM_IMAGES = 4
@@ -30,7 +30,7 @@ class ExportableSegmenter:
 
     Args:
         model: in evaluation mode.
-        metadata: of its weights, with the size of the windows.
+        metadata: of its weights, with the size of the tiles.
         dynamic: whether the graph takes any size.
         task: the task on a data set; None for random images.
         images: most images to compare on; None for all.
@@ -52,8 +52,6 @@ class ExportableSegmenter:
         self.fixed = None if dynamic else self.size
         self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
         self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
-        if task:
-            task.metric.predictors = {"": self.predictor}
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
@@ -71,8 +69,10 @@ class ExportableSegmenter:
             figures: dict[str, Any] = {"on": "random images"} | difference.result(len(tries))
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        metric.predictors = {"": Predictor()}  # the logits that it gets are those of whole images
-        models = {"eager": fit(self.model, self.extra, self.fixed), "exported": fit(exported, self.extra, self.fixed)}
+        models = {
+            "eager": pad_for_graph(self.model, self.extra, self.fixed),
+            "exported": pad_for_graph(exported, self.extra, self.fixed),
+        }
         states = {name: metric.start() for name in models}
         done = 0
         for batch in self.task.data.eval_loaders(1, 0, 1)["test"]:
@@ -82,7 +82,7 @@ class ExportableSegmenter:
             outputs = {name: self.predictor.logits(model, images) for name, model in models.items()}
             difference.update(*map(by_pixel, outputs.values()))
             for name, logits in outputs.items():
-                metric.update(states[name], lambda _, logits=logits: logits, batch)  # type: ignore[arg-type, misc]
+                metric.update(states[name], [{"": best_labels(logits, batch["target"][0].shape)}], batch)
             done += 1
         figures = {"on": f"{self.task.data.name}, test"} | difference.result(done)
         scores = {name: metric.result([state]) for name, state in states.items()}
@@ -101,16 +101,24 @@ def open_segmenter(request: Request) -> ExportableSegmenter:
         height, width = found.model.fixed_size
         raise ValueError(
             f"{found.spec.model} takes images of {height} x {width} pixels at most: leave --dynamic out, and larger "
-            f"images are cut into windows"
+            f"images are cut into tiles"
         )
-    if request.data_dir:
-        data: Any = request.data or "folder"
-        options = SegmentationEvalOptions(data=data, data_dir=request.data_dir, workers=0, checkpoint=request.source)
-        task = Segmentation.of(found, options)
     metadata = ModelMetadata.from_dict(found.metadata, request.source)
     size: Any = request.img_size or found.spec.crop
     height, width = size if isinstance(size, tuple) else (size, size)
     if height % 2 or width % 2:  # padding by reflection makes sides even
         raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
+    if request.data_dir:
+        data: Any = request.data or "folder"
+        tile, overlap = tiles(None if request.dynamic else (height, width))
+        options = SegmentationEvalOptions(
+            data=data,
+            data_dir=request.data_dir,
+            workers=0,
+            checkpoint=request.source,
+            tile=tile,  # for the note that says how the scores are made
+            overlap=overlap,
+        )
+        task = Segmentation.of(found, options)
     metadata = replace(metadata, img_size=(height, width), in_chans=3)
     return ExportableSegmenter(found.model, metadata, request.dynamic, task, request.images)

@@ -13,9 +13,9 @@ from typing import Any
 Entry = dict[str, Any]  # an image, an annotation or a category
 Entries = dict[str, list[Entry]]  # those of a file, by the keys of FIELDS
 
-# `type(value) in types` refuses True as an integer. pycocotools would split a text id into its letters.
+# `type(value) in types` refuses True as an integer. pycocotools would split a string id into its characters.
 INTEGER = (int,), "an integer"
-TEXT = (str,), "text"
+TEXT = (str,), "a string"
 NUMBER = (int, float, type(None)), "a number, where it is given"
 FLAG = (int, bool, type(None)), "0 or 1, where it is given"
 

@@ -83,7 +83,7 @@ def open_split(splits: Splits, name: str, masks: bool = False) -> "CocoSplit":
 def no_images_message(annotations: Path) -> str:
     """Say where the images of an annotation file belong."""
     folder, name = annotations.parents[1], annotations.stem.removeprefix("instances_")
-    return f"{annotations} is there, but not its images: they belong into {folder / name} or {folder / 'images'}"
+    return f"{annotations} is there, but not its images: they belong in {folder / name} or {folder / 'images'}"
 
 
 def read_image(path: Path) -> Image.Image:

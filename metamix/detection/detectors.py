@@ -151,7 +151,7 @@ def build_detector(
     for option in options:
         if option not in accepted:  # torchvision ignores unknown ones
             raise ValueError(
-                f"{name} has no option {option!r}{nearest(option, accepted)} Arguments of the backbone go into "
+                f"{name} has no option {option!r}{nearest(option, accepted)} Pass it to the backbone with "
                 f"backbone_args=dict({option}=...). Options of {name}: {', '.join(sorted(accepted))}."
             )
     if isinstance(backbone, str):

@@ -59,7 +59,7 @@ class DetectorSpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str | Path) -> DetectorSpec:
-        """Check the metadata of a file, which may come from a stranger.
+        """Check the metadata of a file, which is untrusted.
 
         Raises:
             ValueError: the file holds no detector, or an entry is missing, of the wrong type or out of range.

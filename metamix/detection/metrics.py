@@ -7,7 +7,7 @@ the image file, with "segmentation" where masks are scored.
 import contextlib
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +60,19 @@ class DetectionMetric:
     def start(self) -> State:
         return {"split": None, "seen": [], "results": []}
 
-    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
+        """Yield the objects of each image, as torchvision's detectors return them."""
+        for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
+            yield model([image / 255])[0] if index >= 0 else None
+
+    def update(self, state: State, outputs: Iterable[dict[str, Tensor] | None], batch: Batch) -> None:
+        """Add the objects of each image to the state."""
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
-        for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
-            if index >= 0:  # an image that cannot be read is not scored
-                (prediction,) = model([image / 255])
+        for index, found in zip(batch["index"].tolist(), outputs, strict=True):
+            if index >= 0 and found is not None:  # an image that cannot be read is not scored
                 state["seen"].append(split.ids[index])
-                state["results"] += to_coco(prediction, split.ids[index], split)
+                state["results"] += to_coco(found, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""

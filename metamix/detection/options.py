@@ -13,7 +13,7 @@ from metamix.utils.options import check_ranges, option
 
 from .anchors import MAX_ANCHOR_SCALE
 
-# Arguments of build_backbone and of models that do not belong into model_args, and what sets them.
+# Arguments of build_backbone and of models that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {
     "name": "--model",
     "pretrained": "--pretrained",
@@ -26,7 +26,7 @@ NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
 }
-# Arguments of build_detector that do not belong into detector_args.
+# Arguments of build_detector that do not belong in detector_args.
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 MAX_SETTING = 65_536  # of any number in detector_args

@@ -140,7 +140,7 @@ def find_other_classes(files: Sequence[Path]) -> Iterator[str]:
 def describe_boxes(annotations: Path, min_size: int, max_size: int) -> str:
     """Say how large the boxes of an annotation file are, and which anchors RetinaNet has for them.
 
-    Returns an empty text where the file cannot be read, or has no box in an image of known size.
+    Returns an empty string where the file cannot be read, or has no box in an image of known size.
     """
     entries = read_valid(annotations)
     if entries is None:

@@ -102,7 +102,7 @@ class Segmenter(OnBackbone):
         if self.fixed_size and (height > self.fixed_size[0] or width > self.fixed_size[1]):
             h, w = self.fixed_size
             raise ValueError(
-                f"images have {height} x {width} pixels, and this backbone takes {h} x {w} at most: give windows of "
+                f"images have {height} x {width} pixels, and this backbone takes {h} x {w} at most: give tiles of "
                 f"{min(h, w)} pixels, or build it with another img_size."
             )
         if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:

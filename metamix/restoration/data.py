@@ -1,15 +1,8 @@
-"""Load images and pairs of images for restoration: files, crops and batches.
+"""Load images and pairs of images for restoration: splits, loaders and batches.
 
-    DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
-    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val; where both
-                                                   exist, val is held out
-    DIR/input/a.png, DIR/target/a.png              pairs
-    DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
-
-Names of pairs are matched without their endings. A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)},
-float32 with values from 0 to 1 (noise goes beyond), "index": (n,) int64 and "name": a list. A batch to score holds
-lists of images of different sizes. Its degradation depends on the image's number alone, so every run is scored on the
-same images.
+A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)}, float32 with values from 0 to 1 (noise goes
+beyond), "index": (n,) int64 and "name": a list. A batch to score holds lists of images of different sizes. Its
+degradation depends on the image's number alone, so every run is scored on the same images.
 
 With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file to score or to
 restore is its own luminance and keeps its range, 0 to 255, as in MATLAB's scripts of the field. A grey file to train on
@@ -18,9 +11,7 @@ is scaled to studio range: it stands for the luminance of photographs in colour.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,46 +21,18 @@ from torch import Tensor
 
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
-from metamix.data.files import Header, read_header
-from metamix.data.find import Pairs, list_images, match_partners
 from metamix.data.loader import StreamLoader
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
-from metamix.utils.checksums import digest
-from metamix.utils.text import nearest, plural
+from metamix.utils.text import plural
 
 from .colour import to_y
-from .degradations import PAIRS, Chain, parse_degradations
+from .degradations import PAIRS, parse_degradations
 from .files import read_picture
-from .inference import enlarge
-from .options import ImageOptions, RestorationOptions, verify_command
-
-TEST_FOLDERS = ("test", "val")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Name a clean image and, of a pair, the degraded one; `name` is the clean one's path inside its folder."""
-
-    name: str
-    target: Path
-    input: Path | None
-
-    @cached_property
-    def header(self) -> Header:
-        """Read the size and colour of the clean image."""
-        return read_header(self.target)
-
-    @property
-    def file_sizes(self) -> list[int]:
-        """Return the sizes of the files in bytes."""
-        return [path.stat().st_size for path in (self.target, self.input) if path]
-
-    @cached_property
-    def grey(self) -> bool:
-        """Return whether no image of the sample has colours."""
-        return self.header.grey and (self.input is None or read_header(self.input).grey)
+from .options import RestorationOptions, verify_command
+from .sources import Sample, digest_of, find_roots, find_samples, leave_out, scale_of_pairs, test_folders
+from .transforms import Pair, TrainCrop, WholeImage
 
 
 class RestorationData:
@@ -77,6 +40,7 @@ class RestorationData:
 
     Args:
         options: of training, or of evaluation with the degradation and channels of training filled in.
+        seed: of the augmentation.
         train: whether there is to be a training split.
         tested: digest of the images that were scored in training; empty if it is not known.
 
@@ -94,8 +58,8 @@ class RestorationData:
         FileNotFoundError: a folder is missing or empty.
     """
 
-    def __init__(self, options: RestorationOptions, *, train: bool = True, tested: str = ""):
-        self.options, self.notes, self.enlarge, self.seed = options, list[str](), 1, 0
+    def __init__(self, options: RestorationOptions, seed: int = 0, *, train: bool = True, tested: str = ""):
+        self.options, self.seed, self.notes, self.enlarge = options, seed, list[str](), 1
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
         parts = self._find(train, tested)
@@ -192,7 +156,7 @@ class RestorationData:
                 f"mixup pairs neighbours, and batch_size {batch_size} leaves each of {world_size} processes an odd "
                 f"number of crops; give an even one"
             )
-        options, samples, self.seed = self.options, self.parts["train"], seed
+        options, samples = self.options, self.parts["train"]
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
         transform = TrainCrop(options.crop, options.flip, options.rotate, self.chain, self.scale, self.enlarge)
         return self._loader(samples, order, transform, seed, collate_crops)
@@ -231,9 +195,6 @@ class RestorationData:
         return batch | mixed
 
 
-Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
-
-
 class Samples:
     """Read the images of a split for `StreamLoader`. Numbers beyond the last image begin again with the first.
 
@@ -263,61 +224,6 @@ class Samples:
         return sample.name, target[:, :h, :w], degraded
 
 
-class TrainCrop:
-    """Cut, degrade, flip and turn at random; the loader seeds torch's generator for each sample.
-
-    A crop is degraded with the pixels around it that the degradation reaches for, where the image has them.
-    """
-
-    def __init__(self, crop: int, flip: bool, rotate: bool, chain: Chain, scale: int, enlarge: int):
-        self.crop, self.flip, self.rotate = crop, flip, rotate
-        self.chain, self.scale, self.enlarge = chain, scale, enlarge
-
-    def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
-        name, target, degraded = pair
-        crop, scale, rng = self.crop, self.scale, torch.default_generator
-        top, left = (scale * self.randint((side - crop) // scale + 1) for side in target.shape[-2:])
-        reach = self.chain.reach + (3 * scale if self.enlarge > 1 else 0)
-        rows, columns = (
-            slice(max(0, start - reach), min(side, start + crop + reach))
-            for start, side in zip((top, left), target.shape[-2:])
-        )
-        if degraded is None:
-            degraded = self.chain(target[:, rows, columns], rng)
-        else:
-            degraded = degraded[:, shrink(rows, scale), shrink(columns, scale)]
-        degraded = enlarge(degraded, self.enlarge)
-        ratio = scale // self.enlarge
-        y, x, side = (top - rows.start) // ratio, (left - columns.start) // ratio, crop // ratio
-        images = [degraded[:, y : y + side, x : x + side], target[:, top : top + crop, left : left + crop]]
-        if self.flip:
-            dims = [dim for dim in (-2, -1) if self.randint(2)]
-            images = [image.flip(dims) for image in images]
-        if self.rotate:
-            turns = self.randint(4)
-            images = [image.rot90(turns, (-2, -1)) for image in images]
-        return name, images[0], images[1]
-
-    @staticmethod
-    def randint(high: int) -> int:
-        return int(torch.randint(high, (), generator=torch.default_generator))
-
-
-class WholeImage:
-    """Degrade a whole image to score; the loader seeds torch's generator with the image's number."""
-
-    def __init__(self, chain: Chain):
-        self.chain = chain
-
-    def __call__(self, pair: Pair) -> tuple[str, Tensor, Tensor]:
-        name, target, degraded = pair
-        return name, self.chain(target, torch.default_generator) if degraded is None else degraded, target
-
-
-def shrink(part: slice, scale: int) -> slice:
-    return slice(part.start // scale, part.stop // scale)
-
-
 def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor:
     """Read an image file as (C, H, W) float32 with values from 0 to 1.
 
@@ -333,103 +239,3 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
         return colours[:1]
     colours = colours.expand(3, -1, -1)
     return to_y(colours) if channels == "y" else colours
-
-
-def test_folders(options: ImageOptions) -> list[Path]:
-    """List the folders test and val of the data set, as far as they exist."""
-    folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def find_roots(options: ImageOptions) -> dict[str, Path]:
-    """Return the folders of the splits.
-
-    "test" is missing where a share of "train" is scored, and "holdout" where there is no folder val beside the test.
-    """
-    root, folders = Path(options.data_dir), test_folders(options)
-    has_train = options.data_dir and (root / "train").is_dir()
-    roots = {"train": root / "train" if has_train else root}
-    if options.test_dir or folders:
-        roots["test"] = Path(options.test_dir) if options.test_dir else folders[0]
-        for folder in folders:
-            if folder.name == "val" and folder.resolve() != roots["test"].resolve():
-                roots["holdout"] = folder
-    return roots
-
-
-def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample]:
-    """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without endings.
-
-    Raises:
-        Unmatched: an image has no partner.
-        ValueError: two images have one name.
-        FileNotFoundError: there are no images.
-    """
-    inputs, targets = root / options.input_folder, root / options.target_folder
-    if not paired:
-        if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder {root}")
-        return [Sample(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()]
-    if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
-        found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        raise FileNotFoundError(
-            f"there is no folder {missing}{nearest(missing.name, found)} Pairs need {inputs} and {targets}; for clean "
-            f"images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); images "
-            f"without targets are restored by metamix predict"
-        )
-    return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
-
-
-def leave_out(samples: Sequence[Sample], root: Path, folders: Iterable[Path]) -> list[Sample]:
-    """Return the samples of `root` without those in the folders that are inside it."""
-    inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
-    return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
-
-
-def samples_of(pairs: Pairs) -> list[Sample]:
-    """Return the samples of matched clean and degraded images."""
-    return [Sample(name, target, degraded) for name, (target, degraded) in pairs.items()]
-
-
-def digest_of(samples: Sequence[Sample]) -> str:
-    """Hash the names and the file sizes of samples."""
-    return digest((sample.name, *sample.file_sizes) for sample in samples)
-
-
-def scale_of_pairs(samples: Sequence[Sample]) -> int:
-    """Return how many times larger targets are than inputs: whole, and the same for all pairs.
-
-    Raises:
-        ValueError: see `scale_of_pair`.
-    """
-    scale = None
-    for sample in samples:
-        scale = scale_of_pair(sample, scale)
-    return scale or 1
-
-
-def scale_of_pair(sample: Sample, expected: int | None) -> int:
-    """Return how many times larger the target is than the input.
-
-    The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
-
-    Args:
-        expected: scale of the other pairs, if it is known.
-
-    Raises:
-        ValueError: no scale fits, or another one than the expected.
-    """
-    assert sample.input is not None
-    (h, w), (th, tw) = read_header(sample.input).size, sample.header.size
-    scale = max(th // h, 1)
-    if (h * scale, w * scale) != (th - th % scale, tw - tw % scale):
-        raise ValueError(
-            f"{sample.input} has {h} x {w} pixels and {sample.target} {th} x {tw}; the target of a pair must have the "
-            f"input's size, or a whole number of times that size"
-        )
-    if expected not in (None, scale):
-        raise ValueError(
-            f"{sample.target} has a scale of {scale} over its input, but other pairs have a scale of {expected}: keep "
-            f"pairs of one scale"
-        )
-    return scale

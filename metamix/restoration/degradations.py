@@ -11,7 +11,7 @@
                         smooth random depth from 0 to 1 over the image, or over the crop in training
     rain:AMOUNT         bright streaks of one random slope; AMOUNT is the number of drops per 1,000 pixels
 
-Every value may be a range, LOW-HIGH, of which each image takes a random value. Steps are applied from left to right.
+Every value may be a range LOW-HIGH, from which each image draws a value. Steps are applied from left to right.
 Images are (C, H, W) float32 with values from 0 to 1. Random numbers come from the generator that the caller seeds.
 """
 
@@ -39,7 +39,7 @@ PAIRS = "pairs"  # in place of a chain: the images are degraded already
 
 @dataclass(frozen=True)
 class Range:
-    """Hold a number, or a range that each image draws from uniformly."""
+    """A number, or a range from which each image draws uniformly."""
 
     low: float
     high: float
@@ -156,7 +156,7 @@ class LowLight:
 
 @dataclass(frozen=True)
 class Haze:
-    """Mix with a grey light, the more the farther a pixel is."""
+    """Mix each pixel with a grey light; distant pixels get more of it."""
 
     beta: Range = value(0, 10)
 
@@ -206,9 +206,9 @@ class Chain:
     Attributes:
         steps: the degradations.
         scale: how many times smaller the result is.
-        reach: pixels around a crop that are degraded with it, a multiple of `scale`. So the border of the crop comes
-            out as in the whole image, except for random numbers, for the blocks of JPEG, which begin where the
-            degraded part begins, and for the depth of haze, which spans that part.
+        reach: pixels around a crop that are degraded with it, a multiple of `scale`. The crop's border then equals that
+            of the whole image. Exceptions: random numbers, JPEG's blocks and the depth of haze, which start at the
+            degraded part.
     """
 
     steps: Sequence[Any] = ()

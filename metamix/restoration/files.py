@@ -31,12 +31,12 @@ FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # 
 
 
 class DoesNotFit(ValueError):
-    """Name an image that the model, or the format to write, cannot take."""
+    """An image that the model cannot take or the file format cannot hold."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Hold a decoded image file, upright, with values from 0 to 1.
+    """A decoded image file, upright, with values from 0 to 1.
 
     Attributes:
         colours: (1 or 3, H, W) float32.

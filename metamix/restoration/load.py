@@ -24,7 +24,7 @@ CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 
 @dataclass(frozen=True)
 class RestorationSpec:
-    """Hold what a weight file says beside its model: how images go into it.
+    """How images are prepared for a model, as its weight file says.
 
     Attributes:
         channels: rgb, grey or y.
@@ -38,7 +38,7 @@ class RestorationSpec:
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
-        """Check the entries of a file, which may come from a stranger.
+        """Check the entries of a file, which is untrusted.
 
         Raises:
             ValueError: an entry is missing or out of range.
@@ -55,13 +55,16 @@ class RestorationSpec:
 RULES: dict[str, Rule] = {
     "channels": (f"one of {', '.join(CHANNELS)}", lambda value: isinstance(value, str) and value in CHANNELS),
     "enlarge": ("a whole number from 1 to 16", lambda value: is_whole(value, 1, 16)),
-    "degradation": ("a text", lambda value: isinstance(value, str) and len(value) <= 1000),
+    "degradation": (
+        "a string of at most 1,000 characters",
+        lambda value: isinstance(value, str) and len(value) <= 1000,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Hold a restoration model in evaluation mode, and how images go into it."""
+    """A trained restoration model and how images are prepared for it."""
 
     name: str
     model: nn.Module

@@ -12,7 +12,7 @@ them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # of the 
 
 @dataclass(frozen=True)
 class Measure:
-    """Define what is compared: channels, border and rounding.
+    """What the scores compare: channels, border and rounding.
 
     Attributes:
         channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in
@@ -134,13 +134,19 @@ class RestorationMetric:
         """Return an empty state: a row for each image, images to show, and unreadable images."""
         return {"rows": [], "shown": [], "unreadable": 0}
 
-    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
-        """Restore and score the images of a batch, one by one."""
-        for image, target, index, name in zip(batch["image"], batch["target"], batch["index"].tolist(), batch["name"]):
-            if index < 0:
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[Tensor | None]:
+        """Yield each restored image (C, H, W)."""
+        for index, image in zip(batch["index"].tolist(), batch["image"]):
+            yield self.restorer(model, image[None])[0] if index >= 0 else None
+
+    def update(self, state: State, outputs: Iterable[Tensor | None], batch: Batch) -> None:
+        """Score the restored images (C, H, W) of a batch."""
+        rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
+        for output, image, target, index, name in rows:
+            if index < 0 or output is None:
                 state["unreadable"] += 1
                 continue
-            restored = check_finite(self.restorer(model, image[None])[0].float(), name)
+            restored = check_finite(output.float(), name)
             before = self.restorer.enlarge_to(image, target)
             with torch.autocast(image.device.type, enabled=False):
                 row = dict(zip(("psnr", "ssim"), self.measure.score(restored, target)))

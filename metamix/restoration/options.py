@@ -23,7 +23,7 @@ _score = partial(option, group="scoring", on_resume="report")
 
 @dataclass
 class ImageOptions(ReadingOptions):
-    """Say where the images are and how they are scored, for `metamix train` and `metamix eval`."""
+    """Options of where the images are and how they are scored, for `metamix train` and `metamix eval`."""
 
     data_dir: str = _data(
         "", "folder of the images, or one with train/ and test/; see --degradation", on_resume="ignore"
@@ -64,7 +64,7 @@ class ImageOptions(ReadingOptions):
 
 @dataclass
 class RestorationOptions(BackboneOptions, ImageOptions):
-    """Define the options of `metamix train` for restoration."""
+    """Options of `metamix train` for restoration."""
 
     # The engine's defaults are for images in batches of 128, which leaves a few hundred photographs a few steps.
     engine_defaults: ClassVar[dict[str, Any]] = {
@@ -114,7 +114,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
 
 @dataclass
 class RestorationEvalOptions(ImageOptions):
-    """Define the options of `metamix eval`. Options whose default is none are as in training."""
+    """Options of `metamix eval`. Options whose default is none are as in training."""
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
     model: str | None = _model(None, "image model, for weights that do not name it")

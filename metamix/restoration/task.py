@@ -30,7 +30,7 @@ class Restoration:
 
     Args:
         options: of training.
-        seed: of the run; the loaders take it from the engine.
+        seed: of the run.
         trained: metadata of the weights to evaluate; no training split is opened then.
 
     Raises:
@@ -44,7 +44,7 @@ class Restoration:
         self.options = options
         known = trained.extra.get("digest") if trained else None
         tested = known.get("test", "") if isinstance(known, dict) else ""
-        self.data = RestorationData(options, train=trained is None, tested=tested)
+        self.data = RestorationData(options, seed, train=trained is None, tested=tested)
         self.title = f"{self.data.name}-{options.model}"
         self.measure = choose_measure(options, self.data)
         ensemble = ", restored in eight orientations" if options.ensemble else ""
@@ -146,7 +146,7 @@ class RestorationModel:
         """Build the model, with published weights or those of a checkpoint if they are asked for.
 
         Raises:
-            ValueError: the weights do not fit, or the crops are no multiples of what the model takes.
+            ValueError: the weights do not fit, or the crops are not multiples of what the model takes.
         """
         options, weights = self.options, None
         if metadata is None and options.checkpoint:

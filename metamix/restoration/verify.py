@@ -20,9 +20,10 @@ from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
 from metamix.utils.text import exit_with_message, plural, readable
 
-from .data import Sample, find_roots, find_samples, leave_out, read_tensor, samples_of, scale_of_pair
+from .data import read_tensor
 from .degradations import PAIRS
 from .options import RestorationOptions
+from .sources import Sample, find_roots, find_samples, leave_out, samples_of, scale_of_pair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         default = getattr(RestorationOptions, name)
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"{what} (default: {default})")
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with exit_with_message(ValueError):
         options = RestorationOptions(
-            data_dir=str(words.data),
-            degradation="noise:0" if words.clean else PAIRS,
-            input_folder=words.input_folder,
-            target_folder=words.target_folder,
-            input_name=words.input_name,
+            data_dir=str(args.data),
+            degradation="noise:0" if args.clean else PAIRS,
+            input_folder=args.input_folder,
+            target_folder=args.target_folder,
+            input_name=args.input_name,
             crop=1,
         )
     return 1 if verify(options) else 0

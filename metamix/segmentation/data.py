@@ -3,7 +3,7 @@
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
 target holds labels, 255 where a pixel is ignored. A batch to score holds lists: images of their sizes after resizing,
 targets of the size of their files. An image that cannot be read is replaced by the next one, and its index by -1:
-metrics leave it out. A mask with a value that is no label stops the run. Every random number is a function of (seed,
+metrics leave it out. A mask with a value that is not a label stops the run. Every random number is a function of (seed,
 epoch, index).
 """
 
@@ -58,7 +58,7 @@ class SegmentationData:
 
     Raises:
         ValueError: images and masks do not match, differ in size, or are smaller than the crop; with `train`, a mask
-            to score has a value that is no label (`BadMask`).
+            to score has a value that is not a label (`BadMask`).
         FileNotFoundError: a folder or a file is missing.
     """
 
@@ -148,7 +148,7 @@ class SegmentationData:
         """Make the loader of augmented crops.
 
         Raises:
-            BadMask: an image that is held in memory has a mask with a value that is no label.
+            BadMask: an image that is held in memory has a mask with a value that is not a label.
         """
         images = self.train_images()
         if images.loaded and (missing := [c for c, n in zip(self.classes, self.pixel_counts()) if not n]):
@@ -202,7 +202,7 @@ class MaskedImages:
         """Decode all images and masks into memory; those that cannot be read are left out.
 
         Raises:
-            BadMask: a mask has a value that is no label.
+            BadMask: a mask has a value that is not a label.
         """
         for i in tqdm(range(len(self)), desc="decoding", unit="img", leave=False, disable=None):
             try:
@@ -214,7 +214,7 @@ class MaskedImages:
         """Return a mask as labels (H, W) uint8, all of them ignored if it cannot be read.
 
         Raises:
-            BadMask: it has a value that is no label.
+            BadMask: it has a value that is not a label.
         """
         if index in self.loaded:
             return self.loaded[index][2]
@@ -231,7 +231,7 @@ class MaskedImages:
 
         Raises:
             CorruptImage: one of them cannot be decoded.
-            BadMask: the mask has a value that is no label.
+            BadMask: the mask has a value that is not a label.
         """
         if index in self.loaded:
             return self.loaded[index]

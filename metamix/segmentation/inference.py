@@ -1,4 +1,4 @@
-"""Apply a segmenter to whole images or in windows, and average over flips and scales."""
+"""Apply a segmenter to whole images or in tiles, and average over flips and scales."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Predictor:
     """Predict the label of each pixel of normalised images (1, 3, H, W).
 
     Attributes:
-        window: side of the windows in pixels of the image that the model gets; 0 for the whole image at once.
-        overlap: least overlap of neighbouring windows in pixels; their logits are averaged with weights that fall
+        tile: side of the tiles in pixels of the image that the model gets; 0 for the whole image at once.
+        overlap: least overlap of neighbouring tiles in pixels; their logits are averaged with weights that fall
             towards the edge.
         views: of the image. Their probabilities are averaged at the size of the image that the model gets.
-        whole: (height, width) up to which an image is not cut into windows, for a model that takes no squares.
+        whole: (height, width) up to which an image is not cut into tiles, for a model that takes no squares.
     """
 
-    window: int = 0
+    tile: int = 0
     overlap: int = 0
     views: tuple[View, ...] = PLAIN
     whole: Size | None = None
@@ -74,14 +74,12 @@ class Predictor:
         Raises:
             ValueError: one of them is not finite. Its pixel would get label 0.
         """
-        logits = restore_tiles(model, image, tile=self.window, overlap=self.overlap, whole=self.whole)
+        logits = restore_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
         return check_finite(logits.float())
 
     def describe(self) -> str:
-        """Describe windows, scales and flips in words."""
-        text = (
-            f"windows of {self.window} pixels that overlap by {self.overlap} or more" if self.window else "whole images"
-        )
+        """Describe tiles, scales and flips in words."""
+        text = f"tiles of {self.tile} pixels that overlap by {self.overlap} or more" if self.tile else "whole images"
         if self.views == PLAIN:
             return text
         scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys(view.scale for view in self.views))

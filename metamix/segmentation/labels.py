@@ -30,7 +30,7 @@ Palette = tuple[Colour, ...]
 
 
 class BadMask(ValueError):
-    """A mask holds a value that is no label, or is no mask. The message names the file."""
+    """A mask holds a value that is not a label, or is not a mask. The message names the file."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
     Raises:
         CorruptImage: the file cannot be decoded.
-        BadMask: a value or a colour in it is no label, it has colours and the data set no palette, or it is a JPEG.
+        BadMask: a value or a colour in it is not a label, it has colours and the data set no palette, or it is a JPEG.
     """
     with as_corrupt_image(path):
         file = read_image_file(path)
@@ -209,7 +209,7 @@ def read_palette(path: Path) -> Palette | None:
     for i, line in enumerate(_read_lines(path), 1):
         words = line.replace(",", " ").split()
         if not (len(words) == 3 and all(word.isdecimal() and int(word) < 256 for word in words)):
-            raise ValueError(f"{path}, line {i}: {line!r} is no colour: give three numbers, 0 to 255")
+            raise ValueError(f"{path}, line {i}: {line!r} is not a colour: give three numbers, 0 to 255")
         colours.append((int(words[0]), int(words[1]), int(words[2])))
     return tuple(colours)
 

@@ -63,7 +63,7 @@ class SegmenterSpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
-        """Check the metadata of a file, which may come from a stranger.
+        """Check the metadata of a file, which is untrusted.
 
         Raises:
             ValueError: the file holds no segmenter, or an entry is missing, of the wrong type or out of range.
@@ -156,22 +156,21 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
     return TrainedSegmenter(model.eval(), spec, metadata)
 
 
-def check_window(model: Segmenter, name: str, window: int, flag: str = "--window") -> None:
-    """Check that a backbone that takes one size gets images in windows.
+def check_tile(model: Segmenter, name: str, tile: int) -> None:
+    """Check that a backbone that takes one size gets images in tiles.
 
     Args:
         model: the segmenter.
         name: of the backbone, for the message.
-        window: side of the windows in pixels; 0 for whole images.
-        flag: that sets the side.
+        tile: side of the tiles in pixels; 0 for whole images.
 
     Raises:
-        ValueError: images are not cut into windows, or these are larger than the backbone takes.
+        ValueError: images are not cut into tiles, or these are larger than the backbone takes.
     """
-    if model.fixed_size and not 0 < window <= min(model.fixed_size):
+    if model.fixed_size and not 0 < tile <= min(model.fixed_size):
         (height, width), side = model.fixed_size, min(model.fixed_size)
         raise ValueError(
-            f"{name} takes images of {height} x {width} pixels at most: cut larger ones into windows, {flag} {side} "
+            f"{name} takes images of {height} x {width} pixels at most: cut larger ones into tiles, --tile {side} "
             f"--overlap {side // 8}"
         )
 

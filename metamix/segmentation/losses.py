@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -127,11 +127,16 @@ class SegmentationLoss:
     Args:
         text: the sum, see `parse_loss`.
         aux_weight: weight of each auxiliary output.
-        weights: of the classes, (classes,); None weights them alike.
+        weights: returns those of the classes, (classes,), or None, which weights them alike. It is called at the first
+            batch, since it may read all masks.
     """
 
-    def __init__(self, text: str, aux_weight: float = 0.4, weights: Tensor | None = None):
-        self.terms, self.aux_weight, self.class_weights = parse_loss(text), aux_weight, weights
+    def __init__(self, text: str, aux_weight: float = 0.4, weights: Callable[[], Weights] = lambda: None):
+        self.terms, self.aux_weight, self.find_weights = parse_loss(text), aux_weight, weights
+
+    @cached_property
+    def class_weights(self) -> Weights:
+        return self.find_weights()
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch and the terms of the main output, in float32, and the share of right pixels."""

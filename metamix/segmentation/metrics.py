@@ -17,7 +17,7 @@ holds counts alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,15 +135,23 @@ class SegmentationMetric:
         }
         return counts | {"best": [], "worst": [], "unreadable": 0}
 
-    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
-        """Add the predictions on the images of a batch, one by one."""
-        for image, truth, index, name in zip(batch["image"], batch["target"], batch["index"].tolist(), batch["name"]):
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
+        """Yield the labels (H, W) of each image, by the prefix of the scores."""
+        for image, truth, index in zip(batch["image"], batch["target"], batch["index"].tolist()):
             if index < 0:
+                yield None
+                continue
+            normalized, size = self.normalize(image[None]), (truth.shape[0], truth.shape[1])
+            yield {prefix: predictor(model, normalized, size) for prefix, predictor in self.predictors.items()}
+
+    def update(self, state: State, outputs: Iterable[Mapping[str, Tensor] | None], batch: Batch) -> None:
+        """Score the labels (H, W) of each image, by the prefix of the scores."""
+        rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
+        for output, image, truth, index, name in rows:
+            if index < 0 or output is None:
                 state["unreadable"] += 1
                 continue
-            normalized = self.normalize(image[None])
-            for prefix, predictor in self.predictors.items():
-                predicted = predictor(model, normalized, (truth.shape[0], truth.shape[1]))
+            for prefix, predicted in output.items():
                 confusion = confusion_matrix(truth, predicted, len(self.classes))
                 state[f"{prefix}confusion"] += confusion
                 state[f"{prefix}boundary"] += boundary_counts(truth, predicted, len(self.classes))

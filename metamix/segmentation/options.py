@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
+from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import changed_flags, check_ranges, option
 
@@ -20,7 +21,7 @@ _augment = partial(option, group="augmentation")
 _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
-# Arguments of the backbone that do not belong into model_args, and what sets them.
+# Arguments of the backbone that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
@@ -28,7 +29,7 @@ NOT_MODEL_ARGS = {
     "pretrained": "--pretrained",
     "checkpoint": "--checkpoint",
 }
-# Arguments of build_segmenter that do not belong into head_args.
+# Arguments of build_segmenter that do not belong in head_args.
 NOT_HEAD_ARGS: Mapping[str, str] = {
     "head": "--head",
     "backbone": "--model",
@@ -53,8 +54,8 @@ class ImageOptions(ReadingOptions):
     mask_name: str = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
     download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
 
-    window: int = _score(0, "score in windows of this side, in pixels of the resized image; 0: whole images")
-    overlap: int = _score(0, "least overlap of neighbouring windows in pixels")
+    tile: int = _score(0, "score in tiles of this side, in pixels of the resized image; 0: whole images")
+    overlap: int = _score(0, "least overlap of neighbouring tiles in pixels")
     test_flip: bool = _score(False, "also report scores of the mean over the image and its mirror image")
     test_scales: tuple[float, ...] = _score(
         (1.0,), "also report scores of the mean over these scales, such as 0.75,1,1.25"
@@ -63,11 +64,7 @@ class ImageOptions(ReadingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_template("mask_name", self.mask_name, "{name}_mask")
-        if self.window < 0 or not 0 <= self.overlap < max(1, self.window):
-            raise ValueError(
-                f"window is {self.window} and overlap {self.overlap}: give an --overlap below --window, or neither for "
-                f"whole images"
-            )
+        check_tiles(self.tile, self.overlap)
         if not self.test_scales or not all(0 < scale < 16 for scale in self.test_scales):
             raise ValueError(
                 f"test_scales is {self.test_scales}, but factors above 0 and below 16 are needed, such as 0.75,1,1.25"
@@ -76,7 +73,7 @@ class ImageOptions(ReadingOptions):
 
 @dataclass
 class LabelOptions:
-    """Define how masks are read. The weight file of a trained model holds these options."""
+    """How masks are read. The weight file of a trained model holds these options."""
 
     ignore_index: int | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
     reduce_zero_label: bool = _data(

@@ -38,7 +38,7 @@ from metamix.utils.text import exit_with_message, plural, readable
 from .data import read_image
 from .inference import Predictor, make_views
 from .labels import colours_of, index_image, read_classes
-from .load import SegmenterSpec, check_window, load_segmenter
+from .load import SegmenterSpec, check_tile, load_segmenter
 from .pictures import overlay
 from .transforms import resized_size
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_tiles(options.tile, options.overlap)
         names = name_outputs(options.places, options.output)
         found = load_segmenter(options.checkpoint)
-        check_window(found.model, found.spec.model, options.tile, "--tile")
+        check_tile(found.model, found.spec.model, options.tile)
         device = prepare_device(options.device)
         found.model.to(device)
         predictor = Predictor(options.tile, options.overlap, make_views((1.0,), options.flip))
@@ -137,16 +137,16 @@ def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Pre
     resized = resized_size(size, spec.min_size, spec.max_size)
     small = image if resized == size else F.resize_image(image, list(resized), antialias=True)
     normalized = normalize(small[None].to(device), spec.mean, spec.std)
-    side = max(2 * predictor.window, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
-    if predictor.window and resized == size and max(size) > side:
+    side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
+    if predictor.tile and resized == size and max(size) > side:
         return predict_blocks(model, normalized, predictor, side)
     return predictor(model, normalized, size).cpu()
 
 
 def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: int) -> Tensor:
-    """Label an image (1, 3, H, W) in blocks of `side` pixels, each with a window's width of the image around it."""
+    """Label an image (1, 3, H, W) in blocks of `side` pixels, each with a tile's width of the image around it."""
     height, width = image.shape[-2:]
-    labels, margin = torch.zeros(height, width, dtype=torch.uint8), predictor.window
+    labels, margin = torch.zeros(height, width, dtype=torch.uint8), predictor.tile
     for top, left in product(range(0, height, side), range(0, width, side)):
         above, before = min(top, margin), min(left, margin)
         block = image[..., top - above : top + side + margin, left - before : left + side + margin]
@@ -162,7 +162,7 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or a file that is no prediction would be overwritten.
+        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
     """
     if (output / MASKS).exists() and not (output / CLASSES).exists():
         raise ValueError(

@@ -50,7 +50,7 @@ Finder = Callable[[], Split]
 
 @dataclass(frozen=True)
 class MaskedSet:
-    """Hold the splits, classes and colours of a data set.
+    """The splits, classes and colours of a data set.
 
     Attributes:
         classes: names of the classes.
@@ -225,7 +225,7 @@ def check_sizes(samples: Split) -> list[tuple[int, int]]:
     """Check that images and masks have one size; return the sizes (height, width) of the images.
 
     Raises:
-        ValueError: two sizes differ, or a file is no image.
+        ValueError: two sizes differ, or a file is not an image.
     """
     sizes = []
     for sample in samples:

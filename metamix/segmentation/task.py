@@ -13,12 +13,11 @@ from metamix.models import count_macs
 from metamix.models.registry import check_model
 from metamix.models.segmenters import WEIGHTS, Segmenter, published_segmenter
 from metamix.models.weights import find_weights
-from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
 
 from .data import SegmentationData
 from .inference import PLAIN, Predictor, make_views
-from .load import SegmenterSpec, TrainedSegmenter, check_window, load_pretrained, load_segmenter
+from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_pretrained, load_segmenter
 from .losses import SegmentationLoss, class_weights
 from .metrics import SegmentationMetric, describe_scores
 from .options import ImageOptions, SegmentationEvalOptions, SegmentationOptions
@@ -48,7 +47,7 @@ class Segmentation:
         self.model = SegmentationModel(options, self.data, trained)
         self.metric = SegmentationMetric(self.data.classes, self.data.normalize, make_predictors(options))
         self.pictures = SegmentationPictures(self.metric, self.data.labels)
-        self.loss = TaskLoss(options, self.data)
+        self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
 
     def _check_class_weights(self) -> None:
         given, classes = self.options.class_weights, len(self.data.classes)
@@ -57,6 +56,13 @@ class Segmentation:
                 f"class_weights has {len(given)} numbers, and there are {classes} classes: give one for each, in the "
                 f"order of classes.txt"
             )
+
+    def loss_weights(self) -> Tensor | None:
+        """Return the weights of the classes in the loss, (classes,); median and log read all masks to train on."""
+        given = self.options.class_weights
+        if isinstance(given, str):
+            return None if given == "none" else class_weights(given, self.data.pixel_counts())
+        return torch.tensor(given)
 
     @property
     def notes(self) -> list[str]:
@@ -78,10 +84,10 @@ class Segmentation:
         """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
 
         Raises:
-            ValueError: there are no weights, the data have other classes, or the backbone needs windows.
+            ValueError: there are no weights, the data have other classes, or the backbone needs tiles.
         """
         found = load_segmenter(options.checkpoint)
-        check_window(found.model, found.spec.model, options.window)
+        check_tile(found.model, found.spec.model, options.tile)
         return cls.of(found, options), found.model, found.metadata
 
     @classmethod
@@ -143,7 +149,7 @@ class SegmentationModel:
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
-            check_window(model, options.model, options.window)
+            check_tile(model, options.model, options.tile)
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
@@ -155,7 +161,7 @@ class SegmentationModel:
             self.notes.append(f"weights of backbone and head from {options.model}{describe_new(new)}")
         elif options.pretrained or checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
-        check_window(model, options.model, options.window)
+        check_tile(model, options.model, options.tile)
         return model
 
     def _freezes(self, loaded: bool) -> bool:
@@ -203,36 +209,13 @@ class SegmentationModel:
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
     """Make the predictors by the prefix of their scores: "", and "augmented_" if flips or scales are asked for."""
-    predictors = {"": Predictor(options.window, options.overlap)}
+    predictors = {"": Predictor(options.tile, options.overlap)}
     views = make_views(options.test_scales, options.test_flip)
     if views != PLAIN:
-        predictors["augmented_"] = Predictor(options.window, options.overlap, views)
+        predictors["augmented_"] = Predictor(options.tile, options.overlap, views)
     return predictors
 
 
 def describe_new(names: Sequence[str]) -> str:
     """Name the weights that are not loaded, for the end of a note."""
     return f"; newly initialised: {', '.join(names)}" if names else ""
-
-
-class TaskLoss:
-    """The loss of the options, whose class weights are computed from the masks at the first step."""
-
-    def __init__(self, options: SegmentationOptions, data: SegmentationData):
-        self.options, self.data = options, data
-        self.loss: SegmentationLoss | None = None
-
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.loss is None:
-            self.loss = make_loss(self.options, self.data)
-        return self.loss(model, batch)
-
-
-def make_loss(options: SegmentationOptions, data: SegmentationData) -> SegmentationLoss:
-    """Make the loss, with its class weights."""
-    given, weights = options.class_weights, None
-    if given in ("median", "log"):
-        weights = class_weights(given, data.pixel_counts())
-    elif not isinstance(given, str):
-        weights = torch.tensor(given)
-    return SegmentationLoss(options.loss, options.aux_weight, weights)

@@ -3,9 +3,9 @@
     metamix verify DIR --task segmentation                                  DIR/train/images, DIR/train/masks, ...
     metamix verify DIR --task segmentation --data cityscapes
 
-Missing partners, sizes that differ, files that cannot be read, values that are no label and classes without a pixel are
-printed, a line each. At the end stands the share of the pixels of each class by split. The exit code is 1 if there is a
-problem.
+Missing partners, sizes that differ, files that cannot be read, values that are not labels and classes without a pixel
+are printed, a line each. At the end stands the share of the pixels of each class by split. The exit code is 1 if there
+is a problem.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reduce-zero-label", action="store_true", help="ignore the value 0")
     parser.add_argument("--mask-name", default="{name}", help="name of the mask of the image {name}")
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
         options = SegmentationOptions(
-            data=words.data,
-            data_dir=words.data_dir,
-            mask_name=words.mask_name,
-            ignore_index=words.ignore_index,
-            reduce_zero_label=words.reduce_zero_label,
+            data=args.data,
+            data_dir=args.data_dir,
+            mask_name=args.mask_name,
+            ignore_index=args.ignore_index,
+            reduce_zero_label=args.reduce_zero_label,
         )
         found = open_set(options)
         labels = found.labels(options.ignore_index, options.reduce_zero_label)

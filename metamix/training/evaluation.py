@@ -38,7 +38,8 @@ def evaluate(
     model.eval()
     state = to_device(metric.start(), group.device)
     for batch in loader:
+        batch = to_device(batch, group.device, memory_format)
         with autocast(group.device, dtype):
-            metric.update(state, model, to_device(batch, group.device, memory_format))
+            metric.update(state, metric.predict(model, batch), batch)
     states = group.all_gather(to_device(state, torch.device("cpu")))
     return metric.result(states), states

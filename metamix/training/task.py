@@ -93,8 +93,15 @@ class Metric(Protocol):
     def start(self) -> State:
         """Return an empty state, on the CPU."""
 
-    def update(self, state: State, model: nn.Module, batch: Batch) -> None:
-        """Add the model's predictions on a batch of an eval loader, already on the device, to the state."""
+    def predict(self, model: nn.Module, batch: Batch) -> Iterable[Any]:
+        """Return the model's output for each image of a batch of an eval loader, already on the device.
+
+        The output of an image that could not be read is not used; it may be None. A generator runs the model inside
+        `update`, so that no more than one large output is held.
+        """
+
+    def update(self, state: State, outputs: Iterable[Any], batch: Batch) -> None:
+        """Add outputs for a batch, those of `predict` or such as `predict` returns, to the state."""
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores from the states of all ranks, on the CPU; the most important score comes first."""

@@ -76,7 +76,7 @@ def test_the_profile_names_what_takes_the_time(tmp_path, monkeypatch, capsys):
     write_openvino(to_openvino(to_program(layers.eval(), images[:2], False), ["y"]), tmp_path / "m.xml")
     subject = SimpleNamespace(images=images, file=lambda engine, precision: tmp_path / "m.xml")
     monkeypatch.setattr(deploy, "FILE", tmp_path / "deploy.json")
-    monkeypatch.setattr(deploy, "Subject", lambda *arguments: subject)
+    monkeypatch.setattr(deploy, "BenchmarkedModel", lambda *arguments: subject)
     for _ in range(2):  # the second replaces the first
         deploy.main(["profile", "--models", "metaformer_nin_s12", "--batch-size", "4", "--threads", "1"])
     (found,) = deploy.load("profile")["rows"]

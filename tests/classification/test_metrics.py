@@ -19,11 +19,6 @@ def metric(classes=DIGITS):
     return ClassificationMetric(classes, partial(normalize, mean=(0.0,), std=(1.0,)))
 
 
-def fixed(logits):
-    """A model that answers with these logits."""
-    return lambda image: logits
-
-
 def batch(labels, start=0, unreadable=()):
     """What an eval loader gives, of black images."""
     index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
@@ -32,7 +27,7 @@ def batch(labels, start=0, unreadable=()):
 
 def states_of(metric, logits, labels):
     state = metric.start()
-    metric.update(state, fixed(logits), batch(labels))
+    metric.update(state, logits, batch(labels))
     return [state]
 
 
@@ -44,7 +39,7 @@ def test_scores_are_those_of_all_samples():
     for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
         if part.start != 47:
             states.append(digits.start())
-        digits.update(states[-1], fixed(logits[part]), batch(labels[part]))
+        digits.update(states[-1], logits[part], batch(labels[part]))
     order = logits.argsort(1, descending=True)
     assert digits.result(states) == pytest.approx(
         {
@@ -67,9 +62,9 @@ def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
     logits, labels = torch.randn(8, 10), torch.arange(8)
     states, expected = [digits.start()], [alone.start()]
     for part in (slice(0, 4), slice(4, 8)):
-        digits.update(states[0], fixed(logits[part]), batch(labels[part], part.start, unreadable))
+        digits.update(states[0], logits[part], batch(labels[part], part.start, unreadable))
     kept = [i for i in range(8) if i not in unreadable]
-    alone.update(expected[0], fixed(logits[kept]), batch(labels[kept]))
+    alone.update(expected[0], logits[kept], batch(labels[kept]))
     assert digits.result(states) == pytest.approx(alone.result(expected))
     said = ClassificationPictures(DIGITS).report(states)
     assert said == f"left out: {plural(len(unreadable), 'image')} that could not be read"

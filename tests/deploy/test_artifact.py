@@ -6,7 +6,7 @@ import pytest
 
 import metamix.cli.predict
 from metamix.deploy import load_exported
-from metamix.deploy.artifact import Artifact, check_cell, load_artifact
+from metamix.deploy.artifact import Artifact, check_format_and_precision, load_artifact
 from metamix.models.metadata import ModelMetadata
 
 ARTIFACT = Artifact(
@@ -106,4 +106,4 @@ def test_other_folders_are_refused(tmp_path):
 )
 def test_cells_that_do_not_exist(format, precision, words):
     with pytest.raises(ValueError, match=words):
-        check_cell(format, precision)
+        check_format_and_precision(format, precision)

@@ -11,8 +11,10 @@ import torch
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
-from metamix.deploy.detection import BoxMatch, ExportableDetector, ExportedDetector, open_detector
+from metamix.deploy.box_match import BoxMatch
+from metamix.deploy.detection import ExportableDetector, open_detector
 from metamix.deploy.exportable import Request
+from metamix.deploy.exported_detector import ExportedDetector
 from metamix.detection.load import DetectorSpec, load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.predict import draw_all

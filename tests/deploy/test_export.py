@@ -23,7 +23,7 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.classification import open_classifier
 from metamix.deploy.export import ParityError
 from metamix.deploy.exportable import Request
-from metamix.deploy.graphs import GraphError, in_words, quiet
+from metamix.deploy.graphs import GraphError, as_graph_error, quiet
 from metamix.mixers import list_mixers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,7 +261,7 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
     ],
 )
 def test_reason_of_an_exporter(message, words):
-    with pytest.raises(GraphError) as found, in_words("it fails"):
+    with pytest.raises(GraphError) as found, as_graph_error("it fails"):
         raise RuntimeError(message)
     assert str(found.value) == f"it fails: {words}"
 

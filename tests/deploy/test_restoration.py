@@ -10,7 +10,7 @@ import metamix.cli.predict
 from metamix.deploy import export, load_exported
 from metamix.deploy.export import open_model
 from metamix.deploy.exportable import Request
-from metamix.deploy.fit import fit, tiles
+from metamix.deploy.padding import pad_for_graph, tiles
 from metamix.models.image_inference import restore_tiles
 from metamix.restoration.inference import Restorer
 from metamix.utils.tensor_files import save_weights
@@ -63,13 +63,13 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     exported = load_exported(folder)
     restorer = Restorer(1, *tiles(None if dynamic else (32, 32)))
     image = torch.rand(1, 3, 40, 27)
-    restored = restorer(fit(exported, exported.artifact.extra, None if dynamic else (32, 32)), image)
+    restored = restorer(pad_for_graph(exported, exported.artifact.extra, None if dynamic else (32, 32)), image)
     scale = exported.artifact.extra["scale"]
     assert restored.shape == (1, 3, 40 * scale, 27 * scale)
     if dynamic:
         torch.testing.assert_close(restored, eager(image).detach(), rtol=0, atol=1e-4)
     else:
-        pad = fit(eager, exported.artifact.extra, (32, 32))
+        pad = pad_for_graph(eager, exported.artifact.extra, (32, 32))
         torch.testing.assert_close(restored, restore_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     with pytest.raises(SystemExit) as exit:
         metamix.cli.predict.main(
@@ -95,7 +95,7 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
         return images
 
     restorer = Restorer(1, *tiles((32, 64)), whole=(32, 64))
-    model = fit(graph, {"scale": 1}, (32, 64))
+    model = pad_for_graph(graph, {"scale": 1}, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert restorer(model, image).allclose(image, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Test exported segmenters: windows, mean IoU before and after, `metamix predict`."""
+"""Test exported segmenters: tiles, mean IoU before and after, `metamix predict`."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from PIL import Image
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
 from metamix.deploy.exportable import Request
-from metamix.deploy.fit import fit, tiles
+from metamix.deploy.padding import pad_for_graph, tiles
 from metamix.deploy.segmentation import open_segmenter
 from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
@@ -82,11 +82,11 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
         sizes.append(tuple(images.shape[-2:]))
         return images
 
-    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), fit(graph, {"scale": 1}, (32, 64))
+    predictor, model = Predictor(*tiles((32, 64)), whole=(32, 64)), pad_for_graph(graph, {"scale": 1}, (32, 64))
     for size in ((32, 64), (20, 50), (33, 64)):
         image = torch.rand(1, 3, *size)
         assert predictor.logits(model, image).allclose(image, atol=1e-6)
-    assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square windows of 32 pixels, padded to the graph's size
+    assert sizes == [(32, 64)] * (1 + 1 + 6)  # six square tiles of 32 pixels, padded to the graph's size
 
 
 def mixer(folder):
@@ -97,10 +97,10 @@ def mixer(folder):
     return str(folder / "mixer.safetensors")
 
 
-def test_backbone_of_one_size_gets_windows(scenes, tmp_path):
+def test_backbone_of_one_size_gets_tiles(scenes, tmp_path):
     folder = tmp_path / "out"
     report = export(mixer(tmp_path), output=folder, format="torch", data_dir=str(scenes), seconds=0)
-    assert any("scores of windows of 32 pixels" in note for note in report["notes"])
+    assert any("scores of tiles of 32 pixels" in note for note in report["notes"])
     assert report["parity"]["same_top1"] > 0.999
     with pytest.raises(ValueError, match="mixer_s32_224 takes images of 32 x 32 pixels at most: leave --dynamic out"):
         open_segmenter(Request(mixer(tmp_path), dynamic=True))
@@ -115,7 +115,7 @@ def test_models_run_once_for_each_image(source, scenes):
         return exportable.model(images)
 
     found = exportable.compare(exported, "fp32")
-    assert len(calls) == 2 * 2 * 2  # an image of 40 x 56 pixels in windows of 32
+    assert len(calls) == 2 * 2 * 2  # an image of 40 x 56 pixels in tiles of 32
     assert found.scores["eager"] == found.scores["exported"]
 
 

@@ -197,7 +197,7 @@ def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     folder = coco()
     (folder / "annotations" / "instances_more.json").touch()
     (folder / "images").rename(folder / "train")
-    words = "instances_more.json is there, but not its images: they belong into .*/more or .*/images"
+    words = "instances_more.json is there, but not its images: they belong in .*/more or .*/images"
     with pytest.raises(FileNotFoundError, match=words):
         open_split(find_splits(folder), "more")
     assert len(open_split(find_splits(folder), "train"))  # a split that is not opened may lack images
@@ -225,12 +225,12 @@ def change_first(key, **fields):
     [
         ("images", dict(id="a.png"), r"images\[0\] has the id 'a.png'; it must be an integer"),
         ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
-        ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be text"),
+        ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be a string"),
         ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, where it is given"),
         ("annotations", dict(image_id="10"), r"annotations\[0\] has the image_id '10'; it must be an integer"),
         ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
         ("annotations", dict(iscrowd="no"), r"annotations\[0\] has the iscrowd 'no'; it must be 0 or 1"),
-        ("categories", dict(name=None), r"categories\[0\] has no name; it must be text"),
+        ("categories", dict(name=None), r"categories\[0\] has no name; it must be a string"),
         ("categories", dict(id=DISC), "the id 3 appears twice in categories"),
         ("categories", dict(name="disc"), "the name disc appears twice in categories"),
     ],

@@ -161,9 +161,8 @@ def test_images_that_were_not_seen_are_not_scored(coco):
     for rank in range(2):
         states.append(task.metric.start())
         for batch in task.data.eval_loaders(2, rank, 2)["test"]:
-            seen = [split.ids[index] for index in batch["index"].tolist() if index >= 0]
-            found = ([predictions[image_id]] for image_id in seen)
-            task.metric.update(states[-1], lambda images, found=found: next(found), batch)
+            found = [predictions[split.ids[index]] if index >= 0 else None for index in batch["index"].tolist()]
+            task.metric.update(states[-1], found, batch)
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)
     assert task.metric.scores(states).images == {10: 1.0, 12: 1.0, 13: 1.0}
@@ -217,7 +216,7 @@ def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
         for rank in range(world_size):
             state = task.metric.start()
             for batch in task.data.eval_loaders(batch_size, rank, world_size)["test"]:
-                task.metric.update(state, model, batch)
+                task.metric.update(state, task.metric.predict(model, batch), batch)
             found += state["results"]
         return found
 

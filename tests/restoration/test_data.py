@@ -7,11 +7,12 @@ from advice import follow_verify
 from PIL import Image
 
 from metamix.data import CorruptImage
-from metamix.restoration.data import RestorationData, TrainCrop, read_tensor
+from metamix.restoration.data import RestorationData, read_tensor
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.resize import to_8_bits
+from metamix.restoration.transforms import TrainCrop
 from metamix.restoration.verify import main as verify
 
 

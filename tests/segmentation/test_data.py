@@ -105,7 +105,7 @@ def test_masks_in_colour_need_a_palette(tmp_path):
     with pytest.raises(BadMask, match=r"palette.txt has \(255, 0, 0\) twice: give each class its own colour"):
         read_mask(tmp_path / "a.png", make_labels(ABC, palette=(*palette, palette[0])))
     (tmp_path / "palette.txt").write_text("255 0 256\n")
-    with pytest.raises(ValueError, match="palette.txt, line 1: '255 0 256' is no colour"):
+    with pytest.raises(ValueError, match="palette.txt, line 1: '255 0 256' is not a colour"):
         read_palette(tmp_path / "palette.txt")
 
 
@@ -156,7 +156,7 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
         ),
         ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
         ("classes.txt", b" \n", "classes.txt is empty: write the names"),
-        ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is no colour"),
+        ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is not a colour"),
     ],
 )
 def test_files_of_names_and_colours_are_checked(name, text, words, tmp_path):

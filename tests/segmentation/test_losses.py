@@ -169,7 +169,7 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
         ({"crop": (0,)}, r"crop is \(0,\), but it must be a side in pixels, or height,width"),
         ({"scales": (2.0, 0.5)}, "two factors above 0 and below 16 are needed, the smaller first: 0.5,2"),
         ({"scales": (0.5, 100.0)}, "two factors above 0 and below 16 are needed"),
-        ({"overlap": 64}, "window is 0 and overlap 64: give an --overlap below --window, or neither"),
+        ({"tile": -1}, "tile is -1 and overlap 0: give an overlap of at least 0 and less than the tile"),
         ({"crop_share": 0.0}, "crop_share is 0.0, but it must be above 0 and at most 1"),
         ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
         ({"ignore_index": 256}, "ignore_index is 256, but it must be from 0 to 255, or none"),

@@ -96,7 +96,7 @@ def scored():
         for truth, predicted in part:
             image = torch.zeros(3, *truth.shape, dtype=torch.uint8)
             batch = {"image": [image], "target": [truth], "index": torch.tensor([len(part)]), "name": ["x"]}
-            metric.update(state, Fixed([predicted]).eval(), batch)
+            metric.update(state, metric.predict(Fixed([predicted]).eval(), batch), batch)
         states.append(state)
     return metric, states, pairs
 
@@ -113,13 +113,13 @@ def test_scores_equal_a_literal_computation(scored):
 
 
 def test_the_state_does_not_grow_with_the_images():
-    metric, model = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()}), None
+    metric = SegmentationMetric("abcde", lambda x: x.float(), {"": Predictor()})
     state = metric.start()
     for i in range(30):
         truth, predicted = blobs(i, (8, 8))
-        model = Fixed([predicted]).eval()
         image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-        metric.update(state, model, {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]})
+        batch = {"image": [image], "target": [truth], "index": torch.tensor([i]), "name": [str(i)]}
+        metric.update(state, [{"": predicted}], batch)
     assert len(state["best"]) == len(state["worst"]) == SHOWN
     shown = images_to_show([state])
     assert [kept[0] for kept in shown] == sorted((kept[0] for kept in shown), reverse=True) and len(shown) == 2 * SHOWN
@@ -130,7 +130,7 @@ def test_unreadable_and_ignored_images_are_not_scored():
     state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
     ignored = torch.full((4, 4), IGNORED, dtype=torch.uint8)
     batch = {"image": [image, image], "target": [ignored] * 2, "index": torch.tensor([-1, 1]), "name": ["a", "b"]}
-    metric.update(state, lambda x: torch.zeros(1, 2, 4, 4), batch)
+    metric.update(state, metric.predict(lambda x: torch.zeros(1, 2, 4, 4), batch), batch)
     assert state["unreadable"] == 1 and not state["best"]
     with pytest.raises(ValueError, match="no pixel is left to score"):
         metric.result([state])
@@ -140,7 +140,7 @@ def test_images_of_one_class_have_no_boundary_score():
     metric = SegmentationMetric("ab", lambda x: x.float(), {"": Predictor()})
     state, image = metric.start(), torch.zeros(3, 4, 4, dtype=torch.uint8)
     batch = {"image": [image], "target": [torch.zeros(4, 4).byte()], "index": torch.tensor([0]), "name": ["a"]}
-    metric.update(state, lambda x: torch.ones(1, 2, 4, 4), batch)
+    metric.update(state, metric.predict(lambda x: torch.ones(1, 2, 4, 4), batch), batch)
     assert metric.result([state]) == {"miou": 100, "pixel_accuracy": 100, "mean_accuracy": 100}
 
 
@@ -167,18 +167,18 @@ def identity(x):
     return x
 
 
-def test_windows_and_views():
+def test_tiles_and_views():
     torch.manual_seed(0)
     image = torch.randn(1, 3, 20, 33)
     whole = Predictor()(identity, image, (20, 33))
     assert whole.equal(image[0].argmax(0).byte())
-    assert Predictor(window=16, overlap=4)(identity, image, (20, 33)).equal(whole)  # windows agree
+    assert Predictor(tile=16, overlap=4)(identity, image, (20, 33)).equal(whole)  # tiles agree
     many = torch.randn(1, 40, 20, 33)  # more classes than are resized at once
     larger = nn.functional.interpolate(many, (40, 66), mode="bilinear")[0].argmax(0)
     assert Predictor()(identity, many, (40, 66)).equal(larger.byte())
     assert make_views((0.5, 1.0), True) == (View(0.5), View(0.5, True), View(), View(1.0, True))
     text = Predictor(512, 128, make_views((0.5, 1.0), True)).describe()
-    assert text == "windows of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
+    assert text == "tiles of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
 
 
 def test_views_average_probabilities():

@@ -87,7 +87,7 @@ def test_backbones_of_one_size_take_images_up_to_it():
     assert model.fixed_size == (64, 96) and segmenter().fixed_size is None
     for size in ((64, 96), (30, 40)):
         assert model(torch.rand(1, 3, *size)).shape == (1, 5, *size)
-    with pytest.raises(ValueError, match="images have 65 x 96 pixels.* takes 64 x 96 at most: give windows of 64"):
+    with pytest.raises(ValueError, match="images have 65 x 96 pixels.* takes 64 x 96 at most: give tiles of 64"):
         model(torch.rand(1, 3, 65, 96))
 
 

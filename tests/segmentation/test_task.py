@@ -190,18 +190,16 @@ def test_known_values_replace_those_of_training(scenes, tmp_path):
         Segmentation.trained(given)
 
 
-def test_a_backbone_of_one_size_is_scored_in_windows(scenes, tmp_path):
+def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]
-    train(*words, "--window", 32, "--overlap", 4, "--data-dir", root, "--output", run)
-    words = (
-        "mixer_s32_224 takes images of 32 x 32 pixels at most: cut larger ones into windows, --window 32 --overlap 4"
-    )
+    train(*words, "--tile", 32, "--overlap", 4, "--data-dir", root, "--output", run)
+    words = "mixer_s32_224 takes images of 32 x 32 pixels at most: cut larger ones into tiles, --tile 32 --overlap 4"
     with pytest.raises(SystemExit, match=words):
         evaluate("--checkpoint", run, "--data-dir", root)
-    evaluate("--checkpoint", run, "--data-dir", root, "--window", 32, "--overlap", 4, "--output", tmp_path / "out")
+    evaluate("--checkpoint", run, "--data-dir", root, "--tile", 32, "--overlap", 4, "--output", tmp_path / "out")
     words = [str(root / "train" / "images"), "--checkpoint", str(run), "--output", str(tmp_path / "labelled")]
-    with pytest.raises(SystemExit, match="at most: cut larger ones into windows, --tile 32 --overlap 4"):
+    with pytest.raises(SystemExit, match="at most: cut larger ones into tiles, --tile 32 --overlap 4"):
         predict.main(words)
     assert predict.main([*words, "--tile", "32", "--overlap", "4"]) == 0
 
@@ -227,8 +225,11 @@ MISTAKES = [
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
-    (["--window", 16, "--overlap", 16], "window is 16 and overlap 16: give an --overlap below --window"),
-    (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--window 32"),
+    (
+        ["--tile", 16, "--overlap", 16],
+        "tile is 16 and overlap 16: give an overlap of at least 0 and less than the tile",
+    ),
+    (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
     (
         ["--ignore-index", "none"],

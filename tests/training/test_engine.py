@@ -68,8 +68,11 @@ class Detect:
     def start(self):
         return {"answers": []}
 
-    def update(self, state, model, batch):
-        state["answers"] += [model(image).mean().item() for image in batch["image"]]
+    def predict(self, model, batch):
+        return (model(image).mean().item() for image in batch["image"])
+
+    def update(self, state, outputs, batch):
+        state["answers"] += outputs
 
     def result(self, states):
         answers = [answer for state in states for answer in state["answers"]]

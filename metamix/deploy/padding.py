@@ -13,7 +13,7 @@ from .exportable import Model
 Size = tuple[int, int]
 
 
-class Fitted(nn.Module):
+class PadAndCrop(nn.Module):
     """Pad images by reflection to the sizes that a model takes, run it, and crop its maps.
 
     Args:
@@ -35,8 +35,8 @@ class Fitted(nn.Module):
         return crop(self.run(images), (s * top, s * left), (s * height, s * width))
 
 
-def fit(model: Model, extra: dict[str, Any], size: Size | None) -> Fitted:
-    """Fit a graph to images that are no larger than it.
+def pad_for_graph(model: Model, extra: dict[str, Any], size: Size | None) -> PadAndCrop:
+    """Let a graph take images that are no larger than it.
 
     Args:
         model: the graph.
@@ -44,7 +44,7 @@ def fit(model: Model, extra: dict[str, Any], size: Size | None) -> Fitted:
         size: (height, width) of the graph; None for a dynamic one, which takes images of any size.
     """
     height, width = size or extra["multiple"]
-    return Fitted(model, extra["scale"], (height, width)).eval()
+    return PadAndCrop(model, extra["scale"], (height, width)).eval()
 
 
 def tiles(size: Size | None) -> Size:

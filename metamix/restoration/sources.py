@@ -1,0 +1,150 @@
+"""Find images and pairs of images for restoration.
+
+    DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
+    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val; where both
+                                                   exist, val is held out
+    DIR/input/a.png, DIR/target/a.png              pairs
+    DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
+
+Names of pairs are matched without their endings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from metamix.data.files import Header, read_header
+from metamix.data.find import Pairs, list_images, match_partners
+from metamix.utils.checksums import digest
+from metamix.utils.text import nearest
+
+from .options import ImageOptions
+
+TEST_FOLDERS = ("test", "val")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clean image and, for pairs, its degraded version; `name` is the clean one's path inside its folder."""
+
+    name: str
+    target: Path
+    input: Path | None
+
+    @cached_property
+    def header(self) -> Header:
+        """Read the size and colour of the clean image."""
+        return read_header(self.target)
+
+    @property
+    def file_sizes(self) -> list[int]:
+        """Return the sizes of the files in bytes."""
+        return [path.stat().st_size for path in (self.target, self.input) if path]
+
+    @cached_property
+    def grey(self) -> bool:
+        """Return whether no image of the sample has colours."""
+        return self.header.grey and (self.input is None or read_header(self.input).grey)
+
+
+def test_folders(options: ImageOptions) -> list[Path]:
+    """List the folders test and val of the data set, as far as they exist."""
+    folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def find_roots(options: ImageOptions) -> dict[str, Path]:
+    """Return the folders of the splits.
+
+    "test" is missing where a share of "train" is scored, and "holdout" where there is no folder val beside the test.
+    """
+    root, folders = Path(options.data_dir), test_folders(options)
+    has_train = options.data_dir and (root / "train").is_dir()
+    roots = {"train": root / "train" if has_train else root}
+    if options.test_dir or folders:
+        roots["test"] = Path(options.test_dir) if options.test_dir else folders[0]
+        for folder in folders:
+            if folder.name == "val" and folder.resolve() != roots["test"].resolve():
+                roots["holdout"] = folder
+    return roots
+
+
+def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample]:
+    """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without endings.
+
+    Raises:
+        Unmatched: an image has no partner.
+        ValueError: two images have one name.
+        FileNotFoundError: there are no images.
+    """
+    inputs, targets = root / options.input_folder, root / options.target_folder
+    if not paired:
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {root}")
+        return [Sample(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()]
+    if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
+        found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        raise FileNotFoundError(
+            f"there is no folder {missing}{nearest(missing.name, found)} Pairs need {inputs} and {targets}; for clean "
+            f"images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); images "
+            f"without targets are restored by metamix predict"
+        )
+    return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
+
+
+def leave_out(samples: Sequence[Sample], root: Path, folders: Iterable[Path]) -> list[Sample]:
+    """Return the samples of `root` without those in the folders that are inside it."""
+    inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
+    return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
+
+
+def samples_of(pairs: Pairs) -> list[Sample]:
+    """Return the samples of matched clean and degraded images."""
+    return [Sample(name, target, degraded) for name, (target, degraded) in pairs.items()]
+
+
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Hash the names and the file sizes of samples."""
+    return digest((sample.name, *sample.file_sizes) for sample in samples)
+
+
+def scale_of_pairs(samples: Sequence[Sample]) -> int:
+    """Return how many times larger targets are than inputs: whole, and the same for all pairs.
+
+    Raises:
+        ValueError: see `scale_of_pair`.
+    """
+    scale = None
+    for sample in samples:
+        scale = scale_of_pair(sample, scale)
+    return scale or 1
+
+
+def scale_of_pair(sample: Sample, expected: int | None) -> int:
+    """Return how many times larger the target is than the input.
+
+    The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
+
+    Args:
+        expected: scale of the other pairs, if it is known.
+
+    Raises:
+        ValueError: no scale fits, or another one than the expected.
+    """
+    assert sample.input is not None
+    (h, w), (th, tw) = read_header(sample.input).size, sample.header.size
+    scale = max(th // h, 1)
+    if (h * scale, w * scale) != (th - th % scale, tw - tw % scale):
+        raise ValueError(
+            f"{sample.input} has {h} x {w} pixels and {sample.target} {th} x {tw}; the target of a pair must have the "
+            f"input's size, or a whole number of times that size"
+        )
+    if expected not in (None, scale):
+        raise ValueError(
+            f"{sample.target} has a scale of {scale} over its input, but other pairs have a scale of {expected}: keep "
+            f"pairs of one scale"
+        )
+    return scale
