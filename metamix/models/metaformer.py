@@ -78,42 +78,40 @@ STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)
 DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 
 
-def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: int) -> list[Embed]:
+def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> None:
     """Set the stride of the last downsamplings to 1, so that the last maps have `output_stride`.
 
     A convolution that sees a finer map than it was trained on is dilated to reach equally far.
 
     Args:
-        embeds: the downsamplings between the stages.
-        strides: strides of the stem and of these downsamplings.
+        stem: the stem.
+        downsamples: the downsamplings between the stages; they are changed in place.
         output_stride: stride of the last stage's maps.
 
     Raises:
         ValueError: the model has another number of stages, or downsamplings that are not convolutions of odd kernels.
     """
-    total = math.prod(strides)
+    total = math.prod(embed.reduction for embed in (stem, *downsamples))
     if output_stride == total:
-        return list(embeds)
+        return
     dilatable = all(  # no padding makes a dilated even kernel keep the size of a map
-        isinstance(embed, partial) and embed.func is ConvEmbed and embed.keywords["kernel_size"] % 2 for embed in embeds
+        isinstance(conv, ConvEmbed) and conv.kernel_size[0] % 2 for conv in downsamples
     )
-    if output_stride not in (8, 16) or len(strides) != 4 or total != 32 or not dilatable:
+    if output_stride not in (8, 16) or len(downsamples) != 3 or total != 32 or not dilatable:
         raise ValueError(
             f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Models of four "
             f"stages with convolutions of odd kernels between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave "
             f"it out here."
         )
-    limited, dilation, reached = [], 1, strides[0]
-    for embed, stride in zip(embeds, strides[1:]):
+    dilation, reached = 1, stem.reduction
+    for conv in downsamples:
         if reached < output_stride:
-            limited.append(embed)
-            reached *= stride
+            reached *= conv.reduction
         else:
-            kernel_size = embed.keywords["kernel_size"]
-            padding = dilation * (kernel_size // 2)
-            limited.append(partial(ConvEmbed, kernel_size=kernel_size, stride=1, padding=padding, dilation=dilation))
-            dilation *= stride
-    return limited
+            padding = dilation * (conv.kernel_size[0] // 2)
+            conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (padding, padding)
+            dilation *= conv.reduction
+            conv.reduction = 1
 
 
 def first_and_second_pass(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -316,11 +314,9 @@ class MetaFormer(TimmInterface):
         with torch.device(device) if device is not None else nullcontext():
             self.stem = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
-            if output_stride is not None:
-                with torch.device("meta"):
-                    strides = [embed(a, b).reduction for embed, (a, b) in zip(embeds, pairwise(dims))]
-                embeds = limit_stride(embeds, [self.stem.reduction, *strides], output_stride)
             downsamples: list[Any] = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
+            if output_stride is not None:
+                limit_stride(self.stem, downsamples[1:], output_stride)
             sizes = self.map_sizes(img_size, downsamples)
             self.pos_embed = None
             if pos_embed:

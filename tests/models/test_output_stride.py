@@ -55,6 +55,15 @@ def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
             torch.testing.assert_close(feature[:, :, ::step, ::step], e, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_a_downsampling_may_be_any_constructor_of_convolutions():
+    """A function that builds the same convolutions as the default gives the same model."""
+    own = create(output_stride=8, downsample=lambda i, o: ConvEmbed(i, o, kernel_size=3, stride=2, padding=1))
+    x = torch.randn(1, 3, 64, 64)
+    assert own.feature_info[-1]["reduction"] == 8
+    assert torch.equal(own(x), create(output_stride=8)(x))
+
+
 def test_a_file_loads_without_a_warning(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_s12", **SHALLOW).state_dict(), tmp_path / "w.pt")
     with warnings.catch_warnings():
