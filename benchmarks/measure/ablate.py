@@ -34,7 +34,7 @@ from benchmarks.paths import RESULTS
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import list_mixers
-from metamix.models.metaformer import DOWNSAMPLE, CeilEmbed, ConvEmbed
+from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
 from metamix.models.metaformer_family import ConvNormAct, ConvNormActStem
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule

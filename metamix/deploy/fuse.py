@@ -33,7 +33,8 @@ from metamix.mixers.nin import Nin, TokenMlp
 from metamix.mixers.pooling import Pooling
 from metamix.mixers.raft import Raft, RaftMlp, resize_inputs, resize_outputs
 from metamix.mixers.wavemix import BandMlp, WaveMix
-from metamix.models.metaformer import Block, ConvEmbed, MetaFormer
+from metamix.models.embed import ConvEmbed
+from metamix.models.metaformer import Block, MetaFormer
 from metamix.models.raftmlp import MultiScaleEmbed
 
 Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the map that a module gets

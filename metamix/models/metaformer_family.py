@@ -25,7 +25,7 @@ from metamix.mixers import list_mixers
 from metamix.utils.text import nearest
 
 from .arguments import check_stages, mixers_per_stage
-from .metaformer import CeilEmbed, ConvEmbed
+from .embed import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, build, register
 
 

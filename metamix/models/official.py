@@ -24,6 +24,7 @@ from metamix.utils.tensor_files import unwrap
 from metamix.utils.text import nearest
 
 from .arguments import check_known
+from .embed import ConvEmbed
 from .formats import (
     NINFORMER,
     POOLFORMER,
@@ -40,7 +41,7 @@ from .formats import (
 )
 from .maxim import MaximUNet
 from .maxim_format import flax_format, maxim_format, module_paths
-from .metaformer import Block, ConvEmbed
+from .metaformer import Block
 from .metaformer_family import SIZES, metaformer
 from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp

@@ -16,7 +16,8 @@ from metamix.layers import resize_to
 from metamix.utils.checks import check_count
 
 from .arguments import check_stages, per_stage
-from .metaformer import CeilEmbed, MetaFormer
+from .embed import CeilEmbed
+from .metaformer import MetaFormer
 from .registry import IMAGENET, build, register
 
 

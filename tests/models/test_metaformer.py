@@ -15,7 +15,8 @@ from torch.export import Dim
 from metamix.layers import GELU, GroupNorm1
 from metamix.mixers import register_mixer, registry
 from metamix.models import MetaFormer
-from metamix.models.metaformer import Block, ConvEmbed
+from metamix.models.embed import ConvEmbed
+from metamix.models.metaformer import Block
 
 
 def small(**kwargs) -> MetaFormer:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import metamix
-from metamix.models.metaformer import ConvEmbed
+from metamix.models.embed import ConvEmbed
 
 SHALLOW = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 MIXERS = metamix.list_mixers()
