@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metamix.mixers.registry import plain
 from metamix.utils.checks import check_one_source
 from metamix.utils.text import matching, nearest
 
@@ -137,7 +138,7 @@ def warn_of_changes(given: Mapping[str, Any], trained: Mapping[str, Any], source
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in given.items()
-        if value != trained[name] and "drop" not in name  # dropout changes the training alone
+        if plain(value) != plain(trained[name]) and "drop" not in name  # dropout changes the training alone
     ]
     if changed:
         warnings.warn(f"{source}: the model computes another function: {', '.join(changed)}", stacklevel=3)

@@ -167,6 +167,7 @@ def test_arguments_that_change_trained_weights_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         create_image_model("wavemixsr_nano.x2", pretrained=True, residual=True, proj_drop=0.1)
+        create_image_model("maxim_nano.noise25", pretrained=True, block_size_hr=(8, 8), grid_size_hr=[8, 8])
 
 
 def test_failed_download(published, tmp_path):
