@@ -217,7 +217,7 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     strides = [unit * 2**i for i in out_indices]
     isotropic = len(maps) == 1
     if isotropic and min(maps) < 4:
-        refuse_fine_maps(name, probe, model_args["in_chans"], min(maps))
+        refuse_fine_maps(name, min(maps))
     if not isotropic and strides[0] < min(maps):
         accepted = [i for i in range(4) if unit * 2**i >= min(maps)]
         raise ValueError(
@@ -386,32 +386,9 @@ def replace_batch_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def refuse_fine_maps(name: str, model: nn.Module, in_chans: int, stride: int) -> NoReturn:
-    """Raise ValueError with the memory that training on one image of a usual size would take."""
-    height, width = 800, 1216
-    gib = bytes_for_backward(model, (in_chans, height, width)) / 2**30
+def refuse_fine_maps(name: str, stride: int) -> NoReturn:
+    """Raise ValueError for a model whose maps are too large to train on images of a usual size."""
     raise ValueError(
-        f"{name} keeps all its maps at stride {stride}: training on a single image of {height} x {width} would take "
-        f"{gib:.0f} GiB for the maps that the backward pass needs. Take a model whose stride is 4 or more, such as "
-        f"wavemix_192_16, or give this one a coarser stem."
+        f"{name} keeps all its maps at stride {stride}, which may take tens of GiB for one image of 800 x 1216. Take a "
+        f"model of stride 4 or more, such as wavemix_192_16, or give this one a coarser stem."
     )
-
-
-def bytes_for_backward(model: nn.Module, size: tuple[int, int, int]) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass.
-
-    Args:
-        model: a model on the meta device.
-        size: (C, H, W) of the one image.
-    """
-    kept = {}  # by storage: a tensor that is kept twice counts once
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = model(torch.empty(1, *size, device="meta"))
-    del features
-    return sum(storage.nbytes() for storage in kept.values())

@@ -223,7 +223,7 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
             f"the image: take a backbone whose stride is a power of 2, or another head."
         )
     if stride < 4:
-        refuse_fine_maps(name, probe, request.model_args["in_chans"], stride)
+        refuse_fine_maps(name, stride)
     halves = [dim // 2 ** (i + 1) for i in range(doublings)]
     channels = list(head_channels or halves)
     if len(channels) != doublings or min(channels) < 1:

@@ -217,8 +217,8 @@ def test_export_for_any_size(head, backbone, options):
         (dict(backbone="vit_tiny_patch16_224", backbone_args=dict(depth=1)), "vit_tiny_patch16_224 does not take"),
         (dict(pretrained=True, checkpoint="a.pt"), "both say where weights come from: give one"),
         (dict(backbone="ninformer_cifar", pretrained=True), "No weights are published for ninformer_cifar"),
-        (dict(backbone="wavemix_144_7"), r"keeps all its maps at stride 1: .* would take \d+ GiB"),
-        (dict(head="wavemix", backbone="wavemix_144_7"), r"keeps all its maps at stride 1: .* would take \d+ GiB"),
+        (dict(backbone="wavemix_144_7"), "keeps all its maps at stride 1, which may take"),
+        (dict(head="wavemix", backbone="wavemix_144_7"), "keeps all its maps at stride 1, which may take"),
         (
             dict(head="wavemix", backbone="minattn_symmetric_nomlp_h4_mnist"),
             "have stride 7, and the wavemix head doubles",
