@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from metamix.mixers.registry import plain
 from metamix.utils.checks import check_one_source
-from metamix.utils.text import matching, nearest
+from metamix.utils.text import nearest
 
 from .arguments import check_known
 from .download import download
@@ -72,22 +72,9 @@ def register_image_model(
     _MODELS[name] = Entry(build, preset, dict(tags or {}))
 
 
-def list_image_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """List the registered image models.
-
-    Args:
-        pattern: a name with wildcards, such as "maxim_s*".
-        pretrained: list NAME.TAG of every weight file instead.
-
-    Returns:
-        Names in the order of registration.
-
-    Raises:
-        ValueError: the pattern matches no model.
-    """
-    others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
-    names = matching([pattern], list(_MODELS), others)
-    return [f"{name}.{tag}" for name in names for tag in tags_of(name)] if pretrained else names
+def image_model_names() -> list[str]:
+    """Return the names of the registered image models, in the order of registration."""
+    return list(_MODELS)
 
 
 def create_image_model(
