@@ -482,6 +482,8 @@ def maxim(
     accept("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
     accept("use_bias", use_bias, [True], "True")
     accept("dropout_rate", dropout_rate, [0], "0, as in all published models")
+    accept("use_global_mlp", use_global_mlp, [True], "True, as in all published models")
+    accept("use_cross_gating", use_cross_gating, [True], "True, as in all published models")
     accept("num_outputs", num_outputs, [3], "3, as in all published models, whose output is the image plus a residual")
     accept("lrelu_slope", lrelu_slope, [0.2], "0.2, the slope in their layers, to which theirs does not pass it on")
     block, grid = parse_size("block_size_lr", block_size_lr), parse_size("grid_size_lr", grid_size_lr)
@@ -506,8 +508,6 @@ def maxim(
         grid_gmlp_factor=grid_gmlp_factor,
         input_proj_factor=input_proj_factor,
         channels_reduction=channels_reduction,
-        use_global_mlp=use_global_mlp,
-        use_cross_gating=use_cross_gating,
     )
     return model, maxim_format(model, state)
 
