@@ -448,8 +448,7 @@ def test_mixer_that_changes_the_shape_in_a_compiled_model(forget):
 
 @pytest.mark.parametrize("mixer", ["raft", "maxim", "wavemix", "nin-grid", "minattn-shared", "minattn-positions"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_tracing_warns_of_other_sizes(mixer, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # attention has a path of its own
+def test_tracing_warns_of_other_sizes(mixer):
     name, options = CASES[mixer]
     with pytest.warns(UserWarning, match="holds for the example's image size only"):
         traced = torch.jit.trace(create_mixer(name, DIM, size=SIZE, **options).eval(), images(16, 12))
