@@ -42,7 +42,7 @@ from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_se
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
 
-from .image_inference import crop, local_mean, pad_by_reflection, shrink_image
+from .image_inference import crop, pad_by_reflection, shrink_image
 
 Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
@@ -417,6 +417,24 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = local_mean(x, self.window) if self.window else x.mean((2, 3), keepdim=True)
         return x * self.fc2(self.act(self.fc1(mean))).sigmoid()
+
+
+def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Average each pixel's neighbourhood: (B, C, H, W) -> (B, C, H, W).
+
+    A window larger than the map is cut to it. A pixel near the border takes the mean of the nearest window that
+    lies inside the map, as in "Test-time Local Converter" (TLC, arXiv 2112.04491).
+    """
+    for dim, side in ((-2, window[0]), (-1, window[1])):
+        length = x.shape[dim]
+        side = min(side, length)
+        sums = x.cumsum(dim, dtype=torch.promote_types(x.dtype, torch.float32))
+        first = sums.narrow(dim, side - 1, 1)
+        later = sums.narrow(dim, side, length - side) - sums.narrow(dim, 0, length - side)
+        means = torch.cat([first, later], dim) / side  # length - side + 1 of them
+        place = torch.arange(length, device=x.device) - (side - 1) // 2
+        x = means.index_select(dim, place.clamp(0, length - side)).to(x.dtype)
+    return x
 
 
 class CrossGating(nn.Module):

@@ -353,6 +353,17 @@ def test_exports_for_any_multiple(depth):
         torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (4, 5), (2, 99), (99, 99)])
+def test_local_mean(window):
+    x = random_images(1, 2, 7, 9)
+    kh, kw = min(window[0], 7), min(window[1], 9)
+    means = nn.functional.avg_pool2d(x, (kh, kw), stride=1)
+    (top, left) = (kh - 1) // 2, (kw - 1) // 2
+    expected = nn.functional.pad(means, (left, kw - 1 - left, top, kh - 1 - top), mode="replicate")
+    torch.testing.assert_close(maxim.local_mean(x, window), expected)
+    assert maxim.local_mean(x.bfloat16(), window).dtype == torch.bfloat16
+
+
 @torch.no_grad()
 def test_local_pooling():
     """A window as large as the map changes nothing; a smaller one makes far pixels independent of each other."""
