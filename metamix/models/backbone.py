@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from metamix.layers import GroupNorm1
 from metamix.utils.checks import check_count, check_one_source
 from metamix.utils.text import nearest
 
+from .batch_norms import settle_batch_norms
 from .download import check_hub
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
@@ -237,25 +237,6 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     )
 
 
-def settle_batch_norms(body: nn.Module, frozen: bool | None, *, loaded: bool, keep: bool) -> nn.Module:
-    """Freeze all batch norms of a model, keep them, or replace them by group norms.
-
-    Args:
-        body: the model.
-        frozen: whether to freeze; None: if the weights are `loaded`.
-        loaded: whether the weights are loaded.
-        keep: keep batch norms that are not frozen, instead of replacing them.
-
-    Raises:
-        ValueError: `frozen` is something else.
-    """
-    if frozen not in (True, False, None):
-        raise ValueError(f"frozen_norms is {frozen!r}; accepted are True, False and None.")
-    if loaded if frozen is None else frozen:
-        return freeze_batch_norm_2d(body)
-    return body if keep else replace_batch_norms(body)
-
-
 def check_request(
     name: str, out_indices: Sequence[int], extra: str, pretrained: bool, checkpoint: str | Path | None
 ) -> None:
@@ -369,21 +350,6 @@ def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
     if in_chans == 1:
         return (sum(values) / len(values),)
     return tuple(values[i % len(values)] for i in range(in_chans))
-
-
-def replace_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace all batch norms inside a module by group norms of one group, with the same initial weights."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1
-            new = make(child.num_features, affine=child.affine)
-            new.load_state_dict({key: child.state_dict()[key] for key in new.state_dict()})
-            if isinstance(child, BatchNormAct2d):
-                new.act, new.drop = child.act, child.drop
-            setattr(module, name, new)
-        else:
-            replace_batch_norms(child)
-    return module
 
 
 def refuse_fine_maps(name: str, stride: int) -> NoReturn:

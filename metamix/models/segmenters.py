@@ -19,7 +19,7 @@ weights. Tags of PoolFormer with Semantic FPN are `metaformer_pooling_s12.ade20k
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,12 @@ from .backbone import (
     load_body,
     plan_levels,
     refuse_fine_maps,
-    settle_batch_norms,
     takes_argument,
 )
-from .download import download
-from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
+from .batch_norms import settle_batch_norms
+from .published_segmenters import load_published, published_segmenter
 from .pyramids import LastMap
-from .registry import check_model, check_published
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
-from .weights import check_state, read_weights
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
@@ -270,9 +267,9 @@ def build_segmenter(
         img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size; for a few
             of timm's models, any size up to this one. It does nothing for backbones without spatial weights, such as
             resnet18.
-        pretrained: load the published weights: of the whole segmenter for a name with a tag in `WEIGHTS`, such as
-            "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of classes the classifier is
-            new.
+        pretrained: load the published weights: of the whole segmenter for a name with a tag in
+            `published_segmenters.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With
+            another number of classes the classifier is new.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
@@ -311,91 +308,11 @@ def build_segmenter(
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
-        load_published(model, whole, f"{head} on {backbone}")
+        load_published(
+            model, whole, f"{head} on {backbone}", classifier=model.classifier, num_classes=model.num_classes
+        )
         settle_batch_norms(model.backbone, frozen_norms, loaded=True, keep=True)
     return model
-
-
-# Published weights of whole segmenters
-
-
-@dataclass(frozen=True)
-class PublishedSegmenter:
-    """Weights of a segmenter on the network, the options of its head, and how its authors name the tensors."""
-
-    url: str
-    num_classes: int
-    layout: Format
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/{0}/{0}_{1}.pth"
-ADE20K = {
-    size: PublishedSegmenter(
-        MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp),
-        num_classes=150,
-        layout=POOLFORMER_SEMANTIC_FPN,
-    )
-    for size, stamp in {
-        "s12": "20220501_115154-b5aa2f49",
-        "s24": "20220503_222049-394a7cf7",
-        "s36": "20220501_151122-b47e607d",
-        "m36": "20220501_164230-3dc83921",
-        "m48": "20220504_003923-64168d3b",
-    }.items()
-}
-CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
-    "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
-    num_classes=20,
-    layout=wavemix_segmenter_format("pool", level=3),
-    options=dict(head_channels=(128, 64)),
-)
-WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbone and tag
-    "semantic_fpn": {f"metaformer_pooling_{size}.ade20k": weights for size, weights in ADE20K.items()},
-    "upernet": {},
-    "wavemix": {"wavemix_192_16_l3.cityscapes": CITYSCAPES},
-}
-
-
-def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the published weights of a head on a backbone with a tag, or None if the tag is the backbone's own.
-
-    Raises:
-        ValueError: the tag is for another head.
-    """
-    for other, known in WEIGHTS.items():
-        if backbone in known and other != head:
-            raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
-    return WEIGHTS[head].get(backbone)
-
-
-def check_backbone_name(name: str, pretrained: bool) -> None:
-    """Raise ValueError for an unknown backbone or tag, or if `pretrained` weights are not published."""
-    if any(name in known for known in WEIGHTS.values()):
-        return
-    check_model(name)
-    if pretrained:
-        check_published(name)
-
-
-def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -> None:
-    """Load published weights into a segmenter. The classifier stays new if it is for other classes.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or of a wrong shape.
-        OSError: the file cannot be downloaded.
-    """
-    path = download(published.url, Path(published.url).stem)
-    given, unknown = published.layout.translate(read_weights(path)[0], model)
-    own = model.state_dict()
-    if model.num_classes != published.num_classes:
-        kept = [key for key in own if not key.startswith(tuple(f"{layer}." for layer in model.classifier))]
-        given, own = ({key: tensors[key] for key in kept if key in tensors} for tensors in (given, own))
-    try:
-        check_state(given, own, unknown, name, published.layout.name)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    model.load_state_dict(given, strict=False)
 
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metamix.models import count_macs
-from metamix.models.segmenters import Segmenter, check_backbone_name, published_segmenter
+from metamix.models.published_segmenters import check_backbone_name, published_segmenter
+from metamix.models.segmenters import Segmenter
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
