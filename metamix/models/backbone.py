@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from metamix.utils.checks import check_count, check_one_source
 from metamix.utils.text import nearest
 
-from .batch_norms import settle_batch_norms
+from .batch_norms import apply_batch_norms, check_batch_norms
 from .download import check_hub
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
@@ -122,14 +122,13 @@ def build_backbone(
     extra: str = "none",
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
-    frozen_norms: bool | None = None,
-    keep_norms: bool = False,
+    batch_norms: str = "auto",
     **model_args: Any,
 ) -> Backbone:
     """Build a model with a feature pyramid.
 
-    Detectors train on batches of few images, too few for batch statistics. So batch norms are frozen if weights are
-    loaded, and otherwise replaced by group norms of one group (as with `norm="group"` of WaveMix).
+    Detectors train on batches of few images, too few for batch statistics. So by default batch norms are frozen if
+    weights are loaded, and otherwise replaced by group norms of one group (as with `norm="group"` of WaveMix).
 
     Args:
         name: any name in timm, the zoo's included, that has features.
@@ -141,8 +140,7 @@ def build_backbone(
             in RetinaNet and FCOS).
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder.
-        frozen_norms: True to freeze batch norms, False to replace them, None to freeze those with loaded weights.
-        keep_norms: train batch norms that are not frozen, instead of replacing them.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
@@ -151,6 +149,7 @@ def build_backbone(
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
+    check_batch_norms(batch_norms)
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     if out_channels is not None:
@@ -158,7 +157,7 @@ def build_backbone(
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
-    body = settle_batch_norms(body, frozen_norms, loaded=pretrained or bool(checkpoint), keep=keep_norms)
+    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
     own = [plan.dims[source] for source, _ in plan.sources]

@@ -4,25 +4,36 @@ from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
 from torch import nn
 
 from metamix.layers import GroupNorm1
+from metamix.utils.text import nearest
+
+BATCH_NORMS = ("auto", "freeze", "replace", "train")
 
 
-def settle_batch_norms(body: nn.Module, frozen: bool | None, *, loaded: bool, keep: bool) -> nn.Module:
-    """Freeze all batch norms of a model, keep them, or replace them by group norms.
+def check_batch_norms(batch_norms: str) -> None:
+    """Raise ValueError for an unknown treatment of batch norms."""
+    if batch_norms not in BATCH_NORMS:
+        raise ValueError(
+            f"batch_norms is {batch_norms!r}{nearest(batch_norms, BATCH_NORMS)} Accepted: {', '.join(BATCH_NORMS)}."
+        )
+
+
+def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
+    """Freeze all batch norms of a model, replace them by group norms, or leave them to be trained.
 
     Args:
         body: the model.
-        frozen: whether to freeze; None: if the weights are `loaded`.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
         loaded: whether the weights are loaded.
-        keep: keep batch norms that are not frozen, instead of replacing them.
 
     Raises:
-        ValueError: `frozen` is something else.
+        ValueError: `batch_norms` is something else.
     """
-    if frozen not in (True, False, None):
-        raise ValueError(f"frozen_norms is {frozen!r}; accepted are True, False and None.")
-    if loaded if frozen is None else frozen:
+    check_batch_norms(batch_norms)
+    if batch_norms == "auto":
+        batch_norms = "freeze" if loaded else "replace"
+    if batch_norms == "freeze":
         return freeze_batch_norm_2d(body)
-    return body if keep else replace_batch_norms(body)
+    return replace_batch_norms(body) if batch_norms == "replace" else body
 
 
 def replace_batch_norms(module: nn.Module) -> nn.Module:

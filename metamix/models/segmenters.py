@@ -43,7 +43,7 @@ from .backbone import (
     refuse_fine_maps,
     takes_argument,
 )
-from .batch_norms import settle_batch_norms
+from .batch_norms import apply_batch_norms
 from .published_segmenters import load_published, published_segmenter
 from .pyramids import LastMap
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
@@ -121,7 +121,7 @@ class Request:
     Attributes:
         name: the backbone.
         num_classes: classes.
-        weights: `pretrained`, `checkpoint` and `frozen_norms` of `build_backbone`.
+        weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
         model_args: arguments of the backbone without `img_size`.
         img_size: image size that spatial weights are made for; None for the backbone's own.
     """
@@ -150,7 +150,6 @@ class Request:
             self.name,
             out_indices=levels,
             out_channels=out_channels,
-            keep_norms=True,
             **self.weights,
             **self.padded_args(plan.size_divisible),
         )
@@ -234,9 +233,9 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
 
 def last_map_backbone(request: Request, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
     """Build a backbone that returns its last map alone; arguments as in `load_body`."""
-    pretrained, checkpoint, frozen = (request.weights[key] for key in ("pretrained", "checkpoint", "frozen_norms"))
+    pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
     body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
-    body = settle_batch_norms(body, frozen, loaded=pretrained or bool(checkpoint), keep=True)
+    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
     return Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
 
 
@@ -303,7 +302,12 @@ def build_segmenter(
         if name in model_args:
             raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
     model_args = for_any_size(backbone, model_args)
-    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, frozen_norms=frozen_norms)
+    if frozen_norms not in (True, False, None):
+        raise ValueError(f"frozen_norms is {frozen_norms!r}; accepted are True, False and None.")
+    freeze = pretrained or bool(checkpoint) if frozen_norms is None else frozen_norms
+    # Batch norms of a whole segmenter are frozen after its weights are loaded.
+    batch_norms = "freeze" if freeze and not (whole and pretrained) else "train"
+    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, batch_norms=batch_norms)
     request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
@@ -311,7 +315,8 @@ def build_segmenter(
         load_published(
             model, whole, f"{head} on {backbone}", classifier=model.classifier, num_classes=model.num_classes
         )
-        settle_batch_norms(model.backbone, frozen_norms, loaded=True, keep=True)
+        if freeze:
+            apply_batch_norms(model.backbone, "freeze", loaded=True)
     return model
 
 

@@ -432,7 +432,7 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
         (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but two factors are needed"),
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
         (dict(workers=-1), "workers is -1, but it must be at least 0"),
-        (dict(model_args={"keep_norms": True}), "model_args has keep_norms, which comes from the task"),
+        (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
         (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
         (dict(detector_args={"score_thresh": "high"}), "detector_args has score_thresh: 'high'; accepted are true"),
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be auto, or above 0"),
