@@ -25,7 +25,17 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from metamix.layers import Conv2d, Dropout, Float32LayerNorm2d, GroupNorm1, Mlp, average_to, rearrange, resize_to
+from metamix.layers import (
+    Conv2d,
+    Dropout,
+    Float32LayerNorm2d,
+    GroupNorm1,
+    Mlp,
+    average_to,
+    rearrange,
+    resize_to,
+    round_up,
+)
 from metamix.mixers.identity import Identity
 from metamix.mixers.maxim import Maxim
 from metamix.mixers.minattn import Cholesky, MinAttn, triangular
@@ -256,8 +266,8 @@ class SummedEmbed(nn.Module):
         self.conv = convolution(kernel, bias, stride=embed.reduction, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        s, (h, w) = self.reduction, x.shape[-2:]
-        return self.conv(resize_to(x, ((h + s - 1) // s * s, (w + s - 1) // s * s)))
+        s = self.reduction
+        return self.conv(resize_to(x, round_up(x.shape[-2:], (s, s))))
 
 
 class Constant(nn.Module):

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from metamix.layers import round_up
+
 ImageFunction = Callable[[Tensor], Tensor]
 Size = tuple[int, int]
 
@@ -30,8 +32,8 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     Returns:
         The padded images (B, C, H', W'), and (top, left), where the image begins in them.
     """
-    (h, w), (mh, mw) = x.shape[-2:], multiple
-    size = (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw
+    h, w = x.shape[-2:]
+    size = round_up((h, w), multiple)
     if size == (h, w):
         return x, (0, 0)
     (rows, top), (columns, left) = (reflected_places(n, m, x.device) for n, m in zip((h, w), size))

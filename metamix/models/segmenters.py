@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metamix.layers import crop_to, pad_to, resize_to
+from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.utils.checks import check_count, check_rate, parse_size
 from metamix.utils.text import nearest
 
@@ -137,7 +137,7 @@ class Request:
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = parse_size("img_size", self.img_size)
-        return self.model_args | {"img_size": tuple(math.ceil(side / multiple) * multiple for side in sides)}
+        return self.model_args | {"img_size": round_up(sides, (multiple, multiple))}
 
     def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
         """Return the plan of a pyramid from `finest_stride` to stride 32, and its levels."""
