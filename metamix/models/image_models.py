@@ -178,8 +178,8 @@ def published_weights(name: str) -> Path:
     if not tags:
         raise nothing_published(name)
     tag = tag or tags[0]
-    card = local_weights().get(name, {}).get(tag)
-    return Path(card["file"]) if card else download(_MODELS[name].tags[tag], f"{name}.{tag}")
+    source = published_source(name, tag)
+    return download(source, f"{name}.{tag}") if "://" in source else Path(source)
 
 
 def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
