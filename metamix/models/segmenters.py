@@ -170,9 +170,7 @@ def semantic_fpn(
     backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
     classes, width = request.num_classes, head_channels or default_width(128, plan)
     head = SemanticFPNHead(backbone.channels, classes, channels=width, dropout=dropout)
-    if not auxiliary:
-        return Segmenter(backbone, head, classes)
-    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
     return Segmenter(backbone, head, classes, second)
 
 
@@ -190,9 +188,7 @@ def upernet(
     backbone = request.build(plan, levels, None)
     classes, width = request.num_classes, head_channels or default_width(512, plan)
     head = UPerHead(backbone.channels, classes, channels=width, dropout=dropout)
-    if not auxiliary:
-        return Segmenter(backbone, head, classes)
-    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
     return Segmenter(backbone, head, classes, second)
 
 
