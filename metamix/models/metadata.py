@@ -262,7 +262,8 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
     if common.task != task:
         found = common.model or "weights without a description"
         raise ValueError(
-            f"{source} holds no {network} of metamix, but {found}; give a run of metamix train --task {task}"
+            f"{source} holds {found}, not a {network} that metamix trained: give a run folder of metamix train --task "
+            f"{task}"
         )
 
 

@@ -466,7 +466,7 @@ def test_splits_must_have_the_same_classes(tmp_path):
 def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
     with pytest.raises(
-        ValueError, match="holds no detector of metamix, but resnet18; give a run of metamix train --task"
+        ValueError, match="holds resnet18, not a detector that metamix trained: give a run folder of metamix train"
     ):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):
