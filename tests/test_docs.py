@@ -9,7 +9,6 @@ import pytest
 
 from metamix.cli.main import COMMANDS, main
 from metamix.cli.tasks import TASKS
-from metamix.mixers import registry
 from metamix.training.recipe import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,12 +30,11 @@ LINES = [
 
 
 @pytest.mark.parametrize("code, printed", SNIPPETS)
-def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch):
+def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch, forget_mixers):
     for package, extra in EXTRAS.items():
         if package in code:
             pytest.importorskip(package, reason=f"pip install 'metamix[{extra}]'")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))  # other tests must not see a snippet's mixer
     exec(compile(code, "snippet", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out == printed
 
