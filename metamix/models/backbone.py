@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         return self.pyramid([m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else maps)
 
 
-class OnBackbone(nn.Module):
+class BackboneMixin(nn.Module):
     """Methods that timm's optimizers and a trainer call on a network with a `backbone`."""
 
     backbone: Backbone

@@ -201,7 +201,7 @@ def poolformer_semantic_fpn(
 # RaftMLP, Tatsunami and Taki 2022: github.com/okojoalg/raft-mlp
 
 
-def raft_mlp(
+def raftmlp_classifier(
     state: Mapping[str, Tensor],
     *,
     layers: Sequence[Mapping],
@@ -253,7 +253,7 @@ def raft_mlp(
 # WaveMix, Jeevan et al. 2022: github.com/pranavphoenix/WaveMix, its classifier
 
 
-def wave_mix(
+def wavemix_classifier(
     state: Mapping[str, Tensor],
     *,
     num_classes: int = 1000,
@@ -375,7 +375,7 @@ def wavemixsr(
 # NiNformer, Abdullah 2024: github.com/Abdullah-88/NiNformer
 
 
-def nin_former(
+def ninformer_classifier(
     state: Mapping[str, Tensor],
     *,
     image_size: int = 32,
@@ -523,11 +523,11 @@ SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "poolformer": poolformer,
     "poolformer_semantic_fpn": poolformer_semantic_fpn,
     "timm_poolformer": timm_poolformer,
-    "raftmlp": raft_mlp,
-    "wavemix": wave_mix,
+    "raftmlp": raftmlp_classifier,
+    "wavemix": wavemix_classifier,
     "wavemix_segmentation": wavemix_segmentation,
     "wavemix_cityscapes": wavemix_cityscapes,
-    "ninformer": nin_former,
+    "ninformer": ninformer_classifier,
     "maxim_mab": maxim_mab,
     "maxim": maxim,
     "wavemix_superresolution": wavemix_superresolution,
@@ -633,7 +633,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
     """Return the leaves of a tree of arrays or tensors by name, levels joined by "/".
 
     Raises:
-        ValueError: a leaf is no array of numbers.
+        ValueError: a leaf is not an array of numbers.
     """
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():

@@ -31,7 +31,7 @@ from metamix.utils.text import nearest
 
 from .backbone import (
     Backbone,
-    OnBackbone,
+    BackboneMixin,
     Plan,
     build_backbone,
     build_probe,
@@ -52,7 +52,7 @@ FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
 
 
-class Segmenter(OnBackbone):
+class Segmenter(BackboneMixin):
     """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), in training a list of them.
 
     Attributes:
