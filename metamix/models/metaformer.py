@@ -273,7 +273,7 @@ class MetaFormer(TimmInterface):
         """Return (H, W) of the maps in each stage.
 
         Raises:
-            ValueError: `img_size` is no size, or too small for the stages.
+            ValueError: `img_size` is not a size, or too small for the stages.
         """
         sizes = [self.stem.out_size(parse_size("img_size", img_size))]
         for down in downsamples[1:]:

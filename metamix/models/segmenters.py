@@ -4,7 +4,7 @@
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
                        in training mode a list of such scores: the head's, then the auxiliary head's if there is one
 
-Normalise images by `model.mean` and `model.std` first. Sides that are no multiple of the coarsest stride are padded
+Normalise images by `model.mean` and `model.std` first. Sides that are not a multiple of the coarsest stride are padded
 with zeros inside, and the scores are cropped. Scores are float32 under autocast too.
 
     semantic_fpn    PoolFormer's head on a feature pyramid
@@ -91,7 +91,7 @@ class Segmenter(BackboneMixin):
         return scores if self.training else scores[0]
 
     def check(self, images: Tensor) -> None:
-        """Raise ValueError for a tensor that is no batch of images of this model."""
+        """Raise ValueError for a tensor that is not a batch of images of this model."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
@@ -116,7 +116,7 @@ def last_layer(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """Hold the backbone that a head is built on, and the number of classes.
+    """The backbone to build a head on, and the number of classes.
 
     Attributes:
         name: the backbone.
@@ -322,9 +322,9 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
     for name, given in options.items():
         if name not in accepted:
             raise ValueError(
-                f"{head} has no option {name!r}{nearest(name, accepted)} Arguments of the backbone go into "
-                f"backbone_args=dict({name}=...), on the command line into --model-args. Options of {head}: "
-                f"{', '.join(accepted)}."
+                f"{head} has no option {name!r}{nearest(name, accepted)} Pass an argument of the "
+                f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
+                f"{head}: {', '.join(accepted)}."
             )
         if name not in WIDTHS or given is None:
             continue

@@ -206,7 +206,7 @@ def test_export_for_any_size(head, backbone, options):
         (dict(in_chans=0), "in_chans is 0: give a whole number of at least 1"),
         (dict(img_size=(64, 0)), r"img_size is \(64, 0\): give one number of at least 1, or two"),
         (dict(neck_chanels=8), "semantic_fpn has no option 'neck_chanels'; did you mean 'neck_channels'"),
-        (dict(depths=(1, 1)), r"no option 'depths'.* go into backbone_args=dict\(depths=...\)"),
+        (dict(depths=(1, 1)), r"no option 'depths'.* backbone with backbone_args=dict\(depths=...\)"),
         (dict(head="wavemix", auxiliary=True), "wavemix has no option 'auxiliary'"),
         (dict(neck_channels=0), "neck_channels is 0: give a whole number of at least 1"),
         (dict(finest_stride=2), "finest_stride is 2; accepted are 4, 8, 16, 32"),
