@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.measure.ceiling import dense_conv_net
 from metamix.layers import GELU, GroupNorm1
-from metamix.models.metaformer import DOWNSAMPLE, CeilEmbed, ConvEmbed
+from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
 from metamix.models.metaformer_family import ConvNormAct, ConvNormActStem
 
 

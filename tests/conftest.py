@@ -30,3 +30,11 @@ Figure.savefig = write_pixel
 def rendered_figures(monkeypatch):
     """Render figures, for tests that look at them."""
     monkeypatch.setattr(Figure, "savefig", RENDER)
+
+
+@pytest.fixture
+def forget_mixers(monkeypatch):
+    """Forget after the test which mixers it registered."""
+    from metamix.mixers import registry
+
+    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))

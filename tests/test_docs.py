@@ -11,7 +11,6 @@ import pytest
 
 from metamix.cli.main import main
 from metamix.deploy.predict import RUNNERS
-from metamix.mixers import registry
 from metamix.training.processes import ProcessGroup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,12 +33,11 @@ LINES = [
 
 
 @pytest.mark.parametrize("code, printed", SNIPPETS)
-def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch):
+def test_python_prints_what_stands_below_it(code, printed, capsys, monkeypatch, forget_mixers):
     for package, extra in EXTRAS.items():
         if package in code:
             pytest.importorskip(package, reason=f"pip install 'metamix[{extra}]'")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))  # other tests must not see a snippet's mixer
     exec(compile(code, "snippet", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out == printed
 

@@ -20,7 +20,7 @@ import torch
 from benchmarks.measure.arguments import list_of
 from benchmarks.measure.timing import in_fresh_process, machine, memory_mib, save
 from benchmarks.paths import RESULTS
-from metamix.models.image_models import create_image_model, list_image_models
+from metamix.models.image_models import create_image_model, image_model_names
 from metamix.restoration.inference import Restorer
 from metamix.utils.system import keep_freed_memory
 
@@ -54,7 +54,7 @@ def measure(name: str, height: int, width: int, tile: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=list_of(tuple(list_image_models())), default=MODELS, help="comma list")
+    parser.add_argument("--models", type=list_of(tuple(image_model_names())), default=MODELS, help="comma list")
     parser.add_argument("--sides", type=list_of(tuple(map(str, SIDES))), default=SIDES, help="comma list, in pixels")
     parser.add_argument("--photograph", action="store_true", help="also 12 megapixels")
     parser.add_argument("--output", type=Path, default=FILE, help="JSON file")

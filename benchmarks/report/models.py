@@ -7,7 +7,6 @@ import timm
 from benchmarks.markdown import table
 from benchmarks.weight_cards import load_cards, model_of
 from metamix import list_image_models, list_mixers, list_models
-from metamix.models.listing import image_model_info
 from metamix.utils.text import short_count
 
 IMAGE_ARXIV = {"maxim": "2201.02973", "wavemixsr": "2307.00430", "wavemix": "2205.14375"}
@@ -49,17 +48,16 @@ def papers() -> str:
 def image_models() -> str:
     """Make the table of the models that return images."""
     rows = []
-    for name in list_image_models():
-        model = image_model_info(name)
+    for model in list_image_models():
         scores = [f" {w.psnr:.2f} dB on {w.test_data}" if w.psnr is not None else "" for w in model.weights]
         rows.append(
             [
-                f"`{name}`",
+                f"`{model.name}`",
                 short_count(model.parameters),
                 short_count(model.macs_per_pixel),
                 f"{model.in_chans}",
                 f"x{model.scale}" if model.scale > 1 else "same",
-                arxiv_link(image_arxiv_of(name)),
+                arxiv_link(image_arxiv_of(model.name)),
                 ", ".join(f"`{w.tag}`{score}" for w, score in zip(model.weights, scores)),
             ]
         )

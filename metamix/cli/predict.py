@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metamix.cli.tasks import take_task, task_module
-from metamix.models.image_models import list_image_models
+from metamix.models.image_models import image_model_names
 from metamix.models.weights import find_weights
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError):
         task, words = take_task(argv)
         checkpoint, model = _weights(words)
-        if task is None and checkpoint is None and model is not None and model.partition(".")[0] in list_image_models():
+        if task is None and checkpoint is None and model is not None and model.partition(".")[0] in image_model_names():
             raise ValueError(f"{model} is a model that restores images: give --task restoration too")
         if checkpoint is None and model is not None and Path(model).is_dir():
             from metamix.deploy.predict import main as predict_exported

@@ -24,11 +24,12 @@ from metamix.detection.detectors import FCOS, Detector, RetinaNet
 from metamix.detection.load import load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.task import Detection
+from metamix.layers import round_up
 from metamix.models.metadata import ModelMetadata
 
 from .box_match import BoxMatch
 from .exportable import Comparison, Model, Request
-from .exported_detector import ExportedDetector, Objects, Size, round_up, suppress
+from .exported_detector import ExportedDetector, Objects, Size, suppress
 
 CANDIDATES = 100  # of a random image without objects
 
@@ -205,18 +206,18 @@ def open_detector(request: Request) -> ExportableDetector:
         raise ValueError(f"{request.source} is a {type(model).__name__}: exported are RetinaNet and FCOS")
     metadata = ModelMetadata.from_dict(entries, request.source)
     step = model.backbone.size_divisible
-    size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), step)
+    size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), (step, step))
     height, width = size if isinstance(size, tuple) else (size, size)
     if height % step or width % step:
         raise ValueError(f"img_size is {height} x {width}, but {request.source} takes multiples of {step} pixels")
     if request.dynamic:  # torch.export would fix the size if a map of the example were a single pixel
         least = 2 * math.ceil(max(model.backbone.strides))
-        height, width = round_up((max(height, least), max(width, least)), step)
+        height, width = round_up((max(height, least), max(width, least)), (step, step))
     metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
     least = least_side(model) if request.dynamic and request.format == "torch" else 1
     found = ExportableDetector(model, metadata, request.dynamic, task, request.images, least)
     shorter, most = model.transform.min_size[-1], model.transform.max_size
-    if not request.dynamic and max(height, width) > round_up((most, most), step)[0]:
+    if not request.dynamic and max(height, width) > round_up((most, most), (step, step))[0]:
         found.notes.append(
             f"images are resized as in training, to a shorter side of {shorter} but at most {most} pixels: the rest of "
             f"{height} x {width} is padding, which costs time and changes scores"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from metamix.models.image_models import list_image_models
+from metamix.models.image_models import image_model_names
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import WEIGHTS, load_metadata
@@ -111,7 +111,7 @@ class Quantizable(Exportable, Protocol):
 
 def task_of(source: str, model: str | None = None) -> str:
     """Return the task of a model; `model` is its name, for a file that does not name it."""
-    if source.partition(".")[0] in list_image_models():
+    if source.partition(".")[0] in image_model_names():
         return "restoration"
     path = weight_path(source)
     return "classification" if path is None else task_of_weights(path, model)
@@ -127,7 +127,7 @@ def task_of_weights(path: Path, model: str | None = None) -> str:
         return "restoration"
     if (path / WEIGHTS).exists():  # all files of a run say the same
         path = path / WEIGHTS
-    restores = model is not None and model.partition(".")[0] in list_image_models()
+    restores = model is not None and model.partition(".")[0] in image_model_names()
     return ModelMetadata.from_dict(load_metadata(path), path).task or ("restoration" if restores else "classification")
 
 

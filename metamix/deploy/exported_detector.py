@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from metamix.layers import round_up
 from metamix.models.metadata import ModelMetadata
 
 from .exportable import Model
@@ -93,11 +94,5 @@ class ExportedDetector(nn.Module):
         normal = (image - self.mean) / self.std
         resized = F.interpolate(normal[None], new, mode="bilinear", antialias=True)[0]
         least = self.settings["least"]
-        full = self.size or round_up([max(side, least) for side in new], self.settings["multiple"])
+        full = self.size or round_up([max(side, least) for side in new], (self.settings["multiple"],) * 2)
         return F.pad(resized, (0, full[1] - new[1], 0, full[0] - new[0])), new
-
-
-def round_up(size: Sequence[int], step: int) -> Size:
-    """Return the next multiples of `step`."""
-    height, width = (-(-side // step) * step for side in size)
-    return height, width

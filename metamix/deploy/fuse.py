@@ -25,7 +25,17 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from metamix.layers import Conv2d, Dropout, Float32LayerNorm2d, GroupNorm1, Mlp, average_to, rearrange, resize_to
+from metamix.layers import (
+    Conv2d,
+    Dropout,
+    Float32LayerNorm2d,
+    GroupNorm1,
+    Mlp,
+    average_to,
+    rearrange,
+    resize_to,
+    round_up,
+)
 from metamix.mixers.identity import Identity
 from metamix.mixers.maxim import Maxim
 from metamix.mixers.minattn import Cholesky, MinAttn, triangular
@@ -33,7 +43,8 @@ from metamix.mixers.nin import Nin, TokenMlp
 from metamix.mixers.pooling import Pooling
 from metamix.mixers.raft import Raft, RaftMlp, resize_inputs, resize_outputs
 from metamix.mixers.wavemix import BandMlp, WaveMix
-from metamix.models.metaformer import Block, ConvEmbed, MetaFormer
+from metamix.models.embed import ConvEmbed
+from metamix.models.metaformer import Block, MetaFormer
 from metamix.models.raftmlp import MultiScaleEmbed
 
 Sizes = dict[nn.Module, tuple[int, int]]  # (H, W) of the map that a module gets
@@ -255,8 +266,8 @@ class SummedEmbed(nn.Module):
         self.conv = convolution(kernel, bias, stride=embed.reduction, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        s, (h, w) = self.reduction, x.shape[-2:]
-        return self.conv(resize_to(x, ((h + s - 1) // s * s, (w + s - 1) // s * s)))
+        s = self.reduction
+        return self.conv(resize_to(x, round_up(x.shape[-2:], (s, s))))
 
 
 class Constant(nn.Module):

@@ -24,13 +24,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from metamix.models import count_macs
-from metamix.models.backbone import Backbone, OnBackbone, build_backbone
+from metamix.models.backbone import Backbone, BackboneMixin, build_backbone
 from metamix.utils.text import nearest
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 
 
-class Detector(OnBackbone):
+class Detector(BackboneMixin):
     """Add what a trainer needs to torchvision's detectors, and a check of the labels.
 
     Attributes:

@@ -37,7 +37,8 @@ class DetectorSpec:
         model: name of the backbone.
         model_args: further arguments of the backbone.
         classes: names of the classes, without the background.
-        out_indices, extra, out_channels, frozen_norms: arguments of `build_backbone`.
+        out_indices, extra, out_channels: arguments of `build_backbone`.
+        frozen_norms: whether the backbone's batch norms are frozen; else they are replaced.
         min_size, max_size: in pixels, arguments of `build_detector`.
         anchor_scale: smallest anchor of RetinaNet in strides; None for the other detectors.
         train_on: splits that it was trained on.
@@ -100,7 +101,7 @@ class DetectorSpec:
                 "out_indices": self.out_indices,
                 "extra": self.extra,
                 "out_channels": self.out_channels,
-                "frozen_norms": self.frozen_norms,
+                "batch_norms": "freeze" if self.frozen_norms else "replace",
             }
             | self.model_args
             | weights,

@@ -14,10 +14,10 @@ from .mlp import Mlp
 from .norm import Float32LayerNorm2d, GroupNorm1
 from .partition import BLOCK, GRID, from_sets, to_sets
 from .pool import GlobalPool
-from .spatial import average_to, crop_to, pad_to, resize_to
+from .spatial import average_to, crop_to, pad_to, resize_to, round_up
 
 __all__ = [
     "BLOCK", "GELU", "GRID", "Conv2d", "Dropout", "Float32LayerNorm2d", "GlobalPool", "GroupNorm1", "Mlp",
     "attention", "average_to", "crop_to", "dropout", "from_sets", "fx_leaf", "is_channels_last",
-    "may_vary", "pad_to", "rearrange", "resize_to", "to_channels_last", "to_sets",
+    "may_vary", "pad_to", "rearrange", "resize_to", "round_up", "to_channels_last", "to_sets",
 ]  # fmt: skip

@@ -19,10 +19,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
     Reproducer: tests/layers/test_workarounds.py::test_attention_at_16_bits
     Remove when: that test skips on the oldest supported torch.
 
-    On a CPU with AVX-512, inference over few keys takes matrix products too. The softmax runs over the columns of
-    k q^T, where torch vectorizes it along the queries. minattn_symmetric_nomlp_h4_cifar, which has 16 tokens, takes 0.9
-    of the time with them. Without AVX-512 the products take six times as long as the fused kernel.
-
     Args:
         q: queries, (B, n, N, d).
         k, v: keys and values, (B, n, M, d).
@@ -33,12 +29,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
         (B, n, N, d).
     """
     on_cpu = q.device.type == "cpu"
-    # Shapes are compared last: under torch.export a comparison would become a condition on the image size.
-    if on_cpu and q.dtype.itemsize > 2 and not dropout_p and eager_inference_with_avx512() and k.shape[-2] < SHORT_ROW:
-        columns = torch.matmul(k * q.shape[-1] ** -0.5, q.mT)  # (B, n, M, N)
-        if bias is not None:
-            columns = columns + bias.mT.to(columns.dtype)
-        return torch.matmul(columns.softmax(-2).mT, v)
     if not on_cpu or (q.dtype.itemsize > 2 and not dropout_p):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
@@ -48,9 +38,3 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
     if weights.dtype.itemsize == 2 and weights.shape[-1] < SHORT_ROW:
         weights = weights.float()  # in 16 bits slower than two casts
     return torch.matmul(dropout(weights.softmax(-1).to(v.dtype), dropout_p), v)
-
-
-def eager_inference_with_avx512() -> bool:
-    """Return whether no gradient is recorded, no graph is made, and torch uses AVX-512."""
-    eager_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-    return eager_inference and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -14,13 +14,18 @@ from torch import Tensor
 from .graph import fx_leaf, may_vary, warn_if_traced
 
 
+def round_up(size: Sequence[int], multiple: Sequence[int]) -> tuple[int, int]:
+    """Return the next multiples of `multiple` = (h, w) for `size` = (H, W)."""
+    (h, w), (mh, mw) = size, multiple
+    return (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw  # products, which torch.export proves to be multiples
+
+
 @fx_leaf
 def pad_to(x: Tensor, multiple: Sequence[int]) -> Tensor:
     """Pad (..., H, W) with zeros, below and to the right, to the next multiples of `multiple` = (h, w)."""
     warn_if_traced()
-    (h, w), (mh, mw) = x.shape[-2:], multiple
-    # A product, so that torch.export can prove that the padded size is a multiple.
-    size = (h + mh - 1) // mh * mh, (w + mw - 1) // mw * mw
+    h, w = x.shape[-2:]
+    size = round_up((h, w), multiple)
     if not may_vary(h, w) and size == (h, w):
         return x
     return F.pad(x, (0, size[1] - w, 0, size[0] - h))

@@ -1,5 +1,7 @@
 """No token mixing: the baseline that every mixer has to beat.
 
+    y = x
+
 A MetaFormer (arXiv 2111.11418) with the identity as its mixer reaches 74.6 % on ImageNet (12 blocks, published with
 arXiv 2210.13452), since its stem and its downsampling mix neighbours.
 

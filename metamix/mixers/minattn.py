@@ -10,15 +10,16 @@
 
     value = False       value(x_j) = x_j and no proj: y is a convex combination of tokens, section 3.3
 
-T starts with a standard deviation of 1 / sqrt(d). A plain normal start makes similarities of the order of d^2: then
-every token attends to itself alone, and training stays at chance level.
+Departures: `context` and `positions` are ours, and so is the start of T.
 
-With `positions` a learned bias for each head and each offset between two tokens is added to s / sqrt(d). At the start
-each head looks at a neighbour of the token in a direction of its own, as a local filter does. The biases are made for
-the context at `size`, and resampled on other maps.
+- `context` makes the cost linear in the number of tokens, which is quadratic without it. Keys and values come from the
+  map averaged over that grid (or repeated, if the map is smaller); every token keeps its query.
+- `positions` adds a learned bias for each head and each offset between two tokens to s / sqrt(d). At the start each
+  head looks at one neighbour of the token, as a local filter does. On other maps the biases are resampled.
+- T starts with a standard deviation of 1 / sqrt(d). With a plain normal start every token attends to itself alone, and
+  training stays at chance level.
 
-Any size. Cost is quadratic in the number of tokens. With `context` it is linear: keys and values come from the map
-averaged over that grid (or repeated, if the map is smaller), and every token keeps its query.
+Any size.
 """
 
 import math

@@ -8,6 +8,8 @@
 The token MLP works on the H * W tokens of `grid`, by default the trained map. A map of another size is averaged to the
 grid (or repeated, if it is smaller), the gate is computed there, and it is resampled bilinearly to the map. So the
 token MLP costs 2 * token_dim multiply-adds per channel and token of the grid, at any size of the map.
+
+Departure: the author's token MLP takes one fixed number of tokens; `grid`, and separate widths for both MLPs, are ours.
 """
 
 import torch

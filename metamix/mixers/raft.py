@@ -1,5 +1,5 @@
-"""The raft MLPs of RaftMLP: "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality?"
-(arXiv 2108.04384): one vertical, then one horizontal.
+"""The token mixer of RaftMLP, a vertical and then a horizontal raft MLP: "RaftMLP: How Much Can Be Done Without
+Attention and with Less Spatial Locality?" (arXiv 2108.04384).
 
 A raft is r groups of channels and one column of the map: r * H values. One MLP mixes them, the same for all C / r
 positions in the groups and for all W columns. The horizontal MLP does the same along rows.

@@ -98,6 +98,11 @@ def get_mixer(name: str) -> type[nn.Module]:
     return _MIXERS[name]
 
 
+def accepted_options(cls: type[nn.Module]) -> list[str]:
+    """Return the names of a mixer's options, in the order of its constructor."""
+    return [name for name in inspect.signature(cls).parameters if name not in ("dim", "size")]
+
+
 def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
     """Build the mixer registered as `name`.
 
@@ -110,7 +115,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
         ValueError: unknown name or option; the message gives the nearest valid one.
     """
     cls = get_mixer(name)
-    accepted = set(inspect.signature(cls).parameters) - {"dim", "size"}
+    accepted = accepted_options(cls)
     for option in options:
         if option not in accepted:
             raise ValueError(
@@ -183,8 +188,8 @@ def mixer_options(name: str) -> list[MixerOption]:
     """
     cls = get_mixer(name)
     docs = documented_arguments(inspect.getdoc(cls) or "")
-    parameters = inspect.signature(cls).parameters.values()
-    return [MixerOption(p.name, p.default, docs.get(p.name, "")) for p in parameters if p.name not in ("dim", "size")]
+    parameters = inspect.signature(cls).parameters
+    return [MixerOption(name, parameters[name].default, docs.get(name, "")) for name in accepted_options(cls)]
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:

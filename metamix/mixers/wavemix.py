@@ -18,7 +18,7 @@ the number of tokens; most of it is the transposed convolution with 4 C_ff multi
 
 Departures from the authors' code: their detail channels are ordered by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
 by band. The first convolution of each MLP in a checkpoint of theirs is permuted on loading. Their code does not run on
-odd maps.
+odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` says why the latter.
 """
 
 import pywt

@@ -1,8 +1,16 @@
 """Models: the skeleton, one file for each family of registered names, weights, and backbones with pyramids."""
 
 from . import metaformer_family, minattn, ninformer, raftmlp, wavemix
-from .image_models import create_image_model, list_image_models
-from .listing import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models, list_models
+from .image_models import create_image_model
+from .listing import (
+    ImageModelInfo,
+    ImageWeightsInfo,
+    ModelInfo,
+    WeightsInfo,
+    list_all_models,
+    list_image_models,
+    list_models,
+)
 from .macs import count_macs
 from .metaformer import MetaFormer
 from .official import load_official

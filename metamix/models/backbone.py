@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from metamix.layers import GroupNorm1
 from metamix.utils.checks import check_count, check_one_source
 from metamix.utils.text import nearest
 
+from .batch_norms import apply_batch_norms, check_batch_norms
 from .download import check_hub
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         return self.pyramid([m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else maps)
 
 
-class OnBackbone(nn.Module):
+class BackboneMixin(nn.Module):
     """Methods that timm's optimizers and a trainer call on a network with a `backbone`."""
 
     backbone: Backbone
@@ -122,14 +122,13 @@ def build_backbone(
     extra: str = "none",
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
-    frozen_norms: bool | None = None,
-    keep_norms: bool = False,
+    batch_norms: str = "auto",
     **model_args: Any,
 ) -> Backbone:
     """Build a model with a feature pyramid.
 
-    Detectors train on batches of few images, too few for batch statistics. So batch norms are frozen if weights are
-    loaded, and otherwise replaced by group norms of one group (as with `norm="group"` of WaveMix).
+    Detectors train on batches of few images, too few for batch statistics. So by default batch norms are frozen if
+    weights are loaded, and otherwise replaced by group norms of one group (as with `norm="group"` of WaveMix).
 
     Args:
         name: any name in timm, the zoo's included, that has features.
@@ -141,8 +140,7 @@ def build_backbone(
             in RetinaNet and FCOS).
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder.
-        frozen_norms: True to freeze batch norms, False to replace them, None to freeze those with loaded weights.
-        keep_norms: train batch norms that are not frozen, instead of replacing them.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
@@ -151,6 +149,7 @@ def build_backbone(
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
+    check_batch_norms(batch_norms)
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     if out_channels is not None:
@@ -158,7 +157,7 @@ def build_backbone(
     model_args = dict(in_chans=3) | for_any_size(name, model_args)
     plan = plan_levels(name, out_indices, model_args)
     body = load_body(name, plan.body_indices, pretrained, checkpoint, plan.input_size, model_args)
-    body = settle_batch_norms(body, frozen_norms, loaded=pretrained or bool(checkpoint), keep=keep_norms)
+    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
     own = [plan.dims[source] for source, _ in plan.sources]
@@ -217,7 +216,7 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
     strides = [unit * 2**i for i in out_indices]
     isotropic = len(maps) == 1
     if isotropic and min(maps) < 4:
-        refuse_fine_maps(name, probe, model_args["in_chans"], min(maps))
+        refuse_fine_maps(name, min(maps))
     if not isotropic and strides[0] < min(maps):
         accepted = [i for i in range(4) if unit * 2**i >= min(maps)]
         raise ValueError(
@@ -235,25 +234,6 @@ def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any
         size_divisible=math.ceil(max(strides[-1], used[-1])),
         input_size=tuple(probe.pretrained_cfg["input_size"][1:]),
     )
-
-
-def settle_batch_norms(body: nn.Module, frozen: bool | None, *, loaded: bool, keep: bool) -> nn.Module:
-    """Freeze all batch norms of a model, keep them, or replace them by group norms.
-
-    Args:
-        body: the model.
-        frozen: whether to freeze; None: if the weights are `loaded`.
-        loaded: whether the weights are loaded.
-        keep: keep batch norms that are not frozen, instead of replacing them.
-
-    Raises:
-        ValueError: `frozen` is something else.
-    """
-    if frozen not in (True, False, None):
-        raise ValueError(f"frozen_norms is {frozen!r}; accepted are True, False and None.")
-    if loaded if frozen is None else frozen:
-        return freeze_batch_norm_2d(body)
-    return body if keep else replace_batch_norms(body)
 
 
 def check_request(
@@ -371,47 +351,9 @@ def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
     return tuple(values[i % len(values)] for i in range(in_chans))
 
 
-def replace_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace all batch norms inside a module by group norms of one group, with the same initial weights."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1
-            new = make(child.num_features, affine=child.affine)
-            new.load_state_dict({key: child.state_dict()[key] for key in new.state_dict()})
-            if isinstance(child, BatchNormAct2d):
-                new.act, new.drop = child.act, child.drop
-            setattr(module, name, new)
-        else:
-            replace_batch_norms(child)
-    return module
-
-
-def refuse_fine_maps(name: str, model: nn.Module, in_chans: int, stride: int) -> NoReturn:
-    """Raise ValueError with the memory that training on one image of a usual size would take."""
-    height, width = 800, 1216
-    gib = bytes_for_backward(model, (in_chans, height, width)) / 2**30
+def refuse_fine_maps(name: str, stride: int) -> NoReturn:
+    """Raise ValueError for a model whose maps are too large to train on images of a usual size."""
     raise ValueError(
-        f"{name} keeps all its maps at stride {stride}: training on a single image of {height} x {width} would take "
-        f"{gib:.0f} GiB for the maps that the backward pass needs. Take a model whose stride is 4 or more, such as "
-        f"wavemix_192_16, or give this one a coarser stem."
+        f"{name} keeps all its maps at stride {stride}, which may take tens of GiB for one image of 800 x 1216. Take a "
+        f"model of stride 4 or more, such as wavemix_192_16, or give this one a coarser stem."
     )
-
-
-def bytes_for_backward(model: nn.Module, size: tuple[int, int, int]) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass.
-
-    Args:
-        model: a model on the meta device.
-        size: (C, H, W) of the one image.
-    """
-    kept = {}  # by storage: a tensor that is kept twice counts once
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = model(torch.empty(1, *size, device="meta"))
-    del features
-    return sum(storage.nbytes() for storage in kept.values())

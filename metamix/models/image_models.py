@@ -31,8 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metamix.mixers.registry import plain
 from metamix.utils.checks import check_one_source
-from metamix.utils.text import matching, nearest
+from metamix.utils.text import nearest
 
 from .arguments import check_known
 from .download import download
@@ -71,22 +72,9 @@ def register_image_model(
     _MODELS[name] = Entry(build, preset, dict(tags or {}))
 
 
-def list_image_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """List the registered image models.
-
-    Args:
-        pattern: a name with wildcards, such as "maxim_s*".
-        pretrained: list NAME.TAG of every weight file instead.
-
-    Returns:
-        Names in the order of registration.
-
-    Raises:
-        ValueError: the pattern matches no model.
-    """
-    others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
-    names = matching([pattern], list(_MODELS), others)
-    return [f"{name}.{tag}" for name in names for tag in tags_of(name)] if pretrained else names
+def image_model_names() -> list[str]:
+    """Return the names of the registered image models, in the order of registration."""
+    return list(_MODELS)
 
 
 def create_image_model(
@@ -137,7 +125,7 @@ def warn_of_changes(given: Mapping[str, Any], trained: Mapping[str, Any], source
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in given.items()
-        if value != trained[name] and "drop" not in name  # dropout changes the training alone
+        if plain(value) != plain(trained[name]) and "drop" not in name  # dropout changes the training alone
     ]
     if changed:
         warnings.warn(f"{source}: the model computes another function: {', '.join(changed)}", stacklevel=3)
@@ -190,8 +178,8 @@ def published_weights(name: str) -> Path:
     if not tags:
         raise nothing_published(name)
     tag = tag or tags[0]
-    card = local_weights().get(name, {}).get(tag)
-    return Path(card["file"]) if card else download(_MODELS[name].tags[tag], f"{name}.{tag}")
+    source = published_source(name, tag)
+    return download(source, f"{name}.{tag}") if "://" in source else Path(source)
 
 
 def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:

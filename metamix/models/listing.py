@@ -1,7 +1,8 @@
 """Every registered model with its size, its weights and their scores.
 
-    list_models(pattern)        classifiers, which are registered with timm; `metamix.list_models`
-    list_all_models(patterns)   models that return images as well, as `metamix models` prints them
+    list_models(pattern)          classifiers, which are registered with timm; `metamix.list_models`
+    list_image_models(pattern)    models that return images; `metamix.list_image_models`
+    list_all_models(patterns)     both, as `metamix models` prints them
 
 Sizes are counted once and kept in `sizes.json`. After changing a model, write the file again:
 
@@ -20,7 +21,7 @@ import torch
 
 from metamix.utils.text import matching
 
-from .image_models import create_image_model, list_image_models, published_source, tags_of
+from .image_models import create_image_model, image_model_names, published_source, tags_of
 from .macs import count_macs
 from .registry import default_cfgs
 from .weights import local_cards
@@ -126,9 +127,30 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
         ValueError: a pattern matches no model.
     """
     others = "metamix.list_models() lists all, and metamix.list_image_models() those that return images."
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    models = map(model_info, matching(patterns, list(default_cfgs), others))
+    models = map(model_info, matching(as_patterns(pattern), list(default_cfgs), others))
     return [model for model in models if model.weights or not pretrained]
+
+
+def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
+    """List the models that return images, and those that you registered with `register_image_model`.
+
+    Args:
+        pattern: a name with wildcards such as `"maxim_s*"`, or several of them.
+        pretrained: list only models with weights.
+
+    Returns:
+        The models in the order of their registration.
+
+    Raises:
+        ValueError: a pattern matches no model.
+    """
+    others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
+    models = map(image_model_info, matching(as_patterns(pattern), image_model_names(), others))
+    return [model for model in models if model.weights or not pretrained]
+
+
+def as_patterns(pattern: str | Iterable[str]) -> list[str]:
+    return [pattern] if isinstance(pattern, str) else list(pattern)
 
 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
@@ -137,7 +159,7 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
     Raises:
         ValueError: a pattern matches no model.
     """
-    names = matching(list(patterns), [*default_cfgs, *list_image_models()], "`metamix models` lists all.")
+    names = matching(list(patterns), [*default_cfgs, *image_model_names()], "`metamix models` lists all.")
     models = [model_info(name) if name in default_cfgs else image_model_info(name) for name in names]
     return [model for model in models if model.weights or not pretrained]
 
@@ -238,5 +260,5 @@ def count_image_size(name: str) -> tuple[int, int, int, int]:
 def write_sizes() -> None:
     """Count the sizes of all registered names, and write `sizes.json`."""
     sizes: dict[str, tuple[int, ...]] = {name: count_size(name) for name in default_cfgs}
-    sizes |= {name: count_image_size(name) for name in list_image_models()}
+    sizes |= {name: count_image_size(name) for name in image_model_names()}
     SIZES.write_text("{\n" + ",\n".join(f'  "{name}": {list(size)}' for name, size in sizes.items()) + "\n}\n")

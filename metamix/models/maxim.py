@@ -18,7 +18,8 @@ the SAM's features, and its encoder's maps with the sum e_i + y_i of the stage b
 Departures from the authors' code, which change no number of a published model:
 - A map is enlarged after its 1x1 convolution, not before: the same result with up to 16 times less work.
 - The coarser levels have grids of `block_size_lr`. The authors' code ignores `grid_size_lr` and uses it too.
-- use_bias and dropout_rate are left out: all published models have biases and no dropout.
+- use_bias, dropout_rate, use_global_mlp and use_cross_gating are left out: all published models have biases, gMLPs and
+  gates, and no dropout.
 - Input and output have the same number of channels, any; the authors' num_outputs is 3.
 - The convolutions whose output is added to an image start at zero, so an untrained network returns its input. The
   authors' start far from the identity, from which a short training does not return.
@@ -41,7 +42,7 @@ from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_se
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
 
-from .image_inference import crop, local_mean, pad_by_reflection, shrink_image
+from .image_inference import crop, pad_by_reflection, shrink_image
 
 Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
@@ -100,8 +101,6 @@ class MaximUNet(nn.Module):
         block_size_lr: block and grid size of the other levels and the bottleneck.
         input_proj_factor, block_gmlp_factor, grid_gmlp_factor: of the mixer, see `metamix.mixers.Maxim`.
         channels_reduction: channels over hidden channels of channel attention.
-        use_global_mlp: put multi-axis gMLPs into encoder and decoder; the bottleneck always has them.
-        use_cross_gating: gate inputs and skips; else convolve them. Later stages' encoders are always gated.
 
     Raises:
         ValueError: an argument is out of range.
@@ -125,8 +124,6 @@ class MaximUNet(nn.Module):
         block_gmlp_factor: int = 2,
         grid_gmlp_factor: int = 2,
         channels_reduction: int = 4,
-        use_global_mlp: bool = True,
-        use_cross_gating: bool = True,
     ):
         super().__init__()
         counts = dict(
@@ -163,9 +160,8 @@ class MaximUNet(nn.Module):
                 scales=num_supervision_scales,
                 first=i == 0,
                 last=i == num_stages - 1,
-                cross_gating=use_cross_gating,
-                encoder=partial(blocks, global_mlp=use_global_mlp, input_proj_factor=input_proj_factor),
-                decoder=partial(blocks, global_mlp=use_global_mlp),  # the authors give it no input_proj_factor
+                encoder=partial(blocks, input_proj_factor=input_proj_factor),
+                decoder=blocks,  # the authors give it no input_proj_factor
                 bottleneck=nn.Sequential(
                     *(
                         blocks(down, bottleneck, attention=Rdcab, input_proj_factor=input_proj_factor)
@@ -233,16 +229,15 @@ class Stage(nn.Module):
         scales: int,
         first: bool,
         last: bool,
-        cross_gating: bool,
         encoder: Callable[..., nn.Module],
         decoder: Callable[..., nn.Module],
         bottleneck: nn.Module,
     ):
         super().__init__()
-        self.inputs = Inputs(levels[:scales], in_chans, fuse=not first, cross_gating=cross_gating)
+        self.inputs = Inputs(levels[:scales], in_chans, fuse=not first)
         self.encoder = Encoder(levels, scales, encoder, gate=not first)
         self.bottleneck = bottleneck
-        self.skips = Skips(levels, cross_gating)
+        self.skips = Skips(levels)
         self.decoder = Decoder(levels, decoder)
         output = OutputConv if last else Sam
         self.outputs = nn.ModuleList(output(level.dim, in_chans) for level in levels[:scales])
@@ -259,13 +254,12 @@ class Stage(nn.Module):
 class Inputs(nn.Module):
     """Convolve the image of each scale; fuse it with the features from the stage before, if there is one."""
 
-    def __init__(self, levels: Sequence[Level], in_chans: int, *, fuse: bool, cross_gating: bool):
+    def __init__(self, levels: Sequence[Level], in_chans: int, *, fuse: bool):
         super().__init__()
         self.convs = nn.ModuleList(Conv3x3(in_chans, level.dim) for level in levels)
         self.fuse = nn.ModuleList()
         if fuse:
-            make = CrossGating if cross_gating else ConcatConv
-            self.fuse.extend(make(level.dim, level.dim, level) for level in levels)
+            self.fuse.extend(CrossGating(level.dim, level.dim, level) for level in levels)
 
     def forward(self, images: list[Tensor], carried: Carried | None) -> list[Tensor]:
         inputs = [conv(image) for conv, image in zip(self.convs, images)]  # (B, 2^i f, H / 2^i, W / 2^i)
@@ -301,16 +295,13 @@ class Encoder(nn.Module):
 class Skips(nn.Module):
     """Fuse the encoder's maps at each level, and gate them with the bottleneck's map, enlarged level by level."""
 
-    def __init__(self, levels: Sequence[Level], cross_gating: bool):
+    def __init__(self, levels: Sequence[Level]):
         super().__init__()
         dims = [level.dim for level in levels]
         below = [*dims[1:], dims[-1]]
         self.fuse = nn.ModuleList(FuseLevels(dims, i) for i in range(len(dims)))
         self.gates = nn.ModuleList(
-            CrossGating(len(dims) * level.dim, below[i], level, upsample_y=True)
-            if cross_gating
-            else ConvSkip(len(dims) * level.dim, level.dim)
-            for i, level in enumerate(levels)
+            CrossGating(len(dims) * level.dim, below[i], level, upsample_y=True) for i, level in enumerate(levels)
         )
 
     def forward(self, encoded: list[Tensor], x: Tensor) -> list[Tensor]:
@@ -354,7 +345,6 @@ class Blocks(nn.Module):
         num_groups: int,
         reduction: int,
         attention: Callable[[int, int], nn.Module] | None = None,
-        global_mlp: bool = True,
         **factors: int,
     ):
         super().__init__()
@@ -362,8 +352,8 @@ class Blocks(nn.Module):
         self.proj = Conv1x1(in_dim, level.dim)
         self.groups = nn.Sequential()
         for _ in range(num_groups):
-            gmlp = [("gmlp", MultiAxisGmlp(level, **factors))] if global_mlp else []
-            self.groups.append(nn.Sequential(OrderedDict([*gmlp, ("attention", attention(level.dim, reduction))])))
+            parts = OrderedDict(gmlp=MultiAxisGmlp(level, **factors), attention=attention(level.dim, reduction))
+            self.groups.append(nn.Sequential(parts))
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = self.proj(torch.cat(maps, dim=1))
@@ -427,6 +417,24 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = local_mean(x, self.window) if self.window else x.mean((2, 3), keepdim=True)
         return x * self.fc2(self.act(self.fc1(mean))).sigmoid()
+
+
+def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Average each pixel's neighbourhood: (B, C, H, W) -> (B, C, H, W).
+
+    A window larger than the map is cut to it. A pixel near the border takes the mean of the nearest window that
+    lies inside the map, as in "Test-time Local Converter" (TLC, arXiv 2112.04491).
+    """
+    for dim, side in ((-2, window[0]), (-1, window[1])):
+        length = x.shape[dim]
+        side = min(side, length)
+        sums = x.cumsum(dim, dtype=torch.promote_types(x.dtype, torch.float32))
+        first = sums.narrow(dim, side - 1, 1)
+        later = sums.narrow(dim, side, length - side) - sums.narrow(dim, 0, length - side)
+        means = torch.cat([first, later], dim) / side  # length - side + 1 of them
+        place = torch.arange(length, device=x.device) - (side - 1) // 2
+        x = means.index_select(dim, place.clamp(0, length - side)).to(x.dtype)
+    return x
 
 
 class CrossGating(nn.Module):
@@ -508,28 +516,6 @@ class OutputConv(nn.Module):
 
     def forward(self, x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         return x, images + self.conv(x)
-
-
-class ConcatConv(nn.Module):
-    """Replace `CrossGating` at the inputs without `use_cross_gating`: a 1x1 convolution of both maps."""
-
-    def __init__(self, x_dim: int, y_dim: int, level: Level):
-        super().__init__()
-        self.conv = Conv1x1(x_dim + y_dim, level.dim)
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conv(torch.cat([x, y], dim=1)), y
-
-
-class ConvSkip(nn.Module):
-    """Replace `CrossGating` in the skips without `use_cross_gating`: convolutions of x alone."""
-
-    def __init__(self, x_dim: int, dim: int):
-        super().__init__()
-        self.conv1, self.conv2 = Conv1x1(x_dim, dim), Conv3x3(dim, dim)
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conv2(self.conv1(x)), y
 
 
 class FuseLevels(nn.Module):

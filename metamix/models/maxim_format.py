@@ -18,8 +18,6 @@ from .formats import Format
 from .maxim import (
     Blocks,
     ChannelAttention,
-    ConcatConv,
-    ConvSkip,
     CrossGating,
     MaximUNet,
     MultiAxisGmlp,
@@ -70,7 +68,6 @@ CHILDREN: dict[type[nn.Module], dict[str, str]] = {
     Sam: {"features": "Conv_0", "residual": "Conv_1", "attention": "Conv_2"},
     Rescale: {"conv": "Conv_0"},
     OutputConv: {"conv": ""},
-    ConcatConv: {"conv": ""},
 }
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -124,15 +121,13 @@ def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
     """Pair the modules with their paths; `numbers` are those of the UpSampleRatio modules, in order of creation."""
     rescales = (f"UpSampleRatio_{n}" for n in numbers)
     stages: list[Any] = list(model.stages)
-    convs = (f"Conv_{n}" for n in range(2 * sum(len(stage.skips.gates) for stage in stages)))
     for s, stage in enumerate(stages):
         path, last = f"stage_{s}", s == len(stages) - 1
         levels = range(len(stage.encoder.blocks))
         for i, conv in enumerate(stage.inputs.convs):
             yield conv, f"{path}_input_conv_{i}"
         for i, fuse in enumerate(stage.inputs.fuse):
-            gated = isinstance(fuse, CrossGating)
-            yield from module_paths(fuse, f"{path}_input_{'fuse_sam' if gated else 'catconv'}_{i}")
+            yield from module_paths(fuse, f"{path}_input_fuse_sam_{i}")
         for i in levels:
             block = f"{path}_encoder_block_{i}"
             yield from blocks_paths(stage.encoder.blocks[i], block)
@@ -145,12 +140,7 @@ def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
         for i in reversed(levels):
             for rescale in stage.skips.fuse[i].rescales:
                 yield from module_paths(rescale, next(rescales))
-            gate = stage.skips.gates[i]
-            if isinstance(gate, ConvSkip):
-                yield gate.conv1, next(convs)
-                yield gate.conv2, next(convs)
-            else:
-                yield from module_paths(gate, f"{path}_cross_gating_block_{i}")
+            yield from module_paths(stage.skips.gates[i], f"{path}_cross_gating_block_{i}")
         for i in reversed(levels):
             for rescale in reversed(stage.decoder.fuse[i].rescales):
                 yield from module_paths(rescale, next(rescales))
@@ -167,8 +157,7 @@ def blocks_paths(
     yield blocks.proj, f"{path}/{proj}"
     groups: list[Any] = list(blocks.groups)
     for i, group in enumerate(groups):
-        if hasattr(group, "gmlp"):
-            yield from module_paths(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
+        yield from module_paths(group.gmlp, f"{path}/SplitHeadMultiAxisGmlpLayer_{i}")
         yield from module_paths(group.attention, f"{path}/{attention}{i}")
 
 

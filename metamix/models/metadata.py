@@ -1,8 +1,8 @@
 """Metadata of a weight file: `ModelMetadata`, checked before anything is built from it.
 
-A weight file may come from a stranger. Its metadata may name a registered model, set arguments of that model's
-constructor and describe the images and classes. They may not name another file, a URL or a hub repository, and every
-number has a range.
+A weight file is untrusted. Its metadata may name a registered model, set arguments of that model's constructor and
+describe the images and classes. They may not name another file, a URL or a hub repository, and every number has a
+range.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
 MAX_BLOCKS = 256
 MAX_SIDE = 65_536  # of an image, in pixels
 MAX_NUMBER = 65_536  # of any number in model_args: widths, depths, rates
-MAX_LENGTH = 1_000  # entries of a list and letters of a text in model_args
+MAX_LENGTH = 1_000  # entries of a list and characters of a string in model_args
 MAX_NESTING = 4  # lists and dicts inside each other in model_args
 
 
@@ -163,7 +163,7 @@ class _Reader:
 
     def text(self, key: str, value: object) -> str | None:
         if value is not None and not isinstance(value, str):
-            self.refuse(key, value, "a text")
+            self.refuse(key, value, "a string")
         return value
 
     def one_of(self, key: str, value: object, accepted: tuple[str, ...]) -> str | None:
@@ -238,7 +238,7 @@ class _Reader:
                 self.refuse(
                     name,
                     given,
-                    f"a number up to {MAX_NUMBER:,}, a text, true or false, null, or short lists and mappings of these",
+                    f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these",
                 )
         return dict(value)
 
@@ -262,7 +262,8 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
     if common.task != task:
         found = common.model or "weights without a description"
         raise ValueError(
-            f"{source} holds no {network} of metamix, but {found}; give a run of metamix train --task {task}"
+            f"{source} holds {found}, not a {network} that metamix trained: give a run folder of metamix train --task "
+            f"{task}"
         )
 
 

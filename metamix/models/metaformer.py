@@ -12,7 +12,6 @@ differences between papers are options; no code here depends on which mixer a bl
 needs are in `timm_interface.py`.
 """
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,98 +21,28 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, trunc_normal_
-from timm.models import checkpoint, register_notrace_module
+from timm.models import checkpoint
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Conv2d, GlobalPool, GroupNorm1, Mlp, resize_to
+from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
-from metamix.mixers.registry import check_shape, describe_mixer, mixer_options
+from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
 from metamix.utils.batch_norm import keep_statistics
-from metamix.utils.checks import check_count, check_not_negative, check_rate, parse_size
+from metamix.utils.checks import check_count, parse_size
 
 from .arguments import (
     Activation,
     Norm,
     activation,
-    check_stages,
+    check_arguments,
     mixers_per_stage,
     norm_layer,
     per_stage,
 )
-from .timm_interface import TimmInterface
+from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
+from .timm_interface import TimmInterface, list_features
 
-Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling, see ConvEmbed
 POOLS = ("avg", "max", "avgmax", "")
-
-
-@register_notrace_module
-class ConvEmbed(Conv2d):
-    """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
-
-    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d.
-
-    A stem or downsampling of your own is any module built as `embed(in_chans, dim)` that has the attribute `reduction`,
-    its stride as an int, and the method `out_size((H, W)) -> (H', W')`.
-    """
-
-    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1):
-        super().__init__(in_chans, dim, kernel_size, stride, padding, dilation)
-        self.reduction = stride
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]
-        return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
-
-
-class CeilEmbed(nn.Module):
-    """Base of stems and downsamplings whose maps have the sides ceil(H / reduction) and ceil(W / reduction)."""
-
-    reduction: int
-
-    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
-
-
-STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)
-DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
-
-
-def limit_stride(embeds: Sequence[Any], strides: Sequence[int], output_stride: int) -> list[Embed]:
-    """Set the stride of the last downsamplings to 1, so that the last maps have `output_stride`.
-
-    A convolution that sees a finer map than it was trained on is dilated to reach equally far.
-
-    Args:
-        embeds: the downsamplings between the stages.
-        strides: strides of the stem and of these downsamplings.
-        output_stride: stride of the last stage's maps.
-
-    Raises:
-        ValueError: the model has another number of stages, or downsamplings that are not convolutions of odd kernels.
-    """
-    total = math.prod(strides)
-    if output_stride == total:
-        return list(embeds)
-    dilatable = all(  # no padding makes a dilated even kernel keep the size of a map
-        isinstance(embed, partial) and embed.func is ConvEmbed and embed.keywords["kernel_size"] % 2 for embed in embeds
-    )
-    if output_stride not in (8, 16) or len(strides) != 4 or total != 32 or not dilatable:
-        raise ValueError(
-            f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Models of four "
-            f"stages with convolutions of odd kernels between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave "
-            f"it out here."
-        )
-    limited, dilation, reached = [], 1, strides[0]
-    for embed, stride in zip(embeds, strides[1:]):
-        if reached < output_stride:
-            limited.append(embed)
-            reached *= stride
-        else:
-            kernel_size = embed.keywords["kernel_size"]
-            padding = dilation * (kernel_size // 2)
-            limited.append(partial(ConvEmbed, kernel_size=kernel_size, stride=1, padding=padding, dilation=dilation))
-            dilation *= stride
-    return limited
 
 
 def first_and_second_pass(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -236,7 +165,7 @@ class MetaFormer(TimmInterface):
         mixer: name of a registered mixer, or one for each stage.
         mixer_args: options of that mixer, a dict for all stages or one for each. `proj_drop` overrides
             `proj_drop_rate`.
-        stem: constructor `embed(in_chans, dim)`, see `ConvEmbed`.
+        stem: constructor `embed(in_chans, dim)`, see `models/embed.py`.
         downsample: constructor `embed(in_chans, dim)`, or one for each transition between stages.
         mlp_ratio: hidden width of the channel MLP as a multiple of the block's channels, or one for each stage; 0 for
             neither MLP nor norm2.
@@ -287,17 +216,17 @@ class MetaFormer(TimmInterface):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        check_stages(depths, dims)
-        check_count("in_chans", in_chans, least=1)
-        check_rate("drop_rate", drop_rate)
-        check_rate("proj_drop_rate", proj_drop_rate)
-        check_rate("drop_path_rate", drop_path_rate)
+        check_arguments(
+            depths,
+            dims,
+            in_chans=in_chans,
+            mlp_ratio=mlp_ratio,
+            layer_scale=layer_scale,
+            rates=dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate),
+        )
         stages = len(depths)
         mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
         mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
-        for ratio in mlp_ratios:
-            check_not_negative("mlp_ratio", ratio)
-        check_not_negative("layer_scale", layer_scale or 0)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         make_block = partial(
             Block,
@@ -316,20 +245,16 @@ class MetaFormer(TimmInterface):
         with torch.device(device) if device is not None else nullcontext():
             self.stem = stem(in_chans, dims[0])
             embeds = per_stage("downsample", downsample, stages - 1)
-            if output_stride is not None:
-                with torch.device("meta"):
-                    strides = [embed(a, b).reduction for embed, (a, b) in zip(embeds, pairwise(dims))]
-                embeds = limit_stride(embeds, [self.stem.reduction, *strides], output_stride)
             downsamples: list[Any] = [nn.Identity(), *(embed(a, b) for embed, (a, b) in zip(embeds, pairwise(dims)))]
+            if output_stride is not None:
+                limit_stride(self.stem, downsamples[1:], output_stride)
             sizes = self.map_sizes(img_size, downsamples)
             self.pos_embed = None
             if pos_embed:
                 self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, dims[0], *sizes[0]), std=0.02))
             self.stages = nn.Sequential()
             for i, (dim, size) in enumerate(zip(dims, sizes)):
-                drops = any(option.name == "proj_drop" for option in mixer_options(mixers[i]))
-                given = {"proj_drop": proj_drop_rate} if drops else {}
-                make_mixer = partial(create_mixer, mixers[i], dim, **given | mixer_args[i])
+                make_mixer = mixer_maker(mixers[i], dim, mixer_args[i], proj_drop_rate)
                 blocks = [
                     make_block(dim, make_mixer(size=size), mlp_ratio=mlp_ratios[i], drop_path=rate)
                     for rate in drop_paths[i]
@@ -340,21 +265,15 @@ class MetaFormer(TimmInterface):
             self.reset_classifier(num_classes, global_pool)
         self.to(dtype=dtype)
 
-        # The features of a pyramid are those after each stage, those of an isotropic model those after each block.
         self.isotropic = stages == 1
-        reductions = accumulate((embed.reduction for embed in (self.stem, *downsamples[1:])), operator.mul)
-        self.feature_info = [
-            dict(num_chs=dim, reduction=reduction, module=f"stages.{i}")
-            for i, (dim, reduction) in enumerate(zip(dims, reductions))
-        ]
-        if self.isotropic:
-            self.feature_info = [dict(self.feature_info[0], module=f"stages.0.blocks.{j}") for j in range(depths[0])]
+        strides = accumulate((embed.reduction for embed in (self.stem, *downsamples[1:])), operator.mul)
+        self.feature_info = list_features(dims, list(strides), depths)
 
     def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
         """Return (H, W) of the maps in each stage.
 
         Raises:
-            ValueError: `img_size` is no size, or too small for the stages.
+            ValueError: `img_size` is not a size, or too small for the stages.
         """
         sizes = [self.stem.out_size(parse_size("img_size", img_size))]
         for down in downsamples[1:]:
@@ -402,6 +321,12 @@ class MetaFormer(TimmInterface):
             like = next(self.parameters())
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             reset_linear(self.head)
+
+
+def mixer_maker(name: str, dim: int, options: dict[str, Any], proj_drop: float) -> "partial[nn.Module]":
+    """Return a function of `size` that builds a mixer; `proj_drop` is its dropout if it has one and none is given."""
+    dropout = {"proj_drop": proj_drop} if "proj_drop" in accepted_options(get_mixer(name)) else {}
+    return partial(create_mixer, name, dim, **dropout | options)
 
 
 def reset_linear(layer: Any) -> None:

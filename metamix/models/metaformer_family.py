@@ -25,7 +25,7 @@ from metamix.mixers import list_mixers
 from metamix.utils.text import nearest
 
 from .arguments import check_stages, mixers_per_stage
-from .metaformer import CeilEmbed, ConvEmbed
+from .embed import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, build, register
 
 
@@ -76,7 +76,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Share:
+class NanoOptions:
     """Options of a mixer in `nano`, and the width of the MLPs beside it, which are narrower by what the mixer costs.
 
     Attributes:
@@ -90,12 +90,12 @@ class Share:
 
 # All models cost 73.6 million multiply-adds an image, within 3 %.
 NANO = {
-    "identity": Share(4.0),
-    "pooling": Share(4.0),
-    "raft": Share(2.0, [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)]),
-    "maxim": Share(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 4, 4)]),
-    "wavemix": Share(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
-    "nin": Share(
+    "identity": NanoOptions(4.0),
+    "pooling": NanoOptions(4.0),
+    "raft": NanoOptions(2.0, [dict(raft_size=2), dict(raft_size=8), dict(raft_size=16)]),
+    "maxim": NanoOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 4, 4)]),
+    "wavemix": NanoOptions(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
+    "nin": NanoOptions(
         1.5,
         [
             dict(grid=16, token_dim=64, channel_dim=64),
@@ -103,7 +103,7 @@ NANO = {
             dict(grid=8, token_dim=128, channel_dim=192),
         ],
     ),
-    "minattn": Share(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
+    "minattn": NanoOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
 
 
@@ -115,9 +115,9 @@ def default_mixer_args(stage: int, dim: int, *, size: str) -> dict[str, dict]:
     tokens, as for pooling. Only raft's time per token grows, with the sides of `img_size`.
     """
     if size == "nano":
-        shares = {mixer: share.stages[min(stage, len(share.stages) - 1)] for mixer, share in NANO.items()}
-        heads = largest_divisor(dim, shares["minattn"]["num_heads"])
-        return shares | {"minattn": shares["minattn"] | {"num_heads": heads}}
+        options = {mixer: nano.stages[min(stage, len(nano.stages) - 1)] for mixer, nano in NANO.items()}
+        heads = largest_divisor(dim, options["minattn"]["num_heads"])
+        return options | {"minattn": options["minattn"] | {"num_heads": heads}}
     # The mixers of a model have at most half as many parameters as its MLPs.
     return {
         "maxim": dict(input_proj_factor=1, block_size=(7, 7), grid_size=(7, 7)),

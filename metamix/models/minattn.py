@@ -29,7 +29,7 @@ from torch import nn
 from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
 
-from .metaformer import ConvEmbed
+from .embed import ConvEmbed
 from .registry import CIFAR10, MNIST, build, register
 
 SIMILARITY: dict[str, dict[str, Any]] = {

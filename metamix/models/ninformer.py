@@ -15,7 +15,7 @@ from torch import nn
 
 from metamix.utils.checks import check_count
 
-from .metaformer import ConvEmbed
+from .embed import ConvEmbed
 from .registry import CIFAR10, build, register
 
 

@@ -24,6 +24,7 @@ from metamix.utils.tensor_files import unwrap
 from metamix.utils.text import nearest
 
 from .arguments import check_known
+from .embed import ConvEmbed
 from .formats import (
     NINFORMER,
     POOLFORMER,
@@ -40,7 +41,7 @@ from .formats import (
 )
 from .maxim import MaximUNet
 from .maxim_format import flax_format, maxim_format, module_paths
-from .metaformer import Block, ConvEmbed
+from .metaformer import Block
 from .metaformer_family import SIZES, metaformer
 from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp
@@ -200,7 +201,7 @@ def poolformer_semantic_fpn(
 # RaftMLP, Tatsunami and Taki 2022: github.com/okojoalg/raft-mlp
 
 
-def raft_mlp(
+def raftmlp_classifier(
     state: Mapping[str, Tensor],
     *,
     layers: Sequence[Mapping],
@@ -252,7 +253,7 @@ def raft_mlp(
 # WaveMix, Jeevan et al. 2022: github.com/pranavphoenix/WaveMix, its classifier
 
 
-def wave_mix(
+def wavemix_classifier(
     state: Mapping[str, Tensor],
     *,
     num_classes: int = 1000,
@@ -374,7 +375,7 @@ def wavemixsr(
 # NiNformer, Abdullah 2024: github.com/Abdullah-88/NiNformer
 
 
-def nin_former(
+def ninformer_classifier(
     state: Mapping[str, Tensor],
     *,
     image_size: int = 32,
@@ -481,6 +482,8 @@ def maxim(
     accept("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
     accept("use_bias", use_bias, [True], "True")
     accept("dropout_rate", dropout_rate, [0], "0, as in all published models")
+    accept("use_global_mlp", use_global_mlp, [True], "True, as in all published models")
+    accept("use_cross_gating", use_cross_gating, [True], "True, as in all published models")
     accept("num_outputs", num_outputs, [3], "3, as in all published models, whose output is the image plus a residual")
     accept("lrelu_slope", lrelu_slope, [0.2], "0.2, the slope in their layers, to which theirs does not pass it on")
     block, grid = parse_size("block_size_lr", block_size_lr), parse_size("grid_size_lr", grid_size_lr)
@@ -505,8 +508,6 @@ def maxim(
         grid_gmlp_factor=grid_gmlp_factor,
         input_proj_factor=input_proj_factor,
         channels_reduction=channels_reduction,
-        use_global_mlp=use_global_mlp,
-        use_cross_gating=use_cross_gating,
     )
     return model, maxim_format(model, state)
 
@@ -522,11 +523,11 @@ SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "poolformer": poolformer,
     "poolformer_semantic_fpn": poolformer_semantic_fpn,
     "timm_poolformer": timm_poolformer,
-    "raftmlp": raft_mlp,
-    "wavemix": wave_mix,
+    "raftmlp": raftmlp_classifier,
+    "wavemix": wavemix_classifier,
     "wavemix_segmentation": wavemix_segmentation,
     "wavemix_cityscapes": wavemix_cityscapes,
-    "ninformer": nin_former,
+    "ninformer": ninformer_classifier,
     "maxim_mab": maxim_mab,
     "maxim": maxim,
     "wavemix_superresolution": wavemix_superresolution,
@@ -632,7 +633,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
     """Return the leaves of a tree of arrays or tensors by name, levels joined by "/".
 
     Raises:
-        ValueError: a leaf is no array of numbers.
+        ValueError: a leaf is not an array of numbers.
     """
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():

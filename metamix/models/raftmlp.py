@@ -12,11 +12,12 @@ from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from metamix.layers import resize_to
+from metamix.layers import resize_to, round_up
 from metamix.utils.checks import check_count
 
 from .arguments import check_stages, per_stage
-from .metaformer import CeilEmbed, MetaFormer
+from .embed import CeilEmbed
+from .metaformer import MetaFormer
 from .registry import IMAGENET, build, register
 
 
@@ -53,8 +54,8 @@ class MultiScaleEmbed(CeilEmbed):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        s, (h, w) = self.reduction, x.shape[-2:]
-        x = resize_to(x, ((h + s - 1) // s * s, (w + s - 1) // s * s))
+        s = self.reduction
+        x = resize_to(x, round_up(x.shape[-2:], (s, s)))
         kernel, bias, padding = self.summed()
         return F.conv2d(x, kernel, bias, s, padding)
 

@@ -4,7 +4,7 @@
     model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
                        in training mode a list of such scores: the head's, then the auxiliary head's if there is one
 
-Normalise images by `model.mean` and `model.std` first. Sides that are no multiple of the coarsest stride are padded
+Normalise images by `model.mean` and `model.std` first. Sides that are not a multiple of the coarsest stride are padded
 with zeros inside, and the scores are cropped. Scores are float32 under autocast too.
 
     semantic_fpn    PoolFormer's head on a feature pyramid
@@ -19,19 +19,19 @@ weights. Tags of PoolFormer with Semantic FPN are `metaformer_pooling_s12.ade20k
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from metamix.layers import crop_to, pad_to, resize_to
+from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.utils.checks import check_count, check_rate, parse_size
 from metamix.utils.text import nearest
 
 from .backbone import (
     Backbone,
-    OnBackbone,
+    BackboneMixin,
     Plan,
     build_backbone,
     build_probe,
@@ -41,20 +41,18 @@ from .backbone import (
     load_body,
     plan_levels,
     refuse_fine_maps,
-    settle_batch_norms,
     takes_argument,
 )
-from .download import download
-from .formats import POOLFORMER_SEMANTIC_FPN, Format, wavemix_segmenter_format
+from .batch_norms import apply_batch_norms
+from .published_segmenters import load_published, published_segmenter
 from .pyramids import LastMap
 from .segmentation_heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
-from .weights import check_state, read_weights
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
 
 
-class Segmenter(OnBackbone):
+class Segmenter(BackboneMixin):
     """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), in training a list of them.
 
     Attributes:
@@ -93,7 +91,7 @@ class Segmenter(OnBackbone):
         return scores if self.training else scores[0]
 
     def check(self, images: Tensor) -> None:
-        """Raise ValueError for a tensor that is no batch of images of this model."""
+        """Raise ValueError for a tensor that is not a batch of images of this model."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(
                 f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
@@ -118,12 +116,12 @@ def last_layer(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """Hold the backbone that a head is built on, and the number of classes.
+    """The backbone to build a head on, and the number of classes.
 
     Attributes:
         name: the backbone.
         num_classes: classes.
-        weights: `pretrained`, `checkpoint` and `frozen_norms` of `build_backbone`.
+        weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
         model_args: arguments of the backbone without `img_size`.
         img_size: image size that spatial weights are made for; None for the backbone's own.
     """
@@ -139,7 +137,7 @@ class Request:
         if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
             return self.model_args
         sides = parse_size("img_size", self.img_size)
-        return self.model_args | {"img_size": tuple(math.ceil(side / multiple) * multiple for side in sides)}
+        return self.model_args | {"img_size": round_up(sides, (multiple, multiple))}
 
     def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
         """Return the plan of a pyramid from `finest_stride` to stride 32, and its levels."""
@@ -152,7 +150,6 @@ class Request:
             self.name,
             out_indices=levels,
             out_channels=out_channels,
-            keep_norms=True,
             **self.weights,
             **self.padded_args(plan.size_divisible),
         )
@@ -173,9 +170,7 @@ def semantic_fpn(
     backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
     classes, width = request.num_classes, head_channels or default_width(128, plan)
     head = SemanticFPNHead(backbone.channels, classes, channels=width, dropout=dropout)
-    if not auxiliary:
-        return Segmenter(backbone, head, classes)
-    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
     return Segmenter(backbone, head, classes, second)
 
 
@@ -193,9 +188,7 @@ def upernet(
     backbone = request.build(plan, levels, None)
     classes, width = request.num_classes, head_channels or default_width(512, plan)
     head = UPerHead(backbone.channels, classes, channels=width, dropout=dropout)
-    if not auxiliary:
-        return Segmenter(backbone, head, classes)
-    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
     return Segmenter(backbone, head, classes, second)
 
 
@@ -222,7 +215,7 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
             f"the image: take a backbone whose stride is a power of 2, or another head."
         )
     if stride < 4:
-        refuse_fine_maps(name, probe, request.model_args["in_chans"], stride)
+        refuse_fine_maps(name, stride)
     halves = [dim // 2 ** (i + 1) for i in range(doublings)]
     channels = list(head_channels or halves)
     if len(channels) != doublings or min(channels) < 1:
@@ -236,9 +229,9 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
 
 def last_map_backbone(request: Request, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
     """Build a backbone that returns its last map alone; arguments as in `load_body`."""
-    pretrained, checkpoint, frozen = (request.weights[key] for key in ("pretrained", "checkpoint", "frozen_norms"))
+    pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
     body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
-    body = settle_batch_norms(body, frozen, loaded=pretrained or bool(checkpoint), keep=True)
+    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
     return Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
 
 
@@ -269,9 +262,9 @@ def build_segmenter(
         img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size; for a few
             of timm's models, any size up to this one. It does nothing for backbones without spatial weights, such as
             resnet18.
-        pretrained: load the published weights: of the whole segmenter for a name with a tag in `WEIGHTS`, such as
-            "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of classes the classifier is
-            new.
+        pretrained: load the published weights: of the whole segmenter for a name with a tag in
+            `published_segmenters.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With
+            another number of classes the classifier is new.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
@@ -305,87 +298,22 @@ def build_segmenter(
         if name in model_args:
             raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
     model_args = for_any_size(backbone, model_args)
-    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, frozen_norms=frozen_norms)
+    if frozen_norms not in (True, False, None):
+        raise ValueError(f"frozen_norms is {frozen_norms!r}; accepted are True, False and None.")
+    freeze = pretrained or bool(checkpoint) if frozen_norms is None else frozen_norms
+    # Batch norms of a whole segmenter are frozen after its weights are loaded.
+    batch_norms = "freeze" if freeze and not (whole and pretrained) else "train"
+    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, batch_norms=batch_norms)
     request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
-        load_published(model, whole, f"{head} on {backbone}")
-        settle_batch_norms(model.backbone, frozen_norms, loaded=True, keep=True)
+        load_published(
+            model, whole, f"{head} on {backbone}", classifier=model.classifier, num_classes=model.num_classes
+        )
+        if freeze:
+            apply_batch_norms(model.backbone, "freeze", loaded=True)
     return model
-
-
-# Published weights of whole segmenters
-
-
-@dataclass(frozen=True)
-class PublishedSegmenter:
-    """Weights of a segmenter on the network, the options of its head, and how its authors name the tensors."""
-
-    url: str
-    num_classes: int
-    layout: Format
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/{0}/{0}_{1}.pth"
-ADE20K = {
-    size: PublishedSegmenter(
-        MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp),
-        num_classes=150,
-        layout=POOLFORMER_SEMANTIC_FPN,
-    )
-    for size, stamp in {
-        "s12": "20220501_115154-b5aa2f49",
-        "s24": "20220503_222049-394a7cf7",
-        "s36": "20220501_151122-b47e607d",
-        "m36": "20220501_164230-3dc83921",
-        "m48": "20220504_003923-64168d3b",
-    }.items()
-}
-CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
-    "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
-    num_classes=20,
-    layout=wavemix_segmenter_format("pool", level=3),
-    options=dict(head_channels=(128, 64)),
-)
-WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbone and tag
-    "semantic_fpn": {f"metaformer_pooling_{size}.ade20k": weights for size, weights in ADE20K.items()},
-    "upernet": {},
-    "wavemix": {"wavemix_192_16_l3.cityscapes": CITYSCAPES},
-}
-
-
-def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the published weights of a head on a backbone with a tag, or None if the tag is the backbone's own.
-
-    Raises:
-        ValueError: the tag is for another head.
-    """
-    for other, known in WEIGHTS.items():
-        if backbone in known and other != head:
-            raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
-    return WEIGHTS[head].get(backbone)
-
-
-def load_published(model: Segmenter, published: PublishedSegmenter, name: str) -> None:
-    """Load published weights into a segmenter. The classifier stays new if it is for other classes.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or of a wrong shape.
-        OSError: the file cannot be downloaded.
-    """
-    path = download(published.url, Path(published.url).stem)
-    given, unknown = published.layout.translate(read_weights(path)[0], model)
-    own = model.state_dict()
-    if model.num_classes != published.num_classes:
-        kept = [key for key in own if not key.startswith(tuple(f"{layer}." for layer in model.classifier))]
-        given, own = ({key: tensors[key] for key in kept if key in tensors} for tensors in (given, own))
-    try:
-        check_state(given, own, unknown, name, published.layout.name)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    model.load_state_dict(given, strict=False)
 
 
 def check_options(head: str, options: Mapping[str, Any]) -> None:
@@ -394,9 +322,9 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
     for name, given in options.items():
         if name not in accepted:
             raise ValueError(
-                f"{head} has no option {name!r}{nearest(name, accepted)} Arguments of the backbone go into "
-                f"backbone_args=dict({name}=...), on the command line into --model-args. Options of {head}: "
-                f"{', '.join(accepted)}."
+                f"{head} has no option {name!r}{nearest(name, accepted)} Pass an argument of the "
+                f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
+                f"{head}: {', '.join(accepted)}."
             )
         if name not in WIDTHS or given is None:
             continue

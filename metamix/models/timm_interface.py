@@ -150,6 +150,16 @@ class TimmInterface(nn.Module):
         return {"pos_embed"}
 
 
+def list_features(dims: Sequence[int], strides: Sequence[int], depths: Sequence[int]) -> list[dict]:
+    """Return timm's `feature_info`: a pyramid has a feature after each stage, an isotropic model after each block."""
+    stages = [
+        dict(num_chs=dim, reduction=stride, module=f"stages.{i}") for i, (dim, stride) in enumerate(zip(dims, strides))
+    ]
+    if len(stages) > 1:
+        return stages
+    return [dict(stages[0], module=f"stages.0.blocks.{j}") for j in range(depths[0])]
+
+
 def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
     return list(indices) if isinstance(indices, Sequence) else indices
 

@@ -16,7 +16,7 @@ from torch import nn
 from metamix.layers import GELU
 from metamix.utils.checks import check_count
 
-from .metaformer import CeilEmbed, ConvEmbed
+from .embed import CeilEmbed, ConvEmbed
 from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.models.image_inference import restore_tiles, self_ensemble
+from metamix.models.image_inference import self_ensemble
+from metamix.models.tiles import apply_in_tiles
 
 from .resize import resize_bicubic
 
@@ -42,7 +43,7 @@ class Restorer:
         restore = partial(self_ensemble, model) if self.ensemble else model
         images = enlarge(images, self.enlarge)
         with pooled_locally(model, self.pooling):
-            return restore_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
+            return apply_in_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
 
     @staticmethod
     def enlarge_to(image: Tensor, target: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from metamix.data.options import ReadingOptions, check_template
-from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
+from metamix.models.tiles import check_tiles
 from metamix.utils.options import changed_flags, check_ranges, option
 
 from .degradations import PAIRS, parse_degradations

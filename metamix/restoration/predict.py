@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import change_extensions, check_outputs, paths_inside
-from metamix.models.image_inference import check_finite, check_tiles
+from metamix.models.image_inference import check_finite
+from metamix.models.tiles import check_tiles
 from metamix.utils.files import write_text
 from metamix.utils.options import add_device, add_places
 from metamix.utils.system import prepare_device

@@ -73,7 +73,7 @@ def find_roots(options: ImageOptions) -> dict[str, Path]:
 
 
 def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample]:
-    """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without endings.
+    """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without extensions.
 
     Raises:
         Unmatched: an image has no partner.

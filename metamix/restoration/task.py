@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import create_image_model, list_image_models, published_weights, read_image_weights
+from metamix.models.image_models import create_image_model, published_weights, read_image_weights, tags_of
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights, nothing_published
 from metamix.utils.text import plural
@@ -81,7 +81,7 @@ class Restoration:
         base, _, tag = name.partition(".")
         with torch.device("meta"):
             create_image_model(name)
-        if pretrained and not tag and not list_image_models(base, pretrained=True):
+        if pretrained and not tag and not tags_of(base):
             raise nothing_published(name)
 
     @classmethod

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.models.image_inference import check_finite, restore_tiles
+from metamix.models.image_inference import check_finite
+from metamix.models.tiles import apply_in_tiles
 
 from .transforms import Size
 
@@ -74,7 +75,7 @@ class Predictor:
         Raises:
             ValueError: one of them is not finite. Its pixel would get label 0.
         """
-        logits = restore_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
+        logits = apply_in_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
         return check_finite(logits.float())
 
     def describe(self) -> str:

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Literal
 
 from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
-from metamix.models.image_inference import check_tiles
 from metamix.models.options import BackboneOptions
+from metamix.models.tiles import check_tiles
 from metamix.utils.options import changed_flags, check_ranges, option
 
 from .losses import WEIGHTED, parse_loss

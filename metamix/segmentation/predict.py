@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize
 from metamix.data.find import change_extensions, check_outputs, paths_inside
-from metamix.models.image_inference import check_tiles
+from metamix.models.tiles import check_tiles
 from metamix.utils.files import atomic_write, write_text
 from metamix.utils.options import add_device, add_places
 from metamix.utils.system import prepare_device

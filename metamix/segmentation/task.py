@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from metamix.models import count_macs
+from metamix.models.published_segmenters import WEIGHTS, published_segmenter
 from metamix.models.registry import check_model
-from metamix.models.segmenters import WEIGHTS, Segmenter, published_segmenter
+from metamix.models.segmenters import Segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_weights
 

@@ -41,11 +41,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def listed_sha256(path: Path) -> str | None:
-    """Return the hash of a file that SHA256SUMS in its folder lists; None if it does not list the file."""
-    return _read_sums(path.parent).get(path.name)
-
-
 def list_sha256(path: Path) -> None:
     """Write the hash of a file into SHA256SUMS in its folder."""
     sums = _read_sums(path.parent) | {path.name: sha256(path)}

@@ -2,8 +2,7 @@
 
 Files are replaced atomically: a path always names a complete file, the old one or the new one. Checkpoints
 (`checkpoint.pt`) hold tensors and plain values and are read with `weights_only=True`, so no code in them can run.
-Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor. A weight file may
-instead be listed in `SHA256SUMS` beside it.
+Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from .checksums import SUMS, VALUES, checksums, damaged, listed_sha256, sha256
+from .checksums import VALUES, checksums, damaged
 from .files import atomic_write, reason
 from .text import readable
 
@@ -266,24 +265,10 @@ def _open_safetensors(path: str | Path) -> Iterator[Any]:
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _open_safetensors(path) as file:
         texts = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
     expected = texts.pop("checksums", None)
-    listed = _is_listed(path)
-    if expected is not None or not listed:
-        _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
+    _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
     return tensors, {key: _value(text) for key, text in texts.items()}
-
-
-def _is_listed(path: Path) -> bool:
-    """Compare a file with SHA256SUMS beside it, and return whether that lists the file.
-
-    Raises:
-        ValueError: the list has another hash for it.
-    """
-    listed = listed_sha256(path)
-    if listed is not None and listed != sha256(path):
-        raise ValueError(f"{path} is damaged: {SUMS} beside it lists another SHA-256. Use another copy of the file")
-    return listed is not None
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:

@@ -13,7 +13,7 @@ def test_every_registered_name_is_listed():
 
 def test_image_models_are_listed_with_their_papers_and_scores():
     listed = models.image_models()
-    assert [name for name in metamix.list_image_models() if f"| `{name}` |" not in listed] == []
+    assert [model.name for model in metamix.list_image_models() if f"| `{model.name}` |" not in listed] == []
     assert "| `wavemixsr_nano` | 190 k | 64.8 k | 1 | x2 | [2307.00430](" in listed
     assert "`x2` 36.76 dB on Set5" in listed
 

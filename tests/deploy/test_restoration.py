@@ -11,7 +11,7 @@ from metamix.deploy import export, load_exported
 from metamix.deploy.export import open_model
 from metamix.deploy.exportable import Request
 from metamix.deploy.padding import pad_for_graph, tiles
-from metamix.models.image_inference import restore_tiles
+from metamix.models.tiles import apply_in_tiles
 from metamix.restoration.inference import Restorer
 from metamix.utils.tensor_files import save_weights
 
@@ -70,7 +70,7 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
         torch.testing.assert_close(restored, eager(image).detach(), rtol=0, atol=1e-4)
     else:
         pad = pad_for_graph(eager, exported.artifact.extra, (32, 32))
-        torch.testing.assert_close(restored, restore_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
+        torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     with pytest.raises(SystemExit) as exit:
         metamix.cli.predict.main(
             [str(photos / "0.png"), "--model", str(folder), "--output", str(tmp_path / "restored")]

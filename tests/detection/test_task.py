@@ -432,7 +432,7 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
         (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but two factors are needed"),
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
         (dict(workers=-1), "workers is -1, but it must be at least 0"),
-        (dict(model_args={"keep_norms": True}), "model_args has keep_norms, which comes from the task"),
+        (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
         (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
         (dict(detector_args={"score_thresh": "high"}), "detector_args has score_thresh: 'high'; accepted are true"),
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be auto, or above 0"),
@@ -466,7 +466,7 @@ def test_splits_must_have_the_same_classes(tmp_path):
 def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
     with pytest.raises(
-        ValueError, match="holds no detector of metamix, but resnet18; give a run of metamix train --task"
+        ValueError, match="holds resnet18, not a detector that metamix trained: give a run folder of metamix train"
     ):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     with pytest.raises(ValueError, match="no weights to evaluate: give --checkpoint"):

@@ -123,18 +123,6 @@ def test_attention_at_16_bits_is_the_fused_one(dtype):
     torch.testing.assert_close(got.float(), want, rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("biased", (False, True))
-def test_attention_over_few_keys_is_the_fused_one(biased, monkeypatch):
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 3, 40, 16), torch.randn(2, 3, 9, 16), torch.randn(2, 3, 9, 16)
-    bias = torch.randn(3, 40, 9) if biased else None
-    want = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    for capability in ("AVX2", "AVX512"):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
-        with torch.inference_mode():
-            torch.testing.assert_close(attention(q, k, v, bias=bias), want)
-
-
 def test_dropout_of_attention_keeps_its_mean():
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 1, 8, 16), torch.randn(1, 1, 9, 16), torch.randn(1, 1, 9, 16)

@@ -54,7 +54,7 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def case(request, forget):
+def case(request, forget_mixers):
     """Return a function that builds one mixer of the list, in evaluation mode."""
     register_mixer("mine")(Mine)
     name, options = CASES[request.param]
@@ -284,13 +284,13 @@ def test_proj_drop_is_an_option_of_mixers_that_have_dropout(case):
     assert not torch.equal(mixer(x), mixer(x))
 
 
-def test_name_that_is_taken(forget):
+def test_name_that_is_taken(forget_mixers):
     with pytest.raises(ValueError, match=r"'raft' is registered already \(metamix.mixers.raft\): choose another name"):
         register_mixer("raft")(Mine)
     assert registry._MIXERS["raft"] is Raft
 
 
-def test_class_that_is_defined_again(forget):
+def test_class_that_is_defined_again(forget_mixers):
     def define():
         class Again(Mine):
             pass
@@ -332,7 +332,7 @@ def test_options_that_are_no_count(name, option, least):
             create_mixer(name, 8, size=(8, 8), **{option: given})
 
 
-def test_registering_what_is_no_module_class(forget):
+def test_registering_what_is_no_module_class(forget_mixers):
     with pytest.raises(TypeError, match=r"register_mixer\('mine'\) takes a torch.nn.Module class, got <function"):
         register_mixer("mine")(lambda dim, *, size: None)
     with pytest.raises(TypeError, match=r"takes a torch.nn.Module class, got Identity\(\)"):
@@ -366,7 +366,7 @@ def constructors():
 
 
 @pytest.mark.parametrize("init", constructors(), ids=lambda f: f.__name__)
-def test_constructor_that_breaks_the_contract(init, forget):
+def test_constructor_that_breaks_the_contract(init, forget_mixers):
     cls = type("Wrong", (nn.Module,), {"__init__": init})
     words = r"Mixer 'mine' has the constructor Wrong\(.*write `def __init__\(self, dim, \*, size, ...\)`"
     with pytest.raises(ValueError, match=words):
@@ -389,7 +389,7 @@ def test_unknown_option():
         create_mixer("identity", DIM, size=SIZE, kernel=3)
 
 
-def test_mixers_are_listed_in_order_of_registration(forget):
+def test_mixers_are_listed_in_order_of_registration(forget_mixers):
     register_mixer("mine")(Mine)
     assert list_mixers() == ["identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn", "mine"]
     assert create_mixer("mine", DIM, size=SIZE, kernel=5).conv.kernel_size == (5, 5)
@@ -400,7 +400,7 @@ def test_every_option_has_a_doc(name):
     assert all(option.doc and option.default is not inspect.Parameter.empty for option in mixer_options(name))
 
 
-def test_options_of_a_mixer(forget):
+def test_options_of_a_mixer(forget_mixers):
     register_mixer("mine")(Mine)
     assert mixer_options("identity") == []
     assert mixer_options("mine") == [MixerOption("kernel", 3, "")]
@@ -431,7 +431,7 @@ class Flat(Mine):
 
 
 @pytest.mark.parametrize("cls, given", [(OneChannel, "(2, 1, 4, 4)"), (Flat, "a tuple")])
-def test_mixer_that_changes_the_shape(cls, given, forget):
+def test_mixer_that_changes_the_shape(cls, given, forget_mixers):
     register_mixer("wrong")(cls)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
     words = f"{cls.__name__} returned {given} for a map of shape (2, 8, 4, 4): a mixer must keep the shape"
@@ -439,7 +439,7 @@ def test_mixer_that_changes_the_shape(cls, given, forget):
         model(torch.randn(2, 3, 16, 16))
 
 
-def test_mixer_that_changes_the_shape_in_a_compiled_model(forget):
+def test_mixer_that_changes_the_shape_in_a_compiled_model(forget_mixers):
     register_mixer("wrong")(OneChannel)
     model = MetaFormer(img_size=16, depths=(1,), dims=(8,), mixer="wrong")
     with pytest.raises(Exception, match="a mixer must keep the shape"):
@@ -448,8 +448,7 @@ def test_mixer_that_changes_the_shape_in_a_compiled_model(forget):
 
 @pytest.mark.parametrize("mixer", ["raft", "maxim", "wavemix", "nin-grid", "minattn-shared", "minattn-positions"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_tracing_warns_of_other_sizes(mixer, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # attention has a path of its own
+def test_tracing_warns_of_other_sizes(mixer):
     name, options = CASES[mixer]
     with pytest.warns(UserWarning, match="holds for the example's image size only"):
         traced = torch.jit.trace(create_mixer(name, DIM, size=SIZE, **options).eval(), images(16, 12))

@@ -8,7 +8,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 import metamix  # noqa: F401  registers the models
-from metamix.models.metaformer import CeilEmbed, ConvEmbed
+from metamix.models.embed import CeilEmbed, ConvEmbed
 from metamix.models.weights import cfg_of_file, weights_dir
 from metamix.utils import timm_checkpoint_path
 from metamix.utils.tensor_files import save_checkpoint, save_weights

@@ -14,8 +14,9 @@ from metamix.models import image_models, maxim_format
 from metamix.models.image_models import (
     MAXIM_URL,
     create_image_model,
-    list_image_models,
+    image_model_names,
     published_weights,
+    tags_of,
 )
 from metamix.utils.tensor_files import save_weights
 
@@ -47,11 +48,13 @@ def test_parameters(name):
 
 
 def test_lists():
-    assert metamix.list_image_models() == list(PARAMETERS)
-    assert list_image_models("maxim_s*") == ["maxim_s1", "maxim_s2", "maxim_s3"]
+    assert image_model_names() == list(PARAMETERS)
+    assert [model.name for model in metamix.list_image_models()] == list(PARAMETERS)
+    assert [model.name for model in metamix.list_image_models("maxim_s*")] == ["maxim_s1", "maxim_s2", "maxim_s3"]
     with pytest.raises(ValueError, match=r"No model matches 'maxin\*'; did you mean 'maxim_nano'\? metamix.list_im"):
-        list_image_models("maxin*")
-    assert [name for name in list_image_models(pretrained=True) if name.startswith("maxim_s")] == [
+        metamix.list_image_models("maxin*")
+    published = metamix.list_image_models("maxim_s*", pretrained=True)
+    assert [f"{model.name}.{weights.tag}" for model in published for weights in model.weights] == [
         *(f"maxim_s2.{tag}" for tag in ("rain13k", "raindrop", "sots_indoor", "sots_outdoor", "lol", "fivek")),
         *(f"maxim_s3.{tag}" for tag in ("sidd", "gopro", "reds", "realblur_r", "realblur_j")),
     ]
@@ -167,6 +170,7 @@ def test_arguments_that_change_trained_weights_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         create_image_model("wavemixsr_nano.x2", pretrained=True, residual=True, proj_drop=0.1)
+        create_image_model("maxim_nano.noise25", pretrained=True, block_size_hr=(8, 8), grid_size_hr=[8, 8])
 
 
 def test_failed_download(published, tmp_path):
@@ -212,7 +216,7 @@ def test_shipped_weights_come_first(tmp_path, monkeypatch):
     save_weights(tmp_path / "maxim_nano.noise25.safetensors", model.state_dict(), about)
     cards = {"maxim_nano": {"noise25": {"file": str(tmp_path / "maxim_nano.noise25.safetensors")}}}
     monkeypatch.setattr(image_models, "local_weights", lambda: cards)
-    assert "maxim_nano.noise25" in list_image_models(pretrained=True)
+    assert tags_of("maxim_nano")[0] == "noise25"
     for name in ("maxim_nano", "maxim_nano.noise25"):
         assert same_weights(create_image_model(name, pretrained=True), model)
 

@@ -9,6 +9,7 @@ import timm
 
 import metamix
 from metamix.models import count_macs, list_all_models, listing
+from metamix.models.image_models import image_model_names
 from metamix.models.registry import CIFAR10, build, default_cfgs, document, register
 
 
@@ -49,7 +50,7 @@ def test_sizes_of_image_models_are_those_of_the_models(name):
 
 
 def test_every_name_has_a_size():
-    assert listing.known_sizes().keys() == {*default_cfgs, *metamix.list_image_models()}
+    assert listing.known_sizes().keys() == {*default_cfgs, *image_model_names()}
 
 
 def test_image_models_come_after_the_classifiers():
@@ -59,7 +60,7 @@ def test_image_models_come_after_the_classifiers():
     sidd = maxim.weights[0]
     assert sidd.source.endswith("maxim/ckpt/Denoising/SIDD/checkpoint.npz") and sidd.psnr is None
     names = [model.name for model in list_all_models()]
-    assert names == [*default_cfgs, *metamix.list_image_models()]
+    assert names == [*default_cfgs, *image_model_names()]
     assert "maxim_s1" not in {model.name for model in list_all_models(pretrained=True)}
 
 

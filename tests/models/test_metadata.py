@@ -57,7 +57,7 @@ def test_metadata_of_shipped_weights_are_accepted(file):
 
 REFUSED = {
     "nested": (["a", "b"], "its metadata are a list"),
-    "task": (dict(task=3), "task in the metadata is 3; accepted is a text"),
+    "task": (dict(task=3), "task in the metadata is 3; accepted is a string"),
     "hub": (dict(model="hf-hub:someone/model"), "model in the metadata is 'hf-hub:someone/model'"),
     "local": (dict(model="local-dir:/tmp"), "name of a registered model"),
     "path": (dict(model="../../x"), "not a hub or path"),
@@ -96,7 +96,7 @@ REFUSED = {
     "classes": (dict(classes=5), "classes in the metadata is 5; accepted is a list of at most 100,000 names"),
     "class": (dict(classes=["a", 1]), "a list of at most"),
     "number of classes": (dict(classes=["a", "b"], num_classes=3), "accepted is 3 names, as many as num_classes"),
-    "data": (dict(data={}), "data in the metadata is {}; accepted is a text"),
+    "data": (dict(data={}), "data in the metadata is {}; accepted is a string"),
     "holdout": (dict(holdout=1.0), "at least 0 and below 1"),
     "memory": (dict(memory="maybe"), "one of auto, yes, no"),
 }

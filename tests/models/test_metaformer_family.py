@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import metamix
-from metamix.mixers import registry
 from metamix.models import count_macs
 from metamix.models.metaformer_family import SIZES, ConvNormAct, ConvNormActStem
 
@@ -146,9 +145,7 @@ def test_heads_of_minattn_divide_other_widths(size, dims, heads):
 
 
 @pytest.fixture
-def mine(monkeypatch):
-    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
-
+def mine(forget_mixers):
     @metamix.register_mixer("mine")
     class Mine(nn.Conv2d):
         def __init__(self, dim, *, size, kernel_size=3):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import metamix
-from metamix.models.metaformer import ConvEmbed
+from metamix.models.embed import ConvEmbed
 
 SHALLOW = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 MIXERS = metamix.list_mixers()
@@ -53,6 +53,15 @@ def test_without_mixing_the_finer_maps_contain_the_coarse_ones():
         finer.load_state_dict(coarse.state_dict())
         for feature, e, step in zip(finer(x), expected, steps):
             torch.testing.assert_close(feature[:, :, ::step, ::step], e, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_downsampling_may_be_any_constructor_of_convolutions():
+    """A function that builds the same convolutions as the default gives the same model."""
+    own = create(output_stride=8, downsample=lambda i, o: ConvEmbed(i, o, kernel_size=3, stride=2, padding=1))
+    x = torch.randn(1, 3, 64, 64)
+    assert own.feature_info[-1]["reduction"] == 8
+    assert torch.equal(own(x), create(output_stride=8)(x))
 
 
 def test_a_file_loads_without_a_warning(tmp_path):

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from metamix.models import load_official, segmenters
+from metamix.models import load_official
+from metamix.models.formats import POOLFORMER_SEMANTIC_FPN
+from metamix.models.published_segmenters import WEIGHTS, PublishedSegmenter
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.options import SegmentationOptions
 from metamix.segmentation.task import Segmentation
@@ -114,7 +116,7 @@ def test_cityscapes_network_of_wavemix():
 
 
 def test_published_addresses():
-    known = {f"{head} {name}": entry for head, names in segmenters.WEIGHTS.items() for name, entry in names.items()}
+    known = {f"{head} {name}": entry for head, names in WEIGHTS.items() for name, entry in names.items()}
     assert len(known) == 6
     assert known["wavemix wavemix_192_16_l3.cityscapes"].url == (
         "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth"
@@ -138,8 +140,8 @@ def test_download_of_a_whole_segmenter(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = mmsegmentation_state()
     torch.save({"state_dict": state}, tmp_path / "fpn.pth")
-    entry = segmenters.PublishedSegmenter((tmp_path / "fpn.pth").as_uri(), 5, segmenters.POOLFORMER_SEMANTIC_FPN)
-    monkeypatch.setitem(segmenters.WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
+    entry = PublishedSegmenter((tmp_path / "fpn.pth").as_uri(), 5, POOLFORMER_SEMANTIC_FPN)
+    monkeypatch.setitem(WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
 
     def build(classes, neck=16):
         return build_segmenter(
@@ -169,8 +171,8 @@ def test_the_note_on_a_whole_segmenter(classes, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     torch.save({"state_dict": mmsegmentation_state()}, tmp_path / "fpn.pth")
     published = (tmp_path / "fpn.pth").as_uri()
-    entry = segmenters.PublishedSegmenter(published, 5, segmenters.POOLFORMER_SEMANTIC_FPN)
-    monkeypatch.setitem(segmenters.WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
+    entry = PublishedSegmenter(published, 5, POOLFORMER_SEMANTIC_FPN)
+    monkeypatch.setitem(WEIGHTS["semantic_fpn"], "metaformer_pooling_s12.ade20k", entry)
     for split in ("train", "val"):
         for kind in ("images", "masks"):
             (tmp_path / split / kind).mkdir(parents=True)

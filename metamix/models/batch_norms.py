@@ -1,0 +1,51 @@
+"""Freeze or replace the batch norms of a backbone, whose heads train on batches of few images."""
+
+from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
+from torch import nn
+
+from metamix.layers import GroupNorm1
+from metamix.utils.text import nearest
+
+BATCH_NORMS = ("auto", "freeze", "replace", "train")
+
+
+def check_batch_norms(batch_norms: str) -> None:
+    """Raise ValueError for an unknown treatment of batch norms."""
+    if batch_norms not in BATCH_NORMS:
+        raise ValueError(
+            f"batch_norms is {batch_norms!r}{nearest(batch_norms, BATCH_NORMS)} Accepted: {', '.join(BATCH_NORMS)}."
+        )
+
+
+def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
+    """Freeze all batch norms of a model, replace them by group norms, or leave them to be trained.
+
+    Args:
+        body: the model.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
+        loaded: whether the weights are loaded.
+
+    Raises:
+        ValueError: `batch_norms` is something else.
+    """
+    check_batch_norms(batch_norms)
+    if batch_norms == "auto":
+        batch_norms = "freeze" if loaded else "replace"
+    if batch_norms == "freeze":
+        return freeze_batch_norm_2d(body)
+    return replace_batch_norms(body) if batch_norms == "replace" else body
+
+
+def replace_batch_norms(module: nn.Module) -> nn.Module:
+    """Replace all batch norms inside a module by group norms of one group, with the same initial weights."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            make = GroupNorm1Act if isinstance(child, BatchNormAct2d) else GroupNorm1
+            new = make(child.num_features, affine=child.affine)
+            new.load_state_dict({key: child.state_dict()[key] for key in new.state_dict()})
+            if isinstance(child, BatchNormAct2d):
+                new.act, new.drop = child.act, child.drop
+            setattr(module, name, new)
+        else:
+            replace_batch_norms(child)
+    return module

@@ -1,0 +1,82 @@
+"""Stems and downsamplings: modules that turn an image or a map into a smaller map.
+
+Any module built as `embed(in_chans, dim)` is one if it has the attribute `reduction`, its stride as an int, and the
+method `out_size((H, W)) -> (H', W')`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from timm.models import register_notrace_module
+from torch import nn
+
+from metamix.layers import Conv2d
+
+Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsampling
+
+
+@register_notrace_module
+class ConvEmbed(Conv2d):
+    """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
+
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0):
+        super().__init__(in_chans, dim, kernel_size, stride, padding)
+        self.reduction = stride
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]
+        return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
+
+
+class CeilEmbed(nn.Module):
+    """Base of stems and downsamplings whose maps have the sides ceil(H / reduction) and ceil(W / reduction)."""
+
+    reduction: int
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
+
+
+STEM = partial(ConvEmbed, kernel_size=7, stride=4, padding=2)
+DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
+
+
+def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> None:
+    """Set the stride of the last downsamplings to 1, so that the last maps have `output_stride`.
+
+    A convolution that sees a finer map than it was trained on is dilated to reach equally far.
+
+    Args:
+        stem: the stem.
+        downsamples: the downsamplings between the stages; they are changed in place.
+        output_stride: stride of the last stage's maps.
+
+    Raises:
+        ValueError: the model has another number of stages, or downsamplings that are not convolutions of odd kernels.
+    """
+    total = math.prod(embed.reduction for embed in (stem, *downsamples))
+    if output_stride == total:
+        return
+    dilatable = all(  # no padding makes a dilated even kernel keep the size of a map
+        isinstance(conv, ConvEmbed) and conv.kernel_size[0] % 2 for conv in downsamples
+    )
+    if output_stride not in (8, 16) or len(downsamples) != 3 or total != 32 or not dilatable:
+        raise ValueError(
+            f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Models of four "
+            f"stages with convolutions of odd kernels between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave "
+            f"it out here."
+        )
+    dilation, reached = 1, stem.reduction
+    for conv in downsamples:
+        if reached < output_stride:
+            reached *= conv.reduction
+        else:
+            padding = dilation * (conv.kernel_size[0] // 2)
+            conv.stride, conv.dilation, conv.padding = (1, 1), (dilation, dilation), (padding, padding)
+            dilation *= conv.reduction
+            conv.reduction = 1
