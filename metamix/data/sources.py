@@ -81,7 +81,7 @@ def open_data(
     """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: folder of the data set; for torchvision's data sets, `data` if not given.
+        root: folder of the data set; none for digits. For torchvision's data sets, `data` if not given.
         holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
             for runs of all seeds.
         download: fetch a data set of torchvision that is missing.
@@ -219,6 +219,11 @@ def _open_splits(
     """Open the training and the test split of the data set called `name`."""
     kind, _, rest = name.partition("/")
     if name == "digits":
+        if root:
+            raise ValueError(
+                f"data is digits, which are part of scikit-learn, but data_dir is {root}: for your own images give "
+                f"--data folder too, or leave --data-dir out"
+            )
         return open_digits(test_on)
     if name in TORCHVISION_SETS:
         return open_torchvision(name, str(root or "data"), download, test_on)

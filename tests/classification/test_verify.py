@@ -44,3 +44,5 @@ def test_wrong_arguments_end_with_a_sentence():
         main(["digitss"])
     with pytest.raises(SystemExit, match=r"^error: --workers is -1: give 0 \(this process decodes\) or more"):
         main(["digits", "--workers", "-1"])
+    with pytest.raises(SystemExit, match="^error: data is digits, .*, but data_dir is cls: .* give --data folder"):
+        main(["digits", "--data-dir", "cls"])
