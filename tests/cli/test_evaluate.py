@@ -74,6 +74,22 @@ def test_the_pictures_of_a_run_are_kept(run):
         evaluate("--checkpoint", run, "--output", run)
 
 
+@pytest.mark.parametrize(
+    "name, content", [("result.json", '{"mine": 1}'), ("result.json", "[1]"), ("result.json", "{"), ("test_a.png", "")]
+)
+def test_files_of_others_are_kept(name, content, run, tmp_path, monkeypatch):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
+    with pytest.raises(SystemExit) as error:
+        evaluate("--checkpoint", run, "--output", tmp_path)
+    assert str(error.value) == (
+        f"error: {tmp_path} holds {name}, which no metamix eval wrote and which could be overwritten: give another "
+        f"--output"
+    )
+    assert (tmp_path / name).read_text() == content
+
+
 def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     name = "metaformer_identity_nano.digits"
     card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
