@@ -24,7 +24,7 @@ from metamix.data import CorruptImage, read_image_file
 from metamix.data.files import decode
 from metamix.data.find import find_images
 from metamix.data.formats.base import is_image
-from metamix.utils.files import write_text
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import add_device, positive
 from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text
@@ -69,7 +69,7 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     form = options.format or "table"
     if options.output:  # before labelling, which may take long
         form = choose_format(options.output, options.format, images)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+        make_output_folder(options.output.parent)
     broken: list[str] = []
     predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
     found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))

@@ -26,7 +26,7 @@ from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.training.run_folder import RECIPE
-from metamix.utils.files import write_text
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import check_ranges, option
 from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.text import exit_with_message, plural, readable
@@ -92,7 +92,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
     other = _scored_in(folder)
     if group.is_main:
-        folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
+        make_output_folder(folder)  # before scoring, so that a bad folder costs no time
         if other not in (None, options.checkpoint):
             print(readable(f"note: the result of {other} in {folder} is replaced; --output keeps both"))
     start = time.monotonic()

@@ -61,6 +61,9 @@ def test_the_output_is_checked_before_labelling(digits, tmp_path):
     folder, _ = digits
     with pytest.raises(SystemExit, match="is a folder: give a file"):
         main([str(folder), *WEIGHTS, "--output", str(tmp_path)])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"the folder .*file could not be made \(File exists\); give another --output"):
+        main([str(folder), *WEIGHTS, "--output", str(tmp_path / "file" / "p.csv")])
     main([str(folder / "0.png"), *WEIGHTS, "--output", str(tmp_path / "new" / "p.csv")])
     assert (tmp_path / "new" / "p.csv").exists()
 

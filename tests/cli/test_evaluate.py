@@ -203,8 +203,10 @@ def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys, 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
-    with pytest.raises(SystemExit, match="file/here"):
-        evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path / "file" / "here")
+    for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
+        with pytest.raises(SystemExit) as error:
+            evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)
+        assert str(error.value) == f"error: the folder {folder} could not be made ({why}); give another --output"
 
 
 def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
