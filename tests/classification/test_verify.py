@@ -6,7 +6,7 @@ from metamix.classification.verify import main
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_whole_set(folder, break_image, capsys, workers):
+def test_a_whole_set(folder, break_image, capsys, recwarn, workers):
     root = folder(kind="jpg", size=(64, 64))
     assert main(["folder", "--data-dir", str(root), "--workers", workers]) == 0
     assert capsys.readouterr().out == "all 18 images can be read\n"
@@ -18,6 +18,7 @@ def test_a_whole_set(folder, break_image, capsys, workers):
     assert first.startswith(f"{root}/train/dog/1.jpg: OSError: image file is truncated")
     assert second == f"{root}/val/eel/0.jpg: not an image of a known format"
     assert summary == f"2 of 18 images of {root} cannot be read"
+    assert not recwarn.list, "more workers than cores"
 
 
 def test_files_that_are_not_images_are_named(folder, capsys):
