@@ -262,6 +262,17 @@ def test_the_upper_half_of_16_bits_is_read(tmp_path, kind, dtype):
     assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes(6)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path, mode, recwarn):
+    path = tmp_path / "0.png"
+    image = Image.fromarray(np.arange(4, dtype="uint8")[None], "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    colours = image.convert(mode).tobytes()
+    image.save(path, transparency=bytes([0, 128, 255, 255]))
+    assert decode(lambda: Image.open(path), path, mode).tobytes() == colours
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     "pixels, words",
     [
