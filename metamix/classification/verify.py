@@ -79,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_with_message(ValueError, OSError, ImportError):
         if options.workers < 0:
             raise ValueError(f"--workers is {options.workers}: give 0 (this process decodes) or more")
-        splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
+        try:
+            splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
+        except ValueError as error:  # its advice is for commands with --data
+            raise ValueError(str(error).replace("--data folder", "metamix verify folder")) from None
     count = total = 0
     for title, source in splits.sources().items():
         total += len(source)

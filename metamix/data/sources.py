@@ -14,6 +14,7 @@ The modules in `formats/` open splits. A `Source` is a part of a split; loaders 
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,6 +214,11 @@ class Source:
         return read_image(self.images, i), int(self.images.labels[i])
 
 
+def folder_flags(root: str | Path) -> str:
+    """Return the flags that open a folder of images."""
+    return f"--data folder --data-dir {shlex.quote(str(root))}"
+
+
 def _open_splits(
     name: str, root: str | Path | None, download: bool, test_on: str, train_required: bool
 ) -> tuple[ImageSplit | None, ImageSplit]:
@@ -221,8 +227,8 @@ def _open_splits(
     if name == "digits":
         if root:
             raise ValueError(
-                f"data is digits, which are part of scikit-learn, but data_dir is {root}: for your own images give "
-                f"--data folder too, or leave --data-dir out"
+                f"data is digits, which are part of scikit-learn, but data_dir is {root}: for your own images "
+                f"write {folder_flags(root)}, or leave --data-dir out"
             )
         return open_digits(test_on)
     if name in TORCHVISION_SETS:
@@ -236,7 +242,7 @@ def _open_splits(
     if name == "coco":
         raise ValueError("data is 'coco', a data set of boxes: add --task detection")
     known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
-    advice = f" For its images write --data folder --data-dir {name}." if os.path.isdir(name) else ""
+    advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
     if os.path.isdir(os.path.join(name, "annotations")):
         advice = " It holds annotations of boxes: add --task detection."
     raise ValueError(f"no data set is called {name!r}{nearest(name, known)}{advice} Known are {', '.join(known)}")

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from advice import follow_verify
 
 from metamix.classification.verify import main
 
@@ -45,5 +46,13 @@ def test_wrong_arguments_end_with_a_sentence():
         main(["digitss"])
     with pytest.raises(SystemExit, match=r"^error: --workers is -1: give 0 \(this process decodes\) or more"):
         main(["digits", "--workers", "-1"])
-    with pytest.raises(SystemExit, match="^error: data is digits, .*, but data_dir is cls: .* give --data folder"):
+    with pytest.raises(SystemExit, match="^error: data is digits, .*, but data_dir is cls: .* write metamix verify fo"):
         main(["digits", "--data-dir", "cls"])
+
+
+def test_advice_for_a_folder_can_be_followed(folder, capsys):
+    root = folder(name="my set")
+    with pytest.raises(SystemExit) as error:
+        main([str(root)])
+    assert follow_verify(str(error.value).partition(". Known are")[0]) == 0
+    assert "all 18 images can be read" in capsys.readouterr().out

@@ -65,8 +65,8 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="digits", memory="maybe"), "memory is 'maybe': give auto, yes or no"),
         (
             dict(name="digits", root="cls"),
-            "data is digits, which are part of scikit-learn, but data_dir is cls: for your own images give --data "
-            "folder too, or leave --data-dir out",
+            "data is digits, which are part of scikit-learn, but data_dir is cls: for your own images write "
+            "--data folder --data-dir cls, or leave --data-dir out",
         ),
         (dict(name="digits", holdout=1.0), "holdout is 1.0: give a share"),
         (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on"),
@@ -84,6 +84,9 @@ def test_a_path_for_a_name_is_understood(tmp_path):
         open_data(str(tmp_path / "boxes"))
     with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir {tmp_path}"):
         open_data(str(tmp_path))
+    (tmp_path / "my images").mkdir()
+    with pytest.raises(ValueError, match=f"write --data folder --data-dir '{tmp_path}/my images'"):
+        open_data(str(tmp_path / "my images"))
 
 
 def test_folder(folder):
