@@ -105,8 +105,8 @@ def open_data(
     images = train or test
     if classes and not _are_numbers(images.classes):
         problem = (
-            f"{name} has the classes {{unknown}}, which the model does not have; it has {{known}}. Name the classes "
-            f"as in training, or fine-tune first: metamix train --checkpoint FILE"
+            f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
+            f"{{known}}. Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
         )
         for split in filter(None, (train, test)):
             match_classes(split, classes, problem)

@@ -120,14 +120,14 @@ def folder_of_digits(run, tmp_path):
     return make
 
 
-def test_renamed_classes_are_an_error(folder_of_digits):
+def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
     """As many classes of other names cannot be scored."""
     words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
     with pytest.raises(SystemExit) as error:
         evaluate(*words)
     assert str(error.value) == (
-        "error: folder has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not have; it has 0, "
-        "1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
+        f"error: {tmp_path}/set has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not have; it "
+        "has 0, 1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
     )
 
 
