@@ -94,7 +94,7 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
         image = to_eight_bits(ImageOps.exif_transpose(open_image()))
         if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow drops it with a warning
             del image.info["transparency"]
-        return image.convert(mode)
+        return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
 @contextmanager

@@ -276,6 +276,14 @@ def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_pat
     assert not recwarn.list
 
 
+def test_lab_is_read_in_colour_and_in_grey(tmp_path):
+    path = tmp_path / "0.tif"
+    Image.new("LAB", (2, 1), (50, 20, 200)).save(path)
+    colours = decode(lambda: Image.open(path), path)
+    assert colours.getpixel((0, 0)) == Image.new("LAB", (2, 1), (50, 20, 200)).convert("RGB").getpixel((0, 0))
+    assert decode(lambda: Image.open(path), path, "L").tobytes() == colours.convert("L").tobytes()
+
+
 @pytest.mark.parametrize(
     "pixels, words",
     [
