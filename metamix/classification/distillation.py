@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from metamix.utils.text import plural
+
 from .data import ClassificationData
 from .load import check_image_size, load_trained
 from .options import ClassificationOptions
@@ -53,16 +55,17 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     trained = load_trained(checkpoint, model=options.teacher, pretrained=not checkpoint)
     model, metadata = trained.model, trained.metadata
     assert metadata.mean and metadata.std
-    if (metadata.num_classes, metadata.in_chans) != (len(data.classes), data.in_chans):
+    its, ours = (metadata.num_classes or 0, metadata.in_chans or 0), (len(data.classes), data.in_chans)
+    if its != ours:
         raise ValueError(
-            f"{name} has {metadata.num_classes} classes and takes {metadata.in_chans} channels, and "
-            f"{options.data} has {len(data.classes)} classes and {data.in_chans} channels; give --teacher-checkpoint "
-            f"of one that was trained on such data"
+            f"{name} has {plural(its[0], 'class')} and takes {plural(its[1], 'channel')}, and {options.data} has "
+            f"{plural(ours[0], 'class')} and {plural(ours[1], 'channel')}; give --teacher-checkpoint of one that was "
+            f"trained on such data"
         )
-    for theirs, ours in zip(metadata.classes or data.classes, data.classes):
-        if theirs != ours:
+    for theirs, own in zip(metadata.classes or data.classes, data.classes):
+        if theirs != own:
             raise ValueError(
-                f"{name} has the class {theirs!r} where {options.data} has {ours!r}; give --teacher-checkpoint of one "
+                f"{name} has the class {theirs!r} where {options.data} has {own!r}; give --teacher-checkpoint of one "
                 f"that was trained on such data"
             )
     teacher = Teacher(model, data.mean, data.std, metadata.mean, metadata.std).eval()

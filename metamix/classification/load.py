@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metamix.data import normalize
 from metamix.data.files import decode
 from metamix.data.sources import SMALL_SIDE
-from metamix.models.download import check_hub
+from metamix.models.download import reach_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model
@@ -257,7 +257,7 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
     """
     check_model(name, pretrained)
     if pretrained or ":" in name:
-        check_hub(name)
+        reach_weights(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, read_image_file
 from metamix.data.files import decode
 from metamix.data.find import find_images
-from metamix.utils.files import write_text
+from metamix.data.formats.base import is_image
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import add_device, positive
 from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text
@@ -62,17 +63,17 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
         1 if an image cannot be read, else 0.
 
     Raises:
+        ValueError: the output is an image, or its name does not say its format.
         OSError: the output cannot be written.
     """
+    form = options.format or "table"
     if options.output:  # before labelling, which may take long
-        if options.output.is_dir():
-            raise IsADirectoryError(f"--output {options.output} is a folder: give a file")
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+        form = choose_format(options.output, options.format, images)
+        make_output_folder(options.output.parent)
     broken: list[str] = []
     predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
     found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
-    extension = Path(options.output or "").suffix.removeprefix(".")
-    text = FORMATS[options.format or (extension if extension in FORMATS else "table")](found)
+    text = FORMATS[form](found)
     if options.output:
         write_text(options.output, text)
         print(readable(f"written: {options.output}, {plural(len(found), 'image')}"))
@@ -81,6 +82,27 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     for reason in broken:
         print(readable(f"left out: {reason}"), file=sys.stderr)
     return 1 if broken else 0
+
+
+def choose_format(output: Path, form: str | None, images: Sequence[Path]) -> str:
+    """Return the format of the output: `form`, or what its extension says.
+
+    Raises:
+        ValueError: the output is an image, or its extension says no format.
+        IsADirectoryError: it is a folder.
+    """
+    if output.is_dir():
+        raise IsADirectoryError(f"--output {output} is a folder: give a file")
+    if output.resolve() in {path.resolve() for path in images}:
+        raise ValueError(f"{output} is an image and would be overwritten: give another --output")
+    if is_image(output.name):
+        raise ValueError(
+            f"--output {output} has the name of an image, but labels are text: end it in .csv, .json or .txt"
+        )
+    found = form or EXTENSIONS.get(output.suffix.lower())
+    if found is None:
+        raise ValueError(f"--output {output} says no format: end it in .csv, .json or .txt, or give --format too")
+    return found
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -100,8 +122,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--top", type=positive, default=5, help="labels for each image (default: 5)")
     parser.add_argument("--format", choices=list(FORMATS), help="table, csv or json (default: by --output, or table)")
-    parser.add_argument("--output", type=Path, help="file to write to (default: print)")
+    parser.add_argument("--output", type=_file, help="file to write to (default: print)")
     parser.add_argument("--batch-size", type=positive, default=64, help="images per forward pass (default: 64)")
+
+
+def _file(text: str) -> Path:
+    if text.endswith("/"):  # which Path drops
+        raise argparse.ArgumentTypeError(f"{text} is a folder: give a file")
+    return Path(text)
 
 
 @torch.inference_mode()
@@ -173,3 +201,4 @@ def as_json(predictions: Sequence[Prediction]) -> str:
 
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
+EXTENSIONS = {"": "table", ".txt": "table", ".csv": "csv", ".json": "json"}

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, open_data
 from metamix.data.formats import ImageSplit
 from metamix.data.sources import read_image
+from metamix.utils.system import usable_workers
 from metamix.utils.text import exit_with_message, readable
 
 
@@ -47,7 +48,7 @@ def broken_images(images: ImageSplit, workers: int = 0, title: str = "") -> Iter
     problems: DataLoader = DataLoader(
         ImageProblems(images),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
         batch_size=64,
-        num_workers=workers,
+        num_workers=usable_workers(workers),
         collate_fn=list,
     )
     for batch in tqdm(problems, desc=title, unit="batch", disable=None):
@@ -68,12 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", help="digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
     parser.add_argument("--data-dir", help="folder of the data set")
     parser.add_argument("--test-on", default="", help="split to verify beside train (default: the one that is scored)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode; 0: this process (default: 2)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes that decode, at most one for each core; 0: this process (default: 2)",
+    )
     options = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
         if options.workers < 0:
             raise ValueError(f"--workers is {options.workers}: give 0 (this process decodes) or more")
-        splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
+        try:
+            splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
+        except ValueError as error:  # its advice is for commands with --data
+            raise ValueError(str(error).replace("--data folder", "metamix verify folder")) from None
     count = total = 0
     for title, source in splits.sources().items():
         total += len(source)

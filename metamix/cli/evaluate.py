@@ -26,12 +26,14 @@ from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.training.run_folder import RECIPE
-from metamix.utils.files import write_text
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import check_ranges, option
 from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .tasks import TASKS, eval_options, find_task
+
+RESULT = "result.json"  # in the output folder
 
 
 @dataclass
@@ -88,9 +90,9 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if (folder / RECIPE).exists():
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
+    other = _scored_in(folder)
     if group.is_main:
-        folder.mkdir(parents=True, exist_ok=True)  # before scoring, so that a bad folder costs no time
-        other = _scored_in(folder)
+        make_output_folder(folder)  # before scoring, so that a bad folder costs no time
         if other not in (None, options.checkpoint):
             print(readable(f"note: the result of {other} in {folder} is replaced; --output keeps both"))
     start = time.monotonic()
@@ -112,9 +114,9 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
             "trained_img_size": metadata.get("img_size"),
         }
         result = make_result(scores, about, task.metric.by_class(states), speed)
-        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
         pictures = task.pictures.draw(states, folder)
-        print(readable(f"written: {folder / 'result.json'} {' '.join(map(str, pictures))}"))
+        print(readable(f"written: {folder / RESULT} {' '.join(map(str, pictures))}"))
 
 
 def make_result(
@@ -147,11 +149,21 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 
 def _scored_in(folder: Path) -> str | None:
-    """Return the checkpoint whose result a folder holds; None if it holds none, or none that can be read."""
+    """Return the checkpoint whose result a folder holds; None if it holds none, or that of published weights.
+
+    Raises:
+        ValueError: the folder holds files with the names of a result, and no `metamix eval` wrote them.
+    """
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8")).get("checkpoint")
-    except (OSError, ValueError, AttributeError):
-        return None
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+    if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):
+        raise ValueError(
+            f"{folder} holds {foreign}, which no metamix eval wrote and which could be overwritten: give another "
+            f"--output"
+        )
+    return None
 
 
 if __name__ == "__main__":

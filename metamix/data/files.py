@@ -91,7 +91,10 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
         CorruptImage: "path: reason", for a file that cannot be opened or decoded.
     """
     with as_corrupt_image(path):
-        return to_eight_bits(ImageOps.exif_transpose(open_image())).convert(mode)
+        image = to_eight_bits(ImageOps.exif_transpose(open_image()))
+        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow drops it with a warning
+            del image.info["transparency"]
+        return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
 @contextmanager

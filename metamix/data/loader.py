@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
 
+from metamix.utils.system import usable_workers
 from metamix.utils.text import readable
 
 from .auto_augment import pil_transform
@@ -164,12 +165,13 @@ class StreamLoader:
         self.order = order
         self.corrupt = CorruptImages(len(samples), options.corrupt_limit, verify)
         self.sampler = EpochSampler(order)
+        workers = usable_workers(options.workers)
         self.loader: DataLoader = DataLoader(
             TransformedSamples(samples, transform, seed, mark_replaced),  # type: ignore[arg-type]  # it has no length
             batch_sampler=self.sampler,
-            num_workers=options.workers,
+            num_workers=workers,
             worker_init_fn=survive_first_signal,
-            persistent_workers=options.workers > 0,
+            persistent_workers=workers > 0,
             collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
             generator=torch.Generator(),  # by default every epoch draws from the run's generator

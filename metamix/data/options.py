@@ -19,7 +19,10 @@ class ReadingOptions:
     """How image files are read, the same for every task."""
 
     workers: int = option(
-        2, "processes that read images; 0: the main process does it", group="reading images", on_resume="ignore"
+        2,
+        "processes that read images, at most one for each usable core; 0: the main process does it",
+        group="reading images",
+        on_resume="ignore",
     )
     corrupt_limit: float = option(
         0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="ignore"

@@ -14,6 +14,7 @@ The modules in `formats/` open splits. A `Source` is a part of a split; loaders 
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +82,7 @@ def open_data(
     """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: folder of the data set; for torchvision's data sets, `data` if not given.
+        root: folder of the data set; none for digits. For torchvision's data sets, `data` if not given.
         holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
             for runs of all seeds.
         download: fetch a data set of torchvision that is missing.
@@ -104,8 +105,8 @@ def open_data(
     images = train or test
     if classes and not _are_numbers(images.classes):
         problem = (
-            f"{name} has the classes {{unknown}}, which the model does not have; it has {{known}}. Name the classes "
-            f"as in training, or fine-tune first: metamix train --checkpoint FILE"
+            f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
+            f"{{known}}. Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
         )
         for split in filter(None, (train, test)):
             match_classes(split, classes, problem)
@@ -213,12 +214,22 @@ class Source:
         return read_image(self.images, i), int(self.images.labels[i])
 
 
+def folder_flags(root: str | Path) -> str:
+    """Return the flags that open a folder of images."""
+    return f"--data folder --data-dir {shlex.quote(str(root))}"
+
+
 def _open_splits(
     name: str, root: str | Path | None, download: bool, test_on: str, train_required: bool
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split of the data set called `name`."""
     kind, _, rest = name.partition("/")
     if name == "digits":
+        if root:
+            raise ValueError(
+                f"data is digits, which are part of scikit-learn, but data_dir is {root}: for your own images "
+                f"write {folder_flags(root)}, or leave --data-dir out"
+            )
         return open_digits(test_on)
     if name in TORCHVISION_SETS:
         return open_torchvision(name, str(root or "data"), download, test_on)
@@ -231,7 +242,7 @@ def _open_splits(
     if name == "coco":
         raise ValueError("data is 'coco', a data set of boxes: add --task detection")
     known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
-    advice = f" For its images write --data folder --data-dir {name}." if os.path.isdir(name) else ""
+    advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
     if os.path.isdir(os.path.join(name, "annotations")):
         advice = " It holds annotations of boxes: add --task detection."
     raise ValueError(f"no data set is called {name!r}{nearest(name, known)}{advice} Known are {', '.join(known)}")

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage
 from metamix.data.find import change_extensions, check_outputs, paths_inside
-from metamix.utils.files import write_text
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import add_device, add_places, share
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
@@ -96,7 +96,7 @@ def draw_all(
     """
     head: Any = getattr(model, "roi_heads", model)  # which the R-CNNs have
     head.score_thresh = min(head.score_thresh, threshold)
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output)
     if not (output / RECORDS).exists():
         write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
     records: list[dict[str, Any]] = []

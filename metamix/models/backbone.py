@@ -25,7 +25,7 @@ from metamix.utils.checks import check_count, check_one_source
 from metamix.utils.text import nearest
 
 from .batch_norms import apply_batch_norms, check_batch_norms
-from .download import check_hub
+from .download import reach_weights
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model, check_published
@@ -316,7 +316,7 @@ def load_body(
     """
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
-        check_hub(name)
+        reach_weights(name)
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]

@@ -12,17 +12,18 @@ from huggingface_hub.utils import HfHubHTTPError
 from timm.models import PretrainedCfg
 
 
-def download(url: str, name: str) -> Path:
-    """Download published weights into torch's cache of checkpoints, if it does not have them.
+def download(url: str, name: str, folder: str | Path | None = None) -> Path:
+    """Download published weights into a folder, if it does not have them.
 
     Args:
         url: address of the file.
-        name: name of the file in the cache, without its suffix.
+        name: name of the file in the folder, without its suffix.
+        folder: torch's cache of checkpoints by default.
 
     Raises:
         OSError: the download fails.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}{Path(url).suffix}"
+    path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -30,14 +31,15 @@ def download(url: str, name: str) -> Path:
             torch.hub.download_url_to_file(url, str(part), progress=False)
         except OSError as error:
             raise OSError(
-                f"{url} could not be downloaded ({error}): fetch it yourself and give it as checkpoint=FILE."
+                f"{url} could not be downloaded ({error}): connect to the network, or fetch the file yourself and give "
+                f"it as checkpoint"
             ) from error
         part.replace(path)
     return path
 
 
-def check_hub(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
-    """Check that a model's weights on the Hugging Face Hub are cached or can be reached.
+def reach_weights(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
+    """Check that a model's weights on the Hugging Face Hub are cached or can be reached. Download others.
 
     Without a network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
 
@@ -47,13 +49,15 @@ def check_hub(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path
         cache_dir: of timm, if it is not the hub's own.
 
     Raises:
-        OSError: they are not cached, and the hub cannot be reached.
+        OSError: they are not cached, and cannot be reached.
     """
     where: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):
         where = name.partition(":")[2]
     elif (found := cfg or timm.get_pretrained_cfg(name)) and not found.file:
         where = found.hf_hub_id
+        if isinstance(found.url, str) and found.url and not where:
+            download(found.url, Path(found.url).stem, cache_dir)  # where timm looks for it
     if not where:
         return
     repository, _, revision = where.partition("@")

@@ -21,7 +21,7 @@ from torch import nn
 from metamix.utils.text import nearest
 
 from .arguments import check_stages, mixers_per_stage
-from .download import check_hub
+from .download import reach_weights
 from .metaformer import MetaFormer
 from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
@@ -73,7 +73,7 @@ def build(
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
-        check_hub(name, cfg, kwargs.get("cache_dir"))
+        reach_weights(name, cfg, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs.get("depths", inspect.signature(MetaFormer).parameters["depths"].default)
     by_children = kwargs.get("features_only") and kwargs.get("feature_cls") in ("list", "dict", "hook")

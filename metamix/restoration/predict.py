@@ -28,7 +28,7 @@ from metamix.data import CorruptImage
 from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.image_inference import check_finite
 from metamix.models.tiles import check_tiles
-from metamix.utils.files import write_text
+from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import add_device, add_places
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
@@ -75,7 +75,7 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
     Returns:
         1 if an image was left out, else 0.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output)
     records = [{"image": str(path), "file": str(file.relative_to(output))} for path, file in files.items()]
     write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")  # first: it marks the files as ours
     left_out = 0

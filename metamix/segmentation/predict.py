@@ -30,7 +30,7 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, normalize
 from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.tiles import check_tiles
-from metamix.utils.files import atomic_write, write_text
+from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import add_device, add_places
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
@@ -82,7 +82,7 @@ def predict_all(
     Raises:
         ValueError: the folder has masks, or a data set, of other classes.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output)
     if (output / CLASSES).exists() and read_classes(output / CLASSES) != spec.classes:
         raise ValueError(f"{output / CLASSES} names other classes than the model's: give another --output")
     write_text(output / CLASSES, "\n".join(spec.classes) + "\n")  # first: it marks what follows as predictions

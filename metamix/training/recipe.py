@@ -31,6 +31,8 @@ from metamix.utils.options import (
 )
 from metamix.utils.text import exit_with_message, nearest
 
+from .run_folder import RECIPE
+
 _run = partial(option, group="the run", on_resume="ignore")
 _schedule = partial(option, group="schedule", on_resume="report")
 _optimizer = partial(option, group="optimizer", on_resume="report")
@@ -241,7 +243,7 @@ def find_config(name: str) -> Path:
     """Return the path of a config: a file, or a shipped config by its name such as `digits/demo`.
 
     Raises:
-        ValueError: there is neither; the message names the nearest.
+        ValueError: it is a folder, or there is neither; the message names the nearest.
     """
     if Path(name).is_file():
         return Path(name)
@@ -249,7 +251,11 @@ def find_config(name: str) -> Path:
     shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     if name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]
-    files = [str(path) for path in Path(name).parent.glob("*.yaml")]
+    if (Path(name) / RECIPE).is_file():
+        raise ValueError(f"{name} is a run folder: give its recipe, --config {Path(name) / RECIPE}")
+    if Path(name).is_dir():
+        raise ValueError(f"{name} is a folder: give --config a YAML file")
+    files = [str(path) for path in Path(name).parent.glob("*.yaml") if path.is_file()]
     raise ValueError(
         f"there is no config {name}{nearest(name, [*files, *shipped])} Give a YAML file, or one of the shipped "
         f"configs: {', '.join(shipped)}."

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from metamix.utils.files import reason, write_text
+from metamix.utils.files import make_output_folder, reason, write_text
 from metamix.utils.options import read_yaml
 from metamix.utils.text import readable
 
@@ -69,10 +69,7 @@ class Run:
         if not main or folder is None:
             return
         writer = _tensorboard_writer() if tensorboard else None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
+        make_output_folder(folder)
         self._lock = _lock(folder)
         PACKAGE.addHandler(self._warnings)
         if writer is not None:

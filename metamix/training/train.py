@@ -61,8 +61,8 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         if group.is_main:
             (folder / SUMMARY).unlink(missing_ok=True)  # the result of a shorter schedule
             write_text(folder / RECIPE, recipe.to_yaml())
-        run.set_state("running")
         with engine.stop_signal:
+            run.set_state("running")
             engine.fit()
             _finish(engine, run, folder)
             engine.raise_if_stopped()

@@ -48,6 +48,18 @@ def shipped_folder(name: str) -> Path:
     return next((d for d in (package / name, package.parent / name) if d.is_dir()), package / name)
 
 
+def make_output_folder(folder: Path) -> None:
+    """Make the folder that a command writes to, and the folders around it, where there is none.
+
+    Raises:
+        OSError: it cannot be made, for example because it is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {folder} could not be made ({reason(error)}); give another --output") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:

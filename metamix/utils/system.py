@@ -123,6 +123,12 @@ def processor() -> dict[str, Any]:
     }
 
 
+def usable_workers(workers: int) -> int:
+    """Return how many of `workers` processes have a core of their own; for more, torch's DataLoader warns."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(workers, cores)
+
+
 def commit() -> str | None:
     """Return the commit of the clone that this code runs from, with + if tracked files differ; None outside a clone."""
 

@@ -46,7 +46,7 @@ def test_a_teacher_of_other_data_is_refused(weights, three_classes):
     path, _ = weights()
     with pytest.raises(
         ValueError,
-        match="the teacher metaformer_identity_nano has 10 classes and takes 1 channels, and "
+        match="the teacher metaformer_identity_nano has 10 classes and takes 1 channel, and "
         "folder has 3 classes and 3 channels; give --teacher-checkpoint of one that was trained on such data",
     ):
         small_task(

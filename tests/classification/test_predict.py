@@ -61,8 +61,41 @@ def test_the_output_is_checked_before_labelling(digits, tmp_path):
     folder, _ = digits
     with pytest.raises(SystemExit, match="is a folder: give a file"):
         main([str(folder), *WEIGHTS, "--output", str(tmp_path)])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"the folder .*file could not be made \(File exists\); give another --output"):
+        main([str(folder), *WEIGHTS, "--output", str(tmp_path / "file" / "p.csv")])
     main([str(folder / "0.png"), *WEIGHTS, "--output", str(tmp_path / "new" / "p.csv")])
     assert (tmp_path / "new" / "p.csv").exists()
+
+
+def test_an_image_is_never_overwritten(digits, tmp_path):
+    folder, _ = digits
+    image = folder / "0.png"
+    shutil.copy(image, folder / "nameless")
+    before = image.read_bytes()
+    for given, output, said in (
+        (image, image, "0.png is an image and would be overwritten: give another --output"),
+        (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
+        (image, folder / "1.png", "1.png has the name of an image, but labels are text: end it in .csv, .json or .txt"),
+        (image, tmp_path / "new.PNG", "new.PNG has the name of an image"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+            main([str(given), *WEIGHTS, "--format", "csv", "--output", str(output)])
+    assert image.read_bytes() == (folder / "nameless").read_bytes() == before
+    assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_name_of_the_output_says_its_format(digits, tmp_path, capsys):
+    image = str(digits[0] / "0.png")
+    with pytest.raises(SystemExit, match="x.xlsx says no format: end it in .csv, .json or .txt, or give --format too"):
+        main([image, *WEIGHTS, "--output", str(tmp_path / "x.xlsx")])
+    with pytest.raises(SystemExit):
+        main([image, *WEIGHTS, "--output", f"{tmp_path}/new/"])
+    assert f"{tmp_path}/new/ is a folder: give a file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
+    for name, words, first in (("t.txt", [], image), ("T.CSV", [], "image,rank"), ("x.dat", ["--format", "json"], "[")):
+        assert main([image, *WEIGHTS, *words, "--output", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(first)
 
 
 def test_each_image_comes_once(digits):

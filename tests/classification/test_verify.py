@@ -1,12 +1,13 @@
 import os
 
 import pytest
+from advice import follow_verify
 
 from metamix.classification.verify import main
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_whole_set(folder, break_image, capsys, workers):
+def test_a_whole_set(folder, break_image, capsys, recwarn, workers):
     root = folder(kind="jpg", size=(64, 64))
     assert main(["folder", "--data-dir", str(root), "--workers", workers]) == 0
     assert capsys.readouterr().out == "all 18 images can be read\n"
@@ -18,6 +19,7 @@ def test_a_whole_set(folder, break_image, capsys, workers):
     assert first.startswith(f"{root}/train/dog/1.jpg: OSError: image file is truncated")
     assert second == f"{root}/val/eel/0.jpg: not an image of a known format"
     assert summary == f"2 of 18 images of {root} cannot be read"
+    assert not recwarn.list, "more workers than cores"
 
 
 def test_files_that_are_not_images_are_named(folder, capsys):
@@ -44,3 +46,13 @@ def test_wrong_arguments_end_with_a_sentence():
         main(["digitss"])
     with pytest.raises(SystemExit, match=r"^error: --workers is -1: give 0 \(this process decodes\) or more"):
         main(["digits", "--workers", "-1"])
+    with pytest.raises(SystemExit, match="^error: data is digits, .*, but data_dir is cls: .* write metamix verify fo"):
+        main(["digits", "--data-dir", "cls"])
+
+
+def test_advice_for_a_folder_can_be_followed(folder, capsys):
+    root = folder(name="my set")
+    with pytest.raises(SystemExit) as error:
+        main([str(root)])
+    assert follow_verify(str(error.value).partition(". Known are")[0]) == 0
+    assert "all 18 images can be read" in capsys.readouterr().out

@@ -74,6 +74,22 @@ def test_the_pictures_of_a_run_are_kept(run):
         evaluate("--checkpoint", run, "--output", run)
 
 
+@pytest.mark.parametrize(
+    "name, content", [("result.json", '{"mine": 1}'), ("result.json", "[1]"), ("result.json", "{"), ("test_a.png", "")]
+)
+def test_files_of_others_are_kept(name, content, run, tmp_path, monkeypatch):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
+    with pytest.raises(SystemExit) as error:
+        evaluate("--checkpoint", run, "--output", tmp_path)
+    assert str(error.value) == (
+        f"error: {tmp_path} holds {name}, which no metamix eval wrote and which could be overwritten: give another "
+        f"--output"
+    )
+    assert (tmp_path / name).read_text() == content
+
+
 def test_weights_that_ship_score_as_their_card_says(tmp_path, capsys):
     name = "metaformer_identity_nano.digits"
     card = json.loads((ROOT / "weights" / f"{name}.json").read_text())
@@ -104,14 +120,14 @@ def folder_of_digits(run, tmp_path):
     return make
 
 
-def test_renamed_classes_are_an_error(folder_of_digits):
+def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
     """As many classes of other names cannot be scored."""
     words = folder_of_digits(["train", "val"], [f"no {label}" for label in range(10)])
     with pytest.raises(SystemExit) as error:
         evaluate(*words)
     assert str(error.value) == (
-        "error: folder has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not have; it has 0, "
-        "1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
+        f"error: {tmp_path}/set has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not have; it "
+        "has 0, 1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
     )
 
 
@@ -187,8 +203,10 @@ def test_what_was_held_out_or_streamed_in_training_is_so_here(tmp_path, capsys, 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("metamix.cli.evaluate.evaluate", lambda *_: pytest.fail("scored"))
-    with pytest.raises(SystemExit, match="file/here"):
-        evaluate("--model", MODEL, "--checkpoint", run, "--output", tmp_path / "file" / "here")
+    for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
+        with pytest.raises(SystemExit) as error:
+            evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)
+        assert str(error.value) == f"error: the folder {folder} could not be made ({why}); give another --output"
 
 
 def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):

@@ -304,6 +304,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
         ),
         (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),
+        (["--data-dir", "cls"], "data is digits, which are part of scikit-learn, but data_dir is cls: for your own im"),
         (["--data", "digitz"], "no data set is called 'digitz'; did you mean 'digits'"),
         (["--checkpoint", "nowhere"], "there is no file nowhere"),
         (["--freeze", "stage"], "freeze names 'stage'"),

@@ -127,6 +127,17 @@ def test_workers_and_processes_do_not_change_a_sample(source):
     assert all_equal(alone, run(2, 1)) and all_equal(alone, run(1, 2))
 
 
+def test_a_machine_of_one_core_has_one_worker_and_no_warning(source, monkeypatch, recwarn):
+    def batches(workers):
+        loader = train_loader(source("no"), DataOptions(workers=workers, **STREAMED), batch_size=4)
+        return loader.loader.num_workers, list(loader.epoch(0))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    (count, capped), (none, alone) = batches(2), batches(0)
+    assert (count, none) == (1, 0) and all_equal(capped, alone)
+    assert not [str(warning.message) for warning in recwarn if "worker" in str(warning.message)]
+
+
 def test_loading_draws_nothing_from_the_run(source):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     for workers in 0, 1:

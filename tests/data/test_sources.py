@@ -63,6 +63,11 @@ def test_stratified_takes_each_class_by_its_share():
         (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="foldr"), "did you mean 'folder'"),
         (dict(name="digits", memory="maybe"), "memory is 'maybe': give auto, yes or no"),
+        (
+            dict(name="digits", root="cls"),
+            "data is digits, which are part of scikit-learn, but data_dir is cls: for your own images write "
+            "--data folder --data-dir cls, or leave --data-dir out",
+        ),
         (dict(name="digits", holdout=1.0), "holdout is 1.0: give a share"),
         (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on"),
         (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
@@ -79,6 +84,9 @@ def test_a_path_for_a_name_is_understood(tmp_path):
         open_data(str(tmp_path / "boxes"))
     with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir {tmp_path}"):
         open_data(str(tmp_path))
+    (tmp_path / "my images").mkdir()
+    with pytest.raises(ValueError, match=f"write --data folder --data-dir '{tmp_path}/my images'"):
+        open_data(str(tmp_path / "my images"))
 
 
 def test_folder(folder):
@@ -255,6 +263,25 @@ def test_the_upper_half_of_16_bits_is_read(tmp_path, kind, dtype):
     assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes([0, 0, 1, 100, 255, 255])
     Image.fromarray(np.zeros((2, 3), dtype)).save(path)
     assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes(6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path, mode, recwarn):
+    path = tmp_path / "0.png"
+    image = Image.fromarray(np.arange(4, dtype="uint8")[None], "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    colours = image.convert(mode).tobytes()
+    image.save(path, transparency=bytes([0, 128, 255, 255]))
+    assert decode(lambda: Image.open(path), path, mode).tobytes() == colours
+    assert not recwarn.list
+
+
+def test_lab_is_read_in_colour_and_in_grey(tmp_path):
+    path = tmp_path / "0.tif"
+    Image.new("LAB", (2, 1), (50, 20, 200)).save(path)
+    colours = decode(lambda: Image.open(path), path)
+    assert colours.getpixel((0, 0)) == Image.new("LAB", (2, 1), (50, 20, 200)).convert("RGB").getpixel((0, 0))
+    assert decode(lambda: Image.open(path), path, "L").tobytes() == colours.convert("L").tobytes()
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,8 @@ def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detect
     assert draw_all(model, ("disc", "square"), pictures, tmp_path, 0.001) == 0
     (record,) = json.loads((tmp_path / "predictions.json").read_text())
     assert record["objects"] and all(found["score"] < 0.99 for found in record["objects"])
+    with pytest.raises(OSError, match=r"the folder .*a.png could not be made \(File exists\); give another --output"):
+        draw_all(model, ("disc", "square"), pictures, tmp_path / "a.png", 0.001)
 
 
 def test_predict_takes_folders(trained, tmp_path, capsys):

@@ -77,6 +77,22 @@ def test_another_seed_is_another_run(reference, tmp_path):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_step_stops_the_run(number, code, tmp_path, monkeypatch, capsys):
+    original = Run.set_state
+
+    def set_state(run, state):
+        if state == "running":
+            os.kill(os.getpid(), number)
+        original(run, state)
+
+    monkeypatch.setattr(Run, "set_state", set_state)
+    with pytest.raises(SystemExit) as stopped:
+        train(*RECIPE, "--memory", "yes", "--workers", 0, "--output", tmp_path)
+    assert stopped.value.code == code and (tmp_path / "state.txt").read_text() == "stopped\n"
+    assert "stopped at step 1 of 30; everything is in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_run_with_an_exit_code_and_no_other_model_starts(number, code, tmp_path):
     """`train.py ... && deploy` must not deploy a stopped run."""
     models = ["--model", "metaformer_identity_nano,metaformer_pooling_nano"]

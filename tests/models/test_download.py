@@ -5,13 +5,14 @@ import time
 
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 
 import metamix
 from metamix.classification.load import create_model
 from metamix.models import download
 from metamix.models.backbone import build_backbone
-from metamix.models.download import check_hub
+from metamix.models.download import reach_weights
 
 
 @pytest.fixture
@@ -36,13 +37,16 @@ def no_network(monkeypatch, tmp_path):
         lambda: create_model("resnet18", pretrained=True),
         lambda: create_model("hf-hub:timm/resnet18.a1_in1k"),
         lambda: build_backbone("resnet18", pretrained=True),
+        lambda: timm.create_model("wavemix_144_7", pretrained=True),
+        lambda: create_model("wavemix_144_7", pretrained=True),
         lambda: metamix.create_image_model("maxim_s3.sidd", pretrained=True),
     ],
 )
 def test_without_a_network_the_error_comes_at_once_and_names_the_weights(load, no_network):
     start = time.monotonic()
     with pytest.raises(
-        OSError, match=r"(pooling_s12|resnet18|maxim/ckpt).* (cannot be reached|could not be down).*check"
+        OSError,
+        match=r"(pooling_s12|resnet18|maxim/ckpt|cifar10_94.58.pth).* (cannot be reached|could not be down).*check",
     ):
         load()
     assert time.monotonic() - start < 20  # huggingface_hub alone takes 45 s
@@ -50,13 +54,31 @@ def test_without_a_network_the_error_comes_at_once_and_names_the_weights(load, n
 
 def test_cached_weights_need_no_network(no_network, tmp_path):
     with pytest.raises(OSError, match="are not in the cache"):
-        check_hub("resnet18.a1_in1k")
+        reach_weights("resnet18.a1_in1k")
     path = tmp_path / "models--timm--resnet18.a1_in1k" / "snapshots" / "0" / "model.safetensors"
     path.parent.mkdir(parents=True)
     save_file({}, path)
-    check_hub("resnet18.a1_in1k")
+    reach_weights("resnet18.a1_in1k")
+
+
+@pytest.mark.parametrize("cache_dir", [None, "other"])
+def test_weights_with_an_address_lie_where_timm_looks(cache_dir, no_network, tmp_path, monkeypatch):
+    weights = timm.create_model("wavemix_144_7").state_dict()
+    urls = []
+
+    def fetch(url, path, **_):
+        urls.append(url)
+        torch.save(weights, path)
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        model = timm.create_model("wavemix_144_7", pretrained=True, cache_dir=cache_dir)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert [url.rpartition("/")[2] for url in urls] == ["cifar10_94.58.pth"]
+    assert (tmp_path / (cache_dir or "checkpoints") / "cifar10_94.58.pth").is_file()
 
 
 def test_weights_of_files_need_no_hub(no_network):
-    check_hub("metaformer_pooling_nano.digits")
-    check_hub("local-dir:weights")
+    reach_weights("metaformer_pooling_nano.digits")
+    reach_weights("local-dir:weights")

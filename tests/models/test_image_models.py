@@ -175,7 +175,7 @@ def test_arguments_that_change_trained_weights_are_named():
 
 def test_failed_download(published, tmp_path):
     published(npz({"a": np.zeros(3)})).unlink()
-    with pytest.raises(OSError, match="could not be downloaded .*checkpoint=FILE"):
+    with pytest.raises(OSError, match="could not be downloaded .*fetch the file yourself and give it as checkpoint"):
         create_image_model("maxim_s3", pretrained=True)
 
 

@@ -122,7 +122,7 @@ def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeyp
     file = tmp_path / "model.safetensors"
     save_weights(file, timm.create_model("metaformer_pooling_s12").state_dict(), {})
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(file))
-    monkeypatch.setattr("metamix.models.registry.check_hub", lambda *_: None)
+    monkeypatch.setattr("metamix.models.registry.reach_weights", lambda *_: None)
     with pytest.warns(UserWarning, match="The checkpoint of metaformer_pooling_s12 holds .*pool_size=3.*pool_size=5"):
         timm.create_model("metaformer_pooling_s12", pretrained=True, mixer_args={"pool_size": 5})
 

@@ -371,7 +371,7 @@ def test_the_hub_is_asked_by_timms_name(timm_s12, monkeypatch):
         return str(file)
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    monkeypatch.setattr("metamix.models.registry.check_hub", lambda *_: None)
+    monkeypatch.setattr("metamix.models.registry.reach_weights", lambda *_: None)
     ours = timm.create_model("metaformer_pooling_s12", pretrained=True).eval()
     assert asked == [("timm/poolformer_s12.sail_in1k", "model.safetensors")]
     x = torch.randn(1, 3, 64, 64)
@@ -492,7 +492,7 @@ def test_saved_for_the_hub_and_back(name, kwargs, tmp_path, monkeypatch):
     model = create(name, **kwargs)
     save_for_hf(model, tmp_path, safe_serialization=True)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
-    monkeypatch.setattr("metamix.models.registry.check_hub", lambda *_: None)
+    monkeypatch.setattr("metamix.models.registry.reach_weights", lambda *_: None)
     x = torch.randn(1, model.in_chans, 64, 96)
     for source in (f"local-dir:{tmp_path}", "hf-hub:someone/some_model"):
         again = timm.create_model(source, pretrained=True).eval()

@@ -142,6 +142,10 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
         SystemExit, match="tile is 8 and overlap 8: give an overlap of .* less than the tile, or tile 0 for whole"
     ):
         run(photos, "--tile", 8, "--overlap", 8)
+    with pytest.raises(
+        SystemExit, match=r"the folder .*b.png could not be made \(File exists\); give another --output"
+    ):
+        run(photos, "--output", photos / "b.png")
     (photos / "a.png").write_bytes(b"no image")
     (photos / "a.jpg").unlink()
     assert run(photos, "--output", tmp_path / "out")[0] == 1

@@ -246,6 +246,20 @@ def test_the_nearest_config_file_is_named(config, tmp_path):
         read("--config", str(tmp_path / "recpe.yaml"))
 
 
+def test_a_folder_is_no_config(tmp_path):
+    folder = tmp_path / "dir.yaml"
+    folder.mkdir()
+    with pytest.raises(SystemExit, match=f"^error: {folder} is a folder: give --config a YAML file$"):
+        read("--config", str(folder))
+    with pytest.raises(SystemExit, match="there is no config .*/dirs.yaml. Give a YAML file, or one of the shipped"):
+        read("--config", str(tmp_path / "dirs.yaml"))
+    (folder / "recipe.yaml").write_text("epochs: 1")
+    with pytest.raises(
+        SystemExit, match=f"^error: {folder} is a run folder: give its recipe, --config {folder}/recipe"
+    ):
+        read("--config", str(folder))
+
+
 def test_a_saved_recipe_and_the_command_line_may_both_name_the_task(tmp_path):
     (tmp_path / "saved.yaml").write_text(read().to_yaml())
     assert read("--config", str(tmp_path / "saved.yaml"), "--task", "toys") == read()

@@ -130,7 +130,7 @@ def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> 
     """
     unknown = [name for name in split.classes if name not in classes]
     if unknown:
-        raise ValueError(problem.format(unknown=list_names(unknown), known=list_names(classes)))
+        raise ValueError(problem.replace("{unknown}", list_names(unknown)).replace("{known}", list_names(classes)))
     numbers = torch.tensor([classes.index(name) for name in split.classes])
     split.labels, split.classes = numbers[split.labels], classes
 
