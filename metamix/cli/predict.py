@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoint, model = _weights(words)
         if task is None and checkpoint is None and model is not None and model.partition(".")[0] in image_model_names():
             raise ValueError(f"{model} is a model that restores images: give --task restoration too")
-        if checkpoint is None and model is not None and Path(model).is_dir():
+        if checkpoint is None and model is not None and Path(model).exists():
             from metamix.deploy.predict import main as predict_exported
 
             raise SystemExit(predict_exported(words, task))

@@ -1,6 +1,7 @@
 """Test export.json and the refusals of `load_exported`."""
 
 import json
+import re
 
 import pytest
 
@@ -89,11 +90,28 @@ def test_another_task_is_refused(tmp_path):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not an exported model, it has no export.json: make one with"):
+    with pytest.raises(FileNotFoundError, match=r"no export.json: make one with metamix export MODEL --output NEW$"):
         load_exported(tmp_path)
     ARTIFACT.save(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"lacks model.onnx: export the model again"):
         load_exported(tmp_path)
+
+
+def test_what_to_give_instead(tmp_path):
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    for file in (run / "model.safetensors", exported / "model.onnx"):
+        file.parent.mkdir()
+        file.touch()
+    ARTIFACT.save(exported)
+    for given, words in (
+        (run, f"{run} is a run: give it as --checkpoint, or export it with metamix export {run} --output NEW"),
+        (exported / "model.onnx", f"model.onnx is a file of an exported model: give its folder, {exported}"),
+        (run / "model.safetensors", "is a file: give a folder that metamix export wrote. For weights give --check"),
+    ):
+        with pytest.raises(FileNotFoundError, match=re.escape(words)):
+            load_exported(given)
+        with pytest.raises(SystemExit, match=f"^error: .*{re.escape(words)}"):
+            metamix.cli.predict.main(["photo.jpg", "--model", str(given)])
 
 
 @pytest.mark.parametrize(
