@@ -18,10 +18,9 @@ from typing import Any
 from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
 from metamix.utils.checks import Rule, check_entries, is_share, is_whole
 from metamix.utils.files import write_text
-from metamix.utils.tensor_files import CHECKPOINT, WEIGHTS
+from metamix.utils.tensor_files import ARTIFACT, CHECKPOINT, WEIGHTS
 from metamix.utils.text import nearest
 
-ARTIFACT = "export.json"
 REPORT = "report.json"
 COMPILED = "model.compiled.pt2"
 VERSION = 1
