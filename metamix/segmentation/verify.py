@@ -22,7 +22,7 @@ from metamix.data.find import Unmatched
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import read_image
-from .labels import IGNORED, BadMask, Labels, read_mask
+from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions
 from .sources import OPENERS, MaskedSet, Sample, open_set, samples_of
 
@@ -94,7 +94,8 @@ def verify(found: MaskedSet, labels: Labels) -> int:
             problems += 1
         empty = [name for name, count in zip(labels.classes, counts[split]) if not count]
         if empty:
-            print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {', '.join(empty)}"))
+            listed = ", ".join(empty) + ignored_hint(counts[split], labels)
+            print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"))
             problems += 1
     print(plural(problems, "problem") if problems else "nothing is wrong")
     if counts:

@@ -362,15 +362,31 @@ def test_pixels_are_counted(scenes):
     assert len(images.loaded) == 4
 
 
-def test_masks_of_0_and_255_are_noticed(scenes):
+def test_masks_of_0_and_255_are_refused(scenes, capsys):
     """255 is ignored by default, so that the second class would never be trained."""
     root = scenes(train=1, test=1)
     (root / "classes.txt").write_text("background\nobject\n")
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 255] * 24] * 40)
+    words = "; 255 is ignored: if it shows object, save 1 instead of 255"
+    with pytest.raises(ValueError, match=f"pixel of object, so there is nothing to tell apart{words}. For") as error:
+        SegmentationData(options(root)).train_loader(1, 0, 1, 0)
+    assert follow_verify(error.value) == 1
+    assert f"train: no pixel of 1 of 2 classes: object{words}\n" in capsys.readouterr().out
+    for path in root.glob("*/masks/*.png"):
+        write_mask(path, [[0, 0] * 24] * 40)
+    with pytest.raises(ValueError, match="has a pixel of object, so there is nothing to tell apart. For all problems"):
+        SegmentationData(options(root)).train_loader(1, 0, 1, 0)
+
+
+def test_classes_without_a_pixel_are_noted(scenes):
+    root = scenes(train=1, test=1)
+    (root / "classes.txt").write_text("background\nobject\nbox\n")
+    for path in root.glob("*/masks/*.png"):
+        write_mask(path, [[0, 1, 255] * 16] * 40)
     data = SegmentationData(options(root))
     data.train_loader(1, 0, 1, 0)
-    assert data.notes == ["no mask to train on has a pixel of object; see metamix verify"]
+    assert data.notes == ["no mask to train on has a pixel of box; see metamix verify"]
 
 
 def test_ade20k(tmp_path):
