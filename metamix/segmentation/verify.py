@@ -88,10 +88,13 @@ def verify(found: MaskedSet, labels: Labels) -> int:
             print(readable(f"{split}: {error}"))
             problems += 1
             continue
-        counts[split] = torch.zeros(256, dtype=torch.int64)
-        for problem in check_samples(samples, labels, counts[split]):
+        found_pixels = torch.zeros(256, dtype=torch.int64)
+        for problem in check_samples(samples, labels, found_pixels):
             print(readable(problem))
             problems += 1
+        if not found_pixels.any():  # no mask could be used, which says nothing of the classes
+            continue
+        counts[split] = found_pixels
         empty = [name for name, count in zip(labels.classes, counts[split]) if not count]
         if empty:
             listed = ", ".join(empty) + ignored_hint(counts[split], labels)

@@ -454,6 +454,18 @@ def test_verify_refuses_what_is_no_label(tmp_path, capsys):
     assert "'abc' is not a number from 0 to 255, or none" in capsys.readouterr().err
 
 
+def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
+    root = scenes(train=1, test=1)
+    write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
+    assert verify([str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "no pixel of" not in said
+    assert "% of the pixels      test\n" in said
+    write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
+    assert verify([str(root)]) == 1
+    assert capsys.readouterr().out.endswith("\n2 problems\n")
+
+
 def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
     root = scenes()
     assert verify([str(root)]) == 0
