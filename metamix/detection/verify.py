@@ -173,7 +173,8 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
     """
     if not data.exists():
         raise FileNotFoundError(f"there is no file or folder {data}")
-    splits = list(find_splits(data).values()) if data.is_dir() else [(data, images or data.parent)]
+    found = find_splits(data) if data.is_dir() else None
+    splits = list(found.values()) if found else [(data, images or data.parent)]
     count = 0
     paths = [path for path, _ in splits]
     for problem in chain(*(find_problems(*split) for split in splits), find_other_classes(paths)):
@@ -181,6 +182,11 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
         count += 1
     files = ", ".join(map(str, paths))
     print(plural(count, "problem") if count else readable(f"{files}: nothing is wrong"))
+    if found:
+        for names in (("train",), ("val", "test")):
+            if found.keys().isdisjoint(names):
+                files = " or ".join(f"instances_{name}.json" for name in names)
+                print(readable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
     for annotations in paths:
         if text := describe_boxes(annotations, min_size, max_size):
             print(readable(text))
