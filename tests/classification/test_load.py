@@ -1,6 +1,7 @@
 """Trained classifiers from files, run folders and published names, with their preprocessing."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -99,6 +100,13 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"
     with pytest.raises(FileNotFoundError, match=words):
         metamix.load_classifier("metaformer_raft_nano.digit")
+    name = "metaformer_pooling_s12.sail_in1k"
+    words = (
+        f"{name} names published weights that metamix does not ship, and there is no such file. To train or eval, give "
+        f"--model {name} --pretrained. To predict, write metamix export {name} --output NEW, then give --model NEW"
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(words)}$"):
+        metamix.load_classifier(name)
     (tmp_path / "digits-raft-seed0").mkdir()
     with pytest.raises(FileNotFoundError, match="digits-raft-seed1; did you mean '.*/digits-raft-seed0'"):
         metamix.load_classifier(tmp_path / "digits-raft-seed1")
