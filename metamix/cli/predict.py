@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
                     f"--checkpoint, a run folder, a file or the name of shipped weights"
                 )
             if checkpoint is None:
+                if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
+                    raise ValueError(f"{hidden.pop()} is behind --, where all words are images: put it before the --")
                 print(DESCRIPTION)
                 if {"-h", "--help"} & set(words):
                     raise SystemExit(0)
