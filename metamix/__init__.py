@@ -22,6 +22,7 @@
 On the command line, `metamix --help` says how to train, evaluate and predict.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import models
@@ -36,12 +37,15 @@ __all__ = [
     "__version__", "create_image_model", "list_image_models", "list_mixers", "list_models", "load_classifier",
     "mixer_options", "models", "register_mixer",
 ]  # fmt: skip
+LATER = ("classification", "deploy", "detection", "restoration", "segmentation")  # packages imported on first use
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts of a task on first use, so that `import metamix` imports models alone."""
+    """Import tasks and deployment on first use, so that `import metamix` imports models alone."""
     if name == "load_classifier":
         from .classification.load import load_classifier
 
         return load_classifier
+    if name in LATER:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

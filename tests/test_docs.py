@@ -1,8 +1,11 @@
 """README and docs say what is true: their Python prints what stands below it, and their commands parse."""
 
 import argparse
+import json
 import re
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -121,3 +124,22 @@ def test_lists_are_whole():
                 assert not line or line.startswith(("- ", " ")), f"{page.name}: indent {line!r}"
             if line.startswith("- "):
                 assert not above or above.startswith(("- ", " ")), f"{page.name}: leave a line before {line!r}"
+
+
+def test_dotted_names_exist_after_import_metamix():
+    """In a fresh Python, where no test has imported the parts."""
+    names = sorted({name for page in PAGES for name in re.findall(r"`(metamix(?:\.\w+)+)", page.read_text())})
+    assert "metamix.detection.load_detector" in names
+    code = f"""
+import functools, json, sys, metamix
+early = [name for name in metamix.LATER if f"metamix.{{name}}" in sys.modules]
+missing = []
+for name in {names} + [f"metamix.{{name}}" for name in metamix.LATER]:
+    try:
+        functools.reduce(getattr, name.split(".")[1:], metamix)
+    except AttributeError as error:
+        missing.append(f"{{name}}: {{error}}")
+print(json.dumps([early, missing]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert json.loads(result.stdout) == [[], []]

@@ -200,6 +200,13 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     )
 
 
+LOADERS = {  # of the other tasks, in Python
+    "detection": "metamix.detection.load_detector",
+    "restoration": "metamix.create_image_model",
+    "segmentation": "metamix.segmentation.load_segmenter",
+}
+
+
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """Read the weights of a classifier and their metadata.
 
@@ -208,7 +215,11 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """
     tensors, metadata = read_weights(source)
     if metadata.task not in (None, "classification"):
-        raise ValueError(f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}")
+        loader = LOADERS.get(metadata.task)
+        raise ValueError(
+            f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}"
+            + (f", or take {loader} in Python" if loader else "")
+        )
     return tensors, metadata
 
 

@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamix predict", description="Label images with a trained classifier.", allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or name of published weights")
+    parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or name of shipped weights")
     parser.add_argument("--model", help="model of a weight file that does not name it")
     add_device(parser)
     add_options(parser)

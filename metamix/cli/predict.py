@@ -11,6 +11,7 @@ from metamix.cli.tasks import take_task, task_module
 from metamix.models.image_models import image_model_names
 from metamix.models.weights import find_weights
 from metamix.utils.system import exit_if_out_of_memory
+from metamix.utils.tensor_files import ARTIFACT
 from metamix.utils.text import exit_with_message
 
 NEEDS_LESS_MEMORY = {
@@ -34,9 +35,13 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError, OSError):
         task, words = take_task(argv)
         checkpoint, model = _weights(words)
+        if checkpoint is not None and model is not None and (Path(model) / ARTIFACT).is_file():
+            raise ValueError(
+                f"--checkpoint is {checkpoint} and --model is {model}, an exported model: give one of the two"
+            )
         if task is None and checkpoint is None and model is not None and model.partition(".")[0] in image_model_names():
             raise ValueError(f"{model} is a model that restores images: give --task restoration too")
-        if checkpoint is None and model is not None and Path(model).is_dir():
+        if checkpoint is None and model is not None and Path(model).exists():
             from metamix.deploy.predict import main as predict_exported
 
             raise SystemExit(predict_exported(words, task))
@@ -47,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
                     f"--checkpoint, a run folder, a file or the name of shipped weights"
                 )
             if checkpoint is None:
+                if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
+                    raise ValueError(f"{hidden.pop()} is behind --, where all words are images: put it before the --")
                 print(DESCRIPTION)
                 if {"-h", "--help"} & set(words):
                     raise SystemExit(0)

@@ -18,9 +18,9 @@ from typing import Any
 from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
 from metamix.utils.checks import Rule, check_entries, is_share, is_whole
 from metamix.utils.files import write_text
+from metamix.utils.tensor_files import ARTIFACT, CHECKPOINT, WEIGHTS
 from metamix.utils.text import nearest
 
-ARTIFACT = "export.json"
 REPORT = "report.json"
 COMPILED = "model.compiled.pt2"
 VERSION = 1
@@ -136,10 +136,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     """
     path = Path(folder) / ARTIFACT
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not an exported model, it has no {ARTIFACT}: make one with metamix export MODEL --output "
-            f"{folder}"
-        )
+        raise FileNotFoundError(_not_exported(Path(folder)))
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -163,6 +160,17 @@ def load_artifact(folder: str | Path) -> Artifact:
     extra = {name: value for name, value in OLDER.items() if name in rules} | artifact.extra
     check_entries(extra, rules, path, "extra", "Export the model again")
     return replace(artifact, extra=extra)
+
+
+def _not_exported(path: Path) -> str:
+    """Say what to give instead of a path that holds no export.json."""
+    if path.is_file() and path.with_name(ARTIFACT).is_file():
+        return f"{path} is a file of an exported model: give its folder, {path.parent}"
+    if (path / WEIGHTS).is_file() or (path / CHECKPOINT).is_file():
+        return f"{path} is a run: give it as --checkpoint, or export it with metamix export {path} --output NEW"
+    if path.is_file():
+        return f"{path} is a file: give a folder that metamix export wrote. For weights give --checkpoint"
+    return f"{path} is not an exported model, it has no {ARTIFACT}: make one with metamix export MODEL --output NEW"
 
 
 def check_format_and_precision(format: str, precision: str) -> None:

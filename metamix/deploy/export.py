@@ -20,8 +20,9 @@ import torch
 
 from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
+from metamix.utils.tensor_files import ARTIFACT
 
-from .artifact import ARTIFACT, COMPILED, FORMATS, HINTS, REPORT, Artifact, check_format_and_precision
+from .artifact import COMPILED, FORMATS, HINTS, REPORT, Artifact, check_format_and_precision
 from .exportable import Exportable, Quantizable, Request, weight_path
 from .extras import PACKAGES, installed, need
 from .fuse import fuse

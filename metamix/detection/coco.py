@@ -65,15 +65,19 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
     return splits
 
 
-def open_split(splits: Splits, name: str, masks: bool = False) -> "CocoSplit":
-    """Open one of the splits that `find_splits` found.
+def open_split(splits: Splits, name: str, masks: bool = False, *, use: str = "score") -> "CocoSplit":
+    """Open one of the splits that `find_splits` found; `use` is "score" or "train on", for messages.
 
     Raises:
         FileNotFoundError: the split has no image folder.
         ValueError: there is no such split, or its annotations cannot be used.
     """
     if name not in splits:
-        raise ValueError(f"there is no split {name!r}{nearest(name, splits)} The splits are {', '.join(splits)}")
+        folder, another = next(iter(splits.values()))[0].parent, "--test-on" if use == "score" else "--train-on"
+        raise ValueError(
+            f"there is no split {name!r}{nearest(name, splits)} To {use} it, add {folder}/instances_{name}.json; or "
+            f"give another {another}. The splits are {', '.join(splits)}"
+        )
     annotations, images = splits[name]
     if images is None:
         raise FileNotFoundError(no_images_message(annotations))

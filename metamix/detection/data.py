@@ -56,7 +56,7 @@ class DetectionData:
         test = self.test_split = options.test_on or ("test" if "test" in splits else "val")
         if train:
             check_test_split(test, options.train_on, splits)
-        self.train = [open_split(splits, name, masks) for name in options.train_on] if train else []
+        self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
         if "val" in splits and "val" not in (test, *options.train_on):
             self.scored["holdout"] = open_split(splits, "val", masks)

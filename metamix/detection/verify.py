@@ -126,10 +126,15 @@ def read_valid(annotations: Path) -> Entries | None:
     return None if any(field_problems(entries)) else entries
 
 
+def train_first(files: Sequence[Path]) -> list[Path]:
+    """Sort annotation files: that of train comes first, the others stay in their order."""
+    return sorted(files, key=lambda path: "train" not in path.stem)
+
+
 def find_other_classes(files: Sequence[Path]) -> Iterator[str]:
     """Describe each annotation file whose classes differ from those of train, or else of the first file."""
     first: tuple[Path, tuple[str, ...]] | None = None
-    for path in sorted(files, key=lambda path: "train" not in path.stem):
+    for path in train_first(files):
         if entries := read_valid(path):
             classes = class_names(entries)
             first = first or (path, classes)
@@ -137,24 +142,26 @@ def find_other_classes(files: Sequence[Path]) -> Iterator[str]:
                 yield problem
 
 
-def describe_boxes(annotations: Path, min_size: int, max_size: int) -> str:
-    """Say how large the boxes of an annotation file are, and which anchors RetinaNet has for them.
+def describe_boxes(files: Sequence[Path], min_size: int, max_size: int) -> Iterator[str]:
+    """Say how large the boxes of each annotation file are, beside the anchors that RetinaNet would be trained with.
 
-    Returns an empty string where the file cannot be read, or has no box in an image of known size.
+    These are chosen for train, or else for the first file. A file is left out that cannot be read, or has no box in an
+    image of known size.
     """
-    entries = read_valid(annotations)
-    if entries is None:
-        return ""
-    images = {image["id"]: image for image in entries["images"]}
-    sizes = torch.tensor(box_sizes(entries["annotations"], images, min_size, max_size))
-    if not len(sizes):
-        return ""
-    scale = choose_anchor_scale(sizes, RETINANET_STRIDES)
-    anchors = retinanet_sizes(RETINANET_STRIDES, scale)
-    return (
-        f"{annotations}: at {min_size} x {max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
-        f"(retinanet with anchor_scale {scale:g})"
-    )
+    chosen: tuple[Path, float] | None = None
+    for path in train_first(files):
+        if (entries := read_valid(path)) is None:
+            continue
+        images = {image["id"]: image for image in entries["images"]}
+        sizes = torch.tensor(box_sizes(entries["annotations"], images, min_size, max_size))
+        if not len(sizes):
+            continue
+        source, scale = chosen = chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))
+        anchors = retinanet_sizes(RETINANET_STRIDES, scale)
+        yield (
+            f"{path}: at {min_size} x {max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
+            f"(retinanet with anchor_scale {scale:g}{'' if source == path else f', as for {source.name}'})"
+        )
 
 
 def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_size: int = 1333) -> int:
@@ -173,7 +180,8 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
     """
     if not data.exists():
         raise FileNotFoundError(f"there is no file or folder {data}")
-    splits = list(find_splits(data).values()) if data.is_dir() else [(data, images or data.parent)]
+    found = find_splits(data) if data.is_dir() else None
+    splits = list(found.values()) if found else [(data, images or data.parent)]
     count = 0
     paths = [path for path, _ in splits]
     for problem in chain(*(find_problems(*split) for split in splits), find_other_classes(paths)):
@@ -181,9 +189,13 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
         count += 1
     files = ", ".join(map(str, paths))
     print(plural(count, "problem") if count else readable(f"{files}: nothing is wrong"))
-    for annotations in paths:
-        if text := describe_boxes(annotations, min_size, max_size):
-            print(readable(text))
+    if found:
+        for names in (("train",), ("val", "test")):
+            if found.keys().isdisjoint(names):
+                files = " or ".join(f"instances_{name}.json" for name in names)
+                print(readable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
+    for text in describe_boxes(paths, min_size, max_size):
+        print(readable(text))
     return count
 
 

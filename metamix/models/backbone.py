@@ -320,8 +320,12 @@ def load_body(
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
+        if metadata.task not in (None, "classification"):
+            raise ValueError(f"{checkpoint} has weights of {metadata.task}: give those of a classifier, of {ours}")
         if theirs.partition(".")[0] != ours:
-            raise ValueError(f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone")
+            raise ValueError(
+                f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone (--model {theirs})"
+            )
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
         given = adapt_checkpoint(model, tensors, checkpoint, metadata)

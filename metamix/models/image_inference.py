@@ -19,6 +19,15 @@ Size = tuple[int, int]
 # Padding
 
 
+def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
+    """Raise ValueError unless the sides of images are multiples of `multiple`, as `model` needs them in training."""
+    (h, w), (mh, mw) = x.shape[-2:], multiple
+    if h % mh or w % mw:
+        raise ValueError(
+            f"Images of {h} x {w}: {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad them."
+        )
+
+
 def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     """Pad images by reflection to multiples of `multiple`, as MAXIM's authors do for evaluation.
 

@@ -42,7 +42,7 @@ from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_se
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
 
-from .image_inference import crop, pad_by_reflection, shrink_image
+from .image_inference import check_multiples, crop, pad_by_reflection, shrink_image
 
 Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)
@@ -188,11 +188,7 @@ class MaximUNet(nn.Module):
         Args:
             images: (B, in_chans, H, W) with H and W multiples of `multiple`.
         """
-        (h, w), (mh, mw) = images.shape[-2:], self.multiple
-        if h % mh or w % mw:
-            raise ValueError(
-                f"Images of {h} x {w}: {type(self).__name__} trains on multiples of {mh} x {mw}: crop or pad them."
-            )
+        check_multiples(images, self.multiple, self)
         scales = [shrink_image(images, 2**i) for i in range(self.num_scales)]  # (B, in_chans, H / 2^i, W / 2^i)
         outputs, carried = [], None
         for stage in self.stages:

@@ -23,7 +23,7 @@ from metamix.mixers import WaveMix
 from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
 
-from .image_inference import crop, pad_by_reflection
+from .image_inference import check_multiples, crop, pad_by_reflection
 
 MODES = ("bilinear", "bicubic")
 
@@ -153,6 +153,7 @@ class WaveMixSisr(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         if self.training:
+            check_multiples(images, self.multiple, self)
             return [self.restore(images)]
         if self.fold == 1 or torch.compiler.is_exporting():  # exported graphs take multiples of `multiple`, as MAXIM's
             return self.restore(images)

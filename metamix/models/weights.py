@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, is_model_pretrained
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
@@ -102,13 +102,19 @@ def find_weights(checkpoint: str | Path) -> Path:
     """Return the path of a file or folder as it is, and for a name of shipped weights, such as NAME.digits, its file.
 
     Raises:
-        FileNotFoundError: there is neither; the message suggests a name that is close.
+        FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
     """
     path = Path(checkpoint)
     if path.exists():
         return path
     shipped = {f"{name}.{tag}": cfg["file"] for name, tags in local_weights().items() for tag, cfg in tags.items()}
     if str(checkpoint) not in shipped:
+        if "." in str(checkpoint) and is_model_pretrained(str(checkpoint)):
+            raise FileNotFoundError(
+                f"{checkpoint} names published weights that metamix does not ship, and there is no such file. To train "
+                f"or eval, give --model {checkpoint} --pretrained. To predict, write metamix export {checkpoint} "
+                f"--output NEW, then give --model NEW"
+            )
         beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
         raise FileNotFoundError(f"there is no file {path}{nearest(path, beside)}")
     return Path(shipped[str(checkpoint)])

@@ -43,6 +43,7 @@ class RestorationData:
         seed: of the augmentation.
         train: whether there is to be a training split.
         tested: digest of the images that were scored in training; empty if it is not known.
+        taken: channels that the model to evaluate takes; None in training.
 
     Attributes:
         name: name of the data set.
@@ -58,14 +59,22 @@ class RestorationData:
         FileNotFoundError: a folder is missing or empty.
     """
 
-    def __init__(self, options: RestorationOptions, seed: int = 0, *, train: bool = True, tested: str = ""):
+    def __init__(
+        self,
+        options: RestorationOptions,
+        seed: int = 0,
+        *,
+        train: bool = True,
+        tested: str = "",
+        taken: int | None = None,
+    ):
         self.options, self.seed, self.notes, self.enlarge = options, seed, list[str](), 1
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
         parts = self._find(train, tested)
         everything = [sample for samples in parts.values() for sample in samples]
         self.name = Path(options.data_dir or options.test_dir).resolve().name
-        self.channels = self._choose_channels(everything)
+        self.channels = self._choose_channels(everything, taken)
         self.in_chans = 3 if self.channels == "rgb" else 1
         self.scale = scale_of_pairs(everything) if self.paired else self.chain.scale
         if train and options.crop > 1:
@@ -126,13 +135,14 @@ class RestorationData:
         self.notes.append(f"{note} (--test-dir FOLDER for others)")
         return parts if train else {"test": parts["test"]}
 
-    def _choose_channels(self, samples: Sequence[Sample]) -> str:
+    def _choose_channels(self, samples: Sequence[Sample], taken: int | None) -> str:
         """Return rgb, grey or y; ValueError where grey was asked for and an image has colours."""
         asked = self.options.channels
         coloured = [sample for sample in samples if not sample.grey]
         if asked == "grey" and coloured:
             path = coloured[0].input if coloured[0].header.grey else coloured[0].target
-            raise ValueError(f"channels is grey, but {path} is in colour: give --channels rgb, or y for its luminance")
+            advice = {1: "y for its luminance", 3: "rgb"}.get(taken or 0, "rgb, or y for its luminance")
+            raise ValueError(f"channels is grey, but {path} is in colour: give --channels {advice}")
         return asked if asked != "auto" else "rgb" if coloured else "grey"
 
     def _check_crops(self, samples: Sequence[Sample]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class Restoration:
         self.options = options
         known = trained.extra.get("digest") if trained else None
         tested = known.get("test", "") if isinstance(known, dict) else ""
-        self.data = RestorationData(options, seed, train=trained is None, tested=tested)
+        taken = trained.in_chans if trained else None
+        self.data = RestorationData(options, seed, train=trained is None, tested=tested, taken=taken)
         self.title = f"{self.data.name}-{options.model}"
         self.measure = choose_measure(options, self.data)
         ensemble = ", restored in eight orientations" if options.ensemble else ""
@@ -105,8 +106,8 @@ class Restoration:
         values |= {"test_share": share} if isinstance(share, float) else {}
         given = {name: getattr(options, name) for name in ("channels", "degradation", "test_share")}
         values |= {name: value for name, value in given.items() if value is not None}
-        task = cls(RestorationOptions(**values), trained=metadata)
         taken: Any = found.model.in_chans
+        task = cls(RestorationOptions(**values), trained=replace(metadata, in_chans=taken))
         check_channels(found.name, taken, task.data.in_chans)
         if options.pretrained:
             task.model.notes.append(f"published weights {found.name}")

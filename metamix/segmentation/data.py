@@ -30,7 +30,7 @@ from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
 from metamix.utils.checksums import digest
 
-from .labels import IGNORED, Labels, read_mask
+from .labels import IGNORED, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
 from .transforms import ResizeImage, resized_size, train_transform
@@ -136,23 +136,37 @@ class SegmentationData:
                 self._train.load()
         return self._train
 
-    def pixel_counts(self) -> Tensor:
-        """Count the pixels of each class in the masks to train on: (classes,) int64."""
+    def label_counts(self) -> Tensor:
+        """Count the pixels of each label in the masks to train on: (256,) int64."""
         images = self.train_images()
         counts = torch.zeros(256, dtype=torch.int64)
         for i in tqdm(range(len(images)), desc="counting", unit="mask", leave=False, disable=None):
             counts += torch.bincount(images.mask(i).flatten(), minlength=256)
-        return counts[: len(self.classes)]
+        return counts
+
+    def pixel_counts(self) -> Tensor:
+        """Count the pixels of each class in the masks to train on: (classes,) int64."""
+        return self.label_counts()[: len(self.classes)]
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of augmented crops.
 
         Raises:
             BadMask: an image that is held in memory has a mask with a value that is not a label.
+            ValueError: the masks of images that are held in memory show one class alone.
         """
         images = self.train_images()
-        if images.loaded and (missing := [c for c, n in zip(self.classes, self.pixel_counts()) if not n]):
-            self.notes.append(f"no mask to train on has a pixel of {', '.join(missing)}; see metamix verify")
+        if images.loaded:
+            counts = self.label_counts()
+            missing = [c for c, n in zip(self.classes, counts) if not n]
+            text = f"no mask to train on has a pixel of {', '.join(missing)}"
+            if len(missing) >= len(self.classes) - 1:
+                raise ValueError(
+                    f"{text}, so there is nothing to tell apart{ignored_hint(counts, self.labels)}. For all problems: "
+                    f"{verify_command(self.options)}"
+                )
+            if missing:
+                self.notes.append(f"{text}; see metamix verify")
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
         return self._loader(images, order, train_transform(self.options, self.mean), seed, collate_crops)
 

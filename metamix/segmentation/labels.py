@@ -104,6 +104,23 @@ def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palet
     return Labels(tuple(classes), table, palette, "correct the mask, or take the file as it is published")
 
 
+def ignored_hint(counts: Tensor, labels: Labels) -> str:
+    """End a message on masks that show one class alone: what to do if an object is saved as the ignored value.
+
+    Args:
+        counts: (256,), the pixels of each label.
+        labels: of the masks.
+
+    Returns:
+        "; 255 is ignored: ...", or "" where several classes have pixels or nothing is ignored.
+    """
+    missing = [k for k in range(len(labels.classes)) if not counts[k]]
+    if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:
+        return ""
+    ignored, value = (int(np.flatnonzero(labels.table == label)[-1]) for label in (IGNORED, missing[-1]))
+    return f"; {ignored} is ignored: if it shows {labels.classes[missing[-1]]}, save {value} instead of {ignored}"
+
+
 def read_mask(path: Path, labels: Labels) -> Tensor:
     """Read a mask as labels: (H, W) uint8.
 

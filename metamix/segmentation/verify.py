@@ -22,7 +22,7 @@ from metamix.data.find import Unmatched
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .data import read_image
-from .labels import IGNORED, BadMask, Labels, read_mask
+from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions
 from .sources import OPENERS, MaskedSet, Sample, open_set, samples_of
 
@@ -88,13 +88,17 @@ def verify(found: MaskedSet, labels: Labels) -> int:
             print(readable(f"{split}: {error}"))
             problems += 1
             continue
-        counts[split] = torch.zeros(256, dtype=torch.int64)
-        for problem in check_samples(samples, labels, counts[split]):
+        found_pixels = torch.zeros(256, dtype=torch.int64)
+        for problem in check_samples(samples, labels, found_pixels):
             print(readable(problem))
             problems += 1
+        if not found_pixels.any():  # no mask could be used, which says nothing of the classes
+            continue
+        counts[split] = found_pixels
         empty = [name for name, count in zip(labels.classes, counts[split]) if not count]
         if empty:
-            print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {', '.join(empty)}"))
+            listed = ", ".join(empty) + ignored_hint(counts[split], labels)
+            print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"))
             problems += 1
     print(plural(problems, "problem") if problems else "nothing is wrong")
     if counts:

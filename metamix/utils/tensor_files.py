@@ -32,6 +32,7 @@ FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 SUMMARY = "summary.json"
+ARTIFACT = "export.json"  # of a folder that metamix export wrote
 
 _logger = logging.getLogger(__name__)
 
@@ -176,9 +177,15 @@ def newest_weights(folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: the folder holds no weights; the message names the runs in it.
+        ValueError: it is an exported model.
     """
     weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
     if not weights.exists() and not checkpoint.exists():
+        if (folder / ARTIFACT).is_file():
+            raise ValueError(
+                f"{folder} is an exported model, without weights to load: run it with metamix predict --model "
+                f"{folder}, or in Python with metamix.deploy.load_exported"
+            )
         runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}")))
         raise FileNotFoundError(
             f"there is no file {weights}" + (f"; {folder} holds the runs {runs}: give one of them" if runs else "")

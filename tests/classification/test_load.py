@@ -1,6 +1,8 @@
 """Trained classifiers from files, run folders and published names, with their preprocessing."""
 
 import json
+import re
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from running import ROOT, train
 from sklearn.datasets import load_digits
 
 import metamix
-from metamix.classification.load import adapt_channels, create_model, load_pretrained
+from metamix.classification.load import LOADERS, adapt_channels, create_model, load_pretrained
 from metamix.data import open_data
 from metamix.data.formats.folder import FolderImages
 from metamix.utils.tensor_files import save_weights
@@ -92,13 +94,23 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": "test_resnet"})
     with pytest.raises(ValueError, match="d.safetensors has weights of detection, not of a classifier: add --task det"):
         metamix.load_classifier(tmp_path / "d.safetensors")
-    with pytest.raises(ValueError, match="noise25 has weights of restoration, not of a classifier: add --task restora"):
+    words = "noise25 has weights of restoration, not of a classifier: add --task restoration, or take metamix.create_"
+    with pytest.raises(ValueError, match=rf"{words}image_model in Python$"):
         metamix.load_classifier("maxim_nano.noise25")
+    for loader in LOADERS.values():
+        assert callable(reduce(getattr, loader.split(".")[1:], metamix))
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
         metamix.load_classifier(tmp_path / "nowhere")
     words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"
     with pytest.raises(FileNotFoundError, match=words):
         metamix.load_classifier("metaformer_raft_nano.digit")
+    name = "metaformer_pooling_s12.sail_in1k"
+    words = (
+        f"{name} names published weights that metamix does not ship, and there is no such file. To train or eval, give "
+        f"--model {name} --pretrained. To predict, write metamix export {name} --output NEW, then give --model NEW"
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(words)}$"):
+        metamix.load_classifier(name)
     (tmp_path / "digits-raft-seed0").mkdir()
     with pytest.raises(FileNotFoundError, match="digits-raft-seed1; did you mean '.*/digits-raft-seed0'"):
         metamix.load_classifier(tmp_path / "digits-raft-seed1")

@@ -116,6 +116,13 @@ def test_predict_without_a_checkpoint_says_how(capsys):
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
 
 
+def test_predict_says_that_options_behind_two_dashes_are_images():
+    with pytest.raises(SystemExit, match="^error: --checkpoint is behind --, where all words are images"):
+        main(["predict", "--", "-photo.jpg", "--checkpoint", "run"])
+    with pytest.raises(SystemExit, match="^error: there is no file nowhere"):
+        main(["predict", "--checkpoint", "nowhere", "--", "-photo.jpg"])
+
+
 def test_predict_and_export_find_the_same_task(tmp_path):
     """A file of arrays (.npz) is one of MAXIM's authors, and the name of an image model says the task too."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

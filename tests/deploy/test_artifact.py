@@ -1,12 +1,17 @@
 """Test export.json and the refusals of `load_exported`."""
 
 import json
+import re
+from functools import partial
 
 import pytest
 
+import metamix.cli.evaluate
 import metamix.cli.predict
-from metamix.deploy import load_exported
+from metamix.classification.load import load_classifier
+from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, check_format_and_precision, load_artifact
+from metamix.detection import load_detector
 from metamix.models.metadata import ModelMetadata
 
 ARTIFACT = Artifact(
@@ -89,11 +94,41 @@ def test_another_task_is_refused(tmp_path):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not an exported model, it has no export.json: make one with"):
+    with pytest.raises(FileNotFoundError, match=r"no export.json: make one with metamix export MODEL --output NEW$"):
         load_exported(tmp_path)
     ARTIFACT.save(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"lacks model.onnx: export the model again"):
         load_exported(tmp_path)
+
+
+def test_what_to_give_instead(tmp_path):
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    for file in (run / "model.safetensors", exported / "model.onnx"):
+        file.parent.mkdir()
+        file.touch()
+    ARTIFACT.save(exported)
+    for given, words in (
+        (run, f"{run} is a run: give it as --checkpoint, or export it with metamix export {run} --output NEW"),
+        (exported / "model.onnx", f"model.onnx is a file of an exported model: give its folder, {exported}"),
+        (run / "model.safetensors", "is a file: give a folder that metamix export wrote. For weights give --check"),
+    ):
+        with pytest.raises(FileNotFoundError, match=re.escape(words)):
+            load_exported(given)
+        with pytest.raises(SystemExit, match=f"^error: .*{re.escape(words)}"):
+            metamix.cli.predict.main(["photo.jpg", "--model", str(given)])
+
+
+def test_exported_model_is_no_checkpoint(tmp_path):
+    ARTIFACT.save(tmp_path)
+    words = rf"{tmp_path} is an exported model, without weights to load: run it with metamix predict --model {tmp_path}"
+    for load in (load_classifier, load_detector, partial(export, output=tmp_path / "new")):
+        with pytest.raises(ValueError, match=rf"{words}, or in Python with metamix.deploy.load_exported$"):
+            load(str(tmp_path))
+    with pytest.raises(SystemExit, match=f"^error: {words}"):
+        metamix.cli.evaluate.main(["--checkpoint", str(tmp_path)])
+    words = rf"^error: --checkpoint is net.pt and --model is {tmp_path}, an exported model: give one of the two$"
+    with pytest.raises(SystemExit, match=words):
+        metamix.cli.predict.main(["photo.jpg", "--checkpoint", "net.pt", "--model", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

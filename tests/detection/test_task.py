@@ -20,6 +20,7 @@ from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import draw_all
 from metamix.detection.predict import main as predict
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
+from metamix.detection.verify import verify
 from metamix.training.engine import Engine
 from metamix.training.signals import Stopped
 from metamix.utils.tensor_files import load_weights, save_weights
@@ -416,6 +417,24 @@ def test_options_choose_the_splits(few):
     assert splits() == ([train], {"test": test, "holdout": val})
     assert splits(train_on=("train", "val")) == ([train, val], {"test": test})
     assert splits(test_on="val") == ([train], {"test": val})
+
+
+@pytest.mark.parametrize("gone, use, option", [("val", "score", "--test-on"), ("train", "train on", "--train-on")])
+def test_missing_split_says_which_file_to_add(tmp_path, gone, use, option, capsys):
+    folder = shapes.write(tmp_path / "shapes", train=4, val=4)
+    (left,) = {"train", "val"} - {gone}
+    annotations = folder / "annotations"
+    (annotations / f"instances_{gone}.json").unlink()
+    words = (
+        f"there is no split '{gone}'. To {use} it, add {annotations}/instances_{gone}.json; or give another {option}. "
+        f"The splits are {left}"
+    )
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+    verify(folder)
+    files = {"val": "instances_val.json or instances_test.json", "train": "instances_train.json"}[gone]
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [f"note: {annotations} has no {files}, and metamix train needs one"]
 
 
 def test_scores_on_the_training_split_are_noted(few, tmp_path):

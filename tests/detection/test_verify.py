@@ -25,6 +25,22 @@ def test_good_data_set_passes(coco, capsys):
     assert "train.json: at 64 x 120, boxes are 17" in out and "anchors 17 to" in out
 
 
+def test_anchors_are_those_of_train(coco, capsys):
+    """Training chooses them once, for the boxes that it learns from."""
+
+    def shrink(split, data):
+        if split == "test":
+            for annotation in data["annotations"]:
+                annotation["bbox"] = [*annotation["bbox"][:2], 1, 1]
+
+    _, out = verify(capsys, coco(train=3, val=3, test=3, change=shrink))
+    anchors = r"anchors 32 to 813 .retinanet with anchor_scale 4"
+    _, train, test, val = out.splitlines()
+    assert re.search(rf"instances_train.json: .*{anchors}\)$", train)
+    assert re.search(rf"instances_test.json: .*boxes are 12 to .*{anchors}, as for instances_train.json\)$", test)
+    assert re.search(rf"instances_val.json: .*{anchors}, as for instances_train.json\)$", val)
+
+
 @pytest.mark.parametrize(
     "change, what",
     [

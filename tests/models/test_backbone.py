@@ -1,5 +1,7 @@
 """Test backbones with pyramids: levels, gradients, norms, weights, errors."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone
+from metamix.segmentation import build_segmenter
 from metamix.utils.tensor_files import save_weights
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model that runs in milliseconds
@@ -190,8 +193,21 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not fit metaformer_raft_nano: it lacks .*mixer"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
     save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
-    with pytest.raises(ValueError, match="r.safetensors holds the weights of resnet34, not of resnet18: take that"):
+    words = r"r.safetensors holds the weights of resnet34, not of resnet18: take that backbone \(--model resnet34\)$"
+    with pytest.raises(ValueError, match=words):
         build_backbone("resnet18", checkpoint=tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize("build", [build_backbone, partial(build_segmenter, "semantic_fpn", num_classes=2)])
+def test_weights_of_another_task_are_refused(build, tmp_path):
+    model = timm.create_model("resnet18")
+    metadata = {"model": "resnet18", "task": "detection"}
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), metadata)
+    words = "d.safetensors has weights of detection: give those of a classifier, of resnet18$"
+    with pytest.raises(ValueError, match=words):
+        build("resnet18", checkpoint=tmp_path / "d.safetensors")
+    save_weights(tmp_path / "c.safetensors", model.state_dict(), metadata | {"task": "classification"})
+    build("resnet18", checkpoint=tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize(

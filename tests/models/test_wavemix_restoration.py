@@ -88,6 +88,12 @@ def test_images_restored_at_their_size_may_be_odd(size):
     assert model.multiple == (2, 2)
 
 
+def test_training_refuses_odd_images():
+    words = "^Images of 75 x 100: WaveMixSisr trains on multiples of 2 x 2: crop or pad them.$"
+    with pytest.raises(ValueError, match=words):
+        WaveMixSisr(1, scale=1, dim=8, depth=1)(torch.rand(1, 1, 75, 100))
+
+
 @torch.no_grad()
 def test_colour_is_only_upsampled():
     torch.manual_seed(0)

@@ -314,6 +314,15 @@ def test_channels_that_the_weights_do_not_take(clean, tmp_path):
         train("--data-dir", photos, *model, "--degradation", "noise:25", "--output", tmp_path / "run")
 
 
+def test_advice_on_grey_fits_the_trained_model(clean):
+    """Training may choose rgb or y; the weights take one of the two."""
+    words = ["--test-dir", clean(), "--channels", "grey", "--pretrained"]
+    with pytest.raises(SystemExit, match=r"0.png is in colour: give --channels y for its luminance$"):
+        evaluate(*words, "--model", "wavemix_restore_nano.noise25")
+    with pytest.raises(SystemExit, match=r"0.png is in colour: give --channels rgb$"):
+        evaluate(*words, "--model", "wavemix_restore_nano.jpeg_bccd")
+
+
 def test_published_weights_are_named_in_words(clean):
     with pytest.raises(SystemExit, match="No weights are published for maxim_s1"):
         train("--model", "maxim_s1", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")

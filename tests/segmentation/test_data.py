@@ -362,15 +362,31 @@ def test_pixels_are_counted(scenes):
     assert len(images.loaded) == 4
 
 
-def test_masks_of_0_and_255_are_noticed(scenes):
+def test_masks_of_0_and_255_are_refused(scenes, capsys):
     """255 is ignored by default, so that the second class would never be trained."""
     root = scenes(train=1, test=1)
     (root / "classes.txt").write_text("background\nobject\n")
     for path in root.glob("*/masks/*.png"):
         write_mask(path, [[0, 255] * 24] * 40)
+    words = "; 255 is ignored: if it shows object, save 1 instead of 255"
+    with pytest.raises(ValueError, match=f"pixel of object, so there is nothing to tell apart{words}. For") as error:
+        SegmentationData(options(root)).train_loader(1, 0, 1, 0)
+    assert follow_verify(error.value) == 1
+    assert f"train: no pixel of 1 of 2 classes: object{words}\n" in capsys.readouterr().out
+    for path in root.glob("*/masks/*.png"):
+        write_mask(path, [[0, 0] * 24] * 40)
+    with pytest.raises(ValueError, match="has a pixel of object, so there is nothing to tell apart. For all problems"):
+        SegmentationData(options(root)).train_loader(1, 0, 1, 0)
+
+
+def test_classes_without_a_pixel_are_noted(scenes):
+    root = scenes(train=1, test=1)
+    (root / "classes.txt").write_text("background\nobject\nbox\n")
+    for path in root.glob("*/masks/*.png"):
+        write_mask(path, [[0, 1, 255] * 16] * 40)
     data = SegmentationData(options(root))
     data.train_loader(1, 0, 1, 0)
-    assert data.notes == ["no mask to train on has a pixel of object; see metamix verify"]
+    assert data.notes == ["no mask to train on has a pixel of box; see metamix verify"]
 
 
 def test_ade20k(tmp_path):
@@ -436,6 +452,18 @@ def test_verify_refuses_what_is_no_label(tmp_path, capsys):
     with pytest.raises(SystemExit):
         verify([str(tmp_path), "--ignore-index", "abc"])
     assert "'abc' is not a number from 0 to 255, or none" in capsys.readouterr().err
+
+
+def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
+    root = scenes(train=1, test=1)
+    write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
+    assert verify([str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "no pixel of" not in said
+    assert "% of the pixels      test\n" in said
+    write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
+    assert verify([str(root)]) == 1
+    assert capsys.readouterr().out.endswith("\n2 problems\n")
 
 
 def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
