@@ -1,16 +1,20 @@
 """Read and write the cards in weights/: the JSON file beside each weight file, with its recipe and its results."""
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 import metamix
 from metamix.models.weights import weights_dir
-from metamix.utils.checksums import list_sha256, sha256
 from metamix.utils.files import write_text
 from metamix.utils.tensor_files import save_weights
+
+SUMS = "SHA256SUMS"  # lists files of its folder, as `sha256sum` writes it and `sha256sum -c` checks it
 
 
 def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
@@ -61,6 +65,23 @@ def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str
     list_sha256(path)
     write_card(card)
     return f"{path.name}: {card['stored_as']}, {path.stat().st_size / 1e6:.2f} MB"
+
+
+def sha256(path: Path) -> str:
+    """Hash the bytes of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def list_sha256(path: Path) -> None:
+    """Write the hash of a file into SHA256SUMS in its folder."""
+    sums = _read_sums(path.parent) | {path.name: sha256(path)}
+    write_text(path.parent / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Return the hash of each file that SHA256SUMS of a folder lists."""
+    text = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
+    return {name: value for value, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
 
 
 def write_card(card: dict) -> None:

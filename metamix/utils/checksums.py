@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .files import write_text
-
-SUMS = "SHA256SUMS"  # lists files of its folder, as `sha256sum` writes it and `sha256sum -c` checks it
 VALUES = "everything but tensors"  # name of the checksum of a file's plain values
 
 
@@ -34,23 +29,6 @@ def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str
     """Return the names of the tensors whose checksum differs from the expected one, is missing, or is not expected."""
     found = checksums(content)
     return [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
-
-
-def sha256(path: Path) -> str:
-    """Hash the bytes of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def list_sha256(path: Path) -> None:
-    """Write the hash of a file into SHA256SUMS in its folder."""
-    sums = _read_sums(path.parent) | {path.name: sha256(path)}
-    write_text(path.parent / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    """Return the hash of each file that SHA256SUMS of a folder lists."""
-    text = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
-    return {name: value for value, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.weight_cards import SUMS, sha256
 from metamix.models.weights import weights_dir
 from metamix.training.checkpoints import Checkpoints
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.train import is_finished
 from metamix.utils import tensor_files
-from metamix.utils.checksums import SUMS, sha256
 from metamix.utils.options import read_yaml
 from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
 
