@@ -88,7 +88,7 @@ def choose_format(output: Path, form: str | None, images: Sequence[Path]) -> str
     """Return the format of the output: `form`, or what its extension says.
 
     Raises:
-        ValueError: the output is an image, or its extension says no format.
+        ValueError: the output is an image, or its extension is unknown.
         IsADirectoryError: it is a folder.
     """
     if output.is_dir():
@@ -97,11 +97,11 @@ def choose_format(output: Path, form: str | None, images: Sequence[Path]) -> str
         raise ValueError(f"{output} is an image and would be overwritten: give another --output")
     if is_image(output.name):
         raise ValueError(
-            f"--output {output} has the name of an image, but labels are text: end it in .csv, .json or .txt"
+            f"--output {output} is named like an image, but labels are text: give a .csv, .json or .txt file"
         )
     found = form or EXTENSIONS.get(output.suffix.lower())
     if found is None:
-        raise ValueError(f"--output {output} says no format: end it in .csv, .json or .txt, or give --format too")
+        raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or --format too")
     return found
 
 

@@ -160,8 +160,7 @@ def _scored_in(folder: Path) -> str | None:
         names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
     if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):
         raise ValueError(
-            f"{folder} holds {foreign}, which no metamix eval wrote and which could be overwritten: give another "
-            f"--output"
+            f"{folder} holds {foreign}, which metamix eval did not write and could overwrite: give another --output"
         )
     return None
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
                 )
             if checkpoint is None:
                 if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
-                    raise ValueError(f"{hidden.pop()} is behind --, where all words are images: put it before the --")
+                    raise ValueError(f"{hidden.pop()} comes after --, where every word is an image: put it before --")
                 print(DESCRIPTION)
                 if {"-h", "--help"} & set(words):
                     raise SystemExit(0)

@@ -105,14 +105,14 @@ def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palet
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
-    """End a message on masks that show one class alone: what to do if an object is saved as the ignored value.
+    """Say what to do if the ignored value of masks that show only one class stands for an object.
 
     Args:
         counts: (256,), the pixels of each label.
         labels: of the masks.
 
     Returns:
-        "; 255 is ignored: ...", or "" where several classes have pixels or nothing is ignored.
+        The end of a message, "; 255 is ignored: ...", or "" where several classes have pixels or nothing is ignored.
     """
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:

@@ -101,7 +101,7 @@ class Metric(Protocol):
         """
 
     def update(self, state: State, outputs: Iterable[Any], batch: Batch) -> None:
-        """Add outputs for a batch, those of `predict` or such as `predict` returns, to the state."""
+        """Add the outputs for a batch to the state. They come from `predict`, or from an exported model."""
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores from the states of all ranks, on the CPU; the most important score comes first."""

@@ -76,8 +76,8 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
     for given, output, said in (
         (image, image, "0.png is an image and would be overwritten: give another --output"),
         (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
-        (image, folder / "1.png", "1.png has the name of an image, but labels are text: end it in .csv, .json or .txt"),
-        (image, tmp_path / "new.PNG", "new.PNG has the name of an image"),
+        (image, folder / "1.png", "1.png is named like an image, but labels are text: give a .csv, .json or .txt file"),
+        (image, tmp_path / "new.PNG", "new.PNG is named like an image"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{said}"):
             main([str(given), *WEIGHTS, "--format", "csv", "--output", str(output)])
@@ -87,7 +87,9 @@ def test_an_image_is_never_overwritten(digits, tmp_path):
 
 def test_the_name_of_the_output_says_its_format(digits, tmp_path, capsys):
     image = str(digits[0] / "0.png")
-    with pytest.raises(SystemExit, match="x.xlsx says no format: end it in .csv, .json or .txt, or give --format too"):
+    with pytest.raises(
+        SystemExit, match="x.xlsx has no known extension: give a .csv, .json or .txt file, or --format too"
+    ):
         main([image, *WEIGHTS, "--output", str(tmp_path / "x.xlsx")])
     with pytest.raises(SystemExit):
         main([image, *WEIGHTS, "--output", f"{tmp_path}/new/"])

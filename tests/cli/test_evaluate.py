@@ -84,8 +84,7 @@ def test_files_of_others_are_kept(name, content, run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as error:
         evaluate("--checkpoint", run, "--output", tmp_path)
     assert str(error.value) == (
-        f"error: {tmp_path} holds {name}, which no metamix eval wrote and which could be overwritten: give another "
-        f"--output"
+        f"error: {tmp_path} holds {name}, which metamix eval did not write and could overwrite: give another --output"
     )
     assert (tmp_path / name).read_text() == content
 
