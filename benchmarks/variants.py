@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from benchmarks.measure.ceiling import dense_conv_net
+from metamix.data import Augment
+from metamix.data.augment import FLIP, LEFT, TOP
+from metamix.data.counter_rng import SAMPLE, hash64, randint, uniform
+from metamix.data.loader import Batch
 from metamix.layers import GELU, GroupNorm1
 from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
 from metamix.models.metaformer_family import ConvNormAct, ConvNormActStem
@@ -87,6 +92,46 @@ class ConvStem(CeilEmbed, nn.Sequential):
         )
 
 
+class AlternatingFlip(Augment):
+    """Flip each image in every second epoch (Keller Jordan, arXiv 2404.00498)."""
+
+    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
+        image = batch["image"]
+        flipped = (uniform(hash64(self.seed, FLIP, batch["index"])) < 0.5) ^ bool(epoch % 2)
+        image = torch.where(flipped[:, None, None, None], image.flip(-1), image)
+        return super().__call__({**batch, "image": image}, epoch, step)
+
+
+class ReflectCrop(Augment):
+    """Crop images whose border is filled by reflection, not with black."""
+
+    margin = 4
+
+    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
+        image = batch["image"].permute(0, 2, 3, 1)  # (n, H, W, C)
+        key = hash64(self.seed, SAMPLE, epoch, batch["index"])
+        y, x = (
+            self.reflect(randint(hash64(key, purpose), 2 * self.margin + 1), side)
+            for purpose, side in zip((TOP, LEFT), image.shape[1:3])
+        )
+        image = image[torch.arange(len(image))[:, None, None], y[:, :, None], x[:, None, :]]
+        return super().__call__({**batch, "image": image.permute(0, 3, 1, 2)}, epoch, step)
+
+    def reflect(self, start: Tensor, side: int) -> Tensor:
+        """Return the pixels of crops that start at `start` (n,) of the padded image, (n, side)."""
+        pixel = start[:, None] - self.margin + torch.arange(side)
+        return side - 1 - (side - 1 - pixel.abs()).abs()
+
+
+class MixAtFirst(Augment):
+    """Mix no images after the second epoch."""
+
+    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
+        if epoch >= 2:
+            self.options = dataclasses.replace(self.options, mix_prob=0.0)
+        return super().__call__(batch, epoch, step)
+
+
 MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))
 
 # Names that variants give to stems and downsamplings.
@@ -113,6 +158,7 @@ class Variant:
         model: arguments of `metaformer_<mixer>_nano`; stem and downsampling are names in `EMBEDS`.
         recipe: options of the training engine.
         data: options of data, augmentation and loss.
+        augment: constructor of the augmentation.
         share: the run's budget as a multiple of `BUDGET`.
     """
 
@@ -121,6 +167,7 @@ class Variant:
     model: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    augment: type[Augment] = Augment
     share: float = 1.0
 
 
@@ -203,6 +250,11 @@ VARIANTS = {
     "nano-relu": Variant("ReLU in the MLPs", "nano", model={"act_layer": "relu"}),
     "nano-mix": Variant(
         "cutmix 1 and mixup 0.2 for half of the batches", "nano", data=dict(cutmix=1.0, mixup=0.2, mix_prob=0.5)
+    ),
+    "nano-mix-first": Variant("no mixing after the second epoch", "nano-mix", augment=MixAtFirst),
+    "nano-flip": Variant("a flip that alternates between epochs", "nano", data=dict(flip=0.0), augment=AlternatingFlip),
+    "nano-reflect": Variant(
+        "crops with a reflected border, not a black one", "nano", data=dict(padding=0), augment=ReflectCrop
     ),
     "nano-cutout": Variant("cutout of 8 pixels", "nano", data=dict(cutout=8)),
     "nano-randaug": Variant("RandAugment, one operation of magnitude 5", "nano", data=dict(auto_augment="rand-m5-n1")),

@@ -28,6 +28,7 @@ from benchmarks.measure.timing import append_row, load_rows, machine
 from benchmarks.paths import RESULTS
 from benchmarks.variants import VARIANTS, Variant, resolve, with_embeds
 from metamix.classification.task import Classification, ClassificationOptions
+from metamix.data import Augment
 from metamix.mixers import list_mixers
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule
@@ -83,10 +84,20 @@ def steps_within(budget: float, macs: int, batch_size: int) -> int:
     return max(1, round(budget / (macs * batch_size)))
 
 
-def train(recipe: Recipe, budget: float) -> dict[str, Any]:
+def train(recipe: Recipe, budget: float, augment: type[Augment] = Augment) -> dict[str, Any]:
     """Train within the budget, score the held-out images, and return cost and scores."""
     with ProcessGroup.start(recipe.engine.device) as group:
-        engine = Engine(Classification(recipe.options, recipe.engine.seed), recipe, group, Run(None))
+        task = Classification(recipe.options, recipe.engine.seed)
+        data = task.data
+        data.transform = augment(
+            recipe.options,
+            seed=recipe.engine.seed,
+            mean=data.mean,
+            std=data.std,
+            size=data.size,
+            num_classes=len(data.classes),
+        )
+        engine = Engine(task, recipe, group, Run(None))
         steps = steps_within(budget, engine.about["macs"], recipe.engine.batch_size)
         epochs = steps / engine.steps_per_epoch
         options = dataclasses.replace(recipe.engine, epochs=epochs, warmup_epochs=WARMUP * epochs)
@@ -151,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = {"variant": name, "parent": variant.parent, "about": variant.about, "mixer": mixer, "seed": seed}
         with exit_with_message(ValueError, OSError):
             recipe = make_recipe(variant, mixer, seed, args.data_dir, args.teacher)
-            row |= train(recipe, variant.share * args.budget)
+            row |= train(recipe, variant.share * args.budget, variant.augment)
         row |= {
             "model_args": dict(variant.model),
             "recipe": {**variant.recipe, **variant.data},

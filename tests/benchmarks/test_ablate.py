@@ -10,6 +10,7 @@ import torch
 from benchmarks import variants
 from benchmarks.measure import ablate, timing
 from benchmarks.report import ablations
+from metamix.data import DataOptions
 from metamix.models import count_macs
 
 
@@ -71,7 +72,7 @@ def test_variant_builds_the_model_that_was_measured(row):
 def test_every_recipe_is_accepted(name):
     variant = variants.resolve(name)
     options = ablate.make_recipe(variant, "raft", 0, "data", teacher="teacher.safetensors").options
-    assert options.padding == 4 and all(getattr(options, key) == value for key, value in variant.data.items())
+    assert options.smoothing == 0.1 and all(getattr(options, key) == value for key, value in variant.data.items())
 
 
 @pytest.mark.parametrize("name", [name for name in variants.VARIANTS if name.count("-") == 3])
@@ -89,6 +90,41 @@ def test_variant_has_wider_mlps_than_its_parent():
 def test_embedding_tells_its_size(embed, size):
     down = embed(3, 4).eval()
     assert down(torch.randn(2, 3, *size)).shape == (2, 4, *down.out_size(size))
+
+
+def augmented(kind, epoch, n=8, **options):
+    torch.manual_seed(0)
+    image = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8)
+    batch = {"image": image, "label": torch.arange(n) % 2, "index": torch.arange(n)}
+    augment = kind(
+        DataOptions(padding=0, **options), seed=0, mean=(0.0,) * 3, std=(1 / 255,) * 3, size=8, num_classes=2
+    )
+    return image.float(), augment(batch, epoch, step=0)
+
+
+def test_flip_alternates_between_epochs():
+    image, first = augmented(variants.AlternatingFlip, 0, flip=0.0)
+    flipped = (first["image"] - image.flip(-1)).abs().amax((1, 2, 3)) < 1e-3
+    assert 0 < flipped.sum() < len(image)
+    assert torch.allclose(first["image"][~flipped], image[~flipped], atol=1e-3)
+    for epoch in (1, 3):
+        assert torch.allclose(augmented(variants.AlternatingFlip, epoch, flip=0.0)[1]["image"], first["image"].flip(-1))
+
+
+def test_border_is_reflected():
+    image, batch = augmented(variants.ReflectCrop, 0, n=64, flip=0.0)
+    padded = torch.nn.functional.pad(image, (4,) * 4, mode="reflect")
+    crops = padded.unfold(2, 8, 1).unfold(3, 8, 1).flatten(2, 3)  # (n, C, places, H, W)
+    distance = (crops - batch["image"][:, :, None]).abs().amax((1, 3, 4))
+    assert distance.amin(1).max() < 1e-3
+    assert len(distance.argmin(1).unique()) > 32
+
+
+def test_mixing_stops_after_the_second_epoch():
+    for epoch, mixed in ((0, True), (1, True), (2, False)):
+        image, batch = augmented(variants.MixAtFirst, epoch, flip=0.0, mixup=1.0)
+        assert bool((batch["target"].amax(1) < 1).all()) is mixed, epoch
+        assert torch.allclose(batch["image"], image, atol=1e-3) is not mixed
 
 
 def test_recipe_has_the_options_of_the_variant():
