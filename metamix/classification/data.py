@@ -48,6 +48,7 @@ class ClassificationData:
             memory=options.memory,
             test_on=options.test_on,
             classes=(trained and trained.classes) or (),
+            train_required=trained is None,
         )
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         images: Source = self.splits.train or self.splits.test

@@ -80,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.workers < 0:
             raise ValueError(f"--workers is {options.workers}: give 0 (this process decodes) or more")
         try:
-            splits = open_data(options.data, root=options.data_dir, memory="no", test_on=options.test_on)
+            splits = open_data(
+                options.data, root=options.data_dir, memory="no", test_on=options.test_on, train_required=False
+            )
         except ValueError as error:  # its advice is for commands with --data
             raise ValueError(str(error).replace("--data folder", "metamix verify folder")) from None
     count = total = 0

@@ -171,7 +171,7 @@ class StreamLoader:
             batch_sampler=self.sampler,
             num_workers=workers,
             worker_init_fn=survive_first_signal,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0 and isinstance(order, TrainOrder),  # others end with their evaluation
             collate_fn=partial(collate_read, collate or collate_images),
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
             generator=torch.Generator(),  # by default every epoch draws from the run's generator

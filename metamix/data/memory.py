@@ -51,8 +51,8 @@ def in_memory(source: Source, options: SourceOptions) -> bool:
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
-    They are those of the options if given. Otherwise they are computed from the whole split (holdout included) if it is
-    in memory, and are ImageNet's if it is not.
+    They are those of the options if given. Otherwise they are computed from all readable images of the split (holdout
+    included) if it is in memory, and are ImageNet's if it is not.
 
     Args:
         source: the training source.
@@ -64,7 +64,9 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     if options.mean is not None and options.std is not None:
         return _check_statistics(options.mean, options.std, len(source.images.mode))
     if in_memory(source, options):
-        return mean_std(pixels(source, options).images)
+        decoded = pixels(source, options)
+        readable = [i for i in range(len(decoded.images)) if i not in decoded.broken]
+        return mean_std(decoded.images[readable] if decoded.broken else decoded.images)
     if source.images.mode == "L":
         return (sum(IMAGENET_DEFAULT_MEAN) / 3,), (sum(IMAGENET_DEFAULT_STD) / 3,)
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

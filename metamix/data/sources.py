@@ -78,6 +78,7 @@ def open_data(
     memory: str = "auto",
     test_on: str = "",
     classes: tuple[str, ...] = (),
+    train_required: bool = True,
 ) -> Splits:
     """Open the data set called `name`. A few images are opened to find their size.
 
@@ -89,8 +90,8 @@ def open_data(
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
             and 2 GiB in all. Each process of a run holds its own copy.
         test_on: split to score; empty for the first of val, valid, validation, test that exists.
-        classes: class names of the trained model to evaluate. Labels are numbered in their order, and a folder needs no
-            training split.
+        classes: class names of the trained model to evaluate. Labels are numbered in their order.
+        train_required: refuse a folder without a training split.
 
     Raises:
         ValueError: an unknown name or value, a folder of another layout, or a class that is not in `classes`.
@@ -101,7 +102,7 @@ def open_data(
         raise ValueError(f"memory is {memory!r}: give auto, yes or no")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout is {holdout}: give a share of the training set, at least 0 and below 1")
-    train, test = _open_splits(name, root, download, test_on, train_required=not classes)
+    train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
     if classes and not _are_numbers(images.classes):
         problem = (

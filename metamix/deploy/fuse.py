@@ -130,9 +130,14 @@ def replace(module: Any) -> nn.Module:
 # LayerScale and BatchNorm
 
 
+def has_statistics(norm: nn.Module) -> bool:
+    """Return whether a layer is a BatchNorm whose evaluation is one scale and shift for each channel."""
+    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None
+
+
 def fold_batch_norm(mlp: BandMlp) -> None:
     """Fold the norm of one wavelet level into the transposed convolution before it, or through bilinear upsampling."""
-    if type(mlp.norm) is not nn.BatchNorm2d:
+    if not has_statistics(mlp.norm):
         return
     if isinstance(mlp.up, nn.ConvTranspose2d):
         mlp.up = fuse_conv_bn_eval(mlp.up, mlp.norm, transpose=True)
@@ -145,19 +150,19 @@ def fold_next_norms(layers: nn.Sequential) -> None:
     """Fold each BatchNorm that follows a convolution, such as those of stems and downsamplings."""
     children: list[tuple[str, Any]] = list(layers.named_children())
     for (name, layer), (following, norm) in pairwise(children):
-        if type(layer) in CONVOLUTIONS and type(norm) is nn.BatchNorm2d:
+        if type(layer) in CONVOLUTIONS and has_statistics(norm):
             setattr(layers, name, fuse_conv_bn_eval(layer, norm))
             setattr(layers, following, nn.Identity())
 
 
 def fold_norm2(block: Block) -> None:
     """Fold a BatchNorm before the channel MLP into its first convolution."""
-    if type(block.mlp) is not Mlp or type(block.norm2) is not nn.BatchNorm2d:
+    if type(block.mlp) is not Mlp or not has_statistics(block.norm2):
         return
     norm: Any = block.norm2
     fc1: Any = block.mlp.fc1
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    shift = norm.bias - norm.running_mean * scale
+    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
     block.mlp.fc1 = convolution(fc1.weight * scale[:, None, None], fc1.bias + fc1.weight.flatten(1) @ shift)
     block.norm2 = nn.Identity()
 
@@ -190,7 +195,7 @@ def last_layer(block: Block) -> Any:
 
 
 def scale_outputs(layer: Any, scale: Tensor) -> bool:
-    """Multiply the output channels of a layer, in place; return False if it is none that has a weight for each."""
+    """Multiply the output channels of a layer, in place; return False if it has no weight for each channel."""
     known = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS)
     if type(layer) not in known or layer.weight is None:
         return False

@@ -143,7 +143,7 @@ def offset_biases(context: Tensor, table: Tensor) -> Tensor:
 
     Args:
         context: the map, (B, C, h, w); its values are not used.
-        table: biases by offset from query to key, (1, heads, h', w').
+        table: biases by the place of the query minus that of the key, (1, heads, h', w').
 
     Returns:
         (heads, h w, h w).

@@ -50,9 +50,10 @@ def apply_in_tiles(
         y = function(part.contiguous())[0]  # (C', s h, s w)
         scale = y.shape[-1] // size[1]
         if not result.numel():
-            result = y.new_zeros(b, y.shape[0], scale * h, scale * w)
+            precision = torch.promote_types(y.dtype, torch.float32)  # sums of several tiles
+            result = y.new_zeros(b, y.shape[0], scale * h, scale * w, dtype=precision)
             row_weights, column_weights = (
-                tile_weights([scale * s for s in starts], scale * n, scale * side, scale * overlap, y)
+                tile_weights([scale * s for s in starts], scale * n, scale * side, scale * overlap, result)
                 for starts, n, side in zip((rows, columns), (h, w), size)
             )
         place = result[i, :, scale * rows[r] :, scale * columns[c] :][:, : y.shape[-2], : y.shape[-1]]

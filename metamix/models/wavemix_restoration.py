@@ -165,5 +165,5 @@ class WaveMixSisr(nn.Module):
         x = F.pixel_unshuffle(images, self.fold)  # (B, in_chans fold^2, H / fold, W / fold)
         y = self.head(self.blocks(self.stem(x)))  # (B, in_chans, scale H, scale W)
         if not self.residual:
-            return y
+            return y.to(images.dtype)  # autocast's results have fewer bits
         return y + F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)

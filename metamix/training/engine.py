@@ -60,7 +60,8 @@ class Engine:
         self.memory_format = memory_format(options.channels_last)
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)
         self._found = self.checkpoints.find(options.resume, group)
-        self.model = self._place(task.model.build(self._found and self._found[1]["about"]))
+        with group.local_main_first():  # it may download weights
+            self.model = self._place(task.model.build(self._found and self._found[1]["about"]))
         for helper in task.model.frozen_helpers:
             self._place(helper).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
@@ -316,5 +317,5 @@ def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, on
         torch.cuda.reset_peak_memory_stats(device)  # in a sweep, forget earlier models
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(seed)

@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from metamix.utils.files import shipped_folder
 from metamix.utils.options import (
     Parser,
@@ -26,6 +24,7 @@ from metamix.utils.options import (
     options_of,
     parse_config,
     parse_flags,
+    dump_yaml,
     read_yaml,
     with_defaults,
 )
@@ -106,7 +105,8 @@ class EngineOptions:
     deterministic: bool = _speed(
         False,
         "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch has none for the "
-        "mixers raft, nin and minattn at another size than their own, and raises an error",
+        "cross-entropy of segmentation, nor for the mixers raft, nin and minattn at another size than their own, and "
+        "raises an error",
     )
 
     def __post_init__(self) -> None:
@@ -172,7 +172,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as a YAML file that `--config` reads."""
-        return yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(self.flat())
 
     def replace(self, **changes: Any) -> Recipe:
         """Return the recipe with other values for some options, of the engine or of the task."""

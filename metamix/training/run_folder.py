@@ -16,7 +16,6 @@ Only rank 0 writes.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import sys
@@ -260,6 +259,10 @@ def _tensorboard_writer() -> Any:
 
 def _lock(folder: Path) -> IO[str]:
     """Lock the folder until this process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(f"{folder} cannot be locked: training needs Linux or macOS") from None
     file = open(folder / ".lock", "a+")  # noqa: SIM115 - kept open as long as the lock is held
     try:
         # A POSIX record lock. Unlike flock's, the loader's workers do not inherit it; they may outlive this process.

@@ -290,6 +290,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Write options as YAML that `read_yaml` reads."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
     try:
         return yaml.load(text, _Loader)
@@ -309,10 +314,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 1e-3, without a point, as text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """A writer of YAML for `_Loader`."""
+
+
+# YAML 1.1 reads 1e-3, without a point, as text. The writer quotes text that the loader takes for a number.
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _flag(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ def peak_memory(device: torch.device) -> float:
     """Return the peak memory in GiB: allocated on the GPU, or held by this process if it computes on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Windows has none
+
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 from advice import follow_verify
@@ -32,6 +33,13 @@ def test_files_that_are_not_images_are_named(folder, capsys):
         f"{root}/val/eel/zero.png: not a regular file",
         f"2 of 20 images of {root} cannot be read",
     ]
+
+
+def test_a_set_for_evaluation_needs_no_training_split(folder, capsys):
+    root = folder()
+    shutil.rmtree(root / "train")
+    assert main(["folder", "--data-dir", str(root), "--workers", "0"]) == 0
+    assert capsys.readouterr().out == "all 6 images can be read\n"
 
 
 def test_a_name_that_is_no_text(folder, capsys):

@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+import multiprocessing
 import subprocess
 import sys
 
@@ -228,13 +229,23 @@ def test_a_worker_that_dies_ends_in_a_sentence(source, monkeypatch):
 def test_a_program_ends_though_its_workers_outlive_a_sigterm(folder):
     """Python sends its children SIGTERM once and then waits for them; they have to be let go before."""
     program = f"""
-from metamix.data import DataOptions, open_data, eval_loader
+from metamix.data import DataOptions, open_data, train_loader
 options = DataOptions(data="folder", data_dir={str(folder())!r}, memory="no", workers=2)
-loader = eval_loader(open_data("folder", root=options.data_dir, memory="no").test, options, batch_size=2)
-print(sum(len(batch["label"]) for batch in loader))
+loader = train_loader(open_data("folder", root=options.data_dir, memory="no").train, options, batch_size=6)
+print(sum(len(batch["label"]) for batch in loader.epoch(0)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "6", done.stderr
+    assert done.stdout.strip() == "12", done.stderr
+
+
+def test_workers_of_an_evaluation_end_with_it(source):
+    options = DataOptions(memory="no", workers=1)
+    before = set(multiprocessing.active_children())
+    batches = iter(eval_loader(source("no"), options, batch_size=6))
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    assert len(list(batches)) == 1
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_workers_outlive_ctrl_c_however_they_were_started(folder):

@@ -45,6 +45,19 @@ def test_statistics_are_counted_over_the_split(folder):
     assert std == pytest.approx(images.flatten(0, 2).std(0, correction=0).tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize("broken", [0, 3])
+def test_broken_images_do_not_count_in_the_statistics(folder, broken):
+    root = folder()
+    for i in range(broken):
+        (root / "train" / "cat" / f"{i}.png").write_bytes(b"")
+    source = open_data("folder", root=root, memory="yes").train
+    options = DataOptions(img_size=32)
+    decoded = pixels(source, options)
+    assert len(decoded.broken) == broken
+    images = decoded.images[[i for i in range(12) if i not in decoded.broken]].double() / 255
+    assert channel_statistics(source, options)[0] == pytest.approx(images.mean((0, 1, 2)).tolist(), abs=1e-9)
+
+
 def test_a_channel_that_never_changes_can_be_normalised():
     images = torch.tensor([51, 0], dtype=torch.uint8).expand(2, 3, 3, 2)
     assert mean_std(images) == (pytest.approx((0.2, 0.0)), (1.0, 1.0))

@@ -90,6 +90,17 @@ def test_batch_norm_of_stem_and_downsampling():
     assert norms == ["stages.0.blocks.0.norm1", "stages.1.blocks.0.norm1", "norm"]
 
 
+@pytest.mark.parametrize("options, left", [(dict(affine=False), 0), (dict(track_running_stats=False), 2)])
+def test_batch_norms_without_weights_or_statistics(options, left):
+    norm = partial(nn.BatchNorm2d, **options)
+    model = randomize(timm.create_model("metaformer_identity_nano", norm2=norm, **SMALL))
+    fused = fuse(model)
+    assert_same(fused, model, images(2, 3, 32, 32))
+    assert sum(isinstance(block.norm2, nn.BatchNorm2d) for stage in fused.stages for block in stage.blocks) == left
+    layers = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, **options)))
+    assert_same(fuse(layers), layers, images(2, 3, 32, 32))
+
+
 def test_parallel_kernels_of_raftmlp():
     args = dict(depths=(1, 1), dims=(8, 16), patch_sizes=(4, 2), embedding_kernels=((4, 8), (2, 4)), img_size=32)
     model = randomize(timm.create_model("raftmlp_s", **args))

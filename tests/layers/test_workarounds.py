@@ -172,7 +172,9 @@ def cpu_seconds(function: Callable, repeats: int = 5) -> float:
 
 
 def skip_unless_slower(theirs: Callable, ours: Callable, layer: str):
-    if cpu_seconds(theirs) < 1.15 * cpu_seconds(ours):
+    seconds, own_seconds = cpu_seconds(theirs), cpu_seconds(ours)
+    assert own_seconds < 1.5 * seconds, f"metamix.layers.{layer} is slower than what it replaces"
+    if seconds < 1.15 * own_seconds:
         skip_fixed(layer)
 
 

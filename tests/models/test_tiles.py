@@ -41,6 +41,14 @@ def test_the_blend_is_smooth():
     assert y.diff().min() >= 0 and y.diff().max() < 0.25  # a hard cut has steps of 1
 
 
+@torch.no_grad()
+def test_tiles_of_few_bits_are_summed_in_float32():
+    x = image(40, 33).float()
+    y = apply_in_tiles(lambda part: part.bfloat16(), x, tile=16, overlap=6)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, x, rtol=0, atol=2**-8)
+
+
 def test_tile_places():
     assert tile_starts(10, 16, 4) == tile_starts(16, 16, 4) == [0]
     assert tile_starts(17, 16, 4) == [0, 1]

@@ -149,6 +149,14 @@ def test_refusals(options, words):
         WaveMixSR(**options)
 
 
+@torch.no_grad()
+def test_sisr_returns_float32_under_autocast():
+    model = WaveMixSisr(dim=8, depth=1).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+    assert model.bfloat16()(torch.rand(1, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_refusals_of_sisr():
     with pytest.raises(ValueError, match="scale is 3: WaveMixSisr enlarges images twice, or not at all: give 1 or 2"):
         WaveMixSisr(scale=3)

@@ -8,10 +8,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import metamix
+from metamix.segmentation.losses import LOSSES
 from metamix.training.recipe import EngineOptions
 
 # Operations without a deterministic algorithm, by the documentation of torch.use_deterministic_algorithms.
-LACKING = {"_adaptive_avg_pool2d_backward", "upsample_linear1d_backward", "upsample_bicubic2d_backward"}
+LACKING = {
+    "_adaptive_avg_pool2d_backward",
+    "upsample_linear1d_backward",
+    "upsample_bicubic2d_backward",
+    "nll_loss2d_forward",
+}
+HELP = EngineOptions.__dataclass_fields__["deterministic"].metadata["help"]
 
 
 class Operations(TorchDispatchMode):
@@ -27,8 +34,7 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("size, besides", [(32, {"raft", "nin", "minattn"}), (40, set())])
 def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, besides):
     """They lack one only at other sizes than their own."""
-    said = EngineOptions.__dataclass_fields__["deterministic"].metadata["help"]
-    expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", said)} - besides
+    expected = {mixer for mixer in metamix.list_mixers() if re.search(rf"\b{mixer}\b", HELP)} - besides
     found = set()
     for mixer in metamix.list_mixers():
         model = timm.create_model(f"metaformer_{mixer}_nano", num_classes=2)
@@ -37,3 +43,10 @@ def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, be
         if operations.names & LACKING:
             found.add(mixer)
     assert found == expected
+
+
+@pytest.mark.parametrize("loss", ["ce", "ohem"])
+def test_the_help_names_the_cross_entropy_of_segmentation(loss):
+    with Operations() as operations:
+        LOSSES[loss](torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), None)
+    assert operations.names & LACKING and "cross-entropy of segmentation" in HELP

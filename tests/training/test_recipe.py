@@ -128,6 +128,12 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
     assert recipe.replace(model="big", epochs=3).flat() == recipe.flat() | {"model": "big", "epochs": 3}
 
 
+@pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
+def test_text_that_looks_like_another_value_is_read_back(config, text):
+    path = config(read("--model", text).to_yaml())
+    assert read("--config", path).options.model == text
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
