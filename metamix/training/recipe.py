@@ -20,11 +20,11 @@ from metamix.utils.options import (
     check_needs,
     check_ranges,
     convert,
+    dump_yaml,
     option,
     options_of,
     parse_config,
     parse_flags,
-    dump_yaml,
     read_yaml,
     with_defaults,
 )

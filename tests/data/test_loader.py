@@ -1,7 +1,7 @@
+import multiprocessing
 import os
 import random
 import signal
-import multiprocessing
 import subprocess
 import sys
 
