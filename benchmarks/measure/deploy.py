@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.add_argument("--engines", type=list_of(tuple(ENGINES)), default=["eager", "onnxruntime", "openvino"])
         part.add_argument("--precisions", type=list_of(PRECISIONS), default=list(PRECISIONS))
         part.add_argument("--folder", type=Path, required=part is converted, help="for the converted models")
-    timed.add_argument("--runs", type=int, default=3, help="of which the median is taken")
+    timed.add_argument("--runs", type=int, default=3, help="repetitions, whose medians are reported")
     timed.add_argument("--threads", type=int, help="to compute with (default: torch's number)")
     timed.add_argument("--seconds", type=float, default=0.5, help="for each cell and run; five calls at least")
     scored = parts.add_parser("accuracy", help="compare lower precision with fp32")

@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
-from timm.models._manipulate import adapt_input_conv
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from metamix.data import normalize

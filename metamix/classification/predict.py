@@ -13,19 +13,17 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, read_image_file
-from metamix.data.files import decode
+from metamix.data import CorruptImage, decode_file
 from metamix.data.find import find_images
 from metamix.data.formats.base import is_image
+from metamix.utils.arguments import add_device, positive
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.options import add_device, positive
 from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text
 from metamix.utils.text import exit_with_message, plural, readable
@@ -161,7 +159,7 @@ def predict(
 def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, torch.Tensor]]:
     for path in images:
         try:
-            image = decode(partial(read_image_file, path), path, classifier.transform.mode)
+            image = decode_file(path, classifier.transform.mode)
         except CorruptImage as error:
             broken.append(str(error))
             continue

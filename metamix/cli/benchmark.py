@@ -9,8 +9,8 @@ from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.training.recipe import import_modules
+from metamix.utils.arguments import counts, not_negative, positive, words
 from metamix.utils.files import write_text
-from metamix.utils.options import counts, not_negative, positive, words
 from metamix.utils.text import exit_with_message
 
 from .tasks import add_imports

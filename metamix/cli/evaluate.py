@@ -4,8 +4,8 @@
     metamix eval --checkpoint model.safetensors --data cifar10 --img-size 48
     metamix eval --model resnet18 --pretrained --data folder --data-dir imagenet
 
-Class names, image size, mean and std come from the checkpoint. On the data of training, so does the held-out split.
---img-size changes the size of the images; the model stays as it was built for training.
+Class names, image size, mean and std come from the checkpoint. On the data set of training, the held-out split is the
+same as in training. --img-size changes the size of the images; the model stays as it was built for training.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
 from metamix.training.recipe import import_modules
-from metamix.utils.options import counts, not_negative, positive
+from metamix.utils.arguments import counts, not_negative, positive
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .tasks import add_imports

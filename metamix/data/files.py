@@ -97,6 +97,11 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
+def decode_file(path: str | Path, mode: str = "RGB") -> Image.Image:
+    """Decode an image file as `decode` does."""
+    return decode(lambda: read_image_file(path), path, mode)
+
+
 @contextmanager
 def as_corrupt_image(path: str | Path) -> Iterator[None]:
     """Turn any error of opening or decoding an image into CorruptImage, "path: reason"."""

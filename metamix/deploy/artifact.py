@@ -177,7 +177,7 @@ def check_format_and_precision(format: str, precision: str) -> None:
     """Check that a format can be written in a precision.
 
     Raises:
-        ValueError: there is no such format, precision, or cell of the two.
+        ValueError: the format or the precision is unknown, or the format cannot be written in that precision.
     """
     if format not in tuple(FORMATS):  # a damaged file may give a list, which is not a key
         raise ValueError(f"format is {format!r}{nearest(format, FORMATS)} Accepted: {', '.join(FORMATS)}.")

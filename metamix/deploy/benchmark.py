@@ -67,7 +67,7 @@ def benchmark(
         img_size: side of the images in pixels; None for each model's own.
         threads: to compute with; None for torch's number.
         seconds: for each model, engine, precision and batch in each run; five calls at least.
-        runs: of which the medians are taken.
+        runs: repetitions, whose medians are reported.
         reference: model whose eager fp32 the others are compared with; None for the first one.
         folder: for the converted models. Those that it has are not converted again. None: they are not kept.
 

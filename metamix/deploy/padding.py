@@ -48,7 +48,7 @@ def pad_for_graph(model: Model, extra: dict[str, Any], size: Size | None) -> Pad
 
 
 def tiles(size: Size | None) -> Size:
-    """Return the side and the overlap of the square tiles in which a graph of this size sees images that do not fit it.
+    """Return side and overlap of the square tiles for images that are larger than the graph of this size.
 
     The side is the graph's shorter one; 0 for no tiles.
     """

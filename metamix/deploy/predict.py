@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from metamix.utils.options import add_places, positive, share
+from metamix.utils.arguments import add_places, positive, share
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
 

@@ -21,8 +21,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
-from metamix.data import CorruptImage
-from metamix.data.files import decode, read_image_file
+from metamix.data import CorruptImage, decode_file
 from metamix.utils.checksums import digest
 from metamix.utils.text import nearest, plural
 
@@ -90,11 +89,6 @@ def no_images_message(annotations: Path) -> str:
     return f"{annotations} is there, but not its images: they belong in {folder / name} or {folder / 'images'}"
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image in colour. Raises CorruptImage, which names the file, where that fails."""
-    return decode(lambda: read_image_file(path), path)
-
-
 def find_image(folder: Path, name: str) -> Path:
     """Return the path of an image that an annotation file names.
 
@@ -123,7 +117,7 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
         CorruptImage: it cannot be read, or its size is not the annotated one, so that boxes would lie elsewhere.
     """
     path = find_image(folder, entry["file_name"])
-    image = read_image(path)
+    image = decode_file(path)
     width, height = image.size
     annotated = entry.get("width") or width, entry.get("height") or height
     if annotated != image.size:

@@ -58,6 +58,7 @@ class DetectionMetric:
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}
 
     def start(self) -> State:
+        """Return an empty state: the split, and the ids and detections of its images."""
         return {"split": None, "seen": [], "results": []}
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:

@@ -60,7 +60,7 @@ class DataOptions(ReadingOptions):
 class DetectionEvalOptions(DataOptions):
     """Options of `metamix eval` for detection. The checkpoint holds all others."""
 
-    checkpoint: str = option("", "weights of a detector: a run folder, or a file in it", group="model")
+    checkpoint: str | None = option(None, "weights of a detector: a run folder, or a file in it", group="model")
 
 
 @dataclass

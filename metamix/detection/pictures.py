@@ -32,6 +32,7 @@ class DetectionPictures:
         self.metric, self.data = metric, data
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
+        """Draw precision over recall and the best and worst images, and write the scores of each class."""
         curves, images, numbers = (
             Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json")
         )

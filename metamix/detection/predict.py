@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from metamix.data import CorruptImage
+from metamix.data import CorruptImage, decode_file
 from metamix.data.find import change_extensions, check_outputs, paths_inside
+from metamix.utils.arguments import add_device, add_places, share
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.options import add_device, add_places, share
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
-from .coco import read_image
 from .load import load_detector
 from .pictures import Objects, draw_image
 
@@ -73,7 +72,7 @@ def predict(model: nn.Module, path: Path, threshold: float) -> tuple[Tensor, Obj
     Raises:
         CorruptImage: the image cannot be read.
     """
-    image = F.pil_to_tensor(read_image(path))
+    image = F.pil_to_tensor(decode_file(path))
     (found,) = model.eval()([image.to(next(model.parameters()).device) / 255])
     sure = (found["scores"] >= threshold) & (found["labels"] > 0)
     return image, {key: value[sure].cpu() for key, value in found.items()}

@@ -49,6 +49,7 @@ class Detection:
 
     @property
     def notes(self) -> list[str]:
+        """Return what the user should know about how data and model were made."""
         return [*self.data.notes, *self.model.notes]
 
     @staticmethod
@@ -147,6 +148,7 @@ class DetectionModel:
         self.options.anchor_scale = saved
 
     def describe(self, model: Detector) -> dict[str, Any]:
+        """Return what builds the detector again, and its size and cost, for the metadata of a weight file."""
         size = self.options.min_size
         return self.spec().to_dict() | {
             "mean": list(model.transform.image_mean),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from metamix.data import CorruptImage
-from metamix.utils.options import positive
+from metamix.utils.arguments import positive
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes

@@ -39,7 +39,9 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
 
 
 def reach_weights(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
-    """Check that a model's weights on the Hugging Face Hub are cached or can be reached. Download others.
+    """Make sure that a model's published weights can be loaded.
+
+    Those on the Hugging Face Hub must be cached or reachable. Those at another address are downloaded.
 
     Without a network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
 

@@ -85,8 +85,8 @@ def create_image_model(
     Args:
         name: a registered name, or NAME.TAG for certain weights.
         pretrained: load published or shipped weights: those of the tag, or the first.
-        checkpoint: load this file: safetensors or a PyTorch file of tensors, of ours or of the authors, or the authors'
-            .npz of MAXIM. Model arguments in its metadata become the defaults.
+        checkpoint: load this file: a safetensors or PyTorch file, ours or the authors', or an .npz of MAXIM's authors.
+            Model arguments in its metadata become the defaults.
         kwargs: arguments of the model's class; they override presets and metadata.
 
     Raises:

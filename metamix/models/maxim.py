@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import GELUTanh
 from torch import Tensor, nn
 
 from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, to_sets
@@ -49,13 +50,6 @@ Conv1x1 = partial(nn.Conv2d, kernel_size=1)
 Conv3x3 = partial(Conv2d, kernel_size=3, padding=1)
 Down = partial(Conv2d, kernel_size=4, stride=2, padding=1)
 Up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
-
-
-class Gelu(nn.GELU):
-    """GELU in its tanh form, as flax computes it."""
-
-    def __init__(self):
-        super().__init__(approximate="tanh")
 
 
 @dataclass(frozen=True)
@@ -390,7 +384,7 @@ class Rdcab(nn.Module):
     def __init__(self, dim: int, reduction: int):
         super().__init__()
         self.norm = Norm(dim)
-        self.mlp = Mlp(dim, dim, act_layer=Gelu)
+        self.mlp = Mlp(dim, dim, act_layer=GELUTanh)  # flax's form of GELU
         self.attention = ChannelAttention(dim, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -446,7 +440,7 @@ class CrossGating(nn.Module):
         self.proj_x, self.proj_y = Conv1x1(x_dim, dim), Conv1x1(dim if upsample_y else y_dim, dim)
         self.norm_x, self.norm_y = Norm(dim), Norm(dim)
         self.fc1_x, self.fc1_y = Conv1x1(dim, dim), Conv1x1(dim, dim)
-        self.act = Gelu()
+        self.act = GELUTanh()
         self.gate_x, self.gate_y = SpatialGate(level), SpatialGate(level)
         self.fc2_x, self.fc2_y = Conv1x1(dim, dim), Conv1x1(dim, dim)
 
@@ -470,7 +464,7 @@ class SpatialGate(nn.Module):
         self.level = level
         self.norm = Norm(level.dim)
         self.fc1 = Conv1x1(level.dim, 2 * level.dim)
-        self.act = Gelu()
+        self.act = GELUTanh()
         self.grid, self.block = (
             Conv1x1(math.prod(size), math.prod(size)) for size in (level.grid_size, level.block_size)
         )
@@ -552,7 +546,7 @@ def resize_map(x: Tensor, ratio: float) -> Tensor:
 
 
 def init_weights(model: nn.Module) -> None:
-    """Initialize as the authors, but for zeros in the convolutions whose output is added to an image.
+    """Initialize as the authors do, except for zeros in the convolutions whose output is added to an image.
 
     The authors': LeCun's normal; a normal of 0.02 in gMLPs, MLPs and spatial maps; biases 0 or 1.
     """

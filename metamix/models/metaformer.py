@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
-from metamix.utils.batch_norm import keep_statistics
 from metamix.utils.checks import check_count, parse_size
+from metamix.utils.running_statistics import keep_statistics
 
 from .arguments import (
     Activation,

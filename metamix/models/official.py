@@ -300,7 +300,7 @@ def wavemix_segmentation(
     stride: int = 2,
 ) -> ModelAndFormat:
     """Build our model for the arguments of the authors' segmentation `WaveMix`."""
-    accept("stride", stride, [2], "2, with which the scores have the image's size")
+    accept("stride", stride, [2], "2. Only then do the scores have the size of the image")
     arguments = dict(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout)
     model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments)
     return model, wavemix_segmenter_format("expand", level)
@@ -485,9 +485,9 @@ def maxim(
     accept("use_global_mlp", use_global_mlp, [True], "True, as in all published models")
     accept("use_cross_gating", use_cross_gating, [True], "True, as in all published models")
     accept("num_outputs", num_outputs, [3], "3, as in all published models, whose output is the image plus a residual")
-    accept("lrelu_slope", lrelu_slope, [0.2], "0.2, the slope in their layers, to which theirs does not pass it on")
+    accept("lrelu_slope", lrelu_slope, [0.2], "0.2. The authors' code ignores this argument and always uses 0.2")
     block, grid = parse_size("block_size_lr", block_size_lr), parse_size("grid_size_lr", grid_size_lr)
-    accept("grid_size_lr", grid, [block], f"{block}, block_size_lr, which theirs uses in its place")
+    accept("grid_size_lr", grid, [block], f"{block}, as block_size_lr. The authors' code ignores grid_size_lr")
     given = dict(
         features=features,
         depth=depth,

@@ -5,7 +5,7 @@
     FCNHead             one convolution on one level; UPerNet's auxiliary head
     DeconvHead          transposed convolutions up to the image's size (WaveMix)
 
-All take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), but for
+All take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), except
 `FCNHead`, whose scores have the size of its level, and `DeconvHead`, whose scores are larger than the last map.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metamix.layers import Conv2d, average_to, resize_to
 
 
-class ConvNormAct(nn.Sequential):
+class ConvBnRelu(nn.Sequential):
     """Convolution, BatchNorm, ReLU: (B, in_chans, H, W) -> (B, dim, H, W)."""
 
     def __init__(self, in_chans: int, dim: int, kernel_size: int):
@@ -43,7 +43,7 @@ class SemanticFPNHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 128, dropout: float = 0.1):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*(ConvNormAct(dim if k == 0 else channels, channels, 3) for k in range(max(1, i))))
+            nn.Sequential(*(ConvBnRelu(dim if k == 0 else channels, channels, 3) for k in range(max(1, i))))
             for i, dim in enumerate(in_channels)
         )
         self.drop = nn.Dropout2d(dropout)
@@ -84,11 +84,11 @@ class UPerHead(nn.Module):
         super().__init__()
         *finer, last = in_channels
         self.pool_sizes = tuple(pool_sizes)
-        self.pools = nn.ModuleList(ConvNormAct(last, channels, 1) for _ in pool_sizes)
-        self.bottleneck = ConvNormAct(last + len(pool_sizes) * channels, channels, 3)
-        self.laterals = nn.ModuleList(ConvNormAct(dim, channels, 1) for dim in finer)
-        self.outputs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in finer)
-        self.fuse = ConvNormAct(len(in_channels) * channels, channels, 3)
+        self.pools = nn.ModuleList(ConvBnRelu(last, channels, 1) for _ in pool_sizes)
+        self.bottleneck = ConvBnRelu(last + len(pool_sizes) * channels, channels, 3)
+        self.laterals = nn.ModuleList(ConvBnRelu(dim, channels, 1) for dim in finer)
+        self.outputs = nn.ModuleList(ConvBnRelu(channels, channels, 3) for _ in finer)
+        self.fuse = ConvBnRelu(len(in_channels) * channels, channels, 3)
         self.drop = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
@@ -127,7 +127,7 @@ class FCNHead(nn.Module):
     ):
         super().__init__()
         self.level = level
-        self.conv = ConvNormAct(in_channels[level], channels, 3)
+        self.conv = ConvBnRelu(in_channels[level], channels, 3)
         self.drop = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 

@@ -26,26 +26,32 @@ from .metrics import WINDOW, ssim
 
 
 def charbonnier_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean of sqrt((x - y)^2 + 1e-6) over images (B, C, H, W)."""
     return ((x - y).square() + 1e-6).sqrt().mean()
 
 
 def l1_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean absolute difference of images (B, C, H, W)."""
     return (x - y).abs().mean()
 
 
 def mse_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean squared difference of images (B, C, H, W)."""
     return (x - y).square().mean()
 
 
 def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the negative PSNR in dB, mean over images (B, C, H, W) of values from 0 to 1."""
     return 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean()
 
 
 def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute 1 - SSIM, mean over images (B, C, H, W) of values from 0 to 1."""
     return 1 - ssim(x, y).mean()
 
 
 def fft_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean absolute difference of the Fourier transforms (real and imaginary parts) of (B, C, H, W)."""
     return torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean()
 
 

@@ -21,8 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, normalize, read_image_file
-from metamix.data.files import decode
+from metamix.data import CorruptImage, decode_file, normalize
 from metamix.data.loader import StreamLoader
 from metamix.data.options import check_test_split
 from metamix.data.order import EvalOrder, TrainOrder
@@ -259,7 +258,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         CorruptImage: the file cannot be read.
     """
-    return F.pil_to_tensor(decode(lambda: read_image_file(path), path, "RGB"))
+    return F.pil_to_tensor(decode_file(path))
 
 
 class OnPairs:

@@ -146,8 +146,6 @@ def load_segmenter(path: str | Path) -> TrainedSegmenter:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    if not path:
-        raise ValueError("there are no weights: give --checkpoint FILE, or a run folder")
     tensors, metadata = load_weights(find_weights(path))
     spec = SegmenterSpec.from_dict(metadata, path)
     check_described_size(ModelMetadata.from_dict(metadata, path), tensors, path)

@@ -33,11 +33,16 @@ HARD, KEPT = 0.7, 1 / 16  # ohem: probability below which a pixel is hard, least
 Weights = Tensor | None  # (classes,)
 
 
+# All take logits (n, classes, H, W) and labels (n, H, W).
+
+
 def cross_entropy(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    """Compute the cross-entropy, mean over all pixels."""
     return F.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="sum") / target.numel()
 
 
 def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    """Compute the cross-entropy, mean over the hard pixels of each image and over images."""
     with torch.no_grad():
         plain = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none").flatten(1)  # (n, H W)
         kept = max(1, int(KEPT * plain.shape[1]))
@@ -48,16 +53,19 @@ def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    """Compute the focal loss, mean over all pixels; `weights` are not used."""
     loss = smp_losses().FocalLoss("multiclass", ignore_index=IGNORED, reduction="sum")
     return loss(logits, target) / target.numel()
 
 
 def dice_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    """Compute the Dice loss, mean over images; `weights` are not used."""
     loss = smp_losses().DiceLoss("multiclass", ignore_index=IGNORED)
     return torch.stack([loss(one[None], mask[None]) for one, mask in zip(logits, target)]).mean()
 
 
 def lovasz_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
+    """Compute the Lovasz softmax loss, mean over images; `weights` are not used."""
     loss = smp_losses().LovaszLoss("multiclass", ignore_index=IGNORED)
     known = [(one[None], mask[None]) for one, mask in zip(logits, target) if (mask != IGNORED).any()]
     return sum((loss(one, mask) for one, mask in known), logits.sum() * 0) / len(logits)

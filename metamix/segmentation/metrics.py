@@ -7,7 +7,7 @@ With the confusion matrix C, whose rows are labels and columns predictions, over
     pixel accuracy = trace C / sum C
 
     boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k within a distance of a
-                                        boundary pixel of the truth; R: the converse
+                                        boundary pixel of the truth; R: the same with prediction and truth swapped
 
 The distance is 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A boundary pixel has a neighbour, above,
 below, left or right, of another class that is not ignored. Boundary pixels are counted over all images, so the state

@@ -174,7 +174,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
 class SegmentationEvalOptions(ImageOptions):
     """Options of `metamix eval` for segmentation. Options whose default is none are as in training."""
 
-    checkpoint: str = _model("", "weights of a segmenter: a run folder, or a file in it")
+    checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
     ignore_index: int | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none: there is none; trained: as in training"
     )

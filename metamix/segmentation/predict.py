@@ -30,8 +30,8 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, normalize
 from metamix.data.find import change_extensions, check_outputs, paths_inside
 from metamix.models.tiles import check_tiles
+from metamix.utils.arguments import add_device, add_places
 from metamix.utils.files import atomic_write, make_output_folder, write_text
-from metamix.utils.options import add_device, add_places
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 

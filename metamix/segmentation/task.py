@@ -87,6 +87,8 @@ class Segmentation:
         Raises:
             ValueError: there are no weights, the data have other classes, or the backbone needs tiles.
         """
+        if not options.checkpoint:
+            raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         found = load_segmenter(options.checkpoint)
         check_tile(found.model, found.spec.model, options.tile)
         return cls.of(found, options), found.model, found.metadata

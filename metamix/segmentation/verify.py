@@ -4,8 +4,8 @@
     metamix verify DIR --task segmentation --data cityscapes
 
 Missing partners, sizes that differ, files that cannot be read, values that are not labels and classes without a pixel
-are printed, a line each. At the end stands the share of the pixels of each class by split. The exit code is 1 if there
-is a problem.
+are printed, one in a line, and then the share of the pixels of each class, by split. The exit code is 1 if there is a
+problem.
 """
 
 from __future__ import annotations

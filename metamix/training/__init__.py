@@ -1,0 +1,1 @@
+"""Train any task: engine, recipe, optimizers, checkpoints, run folder."""

@@ -95,7 +95,7 @@ class ProcessGroup:
         """Run the block on the first process of each machine, then on the others, which find its downloads.
 
         Raises:
-            SystemExit: on the other processes, if the first one fails. Its message then stands out.
+            SystemExit: on the other processes if the first one fails, so that its message is the only one.
         """
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first and not all(self.all_gather(True)):

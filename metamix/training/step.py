@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metamix.utils.batch_norm import keep_statistics
+from metamix.utils.running_statistics import keep_statistics
 from metamix.utils.tensor_files import load_into
 
 from .batches import memory_format, micro_batches, num_samples, to_device

@@ -86,7 +86,7 @@ def test_operations():
     golden = Golden("maxim_ops_16x24")
     x = golden.inputs["input"]
     ours = {
-        "gelu": maxim.Gelu()(2 * x),
+        "gelu": maxim.GELUTanh()(2 * x),
         "layernorm": golden.load(Norm(3), "layernorm/")(0.02 * x),
         "conv_up": golden.load(Up(3, 5), "conv_up/")(x),
         "conv_down": golden.load(Down(3, 5), "conv_down/")(x),
@@ -105,7 +105,7 @@ def test_operations():
 
 
 def erf_gelu(monkeypatch):
-    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: nn.functional.gelu(x))
+    monkeypatch.setattr(maxim.GELUTanh, "forward", lambda self, x: nn.functional.gelu(x))
 
 
 def other_eps(monkeypatch):
@@ -236,7 +236,7 @@ REFUSED = [
     (dict(use_cross_gating=False), "use_cross_gating is False.*Accepted: True"),
     (dict(num_outputs=1), "num_outputs is 1.*Accepted: 3"),
     (dict(lrelu_slope=0.1), "lrelu_slope is 0.1.*0.2"),
-    (dict(grid_size_lr=(4, 4)), r"grid_size_lr is \(4, 4\).*\(8, 8\), block_size_lr"),
+    (dict(grid_size_lr=(4, 4)), r"grid_size_lr is \(4, 4\).*\(8, 8\), as block_size_lr"),
     (dict(features="8"), "features is '8': give a whole number of at least 1"),
     (dict(num_supervision_scales=4), "num_supervision_scales is 4: give 1 to 3"),
     (dict(num_stages=0), "num_stages is 0: give a whole number of at least 1"),
