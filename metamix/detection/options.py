@@ -43,7 +43,7 @@ def is_setting(value: object) -> bool:
 
 
 @dataclass
-class DataOptions(ReadingOptions):
+class DetectionDataOptions(ReadingOptions):
     """Options of the data set that training and evaluation share."""
 
     data: Literal["coco"] = option("coco", "format of the data set", group="data")
@@ -57,14 +57,14 @@ class DataOptions(ReadingOptions):
 
 
 @dataclass
-class DetectionEvalOptions(DataOptions):
+class DetectionEvalOptions(DetectionDataOptions):
     """Options of `metamix eval` for detection. The checkpoint holds all others."""
 
     checkpoint: str | None = option(None, "weights of a detector: a run folder, or a file in it", group="model")
 
 
 @dataclass
-class DetectionOptions(BackboneOptions, DataOptions):
+class DetectionOptions(BackboneOptions, DetectionDataOptions):
     """Options of `metamix train` for detection."""
 
     model: str = option(
@@ -152,6 +152,6 @@ class DetectionOptions(BackboneOptions, DataOptions):
             )
 
 
-def verify_command(options: DataOptions) -> str:
+def verify_command(options: DetectionDataOptions) -> str:
     """Return the command that lists what is wrong with a data set."""
     return shlex.join(["metamix", "verify", "--task", "detection", options.data_dir])

@@ -22,7 +22,7 @@ _score = partial(option, group="scoring", on_resume="report")
 
 
 @dataclass
-class ImageOptions(ReadingOptions):
+class RestorationDataOptions(ReadingOptions):
     """Options of where the images are and how they are scored, for `metamix train` and `metamix eval`."""
 
     data_dir: str = _data(
@@ -63,7 +63,7 @@ class ImageOptions(ReadingOptions):
 
 
 @dataclass
-class RestorationOptions(BackboneOptions, ImageOptions):
+class RestorationOptions(BackboneOptions, RestorationDataOptions):
     """Options of `metamix train` for restoration."""
 
     # The engine's defaults are for images in batches of 128, which leaves a few hundred photographs a few steps.
@@ -113,7 +113,7 @@ class RestorationOptions(BackboneOptions, ImageOptions):
 
 
 @dataclass
-class RestorationEvalOptions(ImageOptions):
+class RestorationEvalOptions(RestorationDataOptions):
     """Options of `metamix eval`. Options whose default is none are as in training."""
 
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")

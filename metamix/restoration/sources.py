@@ -21,7 +21,7 @@ from metamix.data.find import Pairs, list_images, match_partners
 from metamix.utils.checksums import digest
 from metamix.utils.text import nearest
 
-from .options import ImageOptions
+from .options import RestorationDataOptions
 
 TEST_FOLDERS = ("test", "val")
 
@@ -50,13 +50,13 @@ class Sample:
         return self.header.grey and (self.input is None or read_header(self.input).grey)
 
 
-def test_folders(options: ImageOptions) -> list[Path]:
+def test_folders(options: RestorationDataOptions) -> list[Path]:
     """List the folders test and val of the data set, as far as they exist."""
     folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
     return [folder for folder in folders if folder.is_dir()]
 
 
-def find_roots(options: ImageOptions) -> dict[str, Path]:
+def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     """Return the folders of the splits.
 
     "test" is missing where a share of "train" is scored, and "holdout" where there is no folder val beside the test.
@@ -72,7 +72,7 @@ def find_roots(options: ImageOptions) -> dict[str, Path]:
     return roots
 
 
-def find_samples(root: Path, options: ImageOptions, paired: bool) -> list[Sample]:
+def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[Sample]:
     """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without extensions.
 
     Raises:

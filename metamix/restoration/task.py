@@ -21,7 +21,7 @@ from .inference import Restorer, check_local_pooling
 from .load import RestorationSpec, check_channels, fit_arguments, load_trained
 from .losses import RestorationLoss
 from .metrics import Measure, RestorationMetric
-from .options import ImageOptions, RestorationEvalOptions, RestorationOptions
+from .options import RestorationDataOptions, RestorationEvalOptions, RestorationOptions
 from .pictures import RestorationPictures
 
 
@@ -99,7 +99,7 @@ class Restoration:
         )
         metadata, spec = found.metadata, found.spec
         check_local_pooling(found.model, found.name, options.local_pooling)
-        values = {f.name: getattr(options, f.name) for f in fields(ImageOptions)}
+        values = {f.name: getattr(options, f.name) for f in fields(RestorationDataOptions)}
         values |= {"model": found.name, "model_args": metadata.model_args}
         values |= {"channels": spec.channels, "degradation": spec.degradation}
         share = metadata.extra.get("test_share")
@@ -192,7 +192,7 @@ class RestorationModel:
         }
 
 
-def choose_measure(options: ImageOptions, data: RestorationData) -> Measure:
+def choose_measure(options: RestorationDataOptions, data: RestorationData) -> Measure:
     """Fill in what the scores compare: the field's defaults for super-resolution, and for everything else."""
     enlarges = data.scale > 1
     channel = ("y" if enlarges else "rgb") if options.score_channel == "auto" else options.score_channel

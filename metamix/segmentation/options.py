@@ -43,7 +43,7 @@ NOT_HEAD_ARGS: Mapping[str, str] = {
 
 
 @dataclass
-class ImageOptions(ReadingOptions):
+class SegmentationDataOptions(ReadingOptions):
     """Where images and masks are, and how they are scored. The same for `metamix train` and `metamix eval`."""
 
     data: Literal["folder", "ade20k", "cityscapes", "voc", "oxford_pets"] = _data(
@@ -92,7 +92,7 @@ class LabelOptions:
 
 
 @dataclass
-class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
+class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions):
     """Options of `metamix train` for segmentation."""
 
     train_on: tuple[str, ...] = _data(
@@ -171,7 +171,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, ImageOptions):
 
 
 @dataclass
-class SegmentationEvalOptions(ImageOptions):
+class SegmentationEvalOptions(SegmentationDataOptions):
     """Options of `metamix eval` for segmentation. Options whose default is none are as in training."""
 
     checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")

@@ -26,7 +26,7 @@ from metamix.data.find import Pairs, match_partners
 from metamix.utils.text import nearest
 
 from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
-from .options import ImageOptions
+from .options import SegmentationDataOptions
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -86,7 +86,7 @@ class MaskedSet:
         return self.splits[split]()
 
 
-def open_set(options: ImageOptions) -> MaskedSet:
+def open_set(options: SegmentationDataOptions) -> MaskedSet:
     """Open the data set that the options name.
 
     Raises:
@@ -102,7 +102,7 @@ def open_set(options: ImageOptions) -> MaskedSet:
     return OPENERS[options.data](options)
 
 
-def open_folder(options: ImageOptions) -> MaskedSet:
+def open_folder(options: SegmentationDataOptions) -> MaskedSet:
     """Open DIR/SPLIT/images and DIR/SPLIT/masks."""
     root = Path(options.data_dir)
     names = [name for name in ("train", "val", "test") if (root / name / "images").is_dir()]
@@ -116,7 +116,7 @@ def open_folder(options: ImageOptions) -> MaskedSet:
     return MaskedSet(read_classes(root / "classes.txt"), splits, read_palette(root / "palette.txt"))
 
 
-def open_ade20k(options: ImageOptions) -> MaskedSet:
+def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
     """Open ADEChallengeData2016."""
     root = Path(options.data_dir)
     table = root / "objectInfo150.txt"
@@ -131,7 +131,7 @@ def open_ade20k(options: ImageOptions) -> MaskedSet:
     return MaskedSet(classes, splits, values={0: IGNORED} | {i + 1: i for i in range(len(classes))})
 
 
-def open_cityscapes(options: ImageOptions) -> MaskedSet:
+def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
     """Open Cityscapes, with the numbers and colours of torchvision's table."""
     table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]
     table.sort(key=lambda row: row.train_id)
@@ -156,7 +156,7 @@ def open_cityscapes(options: ImageOptions) -> MaskedSet:
     )
 
 
-def open_voc(options: ImageOptions) -> MaskedSet:
+def open_voc(options: SegmentationDataOptions) -> MaskedSet:
     """Open PASCAL VOC 2012."""
 
     def find(split: str) -> Split:
@@ -168,7 +168,7 @@ def open_voc(options: ImageOptions) -> MaskedSet:
     return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")}, colours, values)
 
 
-def open_oxford_pets(options: ImageOptions) -> MaskedSet:
+def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
     """Open the trimaps of the Oxford-IIIT pets."""
 
     def find(split: str) -> Split:
@@ -181,7 +181,7 @@ def open_oxford_pets(options: ImageOptions) -> MaskedSet:
     return MaskedSet(PET_CLASSES, splits, values={1: 0, 2: 1, 3: 2})
 
 
-OPENERS: dict[str, Callable[[ImageOptions], MaskedSet]] = {
+OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
     "folder": open_folder,
     "ade20k": open_ade20k,
     "cityscapes": open_cityscapes,

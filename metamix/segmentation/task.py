@@ -21,7 +21,7 @@ from .inference import PLAIN, Predictor, make_views
 from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_pretrained, load_segmenter
 from .losses import SegmentationLoss, class_weights
 from .metrics import SegmentationMetric, describe_scores
-from .options import ImageOptions, SegmentationEvalOptions, SegmentationOptions
+from .options import SegmentationDataOptions, SegmentationEvalOptions, SegmentationOptions
 from .pictures import SegmentationPictures
 
 
@@ -104,7 +104,7 @@ class Segmentation:
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
         values |= {"train_on": spec.train_on or ("train",)}
-        values |= {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
+        values |= {field.name: getattr(options, field.name) for field in fields(SegmentationDataOptions)}
         if options.data != "folder":  # whose values are known, whatever the masks of training held
             values |= dict(ignore_index=255, reduce_zero_label=False)
         given = {name: getattr(options, name) for name in ("reduce_zero_label", "min_size", "max_size")}
