@@ -40,6 +40,10 @@ __all__ = [
 LATER = ("classification", "deploy", "detection", "restoration", "segmentation")  # packages imported on first use
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *LATER})
+
+
 def __getattr__(name: str) -> Any:
     """Import tasks and deployment on first use, so that `import metamix` imports models alone."""
     if name == "load_classifier":

@@ -255,7 +255,7 @@ def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[st
             continue
         mine, theirs = own[key].shape, tensors[key].shape
         if len(mine) == len(theirs) == 4 and mine[1] != theirs[1] and mine[2:] == theirs[2:]:
-            adapted[key] = adapt_input_conv(mine[1], tensors[key], base_chans=theirs[1])
+            adapted[key] = adapt_input_conv(mine[1], tensors[key].float(), base_chans=theirs[1])
             notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")
     return adapted, notes
 

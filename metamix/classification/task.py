@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -74,6 +75,8 @@ class Classification:
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
         )
         metadata = trained.metadata
+        if options.data is None:
+            options = replace(options, data=default_data(metadata))
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
@@ -87,6 +90,20 @@ class Classification:
             if (mode := timm_config(trained.model).get("crop_mode", "center")) != "center":
                 task.model.notes.append(f"images are cropped to the middle; timm has crop_mode {mode!r} here")
         return task, trained.model, metadata.to_dict()
+
+
+def default_data(metadata: ModelMetadata) -> str:
+    """Return the data set to score if none is given: digits, for weights that were trained on them.
+
+    Raises:
+        ValueError: the weights were trained on other data, which are in a folder that the weights do not know.
+    """
+    if metadata.data == "digits":
+        return metadata.data
+    known = f"; the weights were trained on {metadata.data}" if metadata.data else ""
+    raise ValueError(
+        f"no data are given to score{known}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
+    )
 
 
 def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:

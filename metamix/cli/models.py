@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> None:
     with exit_with_message(ValueError):
         import_modules(options.imports)
         models = list_all_models(options.patterns, pretrained=options.pretrained)
-    print(json.dumps([asdict(m) for m in models], indent=2) if options.format == "json" else table(models))
+    if options.format == "json":
+        print(json.dumps([asdict(m) for m in models], indent=2))
+    else:
+        print(table(models) or "none of these models has weights")
 
 
 def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:

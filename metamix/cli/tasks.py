@@ -47,7 +47,14 @@ def task_module(name: str, part: str) -> ModuleType:
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
     """Add `--import MODULE`, for `metamix.training.recipe.import_modules`."""
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="import first")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module with mixers or models of your own; may be repeated",
+    )
 
 
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -108,7 +108,7 @@ class MemoryLoader:
     def __init__(self, source: Source, options: SourceOptions, order: Order, mark_replaced: bool = False):
         decoded = pixels(source, options)
         self.order, self.images, self.labels = order, decoded.images, source.images.labels
-        self.corrupt = CorruptImages(len(source), options.corrupt_limit, verify_command(options))
+        self.corrupt = CorruptImages(len(source), options.corrupt_limit, verify_command(options), order)
         numbers = source.indices.tolist()
         rows, index = [], []
 
@@ -163,7 +163,7 @@ class StreamLoader:
         verify: str,
     ):
         self.order = order
-        self.corrupt = CorruptImages(len(samples), options.corrupt_limit, verify)
+        self.corrupt = CorruptImages(len(samples), options.corrupt_limit, verify, order)
         self.sampler = EpochSampler(order)
         workers = usable_workers(options.workers)
         self.loader: DataLoader = DataLoader(
@@ -325,11 +325,13 @@ class CorruptImages(dict[str, str]):
         total: images of the source.
         limit: share of them that may be broken.
         command: lists all broken images, for the message.
+        order: of the loader: training replaces a broken image, evaluation does not score it.
     """
 
-    def __init__(self, total: int, limit: float, command: str):
+    def __init__(self, total: int, limit: float, command: str, order: Order):
         super().__init__()
         self.total, self.limit, self.command = total, limit, command
+        self.consequence = "replaced" if isinstance(order, TrainOrder) else "not scored"
 
     def add(self, path: str, reason: str) -> None:
         """Add an image that could not be read.
@@ -340,7 +342,7 @@ class CorruptImages(dict[str, str]):
         if path in self:
             return
         self[path] = reason
-        log.warning("unreadable image %d of %d, left out: %s", len(self), self.total, readable(reason))
+        log.warning("unreadable image %d of %d, %s: %s", len(self), self.total, self.consequence, readable(reason))
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "

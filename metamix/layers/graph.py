@@ -28,6 +28,7 @@ def fx_leaf(function: Function) -> Function:
 
 
 rearrange = fx_leaf(einops.rearrange)
+rearrange.__module__ = __name__  # a saved graph finds the function by its module and name
 
 
 def may_vary(*sizes: int) -> bool:

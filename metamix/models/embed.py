@@ -65,12 +65,14 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     dilatable = all(  # no padding makes a dilated even kernel keep the size of a map
         isinstance(conv, ConvEmbed) and conv.kernel_size[0] % 2 for conv in downsamples
     )
-    if output_stride not in (8, 16) or len(downsamples) != 3 or total != 32 or not dilatable:
+    if len(downsamples) != 3 or total != 32 or not dilatable:
         raise ValueError(
-            f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Models of four "
-            f"stages with convolutions of odd kernels between them, metaformer_*_s12 to m48, take 8, 16 and 32: leave "
-            f"it out here."
+            f"output_stride is {output_stride!r}, but the last maps of this model have stride {total}. Only models of "
+            f"four stages with convolutions of odd kernels between them take 8, 16 and 32, such as metaformer_*_s12 to "
+            f"m48: leave it out here."
         )
+    if output_stride not in (8, 16):
+        raise ValueError(f"output_stride is {output_stride!r}: give 8, 16 or 32, as a number.")
     dilation, reached = 1, stem.reduction
     for conv in downsamples:
         if reached < output_stride:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -70,7 +71,11 @@ def build(
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if overlay.get("file"):  # a file of ours says which images and classes it was trained on
+        if not Path(overlay["file"]).is_file():
+            raise FileNotFoundError(f"pretrained_cfg_overlay: there is no file {overlay['file']}")
         overlay = kwargs["pretrained_cfg_overlay"] = {"tag": None} | cfg_of_file(overlay["file"]) | overlay
+    elif overlay.get("hf_hub_id") or overlay.get("url"):  # not the shipped file of the name
+        overlay = kwargs["pretrained_cfg_overlay"] = {"file": None, "tag": None} | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
         reach_weights(name, cfg, kwargs.get("cache_dir"))
@@ -125,8 +130,11 @@ def register(
         preset: arguments of the builder.
 
     Raises:
-        ValueError: another module has registered the name. timm itself would only warn and replace that model.
+        ValueError: the name is no identifier, or another module has registered it. timm itself would only warn and
+            replace that model.
     """
+    if not name.isidentifier():  # timm takes what follows a point for a tag
+        raise ValueError(f"a model cannot be named {name!r}: give letters, digits and underscores.")
     caller = sys._getframe(1).f_globals["__name__"]
     known = timm.model_entrypoint(name) if timm.is_model(name) else None
     if known and getattr(known, "registered_in", None) != caller:

@@ -93,8 +93,8 @@ class TimmInterface(nn.Module):
         """Resample spatial weights and position embeddings to images of another size.
 
         Raises:
-            ValueError: the size is too small, or a mixer has weights of that size but no `adapt_state`. The model stays
-                as it was.
+            ValueError: the size is too small, or a mixer has weights of that size but no `adapt_state`, or one that
+                fails. The model stays as it was.
         """
         sizes = self.map_sizes(img_size, [stage.downsample for stage in self.stages])
         for stage, size in zip(self.stages, sizes):
@@ -108,18 +108,28 @@ class TimmInterface(nn.Module):
                     f"{type(mixer).__name__} has parameters of other shapes on maps of {size}: give it "
                     f"adapt_state(state), which brings parameters saved at another size to its own."
                 )
-        if self.pos_embed is not None:
-            self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
+        mixers = []
         for stage, size in zip(self.stages, sizes):
             for block in stage.blocks:
                 old = block.mixer
                 if not depends_on_size(old):
                     continue
                 like = next(block.parameters(), torch.empty(0))  # of this device and dtype
-                block.mixer = stage.make_mixer(size=size).to(like).train(old.training)
-                block.mixer.load_state_dict(block.mixer.adapt_state(old.state_dict()))
-                for name, p in block.mixer.named_parameters():
+                new = stage.make_mixer(size=size).to(like).train(old.training)
+                try:
+                    new.load_state_dict(new.adapt_state(old.state_dict()))
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"adapt_state of {type(old).__name__} does not bring parameters to {size}: "
+                        f"{' '.join(str(error).split())}"
+                    ) from error
+                for name, p in new.named_parameters():
                     p.requires_grad_(old.get_parameter(name).requires_grad)
+                mixers.append((block, new))
+        for block, mixer in mixers:  # after all were made, so that a failure changes nothing
+            block.mixer = mixer
+        if self.pos_embed is not None:
+            self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
         update_model_input_size(self, img_size)
 
     def get_classifier(self) -> nn.Module:

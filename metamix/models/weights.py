@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from timm.models import PretrainedCfg, is_model_pretrained
 from torch import Tensor, nn
 
@@ -115,6 +117,10 @@ def find_weights(checkpoint: str | Path) -> Path:
                 f"or eval, give --model {checkpoint} --pretrained. To predict, write metamix export {checkpoint} "
                 f"--output NEW, then give --model NEW"
             )
+        if "." not in str(checkpoint) and timm.is_model(str(checkpoint)):
+            tags = timm.list_models(f"{checkpoint}.*", pretrained=True)
+            known = f"give those of a tag: {', '.join(tags)}" if tags else "none are published: train it first"
+            raise FileNotFoundError(f"{checkpoint} is a model and not its weights; {known}")
         beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
         raise FileNotFoundError(f"there is no file {path}{nearest(path, beside)}")
     return Path(shipped[str(checkpoint)])
@@ -149,7 +155,7 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
 def adapt_tensors(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:
     """Adapt tensors as `checkpoint_filter` does, but do not check their source."""
     layout = format_of(state, model.state_dict())
-    given, unknown = layout.translate(state, model)
+    given, unknown = layout.translate(full_precision(state), model)
     given = resample_spatial_weights(given, model)
     head = {layout.name("head.weight"), layout.name("head.bias")}
     check_all_but_head(given, model, unknown - head, layout.name)
@@ -214,7 +220,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     """
     state, metadata = read_weights(path)
     layout = format_of(state, model.state_dict())
-    given, unknown = layout.translate(state, model)
+    given, unknown = layout.translate(full_precision(state), model)
     try:
         given = resample_spatial_weights(given, model)
         check_state(given, model.state_dict(), unknown, model.pretrained_cfg["architecture"], layout.name)
@@ -229,6 +235,14 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
 
 
 load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
+
+
+def full_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of 16 bits, such as those of shipped weights, as float32, so that they are resampled exactly."""
+    return {
+        name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        for name, tensor in state.items()
+    }
 
 
 def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:

@@ -104,9 +104,8 @@ class EngineOptions:
     grad_checkpointing: bool = _speed(False, "recompute activations in the backward pass to save memory")
     deterministic: bool = _speed(
         False,
-        "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch has none for the "
-        "cross-entropy of segmentation, nor for the mixers raft, nin and minattn at another size than their own, and "
-        "raises an error",
+        "use deterministic algorithms on a GPU, so that a resumed run is exact there too; torch raises an error for "
+        "the cross-entropy of segmentation, and for raft, nin and minattn on images of another size",
     )
 
     def __post_init__(self) -> None:

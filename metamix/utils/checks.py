@@ -41,7 +41,7 @@ def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
         ValueError: `given` is not one or two integers of at least 1.
     """
     size = to_2tuple(given)
-    if len(size) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
+    if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
         raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
     return size
 

@@ -237,6 +237,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = _parse_yaml(Path(path).read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    if content is None:
+        raise ValueError(f"{path} is empty: give lines 'option: value'")
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold lines 'option: value', but it holds {content!r}")
     return content

@@ -104,6 +104,15 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"
     with pytest.raises(FileNotFoundError, match=words):
         metamix.load_classifier("metaformer_raft_nano.digit")
+    for name, words in (
+        (
+            "metaformer_pooling_nano",
+            "give those of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.dig",
+        ),
+        ("metaformer_raft_s12", "none are published: train it first"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"^{name} is a model and not its weights; {words}"):
+            metamix.load_classifier(name)
     name = "metaformer_pooling_s12.sail_in1k"
     words = (
         f"{name} names published weights that metamix does not ship, and there is no such file. To train or eval, give "

@@ -160,6 +160,14 @@ def test_another_models_weights_are_refused(weights):
         Classification.trained(ClassificationEvalOptions())
 
 
+def test_evaluation_needs_data_unless_they_are_the_digits():
+    task, *_ = Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits"))
+    assert task.data.name == "digits"
+    words = "no data are given to score; the weights were trained on .*: give --data NAME with its --data-dir, or"
+    with pytest.raises(ValueError, match=words):
+        Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.cifar10"))
+
+
 @pytest.mark.parametrize("option", ("mixup", "cutmix"))
 def test_mixing_needs_pairs_on_every_process(option):
     digits = small_task(**{option: 0.2})

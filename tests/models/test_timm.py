@@ -477,6 +477,17 @@ def test_the_function_at_another_input_size(name, model):
     assert_close(model(x), after)
 
 
+@torch.no_grad()
+def test_a_mixer_that_cannot_change_its_size_leaves_the_model_as_it_was(monkeypatch):
+    model = timm.create_model("metaformer_raft_nano").eval()
+    x = torch.randn(1, 3, 32, 32)
+    before = model(x)
+    monkeypatch.setattr(type(model.stages[2].blocks[0].mixer), "adapt_state", lambda self, state: {})
+    with pytest.raises(ValueError, match=r"adapt_state of Raft does not bring parameters to \(24, 24\): .*Missing key"):
+        model.set_input_size(48)
+    assert torch.equal(model(x), before)
+
+
 @ONE_OF_EACH
 def test_frozen_stays_frozen_at_another_size(name, model):
     model = copy.deepcopy(model).requires_grad_(False)
@@ -570,3 +581,37 @@ def test_wrong_image_sizes(name, img_size, words):
 def test_torchscript_is_not_supported():
     with pytest.raises(ValueError, match="scriptable=True.*use torch.compile or torch.export"):
         timm.create_model("metaformer_raft_nano", scriptable=True)
+
+
+def test_a_traced_model_can_be_pickled():
+    traced = torch.fx.symbolic_trace(timm.create_model("metaformer_raft_nano").eval())
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(traced))(x), traced(x))
+
+
+@pytest.mark.parametrize("name", ["my.net", "my net", ""])
+def test_a_name_that_timm_would_not_find_is_refused(name):
+    with pytest.raises(ValueError, match="a model cannot be named .*: give letters, digits and underscores"):
+        register(name, cfg={})
+
+
+@torch.no_grad()
+def test_pretrained_weights_are_adapted_in_float32():
+    """The shipped files have 16 bits. Summed there, the channels of the first convolution lose three digits."""
+    name = "metaformer_pooling_nano.cifar10"
+    grey, colour = (timm.create_model(name, pretrained=True, in_chans=n).eval() for n in (1, 3))
+    x = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
+
+
+def test_an_overlay_may_name_other_weights_than_those_that_ship(tmp_path):
+    def create(**overlay):
+        return timm.create_model(
+            "metaformer_pooling_nano", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / "cache"
+        )
+
+    with pytest.raises(FileNotFoundError, match="pretrained_cfg_overlay: there is no file .*nowhere"):
+        create(file=str(tmp_path / "nowhere.safetensors"))
+    state = timm.create_model("metaformer_pooling_nano").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    assert torch.equal(create(url=(tmp_path / "weights.pth").as_uri()).head.weight, state["head.weight"])
