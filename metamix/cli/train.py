@@ -62,6 +62,8 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 f"give --model NAME, and the hub's weights as --checkpoint FILE"
             )
         find_task(recipe.task).check_model(model, recipe.options.pretrained)
+        if "." in model and not recipe.options.pretrained and group.is_main:
+            print(readable(f"note: {model} names weights, which are loaded with --pretrained alone"))
     for i, model in enumerate(models):
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from metamix.utils.files import write_text
 from metamix.utils.text import nearest
 
 from .files import list_files
@@ -84,6 +88,22 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
             raise ValueError(
                 f"{file} would be overwritten, and no earlier run wrote it: there is no {marker}. Give another --output"
             )
+
+
+@contextmanager
+def records_of_images(file: Path) -> Iterator[list[dict[str, Any]]]:
+    """Give a list for one record of each image that is written, and write it to a JSON file at the end.
+
+    The file is there from the start, since it marks the outputs beside it as ours; see `check_outputs`. It is also
+    written after an error and after Ctrl-C.
+    """
+    if not file.exists():
+        write_text(file, "[]\n")
+    records: list[dict[str, Any]] = []
+    try:
+        yield records
+    finally:
+        write_text(file, json.dumps(records, indent=2) + "\n")
 
 
 def list_images(folder: Path) -> dict[str, Path]:

@@ -120,6 +120,6 @@ def check_test_split(test: str, train_on: Sequence[str], splits: Iterable[str]) 
     """Raise ValueError if the split to score is among those to train on; `splits` are all that there are."""
     if test in train_on:
         raise ValueError(
-            f"{test} is among the splits to train on, so it cannot be the test: give another --test-on or "
-            f"--train-on. The splits are {', '.join(splits)}"
+            f"{test} is among the splits to train on, so it cannot be the test: give another --test-on, or "
+            f"leave it out of --train-on. The splits are {', '.join(splits)}"
         )

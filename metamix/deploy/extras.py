@@ -22,9 +22,9 @@ def need(package: str) -> Any:
     top = package.partition(".")[0]
     try:
         return import_module(package)
-    except ImportError as error:
-        if error.name is not None and error.name.partition(".")[0] != top:
-            raise  # a broken installation: its own message says more
+    except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more
+        if error.name != top:
+            raise
         raise ImportError(f"{NAMES[top]} is missing: pip install 'metamix[deploy]', or {top} alone") from None
 
 

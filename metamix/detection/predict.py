@@ -10,7 +10,6 @@ does not take, are named and left out; the exit code is then 1.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage, decode_file
-from metamix.data.find import change_extensions, check_outputs, paths_inside
+from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images
 from metamix.utils.arguments import add_device, add_places, share
-from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.files import make_output_folder
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -96,10 +95,7 @@ def draw_all(
     head: Any = getattr(model, "roi_heads", model)  # which the R-CNNs have
     head.score_thresh = min(head.score_thresh, threshold)
     make_output_folder(output)
-    if not (output / RECORDS).exists():
-        write_text(output / RECORDS, "[]\n")  # first: it marks the pictures as ours
-    records: list[dict[str, Any]] = []
-    try:
+    with records_of_images(output / RECORDS) as records:
         for path, picture in pictures.items():
             try:
                 image, found = predict(model, path, threshold)
@@ -112,8 +108,6 @@ def draw_all(
             objects = describe_objects(found, classes)
             records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
             print(readable(f"{path}: {plural(len(objects), 'object')}"))
-    finally:  # also after Ctrl-C
-        write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")
     print(readable(f"written: {output / RECORDS} and {plural(len(records), 'picture')}"))
     return len(pictures) - len(records)
 

@@ -24,7 +24,8 @@ def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
     (h, w), (mh, mw) = x.shape[-2:], multiple
     if h % mh or w % mw:
         raise ValueError(
-            f"Images of {h} x {w}: {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad them."
+            f"Images of {h} x {w}: {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad them. "
+            f"After model.eval() it takes any size."
         )
 
 

@@ -14,7 +14,6 @@ the exit code is then 1.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
-from metamix.data.find import change_extensions, check_outputs, paths_inside
+from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images
 from metamix.models.image_inference import check_finite
 from metamix.models.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
-from metamix.utils.files import make_output_folder, write_text
+from metamix.utils.files import make_output_folder
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -76,20 +75,19 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
         1 if an image was left out, else 0.
     """
     make_output_folder(output)
-    records = [{"image": str(path), "file": str(file.relative_to(output))} for path, file in files.items()]
-    write_text(output / RECORDS, json.dumps(records, indent=2) + "\n")  # first: it marks the files as ours
-    left_out = 0
-    for path, written in tqdm(files.items(), unit="img", leave=False, disable=None):
-        try:
-            picture = restore_file(model, path, channels, restorer)
-            write_picture(picture, written)
+    with records_of_images(output / RECORDS) as records:
+        for path, written in tqdm(files.items(), unit="img", leave=False, disable=None):
+            try:
+                picture = restore_file(model, path, channels, restorer)
+                write_picture(picture, written)
+            except (CorruptImage, DoesNotFit) as error:
+                print(readable(f"left out: {error}"), file=sys.stderr)
+                continue
+            records.append({"image": str(path), "file": written.relative_to(output).as_posix()})
             for lost in picture.lost:
                 print(readable(f"note: {path}: {lost}"), file=sys.stderr)
-        except (CorruptImage, DoesNotFit) as error:
-            print(readable(f"left out: {error}"), file=sys.stderr)
-            left_out += 1
-    print(readable(f"written: {plural(len(files) - left_out, 'image')} to {output}"))
-    return 1 if left_out else 0
+    print(readable(f"written: {plural(len(records), 'image')} to {output}"))
+    return 1 if len(records) < len(files) else 0
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, normalize
-from metamix.data.find import change_extensions, check_outputs, paths_inside
+from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images
 from metamix.models.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
 from metamix.utils.files import atomic_write, make_output_folder, write_text
@@ -43,7 +43,7 @@ from .pictures import overlay
 from .transforms import resized_size
 
 MOST_BYTES = 2**31  # of logits that are held at once
-MASKS, OVERLAYS, CLASSES = "masks", "overlays", "classes.txt"  # in the output folder
+MASKS, OVERLAYS, CLASSES, RECORDS = "masks", "overlays", "classes.txt", "predictions.json"  # in the output folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict_all(
     model: nn.Module, spec: SegmenterSpec, names: Mapping[Path, Path], output: Path, predictor: Predictor
 ) -> int:
-    """Label the pixels of images, and write masks, overlays and classes.txt.
+    """Label the pixels of images, and write masks, overlays, classes.txt and predictions.json.
 
     Args:
         model: a segmenter in evaluation mode, on any device.
@@ -85,21 +85,21 @@ def predict_all(
     make_output_folder(output)
     if (output / CLASSES).exists() and read_classes(output / CLASSES) != spec.classes:
         raise ValueError(f"{output / CLASSES} names other classes than the model's: give another --output")
-    write_text(output / CLASSES, "\n".join(spec.classes) + "\n")  # first: it marks what follows as predictions
+    write_text(output / CLASSES, "\n".join(spec.classes) + "\n")
     colours = colours_of(len(spec.classes), spec.palette)
-    left_out = 0
-    for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
-        try:
-            image = read_image(path)
-        except CorruptImage as error:
-            print(readable(f"left out: {error}"), file=sys.stderr)
-            left_out += 1
-            continue
-        labels = predict(model, spec, image, predictor)
-        save(output / MASKS / name, index_image(labels, colours))
-        save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
-    print(readable(f"written: masks and overlays of {plural(len(names) - left_out, 'image')} to {output}"))
-    return 1 if left_out else 0
+    with records_of_images(output / RECORDS) as records:
+        for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
+            try:
+                image = read_image(path)
+            except CorruptImage as error:
+                print(readable(f"left out: {error}"), file=sys.stderr)
+                continue
+            labels = predict(model, spec, image, predictor)
+            save(output / MASKS / name, index_image(labels, colours))
+            save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
+            records.append({"image": str(path), "mask": (Path(MASKS) / name).as_posix()})
+    print(readable(f"written: masks and overlays of {plural(len(records), 'image')} to {output}"))
+    return 1 if len(records) < len(names) else 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -164,15 +164,15 @@ def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
         FileNotFoundError: an image is missing, or a folder holds none.
         ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
     """
-    if (output / MASKS).exists() and not (output / CLASSES).exists():
+    if (output / MASKS).exists() and not (output / RECORDS).exists():
         raise ValueError(
-            f"{output / MASKS} was not written by metamix predict, because there is no {output / CLASSES}: give "
+            f"{output / MASKS} was not written by metamix predict, because there is no {output / RECORDS}: give "
             f"another --output"
         )
     found = paths_inside(places, without=[output / MASKS, output / OVERLAYS])
     names = change_extensions(found, lambda path: ".png")
     for folder in (MASKS, OVERLAYS):
-        check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / CLASSES)
+        check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / RECORDS)
     return names
 
 

@@ -223,7 +223,13 @@ def parse(
         defaults = getattr(classes[1], "engine_defaults", {})
         options = with_defaults(options_of(*classes), defaults)
         parser.add_argument("-h", "--help", action="help", help="show this help and exit")
-        configured, flags = parse_config(config, options, str(path)), parse_flags(parser, words, options)
+
+        def elsewhere(name: str) -> str:
+            having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
+            return f" of {task}; it is one of {' and '.join(having)}: add --task {having[0]}" if having else ""
+
+        configured = parse_config(config, options, str(path), elsewhere)
+        flags = parse_flags(parser, words, options, elsewhere)
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):
                 raise ValueError(f"{source} both say how long the run is; give one")

@@ -10,7 +10,7 @@ import argparse
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -144,8 +144,16 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tuple[Field, Any]]) -> dict[str, Any]:
+def parse_flags(
+    parser: Parser, words: Sequence[str], options: Mapping[str, tuple[Field, Any]], elsewhere: Callable[[str], str]
+) -> dict[str, Any]:
     """Add a flag for each option to the parser, and return the values of those that are given.
+
+    Args:
+        parser: reads the words.
+        words: of the command line.
+        options: field and type of each option, by its name.
+        elsewhere: says of an unknown option which task has it; empty if none does.
 
     Raises:
         ValueError: a flag is unknown, or a value has the wrong type.
@@ -161,7 +169,8 @@ def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tupl
     given, unknown = parser.parse_known_args(words)
     if unknown and unknown[0].startswith("--"):
         wrong = unknown[0].partition("=")[0]
-        raise ValueError(f"there is no option {wrong}{nearest(wrong, flags)}")
+        name = wrong.removeprefix("--").removeprefix("no-").replace("-", "_")
+        raise ValueError(f"there is no option {wrong}{elsewhere(name) or nearest(wrong, flags)}")
     if unknown:
         raise ValueError(
             f"{unknown[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
@@ -173,8 +182,10 @@ def parse_flags(parser: Parser, words: Sequence[str], options: Mapping[str, tupl
     }
 
 
-def parse_config(config: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]], path: str) -> dict[str, Any]:
-    """Return the values of the options in a config that was read from `path`.
+def parse_config(
+    config: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]], path: str, elsewhere: Callable[[str], str]
+) -> dict[str, Any]:
+    """Return the values of the options in a config that was read from `path`; `elsewhere` as for `parse_flags`.
 
     Raises:
         ValueError: a key is unknown, or a value has the wrong type.
@@ -182,7 +193,7 @@ def parse_config(config: Mapping[str, Any], options: Mapping[str, tuple[Field, A
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key not in options:
-            raise ValueError(f"{path}: there is no option {key!r}{nearest(key, options)}")
+            raise ValueError(f"{path}: there is no option {key!r}{elsewhere(key) or nearest(key, options)}")
         values[key] = convert(value, options[key][1], f"{path}: {key}")
     return values
 

@@ -139,6 +139,17 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
         open_data("folder", root=root)
 
 
+@pytest.mark.parametrize("folders, task", [(("images", "masks"), "segmentation"), (("input", "target"), "restoration")])
+def test_a_data_set_of_another_task_is_refused(tmp_path, folders, task):
+    for split in ("train", "val"):
+        for name in folders:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "a.png")
+    words = f"train holds {' and '.join(folders)}, a data set of {task}: leave out --data folder and add --task {task}"
+    with pytest.raises(ValueError, match=words):
+        open_data("folder", root=tmp_path)
+
+
 def test_a_class_is_a_folder_at_the_top(folder):
     """With all that lies below, by links too, and without what is hidden."""
     root = folder(train=2)

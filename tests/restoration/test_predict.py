@@ -1,5 +1,6 @@
 """Restoring files: formats, alpha, rounding, tiles, and what is left out."""
 
+import json
 import struct
 import sys
 import zlib
@@ -114,6 +115,14 @@ def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
     assert (difference == 0).all()
     assert len(run(photos, "--output", tmp_path / "whole", "--tile", 0)[1].seen) == 1
     assert max(shape[0] for shape in run(photos, "--output", tmp_path / "e", "--ensemble")[1].seen) == 4
+
+
+def test_records_name_what_was_written(clean, tmp_path, run):
+    photos = clean(count=2)
+    (photos / "0.png").write_bytes(b"")
+    assert run(photos, "--output", tmp_path / "out")[0] == 1
+    records = json.loads((tmp_path / "out" / "restored.json").read_text())
+    assert records == [{"image": str(photos / "1.png"), "file": "1.png"}]
 
 
 def test_folders_keep_their_layout_and_colour_profiles(tmp_path, run):

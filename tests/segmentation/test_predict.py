@@ -1,5 +1,7 @@
 """Labelling files: any size, tiles, what is left out, and weight files from strangers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -93,9 +95,29 @@ def test_the_output_may_hold_the_images(photos, run):
 def test_masks_that_are_no_predictions_are_kept(photos, tmp_path, run):
     (tmp_path / "masks").mkdir()
     with pytest.raises(
-        SystemExit, match="masks was not written by metamix predict, because there is no .*classes.txt: give"
+        SystemExit, match="masks was not written by metamix predict, because there is no .*predictions.json: give"
     ):
         run(photos, "--output", tmp_path)
+
+
+def test_masks_of_a_data_set_are_kept(photos, tmp_path, run):
+    root = tmp_path / "set"
+    root.mkdir()
+    photos.rename(root / "images")
+    (root / "masks").mkdir()
+    (root / "masks" / "a.png").write_bytes(b"truth")
+    (root / "classes.txt").write_text("red\ngreen\nblue\n")
+    with pytest.raises(SystemExit, match="masks was not written by metamix predict, because there is no .*predictions"):
+        run(root / "images", "--output", root)
+    assert (root / "masks" / "a.png").read_bytes() == b"truth"
+
+
+def test_records_name_the_masks(photos, tmp_path, run):
+    (photos / "broken.png").write_bytes(b"")
+    assert run(photos, "--output", tmp_path / "out")[0] == 1
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [record["mask"] for record in records] == ["masks/a.png", "masks/b.png", "masks/inside/c.png"]
+    assert records[0]["image"] == str(photos / "a.jpg")
 
 
 def test_classes_of_a_data_set_are_kept(photos, tmp_path, run):

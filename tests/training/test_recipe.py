@@ -128,6 +128,21 @@ def test_a_saved_recipe_reads_back_the_same(tmp_path):
     assert recipe.replace(model="big", epochs=3).flat() == recipe.flat() | {"model": "big", "epochs": 3}
 
 
+def test_options_of_another_task_are_named(config):
+    @dataclass
+    class Others:
+        degradation: str = option("", "noise")
+
+    tasks = {"toys": lambda: Options, "restoration": lambda: Others}
+    words = "there is no option {} of toys; it is one of restoration: add --task restoration"
+    for given, name in (
+        (["--degradation", "noise:25"], "--degradation"),
+        (["--config", config("degradation: noise:25")], "'degradation'"),
+    ):
+        with pytest.raises(SystemExit, match=words.format(name)):
+            parse(given, tasks, default_task="toys", description="A test.")
+
+
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
 def test_text_that_looks_like_another_value_is_read_back(config, text):
     path = config(read("--model", text).to_yaml())

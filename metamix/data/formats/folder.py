@@ -33,6 +33,10 @@ LAYOUT = (
 )
 
 
+# What the training split of another task holds in place of classes.
+OTHER_TASKS = {"segmentation": {"images", "masks"}, "restoration": {"input", "target"}}
+
+
 def open_folder(
     root: str | Path | None, test_on: str = "", *, train_required: bool = True
 ) -> tuple[ImageSplit | None, ImageSplit]:
@@ -61,6 +65,12 @@ def open_folder(
     if "train" not in found:
         return None, test
     train = open_split(found["train"])
+    for task, folders in OTHER_TASKS.items():
+        if set(train.classes) == folders:
+            raise ValueError(
+                f"{found['train'].absolute()} holds {' and '.join(sorted(folders))}, a data set of {task}: leave out "
+                f"--data folder and add --task {task}"
+            )
     if len(train.classes) < 2:
         raise ValueError(
             f"{found['train'].absolute()} must hold one folder of images per class, two at least; found "
