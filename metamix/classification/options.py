@@ -36,7 +36,7 @@ class ClassificationEvalOptions(LocationOptions):
     """Options of `metamix eval` for classification. Options whose default is none are as in training."""
 
     data: str | None = _data(  # type: ignore[assignment]
-        None, "data set to score, as for metamix train; none: digits for weights that were trained on them"
+        None, "data set to score, as for metamix train; none: digits, for a checkpoint that was trained on them"
     )
     model: str | None = _model(None, "a model of metamix or timm; none: the one that the checkpoint names")
     model_args: dict[str, Any] = option({}, "more arguments of the model, such as '{mixer: raft}'", group="model")

@@ -104,12 +104,16 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
         match="test_resnet was trained for 3 channels and digits has 1; give other --data, or "
         "fine-tune first: metamix train --checkpoint",
     ):
-        Classification.trained(ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
+        Classification.trained(
+            ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
+        )
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
     with pytest.raises(
         ValueError, match=r"r.pth has no weights of the head of test_resnet \(fc\); is it another model?"
     ):
-        Classification.trained(ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth")))
+        Classification.trained(
+            ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
+        )
 
 
 def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
@@ -128,7 +132,7 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
 
 def test_published_weights_of_other_images_are_named():
     """A name without a tag stands for weights that the user may not expect."""
-    options = ClassificationEvalOptions(model="metaformer_identity_nano", pretrained=True)
+    options = ClassificationEvalOptions(model="metaformer_identity_nano", pretrained=True, data="digits")
     words = r"metaformer_identity_nano.cifar10 was trained for 3 channels and digits has 1"
     with pytest.raises(ValueError, match=words):
         Classification.trained(options)
@@ -142,7 +146,7 @@ def test_published_weights_of_other_images_are_named():
 
 def test_another_crop_than_the_middle_is_noted(monkeypatch):
     monkeypatch.setattr("metamix.classification.task.timm_config", lambda model: {"crop_mode": "squash"})
-    options = ClassificationEvalOptions(model="metaformer_identity_nano.digits", pretrained=True)
+    options = ClassificationEvalOptions(model="metaformer_identity_nano.digits", pretrained=True, data="digits")
     assert (
         "images are cropped to the middle; timm has crop_mode 'squash' here" in Classification.trained(options)[0].notes
     )

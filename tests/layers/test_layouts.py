@@ -180,9 +180,3 @@ def test_sum_of_two_layouts_is_named():
     block.mixer = Ones()
     message = "identity, forward: add copies a map or changes its layout, 1 where 0 are allowed"
     assert message in problems(block, "identity")
-
-
-def test_removed_copy_is_named():
-    """A count below ALLOWED fails too, so that the table follows the code."""
-    message = "raft, forward: clone, 0 where 4 are allowed: lower the number in ALLOWED"
-    assert message in problems(block_of("identity"), "raft")
