@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import shapes
 import torch
+from running import ROOT
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
@@ -153,6 +154,21 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
     graph = deepcopy(exportable.model).bfloat16()
     rounded = exportable.compare(lambda images: [x.float() for x in graph(images.bfloat16())], "bf16")
     assert rounded.parity["objects"] > 20 and not rounded.problems
+
+
+def test_the_snippet_for_detectors(tmp_path, monkeypatch):
+    """The snippet of docs/deploy.md finds what the detector finds."""
+    source = weights(tmp_path)
+    export(source, output=tmp_path / "cells", format="openvino", dynamic=True, seconds=0)
+    snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    names = {"image": torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))}
+    exec(compile(snippet, "snippet", "exec"), names)
+    with torch.no_grad():
+        (expected,) = load_detector(source).model([names["image"]])
+    assert len(expected["boxes"]) > 0 and len(names["found"]["boxes"]) == len(expected["boxes"])
+    near = (names["found"]["boxes"] - expected["boxes"]).abs().amax(1) < 0.5
+    assert near.float().mean() > 0.9  # boxes of nearly equal scores may change places
 
 
 def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):

@@ -115,7 +115,7 @@ def test_ten_lines_of_onnxruntime(weights, tmp_path, monkeypatch, capsys):
             [str(tmp_path / "photo.jpg"), "--model", str(folder), "--top", "1", "--format", "json"]
         )
     found = json.loads(capsys.readouterr().out)[0]["labels"][0]
-    (snippet,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)
+    snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(snippet, "snippet", "exec"), names)
