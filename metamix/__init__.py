@@ -41,6 +41,7 @@ LATER = ("classification", "deploy", "detection", "restoration", "segmentation")
 
 
 def __dir__() -> list[str]:
+    """List the public names, with those that are imported on first use."""
     return sorted({*globals(), *__all__, *LATER})
 
 

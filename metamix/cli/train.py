@@ -63,7 +63,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             )
         find_task(recipe.task).check_model(model, recipe.options.pretrained)
         if "." in model and not recipe.options.pretrained and group.is_main:
-            print(readable(f"note: {model} names weights, which are loaded with --pretrained alone"))
+            print(readable(f"note: {model} names weights, but they are only loaded with --pretrained"))
     for i, model in enumerate(models):
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:

@@ -98,7 +98,7 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
 
 
 def decode_file(path: str | Path, mode: str = "RGB") -> Image.Image:
-    """Decode an image file as `decode` does."""
+    """Decode an image file; errors and conversion are those of `decode`."""
     return decode(lambda: read_image_file(path), path, mode)
 
 

@@ -92,10 +92,10 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 
 @contextmanager
 def records_of_images(file: Path) -> Iterator[list[dict[str, Any]]]:
-    """Give a list for one record of each image that is written, and write it to a JSON file at the end.
+    """Collect one record for each image that is written, and write the records to a JSON file.
 
-    The file is there from the start, since it marks the outputs beside it as ours; see `check_outputs`. It is also
-    written after an error and after Ctrl-C.
+    The file is made at the start, since it marks the outputs beside it as ours; see `check_outputs`. The records are
+    written at the end, also after an error or Ctrl-C.
     """
     if not file.exists():
         write_text(file, "[]\n")

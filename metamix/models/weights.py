@@ -238,7 +238,7 @@ load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
 
 
 def full_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of 16 bits, such as those of shipped weights, as float32, so that they are resampled exactly."""
+    """Convert tensors of 16 bits, such as those of shipped weights, to float32, in which they are adapted."""
     return {
         name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
         for name, tensor in state.items()
