@@ -3,7 +3,7 @@
     python -m benchmarks.measure.detection_memory
 
 RetinaNet has 256 channels at strides 8 to 128, in float32. Evaluation takes one image of 800x1216 pixels, a training
-step with AdamW takes two of 640x480. Each measurement is the peak of a new process; `without_gib` is what it holds
+step with AdamW takes two of 480x640. Each measurement is the peak of a new process; `without_gib` is what it holds
 before: torch, timm, torchvision and the weights.
 """
 

@@ -28,7 +28,7 @@ def render(results: dict) -> str:
         lines.append([f"`{model}`", *map(over_seeds, scores), f"{runs[0]['parameters'] / 1e6:.2f} M", len(runs)])
     note = (
         f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
-        f"images of {recipe['max_size']}x{recipe['min_size']} pixels. A backbone starts from scratch, or from the "
+        f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone starts from scratch, or from the "
         f"weights that its tag names. COCO scores in percent; with several seeds mean and standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
@@ -42,7 +42,7 @@ def over_seeds(scores: Sequence[float]) -> str:
 def memory_table() -> str:
     """Make the table of RetinaNet's peak memory by mixer."""
     rows = json.loads((RESULTS / "detection_memory.json").read_text())["rows"]
-    header = ["RetinaNet on s12 with", "before", "one image of 800x1216", "training step, two images of 640x480"]
+    header = ["RetinaNet on s12 with", "before", "one image of 800x1216", "training step, two images of 480x640"]
     cells = [
         [f"`{row['mixer']}`", *(f"{row[f'{what}_gib']:.2f} GiB" for what in ("without", "eval", "train"))]
         for row in rows

@@ -121,7 +121,9 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
     width, height = image.size
     annotated = entry.get("width") or width, entry.get("height") or height
     if annotated != image.size:
-        raise CorruptImage(f"{path} is {width} x {height}, but the annotations say {annotated[0]} x {annotated[1]}")
+        raise CorruptImage(
+            f"{path} has {height} x {width} pixels, but the annotations say {annotated[1]} x {annotated[0]}"
+        )
     return image
 
 

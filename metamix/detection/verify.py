@@ -104,7 +104,7 @@ def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | Non
         return f"its box {box} is empty"
     width, height = image.get("width"), image.get("height")
     if width and height and (x < -0.5 or y < -0.5 or x + w > width + 0.5 or y + h > height + 0.5):
-        return f"its box {box} reaches out of the image of {width} x {height}"
+        return f"its box {box} reaches out of the image of {height} x {width} pixels"
     return None
 
 

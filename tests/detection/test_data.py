@@ -179,7 +179,7 @@ def test_exif_orientation_is_applied_before_boxes(coco):
 def test_image_of_another_size_than_annotated_is_refused(coco):
     folder = coco()
     Image.new("RGB", (48, 32)).save(folder / "images" / "train_0.png")
-    with pytest.raises(CorruptImage, match="train_0.png is 48 x 32, but the annotations say 96 x 64"):
+    with pytest.raises(CorruptImage, match="train_0.png has 32 x 48 pixels, but the annotations say 64 x 96"):
         open_split(find_splits(folder), "train").read(0)
 
 

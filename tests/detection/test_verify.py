@@ -46,7 +46,7 @@ def test_anchors_are_those_of_train(coco, capsys):
     [
         (dict(bbox=[5, 6, 0, 8]), "annotation 0: its box [5, 6, 0, 8] is empty"),
         (dict(bbox=[5, 6, 7, -8]), "annotation 0: its box [5, 6, 7, -8] is inverted"),
-        (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] reaches out of the image of 96 x 64"),
+        (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] reaches out of the image of 64 x 96 pixels"),
         (dict(bbox=[-3, 6, 10, 8]), "reaches out of the image"),
         (dict(bbox=[1, 2, 3]), "annotation 0: its box is [1, 2, 3]; four numbers x, y, width, height are needed"),
         (dict(bbox=[1, 2, 3, float("nan")]), "is not finite"),
@@ -94,7 +94,7 @@ def test_bad_images_are_named(coco, capsys):
         lines[1]
         == f"{file}: image 10 (train_0.png): it cannot be used: there is no file {folder / 'images' / 'train_0.png'}"
     )
-    assert "image 11 (train_1.png)" in lines[2] and "is 96 x 64, but the annotations say 100 x 64" in lines[2]
+    assert "image 11 (train_1.png)" in lines[2] and "has 64 x 96 pixels, but the annotations say 64 x 100" in lines[2]
     assert "image 12 (train_2.png)" in lines[3] and "cannot be used" in lines[3]
     assert lines[4] == f"{file}: image 13 (train_3.png): no box (it trains as background)"
 
