@@ -20,7 +20,7 @@ from metamix.data.sources import SMALL_SIDE
 from metamix.models.download import reach_weights
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
-from metamix.models.registry import check_model
+from metamix.models.registry import check_model, published_name
 from metamix.models.same_function import check_described_size, check_same_function
 from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
 from metamix.utils.tensor_files import load_into
@@ -307,12 +307,6 @@ def timm_config(model: nn.Module) -> Mapping[str, Any]:
     """Return timm's configuration of a model: its weights, their images, the names of its layers."""
     config: Any = model.pretrained_cfg
     return config
-
-
-def published_name(model: nn.Module) -> str:
-    """Return name and tag of the published weights that timm loaded into a model."""
-    config = timm_config(model)
-    return ".".join(filter(None, (config["architecture"], config.get("tag"))))
 
 
 def _count_classes(tensors: Mapping[str, Tensor], model: str, source: str | Path) -> int:

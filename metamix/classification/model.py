@@ -8,10 +8,11 @@ from typing import Any, cast
 from torch import nn
 
 from metamix.models import count_macs
+from metamix.models.registry import published_name
 
 from .data import ClassificationData
 from .distillation import load_teacher
-from .load import check_image_size, create_model, load_pretrained, published_name, timm_config
+from .load import check_image_size, create_model, load_pretrained, timm_config
 from .options import ClassificationOptions, ModelOptions
 
 STATISTICS = 0.02  # mean or deviation of a channel that differs by more is worth a note

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
-from metamix.models.registry import check_model
+from metamix.models.registry import check_model, published_name
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.tensor_files import load_weights
@@ -124,6 +124,8 @@ class DetectionModel:
         else:
             self.frozen_norms = bool(options.pretrained or options.checkpoint)
             model = self.spec().build(pretrained=options.pretrained, checkpoint=options.checkpoint)
+        if options.pretrained and metadata is None:
+            self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
         if options.checkpoint and metadata is None:
             if of_detector:
                 new = load_pretrained(model, options.checkpoint, list(self.data.classes))

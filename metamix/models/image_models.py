@@ -173,13 +173,22 @@ def published_weights(name: str) -> Path:
         ValueError: the name or the tag is unknown, or none are published.
         OSError: the download fails.
     """
+    tagged = with_tag(name)
+    source = published_source(*split_name(tagged))
+    return download(source, tagged) if "://" in source else Path(source)
+
+
+def with_tag(name: str) -> str:
+    """Return NAME.TAG of published weights; a name without a tag gets the first of its tags.
+
+    Raises:
+        ValueError: the name or the tag is unknown, or none are published.
+    """
     name, tag = split_name(name)
     tags = tags_of(name)
     if not tags:
         raise nothing_published(name)
-    tag = tag or tags[0]
-    source = published_source(name, tag)
-    return download(source, f"{name}.{tag}") if "://" in source else Path(source)
+    return f"{name}.{tag or tags[0]}"
 
 
 def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:

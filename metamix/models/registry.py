@@ -208,3 +208,9 @@ def check_published(name: str) -> None:
     """
     if not (timm.models.is_model_pretrained(name) or ":" in name):
         raise nothing_published(name)
+
+
+def published_name(model: nn.Module) -> str:
+    """Return name and tag of the published weights that timm loaded into a model or a feature extractor."""
+    cfg: Any = model.pretrained_cfg
+    return ".".join(filter(None, (cfg["architecture"], cfg.get("tag"))))

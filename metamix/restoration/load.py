@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.models.image_models import create_image_model, preset_arguments, published_weights, read_image_weights
+from metamix.models.image_models import (
+    create_image_model,
+    preset_arguments,
+    published_weights,
+    read_image_weights,
+    with_tag,
+)
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.utils.checks import Rule, check_entries, check_one_source, is_whole
@@ -133,6 +139,7 @@ def load_trained(
     if checkpoint:
         path = find_weights(checkpoint)
     elif pretrained and model:
+        model = with_tag(model)
         path = published_weights(model)
     else:
         raise ValueError(

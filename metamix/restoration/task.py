@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import create_image_model, published_weights, read_image_weights, tags_of
+from metamix.models.image_models import create_image_model, published_weights, read_image_weights, tags_of, with_tag
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights, nothing_published
 from metamix.utils.text import plural
@@ -155,7 +155,7 @@ class RestorationModel:
             self.notes.append(f"weights from {options.checkpoint}")
         elif metadata is None and options.pretrained:
             weights = published_weights(options.model)
-            self.notes.append(f"published weights of {options.model}")
+            self.notes.append(f"published weights {with_tag(options.model)}")
         if weights and (taken := read_image_weights(weights)[1].in_chans):
             check_channels(options.checkpoint or options.model, taken, self.data.in_chans)
         model = create_image_model(options.model, checkpoint=weights, **self.arguments)

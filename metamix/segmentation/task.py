@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metamix.models import count_macs
 from metamix.models.published_segmenters import WEIGHTS, published_segmenter
-from metamix.models.registry import check_model
+from metamix.models.registry import check_model, published_name
 from metamix.models.segmenters import Segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.tensor_files import load_weights
@@ -161,9 +161,11 @@ class SegmentationModel:
         if whole:
             same = whole.num_classes == len(self.data.classes)
             new = [] if same else [f"{layer}.{name}" for layer in model.classifier for name in ("weight", "bias")]
-            self.notes.append(f"weights of backbone and head from {options.model}{describe_new(new)}")
-        elif options.pretrained or checkpoint:
-            self.notes.append(f"weights of the backbone from {options.checkpoint or options.model}")
+            self.notes.append(f"published weights of backbone and head: {options.model}{describe_new(new)}")
+        elif options.pretrained:
+            self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
+        elif checkpoint:
+            self.notes.append(f"weights of the backbone from {options.checkpoint}")
         check_tile(model, options.model, options.tile)
         return model
 

@@ -301,6 +301,11 @@ def test_fine_tuning_starts_from_a_classifier(few, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_the_published_weights_of_a_backbone_are_named(few):
+    task, _ = build(few, model="metaformer_identity_nano", pretrained=True, model_args={})
+    assert "published weights of the backbone: metaformer_identity_nano.cifar10" in task.notes
+
+
 def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     task, model = build(few)
     save_weights(

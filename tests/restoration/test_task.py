@@ -17,7 +17,7 @@ from metamix.restoration.data import RestorationData
 from metamix.restoration.inference import Restorer
 from metamix.restoration.load import load_trained
 from metamix.restoration.metrics import Measure
-from metamix.restoration.options import RestorationOptions
+from metamix.restoration.options import RestorationEvalOptions, RestorationOptions
 from metamix.restoration.predict import main as predict
 from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
@@ -326,3 +326,10 @@ def test_advice_on_grey_fits_the_trained_model(clean):
 def test_published_weights_are_named_in_words(clean):
     with pytest.raises(SystemExit, match="No weights are published for maxim_s1"):
         train("--model", "maxim_s1", "--data-dir", clean(), "--degradation", "noise:25", "--pretrained")
+
+
+def test_published_weights_are_named_with_their_tag(clean):
+    options = RestorationEvalOptions(test_dir=str(clean()), model="wavemix_restore_nano", pretrained=True)
+    task, _, metadata = Restoration.trained(options)
+    assert "published weights wavemix_restore_nano.jpeg_bccd" in task.notes
+    assert metadata["model"] == "wavemix_restore_nano.jpeg_bccd"

@@ -164,17 +164,20 @@ def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_the_backbone_starts_from_a_classifier(scenes, tmp_path, capsys):
-    words = [
-        "--model",
-        "metaformer_identity_nano",
-        "--model-args",
-        "{}",
-        "--checkpoint",
-        "metaformer_identity_nano.cifar10",
-    ]
-    train(*words, "--data-dir", scenes(), "--output", tmp_path / "run")
-    assert "weights of the backbone from metaformer_identity_nano.cifar10" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "words, note",
+    [
+        (
+            ["--checkpoint", "metaformer_identity_nano.cifar10"],
+            "weights of the backbone from metaformer_identity_nano.cifar10",
+        ),
+        (["--pretrained"], "published weights of the backbone: metaformer_identity_nano.cifar10"),
+    ],
+)
+def test_the_backbone_starts_from_a_classifier(words, note, scenes, tmp_path, capsys):
+    model = ["--model", "metaformer_identity_nano", "--model-args", "{}"]
+    train(*model, *words, "--data-dir", scenes(), "--output", tmp_path / "run")
+    assert note in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["mean"] == pytest.approx([0.49, 0.48, 0.45], abs=0.01)  # CIFAR-10's, not ImageNet's
 
