@@ -123,15 +123,6 @@ class ReflectCrop(Augment):
         return side - 1 - (side - 1 - pixel.abs()).abs()
 
 
-class MixAtFirst(Augment):
-    """Mix no images after the second epoch."""
-
-    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
-        if epoch >= 2:
-            self.options = dataclasses.replace(self.options, mix_prob=0.0)
-        return super().__call__(batch, epoch, step)
-
-
 MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))
 
 # Names that variants give to stems and downsamplings.
@@ -251,7 +242,7 @@ VARIANTS = {
     "nano-mix": Variant(
         "cutmix 1 and mixup 0.2 for half of the batches", "nano", data=dict(cutmix=1.0, mixup=0.2, mix_prob=0.5)
     ),
-    "nano-mix-first": Variant("no mixing after the second epoch", "nano-mix", augment=MixAtFirst),
+    "nano-mix-first": Variant("no mixing after the second epoch", "nano-mix", data=dict(mix_off_epoch=2)),
     "nano-flip": Variant("a flip that alternates between epochs", "nano", data=dict(flip=0.0), augment=AlternatingFlip),
     "nano-reflect": Variant(
         "crops with a reflected border, not a black one", "nano", data=dict(padding=0), augment=ReflectCrop

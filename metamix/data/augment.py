@@ -92,8 +92,9 @@ class Augment:
             image = erase(image, options.erase, key)
         if options.mixup or options.cutmix:
             target = torch.nn.functional.one_hot(target, self.num_classes).float()
-            with seeded(self.seed, MIX, epoch, step):
-                image, target = mix(image, target, options.mixup, options.cutmix, options.mix_prob)
+            if not options.mix_off_epoch or epoch < options.mix_off_epoch:
+                with seeded(self.seed, MIX, epoch, step):
+                    image, target = mix(image, target, options.mixup, options.cutmix, options.mix_prob)
         return {**batch, "image": image.permute(0, 3, 1, 2), "target": target}
 
 

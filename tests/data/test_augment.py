@@ -172,6 +172,15 @@ def test_mixing_is_drawn_anew_for_each_step(batch):
     assert not all(torch.equal(transform(batch, 1, step)["target"], targets[step]) for step in range(5))
 
 
+def test_mixing_stops_after_some_epochs(batch):
+    always, stopped, plain_images = plain(cutmix=1.0), plain(cutmix=1.0, mix_off_epoch=2), plain()(batch, 0, 0)["image"]
+    for epoch in (0, 1):
+        assert torch.equal(stopped(batch, epoch, 0)["image"], always(batch, epoch, 0)["image"])
+    done = stopped(batch, 2, 0)
+    assert torch.equal(done["image"], plain_images) and not torch.equal(always(batch, 2, 0)["image"], plain_images)
+    assert torch.equal(done["target"], torch.nn.functional.one_hot(batch["label"], 5).float())
+
+
 def test_mixing_draws_nothing_from_the_run(batch):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     augment(**EVERYTHING)(batch, 0, 0)
