@@ -18,15 +18,32 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from metamix.layers import GroupNorm1
 
 
-class FeaturePyramid(nn.Module):
-    """torchvision's feature pyramid over the maps of a multi-stage model.
+class StageMaps(nn.Module):
+    """The maps of a multi-stage model with a norm each, for heads with lateral convolutions of their own.
 
     The maps of a MetaFormer are a residual stream without a norm. So each map that is used gets a GroupNorm of one
-    group, as in PoolFormer's detectors.
+    group, as in PoolFormer's detectors. Each level has the channels of its map.
 
     Args:
         dims: channels of each map, C_i.
         levels: (name, index of the map, halvings) of each level; the map is halved that often, by max pooling.
+    """
+
+    def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]]):
+        super().__init__()
+        self.levels = list(levels)
+        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        maps = [norm(x) for norm, x in zip(self.norms, maps)]
+        return OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
+
+
+class FeaturePyramid(StageMaps):
+    """torchvision's feature pyramid over the maps of a multi-stage model, normed and halved as in `StageMaps`.
+
+    Args:
+        dims, levels: as for `StageMaps`.
         out_channels: channels of all levels.
         extra: adds coarser levels.
     """
@@ -38,30 +55,11 @@ class FeaturePyramid(nn.Module):
         out_channels: int,
         extra: ExtraFPNBlock | None = None,
     ):
-        super().__init__()
-        self.levels = list(levels)
-        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
+        super().__init__(dims, levels)
         self.fpn = FeaturePyramidNetwork([dims[i] for _, i, _ in levels], out_channels, extra)
 
     def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
-        maps = [norm(x) for norm, x in zip(self.norms, maps)]
-        return self.fpn(OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels))
-
-
-class StageMaps(nn.Module):
-    """The maps of a multi-stage model with a norm each, for heads with lateral convolutions of their own.
-
-    The arguments are those of `FeaturePyramid`, and so is the norm. Each level has the channels of its map.
-    """
-
-    def __init__(self, dims: Sequence[int], levels: Sequence[tuple[str, int, int]]):
-        super().__init__()
-        self.levels = list(levels)
-        self.norms = nn.ModuleList(GroupNorm1(dim) for dim in dims)
-
-    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
-        maps = [norm(x) for norm, x in zip(self.norms, maps)]
-        return OrderedDict((name, halve(maps[i], times)) for name, i, times in self.levels)
+        return self.fpn(super().forward(maps))
 
 
 class LastMap(nn.Module):

@@ -65,7 +65,7 @@ class WaveMixSR(nn.Module):
         residual: add the upsampled luminance to the result.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or images have another number of channels.
     """
 
     in_chans = 1
@@ -94,6 +94,8 @@ class WaveMixSR(nn.Module):
         self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images have {images.shape[1]} channels; WaveMixSR takes 1, luminance, or 3, YCbCr.")
         x = F.interpolate(images, scale_factor=self.scale, mode=self.mode, align_corners=False)
         y = self.head(self.blocks(self.stem(x[:, :1])))  # (B, 1, scale H, scale W)
         y = y + x[:, :1] if self.residual else y

@@ -26,7 +26,7 @@ from metamix.utils.tensor_files import load_metadata, load_weights, refuse_old_n
 from metamix.utils.text import nearest
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
-from .formats import format_of
+from .formats import Format, format_of
 from .metadata import ModelMetadata
 from .metaformer import Block, MetaFormer
 from .same_function import check_same_function
@@ -154,12 +154,21 @@ def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
 
 def adapt_tensors(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, Tensor]:
     """Adapt tensors as `checkpoint_filter` does, but do not check their source."""
-    layout = format_of(state, model.state_dict())
-    given, unknown = layout.translate(full_precision(state), model)
-    given = resample_spatial_weights(given, model)
+    given, unknown, layout = translate(state, model)
     head = {layout.name("head.weight"), layout.name("head.bias")}
     check_all_but_head(given, model, unknown - head, layout.name)
     return given
+
+
+def translate(state: Mapping[str, Tensor], model: MetaFormer) -> tuple[dict[str, Tensor], set[str], Format]:
+    """Give tensors our names, and spatial weights the sizes of the model.
+
+    Returns:
+        The tensors, the names of those in the file that the model does not have, and the file's format.
+    """
+    layout = format_of(state, model.state_dict())
+    given, unknown = layout.translate(full_precision(state), model)
+    return resample_spatial_weights(given, model), unknown, layout
 
 
 def check_pretrained_source(model: MetaFormer, metadata: ModelMetadata) -> None:
@@ -219,10 +228,8 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
         ValueError: a tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
     """
     state, metadata = read_weights(path)
-    layout = format_of(state, model.state_dict())
-    given, unknown = layout.translate(full_precision(state), model)
     try:
-        given = resample_spatial_weights(given, model)
+        given, unknown, layout = translate(state, model)
         check_state(given, model.state_dict(), unknown, model.pretrained_cfg["architecture"], layout.name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -105,6 +105,11 @@ def test_colour_is_only_upsampled():
         torch.testing.assert_close(y[:, :1], model(x[:, :1]))
 
 
+def test_other_channels_are_refused():
+    with pytest.raises(ValueError, match="images have 2 channels; WaveMixSR takes 1, luminance, or 3, YCbCr"):
+        WaveMixSR(2, dim=8, depth=1)(torch.rand(1, 2, 8, 8))
+
+
 @pytest.mark.parametrize(
     "model", [lambda: WaveMixSR(2, dim=8, depth=1), lambda: WaveMixSisr(1, dim=8, depth=1, level=2)]
 )
