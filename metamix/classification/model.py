@@ -63,13 +63,13 @@ class ClassificationModel:
         return model
 
     def _compare_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Note if images are normalised otherwise than in the training of the weights to start from."""
+        """Add a note if images are normalised differently from those that the initial weights were trained on."""
         ours, theirs = [*self.data.mean, *self.data.std], [*(mean or ()), *(std or ())]
         if len(ours) == len(theirs) and any(abs(a - b) > STATISTICS for a, b in zip(ours, theirs)):
             values = (",".join(f"{value:.3g}" for value in each) for each in (self.data.mean, self.data.std, mean, std))
             self.notes.append(
-                "images are normalised with mean {} and std {}; the weights were trained with --mean {} --std {}, so "
-                "give these to keep them as they are".format(*values)
+                "images are normalised with mean {} and std {}; to normalise them as in the training of the weights, "
+                "give --mean {} --std {}".format(*values)
             )
 
     def describe(self, model: nn.Module) -> dict[str, Any]:

@@ -49,8 +49,10 @@ class ClassificationEvalOptions(LocationOptions):
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
         None, "how images are resized; none: as in training"
     )
-    mean: tuple[float, ...] | None = _data(None, "per channel, of values 0 to 1; none: as in training")
-    std: tuple[float, ...] | None = _data(None, "per channel, of values 0 to 1; none: as in training")
+    mean: tuple[float, ...] | None = _data(
+        None, "mean of each channel, of pixel values from 0 to 1; none: as in training"
+    )
+    std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; none: as in training")
     crop_pct: float | None = _data(
         None, "streamed images: share of the shorter side that the centre crop keeps; none: as in training"
     )
@@ -73,7 +75,8 @@ class ClassificationOptions(ModelOptions, DataOptions):
 
     loss: Literal["ce", "bce"] = _loss("ce", "cross-entropy, or binary cross-entropy for each class")
     class_weights: Literal["none", "balanced"] = _loss(
-        "none", "weights of the classes in the loss; balanced: in inverse proportion to their numbers of images"
+        "none",
+        "weights of the classes in the loss; balanced: in inverse proportion to their images",
     )
     smoothing: float = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")

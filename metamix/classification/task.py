@@ -102,7 +102,7 @@ def default_data(metadata: ModelMetadata) -> str:
         return metadata.data
     known = f"; the weights were trained on {metadata.data}" if metadata.data else ""
     raise ValueError(
-        f"no data are given to score{known}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
+        f"no data set is given{known}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
     )
 
 
@@ -119,8 +119,8 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
     if metadata.data == data_name(options):
         if metadata.holdout is not None and options.holdout not in (None, 0, metadata.holdout):
             raise ValueError(
-                f"holdout is {options.holdout}, but {options.checkpoint} was trained with {metadata.holdout}, and so "
-                f"on images of that slice: leave it out"
+                f"holdout is {options.holdout}, but {options.checkpoint} was trained with holdout {metadata.holdout}, "
+                f"so it has seen some of these images: leave --holdout out"
             )
         known["holdout"] = metadata.holdout
         if not options.test_on:

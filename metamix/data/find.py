@@ -24,7 +24,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
         without: folders of earlier results, which are skipped unless a place is one of them or lies in one.
 
     Raises:
-        FileNotFoundError: a file is missing, or a folder has no image but results of earlier runs.
+        FileNotFoundError: a file is missing, or a folder holds only results of earlier runs.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -37,9 +37,7 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
         skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
-            raise FileNotFoundError(
-                f"there is no image in {place} but results of earlier runs: give the folder of the images"
-            )
+            raise FileNotFoundError(f"{place} holds only results of earlier runs: give the folder of the input images")
         found |= dict.fromkeys(kept)
     return list(found)
 

@@ -74,11 +74,6 @@ def train_loader(
             `len(source)`.
         rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """
-    if batch_size % world_size:
-        raise ValueError(
-            f"a global batch of {batch_size} cannot be divided over {world_size} processes: give a multiple of "
-            f"{world_size}"
-        )
     order = TrainOrder(len(source), batch_size, rank, world_size, seed)
     if options.sampling == "balanced":
         order = BalancedOrder(source.labels, batch_size, rank, world_size, seed)

@@ -54,8 +54,10 @@ class SourceOptions(LocationOptions):
     )
     img_size: int | None = _source(None, "side of the images in pixels; none: the data set's own, 224 if sizes differ")
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
-    mean: tuple[float, ...] | None = _source(None, "per channel, of values 0 to 1; none: the data set's or ImageNet's")
-    std: tuple[float, ...] | None = _source(None, "per channel, of values 0 to 1; none: as for mean")
+    mean: tuple[float, ...] | None = _source(
+        None, "mean of each channel, of pixel values from 0 to 1; none: the data set's or ImageNet's"
+    )
+    std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; none: as for mean")
     crop_pct: float = _source(0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring")
 
     def __post_init__(self) -> None:

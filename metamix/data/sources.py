@@ -104,7 +104,7 @@ def open_data(
         raise ValueError(f"holdout is {holdout}: give a share of the training set, at least 0 and below 1")
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
-    if classes and not _are_numbers(images.classes):
+    if classes and (not _are_numbers(images.classes) or set(images.classes) & set(classes)):
         problem = (
             f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
             f"{{known}}. Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"

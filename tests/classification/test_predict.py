@@ -116,7 +116,7 @@ def test_earlier_results_are_skipped_inside_a_folder(digits, tmp_path):
     assert len(find_images([folder], without=[folder])) == len(find_images([folder], without=[folder.parent])) == 7
     assert find_images([folder / "out"], without=[folder / "out"]) == [folder / "out" / "result.png"]
     shutil.copytree(folder / "out", tmp_path / "new" / "out")
-    with pytest.raises(FileNotFoundError, match="there is no image in .*new but results of earlier runs"):
+    with pytest.raises(FileNotFoundError, match="new holds only results of earlier runs: give the folder of the input"):
         find_images([tmp_path / "new"], without=[tmp_path / "new" / "out"])
 
 

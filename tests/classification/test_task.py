@@ -167,7 +167,7 @@ def test_another_models_weights_are_refused(weights):
 def test_evaluation_needs_data_unless_they_are_the_digits():
     task, *_ = Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.digits"))
     assert task.data.name == "digits"
-    words = "no data are given to score; the weights were trained on .*: give --data NAME with its --data-dir, or"
+    words = "no data set is given; the weights were trained on .*: give --data NAME with its --data-dir, or"
     with pytest.raises(ValueError, match=words):
         Classification.trained(ClassificationEvalOptions(checkpoint="metaformer_pooling_nano.cifar10"))
 

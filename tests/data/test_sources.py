@@ -177,7 +177,8 @@ def test_images_of_every_kind_are_found(folder, image):
 def test_nothing_is_left_out_silently(folder, caplog):
     root = folder()
     (root / "val" / "dog").rename(root / "val" / "fox")
-    with pytest.raises(ValueError, match="the test split has classes that train does not have: fox"):
+    words = "val has the classes fox, which .*train does not have: remove or rename these folders, or give another --te"
+    with pytest.raises(ValueError, match=words):
         open_data("folder", root=root)
     (root / "val" / "fox").rename(root / "val" / "dog")
 
@@ -209,6 +210,16 @@ def test_classes_of_the_test_split_are_numbered_as_in_train(folder):
     root = folder()
     shutil.rmtree(root / "val" / "cat")
     assert open_data("folder", root=root).test.labels.tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("names", [("①", "②", "③"), ("m²", "m3", "m٣a")])
+def test_classes_named_with_digits_of_any_script(folder, names):
+    """`int` does not read all that `str.isdigit` calls digits."""
+    root = folder()
+    for split in ("train", "val"):
+        for old, new in zip(sorted((root / split).iterdir()), names, strict=True):
+            old.rename(root / split / new)
+    assert set(open_data("folder", root=root).classes) == set(names)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Protocol
 
 import torch
 from PIL import Image
-from timm.utils.misc import natural_key
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -92,7 +92,8 @@ def warn_of_other_formats(files: list[str], root: Path) -> None:
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
     """Return a sort key that puts 2.png before 10.png, the same on every machine."""
-    return natural_key(path), path
+    parts = re.split(r"(\d+)", path.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path
 
 
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:

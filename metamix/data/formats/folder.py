@@ -61,7 +61,8 @@ def open_folder(
     if not tests or (train_required and "train" not in found):
         contents = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}")
-    test = open_split(found[choose_test_split(tests, test_on, root)])
+    chosen = found[choose_test_split(tests, test_on, root)]
+    test = open_split(chosen)
     if "train" not in found:
         return None, test
     train = open_split(found["train"])
@@ -76,7 +77,11 @@ def open_folder(
             f"{found['train'].absolute()} must hold one folder of images per class, two at least; found "
             f"{train.classes[0]}"
         )
-    match_classes(test, train.classes, "the test split has classes that train does not have: {unknown}")
+    problem = (
+        f"{chosen.absolute()} has the classes {{unknown}}, which {found['train'].absolute()} does not have: remove or "
+        f"rename these folders, or give another --test-on"
+    )
+    match_classes(test, train.classes, problem)
     return train, test
 
 
