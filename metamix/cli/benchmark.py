@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.training.recipe import import_modules
 from metamix.utils.arguments import counts, not_negative, positive, words
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message
-
-from .tasks import add_imports
+from metamix.utils.user_modules import add_imports, import_modules
 
 EXAMPLES = """examples:
   metamix benchmark metaformer_pooling_s12 resnet18

@@ -25,15 +25,16 @@ from metamix.training.evaluation import evaluate
 from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
-from metamix.training.run_folder import RECIPE
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import check_ranges, option
 from metamix.utils.system import exit_if_out_of_memory, versions
+from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .tasks import TASKS, eval_options, find_task
 
 RESULT = "result.json"  # in the output folder
+SCORED = ("model", "checkpoint", "data", "test_split", "split", "img_size")  # entries that say what was scored
 
 
 @dataclass
@@ -90,11 +91,19 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if (folder / RECIPE).exists():
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
-    other = _scored_in(folder)
+    described = task.model.describe(model)
+    about = described | {
+        "split": settings.split,
+        "checkpoint": options.checkpoint,
+        "weights": metadata.get("weights"),
+        "trained_img_size": metadata.get("img_size"),
+    }
+    earlier = _read_result(folder)
     if group.is_main:
         make_output_folder(folder)  # before scoring, so that a bad folder costs no time
-        if other not in (None, options.checkpoint):
-            print(readable(f"note: the result of {other} in {folder} is replaced; --output keeps both"))
+        if earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
+            what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
+            print(readable(f"note: the result of {what} in {folder} is replaced; --output keeps both"))
     start = time.monotonic()
     scores, states = evaluate(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
@@ -102,17 +111,10 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     seconds = time.monotonic() - start
 
     if group.is_main:
-        described = task.model.describe(model)
         speed = described["samples"][settings.split] / seconds
         print(readable(result_line(scores, described, settings.split, speed)))
         if report := task.pictures.report(states):
             print(report)
-        about = described | {
-            "split": settings.split,
-            "checkpoint": options.checkpoint,
-            "weights": metadata.get("weights"),
-            "trained_img_size": metadata.get("img_size"),
-        }
         result = make_result(scores, about, task.metric.by_class(states), speed)
         write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
         pictures = task.pictures.draw(states, folder)
@@ -148,16 +150,19 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
     return f"{described['model']} on {described['data']}, {name} ({images}): {shown}; {speed:.0f} img/s"
 
 
-def _scored_in(folder: Path) -> str | None:
-    """Return the checkpoint whose result a folder holds; None if it holds none, or that of published weights.
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result in a folder; None if it holds none.
 
     Raises:
         ValueError: the folder holds files with the names of a result, and no `metamix eval` wrote them.
     """
     try:
-        return json.loads((folder / RESULT).read_text(encoding="utf-8"))["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if "checkpoint" in result:
+            return result
+    except (OSError, ValueError, TypeError):
+        pass
+    names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
     if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):
         raise ValueError(
             f"{folder} holds {foreign}, which metamix eval did not write and could overwrite: give another --output"

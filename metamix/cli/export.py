@@ -9,11 +9,9 @@ from typing import Any
 
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
-from metamix.training.recipe import import_modules
 from metamix.utils.arguments import counts, not_negative, positive
 from metamix.utils.text import exit_with_message, plural, readable
-
-from .tasks import add_imports
+from metamix.utils.user_modules import add_imports, import_modules
 
 EXAMPLES = """examples:
   metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx

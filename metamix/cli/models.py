@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from metamix.models import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models
-from metamix.training.recipe import import_modules
 from metamix.utils.text import exit_with_message, short_count
-
-from .tasks import add_imports
+from metamix.utils.user_modules import add_imports, import_modules
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from metamix.training.recipe import import_modules
 from metamix.training.task import TaskClass
 from metamix.utils.text import nearest
+from metamix.utils.user_modules import add_imports, import_modules
 
 TASKS = {  # the package under metamix: the class in its task.py
     "classification": "Classification",
@@ -43,18 +43,6 @@ def task_module(name: str, part: str) -> ModuleType:
     if name not in TASKS:
         raise ValueError(f"there is no task {name!r}{nearest(name, TASKS)} Tasks: {', '.join(TASKS)}.")
     return import_module(f"metamix.{name}.{part}")
-
-
-def add_imports(parser: argparse.ArgumentParser) -> None:
-    """Add `--import MODULE`, for `metamix.training.recipe.import_modules`."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module with mixers or models of your own; may be repeated",
-    )
 
 
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -55,6 +55,11 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             f"resume is {recipe.engine.resume}, the checkpoint of one model, but --model names {len(models)}: give the "
             f"one that it was trained with, or leave --resume out"
         )
+    if len(models) > 1 and recipe.options.checkpoint:
+        raise ValueError(
+            f"checkpoint is {recipe.options.checkpoint}, the weights of one model, but --model names {len(models)}: "
+            f"train that model alone, or start all from published weights, --pretrained"
+        )
     for model in models:  # a mistake in the last name shows before the first model is trained
         if ":" in model:
             raise ValueError(

@@ -51,11 +51,6 @@ class Engine:
     def __init__(self, task: Task, recipe: Recipe, group: ProcessGroup, run: Run):
         options = recipe.engine
         self.task, self.recipe, self.options, self.group, self.run = task, recipe, options, group, run
-        if options.batch_size % group.world_size:
-            raise ValueError(
-                f"batch_size is {options.batch_size}, which {group.world_size} processes cannot share equally; "
-                f"take a multiple of {group.world_size}"
-            )
         _configure_torch(options.seed, group.device, options.deterministic, one_shape=task.one_shape)
         self.memory_format = memory_format(options.channels_last)
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)

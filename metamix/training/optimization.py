@@ -90,8 +90,8 @@ def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, fl
     """Multiply the learning rates of parts of a model, by groups of their own; timm's schedulers keep the factors.
 
     Args:
-        optimizer: its groups are divided.
-        model: that it trains.
+        optimizer: its parameter groups are split in place.
+        model: the model that it trains.
         factors: by the part's name, see `find_weights_of`. A weight of several parts gets the product.
 
     Raises:

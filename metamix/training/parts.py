@@ -33,7 +33,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
     Args:
         model: the model.
         part: name of a module or a parameter, or a pattern such as stages.*.norm1.
-        option: that names the part, for the message.
+        option: name of the option that gave `part`, for the message.
 
     Raises:
         ValueError: the name matches nothing.

@@ -17,7 +17,10 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, None for float32. "auto" is bf16 if the device has instructions for it."""
+    """Return the dtype of autocast, None for float32.
+
+    "auto" is bf16 on GPUs and CPUs with instructions for it, fp16 on older CUDA GPUs, and float32 elsewhere.
+    """
     if amp == "fp16" and device.type == "cpu":
         log.warning("fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16")
     if amp != "auto":

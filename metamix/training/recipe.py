@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +25,9 @@ from metamix.utils.options import (
     read_yaml,
     with_defaults,
 )
+from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import exit_with_message, nearest
-
-from .run_folder import RECIPE
+from metamix.utils.user_modules import add_imports, import_modules
 
 _run = partial(option, group="the run", on_resume="ignore")
 _schedule = partial(option, group="schedule", on_resume="report")
@@ -54,13 +51,15 @@ class EngineOptions:
     eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: int = _schedule(10, "passes over the training split, including warm-up")
-    iterations: int = _schedule(0, "steps of the whole run, rounded to whole epochs; 0: --epochs says how long it is")
+    iterations: int = _schedule(0, "training steps, rounded to whole epochs, at least one; 0: --epochs counts")
     batch_size: int = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
     micro_batch: int = _schedule(
         0, "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once"
     )
     lr: float = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
-    min_lr: float = _schedule(1e-5, "learning rate at the end of the schedule")
+    min_lr: float = _schedule(
+        1e-5, "learning rate at the end of the schedule", needs="schedule cosine or schedule linear or schedule poly"
+    )
     schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule(
         "cosine", "learning rate schedule after warm-up"
     )
@@ -123,6 +122,8 @@ class EngineOptions:
             self.check_warmup()
         if self.schedule != "constant" and self.min_lr > self.lr:
             raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}; lower min_lr")
+        if self.warmup_epochs and self.warmup_lr > self.lr:
+            raise ValueError(f"warmup_lr is {self.warmup_lr}, above lr, which is {self.lr}; lower warmup_lr")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad is {self.clip_grad}, but it must be above 0; leave it out to clip nothing")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -235,6 +236,8 @@ def parse(
                 raise ValueError(f"{source} both say how long the run is; give one")
         if "epochs" in flags:
             configured.pop("iterations", None)
+        if "ema" in flags:  # a saved recipe names the weights that were scored with or without an average
+            configured.pop("score", None)
         values = {**defaults, **configured, **flags}
         engine_options, task_options = (
             cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
@@ -265,26 +268,6 @@ def find_config(name: str) -> Path:
         f"there is no config {name}{nearest(name, [*files, *shipped])} Give a YAML file, or one of the shipped "
         f"configs: {', '.join(shipped)}."
     )
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import the user's modules, which register mixers and models, from the working folder or as installed.
-
-    Raises:
-        ValueError: a module cannot be imported.
-    """
-    if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
-    for name in names:
-        try:
-            if not name or name.startswith("."):  # import_module takes these for a relative import
-                raise ImportError("it is a path" if name else "it is empty")
-            import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"--import {name} failed: {error}; give a module, such as my_mixers for the file my_mixers.py, that is "
-                f"in the working folder or installed"
-            ) from error
 
 
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
@@ -326,10 +309,10 @@ def _first_parser(tasks: str, description: str) -> Parser:
         add_help=False,
         allow_abbrev=False,
     )
-    add = partial(parser.add_argument, action="append", default=[])
-    add("--config", metavar="FILE", help="YAML file of options, or the name of a shipped one such as digits/demo")
+    config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
     parser.add_argument("--task", metavar="NAME", help=tasks)
-    add("--import", dest="imports", metavar="MODULE", help="module with mixers or models of your own; may be repeated")
+    add_imports(parser)
     return parser
 
 

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from metamix.utils.files import make_output_folder, reason, write_text
 from metamix.utils.options import read_yaml
+from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import readable
 
 from .reports import Row, draw_curves, split_column, write_metrics
 
 PLAIN_SECONDS = 10  # between two lines of progress if there is no terminal
 
-RECIPE = "recipe.yaml"
 STATE = "state.txt"
 
 PACKAGE = logging.getLogger("metamix")
@@ -59,6 +59,7 @@ class Run:
         self.state: str | None = None  # last word written to state.txt
         self.bar: tqdm | None = None
         self.events: Any = None
+        self._shown = 0  # epochs in TensorBoard
         self.terminal = sys.stderr.isatty()
         self._lock: IO[str] | None = None
         self._title = ""
@@ -72,7 +73,7 @@ class Run:
         self._lock = _lock(folder)
         PACKAGE.addHandler(self._warnings)
         if writer is not None:
-            self.events = writer(str(folder))
+            self.events = writer(str(folder), purge_step=0)  # `record` writes the epochs of a resumed run again
 
     def say(self, text: str) -> None:
         """Write one line to the terminal and to log.txt."""
@@ -173,8 +174,10 @@ class Run:
             draw_curves(self.folder / "curves.png", history)
             self._drawing_seconds = time.monotonic() - self._drawn_at
         if self.events is not None:
-            for name, value in history[-1].items():
-                self.events.add_scalar("/".join(filter(None, split_column(name))), value, history[-1]["step"])
+            for row in history[self._shown :]:
+                for name, value in row.items():
+                    self.events.add_scalar("/".join(filter(None, split_column(name))), value, row["step"])
+            self._shown = len(history)
             self.events.flush()
 
     def say_row(self, row: Row, epochs: int) -> None:

@@ -16,13 +16,14 @@ from .text import readable
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk.
 
-    A device or a pipe, such as /dev/stdout, is written to and never replaced.
+    A device or a pipe, such as /dev/stdout, is written to and never replaced. Of a link, the target is replaced.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    target = path.resolve()
+    temporary = target.with_name(target.name + ".tmp")
     try:
         if path.exists() and (not path.is_file() or path.parent == Path("/dev")):  # /dev/stdout may be a link to a file
             with open(path, "wb") as file:
@@ -32,8 +33,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written ({reason(error)})") from error

@@ -37,10 +37,15 @@ def exit_if_out_of_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        gpu = isinstance(error, torch.OutOfMemoryError)
-        if not gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        raise SystemExit(f"error: {'the GPU' if gpu else 'the machine'} is out of memory; {advice}") from error
+        place = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
+        raise SystemExit(f"error: {place} is out of memory; {advice}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a GPU or the machine has no memory left."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def prepare_device(name: str, local_rank: int = 0) -> torch.device:

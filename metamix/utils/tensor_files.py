@@ -26,12 +26,14 @@ from torch.serialization import safe_globals
 
 from .checksums import VALUES, checksums, damaged
 from .files import atomic_write, reason
+from .system import is_out_of_memory
 from .text import readable
 
 FORMAT = "metamix-checkpoint-1"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 SUMMARY = "summary.json"
+RECIPE = "recipe.yaml"
 ARTIFACT = "export.json"  # of a folder that metamix export wrote
 
 _logger = logging.getLogger(__name__)
@@ -193,7 +195,7 @@ def newest_weights(folder: Path) -> Path:
     if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
         return weights
     step = load_checkpoint(checkpoint)["step"]
-    if weights.exists() and (final := _load_safetensors(weights)[1].get("steps", 0)) >= step:
+    if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
         return weights
     older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
     _logger.warning(f"the run in {folder} is not finished: its weights are those of {CHECKPOINT}, step {step}{older}")
@@ -304,6 +306,8 @@ def _load_torch(path: str | Path) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes raise errors of any type
+        if is_out_of_memory(error):
+            raise
         if _is_plain_pickle(path):
             raise ValueError(
                 f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; "

@@ -56,8 +56,10 @@ def plural(count: int, noun: str) -> str:
 
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
-    """Exit with the message of these errors instead of a traceback."""
+    """Exit with the message of these errors instead of a traceback, but not where the reader of a pipe is gone."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except errors as error:
         raise SystemExit(f"error: {error}") from error

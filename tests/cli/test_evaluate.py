@@ -63,10 +63,11 @@ def test_each_size_and_split_has_its_own_folder(run, tmp_path, monkeypatch):
 
 
 def test_a_replaced_result_is_noted(run, tmp_path, capsys):
-    for checkpoint, noted in ((run, False), (run, False), (run / "checkpoint.pt", True)):
-        evaluate("--checkpoint", checkpoint, "--output", tmp_path)
-        words = f"note: the result of {run} in {tmp_path} is replaced; --output keeps both\n"
-        assert (words in capsys.readouterr().out) is noted
+    last = run / "checkpoint.pt"
+    for checkpoint, size, replaced in ((run, 32, None), (run, 32, None), (last, 32, run), (last, 24, last)):
+        evaluate("--checkpoint", checkpoint, "--output", tmp_path, "--img-size", size)
+        said = re.findall("note: the result of (.*) on digits in (.*) is replaced; --output", capsys.readouterr().out)
+        assert said == ([(str(replaced), str(tmp_path))] if replaced else [])
 
 
 def test_the_pictures_of_a_run_are_kept(run):
@@ -136,6 +137,17 @@ def test_numbers_are_matched_to_names_by_their_order(folder_of_digits, capsys):
     assert said == "note: the classes of the data are numbers: they are matched to the model's by their order"
 
 
+def test_numbers_that_the_model_knows_are_matched_by_name(folder_of_digits, capsys):
+    evaluate(*folder_of_digits(["val"], "0123456789", trained_for="1234567890"))
+    assert "by their order" not in capsys.readouterr().out
+
+
+def test_a_number_that_the_model_does_not_know(folder_of_digits):
+    words = folder_of_digits(["val"], "0123456789", trained_for="123456789x")
+    with pytest.raises(SystemExit, match="set has the classes 0, which the model does not have; it has 1, 2, 3"):
+        evaluate(*words)
+
+
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
     """Nor all classes of the model: they are matched by name."""
@@ -176,7 +188,7 @@ def test_the_number_of_images_that_were_scored(folder_of_digits, tmp_path, capsy
 def test_a_held_out_slice_can_be_scored(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="split is 'holdout', but the data have only test: no share .*SHARE takes"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--output", tmp_path)
-    with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with 0.0, and so on images of that slice"):
+    with pytest.raises(SystemExit, match="holdout is 0.1, but .* was trained with holdout 0.0, so it has seen some"):
         evaluate("--model", MODEL, "--checkpoint", run, "--split", "holdout", "--holdout", 0.1, "--output", tmp_path)
 
 

@@ -284,6 +284,10 @@ def test_tensorboard(tmp_path):
     assert [event.step for event in loss] == [5, 10]
     assert loss[1].value == pytest.approx(float(metrics(tmp_path)[1]["train_loss"]), rel=1e-5)
 
+    train(*QUICK, "--epochs", 3, "--tensorboard", "--output", tmp_path)
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [5, 10, 15]
+
 
 def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -301,6 +305,10 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
         (
             ["--model", f"{MODEL},metaformer_pooling_nano", "--resume", "nowhere"],
             "resume is nowhere, the checkpoint of one model, but --model names 2: give the one that it was trained",
+        ),
+        (
+            ["--model", f"{MODEL},metaformer_pooling_nano", "--checkpoint", "nowhere"],
+            "checkpoint is nowhere, the weights of one model, but --model names 2: train that model alone, or start al",
         ),
         (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),

@@ -82,6 +82,14 @@ def test_a_task_may_have_defaults_of_engine_options(config, capsys):
     assert "over all processes together (default: 16)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_saved_recipe_with_another_average(config):
+    saved = read().to_yaml()
+    assert "score: last" in saved and read("--config", config(saved), "--ema").engine.score == "ema"
+    saved = read("--ema").to_yaml()
+    assert "score: ema" in saved and read("--config", config(saved), "--no-ema").engine.score == "last"
+    assert read("--config", config(saved)).engine.score == "ema"
+
+
 def test_every_way_to_write_an_option():
     recipe = read(
         "--batch-size",
@@ -183,6 +191,11 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--seed", "-1"], "seed is -1, but it must be at least 0"),
         (["--seed", str(2**64)], "seed is 18446744073709551616, but it must be below 2^63"),
         (["--lr", "5e-6"], "min_lr is 1e-05, above lr, which is 5e-06; lower min_lr"),
+        (["--warmup-lr", "0.1"], "warmup_lr is 0.1, above lr, which is 0.001; lower warmup_lr"),
+        (
+            ["--schedule", "constant", "--min-lr", "0"],
+            "--min-lr has no effect without --schedule cosine or --schedule linear or --schedule poly",
+        ),
         (["--clip-grad", "0"], "clip_grad is 0.0, but it must be above 0; leave it out to clip nothing"),
         (["--lr", "inf"], "lr is inf, but it must be finite"),
         (["--checkpoint-minutes=-1"], "checkpoint_minutes is -1.0, but it must be at least 0"),

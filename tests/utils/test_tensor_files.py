@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,6 +33,22 @@ def test_a_checkpoint_comes_back(net, tmp_path):
     loaded = load_checkpoint(tmp_path / "c.pt")
     assert loaded["history"] == state["history"] and loaded["step"] == 3 and loaded["flag"] is None
     assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_the_target_of_a_link_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    write_text(tmp_path / "disk" / "a", "old")
+    (tmp_path / "a").symlink_to(tmp_path / "disk" / "a")
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
+
+
+def test_a_lack_of_memory_is_no_damage(net, tmp_path, monkeypatch):
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_weights(tmp_path / "a.pt")
 
 
 def test_a_failure_while_writing_keeps_the_old_file(tmp_path):

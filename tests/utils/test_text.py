@@ -2,7 +2,7 @@
 
 import pytest
 
-from metamix.utils.text import plural, short_count
+from metamix.utils.text import exit_with_message, plural, short_count
 
 
 @pytest.mark.parametrize("count, noun, text", [
@@ -23,3 +23,10 @@ def test_plural(count, noun, text):
 ])  # fmt: skip
 def test_short_count(count, text):
     assert short_count(count) == text
+
+
+def test_a_pipe_without_a_reader_is_no_error_in_words():
+    with pytest.raises(BrokenPipeError), exit_with_message(OSError):
+        raise BrokenPipeError
+    with pytest.raises(SystemExit, match="error: full"), exit_with_message(OSError):
+        raise OSError("full")
