@@ -22,7 +22,7 @@ def render(results: dict) -> str:
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
     lines = []
-    for model, runs in sorted(by_model.items(), key=lambda item: -mean(row["AP50"] for row in item[1])):
+    for model, runs in sorted(by_model.items(), key=lambda item: -mean(row["AP"] for row in item[1])):
         scores = [[row[name] for row in runs] for name in ("AP", "AP50", "AP75")]
         scores += [[row["classes"][name]["AP50"] for row in runs] for name in classes]
         lines.append([f"`{model}`", *map(over_seeds, scores), f"{runs[0]['parameters'] / 1e6:.2f} M", len(runs)])

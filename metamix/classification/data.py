@@ -19,8 +19,10 @@ from metamix.data import (
 )
 from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
+from metamix.data.options import train_command
 from metamix.models.metadata import ModelMetadata
 from metamix.training.task import Batch
+from metamix.utils.options import changed_flags
 
 from .options import ModelOptions, data_name
 
@@ -120,9 +122,10 @@ class ClassificationData:
         ):
             fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
             if has != wanted and not fewer:
+                flags = ["--data", self.options.data, *changed_flags(self.options, "data_dir", "test_on")]
                 raise ValueError(
-                    f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give "
-                    f"other --data, or fine-tune first: metamix train --checkpoint {self.options.checkpoint or 'FILE'}"
+                    f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give other --data, or "
+                    f"fine-tune first: {train_command(self.options.checkpoint, *flags)}"
                 )
         if classes and found != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from metamix.models.image_models import image_model_names
 from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model
 
@@ -59,6 +60,8 @@ class Classification:
         Raises:
             ValueError: there is no model or tag of that name, or no weights are published for it.
         """
+        if name.partition(".")[0] in image_model_names():
+            raise ValueError(f"{name} returns images and classifies none: add --task restoration")
         check_model(name, pretrained)
 
     @classmethod

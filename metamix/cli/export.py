@@ -104,7 +104,10 @@ def summary(report: dict[str, Any], folder: Path) -> str:
         listed = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
         lines.append(f"{name}: {listed or 'no score, since the images show no object'}")
     for name, figures in report["speed"].items():
-        lines.append(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in figures.items()))
+        lines.append(
+            f"{name}: {figures['batch_1_ms']:.3g} ms for 1 image, {figures['batch_8_ms']:.3g} ms for 8 "
+            f"({figures['img_per_s']:.0f} img/s)"
+        )
     megabytes = sum(report["files"].values()) / 1e6
     lines.append(f"written: {folder}, {megabytes:.1f} MB, {report['format']} {report['precision']}")
     return "\n".join(lines)
@@ -119,4 +122,4 @@ def parity(figures: dict[str, Any]) -> str:
             f"differ by up to {figures['largest_difference_px']:.2g} pixels, {on}"
         )
     same = f", same class for {figures['same_top1']:.2%}" if "same_top1" in figures else ""
-    return f"outputs differ by up to {figures['of_the_deviation']:.1e} of their deviation{same}, {on}"
+    return f"outputs differ by at most {figures['of_the_deviation']:.1e} standard deviations{same}, {on}"

@@ -98,6 +98,11 @@ def verify_command(options: LocationOptions) -> str:
     return shlex.join(["metamix", "verify", options.data, *changed_flags(options, "data_dir", "test_on")])
 
 
+def train_command(checkpoint: object, *flags: str) -> str:
+    """Return the command that trains weights further, on the data that the flags name."""
+    return shlex.join(["metamix", "train", *flags, "--checkpoint", str(checkpoint or "FILE")])
+
+
 def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
     """Raise ValueError if only one of mean and std is given."""
     if (mean is None) != (std is None):

@@ -38,6 +38,7 @@ from .formats import (
     open_webdataset,
 )
 from .formats.base import match_classes
+from .options import train_command
 
 MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most, before --img-size
 SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
@@ -105,9 +106,10 @@ def open_data(
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
     if classes and (not _are_numbers(images.classes) or set(images.classes) & set(classes)):
+        fine_tune = train_command(None, "--data", name, *(["--data-dir", str(root)] if root else []))
         problem = (
             f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
-            f"{{known}}. Name the classes as in training, or fine-tune first: metamix train --checkpoint FILE"
+            f"{{known}}. Name the classes as in training, or fine-tune first: {fine_tune}"
         )
         for split in filter(None, (train, test)):
             match_classes(split, classes, problem)

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metamix.data.options import train_command
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model, published_name
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
+from metamix.utils.options import changed_flags
 from metamix.utils.tensor_files import load_weights
 
 from .anchors import choose_anchor_scale, describe_sizes
@@ -77,10 +79,11 @@ class Detection:
         if options.test_on:
             task.title += f"-{options.test_on}"
         if task.data.classes != spec.classes:
+            flags = ["--task", "detection", *changed_flags(options, "data_dir")]
             raise ValueError(
                 f"{options.checkpoint} has the classes {', '.join(spec.classes)}, and "
                 f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
-                f"first: metamix train --task detection --checkpoint {options.checkpoint}"
+                f"first: {train_command(options.checkpoint, *flags)}"
             )
         return task, found.model, found.metadata
 

@@ -60,7 +60,6 @@ def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
 
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
-    with_boxes = set()
     for annotation in entries["annotations"]:
         image = by_id.get(annotation["image_id"])
         problem: str | None
@@ -70,16 +69,10 @@ def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
             named, problem = name(image), box_problem(annotation, image, classes)
             if not problem and annotation.get("segmentation"):  # boxes need none
                 problem = segmentation_problem(annotation["segmentation"], image)
-        is_object = is_box(annotation.get("bbox")) and not annotation.get("iscrowd")
-        if is_object and not is_unusable(annotation, image, classes):
-            with_boxes.add(annotation["image_id"])
         if problem:
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
     for image in entries["images"]:
-        problem = file_problem(image, images)
-        if not problem and image["id"] not in with_boxes:
-            problem = "no box (it trains as background)"
-        if problem:
+        if problem := file_problem(image, images):
             yield f"{annotations}: {name(image)}: {problem}"
 
 
@@ -142,6 +135,24 @@ def find_other_classes(files: Sequence[Path]) -> Iterator[str]:
                 yield problem
 
 
+def describe_background(files: Sequence[Path]) -> Iterator[str]:
+    """Say how many images of each annotation file have no box that can be used."""
+    for path in files:
+        if (entries := read_valid(path)) is None:
+            continue
+        by_id = {image["id"]: image for image in entries["images"]}
+        classes = {category["id"] for category in entries["categories"]}
+        with_boxes = {
+            annotation["image_id"]
+            for annotation in entries["annotations"]
+            if is_box(annotation.get("bbox"))
+            and not annotation.get("iscrowd")
+            and not is_unusable(annotation, by_id.get(annotation["image_id"]), classes)
+        }
+        if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
+            yield f"{path}: images without a box, background in training: {len(empty):,}, first {name(empty[0])}"
+
+
 def describe_boxes(files: Sequence[Path], min_size: int, max_size: int) -> Iterator[str]:
     """Say how large the boxes of each annotation file are, beside the anchors that RetinaNet would be trained with.
 
@@ -165,7 +176,7 @@ def describe_boxes(files: Sequence[Path], min_size: int, max_size: int) -> Itera
 
 
 def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_size: int = 1333) -> int:
-    """Print each problem of a data set or of one annotation file, their number, and the sizes of the boxes.
+    """Print each problem of a data set or an annotation file, their number, background images, and sizes of boxes.
 
     Args:
         data: folder of a data set, or an annotation file.
@@ -194,7 +205,7 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
             if found.keys().isdisjoint(names):
                 files = " or ".join(f"instances_{name}.json" for name in names)
                 print(readable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
-    for text in describe_boxes(paths, min_size, max_size):
+    for text in chain(describe_background(paths), describe_boxes(paths, min_size, max_size)):
         print(readable(text))
     return count
 

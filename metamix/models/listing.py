@@ -11,7 +11,7 @@ Sizes are counted once and kept in `sizes.json`. After changing a model, write t
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,21 @@ def as_patterns(pattern: str | Iterable[str]) -> list[str]:
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
     """List the classifiers, and after them the models that return images, as `list_models` does.
 
+    A pattern may also name weights, such as "*.cifar10"; their models are listed with these weights alone.
+
     Raises:
         ValueError: a pattern matches no model.
     """
-    names = matching(list(patterns), [*default_cfgs, *image_model_names()], "`metamix models` lists all.")
-    models = [model_info(name) if name in default_cfgs else image_model_info(name) for name in names]
+    tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: tags_of(n) for n in image_model_names()}
+    known = [*tags, *(f"{name}.{tag}" for name in tags for tag in tags[name] if tag)]
+    chosen = set(matching(list(patterns), known, "`metamix models` lists all."))
+    models = []
+    for name in tags:
+        weights = {tag for tag in tags[name] if f"{name}.{tag}" in chosen}
+        if name in chosen or weights:
+            model = model_info(name) if name in default_cfgs else image_model_info(name)
+            own: Any = model.weights if name in chosen else tuple(w for w in model.weights if w.tag in weights)
+            models.append(replace(model, weights=own))
     return [model for model in models if model.weights or not pretrained]
 
 

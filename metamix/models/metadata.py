@@ -260,6 +260,8 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
     """
     common = ModelMetadata.from_dict(raw, source)
     if common.task != task:
+        if common.task:
+            raise ValueError(f"{source} has weights of {common.task}, not of a {network}: give --task {common.task}")
         found = common.model or "weights without a description"
         raise ValueError(
             f"{source} holds {found}, not a {network} that metamix trained: give a run folder of metamix train --task "

@@ -19,6 +19,7 @@ from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, registe
 from timm.models._registry import _module_to_models
 from torch import nn
 
+from metamix.utils.tensor_files import ARTIFACT
 from metamix.utils.text import nearest
 
 from .arguments import check_stages, mixers_per_stage
@@ -187,6 +188,11 @@ def check_model(name: str, pretrained: bool = False) -> None:
     """
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
         return
+    if (Path(name) / ARTIFACT).is_file():
+        raise ValueError(
+            f"{name} is an exported model: metamix export --data scores a model as it writes it, and metamix predict "
+            f"--model {name} runs it"
+        )
     if not timm.is_model(name):
         raise ValueError(
             f"There is no model {name!r}{nearest(name, timm.list_models())} After `import metamix`, "

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 from metamix.utils.files import shipped_folder
-from metamix.utils.tensor_files import load_metadata, load_weights, refuse_old_nano, unwrap
+from metamix.utils.tensor_files import ARTIFACT, load_metadata, load_weights, refuse_old_nano, unwrap
 from metamix.utils.text import nearest
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
@@ -107,23 +107,37 @@ def find_weights(checkpoint: str | Path) -> Path:
         FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
     """
     path = Path(checkpoint)
+    if path.is_file() and path.with_name(ARTIFACT).is_file():
+        raise ValueError(f"{path} is a file of an exported model: give its folder, --model {path.parent}")
     if path.exists():
         return path
     shipped = {f"{name}.{tag}": cfg["file"] for name, tags in local_weights().items() for tag, cfg in tags.items()}
     if str(checkpoint) not in shipped:
         if "." in str(checkpoint) and is_model_pretrained(str(checkpoint)):
             raise FileNotFoundError(
-                f"{checkpoint} names published weights that metamix does not ship, and there is no such file. To train "
-                f"or eval, give --model {checkpoint} --pretrained. To predict, write metamix export {checkpoint} "
-                f"--output NEW, then give --model NEW"
+                f"{checkpoint} names published weights that metamix does not ship, and there is no such file. "
+                f"{advice_for_published(str(checkpoint))}"
             )
         if "." not in str(checkpoint) and timm.is_model(str(checkpoint)):
             tags = timm.list_models(f"{checkpoint}.*", pretrained=True)
-            known = f"give those of a tag: {', '.join(tags)}" if tags else "none are published: train it first"
+            own = [tag for tag in tags if tag in shipped]
+            known = "none are published: train it first"
+            if own:
+                known = f"give those of a tag: {', '.join(own)}"
+            elif tags:
+                known = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
             raise FileNotFoundError(f"{checkpoint} is a model and not its weights; {known}")
         beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
         raise FileNotFoundError(f"there is no file {path}{nearest(path, beside)}")
     return Path(shipped[str(checkpoint)])
+
+
+def advice_for_published(name: str) -> str:
+    """Say how to use weights NAME.TAG that metamix does not ship."""
+    return (
+        f"To train or eval, give --model {name} --pretrained. To predict, write metamix export {name} --output NEW, "
+        f"then give --model NEW"
+    )
 
 
 def nothing_published(name: str) -> ValueError:
@@ -344,7 +358,8 @@ def check_state(
     if problems:
         raise ValueError(
             f"The checkpoint does not fit {model}: it {'; it '.join(problems)}. "
-            f"Load it into the model that it was saved from."
+            f"Load it into the model that it was saved from, with the same num_classes; reset_classifier(N) then gives "
+            f"it a new head."
         )
 
 

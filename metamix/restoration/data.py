@@ -127,7 +127,7 @@ class RestorationData:
             "train": [sample for sample, out in zip(samples, held) if not out],
             "test": [sample for sample, out in zip(samples, held) if out],
         }
-        note = f"{count} of {len(samples)} images are scored"
+        note = f"{count} of {len(samples)} images {'is' if count == 1 else 'are'} scored"
         if train or digest_of(parts["test"]) == tested:
             note += " and not trained on"
         elif tested:

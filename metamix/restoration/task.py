@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import create_image_model, published_weights, read_image_weights, tags_of, with_tag
+from metamix.models.image_models import (
+    create_image_model,
+    image_model_names,
+    published_weights,
+    read_image_weights,
+    tags_of,
+    with_tag,
+)
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights, nothing_published
 from metamix.utils.text import plural
@@ -80,6 +88,8 @@ class Restoration:
             ValueError: there is no image model of that name, or no weights are published for it.
         """
         base, _, tag = name.partition(".")
+        if timm.is_model(base) and base not in image_model_names():
+            raise ValueError(f"{name} is a classifier; restoration takes models that return images, such as maxim_nano")
         with torch.device("meta"):
             create_image_model(name)
         if pretrained and not tag and not tags_of(base):

@@ -47,7 +47,10 @@ class Labels:
     classes: tuple[str, ...]
     table: np.ndarray
     palette: Palette | None = None
-    advice: str = "correct the mask, add the class to classes.txt, or give --ignore-index"
+    advice: str = (
+        "correct the mask, add the class to classes.txt, give --ignore-index, or --reduce-zero-label for masks that "
+        "number the classes from 1"
+    )
 
     def accepted(self) -> str:
         """Name the values that masks may have."""

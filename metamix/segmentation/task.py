@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metamix.data.options import train_command
 from metamix.models import count_macs
 from metamix.models.published_segmenters import WEIGHTS, published_segmenter
 from metamix.models.registry import check_model, published_name
 from metamix.models.segmenters import Segmenter
 from metamix.models.weights import find_weights
+from metamix.utils.options import changed_flags
 from metamix.utils.tensor_files import load_weights
 
 from .data import SegmentationData
@@ -114,10 +116,11 @@ class Segmentation:
         if task.data.test_split in spec.train_on:
             task.model.notes.append(f"the segmenter was trained on the split {task.data.test_split}")
         if task.data.classes != spec.classes:
+            flags = ["--task", "segmentation", *changed_flags(options, "data", "data_dir", "mask_name")]
             raise ValueError(
                 f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
                 f"{options.data_dir} has {len(task.data.classes)} ({', '.join(task.data.classes)}); give other "
-                f"--data-dir, or fine-tune first: metamix train --task segmentation --checkpoint {options.checkpoint}"
+                f"--data-dir, or fine-tune first: {train_command(options.checkpoint, *flags)}"
             )
         return task
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from metamix.utils.files import write_text
 from metamix.utils.options import read_yaml
@@ -133,6 +134,11 @@ def _describe(engine: Engine, run: Run) -> None:
         run.say(f"note: {plural(total, 'sample')} cannot fill a batch of {options.batch_size}, so they are repeated")
     for note in engine.task.notes:
         run.say(f"         {note}")
+    if options.iterations and options.iterations != engine.total_steps:
+        run.say(
+            f"note: {plural(options.iterations, 'iteration')} are rounded to {plural(options.epochs, 'whole epoch')}, "
+            f"{plural(engine.total_steps, 'step')}"
+        )
     if options.warmup_epochs == options.epochs:
         run.say("note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs")
     run.say(
@@ -149,11 +155,12 @@ def _describe(engine: Engine, run: Run) -> None:
 def _time_step(engine: Engine, run: Run) -> None:
     """Time one training step, and print its time and memory."""
     seconds, peak = engine.time_step()
-    parts = {
+    parts: dict[str, Iterable[Tensor]] = {
         "weights": engine.model.parameters(),
         "optimizer": engine.stepper.optimizer_tensors(),
-        "average": engine.stepper.weights("ema").parameters() if engine.options.ema else (),
     }
+    if engine.options.ema:
+        parts["their average"] = engine.stepper.weights("ema").parameters()
     sizes = ", ".join(
         f"{name} {sum(t.numel() * t.element_size() for t in tensors) / 2**20:.1f} MiB"
         for name, tensors in parts.items()

@@ -110,6 +110,10 @@ def test_what_is_no_classifier_is_refused(tmp_path):
             "give those of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.dig",
         ),
         ("metaformer_raft_s12", "none are published: train it first"),
+        (
+            "resnet18",
+            "its tags are resnet18.*. To train or eval, give --model resnet18.* --pretrained. To",
+        ),
     ):
         with pytest.raises(FileNotFoundError, match=f"^{name} is a model and not its weights; {words}"):
             metamix.load_classifier(name)

@@ -51,3 +51,11 @@ def test_pattern_without_a_model_is_refused():
         SystemExit, match="error: No model matches 'metaformer_raff_nano'; did you mean 'metaformer_raft"
     ):
         main(["models", "metaformer_raff_nano"])
+
+
+def test_a_pattern_may_name_weights(capsys):
+    main(["models", "metaformer_raft_nano.cifar10", "*pooling_nano.digits"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "model", "metaformer_pooling_nano", ".digits", "metaformer_raft_nano", ".cifar10"
+    ]  # fmt: skip

@@ -140,11 +140,14 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
         r"model +metaformer_identity_nano: [\d,]+ parameters, [\d.]+ M multiply",
         r"steps +2 epochs of 5 steps of 256 samples",
         r"memory +[\d.]+ GiB at the peak of a step, of which weights "
-        r"[\d.]+ MiB, optimizer [\d.]+ MiB, average [\d.]+ MiB",
+        r"[\d.]+ MiB, optimizer [\d.]+ MiB, their average [\d.]+ MiB",
         r"time +[\d.]+ s for one step, [\d,]+ img/s, .* for all",
     ):
         assert re.search(said, text), said
     assert not list(tmp_path.iterdir()) and "repeated" not in text
+    train(*QUICK[2:], "--iterations", 2, "--dry-run")
+    text = capsys.readouterr().out
+    assert "note: 2 iterations are rounded to 1 whole epoch, 5 steps" in text and "average" not in text
     train(*QUICK, "--dry-run", "--batch-size", 1440, "--warmup-epochs", 2)
     text = capsys.readouterr().out
     assert "note: 1,437 samples cannot fill a batch of 1440, so they are repeated" in text
@@ -300,6 +303,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     "words, said",
     [
         (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
+        (["--model", "maxim_nano"], "maxim_nano returns images and classifies none: add --task restoration"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained, since the weight file st"),
         (

@@ -531,8 +531,11 @@ def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setitem(TORCHVISION_SETS, "cifar10", (unreachable, [{}], [{}]))
-    with pytest.raises(FileNotFoundError, match=f"cifar10 was not found in {tmp_path}: no route to host. Give its fo"):
+    with pytest.raises(FileNotFoundError, match=rf"cifar10 could not be downloaded to {tmp_path} \(no route to host"):
         open_data("cifar10", root=tmp_path, download=True)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(FileNotFoundError, match="for folders of classes in train/ and val/ give --data folder"):
+        open_data("cifar10", root=tmp_path)
 
 
 def test_the_digest_is_that_of_names_sizes_and_labels(folder, tmp_path):

@@ -86,7 +86,7 @@ def test_on_the_command_line(tmp_path, capsys):
     words = ["--data", "digits", "--images", "50", "--seconds", "0.1"]
     metamix.cli.export.main([name, "--output", str(folder), *words])
     said = capsys.readouterr().out
-    assert "of their deviation, same class for 100.00%, on 50 images (digits, test)" in said
+    assert "standard deviations, same class for 100.00%, on 50 images (digits, test)" in said
     report = json.loads((folder / "report.json").read_text())
     assert report["scores"]["eager"] == pytest.approx(report["scores"]["exported"], abs=1e-4)
     assert report["scores"]["eager"]["top1"] > 90
@@ -102,11 +102,12 @@ def test_on_the_command_line(tmp_path, capsys):
     assert printed[0] == printed[1]
 
 
-def test_ten_lines_of_onnxruntime(weights, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("size", [(16, 16), (75, 52), (40, 61)])
+def test_program_of_onnxruntime(size, weights, tmp_path, monkeypatch, capsys):
     """The snippet of docs/deploy.md gives the label of `metamix predict`, also if the photo lies on its side."""
     folder = tmp_path / "raft-onnx"
     export(weights("identity"), output=folder, format="onnx", seconds=0)
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     on_its_side = Image.Exif()
     on_its_side[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100, exif=on_its_side)

@@ -87,8 +87,8 @@ def test_bad_images_are_named(coco, capsys):
     truncated.write_bytes(truncated.read_bytes()[:-40])
     code, out = verify(capsys, folder)
     file = folder / "annotations" / "instances_train.json"
-    *lines, last, _, _, _ = out.splitlines()
-    assert code == 1 and last == "5 problems" and len(lines) == 5
+    *lines, last, background, _, _, _ = out.splitlines()
+    assert code == 1 and last == "4 problems" and len(lines) == 4
     assert "appears twice in annotations" in lines[0]
     assert (
         lines[1]
@@ -96,7 +96,7 @@ def test_bad_images_are_named(coco, capsys):
     )
     assert "image 11 (train_1.png)" in lines[2] and "has 64 x 96 pixels, but the annotations say 64 x 100" in lines[2]
     assert "image 12 (train_2.png)" in lines[3] and "cannot be used" in lines[3]
-    assert lines[4] == f"{file}: image 13 (train_3.png): no box (it trains as background)"
+    assert background == f"{file}: images without a box, background in training: 1, first image 13 (train_3.png)"
 
 
 def test_images_without_usable_boxes_are_named(coco, capsys):
@@ -112,7 +112,7 @@ def test_images_without_usable_boxes_are_named(coco, capsys):
 
     _, out = verify(capsys, coco(train=3, val=3, test=3, change=change))
     assert "(train_0.png), annotation 0: its box [90, 6, 10, 8] reaches out" in out
-    assert "(train_0.png): no box" not in out and "(train_1.png): no box (it trains as background)" in out
+    assert "background in training: 1" in out and "first image 11 (train_1.png)" in out
 
 
 def test_splits_of_other_classes_are_named(coco, capsys):

@@ -179,7 +179,7 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
 @pytest.mark.parametrize(
     "entry, words",
     [
-        ({"task": "detection"}, "holds metaformer_pooling_nano, not a segmenter that metamix trained"),
+        ({"task": "detection"}, "has weights of detection, not of a segmenter: give --task detection"),
         ({"head": "deeplab"}, "head in the metadata is 'deeplab'; accepted is one of semantic_fpn, upernet, wavemix"),
         ({"head_args": {"checkpoint": "x"}}, "head_args in the metadata is"),
         ({"head_args": {"neck_channels": 1e9}}, "x, head_args: model_args.'neck_channels'. in the metadata is"),

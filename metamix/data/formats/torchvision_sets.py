@@ -53,10 +53,13 @@ class Torchvision:
         try:
             parts = _open_parts(name, root, train, download)
         except (RuntimeError, OSError) as error:  # OSError: no network
-            raise FileNotFoundError(
-                f"{name} was not found in {os.path.abspath(root)}: {error}. Give its folder with --data-dir, or fetch "
-                "it with --download of metamix train or eval"
-            ) from error
+            place, advice = os.path.abspath(root), "give its folder with --data-dir"
+            if (Path(root) / "train").is_dir():
+                advice = "for folders of classes in train/ and val/ give --data folder"
+            elif not download:
+                advice += ", or fetch it with --download of metamix train or eval"
+            what = "could not be downloaded to" if download else "was not found in"
+            raise FileNotFoundError(f"{name} {what} {place} ({error}): {advice}") from error
         self.parts: torch.utils.data.ConcatDataset = torch.utils.data.ConcatDataset(parts)
         self.labels = torch.cat(
             [torch.as_tensor(_first_attribute(part, "targets", "labels", "_labels")).long() for part in parts]
