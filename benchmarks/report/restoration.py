@@ -79,7 +79,8 @@ def cost_table() -> str:
         ]
         for card in load_cards(task="restoration")
     ]
-    header = ["weights", "parameters", "multiply-adds per pixel", f"ms for {SIDE} x {SIDE}", "minutes of training"]
+    result = f"ms for a result of {SIDE} x {SIDE}"
+    header = ["weights", "parameters", "multiply-adds per pixel of the result", result, "minutes of training"]
     note = f"Inference in float32 on {cpu(found['machine'])}."
     return f"{table(header, cells)}\n\n{wrap(note)}"
 
