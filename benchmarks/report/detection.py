@@ -29,7 +29,8 @@ def render(results: dict) -> str:
     note = (
         f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
         f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone starts from scratch, or from the "
-        f"weights that its tag names. COCO scores in percent, sorted by AP; with several seeds mean and standard deviation."
+        f"weights that its tag names. COCO scores in percent, sorted by AP; with several seeds mean and standard "
+        f"deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 

@@ -23,6 +23,7 @@ from metamix.data.options import train_command
 from metamix.models.metadata import ModelMetadata
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
+from metamix.utils.text import plural
 
 from .options import ModelOptions, data_name
 
@@ -34,6 +35,9 @@ class ClassificationData:
         options: options of training, or those of evaluation with the statistics and image size of training filled in.
         seed: seed of the augmentation.
         trained: metadata of the weights to evaluate; the classes get the numbers that they have there.
+
+    Attributes:
+        shares_images: whether the test split is a share of a folder without one.
 
     Raises:
         ValueError: the data do not fit the options or the weights.
@@ -49,9 +53,14 @@ class ClassificationData:
             download=options.download,
             memory=options.memory,
             test_on=options.test_on,
+            test_share=options.test_share,
             classes=(trained and trained.classes) or (),
             train_required=trained is None,
         )
+        train, test = self.splits.train, self.splits.test
+        self.shares_images = train is not None and train.images is test.images
+        if self.shares_images:
+            self.notes.append(f"{plural(len(test), 'image')} are scored and not trained on (--test-share)")
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         images: Source = self.splits.train or self.splits.test
         self.in_chans = self.splits.in_chans

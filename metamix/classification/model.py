@@ -88,6 +88,7 @@ class ClassificationModel:
             "holdout": options.holdout,
             "data": data.name,
             **({"test_on": options.test_on} if options.test_on else {}),
+            **({"test_share": options.test_share} if data.shares_images else {}),
             "test_split": data.splits.test.images.split,
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),

@@ -43,6 +43,9 @@ class ClassificationEvalOptions(LocationOptions):
     pretrained: bool = _model(False, "evaluate the model's published weights")
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
 
+    test_share: float | None = _data(
+        None, "share that is scored in a folder without a test split; none: as in training, or all of another folder"
+    )
     holdout: float | None = _data(None, "share of train that is held out; none: as in training")
     memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; none: as in training")
     img_size: int | None = _data(None, "side of the images in pixels; none: as in training")
@@ -89,6 +92,8 @@ class ClassificationOptions(ModelOptions, DataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, shares=["smoothing", "distill", "drop_rate", "drop_path"])
+        if self.test_share == 1:
+            raise ValueError("test_share is 1, which leaves no image to train on: give a lower one")
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if self.linear_probe and not (self.pretrained or self.checkpoint):

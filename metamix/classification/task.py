@@ -118,7 +118,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
         ValueError: another holdout is asked for on the data set of training, so trained images would be scored.
     """
     known = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
-    known["img_size"] = options.img_size or _side(metadata.img_size)
+    known |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
     if metadata.data == data_name(options):
         if metadata.holdout is not None and options.holdout not in (None, 0, metadata.holdout):
             raise ValueError(
@@ -126,6 +126,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
                 f"so it has seen some of these images: leave --holdout out"
             )
         known["holdout"] = metadata.holdout
+        known["test_share"] = metadata.extra.get("test_share", 1.0)
         if not options.test_on:
             known["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in known.items() if value is not None}

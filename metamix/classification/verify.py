@@ -14,32 +14,30 @@ from collections.abc import Iterator, Sequence
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, open_data
-from metamix.data.formats import ImageSplit
-from metamix.data.sources import read_image
+from metamix.data import CorruptImage, Source, open_data
 from metamix.utils.system import usable_workers
 from metamix.utils.text import exit_with_message, readable
 
 
 class ImageProblems:
-    """What is wrong with each image of a split, by index; None for an image that can be read."""
+    """What is wrong with each image of a source, by index; None for an image that can be read."""
 
-    def __init__(self, images: ImageSplit):
+    def __init__(self, images: Source):
         self.images = images
 
     def __len__(self) -> int:
-        return len(self.images.labels)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> str | None:
         try:
-            read_image(self.images, i)
+            self.images.read(i)
         except CorruptImage as error:
             return str(error)
         return None
 
 
-def broken_images(images: ImageSplit, workers: int = 0, title: str = "") -> Iterator[str]:
-    """Describe what is wrong with each broken image of a split, in order.
+def broken_images(images: Source, workers: int = 0, title: str = "") -> Iterator[str]:
+    """Describe what is wrong with each broken image of a source, in order.
 
     Args:
         workers: processes that decode; 0 for this process.
@@ -81,14 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--workers is {options.workers}: give 0 (this process decodes) or more")
         try:
             splits = open_data(
-                options.data, root=options.data_dir, memory="no", test_on=options.test_on, train_required=False
+                options.data,
+                root=options.data_dir,
+                memory="no",
+                test_on=options.test_on,
+                test_share=1,
+                train_required=False,
             )
         except ValueError as error:  # its advice is for commands with --data
             raise ValueError(str(error).replace("--data folder", "metamix verify folder")) from None
     count = total = 0
     for title, source in splits.sources().items():
         total += len(source)
-        for problem in broken_images(source.images, options.workers, title):
+        for problem in broken_images(source, options.workers, title):
             print(readable(problem))
             count += 1
     if count:

@@ -48,6 +48,7 @@ class LocationOptions(ReadingOptions):
 class SourceOptions(LocationOptions):
     """Which images a data set gives."""
 
+    test_share: float = _source(0.1, "share of the images that is scored in a folder without a test split")
     holdout: float = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
     memory: Literal["auto", "yes", "no"] = _source(
         "auto", "decode all images at the start; auto: if they are small and of one size"
@@ -62,7 +63,7 @@ class SourceOptions(LocationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, positive_shares=["crop_pct"], least={"img_size": 1})
+        check_ranges(self, positive_shares=["crop_pct", "test_share"], least={"img_size": 1})
 
 
 @dataclass

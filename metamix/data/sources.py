@@ -78,6 +78,7 @@ def open_data(
     download: bool = False,
     memory: str = "auto",
     test_on: str = "",
+    test_share: float = 0.1,
     classes: tuple[str, ...] = (),
     train_required: bool = True,
 ) -> Splits:
@@ -91,6 +92,8 @@ def open_data(
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
             and 2 GiB in all. Each process of a run holds its own copy.
         test_on: split to score; empty for the first of val, valid, validation, test that exists.
+        test_share: share of the images of a folder without a test split that is scored and not trained on; 1 for all.
+            It is stratified by class, and the same for runs of all seeds.
         classes: class names of the trained model to evaluate. Labels are numbered in their order.
         train_required: refuse a folder without a training split.
 
@@ -111,38 +114,46 @@ def open_data(
             f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
             f"{{known}}. Name the classes as in training, or fine-tune first: {fine_tune}"
         )
-        for split in filter(None, (train, test)):
+        for split in [test] if train is test else filter(None, (train, test)):
             match_classes(split, classes, problem)
 
+    tested, trained = torch.arange(len(test.labels)), torch.arange(len(train.labels) if train else 0)
+    if train is test:  # a folder without a test split
+        tested, trained = _share_images(test.labels, test_share)
     size = common_size(images)
-    count = len(test.labels) + (len(train.labels) if train else 0)
+    count = len(tested) + len(trained)
     small = size is not None and size <= SMALL_SIDE and count * size**2 * len(images.mode) <= MEMORY_LIMIT
     in_memory = memory == "yes" or (memory == "auto" and small)
 
-    def source(split: ImageSplit, chosen: Tensor) -> Source:
-        return Source(split, chosen.nonzero()[:, 0], in_memory, size)
-
     parts: dict[str, Source | None] = {"train": None, "holdout": None}
-    if train:
-        held = _choose_holdout(train, holdout)
-        parts["train"] = source(train, ~held)
-        parts["holdout"] = source(train, held) if holdout else None
+    if train and len(trained):
+        held = _choose_holdout(train.labels[trained], holdout)
+        parts["train"] = Source(train, trained[~held], in_memory, size)
+        parts["holdout"] = Source(train, trained[held], in_memory, size) if holdout else None
     return Splits(
         **parts,
-        test=source(test, torch.ones_like(test.labels)),
+        test=Source(test, tested, in_memory, size),
         classes=images.classes,
         in_chans=len(images.mode),
         size=size,
     )
 
 
-def _choose_holdout(train: ImageSplit, share: float) -> Tensor:
-    """Return (N,) bool, true for the samples that are held out."""
-    total = len(train.labels)
+def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
+    """Divide the images with these labels (N,): return the indices of those to score and of those to train on."""
+    total = len(labels)
+    count = total if test_share == 1 else min(max(1, round(test_share * total)), total - 1)
+    tested = stratified_choice(labels, count, seed=0)
+    return tested.nonzero()[:, 0], (~tested).nonzero()[:, 0]
+
+
+def _choose_holdout(labels: Tensor, share: float) -> Tensor:
+    """Return (N,) bool, true for the samples that are held out of those with these labels (N,)."""
+    total = len(labels)
     count = round(share * total)
     if share and not 0 < count < total:
         raise ValueError(f"holdout {share} of {total} images leaves {count} to tune on: give another share")
-    return stratified_choice(train.labels, count, seed=0)
+    return stratified_choice(labels, count, seed=0)
 
 
 def _are_numbers(classes: tuple[str, ...]) -> bool:

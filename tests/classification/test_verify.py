@@ -42,6 +42,12 @@ def test_a_set_for_evaluation_needs_no_training_split(folder, capsys):
     assert capsys.readouterr().out == "all 6 images can be read\n"
 
 
+def test_a_folder_of_classes_alone(folder, capsys):
+    root = folder()
+    assert main(["folder", "--data-dir", str(root / "train"), "--workers", "0"]) == 0
+    assert capsys.readouterr().out == "all 12 images can be read\n"
+
+
 def test_a_name_that_is_no_text(folder, capsys):
     root = folder(kind="jpg", size=(64, 64))
     (root / "train" / "dog" / "caf\udce9.jpg").write_bytes(b"")

@@ -149,6 +149,24 @@ def test_a_number_that_the_model_does_not_know(folder_of_digits):
         evaluate(*words)
 
 
+def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys):
+    for label, shade in (("dark", 0), ("light", 255)):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (32, 32), (shade, shade, i)).save(tmp_path / "set" / label / f"{i}.png")
+    data = ["--data", "folder", "--data-dir", tmp_path / "set"]
+    run = tmp_path / "run"
+    train(*data, "--epochs", 1, "--test-share", 0.3, "--output", run)
+    assert "6 images are scored and not trained on (--test-share)" in capsys.readouterr().out
+    evaluate("--checkpoint", run, *data, "--output", tmp_path / "same")
+    assert "set, test (6 images of 32 pixels)" in capsys.readouterr().out
+    (tmp_path / "set").rename(tmp_path / "other")
+    evaluate("--checkpoint", run, *data[:-1], tmp_path / "other", "--output", tmp_path / "all")
+    assert "other, test (20 images of 32 pixels)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="test_share is 1, which leaves no image to train on: give a lower one"):
+        train(*data, "--test-share", 1, "--output", tmp_path / "none")
+
+
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_folder_needs_no_training_split(folder_of_digits, split, tmp_path, capsys):
     """Nor all classes of the model: they are matched by name."""

@@ -121,6 +121,29 @@ def test_folder_of_another_layout(tmp_path):
         open_data("folder", root=tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_a_share_of_a_folder_without_a_test_split_is_scored(folder, tmp_path, inside):
+    root = folder(train=10)
+    shutil.rmtree(root / "val")
+    flat = tmp_path / "flat"
+    (root / "train").rename(flat if not inside else root / "train")
+    place = root if inside else flat
+    splits = open_data("folder", root=place, test_share=0.2, holdout=0.25)
+    parts = splits.sources()
+    assert {name: len(part) for name, part in parts.items()} == {"train": 18, "holdout": 6, "test": 6}
+    paths = {name: {part.path(i) for i in range(len(part))} for name, part in parts.items()}
+    assert len(set.union(*paths.values())) == 30 and parts["test"].labels.bincount().tolist() == [2, 2, 2]
+    again = open_data("folder", root=place, test_share=0.2).test
+    assert {again.path(i) for i in range(6)} == paths["test"] and again.images.split == "test"
+
+    everything = open_data("folder", root=place, test_share=1, train_required=False)
+    assert everything.train is None and len(everything.test) == 30
+    with pytest.raises(FileNotFoundError, match="expected train/ and val/"):
+        open_data("folder", root=place, test_on="val")
+    with pytest.raises(FileNotFoundError, match="expected train/ and val/"):  # a folder of data sets has no classes
+        open_data("folder", root=place.parent)
+
+
 def test_folder_without_classes(folder, image):
     root = folder()
     image().save(root / "train" / "stray.png")

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
-    "or a .tar file of such folders in place of either"
+    "or a .tar file of such folders in place of either; or only one folder of images per class"
 )
 
 
@@ -42,8 +42,10 @@ def open_folder(
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split.
 
+    Without a test split, train/ is returned as both, and without train/ too the class folders in `root`.
+
     Args:
-        root: folder that holds the splits.
+        root: folder that holds the splits or the classes.
         test_on: see `choose_test_split`.
         train_required: refuse a folder without a training split; otherwise that split is None.
 
@@ -58,6 +60,13 @@ def open_folder(
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
     found = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
     tests = [split for split in found if split != "train"]
+    if not tests and not test_on and ("train" in found or _holds_classes(root)):
+        place = found.get("train", root)
+        images = open_split(place)
+        images.split = "test"
+        if train_required:
+            _check_classes(images, place)
+        return images, images
     if not tests or (train_required and "train" not in found):
         contents = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}")
@@ -66,23 +75,33 @@ def open_folder(
     if "train" not in found:
         return None, test
     train = open_split(found["train"])
-    for task, folders in OTHER_TASKS.items():
-        if set(train.classes) == folders:
-            raise ValueError(
-                f"{found['train'].absolute()} holds {' and '.join(sorted(folders))}, a data set of {task}: leave out "
-                f"--data folder and add --task {task}"
-            )
-    if len(train.classes) < 2:
-        raise ValueError(
-            f"{found['train'].absolute()} must hold one folder of images per class, two at least; found "
-            f"{train.classes[0]}"
-        )
+    _check_classes(train, found["train"])
     problem = (
         f"{chosen.absolute()} has the classes {{unknown}}, which {found['train'].absolute()} does not have: remove or "
         f"rename these folders, or give another --test-on"
     )
     match_classes(test, train.classes, problem)
     return train, test
+
+
+def _holds_classes(root: Path) -> bool:
+    """Return whether a folder holds folders, each with an image right in it; a folder of data sets does not."""
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return bool(folders) and all(any(is_image(file.name) for file in folder.iterdir()) for folder in folders)
+
+
+def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
+    """Raise ValueError if the training split, from `place`, is of another task or has a single class."""
+    for task, folders in OTHER_TASKS.items():
+        if set(train.classes) == folders:
+            raise ValueError(
+                f"{place.absolute()} holds {' and '.join(sorted(folders))}, a data set of {task}: leave out --data "
+                f"folder and add --task {task}"
+            )
+    if len(train.classes) < 2:
+        raise ValueError(
+            f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"
+        )
 
 
 def find_split(split: str, root: Path) -> Path | None:
