@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "
-    "or a .tar file of such folders in place of either; or only one folder of images per class"
+    "or a .tar file of such folders in place of either; or, without splits, one folder of images per class"
 )
 
 
