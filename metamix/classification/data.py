@@ -60,7 +60,7 @@ class ClassificationData:
         train, test = self.splits.train, self.splits.test
         self.shares_images = train is not None and train.images is test.images
         if self.shares_images:
-            self.notes.append(f"{plural(len(test), 'image')} are scored and not trained on (--test-share)")
+            self.notes.append(f"scored and not trained on: {plural(len(test), 'image')} (--test-share)")
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         images: Source = self.splits.train or self.splits.test
         self.in_chans = self.splits.in_chans

@@ -21,14 +21,7 @@ ZOOM = 64  # pixels of the side of the zoomed crop
 
 
 class RestorationPictures:
-    """Show the states of `RestorationMetric`.
-
-    Args:
-        measured: what the scores compare.
-    """
-
-    def __init__(self, measured: str):
-        self.measured = measured
+    """Show the states of `RestorationMetric`."""
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the contact sheet and write a CSV with a row for each image; return the files."""
@@ -42,10 +35,10 @@ class RestorationPictures:
         return [sheet, table]
 
     def report(self, states: list[State]) -> str:
-        """Say what the scores compare, how many images could not be read, and what to do about bad scores."""
-        measured = f"scores: {self.measured}; input_ are those of the images before restoration"
+        """Say which images the scores are of, how many could not be read, and what to do about bad scores."""
+        before = "input_psnr and input_ssim are of the images before restoration"
         unreadable = left_out(sum(state["unreadable"] for state in states))
-        return "\n".join(filter(None, [measured, unreadable, self.advice(states)]))
+        return "\n".join(filter(None, [before, unreadable, self.advice(states)]))
 
     def advice(self, states: list[State]) -> str:
         """Say what to do where the restored images score below the images before restoration; else nothing."""

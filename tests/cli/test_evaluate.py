@@ -157,7 +157,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     data = ["--data", "folder", "--data-dir", tmp_path / "set"]
     run = tmp_path / "run"
     train(*data, "--epochs", 1, "--test-share", 0.3, "--output", run)
-    assert "6 images are scored and not trained on (--test-share)" in capsys.readouterr().out
+    assert "scored and not trained on: 6 images (--test-share)" in capsys.readouterr().out
     evaluate("--checkpoint", run, *data, "--output", tmp_path / "same")
     assert "set, test (6 images of 32 pixels)" in capsys.readouterr().out
     (tmp_path / "set").rename(tmp_path / "other")

@@ -50,7 +50,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     photos, run, out = clean(), tmp_path / "run", tmp_path / "out"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--loss", "charbonnier+0.1*fft", "--output", run)
     said = capsys.readouterr().out
-    assert "photos: 5 train, 1 test" in said and "1 of 6 images are scored and not trained on" in said
+    assert "photos: 5 train, 1 test" in said and "1 of 6 images is scored and not trained on" in said
     assert "inputs: clean images degraded by noise:25" in said
     assert "on RGB, border 0, clipped and rounded to 8 bits" in said
     summary = json.loads((run / "summary.json").read_text())
@@ -59,10 +59,11 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
 
     evaluate("--checkpoint", run, "--data-dir", photos, "--output", out)
     said = capsys.readouterr().out
-    assert "1 of 6 images are scored and not trained on" in said
+    assert "1 of 6 images is scored and not trained on" in said
     result = json.loads((out / "result.json").read_text())
     assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
-    assert "scores: PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
+    assert "PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
+    assert "input_psnr and input_ssim are of the images before restoration" in said
     rows = read_csv(out / "test_scores.csv")
     assert len(rows) == 1 and float(rows[0]["psnr"]) == pytest.approx(result["psnr"], abs=1e-3)
     assert Image.open(out / "test_images.png").size[0] > 500
@@ -81,9 +82,9 @@ def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, 
     train(*MAXIM, "--data-dir", photos, "--test-dir", clean("others", count=2), *words)
     evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out")
     said = capsys.readouterr().out
-    assert "1 of 6 images are scored, which may have been trained on" in said and "not trained on" not in said
+    assert "1 of 6 images is scored, which may have been trained on" in said and "not trained on" not in said
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
-    assert RestorationData(options, train=False).notes == ["1 of 6 images are scored (--test-dir FOLDER for others)"]
+    assert RestorationData(options, train=False).notes == ["1 of 6 images is scored (--test-dir FOLDER for others)"]
 
 
 def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
@@ -156,7 +157,7 @@ def test_scores_of_eight_orientations(clean, tmp_path, capsys):
     for words in [], ["--ensemble"]:
         capsys.readouterr()
         evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out", *words)
-        assert ("8 bits, restored in eight orientations; input_" in capsys.readouterr().out) == bool(words)
+        assert ("8 bits, restored in eight orientations\n" in capsys.readouterr().out) == bool(words)
         results.append(json.loads((tmp_path / "out" / "result.json").read_text()))
     assert results[0]["psnr"] != results[1]["psnr"]
     assert results[1]["measured"].endswith("restored in eight orientations")
