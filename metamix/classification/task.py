@@ -112,21 +112,24 @@ def default_data(metadata: ModelMetadata) -> str:
 def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
     """Return the options of the data as they were in training.
 
-    The holdout and the split to score are included only for the data set of training.
+    The holdout, the test share and the split to score are included only for the data set of training.
 
     Raises:
-        ValueError: another holdout is asked for on the data set of training, so trained images would be scored.
+        ValueError: another share is asked for on the data set of training, so trained images would be scored.
     """
     known = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
     known |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
     if metadata.data == data_name(options):
-        if metadata.holdout is not None and options.holdout not in (None, 0, metadata.holdout):
-            raise ValueError(
-                f"holdout is {options.holdout}, but {options.checkpoint} was trained with holdout {metadata.holdout}, "
-                f"so it has seen some of these images: leave --holdout out"
-            )
-        known["holdout"] = metadata.holdout
-        known["test_share"] = metadata.extra.get("test_share", 1.0)
+        share = metadata.extra.get("test_share")
+        trained = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
+        for name, value in trained.items():
+            asked = getattr(options, name)
+            if value is not None and asked not in (None, 0, value):
+                raise ValueError(
+                    f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
+                    f"of these images: leave --{name.replace('_', '-')} out"
+                )
+        known |= {name: value for name, value in trained.items() if value is not None}
         if not options.test_on:
             known["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in known.items() if value is not None}

@@ -160,6 +160,8 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     assert "scored and not trained on: 6 images (--test-share)" in capsys.readouterr().out
     evaluate("--checkpoint", run, *data, "--output", tmp_path / "same")
     assert "set, test (6 images of 32 pixels)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="test_share is 0.5, but .* was trained with test_share 0.3, so it has seen"):
+        evaluate("--checkpoint", run, *data, "--test-share", 0.5)
     (tmp_path / "set").rename(tmp_path / "other")
     evaluate("--checkpoint", run, *data[:-1], tmp_path / "other", "--output", tmp_path / "all")
     assert "other, test (20 images of 32 pixels)" in capsys.readouterr().out
