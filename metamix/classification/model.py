@@ -9,6 +9,7 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.registry import published_name
+from metamix.models.weights import layer_names
 
 from .data import ClassificationData
 from .distillation import load_teacher
@@ -47,7 +48,8 @@ class ClassificationModel:
         )
         check_image_size(model, options.model, data.in_chans, data.size, "Give another --img-size")
         if pretrained:
-            self.notes.append(f"published weights {published_name(model)}")
+            differences = self._differences_from_published(timm_config(model))
+            self.notes.append("; ".join([f"published weights {published_name(model)}", *differences]))
             self._compare_statistics(timm_config(model)["mean"], timm_config(model)["std"])
         if options.checkpoint and metadata is None:
             differences, trained = load_pretrained(model, options.checkpoint, data.classes)
@@ -61,6 +63,16 @@ class ClassificationModel:
         if options.teacher:
             self.frozen_helpers = (load_teacher(options, data),)
         return model
+
+    def _differences_from_published(self, cfg: Mapping[str, Any]) -> list[str]:
+        """Name the layers of published weights that timm made new or adapted, from timm's configuration of them."""
+        channels, found = cfg["input_size"][0], []
+        if cfg["num_classes"] != len(self.data.classes):
+            found.append(f"new: {', '.join(layer_names(cfg, 'classifier'))}")
+        if channels != self.data.in_chans:
+            layers = ", ".join(layer_names(cfg, "first_conv"))
+            found.append(f"adapted: {layers} from {channels} to {self.data.in_chans} channels")
+        return found
 
     def _compare_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Add a note if images are normalised differently from those that the initial weights were trained on."""

@@ -43,13 +43,27 @@ def test_fine_tuning_begins_from_weights_that_ship():
 
 
 @pytest.mark.parametrize(
-    "name, taken", [("metaformer_identity_nano", "cifar10"), ("metaformer_identity_nano.digits", "digits")]
+    "name, taken",
+    [
+        ("metaformer_identity_nano", "cifar10; adapted: stem.0 from 3 to 1 channels"),
+        ("metaformer_identity_nano.digits", "digits"),
+    ],
 )
 def test_the_note_says_which_published_weights_were_taken(name, taken):
     """A name without a tag stands for the weights of some data set."""
     digits = small_task(model=name, model_args={}, pretrained=True)
     digits.model.build()
     assert digits.notes == [f"published weights metaformer_identity_nano.{taken}"]
+
+
+def test_the_note_says_that_published_weights_get_a_new_head(tmp_path):
+    for name in ("train/a", "train/b", "val/a"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    name = "metaformer_identity_nano.cifar10"
+    task = small_task(model=name, model_args={}, pretrained=True, data="folder", data_dir=str(tmp_path))
+    task.model.build()
+    assert f"published weights {name}; new: head" in task.notes
 
 
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
