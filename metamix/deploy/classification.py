@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
-from metamix.classification.load import complete_metadata, create_model, load_trained
+from metamix.classification.load import load_trained
 from metamix.classification.options import ClassificationEvalOptions
 from metamix.classification.task import Classification
 from metamix.data import Source, eval_loader
 from metamix.models.metadata import ModelMetadata
+from metamix.models.registry import check_model
 
 from .exportable import HELD_OUT_IMAGES, Comparison, Model, Request, weight_path
 from .report import Difference, missed_limits
@@ -155,16 +157,14 @@ def open_classifier(request: Request) -> ExportableClassifier:
         if request.data and size[0] != size[1]:
             raise ValueError(f"img_size is {size}: classifiers are compared on squares, give one side, or no --data")
         size = size[0] if size[0] == size[1] else size
-    if name and "." not in name:
-        if request.data:
-            raise ValueError(
-                f"{name} has no trained weights to compare on {request.data}: give {name}.TAG, a run folder or a file"
-            )
-        model = create_model(name)
-        metadata = complete_metadata(ModelMetadata(model=name), model, {})
-        found = ExportableClassifier(model, with_size(metadata, size), dynamic=request.dynamic)
-        found.notes.append(f"{name} without a tag has random weights: its speed is right, its classes mean nothing")
-        return found
+    if name and "." not in name and ":" not in name:
+        check_model(name)
+        tags = timm.list_models(f"{name}.*", pretrained=True)
+        raise ValueError(
+            f"{name} is a model without its weights: "
+            + (f"give those of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
+            + ". metamix benchmark times it with random weights"
+        )
     if not request.data:
         trained = load_trained(file, model=name or request.model, pretrained=file is None)
         return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=request.dynamic)

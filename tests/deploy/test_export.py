@@ -25,6 +25,7 @@ from metamix.deploy.export import ParityError
 from metamix.deploy.exportable import Request
 from metamix.deploy.graphs import GraphError, as_graph_error, quiet
 from metamix.mixers import list_mixers
+from metamix.utils.tensor_files import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "openvino", "torch")
@@ -214,8 +215,12 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         (dict(precision="int8"), r"int8 is calibrated on images of the training split: say which, --data NAME"),
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (
-            dict(source="metaformer_raft_s12", data="digits"),
-            r"metaformer_raft_s12 has no trained weights to compare on",
+            dict(source="metaformer_raft_s12"),
+            r"metaformer_raft_s12 is a model without its weights: train it, and export the run folder. metamix benchm",
+        ),
+        (
+            dict(source="metaformer_raft_nano", data="digits"),
+            r"without its weights: give those of a tag, metaformer_raft_nano.cifar10, metaformer_raft_nano.digits",
         ),
         (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
         (dict(max_drop=0.5), r"max_drop is 0.5, but it limits int8 alone: leave it out, or give --precision int8"),
@@ -228,16 +233,20 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
         (dict(source="runs/none"), r"runs/none"),
         (dict(compiled=True), r"AOTInductor compiles torch.export alone, not onnx: leave --compile out"),
-        (
-            dict(source="mixer_s16_224", img_size=64),
-            r"MlpMixer does not take images of 3 x 64 x 64: Input height \(64\)",
-        ),
     ],
 )
 def test_refusals(options, words, tmp_path):
     given = dict(source="metaformer_identity_nano.digits", output=tmp_path / "out") | options
     with pytest.raises((ValueError, OSError), match=words):
         export(**given)
+
+
+def test_a_size_that_the_model_does_not_take(tmp_path):
+    about = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "num_classes": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
+    save_weights(tmp_path / "v.safetensors", vit.state_dict(), about)
+    with pytest.raises(ValueError, match=r"VisionTransformer does not take images of 3 x 64 x 64: Input height \(64\)"):
+        export(str(tmp_path / "v.safetensors"), output=tmp_path / "out", img_size=64)
 
 
 def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
