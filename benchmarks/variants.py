@@ -229,6 +229,9 @@ VARIANTS = {
     "nano-depths": Variant("depths 2/3/3: a block on 16 tokens, not on 64", "nano", model={"depths": (2, 3, 3)}),
     "nano-narrow": Variant("48 channels in the first stage, not 64", "nano", model={"dims": (48, 128, 192)}),
     "nano-ratios": Variant("MLP ratios 2, 4 and 6 by stage, not 4", "nano", model={"mlp_ratio": (2.0, 4.0, 6.0)}),
+    "nano-ratios-raft": Variant(  # whose MLPs have ratio 2
+        "MLP ratios 1, 2 and 3 by stage, not 2", "nano", model={"mlp_ratio": (1.0, 2.0, 3.0)}
+    ),
     "nano-gn": Variant(
         "GroupNorm(1) for BatchNorm in the blocks and before the head", "nano", model=norms("groupnorm1")
     ),
