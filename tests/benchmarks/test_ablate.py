@@ -120,13 +120,6 @@ def test_border_is_reflected():
     assert len(distance.argmin(1).unique()) > 32
 
 
-def test_mixing_stops_after_the_second_epoch():
-    for epoch, mixed in ((0, True), (1, True), (2, False)):
-        image, batch = augmented(variants.MixAtFirst, epoch, flip=0.0, mixup=1.0)
-        assert bool((batch["target"].amax(1) < 1).all()) is mixed, epoch
-        assert torch.allclose(batch["image"], image, atol=1e-3) is not mixed
-
-
 def test_recipe_has_the_options_of_the_variant():
     recipe = ablate.make_recipe(variants.resolve("muon"), "raft", seed=3, data_dir="somewhere")
     assert (recipe.engine.seed, recipe.engine.lr, recipe.options.holdout) == (3, 0.01, 0.1)

@@ -58,7 +58,7 @@ def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):
     assert lines[2] == "| `metaformer_nin_nano` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 1 |"
     assert [line.split("_")[1] for line in lines[2:5]] == ["nin", "pooling", "raft"]
     note = " ".join(lines[6:])
-    assert "Trained on 3 images and tested on 1: 9 epochs, images of 64x48 pixels." in note
+    assert "Trained on 3 images and tested on 1: 9 epochs, images of 48x64 pixels." in note
 
 
 def test_seeds_of_a_model_share_a_line(run):
