@@ -20,6 +20,7 @@ from metamix.data import (
 from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
 from metamix.data.options import train_command
+from metamix.data.sources import digest
 from metamix.models.metadata import ModelMetadata
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
@@ -57,10 +58,7 @@ class ClassificationData:
             classes=(trained and trained.classes) or (),
             train_required=trained is None,
         )
-        train, test = self.splits.train, self.splits.test
-        self.shares_images = train is not None and train.images is test.images
-        if self.shares_images:
-            self.notes.append(f"scored and not trained on: {plural(len(test), 'image')} (--test-share)")
+        self.shares_images = self._check_share(trained)
         self.classes = self._classes_of(trained) if trained else self.splits.classes
         images: Source = self.splits.train or self.splits.test
         self.in_chans = self.splits.in_chans
@@ -121,6 +119,32 @@ class ClassificationData:
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise images (n, C, H, W) uint8 to float32."""
         return normalize(images, self.mean, self.std)
+
+    def _check_share(self, trained: ModelMetadata | None) -> bool:
+        """Return whether the images to score are a share of a folder without a test split; note which they are.
+
+        Raises:
+            ValueError: the share does not fit the data, or the weights to evaluate were trained on the images to score.
+        """
+        options, train, test = self.options, self.splits.train, self.splits.test
+        shared = train is not None and train.images is test.images
+        if trained is None:
+            given = f"test_share is {options.test_share:g}"
+            if train is None:
+                raise ValueError(f"{given}, which leaves no image to train on: give a lower one")
+            if not shared and options.test_share != type(options).test_share:
+                raise ValueError(f"{given}, but the data have a test split: leave it out")
+        known = trained.extra.get("digest") if trained and options.data == "folder" else None
+        trained_on = known.get("train") if isinstance(known, dict) else None
+        same = trained_on is not None and trained_on == digest(test.images)
+        if trained and same and train is None:
+            share = trained.extra.get("test_share")
+            advice = f"give --test-share {share} to score the others" if share else "give others"
+            raise ValueError(f"{options.data_dir} holds the images that the weights were trained on: {advice}")
+        if shared:
+            which = "scored and not trained on" if same or not trained_on else "scored, and perhaps trained on"
+            self.notes.append(f"{which}: {plural(len(test), 'image')} (--test-share)")
+        return shared
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""

@@ -61,7 +61,7 @@ class Classification:
             ValueError: there is no model or tag of that name, or no weights are published for it.
         """
         if name.partition(".")[0] in image_model_names():
-            raise ValueError(f"{name} returns images and classifies none: add --task restoration")
+            raise ValueError(f"{name} is a restoration model, not a classifier: add --task restoration")
         check_model(name, pretrained)
 
     @classmethod

@@ -34,7 +34,15 @@ from metamix.utils.text import exit_with_message, plural, readable
 from .tasks import TASKS, eval_options, find_task
 
 RESULT = "result.json"  # in the output folder
-SCORED = ("model", "checkpoint", "data", "test_split", "split", "img_size")  # entries that say what was scored
+SCORED = (
+    "model",
+    "checkpoint",
+    "data",
+    "test_split",
+    "split",
+    "samples",
+    "img_size",
+)  # entries that say what was scored
 
 
 @dataclass

@@ -140,10 +140,22 @@ def open_data(
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
-    """Divide the images with these labels (N,): return the indices of those to score and of those to train on."""
+    """Divide the images with these labels (N,): return the indices of those to score and of those to train on.
+
+    Each class keeps an image to train on, unless all images are scored.
+
+    Raises:
+        ValueError: no image is left to score.
+    """
     total = len(labels)
-    count = total if test_share == 1 else min(max(1, round(test_share * total)), total - 1)
-    tested = stratified_choice(labels, count, seed=0)
+    if test_share == 1:
+        return torch.arange(total), torch.arange(0)
+    tested = stratified_choice(labels, min(max(1, round(test_share * total)), total - 1), seed=0)
+    for label in labels[tested].unique():
+        if tested[labels == label].all():
+            tested[(labels == label).nonzero()[0]] = False
+    if not tested.any():
+        raise ValueError(f"test_share {test_share} of {total} images leaves none to score: give a larger share")
     return tested.nonzero()[:, 0], (~tested).nonzero()[:, 0]
 
 

@@ -161,7 +161,7 @@ def open_classifier(request: Request) -> ExportableClassifier:
         check_model(name)
         tags = timm.list_models(f"{name}.*", pretrained=True)
         raise ValueError(
-            f"{name} is a model without its weights: "
+            f"{name} names a model but no weights: "
             + (f"give those of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
             + ". metamix benchmark times it with random weights"
         )

@@ -5,6 +5,7 @@ model, with timm's configurations, weights and `features_only`, and `timm.list_m
 """
 
 import inspect
+import os
 import sys
 import warnings
 from collections import deque
@@ -188,12 +189,12 @@ def check_model(name: str, pretrained: bool = False) -> None:
     """
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
         return
-    if (Path(name) / ARTIFACT).is_file():
-        raise ValueError(
-            f"{name} is an exported model: metamix export --data scores a model as it writes it, and metamix predict "
-            f"--model {name} runs it"
-        )
     if not timm.is_model(name):
+        if os.path.isfile(os.path.join(name, ARTIFACT)):
+            raise ValueError(
+                f"{name} is an exported model: metamix export --data scores a model as it writes it, and metamix "
+                f"predict --model {name} runs it"
+            )
         raise ValueError(
             f"There is no model {name!r}{nearest(name, timm.list_models())} After `import metamix`, "
             f"`timm.list_models()` lists all."

@@ -105,10 +105,14 @@ def find_weights(checkpoint: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
+        ValueError: it is a file of an exported model.
     """
     path = Path(checkpoint)
-    if path.is_file() and path.with_name(ARTIFACT).is_file():
-        raise ValueError(f"{path} is a file of an exported model: give its folder, --model {path.parent}")
+    if path.suffix in (".onnx", ".xml", ".bin", ".pt2") and path.with_name(ARTIFACT).is_file():
+        raise ValueError(
+            f"{path} is a file of an exported model: metamix predict --model {path.parent} runs it. To train or eval, "
+            f"give the weights that it was exported from"
+        )
     if path.exists():
         return path
     shipped = {f"{name}.{tag}": cfg["file"] for name, tags in local_weights().items() for tag, cfg in tags.items()}

@@ -236,7 +236,7 @@ def parse(
                 raise ValueError(f"{source} both say how long the run is; give one")
         if "epochs" in flags:
             configured.pop("iterations", None)
-        if "ema" in flags:  # a saved recipe names the weights that were scored with or without an average
+        if flags.get("ema", configured.get("ema")) != configured.get("ema"):  # a saved recipe names what it scored
             configured.pop("score", None)
         values = {**defaults, **configured, **flags}
         engine_options, task_options = (

@@ -59,6 +59,7 @@ class Run:
         self.state: str | None = None  # last word written to state.txt
         self.bar: tqdm | None = None
         self.events: Any = None
+        self._writer: Any = None  # makes `events` once there is an epoch to show
         self._shown = 0  # epochs in TensorBoard
         self.terminal = sys.stderr.isatty()
         self._lock: IO[str] | None = None
@@ -68,12 +69,10 @@ class Run:
         self._warnings = _WarningHandler(self)
         if not main or folder is None:
             return
-        writer = _tensorboard_writer() if tensorboard else None
+        self._writer = _tensorboard_writer() if tensorboard else None
         make_output_folder(folder)
         self._lock = _lock(folder)
         PACKAGE.addHandler(self._warnings)
-        if writer is not None:
-            self.events = writer(str(folder), purge_step=0)  # `record` writes the epochs of a resumed run again
 
     def say(self, text: str) -> None:
         """Write one line to the terminal and to log.txt."""
@@ -173,7 +172,9 @@ class Run:
             self._drawn_at = time.monotonic()
             draw_curves(self.folder / "curves.png", history)
             self._drawing_seconds = time.monotonic() - self._drawn_at
-        if self.events is not None:
+        if self._writer is not None:
+            # `purge_step` hides the epochs from before a resume, which are written again.
+            self.events = self.events or self._writer(str(self.folder), purge_step=0)
             for row in history[self._shown :]:
                 for name, value in row.items():
                     self.events.add_scalar("/".join(filter(None, split_column(name))), value, row["step"])

@@ -16,13 +16,14 @@ from .text import readable
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` once the block ends without an error and the data are on the disk.
 
-    A device or a pipe, such as /dev/stdout, is written to and never replaced. Of a link, the target is replaced.
+    A device or a pipe, such as /dev/stdout, is written to and never replaced. If `path` is a link, its target
+    is replaced and the link stays.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
     """
     path = Path(path)
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(target.name + ".tmp")
     try:
         if path.exists() and (not path.is_file() or path.parent == Path("/dev")):  # /dev/stdout may be a link to a file

@@ -163,10 +163,23 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     with pytest.raises(SystemExit, match="test_share is 0.5, but .* was trained with test_share 0.3, so it has seen"):
         evaluate("--checkpoint", run, *data, "--test-share", 0.5)
     (tmp_path / "set").rename(tmp_path / "other")
-    evaluate("--checkpoint", run, *data[:-1], tmp_path / "other", "--output", tmp_path / "all")
-    assert "other, test (20 images of 32 pixels)" in capsys.readouterr().out
+    other = [*data[:-1], tmp_path / "other"]
+    with pytest.raises(
+        SystemExit, match="other holds the images that the weights were trained on: give --test-share 0.3"
+    ):
+        evaluate("--checkpoint", run, *other, "--output", tmp_path / "all")
+    evaluate("--checkpoint", run, *other, "--test-share", 0.3, "--output", tmp_path / "all")
+    assert "scored and not trained on: 6 images" in capsys.readouterr().out
+    Image.new("RGB", (32, 32)).save(tmp_path / "other" / "dark" / "new.png")
+    evaluate("--checkpoint", run, *other, "--test-share", 0.3, "--output", tmp_path / "all")
+    assert "scored, and perhaps trained on: 6 images" in capsys.readouterr().out
+    evaluate("--checkpoint", run, *other, "--output", tmp_path / "all")
+    said = capsys.readouterr().out
+    assert "other, test (21 images of 32 pixels)" in said and "result of" in said and "is replaced" in said
     with pytest.raises(SystemExit, match="test_share is 1, which leaves no image to train on: give a lower one"):
-        train(*data, "--test-share", 1, "--output", tmp_path / "none")
+        train(*other, "--test-share", 1, "--output", tmp_path / "none")
+    with pytest.raises(SystemExit, match="test_share is 0.3, but the data have a test split: leave it out"):
+        train("--data", "digits", "--test-share", 0.3, "--output", tmp_path / "none")
 
 
 @pytest.mark.parametrize("split", ["test", "val"])

@@ -287,6 +287,9 @@ def test_tensorboard(tmp_path):
     assert [event.step for event in loss] == [5, 10]
     assert loss[1].value == pytest.approx(float(metrics(tmp_path)[1]["train_loss"]), rel=1e-5)
 
+    with pytest.raises(SystemExit, match="cannot be continued"):
+        train(*QUICK, "--seed", 1, "--tensorboard", "--output", tmp_path)
+    assert len(reader.EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")) == 2
     train(*QUICK, "--epochs", 3, "--tensorboard", "--output", tmp_path)
     events = reader.EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [5, 10, 15]
@@ -303,7 +306,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     "words, said",
     [
         (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
-        (["--model", "maxim_nano"], "maxim_nano returns images and classifies none: add --task restoration"),
+        (["--model", "maxim_nano"], "maxim_nano is a restoration model, not a classifier: add --task restoration"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained, since the weight file st"),
         (

@@ -140,8 +140,27 @@ def test_a_share_of_a_folder_without_a_test_split_is_scored(folder, tmp_path, in
     assert everything.train is None and len(everything.test) == 30
     with pytest.raises(FileNotFoundError, match="expected train/ and val/"):
         open_data("folder", root=place, test_on="val")
-    with pytest.raises(FileNotFoundError, match="expected train/ and val/"):  # a folder of data sets has no classes
-        open_data("folder", root=place.parent)
+
+
+@pytest.mark.parametrize(
+    "folders", [("flowers/rose", "birds/jay"), ("train2017", "val2017"), ("train/cat", "train/dog", "Val/cat")]
+)
+def test_folders_of_data_sets_and_splits_of_other_names_are_no_classes(tmp_path, image, folders):
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+        image().save(tmp_path / name / "0.png")
+    with pytest.raises(FileNotFoundError, match="expected train/ and val/"):
+        open_data("folder", root=tmp_path)
+
+
+def test_each_class_keeps_an_image_to_train_on(folder):
+    root = folder(train=2) / "train"
+    splits = open_data("folder", root=root, test_share=0.9)
+    assert splits.train.labels.tolist() == [0, 1, 2] and len(splits.test) == 3
+    for label in root.iterdir():
+        (label / "1.png").unlink()
+    with pytest.raises(ValueError, match="test_share 0.5 of 3 images leaves none to score: give a larger share"):
+        open_data("folder", root=root, test_share=0.5)
 
 
 def test_folder_without_classes(folder, image):

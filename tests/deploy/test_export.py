@@ -216,11 +216,11 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         (dict(source="metaformer_rafft_s12"), r"did you mean 'metaformer_raft_s12'"),
         (
             dict(source="metaformer_raft_s12"),
-            r"metaformer_raft_s12 is a model without its weights: train it, and export the run folder. metamix benchm",
+            r"metaformer_raft_s12 names a model but no weights: train it, and export the run folder. metamix bench",
         ),
         (
             dict(source="metaformer_raft_nano", data="digits"),
-            r"without its weights: give those of a tag, metaformer_raft_nano.cifar10, metaformer_raft_nano.digits",
+            r"names a model but no weights: give those of a tag, metaformer_raft_nano.cifar10, metaformer_raft",
         ),
         (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
         (dict(max_drop=0.5), r"max_drop is 0.5, but it limits int8 alone: leave it out, or give --precision int8"),

@@ -60,7 +60,7 @@ def open_folder(
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
     found = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
     tests = [split for split in found if split != "train"]
-    if not tests and not test_on and ("train" in found or _holds_classes(root)):
+    if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
         place = found.get("train", root)
         images = open_split(place)
         images.split = "test"
@@ -84,10 +84,22 @@ def open_folder(
     return train, test
 
 
+def _holds_train_alone(root: Path) -> bool:
+    """Return whether there is train/ or train.tar, and nothing beside it that may be a test split of another name."""
+    names = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
+    return [name for name in names if not name.startswith(".")] in (["train"], ["train.tar"])
+
+
 def _holds_classes(root: Path) -> bool:
-    """Return whether a folder holds folders, each with an image right in it; a folder of data sets does not."""
+    """Return whether a folder holds class folders: with images right in them, and not named like a split.
+
+    A folder of data sets has images further down. An empty folder is left to `FolderImages`, which names it.
+    """
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return bool(folders) and all(any(is_image(file.name) for file in folder.iterdir()) for folder in folders)
+    flat = [any(is_image(file.name) for file in folder.iterdir()) for folder in folders]
+    deep = [any(file.is_dir() for file in folder.iterdir()) for folder in folders]
+    named = any(folder.name.lower().startswith(("train", *TEST_SPLITS)) for folder in folders)
+    return any(flat) and all(f or not d for f, d in zip(flat, deep)) and not named
 
 
 def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
