@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,15 +35,7 @@ from metamix.utils.text import exit_with_message, plural, readable
 from .tasks import TASKS, eval_options, find_task
 
 RESULT = "result.json"  # in the output folder
-SCORED = (
-    "model",
-    "checkpoint",
-    "data",
-    "test_split",
-    "split",
-    "samples",
-    "img_size",
-)  # entries that say what was scored
+SCORED = ("model", "checkpoint", "data", "test_split", "split", "samples", "img_size")  # entries on what was scored
 
 
 @dataclass
@@ -164,12 +157,10 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the folder holds files with the names of a result, and no `metamix eval` wrote them.
     """
-    try:
+    with suppress(OSError, ValueError, TypeError):  # there is none, or it is not ours
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if "checkpoint" in result:
             return result
-    except (OSError, ValueError, TypeError):
-        pass
     names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
     if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):
         raise ValueError(
