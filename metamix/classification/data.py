@@ -121,7 +121,7 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Return whether the images to score are a share of a folder without a test split; note which they are.
+        """Check the share of images to score; return whether it is taken from a folder without a test split.
 
         Raises:
             ValueError: the share does not fit the data, or the weights to evaluate were trained on the images to score.

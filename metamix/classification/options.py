@@ -78,7 +78,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
 
     loss: Literal["ce", "bce"] = _loss("ce", "cross-entropy, or binary cross-entropy for each class")
     class_weights: Literal["none", "balanced"] = _loss(
-        "none", "weights of the classes in the loss; balanced: inverse to their numbers of images"
+        "none", "weights of the classes in the loss; balanced: inverse to their counts of images"
     )
     smoothing: float = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")

@@ -86,7 +86,7 @@ class DataOptions(SourceOptions):
     mixup: float = _augment(0.0, "alpha of mixup; 0: none")
     cutmix: float = _augment(0.0, "alpha of cutmix; 0: none; with both, each batch takes one of them at random")
     mix_prob: float = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
-    mix_off_epoch: int = _augment(0, "mix in this many epochs, then no more; 0: in all", needs="mixup or cutmix")
+    mix_off_epoch: int = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
 
     def __post_init__(self) -> None:
         super().__post_init__()

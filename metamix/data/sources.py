@@ -140,7 +140,7 @@ def open_data(
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
-    """Divide the images with these labels (N,): return the indices of those to score and of those to train on.
+    """Choose the images to score from the labels (N,); return their indices and those of the images to train on.
 
     Each class keeps an image to train on, unless all images are scored.
 
@@ -160,7 +160,7 @@ def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
 
 
 def _choose_holdout(labels: Tensor, share: float) -> Tensor:
-    """Return (N,) bool, true for the samples that are held out of those with these labels (N,)."""
+    """Choose the samples to hold out from the labels (N,); return (N,) bool, true for those held out."""
     total = len(labels)
     count = round(share * total)
     if share and not 0 < count < total:

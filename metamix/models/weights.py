@@ -179,7 +179,7 @@ def adapt_tensors(state: Mapping[str, Tensor], model: MetaFormer) -> dict[str, T
 
 
 def translate(state: Mapping[str, Tensor], model: MetaFormer) -> tuple[dict[str, Tensor], set[str], Format]:
-    """Give tensors our names, and spatial weights the sizes of the model.
+    """Rename tensors to our names, and resample spatial weights to the sizes of the model.
 
     Returns:
         The tensors, the names of those in the file that the model does not have, and the file's format.

@@ -51,7 +51,7 @@ class EngineOptions:
     eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: int = _schedule(10, "passes over the training split, including warm-up")
-    iterations: int = _schedule(0, "training steps, rounded to whole epochs, at least one; 0: --epochs counts")
+    iterations: int = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
     batch_size: int = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
     micro_batch: int = _schedule(
         0, "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once"

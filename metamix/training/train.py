@@ -136,8 +136,8 @@ def _describe(engine: Engine, run: Run) -> None:
         run.say(f"         {note}")
     if options.iterations and options.iterations != engine.total_steps:
         run.say(
-            f"note: {plural(options.iterations, 'iteration')} are rounded to {plural(options.epochs, 'whole epoch')}, "
-            f"{plural(engine.total_steps, 'step')}"
+            f"note: {plural(options.iterations, 'iteration')} {'is' if options.iterations == 1 else 'are'} rounded to "
+            f"{plural(options.epochs, 'whole epoch')}, {plural(engine.total_steps, 'step')}"
         )
     if options.warmup_epochs == options.epochs:
         run.say("note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs")

@@ -56,7 +56,7 @@ def plural(count: int, noun: str) -> str:
 
 @contextmanager
 def exit_with_message(*errors: type[Exception]) -> Iterator[None]:
-    """Exit with the message of these errors instead of a traceback, but not where the reader of a pipe is gone."""
+    """Exit with the message of these errors instead of a traceback. A broken pipe is raised as it is."""
     try:
         yield
     except BrokenPipeError:

@@ -85,7 +85,7 @@ def open_folder(
 
 
 def _holds_train_alone(root: Path) -> bool:
-    """Return whether there is train/ or train.tar, and nothing beside it that may be a test split of another name."""
+    """Return whether train/ or train.tar is the only folder or archive; another one may be a misnamed test split."""
     names = [path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar"]
     return [name for name in names if not name.startswith(".")] in (["train"], ["train.tar"])
 
