@@ -124,24 +124,20 @@ def sizes_table(tag: str) -> str:
 
 
 def pairs_table(tag: str) -> str:
-    """Make the table of accuracy from six views, and of McNemar's test against identity and pooling."""
+    """Make the table of accuracy from one view and from six, and of McNemar's test against identity and pooling."""
     found = json.loads(paired.FILE.read_text())[tag]
     others = [mixer for mixer in ("identity", "pooling") if mixer in found["top1"]]
     rows = [
         [
             f"`{mixer}`",
+            f"{top1['one_view']:.2f}",
             f"{top1['six_views']:.2f}",
             *("" if mixer == other else against(mixer, other, found["pairs"]) for other in others),
         ]
         for mixer, top1 in found["top1"].items()
     ]
-    note = (
-        f"On the {found['images']:,} test images, from one view. `a : b, p`: this mixer alone classifies a of them "
-        f"correctly, the other alone b; p is that of McNemar's exact test. Six views: the image, the image shifted by "
-        f"a pixel up and left, the image shifted by a pixel down and right, and the mirror images of these three."
-    )
-    header = ["mixer", "six views, %", *(f"against `{other}`" for other in others)]
-    return f"{table(header, rows)}\n\n{wrap(note)}"
+    header = ["mixer", "one view, %", "six views, %", *(f"against `{other}`" for other in others)]
+    return table(header, rows)
 
 
 def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:

@@ -121,5 +121,5 @@ def test_pairs_name_this_mixer_first(tmp_path, monkeypatch):
     pairs.append({"first": "raft", "second": "pooling", "only_first": 60, "only_second": 10, "p": 0.001})
     paired.FILE.write_text(json.dumps({"digits": found}))
     text = comparison.pairs_table("digits")
-    assert "| `raft` | 88.00 | 90 : 20, p 1e-09 | 60 : 10, p 0.001 |" in text
-    assert "| `identity` | 81.00 |  | 30 : 50, p 0.03 |" in text and "On the 1,000 test images" in text
+    assert "| `raft` | 87.00 | 88.00 | 90 : 20, p 1e-09 | 60 : 10, p 0.001 |" in text
+    assert "| `identity` | 80.00 | 81.00 |  | 30 : 50, p 0.03 |" in text
