@@ -8,7 +8,7 @@
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
     metamix.load_classifier("RUN_OR_FILE")                          a trained model, its transform and its classes
 
-    metamix.list_image_models()                                     models that return images
+    metamix.list_image_models()                                     image restoration models
     metamix.create_image_model("maxim_s3.sidd", pretrained=True)    one of them
 
     metamix.list_mixers()                                           names of all mixers
@@ -46,7 +46,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import tasks and deployment on first use, so that `import metamix` imports models alone."""
+    """Import tasks and deployment on first use, so that `import metamix` imports only models."""
     if name == "load_classifier":
         from .classification.load import load_classifier
 

@@ -49,7 +49,7 @@ def compare(bench: Bench, name: str, mode: str, precision: str, seconds: float, 
     """Time a model and its authors' in turns.
 
     Returns:
-        A result row. `ratio` is the authors' time over ours; it is missing where their code fails.
+        A result row. `ratio` is the authors' time over ours; it is missing if their code fails.
     """
     model = MODELS[name]
     pair = [(each, model.batch, model.size) for each in (name, model.authors)]

@@ -34,8 +34,8 @@ def speed_table(batch: int) -> str:
         return NOT_MEASURED
     base = dict.fromkeys(f"{ms:.0f}" for ms in sorted(row["reference_ms"] for row in rows))
     note = (
-        f"Milliseconds for {images(rows)}, and times as fast as timm's `{rows[0]['reference']}` in eager fp32, "
-        f"{' to '.join([*base][:: max(len(base) - 1, 1)])} ms: {where(found)}."
+        f"Each cell has the milliseconds for {images(rows)} and the speed relative to timm's "
+        f"`{rows[0]['reference']}` in eager fp32 ({' to '.join([*base][:: max(len(base) - 1, 1)])} ms): {where(found)}."
     )
     return f"{wrap(note)}\n\n{cells_table(rows, 's12 with')}"
 
@@ -46,7 +46,10 @@ def nanos_table(batch: int = 1) -> str:
     rows = [row for row in found.get("rows", []) if not row["model"].endswith("_s12") and row["batch"] == batch]
     if not rows:
         return NOT_MEASURED
-    note = f"Milliseconds for {images(rows)}, and times as fast as `identity` in eager fp32: {where(found)}."
+    note = (
+        f"Each cell has the milliseconds for {images(rows)} and the speed relative to `identity` in eager fp32: "
+        f"{where(found)}."
+    )
     return f"{wrap(note)}\n\n{cells_table(rows, 'nano with')}"
 
 
@@ -80,8 +83,8 @@ def accuracy_table() -> str:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"Points of test accuracy that the `{tag}` weights lose, the size of the int8 files and their share of that of "
-        f"fp32, and the layers that are not quantized in ONNX and OpenVINO, with `--max-drop {limit:g}`."
+        f"Loses: points of test accuracy that the `{tag}` weights lose. Files: their size in int8, and its share of "
+        f"that in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
@@ -128,7 +131,7 @@ def picture() -> str:
 
 
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
-    """Return {engine and precision: {mixer: (ms, test accuracy)}} where both are measured, by rising accuracy.
+    """Return {engine and precision: {mixer: (ms, test accuracy)}} if both are measured, by rising accuracy.
 
     Accuracy is that on the machine of the speed where it was measured there, else that on another.
     """

@@ -46,7 +46,7 @@ def papers() -> str:
 
 
 def image_models() -> str:
-    """Make the table of the models that return images."""
+    """Make the table of the image restoration models."""
     rows = []
     for model in list_image_models():
         scores = [f" {w.psnr:.2f} dB on {w.test_data}" if w.psnr is not None else "" for w in model.weights]

@@ -105,7 +105,7 @@ class ClassificationData:
         )
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
-        """Make the loaders of "test" and, where there is one, "holdout"."""
+        """Make the loaders of "test" and, if there is one, "holdout"."""
         return {
             split: eval_loader(source, self.options, batch_size=batch_size, rank=rank, world_size=world_size)
             for split, source in self.splits.sources().items()

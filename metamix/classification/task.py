@@ -68,7 +68,7 @@ class Classification:
     def trained(cls, options: ClassificationEvalOptions) -> tuple[Classification, nn.Module, dict[str, Any]]:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
-        The model is built as it was trained. Statistics, image size and holdout are those of training where `options`
+        The model is built as it was trained. Statistics, image size and holdout are those of training if `options`
         do not give them.
 
         Raises:

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table and write the JSON. Exits with a message where something does not fit."""
+    """Print the table and write the JSON. Exits with a message if the input is invalid."""
     from metamix.deploy.benchmark import ENGINES, PRECISIONS, benchmark, table
 
     options = make_parser(tuple(ENGINES), PRECISIONS).parse_args(argv)

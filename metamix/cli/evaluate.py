@@ -56,7 +56,7 @@ class EvalOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score what the command line names. Exits with a message where something does not fit."""
+    """Score what the command line names. Exits with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
         {name: partial(eval_options, name) for name in TASKS},

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export a model. Exits with a message where something does not fit or a limit is missed."""
+    """Export a model. Exits with a message if the input is invalid or a limit is missed."""
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
         import_modules(options.imports)
@@ -60,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="fp32", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--img-size", type=size, metavar="N or H,W", help="images in pixels (default: as in training)")
-    parser.add_argument("--dynamic", action="store_true", help="let height and width vary; the batch always may")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="accept any height and width; any batch size is always accepted"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="torch: also compile the graph for this CPU, which takes minutes"
     )

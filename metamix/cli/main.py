@@ -1,4 +1,4 @@
-"""Run the command `metamix`: find the subcommand and pass it the other words."""
+"""Run the command `metamix`: find the subcommand and pass it the other arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand that the first word names. Exits with 2 where there is no such command."""
+    """Run the subcommand that the first argument names. Exits with 2 if there is no such command."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)

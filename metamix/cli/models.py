@@ -13,7 +13,7 @@ from metamix.utils.user_modules import add_imports, import_modules
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the models whose names match. Exits with a message where none does."""
+    """Print the models whose names match. Exits with a message if none does."""
     parser = argparse.ArgumentParser(
         prog="metamix models", description="List models with their sizes and weights.", allow_abbrev=False
     )
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
     """Return a line for each model and, indented below it, a line for each of its weights.
 
-    Models that return images come last, below a header of their own.
+    Image restoration models come last, below a header of their own.
     """
     width = max([len(model.name) for model in models], default=0)
     lines: list[str] = []

@@ -31,7 +31,7 @@ format. For all options: metamix predict --task NAME --help, with the name of on
 
 
 def main(argv: Sequence[str]) -> None:
-    """Pass the command line to the task that trained the checkpoint. Exits with 1 where an image cannot be read."""
+    """Pass the command line to the task that trained the checkpoint. Exits with 1 if an image cannot be read."""
     with exit_with_message(ValueError, OSError):
         task, words = take_task(argv)
         checkpoint, model = _weights(words)
@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
                 )
             if checkpoint is None:
                 if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
-                    raise ValueError(f"{hidden.pop()} comes after --, where every word is an image: put it before --")
+                    raise ValueError(
+                        f"{hidden.pop()} comes after --, so it would be read as an image: put it before --"
+                    )
                 print(DESCRIPTION)
                 if {"-h", "--help"} & set(words):
                     raise SystemExit(0)

@@ -49,7 +49,7 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Take `--task NAME` and `--import MODULE` out of a command line, and import the modules.
 
     Returns:
-        The task's name, None where it is not given, and the other words.
+        The task's name, None if it is not given, and the other arguments.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")

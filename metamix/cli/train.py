@@ -31,7 +31,7 @@ from .tasks import TASKS, find_task, train_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what the command line asks for. Exits with a message where something does not fit."""
+    """Train what the command line asks for. Exits with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
         {name: partial(train_options, name) for name in TASKS},

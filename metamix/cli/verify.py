@@ -18,7 +18,7 @@ Every problem is printed. The exit code is 1 if there is one. For all options: m
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check a data set. Exits with 1 where something is wrong with it."""
+    """Check a data set. Exits with 1 if something is wrong with it."""
     with exit_with_message(ValueError):
         task, words = take_task(argv)
         if task is None and (not words or {"-h", "--help"} & set(words)):

@@ -52,7 +52,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
 
 
 def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], str]) -> dict[Path, Path]:
-    """Give image paths another extension; where two would become one, append it instead: a.jpg.png and a.png.png.
+    """Give image paths another extension; if two would become one, append it instead: a.jpg.png and a.png.png.
 
     Args:
         names: relative paths of images, as `paths_inside` returns them.
@@ -68,7 +68,7 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 
     Args:
         outputs: for each image, the file that it is written to.
-        marker: file that each run writes first. Where it is missing, existing files belong to the user.
+        marker: file that each run writes first. If it is missing, existing files belong to the user.
 
     Raises:
         ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
@@ -139,7 +139,7 @@ Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path withou
 
 
 class Unmatched(ValueError):
-    """Files have no partner.
+    """Raised if files have no partner.
 
     Attributes:
         problems: a sentence on each of them.

@@ -66,7 +66,7 @@ class Splits:
 
     @cached_property
     def digest(self) -> dict[str, str]:
-        """Digests of the training split (with its holdout) and the test split, see the function `digest`."""
+        """Return digests of the training split (with its holdout) and of the test split, see the function `digest`."""
         return {name: digest(source.images) for name, source in self.sources().items() if name != "holdout"}
 
 
@@ -208,7 +208,7 @@ class Source:
         images: the split.
         indices: (n,) int64, images of the split.
         in_memory: whether loaders hold the split in memory.
-        size: side of the images in pixels where all are squares of one size, else None.
+        size: side of the images in pixels if all are squares of one size, else None.
     """
 
     def __init__(self, images: ImageSplit, indices: Tensor, in_memory: bool, size: int | None):

@@ -4,7 +4,7 @@ export.json                 what the model is and how to feed it, see `Artifact`
 report.json                 how it compares with the model that it was made from
 model.onnx                  ONNX
 model.xml, model.bin        OpenVINO IR
-model.pt2                   torch.export; beside it, model.compiled.pt2, where AOTInductor compiled it for this CPU
+model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTInductor compiled it for this CPU
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class Artifact:
 
     @property
     def file(self) -> str:
-        """Name of the main file."""
+        """Return the name of the main file."""
         return FORMATS[self.format]
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of the input; None where they may vary."""
+        """Return (height, width) of the input; None if they may vary."""
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
 
     @property
     def task(self) -> str:
-        """The task that trained the model; classification where the weights do not say."""
+        """Return the task that trained the model; classification if the weights do not say."""
         return self.model.task or "classification"
 
     def save(self, folder: Path) -> None:

@@ -3,7 +3,7 @@
     images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
 
 K candidates are the best of each pyramid level, as torchvision takes them. The graph takes images that are normalised,
-resized and padded with zeros: to H x W, or, where it is dynamic, to multiples of the detector's coarsest stride. A
+resized and padded with zeros: to H x W, or, if it is dynamic, to multiples of the detector's coarsest stride. A
 dynamic program of torch.export takes no map of a single pixel, so its images are padded to two pixels at least of the
 coarsest map. `ExportedDetector` prepares images and suppresses boxes.
 """
@@ -39,7 +39,7 @@ class DetectorGraph(nn.Module):
 
     Args:
         model: RetinaNet or FCOS, in evaluation mode.
-        dynamic: whether images of any size are given. K is then the same for all sizes: where a level has fewer
+        dynamic: whether images of any size are given. K is then the same for all sizes: if a level has fewer
             candidates, others with the score -1 follow.
     """
 
@@ -179,7 +179,7 @@ class ExportableDetector:
 
 
 def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
-    """Return the candidates of one image with the highest scores; all where `count` is None."""
+    """Return the candidates of one image with the highest scores; all if `count` is None."""
     boxes, scores, labels = (output[0] for output in outputs)
     best = scores.argsort(descending=True)[:count]
     return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
@@ -203,7 +203,7 @@ def open_detector(request: Request) -> ExportableDetector:
         trained = load_detector(request.source)
         model, entries = trained.model, trained.metadata
     if not isinstance(model, (RetinaNet, FCOS)):
-        raise ValueError(f"{request.source} is a {type(model).__name__}: exported are RetinaNet and FCOS")
+        raise ValueError(f"{request.source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported")
     metadata = ModelMetadata.from_dict(entries, request.source)
     step = model.backbone.size_divisible
     size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), (step, step))

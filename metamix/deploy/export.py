@@ -190,7 +190,7 @@ def open_model(request: Request) -> Exportable:
         FileNotFoundError: there is no such file.
     """
     if request.task not in OPENERS:
-        raise ValueError(f"{request.source} is a model of the task {request.task}; exported are {', '.join(OPENERS)}.")
+        raise ValueError(f"{request.source} is a model of {request.task}; export takes models of {', '.join(OPENERS)}.")
     module, name = OPENERS[request.task]
     return getattr(import_module(f"{__package__}.{module}"), name)(request)
 
@@ -271,7 +271,7 @@ def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -
         exportable: gives the images and the score.
         file: in fp32.
         max_drop: see `export`.
-        count: images to calibrate on, fewer where the training split is small.
+        count: images to calibrate on, fewer if the training split is small.
     """
     count = exportable.calibration_count(count)
 

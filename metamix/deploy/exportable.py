@@ -46,7 +46,7 @@ class Request:
 
     @cached_property
     def task(self) -> str:
-        """Task of the model; kept, since it may have to be read from the weights."""
+        """Return the task of the model; kept, since it may have to be read from the weights."""
         return task_of(self.source, self.model)
 
 
@@ -90,7 +90,7 @@ class Exportable(Protocol):
 
 
 class Quantizable(Exportable, Protocol):
-    """A model, with a data set, that int8 can be made of."""
+    """A model that can be quantized to int8, with its calibration data."""
 
     def calibration_count(self, count: int) -> int:
         """Return how many images of `count` to calibrate on, so that enough are left for `held_out_score`.
@@ -120,7 +120,7 @@ def task_of(source: str, model: str | None = None) -> str:
 def task_of_weights(path: Path, model: str | None = None) -> str:
     """Return the task that trained a weight file or a run.
 
-    Where it does not say, the task is restoration for a file of MAXIM's authors (.npz) and for an image model, else
+    If it does not say, the task is restoration for a file of MAXIM's authors (.npz) and for an image model, else
     classification.
     """
     if path.suffix == ".npz":

@@ -180,7 +180,7 @@ LAST_LAYERS = {Maxim: "fc2", MinAttn: "proj", Nin: "value"}  # nin: the gate is 
 
 
 def last_layer(block: Block) -> Any:
-    """Return the layer whose scaled output channels scale those of the block's mixer; None if there is none."""
+    """Return the last layer of the block's mixer, into which LayerScale can be folded; None if there is none."""
     mixer, kind = block.mixer, type(block.mixer)
     if kind in LAST_LAYERS:
         return getattr(mixer, LAST_LAYERS[kind])

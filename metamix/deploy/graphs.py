@@ -1,6 +1,6 @@
 """Write a model as a graph: torch.export, ONNX, OpenVINO IR.
 
-The batch may always vary, height and width where `dynamic`. The input is called `images`.
+The batch may always vary, height and width if `dynamic`. The input is called `images`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
 
 
 def input_shape(program: ExportedProgram) -> Sequence[Any]:
-    """Return the shape of a program's images: an int, or a symbol where a side may vary."""
+    """Return the shape of a program's images: an int, or a symbol if a side may vary."""
     name = program.graph_signature.user_inputs[0]
     return next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
 

@@ -36,8 +36,8 @@ class ChannelNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Normalise the groups of (B, C, H, W), with weights of shape (1, C, 1, 1).
 
-    Why: OpenVINO 2026.4 gives the weights of a group norm the shape (C, 1, 1). Where int8 separates them from the
-    norm, operands of unequal rank keep the sums around it from the layout of the convolutions, and maps are reordered.
+    Why: OpenVINO 2026.4 gives the weights of a group norm the shape (C, 1, 1). If int8 separates them from the
+    norm, their lower rank forces another memory layout than that of the convolutions, and OpenVINO reorders maps.
 
     Args:
         norm: whose parameters to use.

@@ -36,7 +36,7 @@ class PadAndCrop(nn.Module):
 
 
 def pad_for_graph(model: Model, extra: dict[str, Any], size: Size | None) -> PadAndCrop:
-    """Let a graph take images that are no larger than it.
+    """Make a graph pad images that are smaller than its input.
 
     Args:
         model: the graph.

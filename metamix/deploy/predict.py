@@ -66,7 +66,7 @@ def label_images(argv: Sequence[str]) -> int:
 
 
 def restore_images(argv: Sequence[str]) -> int:
-    """Restore images with an exported image model, in tiles where its graph is of a fixed size."""
+    """Restore images with an exported image model, in tiles if its graph is of a fixed size."""
     from metamix.restoration.inference import Restorer
     from metamix.restoration.predict import name_outputs, restore_all
 
@@ -83,7 +83,7 @@ def restore_images(argv: Sequence[str]) -> int:
 
 
 def label_pixels(argv: Sequence[str]) -> int:
-    """Label the pixels of images with an exported segmenter, in tiles where its graph is of a fixed size."""
+    """Label the pixels of images with an exported segmenter, in tiles if its graph is of a fixed size."""
     from metamix.segmentation.inference import Predictor
     from metamix.segmentation.load import SegmenterSpec
     from metamix.segmentation.predict import name_outputs, predict_all

@@ -64,7 +64,7 @@ class Quantizer(Protocol):
 
     Attributes:
         layers: names of its convolutions and matrix products.
-        input_shape: (n, C, H, W); None where any length is accepted.
+        input_shape: (n, C, H, W); None if any length is accepted.
     """
 
     layers: list[str]

@@ -46,12 +46,12 @@ class Difference:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the expected outputs."""
+        """Return the standard deviation of the expected outputs."""
         count, total, squares, _ = self._sums
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
     def result(self, images: int | None = None) -> dict[str, float]:
-        """Return the figures for the report; `images` is their number where outputs are not one for each."""
+        """Return the figures for the report; `images` is their number if outputs are not one for each."""
         count, _, _, squares = self._sums
         unit = self.deviation or 1.0
         figures = {

@@ -46,7 +46,7 @@ class ExportedModel(nn.Module):
             images: (n, C, H, W) float32, a tensor or a numpy array.
 
         Returns:
-            The output, of the kind of `images`: a tensor or an array; a tuple where there are several outputs.
+            The output, of the kind of `images`: a tensor or an array; a tuple if there are several outputs.
 
         Raises:
             ValueError: the model takes images of another shape.
@@ -70,8 +70,8 @@ class ExportedModel(nn.Module):
             names = ("n", "C", "H", "W")
             accepted = ", ".join(name if side is None else str(side) for name, side in zip(names, wanted))
             raise ValueError(
-                f"the exported model takes images of shape ({accepted}), given is {shape}: prepare them so, or export "
-                f"for another size, --img-size or --dynamic"
+                f"images of shape {shape} are given, but the exported model takes ({accepted}): resize them, or export "
+                f"again with --img-size or --dynamic"
             )
 
 
@@ -146,7 +146,7 @@ def compile_openvino(model: Any, threads: int | None = None, hints: Mapping[str,
     Args:
         model: path of an .xml, or an `openvino.Model`.
         threads: as in `load_exported`.
-        hints: properties; without a precision among them, the model computes in fp32. So it does where the hint is
+        hints: properties; without a precision among them, the model computes in fp32. So it does if the hint is
             bf16 and the CPU lacks it.
     """
     openvino = need("openvino")
@@ -161,7 +161,7 @@ def compile_openvino(model: Any, threads: int | None = None, hints: Mapping[str,
 
 
 def open_torch(file: Path, threads: int | None = None) -> Run:
-    """Load a program of `torch.export`, or the compiled package beside it where this machine can load that."""
+    """Load a program of `torch.export`, or the compiled package beside it if this machine can load that."""
     if threads:
         torch.set_num_threads(threads)
     program = load_compiled(file.with_name(COMPILED)) or torch.export.load(file).module()

@@ -16,8 +16,8 @@ Entries = dict[str, list[Entry]]  # those of a file, by the keys of FIELDS
 # `type(value) in types` refuses True as an integer. pycocotools would split a string id into its characters.
 INTEGER = (int,), "an integer"
 TEXT = (str,), "a string"
-NUMBER = (int, float, type(None)), "a number, where it is given"
-FLAG = (int, bool, type(None)), "0 or 1, where it is given"
+NUMBER = (int, float, type(None)), "a number, if it is given"
+FLAG = (int, bool, type(None)), "0 or 1, if it is given"
 
 FIELDS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
     "images": {"id": INTEGER, "file_name": TEXT, "width": NUMBER, "height": NUMBER},
@@ -118,7 +118,7 @@ def box_sizes(annotations: Iterable[Entry], images: Mapping[int, Entry], min_siz
 
     Args:
         images: entries of `images` by id.
-        min_size, max_size: shorter side of the resized image, and its largest longer side.
+        min_size, max_size: shorter side of the resized image, and the limit of its longer side.
     """
     sizes = []
     for annotation in annotations:
@@ -176,9 +176,9 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
 
 
 def decode_runs(text: str) -> list[int] | None:
-    """Decode compressed `counts`, COCO's text form of run lengths; None where it is damaged or cut off.
+    """Decode compressed `counts`, COCO's text form of run lengths; None if it is damaged or cut off.
 
-    A character is 48 + five bits of a run, the lowest first, + 32 where more bits follow. Bit 16 of the last one is the
+    A character is 48 + five bits of a run, the lowest first, + 32 if more bits follow. Bit 16 of the last one is the
     sign. From the fourth run on, the difference to the run two before is stored.
     """
     runs: list[int] = []

@@ -40,7 +40,7 @@ Splits = Mapping[str, tuple[Path, Path | None]]  # annotation file and image fol
 
 
 def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
-    """Find the annotation file and the image folder of each split; the folder is None where it is missing.
+    """Find the annotation file and the image folder of each split; the folder is None if it is missing.
 
     Raises:
         FileNotFoundError: the folder holds no annotation file.
@@ -236,7 +236,7 @@ class CocoSplit:
 
         Returns:
             The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
-            where masks were asked for, "masks" (n, H, W).
+            if masks were asked for, "masks" (n, H, W).
 
         Raises:
             CorruptImage: the image cannot be read.

@@ -38,7 +38,7 @@ class DetectionData:
     Attributes:
         name: name of the folder.
         train: splits to train on; empty without the argument `train`.
-        scored: splits to score: "test", and "holdout" where val is not trained on.
+        scored: splits to score: "test", and "holdout" if val is not trained on.
         test_split: name in the data set of the split that is scored as "test".
         classes: class names, the same in all splits.
         identity: values that must be the same when a run is resumed.
@@ -96,7 +96,7 @@ class DetectionData:
             )
         for split in self.scored.values():
             if not split.objects:
-                raise ValueError(f"{split.annotations} has no object that could be found: give another --test-on")
+                raise ValueError(f"{split.annotations} has no object to score: give another --test-on")
         for split in self.splits:
             missing = split.missing_images()
             if len(missing) > options.corrupt_limit * len(split):

@@ -1,7 +1,7 @@
 """Compute COCO's scores with pycocotools.
 
 Detections are in COCO's own format: {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, in pixels of
-the image file, with "segmentation" where masks are scored.
+the image file, with "segmentation" if masks are scored.
 """
 
 import contextlib
@@ -178,7 +178,7 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
 def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Detections:
     """Copy detections for pycocotools, which adds to them.
 
-    Boxes are left out where masks are measured. pycocotools fails at an empty list, so no detections become one that
+    Boxes are left out if masks are measured. pycocotools fails at an empty list, so no detections become one that
     scores 0, which changes no result.
     """
     if not results:

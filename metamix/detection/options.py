@@ -76,7 +76,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         ("train",), "splits to train on; val is held out unless it is one of them", group="data"
     )
     min_size: int = option(800, "shorter side of the images, in pixels", group="data")
-    max_size: int = option(1333, "largest longer side of the images, in pixels", group="data")
+    max_size: int = option(1333, "limit of the longer side of the images, in pixels", group="data")
 
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = option(
         "retinanet", "detector on top of the backbone", group="model"
@@ -116,8 +116,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
             raise ValueError(
-                f"detector_args has {', '.join(sorted(taken))}: --min-size and --max-size are the size of the images, "
-                f"--model and --model-args the backbone, and --detector is the detector"
+                f"detector_args has {', '.join(sorted(taken))}, which other flags set: --min-size and --max-size the "
+                f"size of the images, --model and --model-args the backbone, --detector the detector"
             )
         for name, value in self.detector_args.items():
             if not is_setting(value):

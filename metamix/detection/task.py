@@ -188,7 +188,7 @@ class DetectionModel:
 
 
 def pyramid_levels(options: DetectionOptions) -> tuple[tuple[int, ...], str]:
-    """Return out_indices and extra; those of the published detector where the options do not give them."""
+    """Return out_indices and extra; those of the published detector if the options do not give them."""
     published = LEVELS[options.detector]
     extra = published["extra"] if options.extra == "auto" else options.extra
     return tuple(options.out_indices or published["out_indices"]), extra

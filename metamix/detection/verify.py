@@ -111,7 +111,7 @@ def file_problem(image: Entry, folder: Path) -> str | None:
 
 
 def read_valid(annotations: Path) -> Entries | None:
-    """Read an annotation file; None where `find_problems` finds that it cannot be read or has a wrong field."""
+    """Read an annotation file; None if `find_problems` finds that it cannot be read or has a wrong field."""
     try:
         entries = read_annotations(annotations)
     except (OSError, ValueError):
@@ -181,7 +181,7 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
     Args:
         data: folder of a data set, or an annotation file.
         images: image folder of an annotation file; its own folder if None.
-        min_size, max_size: shorter side of the images in training and their largest longer side, in pixels.
+        min_size, max_size: shorter side of the images in training, and the limit of the longer side, in pixels.
 
     Returns:
         The number of problems.
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--min-size", type=positive, default=800, help="shorter side of the training images, in pixels (default: 800)"
     )
     parser.add_argument(
-        "--max-size", type=positive, default=1333, help="their largest longer side, in pixels (default: 1333)"
+        "--max-size", type=positive, default=1333, help="limit of their longer side, in pixels (default: 1333)"
     )
     options = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):

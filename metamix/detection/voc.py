@@ -87,7 +87,7 @@ def read_split(folder: Path, split: str, known: Collection[str]) -> list[str]:
 
 
 def parse(path: Path) -> ElementTree.Element:
-    """Parse an XML file. Raises ValueError, which names the file, where that fails."""
+    """Parse an XML file. Raises ValueError, which names the file, if that fails."""
     try:
         return ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
@@ -95,7 +95,7 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def text(element: ElementTree.Element, name: str, path: Path) -> str:
-    """Return the text of a child; ValueError where there is none."""
+    """Return the text of a child; ValueError if there is none."""
     found = element.findtext(name)
     if found is None:
         raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
@@ -103,7 +103,7 @@ def text(element: ElementTree.Element, name: str, path: Path) -> str:
 
 
 def number(element: ElementTree.Element, name: str, path: Path) -> float:
-    """Return the number in a child; ValueError where there is none."""
+    """Return the number in a child; ValueError if there is none."""
     found = text(element, name, path)
     try:
         value = float(found)

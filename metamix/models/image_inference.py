@@ -123,5 +123,5 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
     least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
     if not (least.isfinite() and most.isfinite()):
         place = f"{name}: " if name else ""
-        raise ValueError(f"{place}the model returns values that are not finite: are its weights damaged?")
+        raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or compute in float32")
     return outputs

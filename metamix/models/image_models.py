@@ -1,4 +1,4 @@
-"""Models that return images: `metamix.create_image_model(name)`, `metamix.list_image_models()`.
+"""Image restoration models: `metamix.create_image_model(name)`, `metamix.list_image_models()`.
 
 They have their own registry because timm's is for classifiers. timm's tools and this package's tests expect every name
 there to have a head of `num_classes` outputs, a global pooling, and weights for images normalized by a mean and std.

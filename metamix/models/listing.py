@@ -1,7 +1,7 @@
 """Every registered model with its size, its weights and their scores.
 
     list_models(pattern)          classifiers, which are registered with timm; `metamix.list_models`
-    list_image_models(pattern)    models that return images; `metamix.list_image_models`
+        list_image_models(pattern)    image restoration models; `metamix.list_image_models`
     list_all_models(patterns)     both, as `metamix models` prints them
 
 Sizes are counted once and kept in `sizes.json`. After changing a model, write the file again:
@@ -132,7 +132,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
 
 
 def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
-    """List the models that return images, and those that you registered with `register_image_model`.
+    """List the image restoration models, and those that you registered with `register_image_model`.
 
     Args:
         pattern: a name with wildcards such as `"maxim_s*"`, or several of them.
@@ -154,7 +154,7 @@ def as_patterns(pattern: str | Iterable[str]) -> list[str]:
 
 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
-    """List the classifiers, and after them the models that return images, as `list_models` does.
+    """List the classifiers, and after them the image restoration models, as `list_models` does.
 
     A pattern may also name weights, such as "*.cifar10"; their models are listed with these weights alone.
 

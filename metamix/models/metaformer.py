@@ -13,7 +13,7 @@ needs are in `timm_interface.py`.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate, pairwise
@@ -143,13 +143,25 @@ class Stage(nn.Module):
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict, *others: Any) -> None:
         """Refuse the tensors of another mixer, which may have the same names and shapes."""
         super()._load_from_state_dict(state, prefix, metadata, *others)
-        theirs, ours = metadata.get("mixer"), self.mixer_text()
-        if theirs is not None and theirs != ours:
+        if problem := self.other_mixer(prefix[:-1], metadata):
             *_, errors = others
-            errors.append(
-                f"{prefix[:-1]} holds weights of the mixer {theirs}, but this model has {ours}: the tensors may fit, "
-                f"the function differs. Build the model of the weights, or pass dict(state), the tensors alone."
-            )
+            errors.append(problem)
+
+    def other_mixer(self, name: str, metadata: Mapping[str, Any]) -> str | None:
+        """Return an error message if the tensors of this stage are of another mixer, else None.
+
+        Args:
+            name: of this stage in the state dict, such as stages.0.
+            metadata: what torch and `_save_to_state_dict` note of this stage.
+        """
+        theirs, ours = metadata.get("mixer"), self.mixer_text()
+        if theirs in (None, ours):
+            return None
+        return (
+            f"{name} holds weights of the mixer {theirs}, but this model has {ours}. The tensors may fit, but the "
+            f"model would compute something else. Build the model with the mixer {theirs}, or pass dict(state) to "
+            f"load_state_dict to load the tensors anyway."
+        )
 
 
 class MetaFormer(TimmInterface):

@@ -300,7 +300,7 @@ def wavemix_segmentation(
     stride: int = 2,
 ) -> ModelAndFormat:
     """Build our model for the arguments of the authors' segmentation `WaveMix`."""
-    accept("stride", stride, [2], "2. Only then do the scores have the size of the image")
+    accept("stride", stride, [2], "2, so that the output has the size of the image")
     arguments = dict(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout)
     model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments)
     return model, wavemix_segmenter_format("expand", level)

@@ -47,7 +47,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
     if refuse:
         args = f", **{metadata.model_args}" if metadata.model_args else ""
         raise ValueError(
-            f"{message}: the tensors fit, the function differs. Build the model of the weights: "
+            f"{message}. The tensors fit, but the model would compute something else. Build the model of the weights: "
             f"timm.create_model({metadata.architecture!r}{args})."
         )
     warnings.warn(f"{message}. The weights are loaded as a start for training.", UserWarning, stacklevel=2)

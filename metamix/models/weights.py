@@ -28,7 +28,7 @@ from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
 from .formats import Format, format_of
 from .metadata import ModelMetadata
-from .metaformer import Block, MetaFormer
+from .metaformer import Block, MetaFormer, Stage
 from .same_function import check_same_function
 
 # Files and cards
@@ -183,7 +183,14 @@ def translate(state: Mapping[str, Tensor], model: MetaFormer) -> tuple[dict[str,
 
     Returns:
         The tensors, the names of those in the file that the model does not have, and the file's format.
+
+    Raises:
+        ValueError: the state dict says that it is of another mixer, or a mixer's shapes belong to no image size.
     """
+    for name, metadata in getattr(state, "_metadata", {}).items():
+        stage = dict(model.named_modules()).get(name)
+        if isinstance(stage, Stage) and (problem := stage.other_mixer(name, metadata)):
+            raise ValueError(problem)
     layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(full_precision(state), model)
     return resample_spatial_weights(given, model), unknown, layout

@@ -95,7 +95,7 @@ class RestorationData:
 
     @property
     def scored(self) -> dict[str, Samples]:
-        """Return the splits to score: "test", and "holdout" where there are a folder val and another one to test on."""
+        """Return the splits to score: "test", and "holdout" if there are a folder val and another one to test on."""
         return {split: samples for split, samples in self.parts.items() if split != "train"}
 
     def _find(self, train: bool, tested: str) -> dict[str, list[Sample]]:
@@ -110,7 +110,10 @@ class RestorationData:
             if train:
                 parts["train"] = leave_out(parts["train"], roots["train"], [roots["test"], *folders])
                 if not parts["train"]:
-                    raise ValueError(f"all images of {roots['train']} are in {roots['test']}, none is left to train on")
+                    raise ValueError(
+                        f"all images of {roots['train']} are in {roots['test']}, so none is left to train on: give "
+                        f"another --data-dir"
+                    )
                 used = [root.resolve() for root in roots.values()]
                 self.notes += [
                     f"{folder} is neither trained on nor scored, since --test-dir is given"
@@ -136,7 +139,7 @@ class RestorationData:
         return parts if train else {"test": parts["test"]}
 
     def _choose_channels(self, samples: Sequence[Sample], taken: int | None) -> str:
-        """Return rgb, grey or y; ValueError where grey was asked for and an image has colours."""
+        """Return rgb, grey or y; ValueError if grey was asked for and an image has colours."""
         asked = self.options.channels
         coloured = [sample for sample in samples if not sample.grey]
         if asked == "grey" and coloured:

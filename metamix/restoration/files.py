@@ -109,7 +109,7 @@ def write_picture(picture: Picture, path: Path) -> None:
 
 
 def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:
-    """Read an image of 16 bits a channel; `orientation` is EXIF's, 1 where OpenCV returns the image upright."""
+    """Read an image of 16 bits a channel; `orientation` is EXIF's, 1 if OpenCV returns the image upright."""
     cv2 = _opencv()
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:

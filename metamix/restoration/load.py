@@ -35,7 +35,7 @@ class RestorationSpec:
     Attributes:
         channels: rgb, grey or y.
         enlarge: factor of the bicubic enlargement before the model.
-        degradation: of the training images; "pairs" for pairs, or where it is not known.
+        degradation: of the training images; "pairs" for pairs, or if it is not known.
     """
 
     channels: str

@@ -7,7 +7,7 @@
     ssim          1 - SSIM, mean over images
     fft           mean of |Re(FFT x - FFT y)| and |Im(FFT x - FFT y)|, with the orthonormal FFT of each channel
 
-Where a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
+If a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
 The target of a smaller scale is the target, shrunk as MAXIM shrinks its inputs.
 """
 
@@ -115,5 +115,8 @@ def shrink_to(target: Tensor, output: Tensor) -> Tensor:
     """
     (h, w), (th, tw) = output.shape[-2:], target.shape[-2:]
     if th % h or tw % w or th // h != tw // w:
-        raise ValueError(f"the model returns images of {h} x {w} for targets of {th} x {tw}: its scale does not fit")
+        raise ValueError(
+            f"the model returns images of {h} x {w} for targets of {th} x {tw}: give targets of a multiple of this "
+            f"size, or a model of another scale"
+        )
     return shrink_image(target, th // h)

@@ -74,14 +74,14 @@ class Measure:
     def score(self, restored: Tensor, target: Tensor) -> tuple[float, float]:
         """Return PSNR in dB and SSIM of a restored image and its target, (C, H, W) each.
 
-        SSIM is NaN where the image is smaller than the window.
+        SSIM is NaN if the image is smaller than the window.
         """
         x, y = self.prepare(restored), self.prepare(target, round_it=False)
         fits = min(x.shape[-2:]) >= WINDOW
         return psnr(x, y), float(ssim(x[None], y[None])) if fits else math.nan
 
     def describe(self, channels: str = "rgb") -> str:
-        """Say in a line what is compared, of images of these channels: rgb, grey or y."""
+        """Describe in one line what PSNR and SSIM compare, for images of these channels: rgb, grey or y."""
         channel = LABELS[self.channel if channels == "rgb" else channels]
         rounding = "clipped and rounded to 8 bits" if self.rounding else "not clipped, not rounded"
         return f"PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on {channel}, border {self.border}, {rounding}"
@@ -175,7 +175,7 @@ def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
 def mean_scores(states: Sequence[State]) -> dict[str, float]:
     """Return the means over all images, PSNR first.
 
-    SSIM is the mean over the images that are as large as its window; it is left out where there is none.
+    SSIM is the mean over the images that are as large as its window; it is left out if there is none.
     """
     rows, means = all_rows(states), {}
     for name in ("psnr", "ssim", "input_psnr", "input_ssim"):

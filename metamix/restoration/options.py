@@ -81,15 +81,15 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
     model: str = _model("maxim_nano", "image model; several names, a,b,c, are trained one after the other and compared")
     degradation: str = _data(
         PAIRS,
-        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; pairs: they are already. "
-        "Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
+        "how clean images are degraded, such as noise:25 or blur:0.5-3,noise:0-50,jpeg:30-90; pairs: the folder holds "
+        "both already. Degradations: noise, downscale, blur, motion, jpeg, low_light, haze, rain",
     )
     channels: Literal["auto", "rgb", "grey", "y"] = _data(
         "auto",
         "rgb, grey, y (luminance of BT.601, 16 to 235; degradations are applied to it: noise:25 is 25 of 219 levels); "
         "auto: grey if all images are, else rgb",
     )
-    test_share: float = _data(0.1, "share of the images that is scored where there is no test folder")
+    test_share: float = _data(0.1, "share of the images that is scored if there is no test folder")
     crop: int = _crops(64, "side of the random crops of the clean images, in pixels")
     crops: int = _crops(8, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
@@ -121,7 +121,7 @@ class RestorationEvalOptions(RestorationDataOptions):
     model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML", group="model")
     pretrained: bool = _model(False, "evaluate the model's published weights")
     degradation: str | None = _data(
-        None, "how clean images are degraded; pairs: they are already; none: as in training"
+        None, "how clean images are degraded; pairs: the folder holds both already; none: as in training"
     )
     channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
     test_share: float | None = _data(None, "share of the images that is scored; none: as in training")

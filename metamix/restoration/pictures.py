@@ -41,7 +41,7 @@ class RestorationPictures:
         return "\n".join(filter(None, [before, unreadable, self.advice(states)]))
 
     def advice(self, states: list[State]) -> str:
-        """Say what to do where the restored images score below the images before restoration; else nothing."""
+        """Say what to do if the restored images score below the images before restoration; else nothing."""
         scores = mean_scores(states)
         if scores["psnr"] >= scores["input_psnr"]:
             return ""

@@ -5,7 +5,7 @@
 
 A folder stands for all images in it, at any depth. Each image is written to OUTPUT under its path inside the folder
 that was given, in its own format: PNG, JPEG, WebP or TIFF, else PNG. OUTPUT/restored.json lists the files of the last
-run. Alpha channels, colour profiles and 16 bits a channel are kept where the format has them; 16 bits need the extra
+run. Alpha channels, colour profiles and 16 bits a channel are kept if the format has them; 16 bits need the extra
 `restoration`. Values are rounded, not truncated. A model for the luminance restores a grey image as it is and Y of a
 colour image, whose Cb and Cr are enlarged. Images that cannot be read or do not fit the model are named and left out;
 the exit code is then 1.
@@ -111,7 +111,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="side of the windows that MAXIM's channel attention averages over; 0: the whole tile (default: 0)",
     )
     parser.add_argument(
-        "--format", choices=["keep", "png", "jpg", "webp", "tif"], default="keep", help="to write (default: keep)"
+        "--format",
+        choices=["keep", "png", "jpg", "webp", "tif"],
+        default="keep",
+        help="format of the restored files (default: keep)",
     )
     add_device(parser)
     return parser
@@ -123,7 +126,7 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
     Images of an earlier run, where `output` lies in one of the folders, are left out.
 
     Args:
-        suffix: extension of all files; None for that of the image where it can be written, else .png.
+        suffix: extension of all files; None for that of the image if it can be written, else .png.
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
@@ -173,7 +176,7 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
 
 
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
-    """Restore an image (C, H, W) on the CPU; of an image in colour, the luminance alone where channels is y."""
+    """Restore an image (C, H, W) on the CPU; of an image in colour, the luminance alone if channels is y."""
     device = next(model.parameters()).device
     if channels != "y" or len(image) == 1:
         return restorer(model, image[None].to(device))[0].float().cpu()

@@ -31,7 +31,7 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
 
 
 def to_float64(images: Tensor) -> Tensor:
-    """Convert images to float64, on the CPU where their device, Apple's mps, has none."""
+    """Convert images to float64, on the CPU if their device, Apple's mps, has none."""
     return (images.cpu() if images.device.type == "mps" else images).double()
 
 

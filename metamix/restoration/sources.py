@@ -1,7 +1,7 @@
 """Find images and pairs of images for restoration.
 
     DIR/*.png                                      clean images, degraded on the fly; a share of them is scored
-    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val; where both
+    DIR/train/*.png, DIR/test/*.png                the same with a test set, which may also be called val; if both
                                                    exist, val is held out
     DIR/input/a.png, DIR/target/a.png              pairs
     DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
@@ -59,7 +59,7 @@ def test_folders(options: RestorationDataOptions) -> list[Path]:
 def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     """Return the folders of the splits.
 
-    "test" is missing where a share of "train" is scored, and "holdout" where there is no folder val beside the test.
+    "test" is missing if a share of "train" is scored, and "holdout" if there is no folder val beside the test.
     """
     root, folders = Path(options.data_dir), test_folders(options)
     has_train = options.data_dir and (root / "train").is_dir()

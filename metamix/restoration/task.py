@@ -89,7 +89,7 @@ class Restoration:
         """
         base, _, tag = name.partition(".")
         if timm.is_model(base) and base not in image_model_names():
-            raise ValueError(f"{name} is a classifier; restoration takes models that return images, such as maxim_nano")
+            raise ValueError(f"{name} is a classifier; restoration takes image restoration models, such as maxim_nano")
         with torch.device("meta"):
             create_image_model(name)
         if pretrained and not tag and not tags_of(base):
@@ -99,7 +99,7 @@ class Restoration:
     def trained(cls, options: RestorationEvalOptions) -> tuple[Restoration, nn.Module, dict[str, Any]]:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
-        Channels and degradation are those of training where `options` do not give them.
+        Channels and degradation are those of training if `options` do not give them.
 
         Raises:
             ValueError: there are no weights, or they do not fit the options or the data.

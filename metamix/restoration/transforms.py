@@ -14,7 +14,7 @@ Pair = tuple[str, Tensor, Tensor | None]  # name, clean image and degraded image
 class TrainCrop:
     """Cut, degrade, flip and turn at random; the loader seeds torch's generator for each sample.
 
-    A crop is degraded with the pixels around it that the degradation reaches for, where the image has them.
+    A crop is degraded with the pixels around it that the degradation reaches for, if the image has them.
     """
 
     def __init__(self, crop: int, flip: bool, rotate: bool, chain: Chain, scale: int, enlarge: int):

@@ -1,7 +1,7 @@
 """Load images and masks in batches, augmented by worker processes.
 
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
-target holds labels, 255 where a pixel is ignored. A batch to score holds lists: images of their sizes after resizing,
+target holds labels, 255 for ignored pixels. A batch to score holds lists: images of their sizes after resizing,
 targets of the size of their files. An image that cannot be read is replaced by the next one, and its index by -1:
 metrics leave it out. A mask with a value that is not a label stops the run. Every random number is a function of (seed,
 epoch, index).
@@ -49,7 +49,7 @@ class SegmentationData:
     Attributes:
         name: name of the data set's folder.
         labels: classes, and the labels of the values in mask files.
-        parts: samples by split: "train", "test", and "holdout" where val is neither trained on nor the test.
+        parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
         test_split: name in the data set of the split that is scored as "test".
         mean, std: of the channels, for values from 0 to 1; the task sets those of loaded weights.
         identity: values that must be the same when a run is resumed.
@@ -89,7 +89,7 @@ class SegmentationData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
+        """Return the names of the classes."""
         return self.labels.classes
 
     def _find_splits(self, train: bool) -> dict[str, Split]:

@@ -115,7 +115,7 @@ def ignored_hint(counts: Tensor, labels: Labels) -> str:
         labels: of the masks.
 
     Returns:
-        The end of a message, "; 255 is ignored: ...", or "" where several classes have pixels or nothing is ignored.
+        The end of a message, "; 255 is ignored: ...", or "" if several classes have pixels or nothing is ignored.
     """
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:

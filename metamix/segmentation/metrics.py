@@ -168,7 +168,7 @@ class SegmentationMetric:
             state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the scores in percent, mean IoU first; without boundary F where no class has a boundary.
+        """Compute the scores in percent, mean IoU first; without boundary F if no class has a boundary.
 
         Raises:
             ValueError: there is no pixel to score.

@@ -80,7 +80,7 @@ class LabelOptions:
         False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
     )
     min_size: int = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
-    max_size: int = _data(0, "largest longer side of resized images, in pixels; 0: no limit")
+    max_size: int = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
 
     def check_labels(self) -> None:
         """Check the ranges of these options."""
@@ -101,8 +101,10 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
     memory: Literal["auto", "yes", "no"] = _data(
         "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
     )
-    mean: tuple[float, ...] | None = _data(None, "of the three channels, of values 0 to 1; none: the backbone's")
-    std: tuple[float, ...] | None = _data(None, "of the three channels, of values 0 to 1; none: the backbone's")
+    mean: tuple[float, ...] | None = _data(
+        None, "mean of each channel, of pixel values from 0 to 1; none: the backbone's"
+    )
+    std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; none: the backbone's")
 
     head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
     head_args: dict[str, Any] = option(
@@ -166,7 +168,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Height and width of the crops in pixels."""
+        """Return height and width of the crops in pixels."""
         return self.crop[0], self.crop[-1]
 
 
@@ -182,7 +184,7 @@ class SegmentationEvalOptions(SegmentationDataOptions):
         None, "ignore the value 0, and number the classes from 1; none: as in training"
     )
     min_size: int | None = _data(None, "shorter side that images are resized to, in pixels; none: as in training")
-    max_size: int | None = _data(None, "largest longer side of resized images, in pixels; none: as in training")
+    max_size: int | None = _data(None, "limit of the longer side of resized images, in pixels; none: as in training")
 
 
 def verify_command(options: SegmentationOptions) -> str:

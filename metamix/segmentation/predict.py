@@ -4,7 +4,7 @@
 
 RUN is the folder of a segmentation run, or a weight file in it. A folder stands for all images in it, at any depth.
 Images have any size; those with a side above --tile are predicted in overlapping tiles. For each image, two files get
-its path inside the folder that was given (a.jpg.png where there is an a.png too):
+its path inside the folder that was given (a.jpg.png if there is an a.png too):
 
     OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
     OUTPUT/overlays/a.png    these colours over the image

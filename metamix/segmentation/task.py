@@ -69,7 +69,7 @@ class Segmentation:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about how data and model were made, and what the scores compare."""
+        """Return notes for the user: how data and model were made, and what the scores compare."""
         return [*self.data.notes, *self.model.notes, *map(describe_scores, self.metric.predictors.values())]
 
     @staticmethod

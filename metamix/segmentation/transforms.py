@@ -28,7 +28,7 @@ def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -
     Args:
         size: (height, width).
         min_size: 0 keeps the size, which `scale` then multiplies.
-        max_size: largest longer side in pixels, before `scale` is applied; 0: no limit.
+        max_size: limit of the longer side in pixels, before `scale` is applied; 0: no limit.
     """
     factor = min_size / min(size) if min_size else 1.0
     if max_size:

@@ -232,7 +232,7 @@ class Engine:
             self.save()
 
     def _finish_epoch(self, epoch: int) -> None:
-        """Score the held-out slice where it is due, then save and record the epoch."""
+        """Score the held-out slice if it is due, then save and record the epoch."""
         options, epoch_seconds = self.options, self.stopwatch.seconds
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.stepper.lr}
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.losses.epoch_sums.items()}

@@ -96,7 +96,7 @@ class EngineOptions:
     )
 
     amp: Literal["auto", "none", "bf16", "fp16"] = _speed(
-        "auto", "autocast; auto: bf16 where the device computes in it, fp16 on older GPUs, else none"
+        "auto", "autocast; auto: bf16 if the device computes in it, fp16 on older GPUs, else none"
     )
     channels_last: bool = _speed(True, "store images and weights in the channels_last memory format")
     compile: bool = _speed(False, "compile the model with torch.compile")
@@ -139,7 +139,7 @@ class EngineOptions:
             self.score = "ema" if self.ema else "last"
 
     def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
-        """Set `epochs` where `iterations` says how long the run is, which takes the number of steps in an epoch."""
+        """Set `epochs` if `iterations` says how long the run is, which takes the number of steps in an epoch."""
         if self.iterations:
             self.epochs = max(1, round(self.iterations / steps_per_epoch))
             self.check_warmup()
@@ -163,7 +163,7 @@ class Recipe:
     imports: tuple[str, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Return every option by name, as plain values; without epochs where they follow from iterations."""
+        """Return every option by name, as plain values; without epochs if they follow from iterations."""
         modules = {"import": self.imports} if self.imports else {}
         parts = {"task": self.task} | modules | vars(self.engine) | vars(self.options)
         if parts.get("iterations"):
@@ -194,7 +194,7 @@ def parse(
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
     Args:
-        argv: words of the command line.
+        argv: command-line arguments.
         tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
         default_task: task if neither `--task` nor the config names one.

@@ -149,7 +149,7 @@ class TrainStep:
 
 @contextmanager
 def explain_batch_norm() -> Iterator[None]:
-    """Say what to do where a batch norm gets a single value for each channel."""
+    """Say what to do if a batch norm gets a single value for each channel."""
     try:
         yield
     except ValueError as error:

@@ -168,8 +168,8 @@ def _time_step(engine: Engine, run: Run) -> None:
     run.say(f"memory   {peak:.2f} GiB at the peak of a step, of which {sizes}")
     run.say(
         f"time     {seconds:.3f} s for one step, {engine.options.batch_size / seconds:,.0f} img/s, "
-        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if images are read "
-        f"as fast. Nothing was trained or written"
+        f"{timedelta(seconds=round(seconds * engine.total_steps))} for all, if loading data "
+        f"keeps up. Nothing was trained or written"
     )
 
 

@@ -51,7 +51,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make the folder that a command writes to, and the folders around it, where there is none.
+    """Make the folder that a command writes to, and the folders around it, if there is none.
 
     Raises:
         OSError: it cannot be made, for example because it is a file.

@@ -41,8 +41,8 @@ def option(
         group: heading in --help.
         on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run),
             "report" (it is allowed and reported) or "ignore" (it is allowed: no number depends on it).
-        needs: what this option has no effect without: the name of another option, its name and value ("schedule poly"),
-            or one of several ("mixup or cutmix").
+        needs: the option that must be set for this one to have an effect: its name, its name and value ("schedule
+            poly"), or one of several ("mixup or cutmix").
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs}
     if isinstance(default, dict):
@@ -117,7 +117,7 @@ def check_ranges(
 
 
 def changed_flags(options: Any, *names: str) -> list[str]:
-    """Return the words of a command line that set those of the named options that differ from their defaults."""
+    """Return the command-line arguments that set those of the named options that differ from their defaults."""
     words: list[str] = []
     for f in fields(options):
         value = getattr(options, f.name)
@@ -150,8 +150,8 @@ def parse_flags(
     """Add a flag for each option to the parser, and return the values of those that are given.
 
     Args:
-        parser: reads the words.
-        words: of the command line.
+        parser: reads the arguments.
+        words: command-line arguments.
         options: field and type of each option, by its name.
         elsewhere: says of an unknown option which task has it; empty if none does.
 

@@ -106,20 +106,20 @@ def versions() -> dict[str, str]:
 
 
 def cpu_fields() -> dict[str, str]:
-    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; none where Linux does not run."""
+    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; none on systems other than Linux."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def cpu_flags() -> set[str]:
-    """Return the names of the CPU's instruction sets, such as "avx2"; none where Linux does not run."""
+    """Return the names of the CPU's instruction sets, such as "avx2"; none on systems other than Linux."""
     fields = cpu_fields()
     return set(fields.get("flags", fields.get("Features", "")).split())  # Features: on ARM
 
 
 def processor() -> dict[str, Any]:
-    """Return the CPU's name, the number of logical cores and its instructions for 8 and 16 bits, where Linux knows."""
+    """Return the CPU's name, the number of logical cores and its instructions for 8 and 16 bits, on Linux."""
     flags = cpu_flags()
     fast = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
     return {

@@ -98,7 +98,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             weights that its recipe scores; or another PyTorch file of tensors, see `unwrap`.
 
     Returns:
-        The tensors by name, and the metadata, which are empty if the file has none.
+        The tensors by name, and the metadata, which are empty if the file has none. A state dict that torch.save wrote
+        keeps its `_metadata`.
 
     Raises:
         ValueError: the file is damaged, or holds no weights or those of a nano model of version 0.1.
@@ -120,7 +121,7 @@ def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = unwrap(state)
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
-    return dict(state), metadata
+    return (dict(state) if metadata else state), metadata  # our metadata say more than torch's
 
 
 def unwrap(state: Mapping) -> Mapping:
@@ -239,8 +240,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, h
                 f"{tuple(own[resized[0]].shape)} here)"
             )
         raise ValueError(
-            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Is it another model, or "
-            f"another size of it?"
+            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Give --model with the name and "
+            f"the size of the model that it was saved from."
         )
     _check_finite(model, {name: tensors[name] for name in own if name not in left}, source)
     with torch.no_grad():
