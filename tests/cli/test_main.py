@@ -117,7 +117,7 @@ def test_predict_without_a_checkpoint_says_how(capsys):
 
 
 def test_predict_says_that_options_behind_two_dashes_are_images():
-    with pytest.raises(SystemExit, match="^error: --checkpoint comes after --, where every word is an image"):
+    with pytest.raises(SystemExit, match="^error: --checkpoint comes after --, so it would be read as an image"):
         main(["predict", "--", "-photo.jpg", "--checkpoint", "run"])
     with pytest.raises(SystemExit, match="^error: there is no file nowhere"):
         main(["predict", "--checkpoint", "nowhere", "--", "-photo.jpg"])

@@ -100,7 +100,7 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, caps
         (
             dict(detector="faster_rcnn", detector_args={}, anchor_scale=None),
             {},
-            r"is a FasterRCNN: exported are RetinaNet",
+            r"is a FasterRCNN; only RetinaNet and FCOS can be exported",
         ),
     ],
 )

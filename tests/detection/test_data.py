@@ -226,7 +226,7 @@ def change_first(key, **fields):
         ("images", dict(id="a.png"), r"images\[0\] has the id 'a.png'; it must be an integer"),
         ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
         ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be a string"),
-        ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, where it is given"),
+        ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, if it is given"),
         ("annotations", dict(image_id="10"), r"annotations\[0\] has the image_id '10'; it must be an integer"),
         ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
         ("annotations", dict(iscrowd="no"), r"annotations\[0\] has the iscrowd 'no'; it must be 0 or 1"),

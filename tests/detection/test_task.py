@@ -348,7 +348,7 @@ def test_test_split_without_objects_is_refused(tmp_path):
             data["annotations"].clear()
 
     folder = shapes.write(tmp_path / "shapes", train=4, test=2, change=clear)
-    with pytest.raises(ValueError, match="instances_test.json has no object that could be found: give another"):
+    with pytest.raises(ValueError, match="instances_test.json has no object to score: give another"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 

@@ -39,7 +39,7 @@ def test_outputs_that_are_not_finite_are_refused(value):
     outputs = image(4, 4)
     assert check_finite(outputs) is outputs
     outputs[0, 1, 2, 3] = value
-    with pytest.raises(ValueError, match="the model returns values that are not finite: are its weights damaged"):
+    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights"):
         check_finite(outputs)
 
 

@@ -147,7 +147,7 @@ def test_weights_of_nan_are_refused():
     model = Colours().eval()
     model.weight.data.fill_(torch.nan)
     for predictor in (Predictor(), Predictor(8, 2), Predictor(views=make_views((1.0,), True))):
-        with pytest.raises(ValueError, match="the model returns values that are not finite: are its weights damaged"):
+        with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights"):
             predictor(model, torch.rand(1, 3, 16, 16), (16, 16))
 
 

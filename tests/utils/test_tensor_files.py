@@ -182,7 +182,7 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
 def test_weights_that_do_not_fit_are_refused(net):
     tensors = net.state_dict()
     fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
-    words = "f does not fit this Sequential: 5 weights of the model are not in it (such as 1.weight). Is it another"
+    words = "f does not fit this Sequential: 5 weights of the model are not in it (such as 1.weight). Give --model with"
     with pytest.raises(ValueError, match=re.escape(words)):
         load_into(net, fewer, "f")
     with pytest.raises(ValueError, match=re.escape("1 of its weights are not the model's (such as 3.weight)")):
