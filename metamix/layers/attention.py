@@ -11,7 +11,9 @@ SHORT_ROW = 32  # keys; torch's softmax is slow on shorter rows
 
 
 @fx_leaf
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Tensor | None = None, *, fused: bool = True
+) -> Tensor:
     """Compute dropout(softmax(q k^T / sqrt(d) + bias)) v.
 
     Why not always `F.scaled_dot_product_attention`: on a CPU, torch 2.13 takes several times longer than two matrix
@@ -24,12 +26,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Ten
         k, v: keys and values, (B, n, M, d).
         dropout_p: share of the attention weights to drop.
         bias: added to the similarities, (n, N, M).
+        fused: use torch's fused attention where it is faster.
 
     Returns:
         (B, n, N, d).
     """
     on_cpu = q.device.type == "cpu"
-    if not on_cpu or (q.dtype.itemsize > 2 and not dropout_p):
+    if fused and (not on_cpu or (q.dtype.itemsize > 2 and not dropout_p)):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
     weights = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)

@@ -26,6 +26,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from metamix.layers import Dropout, attention, average_to, fx_leaf, rearrange, resize_to
@@ -82,6 +83,7 @@ class MinAttn(nn.Module):
             self.context = min(h, size[0]), min(w, size[1])
         self.bias = PositionBias(num_heads, self.context or size) if positions else None
         self.attn_drop = Dropout(attn_drop)
+        self.fused = use_fused_attn()  # timm.layers.set_fused_attn
         d = dim // num_heads
         self.query = Cholesky(num_heads, d) if qk == "cholesky" else nn.Conv2d(dim, dim, 1)
         if not self.symmetric:
@@ -98,7 +100,8 @@ class MinAttn(nn.Module):
         v = self.value(context)
         q, k, v = (rearrange(t, "b (n d) h w -> b n (h w) d", n=self.heads) for t in (q, k, v))
         bias = None if self.bias is None else self.bias(x, context)
-        y = attention(q, k, v, self.attn_drop.p if self.training else 0.0, bias)  # (B, heads, H W, d)
+        dropout = self.attn_drop.p if self.training else 0.0
+        y = attention(q, k, v, dropout, bias, fused=self.fused)  # (B, heads, H W, d)
         return self.drop(self.proj(rearrange(y, "b n (h w) d -> b (n d) h w", h=x.shape[-2])))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

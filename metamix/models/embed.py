@@ -24,9 +24,9 @@ class ConvEmbed(Conv2d):
     H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int, padding: int = 0):
-        super().__init__(in_chans, dim, kernel_size, stride, padding)
-        self.reduction = stride
+    def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int = 1, padding: int = 0, **options: Any):
+        super().__init__(in_chans, dim, kernel_size, stride, padding, **options)
+        self.reduction = self.stride[0]
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]

@@ -39,7 +39,17 @@ import torch.nn.functional as F
 from timm.layers import GELUTanh
 from torch import Tensor, nn
 
-from metamix.layers import BLOCK, GRID, Conv2d, Float32LayerNorm2d, Mlp, from_sets, to_sets
+from metamix.layers import (
+    BLOCK,
+    GRID,
+    CheckpointedSequential,
+    Conv2d,
+    Float32LayerNorm2d,
+    Mlp,
+    from_sets,
+    set_grad_checkpointing,
+    to_sets,
+)
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
 
@@ -189,6 +199,10 @@ class MaximUNet(nn.Module):
             restored, carried = stage(scales, carried)
             outputs.append(restored[::-1])
         return outputs
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each group of the blocks for the backward pass, and compute the rest again there."""
+        set_grad_checkpointing(self, enable)
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
         """Let channel attention average over windows of the size of the training crops, not over the whole image.
@@ -340,7 +354,7 @@ class Blocks(nn.Module):
         super().__init__()
         attention = attention or Rcab
         self.proj = Conv1x1(in_dim, level.dim)
-        self.groups = nn.Sequential()
+        self.groups = CheckpointedSequential()
         for _ in range(num_groups):
             parts = OrderedDict(gmlp=MultiAxisGmlp(level, **factors), attention=attention(level.dim, reduction))
             self.groups.append(nn.Sequential(parts))

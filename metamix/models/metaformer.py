@@ -14,21 +14,19 @@ needs are in `timm_interface.py`.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale2d, calculate_drop_path_rates, trunc_normal_
-from timm.models import checkpoint
 from torch import Tensor, nn
 
-from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, resize_to
+from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
 from metamix.utils.checks import check_count, parse_size
-from metamix.utils.running_statistics import keep_statistics
 
 from .arguments import (
     Activation,
@@ -43,11 +41,6 @@ from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
 from .timm_interface import TimmInterface, list_features
 
 POOLS = ("avg", "max", "avgmax", "")
-
-
-def first_and_second_pass(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Return the contexts for the forward pass of a block, and for its repetition in the backward pass."""
-    return nullcontext(), keep_statistics(block)
 
 
 class Block(nn.Module):
@@ -94,13 +87,7 @@ class Block(nn.Module):
             self.drop_path2 = make_drop_path()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.grad_checkpointing:
-            return self.branches(x)
-        if torch.compiler.is_compiling():  # torch.compile updates the statistics once, and accepts no contexts
-            return checkpoint(self.branches, x)
-        # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
-        contexts = partial(first_and_second_pass, self)
-        return checkpoint(self.branches, x, use_reentrant=False, context_fn=contexts)
+        return checkpointed(self, self.branches, x) if self.grad_checkpointing else self.branches(x)
 
     def branches(self, x: Tensor) -> Tensor:
         """Add the mixer's and the MLP's branch to x."""
@@ -190,7 +177,7 @@ class MetaFormer(TimmInterface):
         output_stride: stride of the last stage's maps, for segmentation. A model of four stages with convolutions of
             odd kernels between them takes 8 or 16 instead of 32.
         drop_rate: dropout before the head.
-        proj_drop_rate: dropout in MLPs and mixers.
+        proj_drop_rate: dropout in the MLPs, and in the mixers that have dropout.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
         device, dtype: of the parameters.
 
@@ -250,6 +237,7 @@ class MetaFormer(TimmInterface):
             proj_drop=proj_drop_rate,
         )
         self.in_chans = in_chans
+        self.drop_rate = drop_rate
         self.output_stride = output_stride
         self.num_features = self.head_hidden_size = dims[-1]
 

@@ -3,8 +3,8 @@
 Isotropic, on a patch convolution without positions. As in the author's code, one LayerNorm serves both halves of a
 block, and no norm precedes the mean over tokens.
 
-Departure: the author's token MLP takes exactly 64 tokens. Here the gate of another map is made on the trained grid and
-resampled.
+Departures: the author's token MLP takes exactly 64 tokens. Here the gate of another map is made on the trained grid and
+resampled. MLPs and head start with other random weights than the author's, which are torch's defaults.
 """
 
 from functools import partial

@@ -41,7 +41,7 @@ from .formats import (
 )
 from .maxim import MaximUNet
 from .maxim_format import flax_format, maxim_format, module_paths
-from .metaformer import Block
+from .metaformer import Block, MetaFormer
 from .metaformer_family import SIZES, metaformer
 from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp
@@ -548,7 +548,8 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
             values of their published models.
 
     Returns:
-        The model.
+        The model. The `pretrained_cfg` of a classifier names no weights, and its image size, mean and std are those of
+        the family's registered model.
 
     Raises:
         ValueError: an argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
@@ -603,6 +604,10 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     given, unknown = layout.translate(state, model)
     check_state(given, model.state_dict(), unknown, f"the {source} of these arguments", layout.name)
     model.load_state_dict(given)
+    if isinstance(model, MetaFormer):  # the configuration is that of a registered model, whose weights are others
+        for key in ("tag", "url", "hf_hub_id", "file"):
+            model.pretrained_cfg.pop(key, None)
+        model.pretrained_cfg["num_classes"] = model.num_classes
     return model.eval()
 
 

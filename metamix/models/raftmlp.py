@@ -2,6 +2,9 @@
 
 Four levels of raft MLPs (`mixers/raft.py`) and channel MLPs, each after a multi-scale patch embedding. At another image
 size the authors resize the residual stream itself, and so do the registered models (`resample="stream"`).
+
+Departures in training: the authors drop the vertical and the horizontal MLP separately, with one drop path rate for all
+blocks, and have dropout in the raft MLPs too. Channel MLPs, head and stem start with other random weights than theirs.
 """
 
 from functools import partial

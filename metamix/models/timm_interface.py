@@ -92,6 +92,8 @@ class TimmInterface(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resample spatial weights and position embeddings to images of another size.
 
+        Parameters whose shape does not change stay the same objects. An optimizer must be made anew for the others.
+
         Raises:
             ValueError: the size is too small, or a mixer has weights of that size but no `adapt_state`, or one that
                 fails. The model stays as it was.
@@ -123,12 +125,11 @@ class TimmInterface(nn.Module):
                         f"adapt_state of {type(old).__name__} does not bring parameters to {size}: "
                         f"{' '.join(str(error).split())}"
                     ) from error
-                for name, p in new.named_parameters():
-                    p.requires_grad_(old.get_parameter(name).requires_grad)
                 mixers.append((block, new))
         for block, mixer in mixers:  # after all were made, so that a failure changes nothing
+            keep_parameters(block.mixer, mixer)
             block.mixer = mixer
-        if self.pos_embed is not None:
+        if self.pos_embed is not None and self.pos_embed.shape[-2:] != sizes[0]:
             self.pos_embed = nn.Parameter(resize_to(self.pos_embed.detach(), sizes[0]), self.pos_embed.requires_grad)
         update_model_input_size(self, img_size)
 
@@ -168,6 +169,18 @@ def list_features(dims: Sequence[int], strides: Sequence[int], depths: Sequence[
     if len(stages) > 1:
         return stages
     return [dict(stages[0], module=f"stages.0.blocks.{j}") for j in range(depths[0])]
+
+
+@torch.no_grad()
+def keep_parameters(old: nn.Module, new: nn.Module) -> None:
+    """Use the parameters of `old`, with the values of `new`, in `new` if the shapes are equal: optimizers know them."""
+    for name, parameter in list(new.named_parameters()):
+        kept = old.get_parameter(name)
+        if kept.shape == parameter.shape:
+            module, _, leaf = name.rpartition(".")
+            setattr(new.get_submodule(module), leaf, kept.copy_(parameter))
+        else:
+            parameter.requires_grad_(kept.requires_grad)
 
 
 def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:

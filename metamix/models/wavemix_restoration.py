@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import Conv2d
+from metamix.layers import CheckpointedSequential, Conv2d, set_grad_checkpointing
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
@@ -39,9 +39,9 @@ class WaveBlock(nn.Module):
         return x + self.mixer(x)
 
 
-def wave_blocks(dim: int, depth: int, **options) -> nn.Sequential:
+def wave_blocks(dim: int, depth: int, **options) -> CheckpointedSequential:
     """Build `depth` blocks; `options` are those of the mixer."""
-    return nn.Sequential(*(WaveBlock(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
+    return CheckpointedSequential(*(WaveBlock(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
 
 
 def stem(in_chans: int, dim: int) -> nn.Sequential:
@@ -92,6 +92,10 @@ class WaveMixSR(nn.Module):
         self.stem = stem(1, dim)
         self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each block for the backward pass, and compute the rest again there."""
+        set_grad_checkpointing(self, enable)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         if images.shape[1] not in (1, 3):
@@ -161,6 +165,10 @@ class WaveMixSisr(nn.Module):
             return self.restore(images)
         x, start = pad_by_reflection(images, self.multiple)
         return crop(self.restore(x), start, (images.shape[-2], images.shape[-1]))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each block for the backward pass, and compute the rest again there."""
+        set_grad_checkpointing(self, enable)
 
     def restore(self, images: Tensor) -> Tensor:
         """Restore images whose sides are multiples of `multiple`."""

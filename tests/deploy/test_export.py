@@ -47,7 +47,9 @@ def check_cell(source, folder, format):
 @pytest.mark.parametrize(("mixer", "format"), CELLS)
 def test_mixer(mixer, format, weights, tmp_path):
     model = check_cell(weights(mixer), tmp_path / "out", format)
-    with pytest.raises(ValueError, match=r"of shape \(1, 3, 16, 20\) are given, but the exported model takes \(n, 3, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"of shape \(1, 3, 16, 20\) are given, but the exported model takes \(n, 3, 16, 16\)"
+    ):
         model(torch.randn(1, 3, 16, 20))
 
 

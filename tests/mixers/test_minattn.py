@@ -4,6 +4,7 @@ from itertools import product
 import pytest
 import torch
 from formulas import area, assert_equal, linear, random_map, random_mixer, resize
+from timm.layers import set_fused_attn
 
 from metamix.layers import attention
 from metamix.mixers import create_mixer
@@ -236,3 +237,22 @@ def test_dropout_in_training_mode_without_gradients():
     x = torch.randn(2, 16, 4, 4)
     assert not torch.equal(mixer(x), mixer(x))
     assert torch.equal(mixer.eval()(x), mixer(x))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_attention_is_timms_switch(fused, monkeypatch):
+    calls = []
+    own = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or own(*a, **k)
+    )
+    set_fused_attn(fused)
+    try:
+        mixer = create_mixer("minattn", 8, size=SIZE, num_heads=2).double()
+    finally:
+        set_fused_attn(True)
+    x = torch.randn(1, 8, *SIZE, dtype=torch.float64)
+    y = mixer(x)
+    assert bool(calls) == fused
+    mixer.fused = not fused
+    assert_equal(mixer(x), y)

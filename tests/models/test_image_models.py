@@ -1,5 +1,6 @@
 """Names, tags and files of image models: local files in exactly the published formats, key by key."""
 
+import copy
 import io
 import re
 import warnings
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import metamix
+from metamix.layers import CheckpointedSequential
 from metamix.models import image_models, maxim_format
 from metamix.models.image_models import (
     MAXIM_URL,
@@ -45,6 +47,32 @@ def test_parameters(name):
         model = create_image_model(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert model.scale == (2 if "sr" in name else 1) and len(model.multiple) == 2 and model.in_chans in (1, 3)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("maxim_nano", TINY), ("wavemixsr_nano", dict(dim=16, depth=2)), ("wavemix_restore_nano", dict(dim=16, depth=2)),
+])  # fmt: skip
+def test_gradient_checkpointing_changes_no_number(name, options):
+    plain = create_image_model(name, **options).train()
+    for parameter in plain.parameters():  # some start at zero and would stop gradients
+        torch.nn.init.normal_(parameter, std=0.1) if parameter.ndim > 1 else None
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    runs = []
+    layers = [m for m in saving.modules() if isinstance(m, CheckpointedSequential)]
+    layers[0][0].register_forward_pre_hook(lambda *_: runs.append(1))
+    images = torch.rand(2, plain.in_chans, 16, 16)
+    for model in (plain, saving):
+        torch.manual_seed(0)
+        model(images)[-1].square().sum().backward()
+    assert len(runs) == 2  # the forward pass, and its repetition
+    for (key, expected), parameter in zip(plain.named_parameters(), saving.parameters()):
+        torch.testing.assert_close(parameter.grad, expected.grad, msg=key)
+    for expected, buffer in zip(plain.buffers(), saving.buffers()):
+        assert torch.equal(buffer, expected)
+    saving.set_grad_checkpointing(False)
+    saving(images)
+    assert len(runs) == 3
 
 
 def test_lists():

@@ -318,9 +318,22 @@ def test_set_input_size_updates_the_context():
 def test_set_input_size_to_its_own_changes_nothing():
     model, x = small(mixer="nin", pos_embed=True), images()
     y = model(x)
+    parameters = dict(model.named_parameters())
     model.set_input_size(32)
     assert_equal(model(x), y, 0)
     assert not any(module.training for module in model.modules())
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("mixer", ["raft", "nin", "minattn"])
+def test_an_optimizer_keeps_the_parameters_whose_shape_stays(mixer):
+    model = small(mixer=mixer, mixer_args={"positions": True} if mixer == "minattn" else None)
+    before = dict(model.named_parameters())
+    model.set_input_size(64)
+    after = dict(model.named_parameters())
+    kept = {name for name in after if after[name] is before[name]}
+    assert kept == {name for name in after if after[name].shape == before[name].shape}
+    assert kept < after.keys()  # some depend on the size
 
 
 # Features

@@ -241,6 +241,15 @@ def test_state_may_be_wrapped():
         assert torch.equal(load_official("ninformer", wrapped, **arguments)(golden.input), plain)
 
 
+def test_the_configuration_names_no_weights():
+    """The builders use registered names, whose weights are others."""
+    golden = Golden("wavemix_cls_level1_pachify_64x64")
+    model = golden.model()
+    assert model.pretrained_cfg["architecture"] == "wavemix_192_16"
+    assert not {"tag", "url", "hf_hub_id", "file"} & model.pretrained_cfg.keys()
+    assert model.pretrained_cfg["num_classes"] == model.num_classes == golden.constructor["num_classes"]
+
+
 def test_flax_tree_may_be_nested():
     golden = Golden("maxim_mab_b2x4_g3x2_12x8")
     tree = {}

@@ -35,7 +35,9 @@ def test_images_to_score_are_not_trained_on(clean):
     found = data(data_dir=root, degradation="noise:25")
     assert [len(found.parts[name].samples) for name in ("train", "test")] == [3, 2]
     clean(name="scored/test", count=2)
-    with pytest.raises(ValueError, match="all images of .*scored are in .*test, so none is left to train on: give another"):
+    with pytest.raises(
+        ValueError, match="all images of .*scored are in .*test, so none is left to train on: give another"
+    ):
         data(data_dir=root.parent / "scored", degradation="noise:25")
 
 

@@ -31,9 +31,7 @@ def test_wavemix_of_the_authors():
     assert (model(images) - theirs).abs().max() < 1e-9
     model.head[0].weight.copy_(model.head[0].weight.flip(2))
     assert (model(images) - theirs).abs().max() > 1e-3
-    with pytest.raises(
-        ValueError, match="stride is 1, which our model cannot honour. Accepted: 2, so that the output"
-    ):
+    with pytest.raises(ValueError, match="stride is 1, which our model cannot honour. Accepted: 2, so that the output"):
         load_official("wavemix_segmentation", state, **constructor | dict(stride=1))
     del state["expand.2.bias"]
     with pytest.raises(ValueError, match=r"lacks expand\.2\.bias"):

@@ -1,0 +1,48 @@
+"""Gradient checkpointing: keep only the input of a layer for the backward pass, and compute the rest again there."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from timm.models import checkpoint
+from torch import Tensor, nn
+
+from metamix.utils.running_statistics import keep_statistics
+
+
+def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute function(x) with gradient checkpointing.
+
+    Args:
+        layer: the module that `function` belongs to.
+        function: its forward pass.
+        x: input.
+    """
+    if torch.compiler.is_compiling():  # torch.compile updates the statistics once, and accepts no contexts
+        return checkpoint(function, x)
+    # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
+    return checkpoint(function, x, use_reentrant=False, context_fn=partial(first_and_second_pass, layer))
+
+
+def first_and_second_pass(layer: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Return the contexts for the forward pass of a layer, and for its repetition in the backward pass."""
+    return nullcontext(), keep_statistics(layer)
+
+
+class CheckpointedSequential(nn.Sequential):
+    """Layers one after the other; `grad_checkpointing` turns gradient checkpointing on for each of them."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = checkpointed(layer, layer, x) if self.grad_checkpointing else layer(x)
+        return x
+
+
+def set_grad_checkpointing(model: nn.Module, enable: bool) -> None:
+    """Turn gradient checkpointing on or off in every `CheckpointedSequential` of a model."""
+    for module in model.modules():
+        if isinstance(module, CheckpointedSequential):
+            module.grad_checkpointing = enable
