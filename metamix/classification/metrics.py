@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metamix.models.image_inference import check_finite
 from metamix.training.task import Batch, State
 
 
@@ -37,9 +38,13 @@ class ClassificationMetric:
         return model(self.normalize(batch["image"]))
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
-        """Add the logits (n, classes) of a batch to the state."""
+        """Add the logits (n, classes) of a batch to the state.
+
+        Raises:
+            ValueError: a logit is infinite or NaN.
+        """
         was_read = batch["index"] >= 0
-        logits = outputs.float()[was_read]
+        logits = check_finite(outputs).float()[was_read]
         label, classes = batch["label"][was_read], len(self.classes)
         best = logits.topk(min(5, classes)).indices  # (n, 5)
         state["confusion"] += torch.bincount(label * classes + best[:, 0], minlength=classes**2).view(classes, classes)

@@ -90,7 +90,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, shares=["smoothing", "distill", "drop_rate", "drop_path"])
+        check_ranges(self, shares=["distill"], shares_below_one=["smoothing", "drop_rate", "drop_path"])
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if self.linear_probe and not (self.pretrained or self.checkpoint):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, decode_file
 from metamix.data.find import find_images
 from metamix.data.formats.base import is_image
+from metamix.models.image_inference import check_finite
 from metamix.utils.arguments import add_device, positive
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.system import prepare_device
@@ -150,7 +151,8 @@ def predict(
     decoded = _read(classifier, images, [] if broken is None else broken)
     while batch := list(islice(decoded, batch_size)):
         paths, tensors = zip(*batch)
-        probabilities = classifier.model(torch.stack(tensors).to(device)).float().softmax(1).cpu()  # (n, classes)
+        logits = check_finite(classifier.model(torch.stack(tensors).to(device)))
+        probabilities = logits.float().softmax(1).cpu()  # (n, classes)
         best = probabilities.topk(min(top, len(classifier.classes)))
         for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist()):
             yield Prediction(path, [(classifier.classes[i], value) for i, value in zip(indices, values)])

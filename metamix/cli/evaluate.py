@@ -35,7 +35,15 @@ from metamix.utils.text import exit_with_message, plural, readable
 from .tasks import TASKS, eval_options, find_task
 
 RESULT = "result.json"  # in the output folder
-SCORED = ("model", "checkpoint", "data", "test_split", "split", "samples", "img_size")  # entries on what was scored
+SCORED = (  # entries on what was scored
+    "model", "checkpoint", "data", "test_split", "split", "samples", "img_size", "degradation", "measured",
+)  # fmt: skip
+NEEDS_LESS_MEMORY = {
+    "classification": "give a smaller --batch-size",
+    "detection": "give --device cpu",
+    "restoration": "score in tiles, --tile 512",
+    "segmentation": "score in tiles, --tile 512",
+}
 
 
 @dataclass
@@ -46,7 +54,9 @@ class EvalOptions:
     split: Literal["test", "holdout"] = option(
         "test", "split to score; holdout is the share of train that --holdout keeps out"
     )
-    batch_size: int = option(256, "samples per forward pass, over all processes together")
+    batch_size: int = option(
+        256, "classification: images per forward pass, over all processes together; other tasks score one at a time"
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in metamix train")
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
@@ -67,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
-        exit_if_out_of_memory("give a smaller --batch-size"),
+        exit_if_out_of_memory(NEEDS_LESS_MEMORY[recipe.task]),
         exit_with_message(ValueError, OSError, ImportError),
     ):
         score(recipe.task, recipe.engine, recipe.options, group)

@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
-        exit_if_out_of_memory("give a smaller --batch-size, --micro-batch N, or --grad-checkpointing"),
+        exit_if_out_of_memory(
+            "give a smaller --batch-size, --micro-batch N, or --grad-checkpointing"
+            + ("; to score large images, --tile 512" if recipe.task in ("restoration", "segmentation") else "")
+        ),
         exit_with_message(ValueError, OSError, ImportError, NotFinite),
     ):
         train_all(recipe, group)

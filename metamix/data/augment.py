@@ -18,12 +18,12 @@ from timm.data.mixup import cutmix_bbox_and_lam
 from torch import Tensor
 
 from .auto_augment import AutoAugment, parse
-from .counter_rng import MIX, NOISE, SAMPLE, hash64, normal, randint, seeded, uniform
+from .counter_rng import MIX, SAMPLE, hash64, normal, randint, seeded, uniform
 from .loader import Batch
 from .options import DataOptions
 
 # Purposes of a sample's random numbers. Each has its own stream, so one option does not change the draws of another.
-TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT = range(11)
+TOP, LEFT, FLIP, POLICY, CUT_Y, CUT_X, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_TOP, ERASE_LEFT, NOISE = range(12)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -55,7 +55,7 @@ class Augment:
         cropped: skip the steps before normalisation; the workers that stream images have done them.
 
     Raises:
-        ValueError: `cutout` is larger than the images.
+        ValueError: `cutout` or `padding` is larger than the images.
     """
 
     def __init__(
@@ -69,8 +69,9 @@ class Augment:
         num_classes: int,
         cropped: bool = False,
     ):
-        if options.cutout > size:
-            raise ValueError(f"cutout is {options.cutout} pixels, but images have {size}")
+        for name, value in (("cutout", options.cutout), ("padding", options.padding)):
+            if value > size:
+                raise ValueError(f"{name} is {value} pixels, but images have {size}: give at most {size}")
         self.options, self.seed, self.num_classes, self.cropped = options, seed, num_classes, cropped
         self.mean, self.std = mean, std
         self.policy = AutoAugment(options.auto_augment, size) if parse(options.auto_augment) else None

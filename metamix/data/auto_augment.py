@@ -128,7 +128,10 @@ class AutoAugment:
         self.trivial = isinstance(policy, str)
         self.magnitude, self.layers, self.deviation = (0, 1, 0.0) if isinstance(policy, str) else policy
         ranges = TRIVIAL if self.trivial else rand_ranges(size)
-        self.operations = [OPERATIONS[name] for name in ranges]
+        operations = OPERATIONS
+        if self.trivial:  # torchvision rounds the bits
+            operations = OPERATIONS | {"posterize": lambda image, bits: posterize(image, bits.round())}
+        self.operations = [operations[name] for name in ranges]
         self.low, self.high, self.signed = torch.tensor(list(ranges.values()), dtype=torch.float32).unbind(1)
 
     def __call__(self, image: Tensor, key: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Purposes of random numbers. Two purposes never share a stream.
-SPLIT, ORDER, SAMPLE, MIX, NOISE = range(5)
+SPLIT, ORDER, SAMPLE, MIX = range(4)
 
 
 def _mix(z: Tensor) -> Tensor:

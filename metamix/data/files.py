@@ -32,6 +32,10 @@ class CorruptImage(OSError):
     """One image, or too many of them, cannot be decoded. The message names the image and the reason."""
 
 
+class DoesNotFit(ValueError):
+    """An image that the model cannot take or the file format cannot hold."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What the header of an image file says: (height, width) in pixels of the upright image, and colour."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metamix.utils.files import write_text
-from metamix.utils.text import nearest
+from metamix.utils.text import nearest, readable
 
 from .files import list_files
 from .formats.base import is_image, natural_order, warn_of_other_formats
@@ -86,6 +87,12 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
             raise ValueError(
                 f"{file} would be overwritten, and no earlier run wrote it: there is no {marker}. Give another --output"
             )
+
+
+def say_left_out(path: Path, error: Exception) -> None:
+    """Print to stderr that an image is left out, and why; the message names the image."""
+    name = "" if str(path) in str(error) else f"{path}: "
+    print(readable(f"left out: {name}{error}"), file=sys.stderr)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from metamix.classification.task import Classification
 from metamix.data import Source, eval_loader
 from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model
+from metamix.utils.checks import parse_size
 
 from .exportable import HELD_OUT_IMAGES, Comparison, Model, Request, weight_path
 from .report import Difference, missed_limits
@@ -60,7 +61,7 @@ class ExportableClassifier:
     def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
         """Return normally distributed values in the shape of prepared images."""
         size: Any = self.metadata.img_size
-        height, width = size if isinstance(size, tuple) else (size, size)
+        height, width = parse_size("img_size", size)
         shape = count, self.metadata.in_chans or 3, height + taller, width + wider
         return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 

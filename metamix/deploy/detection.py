@@ -26,6 +26,7 @@ from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.task import Detection
 from metamix.layers import round_up
 from metamix.models.metadata import ModelMetadata
+from metamix.utils.checks import parse_size
 
 from .box_match import BoxMatch
 from .exportable import Comparison, Model, Request
@@ -207,7 +208,7 @@ def open_detector(request: Request) -> ExportableDetector:
     metadata = ModelMetadata.from_dict(entries, request.source)
     step = model.backbone.size_divisible
     size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), (step, step))
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = parse_size("img_size", size)
     if height % step or width % step:
         raise ValueError(f"img_size is {height} x {width}, but {request.source} takes multiples of {step} pixels")
     if request.dynamic:  # torch.export would fix the size if a map of the example were a single pixel

@@ -20,6 +20,7 @@ from metamix.restoration.inference import Restorer
 from metamix.restoration.load import RestorationSpec, load_trained
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
+from metamix.utils.checks import parse_size
 
 from .exportable import Comparison, Model, Request, weight_path
 from .padding import pad_for_graph, tiles
@@ -54,7 +55,7 @@ class ExportableRestorer:
     ):
         self.model, self.metadata, self.spec, self.task, self.images = model.eval(), metadata, spec, task, images
         size: Any = metadata.img_size
-        self.size: tuple[int, int] = size if isinstance(size, tuple) else (size, size)
+        self.size = parse_size("img_size", size)
         self.dynamic = dynamic
         self.extra: dict[str, Any] = {
             **vars(spec), "scale": model.scale, "multiple": list(model.multiple),
@@ -119,7 +120,7 @@ def open_restorer(request: Request) -> ExportableRestorer:
         model, metadata, spec = found.model, found.metadata, found.spec
     rows, columns = (math.lcm(step, 2) for step in model.multiple)  # padding by reflection makes sides even
     size = request.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = parse_size("img_size", size)
     if height % rows or width % columns:
         raise ValueError(
             f"img_size is {height} x {width}, but {request.source} takes multiples of {rows} x {columns} pixels"

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metamix.data import DoesNotFit
+
 from .artifact import COMPILED, HINTS, Artifact, load_artifact
 from .extras import need
 
@@ -49,7 +51,7 @@ class ExportedModel(nn.Module):
             The output, of the kind of `images`: a tensor or an array; a tuple if there are several outputs.
 
         Raises:
-            ValueError: the model takes images of another shape.
+            DoesNotFit: a ValueError, since the model takes images of another shape.
         """
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)
@@ -59,17 +61,17 @@ class ExportedModel(nn.Module):
         except ValueError:
             raise
         except Exception as error:  # each engine has its own types
-            raise ValueError(f"the exported model fails on images of shape {array.shape} ({reason(error)})") from error
+            raise DoesNotFit(f"the exported model fails on images of shape {array.shape} ({reason(error)})") from error
         kind = [torch.from_numpy(output) for output in outputs] if as_tensor else outputs
         return kind[0] if len(kind) == 1 else tuple(kind)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError if the model does not take images (n, C, H, W) of this shape."""
+        """Raise DoesNotFit if the model does not take images (n, C, H, W) of this shape."""
         wanted = self.artifact.input_shape
         if len(shape) != len(wanted) or not all(shape) or any(w not in (None, s) for w, s in zip(wanted, shape)):
             names = ("n", "C", "H", "W")
             accepted = ", ".join(name if side is None else str(side) for name, side in zip(names, wanted))
-            raise ValueError(
+            raise DoesNotFit(
                 f"images of shape {shape} are given, but the exported model takes ({accepted}): resize them, or export "
                 f"again with --img-size or --dynamic"
             )

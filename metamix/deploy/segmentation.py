@@ -17,6 +17,7 @@ from metamix.segmentation.inference import Predictor, best_labels
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
+from metamix.utils.checks import parse_size
 
 from .exportable import Comparison, Model, Request
 from .padding import pad_for_graph, tiles
@@ -105,7 +106,7 @@ def open_segmenter(request: Request) -> ExportableSegmenter:
         )
     metadata = ModelMetadata.from_dict(found.metadata, request.source)
     size: Any = request.img_size or found.spec.crop
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = parse_size("img_size", size)
     if height % 2 or width % 2:  # padding by reflection makes sides even
         raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
     if request.data_dir:

@@ -58,7 +58,8 @@ class DetectionData:
             check_test_split(test, options.train_on, splits)
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
-        if "val" in splits and "val" not in (test, *options.train_on):
+        chosen = not train and options.test_on  # evaluation opens no split that it does not score
+        if "val" in splits and "val" not in (test, *options.train_on) and not chosen:
             self.scored["holdout"] = open_split(splits, "val", masks)
         self.name = Path(options.data_dir).resolve().name
         self.classes = self.check_splits()
@@ -94,9 +95,10 @@ class DetectionData:
                 f"{' and '.join(str(split.annotations) for split in self.train)} has "
                 f"{sum(map(len, self.train))} images and no object to learn from: give another --train-on"
             )
-        for split in self.scored.values():
+        for name, split in self.scored.items():
             if not split.objects:
-                raise ValueError(f"{split.annotations} has no object to score: give another --test-on")
+                advice = "give another --test-on" if name == "test" else "remove the file, or give --train-on train,val"
+                raise ValueError(f"{split.annotations} has no object to score: {advice}")
         for split in self.splits:
             missing = split.missing_images()
             if len(missing) > options.corrupt_limit * len(split):

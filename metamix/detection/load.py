@@ -24,7 +24,7 @@ from metamix.utils.tensor_files import load_into, load_weights
 
 from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
-from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, is_setting
+from .options import MAX_SIDE, NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, is_setting
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ RULES: dict[str, Rule] = NETWORK_RULES | {
     ),
     "extra": (f"one of {', '.join(EXTRA)}", lambda value: isinstance(value, str) and value in EXTRA),
     "out_channels": ("a whole number from 1 to 4096", lambda value: is_whole(value, 1, 4096)),
-    "min_size": ("a whole number from 1 to 8192", lambda value: is_whole(value, 1, 8192)),
-    "max_size": ("a whole number from 1 to 8192", lambda value: is_whole(value, 1, 8192)),
+    "min_size": (f"a whole number from 1 to {MAX_SIDE}", lambda value: is_whole(value, 1, MAX_SIDE)),
+    "max_size": (f"a whole number from 1 to {MAX_SIDE}", lambda value: is_whole(value, 1, MAX_SIDE)),
     "anchor_scale": (
         f"a number above 0 and at most {MAX_ANCHOR_SCALE}",
         lambda value: value is None or (type(value) in (int, float) and 0 < value <= MAX_ANCHOR_SCALE),

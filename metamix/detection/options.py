@@ -29,6 +29,7 @@ NOT_MODEL_ARGS = {
 NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize_in_training", "min_size", "max_size"}
 
 MAX_SETTING = 65_536  # of any number in detector_args
+MAX_SIDE = 8192  # of resized images, in pixels
 
 
 def is_setting(value: object) -> bool:
@@ -116,8 +117,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
             raise ValueError(
-                f"detector_args has {', '.join(sorted(taken))}, which other flags set: --min-size and --max-size the "
-                f"size of the images, --model and --model-args the backbone, --detector the detector"
+                f"detector_args has {', '.join(sorted(taken))}, but there are flags for that: --min-size and --max-size "
+                f"for the size of the images, --model and --model-args for the backbone, and --detector"
             )
         for name, value in self.detector_args.items():
             if not is_setting(value):
@@ -127,9 +128,9 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
                 )
         self.check_anchor_scale()
         check_train_on(self.train_on)
-        if not 0 < self.min_size <= self.max_size:
+        if not 0 < self.min_size <= self.max_size <= MAX_SIDE:
             raise ValueError(
-                f"min_size is {self.min_size} and max_size {self.max_size}; both must be above 0, and "
+                f"min_size is {self.min_size} and max_size {self.max_size}; both must be from 1 to {MAX_SIDE}, and "
                 f"min_size the smaller"
             )
 

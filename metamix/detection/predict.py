@@ -10,7 +10,6 @@ does not take, are named and left out; the exit code is then 1.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from metamix.data import CorruptImage, decode_file
-from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images
+from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images, say_left_out
 from metamix.utils.arguments import add_device, add_places, share
 from metamix.utils.files import make_output_folder
 from metamix.utils.system import prepare_device
@@ -99,9 +98,8 @@ def draw_all(
         for path, picture in pictures.items():
             try:
                 image, found = predict(model, path, threshold)
-            except (CorruptImage, ValueError) as error:  # an exported model raises ValueError for a size it cannot take
-                name = "" if isinstance(error, CorruptImage) else f"{path}: "  # a CorruptImage names the file itself
-                print(readable(f"left out: {name}{error}"), file=sys.stderr)
+            except (CorruptImage, ValueError) as error:  # models refuse some sizes
+                say_left_out(path, error)
                 continue
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw_image(picture, image, found, classes)

@@ -73,7 +73,8 @@ class RestorationData:
         self.paired = options.degradation == PAIRS
         parts = self._find(train, tested)
         everything = [sample for samples in parts.values() for sample in samples]
-        self.name = Path(options.data_dir or options.test_dir).resolve().name
+        scored = options.test_dir if not train else ""
+        self.name = Path(scored or options.data_dir or options.test_dir).resolve().name
         self.channels = self._choose_channels(everything, taken)
         self.in_chans = 3 if self.channels == "rgb" else 1
         self.scale = scale_of_pairs(everything) if self.paired else self.chain.scale

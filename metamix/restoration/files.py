@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metamix.data import CorruptImage, read_image_file
-from metamix.data.files import as_corrupt_image, to_eight_bits
+from metamix.data.files import DoesNotFit, as_corrupt_image, to_eight_bits
 from metamix.utils.files import atomic_write
 from metamix.utils.text import readable
 
@@ -28,10 +28,6 @@ SAVING = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}, "P
 HAVE_16_BITS = ("PNG", "TIFF")
 OTHER_COLOURS = ("CMYK", "LAB")  # Pillow's modes whose colour profiles do not fit RGB
 FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # by EXIF's orientation; 5 to 8 transpose
-
-
-class DoesNotFit(ValueError):
-    """An image that the model cannot take or the file format cannot hold."""
 
 
 @dataclass(frozen=True)

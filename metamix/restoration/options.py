@@ -45,7 +45,7 @@ class RestorationDataOptions(ReadingOptions):
     )
     score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
     tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
-    overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels")
+    overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels", needs="tile")
     ensemble: bool = _score(False, "average over eight orientations of the images to score; takes eight times as long")
     local_pooling: int = _score(
         0,

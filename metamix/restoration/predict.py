@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metamix.data import CorruptImage
-from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images
+from metamix.data import CorruptImage, DoesNotFit
+from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images, say_left_out
 from metamix.models.image_inference import check_finite
 from metamix.models.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
@@ -33,7 +33,7 @@ from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
 from .colour import to_rgb, to_ycbcr
-from .files import FORMATS, DoesNotFit, Picture, read_picture, write_picture
+from .files import FORMATS, Picture, read_picture, write_picture
 from .inference import Restorer, check_local_pooling, enlarge
 from .load import load_trained
 
@@ -81,7 +81,7 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
                 picture = restore_file(model, path, channels, restorer)
                 write_picture(picture, written)
             except (CorruptImage, DoesNotFit) as error:
-                print(readable(f"left out: {error}"), file=sys.stderr)
+                say_left_out(path, error)
                 continue
             records.append({"image": str(path), "file": written.relative_to(output).as_posix()})
             for lost in picture.lost:

@@ -101,7 +101,8 @@ class SegmentationData:
             check_test_split(test, options.train_on, splits)
         parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
         parts["test"] = self.set.find(test)
-        if "val" in splits and "val" not in (test, *options.train_on):
+        chosen = not train and options.test_on  # evaluation opens no split that it does not score
+        if "val" in splits and "val" not in (test, *options.train_on) and not chosen:
             parts["holdout"] = self.set.find("val")
         return parts
 

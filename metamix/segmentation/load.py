@@ -24,7 +24,7 @@ from metamix.utils.checks import Rule, check_entries, is_share, is_whole
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
-from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS
+from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
@@ -116,7 +116,7 @@ RULES: dict[str, Rule] = NETWORK_RULES | {
         f"a list of {MIN_CLASSES} to {MAX_CLASSES} names",
         lambda value: isinstance(value, (list, tuple)) and MIN_CLASSES <= len(value) <= MAX_CLASSES,
     ),
-    "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, 8192))),
+    "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, MAX_CROP))),
     "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, is_share)),
     "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: is_share(n) and n > 0)),
     "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),

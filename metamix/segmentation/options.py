@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
+from metamix.models.metadata import MAX_SIDE
 from metamix.models.options import BackboneOptions
 from metamix.models.tiles import check_tiles
 from metamix.utils.options import changed_flags, check_ranges, option
@@ -22,6 +23,7 @@ _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
 # Arguments of the backbone that do not belong in model_args, and what sets them.
+MAX_CROP = 8192  # sides in pixels
 NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",
@@ -55,7 +57,7 @@ class SegmentationDataOptions(ReadingOptions):
     download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
 
     tile: int = _score(0, "score in tiles of this side, in pixels of the resized image; 0: whole images")
-    overlap: int = _score(0, "least overlap of neighbouring tiles in pixels")
+    overlap: int = _score(0, "least overlap of neighbouring tiles in pixels", needs="tile")
     test_flip: bool = _score(False, "also report scores of the mean over the image and its mirror image")
     test_scales: tuple[float, ...] = _score(
         (1.0,), "also report scores of the mean over these scales, such as 0.75,1,1.25"
@@ -87,6 +89,8 @@ class LabelOptions:
         if self.ignore_index is not None and not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index is {self.ignore_index}, but it must be from 0 to 255, or none")
         check_ranges(self, least={"min_size": 0, "max_size": 0})
+        if max(self.min_size, self.max_size) > MAX_SIDE:
+            raise ValueError(f"min_size is {self.min_size} and max_size {self.max_size}; give at most {MAX_SIDE}")
         if self.max_size and self.max_size < self.min_size:
             raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
 
@@ -147,8 +151,10 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
             raise ValueError(
                 f"scales is {self.scales}, but two factors above 0 and below 16 are needed, the smaller first: 0.5,2"
             )
-        if len(self.crop) not in (1, 2) or min(self.crop) < 1:
-            raise ValueError(f"crop is {self.crop}, but it must be a side in pixels, or height,width")
+        if len(self.crop) not in (1, 2) or not all(1 <= side <= MAX_CROP for side in self.crop):
+            raise ValueError(
+                f"crop is {self.crop}, but it must be a side in pixels, or height,width, of at most {MAX_CROP}"
+            )
         self.check_statistics()
         if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
             raise ValueError(

@@ -9,14 +9,14 @@ its path inside the folder that was given (a.jpg.png if there is an a.png too):
     OUTPUT/masks/a.png       labels 0, 1, ... in the order of the classes, as a PNG with the colours of the classes
     OUTPUT/overlays/a.png    these colours over the image
 
-OUTPUT/classes.txt names the labels. Images that cannot be read are named and left out; the exit code is then 1.
+OUTPUT/classes.txt names the labels. Images that cannot be read, or that an exported model does not take, are named and
+left out; the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, normalize
-from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images
+from metamix.data import CorruptImage, DoesNotFit, normalize
+from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images, say_left_out
 from metamix.models.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
 from metamix.utils.files import atomic_write, make_output_folder, write_text
@@ -91,10 +91,10 @@ def predict_all(
         for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
             try:
                 image = read_image(path)
-            except CorruptImage as error:
-                print(readable(f"left out: {error}"), file=sys.stderr)
+                labels = predict(model, spec, image, predictor)
+            except (CorruptImage, DoesNotFit) as error:
+                say_left_out(path, error)
                 continue
-            labels = predict(model, spec, image, predictor)
             save(output / MASKS / name, index_image(labels, colours))
             save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
             records.append({"image": str(path), "mask": (Path(MASKS) / name).as_posix()})

@@ -115,6 +115,8 @@ class Segmentation:
         task = cls(SegmentationOptions(**values), trained=spec)
         if task.data.test_split in spec.train_on:
             task.model.notes.append(f"the segmenter was trained on the split {task.data.test_split}")
+        if options.test_on:
+            task.title += f"-{options.test_on}"
         if task.data.classes != spec.classes:
             flags = ["--task", "segmentation", *changed_flags(options, "data", "data_dir", "mask_name")]
             raise ValueError(

@@ -39,7 +39,10 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one
-    arguments = ({"fused": True} if fused else {}) | options.opt_args
+    arguments: dict[str, Any] = {"fused": True} if fused else {}
+    if name in ("kron", "kronw", "kronc"):
+        arguments = {"deterministic": True}  # else a resumed run differs
+    arguments |= options.opt_args
     try:
         optimizer = create_optimizer_v2(
             model,

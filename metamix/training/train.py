@@ -130,7 +130,7 @@ def _describe(engine: Engine, run: Run) -> None:
         f"model    {about['model']}: {about['parameters']:,} parameters, {about['macs'] / 1e6:,.1f} M multiply-adds"
     )
     total = about["samples"].get("train", options.batch_size)
-    if total < options.batch_size:
+    if total < options.batch_size and engine.steps_per_epoch == 1:  # restoration takes several crops of an image
         run.say(f"note: {plural(total, 'sample')} cannot fill a batch of {options.batch_size}, so they are repeated")
     for note in engine.task.notes:
         run.say(f"         {note}")

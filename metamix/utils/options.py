@@ -89,6 +89,7 @@ def check_ranges(
     *,
     shares: Sequence[str] = (),
     positive_shares: Sequence[str] = (),
+    shares_below_one: Sequence[str] = (),
     least: Mapping[str, float] | None = None,
 ) -> None:
     """Check the ranges of options.
@@ -97,6 +98,7 @@ def check_ranges(
         options: a dataclass of options.
         shares: names of options from 0 to 1.
         positive_shares: names of options above 0 and at most 1.
+        shares_below_one: names of options of at least 0 and below 1.
         least: smallest value of further options, by their names; those that are None or "auto" are not checked.
 
     Raises:
@@ -108,6 +110,9 @@ def check_ranges(
     for name in positive_shares:
         if not 0 < getattr(options, name) <= 1:
             raise ValueError(f"{name} is {getattr(options, name)}, but it must be above 0 and at most 1")
+    for name in shares_below_one:
+        if not 0 <= getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}, but it must be at least 0 and below 1")
     for name, bound in (least or {}).items():
         value = getattr(options, name)
         if value not in (None, "auto") and not value >= bound:

@@ -117,3 +117,12 @@ def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
     for draw in partial(draw_confusion, title="title"), draw_classes:
         draw(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name))
         assert min(Image.open(tmp_path / "c.png").size) > 200
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_refused(value):
+    digits = metric()
+    logits = torch.zeros(2, 10)
+    logits[1, 3] = value
+    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights, or compute in float32"):
+        states_of(digits, logits, torch.tensor([1, 2]))

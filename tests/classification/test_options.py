@@ -14,7 +14,8 @@ def test_weights_of_no_teacher_are_refused():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"smoothing": 1.5}, "smoothing is 1.5, but it must be between 0 and 1"),
+        ({"smoothing": 1.0}, "smoothing is 1.0, but it must be at least 0 and below 1"),
+        ({"drop_path": 1.0}, "drop_path is 1.0, but it must be at least 0 and below 1"),
         ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0 and finite"),
         ({"temperature": float("inf")}, "temperature is inf, but it must be above 0 and finite"),
         ({"mixup": float("inf")}, "mixup is inf, but it must be finite"),

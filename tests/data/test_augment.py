@@ -66,7 +66,9 @@ def test_cutout_clears_one_square_of_each_image():
         expected = torch.ones(20, 24, 3)
         expected[max(0, y[n] - 3) : y[n] + 4, max(0, x[n] - 3) : x[n] + 4] = 0
         assert torch.equal(kept[n], expected)
-    with pytest.raises(ValueError, match="cutout is 21 pixels, but images have 20"):
+    with pytest.raises(ValueError, match="padding is 21 pixels, but images have 20: give at most 20"):
+        augment(padding=21)
+    with pytest.raises(ValueError, match="cutout is 21 pixels, but images have 20: give at most 20"):
         augment(cutout=21)
 
 

@@ -67,6 +67,15 @@ def test_ranges_of_trivial_augment_are_torchvisions():
         assert ends == pytest.approx((low, high)) and signed == sign
 
 
+def test_trivial_augment_keeps_the_bits_of_torchvision():
+    image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    augment = AutoAugment("trivial", 16)
+    posterize = augment.operations[list(TRIVIAL).index("posterize")]
+    for bits, strength in zip(TrivialAugmentWide()._augmentation_space(31)["Posterize"][0].tolist(), range(31)):
+        done = posterize(image, torch.tensor(8 - 6 * strength / 30).view(1, 1, 1, 1))
+        assert torch.equal(done, image // 2 ** int(8 - bits) * 2 ** int(8 - bits)), strength
+
+
 def test_ranges_of_rand_augment_are_timms():
     names = {
         "AutoContrast": "auto_contrast", "Equalize": "equalize", "Invert": "invert", "Rotate": "rotate",

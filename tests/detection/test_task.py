@@ -15,6 +15,7 @@ from running import assert_same_run, metrics, start_all, train
 from torch import nn
 
 import metamix.cli.evaluate
+from metamix.detection.data import DetectionData
 from metamix.detection.metrics import score
 from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import draw_all
@@ -352,6 +353,25 @@ def test_test_split_without_objects_is_refused(tmp_path):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
+def test_held_out_split_without_objects_is_refused_in_training_alone(tmp_path):
+    def clear(split, data):
+        if split == "val":
+            data["annotations"].clear()
+
+    folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=clear)
+    with pytest.raises(
+        ValueError, match="instances_val.json has no object to score: remove the file, or give --train-"
+    ):
+        Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
+    data = DetectionData(DetectionOptions(**SMALL, data_dir=str(folder), test_on="test"), train=False)
+    assert list(data.scored) == ["test"]
+
+
+def test_sizes_that_could_not_be_loaded_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="min_size is 64 and max_size 9000; both must be from 1 to 8192, and min_size"):
+        DetectionOptions(**SMALL | {"min_size": 64, "max_size": 9000}, data_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize("images", [0, 4])
 def test_training_split_without_objects_is_refused(tmp_path, images):
     def clear(split, data):
@@ -461,7 +481,10 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
         (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
         (dict(detector_args={"score_thresh": "high"}), "detector_args has score_thresh: 'high'; accepted are true"),
         (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be auto, or above 0"),
-        (dict(detector_args={"min_size": 300}), "detector_args has min_size: --min-size and --max-size are the size"),
+        (
+            dict(detector_args={"min_size": 300}),
+            "detector_args has min_size, but there are flags for that: --min-size and --max-size for",
+        ),
         (dict(model_args={"pretrained": True}), "model_args has pretrained, which comes from --pretrained"),
         (
             dict(model_args={"num_classes": 3}),

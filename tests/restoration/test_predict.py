@@ -97,7 +97,7 @@ def test_luminance_models_restore_grey_files_as_they_are(clean, tmp_path, run):
 def test_values_that_are_not_finite_are_refused(clean):
     model = Shift().eval()
     model.shift.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="0.png: the model returns values that are not finite: are its weights"):
+    with pytest.raises(ValueError, match="0.png: the model returns NaN or infinity: use other weights"):
         restore_file(model, clean(count=1) / "0.png", "rgb", Restorer())
 
 

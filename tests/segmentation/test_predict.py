@@ -1,6 +1,7 @@
 """Labelling files: any size, tiles, what is left out, and weight files from strangers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from metamix.data import DoesNotFit
 from metamix.segmentation import predict
 from metamix.segmentation.inference import Predictor, make_views
 from metamix.segmentation.load import RULES, SegmenterSpec, TrainedSegmenter
@@ -149,6 +151,21 @@ def test_weights_of_nan_are_refused():
     for predictor in (Predictor(), Predictor(8, 2), Predictor(views=make_views((1.0,), True))):
         with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights"):
             predictor(model, torch.rand(1, 3, 16, 16), (16, 16))
+
+
+def test_images_that_an_exported_model_does_not_take_are_left_out(photos, tmp_path, capsys):
+    class Exported(Colours):
+        def forward(self, x):
+            if min(x.shape[-2:]) < 32:
+                raise DoesNotFit("the exported model fails")
+            return super().forward(x)
+
+    Image.new("RGB", (20, 20)).save(photos / "small.png")
+    names = {photos / name: Path(name) for name in ("small.png", "b.png")}
+    assert predict.predict_all(Exported().eval(), SPEC, names, tmp_path / "out", Predictor()) == 1
+    said = capsys.readouterr()
+    assert f"left out: {photos / 'small.png'}: the exported model fails" in said.err
+    assert "written: masks and overlays of 1 image to" in said.out
 
 
 def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):

@@ -98,9 +98,11 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
         assert f"the segmenter was trained on the split {split}" in open_task(test_on=split).notes
     task = open_task()
     assert list(task.data.parts) == ["test"] and not any("trained on" in note for note in task.notes)
+    assert open_task(test_on="test").title.endswith("-test")  # the result of a chosen split has its own folder
     tensors, metadata = load_weights(run)
     save_weights(run / "model.safetensors", tensors, {k: v for k, v in metadata.items() if k != "train_on"})
     assert list(open_task().data.parts) == ["test", "holdout"]  # older files do not say what they were trained on
+    assert list(open_task(test_on="test").data.parts) == ["test"]  # no split is opened that is not scored
 
 
 def test_an_interrupted_run_ends_as_one_in_a_piece(scenes, tmp_path):

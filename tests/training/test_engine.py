@@ -443,6 +443,12 @@ def test_a_wrong_freeze_is_refused(parts, said):
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize("name", ["kron", "kronw", "kronc"])
+def test_kron_resumes_exactly(name):
+    """Without the argument, timm draws random numbers that no checkpoint holds."""
+    assert all(group["deterministic"] for group in engine(optimizer=name).stepper.optimizer.param_groups)
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
