@@ -117,8 +117,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
             raise ValueError(
-                f"detector_args has {', '.join(sorted(taken))}, but there are flags for that: --min-size and --max-size "
-                f"for the size of the images, --model and --model-args for the backbone, and --detector"
+                f"detector_args has {', '.join(sorted(taken))}, but there are flags for that: --min-size and "
+                f"--max-size for the size of the images, --model and --model-args for the backbone, and --detector"
             )
         for name, value in self.detector_args.items():
             if not is_setting(value):
