@@ -87,7 +87,7 @@ def roofs(precision: str, device: str) -> dict[str, tuple]:
 
 
 class OpTimer(TorchDispatchMode):
-    """Sums seconds, FLOP and bytes of each op by (part of the model, op, shapes of its inputs)."""
+    """Sum seconds, FLOP and bytes of each op by (part of the model, op, shapes of its inputs)."""
 
     def __init__(self, subject: Subject):
         super().__init__()

@@ -33,7 +33,7 @@ MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in list_mixers())
 
 
 class Bench:
-    """Builds each model once for each batch, size and memory format, and times models in turns."""
+    """Build each model once for each batch, size and memory format, and time models in turns."""
 
     def __init__(self, device: str, authors: Path | None):
         self.device, self.authors = device, authors

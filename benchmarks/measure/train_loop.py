@@ -75,7 +75,7 @@ class Case:
 
     @property
     def images(self) -> int:
-        """Number of images that a run reads, with the first step and what workers read ahead."""
+        """Return the number of images that a run reads, with the first step and what workers read ahead."""
         return self.batch_size * (1 + self.turns * (self.settle + self.steps) + 2 * WORKERS)
 
     def build(self) -> torch.nn.Module:

@@ -142,8 +142,9 @@ class ClassificationData:
             advice = f"give --test-share {share} to score the others" if share else "give others"
             raise ValueError(f"{options.data_dir} holds the images that the weights were trained on: {advice}")
         if shared:
-            which = "scored and not trained on" if same or not trained_on else "scored, and perhaps trained on"
-            self.notes.append(f"{which}: {plural(len(test), 'image')} (--test-share)")
+            scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
+            trained_too = " and not trained on" if same or not trained_on else ", and may have been trained on"
+            self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -125,10 +125,26 @@ def check_train_on(train_on: Sequence[str]) -> None:
         )
 
 
-def check_test_split(test: str, train_on: Sequence[str], splits: Iterable[str]) -> None:
-    """Raise ValueError if the split to score is among those to train on; `splits` are all that there are."""
-    if test in train_on:
+def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str], *, train: bool) -> tuple[str, bool]:
+    """Choose the splits to score.
+
+    Args:
+        splits: all that there are.
+        test_on: the split to score that the user chose; empty for test, or val if there is no test.
+        train_on: splits to train on.
+        train: whether there is to be training.
+
+    Returns:
+        The split to score as "test", and whether val is scored too, as "holdout". Without training, a split that the
+        user chose is the only one.
+
+    Raises:
+        ValueError: the split to score is among those to train on.
+    """
+    test = test_on or next((name for name in ("test", "val") if name in splits), "test")
+    if train and test in train_on:
         raise ValueError(
             f"{test} is among the splits to train on, so it cannot be the test: give another --test-on, or "
             f"leave it out of --train-on. The splits are {', '.join(splits)}"
         )
+    return test, "val" in splits and "val" not in (test, *train_on) and (train or not test_on)

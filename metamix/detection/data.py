@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from metamix.data.loader import StreamLoader
-from metamix.data.options import check_test_split
+from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.training.task import Batch, State
 from metamix.utils.text import plural
@@ -53,13 +53,11 @@ class DetectionData:
         self.options = options
         splits = find_splits(options.data_dir)
         masks = options.detector == "mask_rcnn"
-        test = self.test_split = options.test_on or ("test" if "test" in splits else "val")
-        if train:
-            check_test_split(test, options.train_on, splits)
+        test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
+        self.test_split = test
         self.train = [open_split(splits, name, masks, use="train on") for name in options.train_on] if train else []
         self.scored = {"test": open_split(splits, test, masks)}
-        chosen = not train and options.test_on  # evaluation opens no split that it does not score
-        if "val" in splits and "val" not in (test, *options.train_on) and not chosen:
+        if held_out:
             self.scored["holdout"] = open_split(splits, "val", masks)
         self.name = Path(options.data_dir).resolve().name
         self.classes = self.check_splits()

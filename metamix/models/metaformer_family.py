@@ -10,7 +10,7 @@
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
 within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
-then three stages of strides 2, 4 and 8. Its MLPs are narrower by what the mixer costs, so all models cost the same.
+then three stages of strides 2, 4 and 8. Its MLPs are made narrower to pay for the mixer, so all models cost the same.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class NanoOptions:
-    """Options of a mixer in `nano`, and the width of the MLPs beside it, which are narrower by what the mixer costs.
+    """Options of a mixer in `nano`, and the width of the MLPs beside it, which are made narrower to pay for the mixer.
 
     Attributes:
         mlp_ratio: hidden width of the MLPs as a multiple of the channels.

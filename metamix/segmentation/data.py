@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file, normalize
 from metamix.data.loader import StreamLoader
-from metamix.data.options import check_test_split
+from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
@@ -95,14 +95,11 @@ class SegmentationData:
     def _find_splits(self, train: bool) -> dict[str, Split]:
         """Find the samples of the splits to train on and to score."""
         options, splits = self.options, self.set.splits
-        test = options.test_on or next((name for name in ("test", "val") if name in splits), "test")
+        test, held_out = choose_splits(splits, options.test_on, options.train_on, train=train)
         self.test_split = test
-        if train:
-            check_test_split(test, options.train_on, splits)
         parts = {"train": [s for name in options.train_on for s in self.set.find(name)]} if train else {}
         parts["test"] = self.set.find(test)
-        chosen = not train and options.test_on  # evaluation opens no split that it does not score
-        if "val" in splits and "val" not in (test, *options.train_on) and not chosen:
+        if held_out:
             parts["holdout"] = self.set.find("val")
         return parts
 

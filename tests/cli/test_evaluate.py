@@ -158,7 +158,7 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     data = ["--data", "folder", "--data-dir", tmp_path / "set"]
     run = tmp_path / "run"
     train(*data, "--epochs", 1, "--test-share", 0.3, "--output", run)
-    assert "scored and not trained on: 6 images (--test-share)" in capsys.readouterr().out
+    assert "6 images are scored and not trained on (--test-share)" in capsys.readouterr().out
     evaluate("--checkpoint", run, *data, "--output", tmp_path / "same")
     assert "set, test (6 images of 32 pixels)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="test_share is 0.5, but .* was trained with test_share 0.3, so it has seen"):
@@ -175,10 +175,10 @@ def test_a_folder_without_a_test_split_is_scored_as_in_training(tmp_path, capsys
     ):
         evaluate("--checkpoint", run, *other, "--output", tmp_path / "all")
     evaluate("--checkpoint", run, *other, "--test-share", 0.3, "--output", tmp_path / "all")
-    assert "scored and not trained on: 6 images" in capsys.readouterr().out
+    assert "6 images are scored and not trained on" in capsys.readouterr().out
     Image.new("RGB", (32, 32)).save(tmp_path / "other" / "dark" / "new.png")
     evaluate("--checkpoint", run, *other, "--test-share", 0.3, "--output", tmp_path / "all")
-    assert "scored, and perhaps trained on: 6 images" in capsys.readouterr().out
+    assert "6 images are scored, and may have been trained on" in capsys.readouterr().out
     evaluate("--checkpoint", run, *other, "--output", tmp_path / "all")
     said = capsys.readouterr().out
     assert "other, test (21 images of 32 pixels)" in said and "result of" in said and "is replaced" in said
