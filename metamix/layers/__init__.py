@@ -7,7 +7,7 @@ bug, and when it can go.
 from .activation import GELU
 from .attention import attention
 from .checkpointing import CheckpointedSequential, checkpointed, set_grad_checkpointing
-from .conv import Conv2d
+from .conv import Conv2d, ConvWeights
 from .dropout import Dropout, dropout
 from .graph import fx_leaf, may_vary, rearrange
 from .memory_format import is_channels_last, to_channels_last
@@ -18,8 +18,8 @@ from .pool import GlobalPool
 from .spatial import average_to, crop_to, pad_to, resize_to, round_up
 
 __all__ = [
-    "BLOCK", "GELU", "GRID", "CheckpointedSequential", "Conv2d", "Dropout", "Float32LayerNorm2d", "GlobalPool",
-    "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to", "dropout", "from_sets", "fx_leaf",
-    "is_channels_last", "may_vary", "pad_to", "rearrange", "resize_to", "round_up", "set_grad_checkpointing",
-    "to_channels_last", "to_sets",
+    "BLOCK", "GELU", "GRID", "CheckpointedSequential", "Conv2d", "ConvWeights", "Dropout", "Float32LayerNorm2d",
+    "GlobalPool", "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to", "dropout", "from_sets",
+    "fx_leaf", "is_channels_last", "may_vary", "pad_to", "rearrange", "resize_to", "round_up",
+    "set_grad_checkpointing", "to_channels_last", "to_sets",
 ]  # fmt: skip

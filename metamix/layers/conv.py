@@ -1,4 +1,4 @@
-"""Convolution with a correct gradient on maps one pixel wide."""
+"""Convolution with a correct gradient on maps one pixel wide, and weights of a convolution that a mixer applies."""
 
 from collections.abc import Sequence
 
@@ -35,6 +35,23 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         assert not isinstance(self.padding, str)
         return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+class ConvWeights(nn.Module):
+    """Weight and bias of a convolution that the owner applies by itself, in another shape.
+
+    It is no `nn.Conv2d`, whose forward would never be called: tools that wrap convolutions, such as LoRA, would have no
+    effect. The names, shapes and initial values are those of one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int]):
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size)
+        assert conv.bias is not None
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def extra_repr(self) -> str:
+        return f"weight={tuple(self.weight.shape)}"
 
 
 @fx_leaf

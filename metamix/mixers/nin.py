@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import GELU, Dropout, Mlp, average_to, rearrange, resize_to, to_channels_last
+from metamix.layers import GELU, ConvWeights, Dropout, Mlp, average_to, rearrange, resize_to, to_channels_last
 from metamix.utils.checks import check_count, parse_size
 
 from .registry import register_mixer
@@ -77,7 +77,7 @@ class TokenMlp(nn.Module):
     def __init__(self, grid: tuple[int, int], hidden: int, drop: float):
         super().__init__()
         self.grid = grid
-        self.fc1 = nn.Conv2d(1, hidden, grid)  # a kernel as large as the grid, so that a checkpoint shows its shape
+        self.fc1 = ConvWeights(1, hidden, grid)  # a kernel as large as the grid, so that a checkpoint shows its shape
         self.act = GELU()
         self.drop1 = Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, grid[0] * grid[1], 1)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.layers import GELU, fx_leaf, may_vary, rearrange, resize_to
+from metamix.layers import GELU, ConvWeights, fx_leaf, may_vary, rearrange, resize_to
 from metamix.utils.checks import check_count, check_not_negative
 from metamix.utils.text import nearest
 
@@ -111,16 +111,16 @@ class RaftMlp(nn.Module):
         self.back = " -> ".join(reversed(rafts.split(" -> ")))
         self.norm = LayerNorm2d(dim, eps=1e-5)
         # A kernel as large as the raft, so that a checkpoint shows its shape.
-        self.fc1 = nn.Conv2d(1, hidden, (raft_size, length))
+        self.fc1 = ConvWeights(1, hidden, (raft_size, length))
         self.act = GELU()
-        self.fc2 = nn.Conv2d(hidden, width, 1)
+        self.fc2 = ConvWeights(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(self.norm(x), self.rafts, r=self.raft_size)  # (B, r * length, other side, C / r)
         length = x.shape[1] // self.raft_size
         w1, b1 = resize_inputs(self.fc1.weight, length), self.fc1.bias
         w2 = resize_outputs(self.fc2.weight, self.raft_size, length)
-        b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
+        b2 = resize_outputs(self.fc2.bias, self.raft_size, length)
         # The convolution keeps the memory format of its weights, so they get the strides of channels_last.
         w1 = w1.flatten(1)[:, None, None].movedim(-1, 1)
         x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # the same shape
@@ -132,7 +132,7 @@ class RaftMlp(nn.Module):
         Hidden units have no place on the map, so they are repeated or thinned out. Copies share the output weight of
         the unit they repeat, so repeating changes nothing. After thinning, the output weights are scaled up.
         """
-        hidden, (old, _, raft_size, length) = self.fc1.out_channels, state["fc1.weight"].shape
+        hidden, (old, _, raft_size, length) = len(self.fc1.weight), state["fc1.weight"].shape
         if raft_size != self.raft_size or old != int(self.expansion * raft_size * length):
             return state
         # Hidden unit i is a copy of the saved unit unit[i].

@@ -74,10 +74,12 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
     """
     fallback = {p for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 1 and module.groups == 1:
-            weight = module.weight
-            if weight.requires_grad and weight not in fallback and min(len(weight), weight[0].numel()) >= 4:
-                optimizer.state[weight]["use_muon"] = True
+        weight = getattr(module, "weight", None)  # mixers keep weights in modules that are no convolutions
+        if not isinstance(weight, nn.Parameter) or weight.ndim != 4 or weight.shape[1] != 1:
+            continue
+        dense = not isinstance(module, nn.ConvTranspose2d) and getattr(module, "groups", 1) == 1
+        if dense and weight.requires_grad and weight not in fallback and min(len(weight), weight[0].numel()) >= 4:
+            optimizer.state[weight]["use_muon"] = True
 
 
 def set_muon_dtype(device: torch.device) -> None:

@@ -91,6 +91,16 @@ def test_any_size_in_any_memory_format(case, size):
     assert_close(mixer(x[:1]), y[:1])  # images do not mix
 
 
+def test_every_convolution_is_called(case):
+    """A tool that wraps convolutions, such as LoRA, has no effect on one whose weights are used elsewhere."""
+    mixer, called = case(), set()
+    layers = {m: name for name, m in mixer.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))}
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: called.add(module))
+    mixer(images(*SIZE))
+    assert not [name for layer, name in layers.items() if layer not in called]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype(case, dtype):
     mixer, x = case(), images(7, 5)

@@ -350,7 +350,7 @@ HONOURED = [
     ("raftmlp", RAFT, lambda m: m.model.stages[1].blocks[1].mixer.vertical.raft_size, 4),
     ("raftmlp", RAFT | dict(shortcut=False, in_channels=1), lambda m: m.stem.convs[1].in_channels, 1),
     ("raftmlp", dict(layers=[LEVEL]), lambda m: type(m).__name__, "MetaFormer"),
-    ("raftmlp", RAFT | dict(token_expansion_factor=3), lambda m: first(m.model).mixer.vertical.fc1.out_channels, 96),
+    ("raftmlp", RAFT | dict(token_expansion_factor=3), lambda m: len(first(m.model).mixer.vertical.fc1.weight), 96),
     ("raftmlp", RAFT | dict(channel_expansion_factor=3), lambda m: first(m.model).mlp.fc1.out_channels, 24),
     ("raftmlp", RAFT | dict(embedding_type="emb_mixer"), lambda m: [c.kernel_size[0] for c in m.model.stem.convs], [4]),
     ("wavemix", WAVE | dict(initial_conv="strided", stride=3), lambda m: m.stem.reduction, 9),

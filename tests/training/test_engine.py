@@ -13,6 +13,7 @@ from timm.models import checkpoint
 from torch import nn
 from torch.nn import functional as F
 
+from metamix.layers import ConvWeights
 from metamix.training import optimization
 from metamix.training.batches import micro_batches
 from metamix.training.engine import Engine, NotFinite
@@ -271,7 +272,8 @@ def test_layer_decay_scales_the_rates():
 def test_muon_takes_dense_convolutions_of_one_channel():
     model = nn.ModuleDict(
         {
-            "token": nn.Conv2d(1, 8, (4, 4)),
+            "token": ConvWeights(1, 8, (4, 4)),
+            "grey": nn.Conv2d(1, 8, (4, 4)),
             "depthwise": nn.Conv2d(8, 8, 3, groups=8),
             "narrow": nn.Conv2d(1, 2, (4, 4)),  # no matrix worth orthogonalizing
             "head": nn.Conv2d(1, 8, (4, 4)),
@@ -281,7 +283,7 @@ def test_muon_takes_dense_convolutions_of_one_channel():
     sum(weight.sum() for weight in model.parameters()).backward()
     optimizer.step()
     takes = {name: bool(optimizer.state[module.weight]["use_muon"]) for name, module in model.items()}
-    assert takes == {"token": True, "depthwise": False, "narrow": False, "head": False}
+    assert takes == {"token": True, "grey": True, "depthwise": False, "narrow": False, "head": False}
     assert "momentum_buffer" in optimizer.state[model["token"].weight]
 
 
