@@ -89,7 +89,6 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "auto",
         "RetinaNet's smallest anchors, in strides; auto: 4, or what the boxes to train on need",
         group="model",
-        on_resume="ignore",  # a continued run keeps its own
     )
     out_channels: int = option(256, "channels of the pyramid and the head", group="model")
     out_indices: tuple[int, ...] = option(

@@ -40,11 +40,10 @@ class Detection:
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
         self.data = DetectionData(options, train=trained is None)
-        is_auto = options.anchor_scale == "auto"
-        if is_auto and options.detector == "retinanet":  # kept in the recipe as a number
+        if options.anchor_scale == "auto" and options.detector == "retinanet":  # kept in the recipe as a number
             options.anchor_scale = choose_anchor_scale(self.data.box_sizes(), pyramid_strides(options))
         self.title = f"{self.data.name}-{options.detector}-{options.model}"
-        self.model = DetectionModel(options, self.data, keep_anchor_scale=is_auto, trained=trained)
+        self.model = DetectionModel(options, self.data, trained)
         self.loss = detection_loss
         self.metric = DetectionMetric(options, self.data)
         self.pictures = DetectionPictures(self.metric, self.data)
@@ -98,14 +97,8 @@ class DetectionModel:
 
     frozen_helpers: tuple[nn.Module, ...] = ()
 
-    def __init__(
-        self,
-        options: DetectionOptions,
-        data: DetectionData,
-        keep_anchor_scale: bool = True,
-        trained: DetectorSpec | None = None,
-    ):
-        self.options, self.data, self.keep_anchor_scale = options, data, keep_anchor_scale
+    def __init__(self, options: DetectionOptions, data: DetectionData, trained: DetectorSpec | None = None):
+        self.options, self.data = options, data
         self.notes: list[str] = []
         self.frozen_norms = trained.frozen_norms if trained else False
         self.train_on = trained.train_on if trained else options.train_on
@@ -115,8 +108,6 @@ class DetectionModel:
         options = self.options
         start = metadata or (load_weights(find_weights(options.checkpoint))[1] if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
-        if metadata is not None:
-            self.continue_anchor_scale(metadata)
         if of_detector:
             source = options.checkpoint or "the checkpoint"
             self.frozen_norms = DetectorSpec.from_dict(start, source).frozen_norms
@@ -139,18 +130,6 @@ class DetectionModel:
         if len(sizes := self.data.box_sizes()):
             self.notes.append(describe_sizes(sizes, anchor_range(model)))
         return model
-
-    def continue_anchor_scale(self, metadata: Mapping[str, Any]) -> None:
-        """Take the anchor scale of the run that is continued; ValueError if another one was asked for."""
-        saved = DetectorSpec.from_dict(metadata, "the checkpoint").anchor_scale
-        if saved is None:
-            return
-        if not self.keep_anchor_scale and saved != self.options.anchor_scale:
-            raise ValueError(
-                f"this run cannot be continued with another recipe: anchor_scale was {saved} and is now "
-                f"{self.options.anchor_scale}. Take the old value, or start a new run with --output"
-            )
-        self.options.anchor_scale = saved
 
     def describe(self, model: Detector) -> dict[str, Any]:
         """Return what builds the detector again, and its size and cost, for the metadata of a weight file."""

@@ -251,6 +251,9 @@ def test_resumed_run_equals_an_uninterrupted_one(few, tmp_path, monkeypatch, det
     train(*words, "--output", tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert ("mask_AP" in summary(tmp_path / "parts")["scores"]) == (detector == "mask_rcnn")
+    if detector == "retinanet":
+        with pytest.raises(SystemExit, match=r"anchor_scale was [\d.]+ and is now 3.5"):
+            train(*words, "--anchor-scale", 3.5, "--output", tmp_path / "whole")
 
     torch.manual_seed(0)
     tensors, _ = load_weights(tmp_path / "whole")
