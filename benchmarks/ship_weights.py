@@ -140,7 +140,7 @@ def add_spread(card_path: Path, spread: Sequence[Path]) -> str:
 
 
 def read_curve(run: Path, weights: str) -> dict[str, list[float | None]]:
-    """Read training loss and held-out accuracy in percent of each epoch; None if an epoch was not scored."""
+    """Read training loss and held-out accuracy in percent of each epoch; None for epochs that were not scored."""
     column = "holdout_ema_top1" if weights == "ema" else "holdout_top1"
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

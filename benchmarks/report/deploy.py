@@ -131,7 +131,7 @@ def picture() -> str:
 
 
 def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
-    """Return {engine and precision: {mixer: (ms, test accuracy)}} if both are measured, by rising accuracy.
+    """Return {engine and precision: {mixer: (ms, test accuracy)}} of the cells with both, by rising accuracy.
 
     Accuracy is that on the machine of the speed where it was measured there, else that on another.
     """

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from metamix.data import open_data
 from metamix.models.image_models import image_model_names
 from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model
@@ -125,7 +124,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
         trained = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
         for name, value in trained.items():
             asked = getattr(options, name)
-            if value is not None and asked not in (None, 0, value) and not holds_other_images(metadata, options):
+            if value is not None and asked not in (None, 0, value):
                 raise ValueError(
                     f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
                     f"of these images: leave --{name.replace('_', '-')} out"
@@ -134,15 +133,6 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
         if not options.test_on:
             known["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in known.items() if value is not None}
-
-
-def holds_other_images(metadata: ModelMetadata, options: ClassificationEvalOptions) -> bool:
-    """Return whether a folder is known to hold other images than those of training."""
-    known = metadata.extra.get("digest")
-    if options.data != "folder" or not isinstance(known, dict):
-        return False
-    found = open_data("folder", root=options.data_dir, test_on=options.test_on, test_share=1, train_required=False)
-    return known.get("train") not in found.digest.values()
 
 
 def _side(size: Any) -> int:

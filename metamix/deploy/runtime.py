@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metamix.data import DoesNotFit
+from metamix.utils.system import is_out_of_memory
 
 from .artifact import COMPILED, HINTS, Artifact, load_artifact
 from .extras import need
@@ -51,7 +52,7 @@ class ExportedModel(nn.Module):
             The output, of the kind of `images`: a tensor or an array; a tuple if there are several outputs.
 
         Raises:
-            DoesNotFit: a ValueError, since the model takes images of another shape.
+            DoesNotFit: a ValueError: the model does not take images of this shape.
         """
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)
@@ -61,6 +62,8 @@ class ExportedModel(nn.Module):
         except ValueError:
             raise
         except Exception as error:  # each engine has its own types
+            if is_out_of_memory(error):
+                raise
             raise DoesNotFit(f"the exported model fails on images of shape {array.shape} ({reason(error)})") from error
         kind = [torch.from_numpy(output) for output in outputs] if as_tensor else outputs
         return kind[0] if len(kind) == 1 else tuple(kind)
@@ -148,8 +151,8 @@ def compile_openvino(model: Any, threads: int | None = None, hints: Mapping[str,
     Args:
         model: path of an .xml, or an `openvino.Model`.
         threads: as in `load_exported`.
-        hints: properties; without a precision among them, the model computes in fp32. So it does if the hint is
-            bf16 and the CPU lacks it.
+        hints: properties; without a precision among them, the model computes in fp32, also if the
+            hint is bf16 and the CPU lacks it.
     """
     openvino = need("openvino")
     core = openvino.Core()
@@ -174,7 +177,7 @@ def open_torch(file: Path, threads: int | None = None) -> Run:
             outputs = program(torch.from_numpy(images))
         except AssertionError as error:  # of torch.export: "Guard failed: images.size()[2] >= 65"
             height, width = images.shape[2:]
-            raise ValueError(
+            raise DoesNotFit(
                 f"{file} takes no images of {height} x {width} ({error}): resize them, or export to ONNX"
             ) from error
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]

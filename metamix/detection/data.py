@@ -95,7 +95,9 @@ class DetectionData:
             )
         for name, split in self.scored.items():
             if not split.objects:
-                advice = "give another --test-on" if name == "test" else "remove the file, or give --train-on train,val"
+                advice = "give another --test-on"
+                if name == "holdout":
+                    advice = "give --train-on train,val" if self.train else f"give --test-on {self.test_split}"
                 raise ValueError(f"{split.annotations} has no object to score: {advice}")
         for split in self.splits:
             missing = split.missing_images()

@@ -44,10 +44,12 @@ class ConvWeights(nn.Module):
     effect. The names, shapes and initial values are those of one.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int]):
+    groups = 1
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], *, bias: bool = True):
         super().__init__()
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size)
-        assert conv.bias is not None
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=bias)
+        self.in_channels, self.kernel_size = in_channels, conv.kernel_size
         self.weight, self.bias = conv.weight, conv.bias
 
     def extra_repr(self) -> str:

@@ -120,7 +120,7 @@ class RaftMlp(nn.Module):
         length = x.shape[1] // self.raft_size
         w1, b1 = resize_inputs(self.fc1.weight, length), self.fc1.bias
         w2 = resize_outputs(self.fc2.weight, self.raft_size, length)
-        b2 = resize_outputs(self.fc2.bias, self.raft_size, length)
+        b2 = resize_outputs(self.fc2.bias, self.raft_size, length)  # type: ignore[arg-type]
         # The convolution keeps the memory format of its weights, so they get the strides of channels_last.
         w1 = w1.flatten(1)[:, None, None].movedim(-1, 1)
         x = F.conv2d(self.act(F.conv2d(x, w1, b1)), w2, b2)  # the same shape

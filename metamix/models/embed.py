@@ -21,11 +21,14 @@ Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsa
 class ConvEmbed(Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
 
-    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d.
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The arguments are
+    those of a convolution, since tools such as LoRA build another one like it.
     """
 
-    def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int = 1, padding: int = 0, **options: Any):
-        super().__init__(in_chans, dim, kernel_size, stride, padding, **options)
+    def __init__(
+        self, in_chans: int, dim: int, kernel_size: int, stride: int = 1, padding: int = 0, *, bias: bool = True
+    ):
+        super().__init__(in_chans, dim, kernel_size, stride, padding, bias=bias)
         self.reduction = self.stride[0]
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -120,8 +120,10 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
     Raises:
         ValueError: a value is infinite or NaN.
     """
+    if not outputs.numel():
+        return outputs
     least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
     if not (least.isfinite() and most.isfinite()):
         place = f"{name}: " if name else ""
-        raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or compute in float32")
+        raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or --amp none")
     return outputs

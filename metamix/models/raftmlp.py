@@ -15,7 +15,7 @@ from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from metamix.layers import resize_to, round_up
+from metamix.layers import ConvWeights, resize_to, round_up
 from metamix.utils.checks import check_count
 
 from .arguments import check_stages, per_stage
@@ -52,9 +52,7 @@ class MultiScaleEmbed(CeilEmbed):
             )
         self.reduction = stride
         # One linear map has one bias.
-        self.convs = nn.ModuleList(
-            nn.Conv2d(in_chans, dim, k, stride, padding=(k - stride) // 2, bias=i == 0) for i, k in enumerate(kernels)
-        )
+        self.convs = nn.ModuleList(ConvWeights(in_chans, dim, k, bias=i == 0) for i, k in enumerate(kernels))
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.reduction
@@ -65,9 +63,9 @@ class MultiScaleEmbed(CeilEmbed):
     def summed(self) -> tuple[Tensor, Tensor, int]:
         """Return kernel, bias and padding of the one convolution."""
         convs: list[Any] = list(self.convs)
-        padding = max(conv.padding[0] for conv in convs)
-        kernel: Any = sum(F.pad(conv.weight, [padding - conv.padding[0]] * 4) for conv in convs)
-        return kernel, convs[0].bias, padding
+        largest = max(conv.kernel_size[0] for conv in convs)
+        kernel: Any = sum(F.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in convs)
+        return kernel, convs[0].bias, (largest - self.reduction) // 2
 
 
 class ShortcutClassifier(nn.Module):

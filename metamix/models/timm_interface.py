@@ -174,13 +174,15 @@ def list_features(dims: Sequence[int], strides: Sequence[int], depths: Sequence[
 @torch.no_grad()
 def keep_parameters(old: nn.Module, new: nn.Module) -> None:
     """Use the parameters of `old`, with the values of `new`, in `new` if the shapes are equal: optimizers know them."""
-    for name, parameter in list(new.named_parameters()):
+    for name, parameter in list(new.named_parameters(remove_duplicate=False)):
         kept = old.get_parameter(name)
-        if kept.shape == parameter.shape:
-            module, _, leaf = name.rpartition(".")
-            setattr(new.get_submodule(module), leaf, kept.copy_(parameter))
-        else:
+        if kept.shape != parameter.shape:
             parameter.requires_grad_(kept.requires_grad)
+            continue
+        if not kept.is_meta and not torch.equal(kept, parameter):
+            kept.copy_(parameter)
+        module, _, leaf = name.rpartition(".")
+        setattr(new.get_submodule(module), leaf, kept)
 
 
 def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:

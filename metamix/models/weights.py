@@ -187,9 +187,10 @@ def translate(state: Mapping[str, Tensor], model: MetaFormer) -> tuple[dict[str,
     Raises:
         ValueError: the state dict says that it is of another mixer, or a mixer's shapes belong to no image size.
     """
-    for name, metadata in getattr(state, "_metadata", {}).items():
-        stage = dict(model.named_modules()).get(name)
-        if isinstance(stage, Stage) and (problem := stage.other_mixer(name, metadata)):
+    noted = getattr(state, "_metadata", None)
+    for name, stage in model.named_modules():
+        metadata = noted.get(name) if isinstance(noted, dict) and isinstance(stage, Stage) else None
+        if isinstance(metadata, dict) and (problem := stage.other_mixer(name, metadata)):
             raise ValueError(problem)
     layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(full_precision(state), model)

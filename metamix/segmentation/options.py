@@ -22,8 +22,9 @@ _augment = partial(option, group="augmentation")
 _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
-# Arguments of the backbone that do not belong in model_args, and what sets them.
 MAX_CROP = 8192  # sides in pixels
+
+# Arguments of the backbone that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {
     "num_classes": "the data set",
     "in_chans": "the images, which are read in colour",

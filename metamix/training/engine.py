@@ -277,10 +277,12 @@ class Engine:
 
     def _advice(self, problem: str) -> str:
         start = "the start" if self.checkpoints.last is None else "the checkpoint"
-        amp = {None: "", torch.float16: ", or --amp bf16"}.get(self.stepper.dtype, ", or --amp none")
+        remedies = ["a lower --lr", "a longer --warmup-epochs", "--clip-grad 1"]
+        if self.stepper.dtype is not None:
+            remedies.append(f"--amp {'bf16' if self.stepper.dtype == torch.float16 else 'none'}")
         return (
-            f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. Try a lower --lr, a longer "
-            f"--warmup-epochs, --clip-grad 1{amp}; the same command with it continues from {start}"
+            f"{problem}, learning rate {self.stepper.lr:.3g}; {self.checkpoints.good}. Try "
+            f"{', '.join(remedies[:-1])} or {remedies[-1]}; the same command with it continues from {start}"
         )
 
     def _place(self, module: nn.Module) -> nn.Module:

@@ -74,12 +74,11 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
     """
     fallback = {p for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
     for module in model.modules():
-        weight = getattr(module, "weight", None)  # mixers keep weights in modules that are no convolutions
-        if not isinstance(weight, nn.Parameter) or weight.ndim != 4 or weight.shape[1] != 1:
-            continue
-        dense = not isinstance(module, nn.ConvTranspose2d) and getattr(module, "groups", 1) == 1
-        if dense and weight.requires_grad and weight not in fallback and min(len(weight), weight[0].numel()) >= 4:
-            optimizer.state[weight]["use_muon"] = True
+        if getattr(module, "in_channels", None) == 1 and getattr(module, "groups", None) == 1:  # also `ConvWeights`
+            weight: Any = module.weight
+            large = min(len(weight), weight[0].numel()) >= 4
+            if weight.ndim == 4 and weight.requires_grad and weight not in fallback and large:
+                optimizer.state[weight]["use_muon"] = True
 
 
 def set_muon_dtype(device: torch.device) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -135,7 +136,10 @@ def unwrap(state: Mapping) -> Mapping:
             state = state[key]
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may be around the other
         if all(str(name).startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+            noted = getattr(state, "_metadata", None)
+            state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())
+            if isinstance(noted, dict):  # what torch and `Stage` note of each module
+                vars(state)["_metadata"] = {str(name).removeprefix(prefix): entry for name, entry in noted.items()}
     return state
 
 

@@ -124,5 +124,5 @@ def test_logits_that_are_not_finite_are_refused(value):
     digits = metric()
     logits = torch.zeros(2, 10)
     logits[1, 3] = value
-    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights, or compute in float32"):
+    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights, or --amp none"):
         states_of(digits, logits, torch.tensor([1, 2]))

@@ -11,6 +11,7 @@ import torch
 from running import ROOT
 
 import metamix.cli.predict
+from metamix.data import DoesNotFit
 from metamix.deploy import export, load_exported
 from metamix.deploy.box_match import BoxMatch
 from metamix.deploy.detection import ExportableDetector, open_detector
@@ -246,6 +247,6 @@ def test_a_dynamic_program_of_torch_refuses_smaller_images(tmp_path):
     export(source, output=folder, format="torch", dynamic=True, seconds=0)
     program = load_exported(folder)
     assert len(program(torch.zeros(1, 3, 80, 96))) == 3
-    with pytest.raises(ValueError, match=r"model.pt2 takes no images of 64 x 96 \(Guard .*: resize them, or export to"):
+    with pytest.raises(DoesNotFit, match=r"model.pt2 takes no images of 64 x 96 \(Guard .*: resize them, or export to"):
         program(torch.zeros(1, 3, 64, 96))
     assert len(ExportedDetector.of(program)([torch.rand(3, 20, 300)])) == 1  # is padded

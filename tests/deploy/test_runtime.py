@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from metamix.data import DoesNotFit
 from metamix.deploy import runtime
 from metamix.deploy.artifact import HINTS
 
@@ -33,9 +34,17 @@ def test_what_an_engine_refuses_is_said_in_words():
         raise RuntimeError("Exception from core.cpp:84:\n  the shapes do not fit\n\n")
 
     exported = runtime.ExportedModel(fail, SimpleNamespace(input_shape=(None, 3, 8, 8)))
-    with pytest.raises(ValueError, match=r"fails on images of shape \(2, 3, 8, 8\) \(the shapes do not fit\)"):
+    with pytest.raises(DoesNotFit, match=r"fails on images of shape \(2, 3, 8, 8\) \(the shapes do not fit\)"):
         exported(np.zeros((2, 3, 8, 8)))
     with pytest.raises(
-        ValueError, match=r"of shape \(0, 3, 8, 8\) are given, but the exported model takes \(n, 3, 8, 8\)"
+        DoesNotFit, match=r"of shape \(0, 3, 8, 8\) are given, but the exported model takes \(n, 3, 8, 8\)"
     ):
         exported(np.zeros((0, 3, 8, 8)))
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_image():
+    def fail(images):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        runtime.ExportedModel(fail, SimpleNamespace(input_shape=(None, 3, 8, 8)))(np.zeros((2, 3, 8, 8)))

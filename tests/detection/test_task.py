@@ -356,15 +356,15 @@ def test_test_split_without_objects_is_refused(tmp_path):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
 
 
-def test_held_out_split_without_objects_is_refused_in_training_alone(tmp_path):
+def test_held_out_split_without_objects_is_refused(tmp_path):
     def clear(split, data):
         if split == "val":
             data["annotations"].clear()
 
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2, change=clear)
-    with pytest.raises(
-        ValueError, match="instances_val.json has no object to score: remove the file, or give --train-"
-    ):
+    with pytest.raises(ValueError, match="instances_val.json has no object to score: give --test-on test"):
+        DetectionData(DetectionOptions(**SMALL, data_dir=str(folder)), train=False)
+    with pytest.raises(ValueError, match="instances_val.json has no object to score: give --train-on train,val"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
     data = DetectionData(DetectionOptions(**SMALL, data_dir=str(folder), test_on="test"), train=False)
     assert list(data.scored) == ["test"]

@@ -12,7 +12,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 from torch.export import Dim
 
-from metamix.layers import GELU, GroupNorm1
+from metamix.layers import GELU, GroupNorm1, resize_to
 from metamix.mixers import register_mixer
 from metamix.models import MetaFormer
 from metamix.models.embed import ConvEmbed
@@ -326,14 +326,41 @@ def test_set_input_size_to_its_own_changes_nothing():
 
 
 @pytest.mark.parametrize("mixer", ["raft", "nin", "minattn"])
-def test_an_optimizer_keeps_the_parameters_whose_shape_stays(mixer):
-    model = small(mixer=mixer, mixer_args={"positions": True} if mixer == "minattn" else None)
-    before = dict(model.named_parameters())
+def test_an_optimizer_goes_on_training_what_keeps_its_shape(mixer):
+    model = small(mixer=mixer, mixer_args={"positions": True} if mixer == "minattn" else None).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     model.set_input_size(64)
-    after = dict(model.named_parameters())
-    kept = {name for name in after if after[name] is before[name]}
-    assert kept == {name for name in after if after[name].shape == before[name].shape}
-    assert kept < after.keys()  # some depend on the size
+    fresh = copy.deepcopy(model)
+    for each, step in ((model, optimizer), (fresh, torch.optim.SGD(fresh.parameters(), lr=0.1))):
+        each(images(64, 64)).square().sum().backward()
+        step.step()
+    kept = {name for name, p in model.named_parameters() if p.shape == shapes[name]}
+    assert kept < shapes.keys()  # the shapes of some depend on the size
+    expected = dict(fresh.named_parameters())
+    assert all(torch.equal(p, expected[name]) == (name in kept) for name, p in model.named_parameters())
+
+
+def test_tied_parameters_stay_tied_at_another_input_size(forget_mixers):
+    @register_mixer("tied")
+    class Tied(nn.Module):
+        def __init__(self, dim, *, size):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+            self.b.weight = self.a.weight
+            self.scale = nn.Parameter(torch.ones(size))
+
+        def forward(self, x):
+            return self.b(self.a(x)) * resize_to(self.scale[None, None], x.shape[-2:])
+
+        def adapt_state(self, state):
+            return state | {"scale": torch.ones_like(self.scale)}
+
+    model = small(mixer="tied")
+    before = blocks(model)[0].mixer.a.weight
+    model.set_input_size(64)
+    mixer = blocks(model)[0].mixer
+    assert mixer.a.weight is mixer.b.weight is before
 
 
 # Features

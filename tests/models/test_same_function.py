@@ -6,6 +6,7 @@ import warnings
 import pytest
 import timm
 import torch
+from torch import nn
 
 import metamix
 from metamix.mixers.registry import describe_mixer
@@ -111,6 +112,21 @@ def test_a_saved_state_dict_of_another_mixer_is_refused(tmp_path):
     tensors, metadata = read_weights(file)
     with pytest.raises(ValueError, match=words):
         adapt_checkpoint(create("metaformer_identity_nano", num_classes=10), tensors, file, metadata)
+    for prefix in ("module", "_orig_mod"):  # of DistributedDataParallel and torch.compile
+        wrapped = nn.Module()
+        wrapped.add_module(prefix, create("metaformer_pooling_nano", num_classes=10))
+        torch.save(wrapped.state_dict(), file)
+        create("metaformer_pooling_nano", num_classes=10, checkpoint_path=file)
+        with pytest.raises(ValueError, match=words):
+            create("metaformer_identity_nano", num_classes=10, checkpoint_path=file)
+
+
+@pytest.mark.parametrize("noted", [None, ["stages.0"], {"stages.0": None}, {"stages.0": {"version": 1}}])
+def test_a_state_dict_may_have_any_metadata(noted, tmp_path):
+    state = create("metaformer_pooling_nano", num_classes=10).state_dict()
+    state._metadata = noted
+    torch.save(state, tmp_path / "w.pt")
+    create("metaformer_identity_nano", num_classes=10, checkpoint_path=tmp_path / "w.pt")
 
 
 def test_options_that_are_functions_are_compared_by_name():
