@@ -92,7 +92,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
     task = Classification(ClassificationOptions(**options))
     if not same_by_name(task, tensors):
         raise ValueError(
-            f"{run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: register "
+            f"{run} has model_args {recipe['model_args']}, but weights must load by only the model's name: register "
             f"the model under a name of its own"
         )
     accuracy, stored = accuracy_of(task, tensors), accuracy_of(task, half(tensors))
@@ -202,7 +202,7 @@ def new_model(task: Classification, **model_args) -> nn.Module:
 
 
 def same_by_name(task: Classification, tensors: dict[str, torch.Tensor]) -> bool:
-    """Check whether the model gives the same outputs when it is built by its name alone."""
+    """Check whether the model gives the same outputs when it is built only by its name."""
     models = [new_model(task, **arguments).eval() for arguments in (task.options.model_args, {})]
     if shapes(models[0]) != shapes(models[1]):
         return False

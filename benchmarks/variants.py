@@ -167,7 +167,7 @@ def norms(name: str) -> dict[str, str]:
     return dict.fromkeys(("norm1", "norm2", "norm"), name)
 
 
-# Learned mixers have their options of `nano` in every variant. Those above `nano` were run with pooling alone.
+# Learned mixers have their options of `nano` in every variant. Those above `nano` were only run with pooling.
 VARIANTS = {
     "v0.1": Variant(
         "the nano of version 0.1: dims 48/96/160, depths 2/3/3, ratio 4",

@@ -141,7 +141,7 @@ def pairs_table(tag: str) -> str:
 
 
 def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
-    """Format what two mixers classify correctly alone, and the p-value: 412 : 305, p 7e-05."""
+    """Format how many images only one of two mixers classifies correctly, and the p-value: 412 : 305, p 7e-05."""
     for pair in pairs:
         if {pair["first"], pair["second"]} == {mixer, other}:
             counts = pair["only_first"], pair["only_second"]

@@ -144,7 +144,7 @@ def page(card: dict, command: str) -> str:
     limits = [
         *card["limits"],
         *["It takes grey files only: `predict` leaves out those in colour."] * (card["channels"] == "grey"),
-        "It knows this degradation alone. Other noise, blur or compression of real photographs is another job.",
+        "It knows only this degradation. Other noise, blur or compression of real photographs is another job.",
         "One seed was trained.",
     ]
     return f"""---

@@ -164,7 +164,7 @@ def _load_file(
     arguments = metadata.shape | metadata.model_args | dict(model_args)
     check_described_size(metadata, tensors, path)
     net = create_model(name, **arguments)
-    if not metadata.shape:  # tensors alone, perhaps under their authors' names
+    if not metadata.shape:  # only tensors, perhaps under their authors' names
         sizes = {tensor.numel() for tensor in tensors.values()}
         tensors = adapt_checkpoint(net, tensors, path)
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):

@@ -72,7 +72,7 @@ class ClassificationEvalOptions(LocationOptions):
 class ClassificationOptions(ModelOptions, DataOptions):
     """Options of `metamix train` for classification."""
 
-    linear_probe: bool = _model(False, "train the head alone, on frozen features")
+    linear_probe: bool = _model(False, "train only the head, on frozen features")
     drop_rate: float = _model(0.0, "dropout before the head")
     drop_path: float = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
 

@@ -61,7 +61,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
     if len(models) > 1 and recipe.options.checkpoint:
         raise ValueError(
             f"checkpoint is {recipe.options.checkpoint}, the weights of one model, but --model names {len(models)}: "
-            f"train that model alone, or start all from published weights, --pretrained"
+            f"train only that model, or start all from published weights, --pretrained"
         )
     for model in models:  # a mistake in the last name shows before the first model is trained
         if ":" in model:

@@ -1,6 +1,6 @@
 """Augment batches of images on the device that holds them.
 
-The augmentation of a sample depends on (seed, epoch, index) alone, not on the batch or the device. The parameters of
+The augmentation of a sample depends only on (seed, epoch, index), not on the batch or the device. The parameters of
 mixing depend on (seed, epoch, step) and are the same on every process.
 
 Each sample of the global batch is mixed with its neighbour: 0 with 1, 2 with 3, and so on. The order is random, so

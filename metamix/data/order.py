@@ -1,6 +1,6 @@
 """Order samples: which of them each process takes in each step.
 
-The samples of a step are a slice of a permutation that depends on (seed, epoch) alone. Rank r takes the r-th of
+The samples of a step are a slice of a permutation that depends only on (seed, epoch). Rank r takes the r-th of
 `world_size` parts of the slice. So the global batch is the same on any number of processes, and an epoch can start at
 any step. A sample that is repeated within an epoch has the numbers i, i + total, i + 2 total and so on, so that each
 repeat is augmented anew.

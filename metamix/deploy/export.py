@@ -149,14 +149,14 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
     format = request.format
     check_format_and_precision(format, precision)
     if compiled and format != "torch":
-        raise ValueError(f"AOTInductor compiles torch.export alone, not {format}: leave --compile out")
+        raise ValueError(f"AOTInductor compiles only torch.export, not {format}: leave --compile out")
     for package in PACKAGES.get(format, ()):
         need(package)
     task = request.task
     if precision == "int8":
         if task != "classification":
             raise ValueError(
-                f"int8 is written for classifiers alone, not for {request.source}: take --precision fp32 or bf16"
+                f"int8 is only written for classifiers, not for {request.source}: take --precision fp32 or bf16"
             )
         if format == "openvino":
             need("nncf")
@@ -167,7 +167,7 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
         if max_drop is not None:
             check_max_drop(max_drop)
     elif max_drop is not None:
-        raise ValueError(f"max_drop is {max_drop}, but it limits int8 alone: leave it out, or give --precision int8")
+        raise ValueError(f"max_drop is {max_drop}, but it only limits int8: leave it out, or give --precision int8")
     if request.model and (weight_path(request.source) is None or task not in ("classification", "restoration")):
         raise ValueError(f"model is {request.model}, but {request.source} says what model it is: leave --model out")
     if request.data == "digits" and request.data_dir:
@@ -175,7 +175,7 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
     if task == "classification" and request.data_dir and not request.data:
         raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
     if (task == "detection" and request.data not in (None, "coco")) or (task == "restoration" and request.data):
-        raise ValueError(f"data is {request.data}, but {task} reads one layout of folders: give --data-dir DIR alone")
+        raise ValueError(f"data is {request.data}, but {task} reads one layout of folders: give only --data-dir DIR")
     if task != "classification" and request.data and not request.data_dir:
         raise ValueError(f"data is {request.data}: give its folder, --data-dir DIR, to compare {request.source} on it")
     if request.images and not (request.data or request.data_dir):
@@ -256,7 +256,7 @@ def write_model(
 
 @torch.inference_mode()
 def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
-    """Raise ValueError if a model does not take these images, such as one that is made for another size alone."""
+    """Raise ValueError if a model does not take these images, such as one that is only made for another size."""
     try:
         model(images)
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:

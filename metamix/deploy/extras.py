@@ -25,7 +25,7 @@ def need(package: str) -> Any:
     except ModuleNotFoundError as error:  # another ImportError is a broken installation: its own message says more
         if error.name != top:
             raise
-        raise ImportError(f"{NAMES[top]} is missing: pip install 'metamix[deploy]', or {top} alone") from None
+        raise ImportError(f"{NAMES[top]} is missing: pip install 'metamix[deploy]', or only {top}") from None
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

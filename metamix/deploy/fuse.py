@@ -60,12 +60,12 @@ LAYER_NORMS = (LayerNorm2d, Float32LayerNorm2d)  # over the channels of (B, C, H
 def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a leaner copy of a model that computes the same in evaluation.
 
-    The given model stays as it is. The copy is for inference alone: it is in evaluation mode and needs no gradients.
+    The given model stays as it is. The copy is only for inference: it is in evaluation mode and needs no gradients.
     Of layers that are not metamix's, dropout is removed and BatchNorm is folded inside `nn.Sequential`.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
-        images: what the model is called with; the copy is then for this height and width alone. Without them it takes
+        images: what the model is called with; the copy is then only for this height and width. Without them it takes
             any size, as the model does.
     """
     fused = deepcopy(model).eval().requires_grad_(False)

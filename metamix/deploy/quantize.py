@@ -3,7 +3,7 @@
     found = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3)
 
 Weights get a scale per output channel, activations one scale per tensor from the calibration images. If the score drops
-by more than the limit, layers are ranked by how much closer the outputs come to those of fp32 when that layer alone is
+by more than the limit, layers are ranked by how much closer the outputs come to those of fp32 when only that layer is
 left out. Then the first 1, 2, 4, ... of them stay in fp32, until the limit is met.
 """
 
@@ -142,7 +142,7 @@ def search(
 
 
 def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) -> list[str]:
-    """Sort the layers by the error of the int8 model in which that layer alone stays in fp32, smallest first.
+    """Sort the layers by the error of the int8 model in which only that layer stays in fp32, smallest first.
 
     Args:
         quantizer: of the file.

@@ -1,4 +1,4 @@
-"""Run exported models: the engine alone, without the code that built the model.
+"""Run exported models: only the engine, without the code that built the model.
 
     model = load_exported("raft-onnx")
     logits = model(images)                  (n, C, H, W), prepared as in training

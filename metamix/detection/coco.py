@@ -128,7 +128,7 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
 
 
 class ImagesAndObjects(CocoDetection):
-    """Read images and objects through torchvision's data set, without crowds: those are for scoring alone."""
+    """Read images and objects through torchvision's data set, without crowds: those are only for scoring."""
 
     def __init__(self, images: Path, coco):
         VisionDataset.__init__(self, images)

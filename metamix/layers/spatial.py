@@ -1,7 +1,7 @@
 """Fit maps to another height and width: pad, crop, average, resize.
 
 Each function returns its input if there is nothing to do. In a graph exported for any size it never skips its work,
-since a condition on the size would hold for the example's size alone. torch itself still guards on sides of 1: a graph
+since a condition on the size would only hold for the example's size. torch itself still guards on sides of 1: a graph
 exported from a map without such a side may refuse maps with one, and vice versa.
 """
 

@@ -125,7 +125,7 @@ def warn_of_changes(given: Mapping[str, Any], trained: Mapping[str, Any], source
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in given.items()
-        if plain(value) != plain(trained[name]) and "drop" not in name  # dropout changes the training alone
+        if plain(value) != plain(trained[name]) and "drop" not in name  # dropout only changes the training
     ]
     if changed:
         warnings.warn(f"{source}: the model computes another function: {', '.join(changed)}", stacklevel=3)

@@ -156,7 +156,7 @@ def as_patterns(pattern: str | Iterable[str]) -> list[str]:
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
     """List the classifiers, and after them the image restoration models, as `list_models` does.
 
-    A pattern may also name weights, such as "*.cifar10"; their models are listed with these weights alone.
+    A pattern may also name weights, such as "*.cifar10"; their models are listed only with these weights.
 
     Raises:
         ValueError: a pattern matches no model.

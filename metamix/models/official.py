@@ -629,7 +629,7 @@ def flax_parameters(state: Mapping) -> Mapping:
     prefix = "opt/target/"
     names = [key for key in state if key.startswith(prefix)]
     if names:
-        return {key.removeprefix(prefix): state[key] for key in names}  # an .npz file reads these arrays alone
+        return {key.removeprefix(prefix): state[key] for key in names}  # an .npz file reads only these arrays
     opt = state.get("opt")
     return opt["target"] if isinstance(opt, Mapping) and "target" in opt else state
 
@@ -649,7 +649,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
                 flat[f"{prefix}{key}"] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
             except TypeError:
                 raise ValueError(
-                    f"{prefix}{key} is not a tensor, but of type {type(value).__name__}: give the tensors alone, by "
+                    f"{prefix}{key} is not a tensor, but of type {type(value).__name__}: give only the tensors, by "
                     f"name."
                 ) from None
     return flat

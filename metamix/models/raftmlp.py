@@ -113,7 +113,7 @@ def raftmlp(
         dims: channels of each level.
         depths: blocks of each level.
         patch_sizes: stride of each level's patch embedding.
-        embedding_kernels: sides of the patches of each level; those equal to the patch size alone give a plain patch
+        embedding_kernels: sides of the patches of each level; only the patch size itself gives a plain patch
             embedding.
         raft_size: groups of channels in a raft.
         token_expansion: hidden over outer width of the raft MLPs.

@@ -48,7 +48,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
         args = f", **{metadata.model_args}" if metadata.model_args else ""
         raise ValueError(
             f"{message}. The tensors fit, but the model would compute something else. Build the model of the weights: "
-            f"timm.create_model({metadata.architecture!r}{args}), or load the tensors alone with load_state_dict."
+            f"timm.create_model({metadata.architecture!r}{args}), or load only the tensors with load_state_dict."
         )
     warnings.warn(f"{message}. The weights are loaded as a start for training.", UserWarning, stacklevel=2)
 

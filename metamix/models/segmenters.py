@@ -58,7 +58,7 @@ class Segmenter(BackboneMixin):
     Attributes:
         backbone: the model with its pyramid.
         head: takes the maps of the backbone.
-        auxiliary: a second head, for training alone; None if there is none.
+        auxiliary: a second head, only for training; None if there is none.
         num_classes: classes, the background included if it is one.
         classifier: names of the layers whose shape depends on the number of classes.
         in_chans: image channels.
@@ -228,7 +228,7 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
 
 
 def last_map_backbone(request: Request, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
-    """Build a backbone that returns its last map alone; arguments as in `load_body`."""
+    """Build a backbone that returns only its last map; arguments as in `load_body`."""
     pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
     body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
     body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
@@ -275,7 +275,7 @@ def build_segmenter(
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
               widths after each doubling, by default a half, a quarter and so on of the backbone's.
             - finest_stride (semantic_fpn, upernet): 4, 8, 16 or 32.
-            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; true for upernet alone.
+            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; true only for upernet.
             - auxiliary_channels (semantic_fpn, upernet): its width, 256.
             - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
 

@@ -45,7 +45,7 @@ class TimmInterface(nn.Module):
             norm: apply the final norm to features of its width.
             stop_early: stop after the last requested feature, and return its map as the final one.
             output_fmt: "NCHW" only.
-            intermediates_only: return the features alone.
+            intermediates_only: return only the features.
 
         Returns:
             (final map, features), or features.

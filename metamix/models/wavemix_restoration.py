@@ -9,7 +9,7 @@ input. Any H and W of at least 1.
 Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only what is
 missing. `scale=1` lets wavemix_sisr restore images of the same size: it folds 2 x 2 pixels into channels first.
 
-Departures: the authors' WaveMixSR takes three channels of YCbCr; ours takes the luminance alone too. Two versions of
+Departures: the authors' WaveMixSR takes three channels of YCbCr; ours also takes only the luminance. Two versions of
 their code upsample by bilinear and by bicubic interpolation; it is an option, and bilinear is that of their training
 script.
 """
@@ -52,7 +52,7 @@ def stem(in_chans: int, dim: int) -> nn.Sequential:
 class WaveMixSR(nn.Module):
     """Enlarge images: (B, 1, H, W) luminance or (B, 3, H, W) YCbCr -> (B, 1 or 3, scale H, scale W).
 
-    In training the result is a list with the luminance alone.
+    In training the result is a list with only the luminance.
 
     Args:
         scale: how many times larger, a whole number.

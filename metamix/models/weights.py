@@ -78,7 +78,7 @@ def local_cards() -> dict[str, dict[str, dict]]:
         name, _, tag = card.stem.partition(".")
         weights = card.with_suffix(".safetensors")
         if not weights.is_file():
-            continue  # a clone without large files has cards alone
+            continue  # a clone without large files has only cards
         try:
             content = json.loads(card.read_text())
             entries: dict[str, Any] = {

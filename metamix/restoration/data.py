@@ -2,7 +2,7 @@
 
 A training batch is {"image": (n, C, h, w), "target": (n, C, H, W)}, float32 with values from 0 to 1 (noise goes
 beyond), "index": (n,) int64 and "name": a list. A batch to score holds lists of images of different sizes. Its
-degradation depends on the image's number alone, so every run is scored on the same images.
+degradation depends only on the image's number, so every run is scored on the same images.
 
 With the channels y, an image in colour becomes its luminance in studio range, 16 to 235. A grey file to score or to
 restore is its own luminance and keeps its range, 0 to 255, as in MATLAB's scripts of the field. A grey file to train on

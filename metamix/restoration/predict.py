@@ -176,7 +176,7 @@ def restore_file(model: nn.Module, path: Path, channels: str, restorer: Restorer
 
 
 def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
-    """Restore an image (C, H, W) on the CPU; of an image in colour, the luminance alone if channels is y."""
+    """Restore an image (C, H, W) on the CPU; of an image in colour, only the luminance if channels is y."""
     device = next(model.parameters()).device
     if channels != "y" or len(image) == 1:
         return restorer(model, image[None].to(device))[0].float().cpu()

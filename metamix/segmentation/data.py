@@ -150,7 +150,7 @@ class SegmentationData:
 
         Raises:
             BadMask: an image that is held in memory has a mask with a value that is not a label.
-            ValueError: the masks of images that are held in memory show one class alone.
+            ValueError: the masks of images that are held in memory show only one class.
         """
         images = self.train_images()
         if images.loaded:

@@ -176,7 +176,7 @@ def check_tile(model: Segmenter, name: str, tile: int) -> None:
 def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
     """Load the weights of a segmenter of the same build, to fine-tune it.
 
-    Batch norms may be frozen in the file alone or in the model alone; their counters are not loaded then.
+    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then.
 
     Layers that depend on the classes keep their new weights where the file has other classes.
 

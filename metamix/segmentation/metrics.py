@@ -11,7 +11,7 @@ With the confusion matrix C, whose rows are labels and columns predictions, over
 
 The distance is 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A boundary pixel has a neighbour, above,
 below, left or right, of another class that is not ignored. Boundary pixels are counted over all images, so the state
-holds counts alone.
+holds only counts.
 """
 
 from __future__ import annotations

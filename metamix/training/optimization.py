@@ -144,7 +144,7 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch: int) -> Scheduler:
     """Make timm's scheduler; its `step_update(step)` sets the learning rate of step 0, 1, ...
 
-    The rate depends on the step alone. It peaks at the end of the warm-up and decays over the remaining epochs.
+    The rate depends only on the step. It peaks at the end of the warm-up and decays over the remaining epochs.
     """
     name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power decay_rate=1 is linear
     decay_epochs = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # timm warns about a single step

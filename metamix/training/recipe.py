@@ -114,7 +114,7 @@ class EngineOptions:
         check_ranges(self, least=least)
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}, but it must be below 2^63")
-        if not self.checkpoint_minutes >= 0:  # infinite: at the ends of epochs alone
+        if not self.checkpoint_minutes >= 0:  # infinite: only at the ends of epochs
             raise ValueError(f"checkpoint_minutes is {self.checkpoint_minutes}, but it must be at least 0")
         if self.dry_run and self.resume:
             raise ValueError(f"a dry run reads no checkpoint: leave out --dry-run, or --resume {self.resume}")

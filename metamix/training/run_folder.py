@@ -82,7 +82,7 @@ class Run:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Write one line to log.txt alone."""
+        """Write one line only to log.txt."""
         if self.main and self.folder is not None:
             path = self.folder / "log.txt"
             try:

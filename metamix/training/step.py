@@ -25,7 +25,7 @@ from .task import Batch, Task
 class TrainStep:
     """Train a model, one global batch per call.
 
-    A step depends on the weights and on (seed, step) alone: the learning rate, the augmentation and all random numbers
+    A step depends only on the weights and on (seed, step): the learning rate, the augmentation and all random numbers
     in the model follow from them. A checkpoint therefore holds no state of random generators.
     """
 

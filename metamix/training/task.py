@@ -23,7 +23,7 @@ class TrainLoader(Sized, Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of every global batch of an epoch, from step `start` on.
 
-        The batches depend on the epoch's number alone. The shares of ranks 0, 1, ... are consecutive.
+        The batches depend only on the epoch's number. The shares of ranks 0, 1, ... are consecutive.
         """
 
 
@@ -49,7 +49,7 @@ class TaskData(Protocol):
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Prepare this rank's batch, already on the device, for the loss.
 
-        Depends on the arguments and the seed alone. `step` counts over all epochs.
+        Depends only on the arguments and the seed. `step` counts over all epochs.
         """
 
 

@@ -64,7 +64,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of metamix ({FORMAT}): it holds {_kind(state)}. "
-            f"Weights alone start a new run with --checkpoint; they cannot be resumed"
+            f"Weights without a training state start a new run with --checkpoint; they cannot be resumed"
         )
     return state
 
@@ -316,13 +316,13 @@ def _load_torch(path: str | Path) -> Any:
         if _is_plain_pickle(path):
             raise ValueError(
                 f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; "
-                f"save the tensors alone, torch.save(model.state_dict(), FILE), and give that file"
+                f"save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
             ) from None
         text = " ".join(str(error).split())
         if "Unsupported global" in text or "Unsupported class" in text:
             raise ValueError(
                 f"{path} holds Python objects other than tensors, and metamix never unpickles them from a file; "
-                f"save its tensors alone (a state dict) and give that file"
+                f"save only its tensors (a state dict) and give that file"
             ) from None
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None

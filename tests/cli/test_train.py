@@ -315,7 +315,7 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
         ),
         (
             ["--model", f"{MODEL},metaformer_pooling_nano", "--checkpoint", "nowhere"],
-            "checkpoint is nowhere, the weights of one model, but --model names 2: train that model alone, or start al",
+            "checkpoint is nowhere, the weights of one model, but --model names 2: train only that model, or start al",
         ),
         (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),

@@ -225,7 +225,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"names a model but no weights: give those of a tag, metaformer_raft_nano.cifar10, metaformer_raft",
         ),
         (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
-        (dict(max_drop=0.5), r"max_drop is 0.5, but it limits int8 alone: leave it out, or give --precision int8"),
+        (dict(max_drop=0.5), r"max_drop is 0.5, but it only limits int8: leave it out, or give --precision int8"),
         (
             dict(data="digits", data_dir="x"),
             r"data_dir is x, but digits are part of scikit-learn: leave --data-dir out",
@@ -234,7 +234,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
         (dict(model="resnet18"), r"holds the weights of metaformer_identity_nano, not of resnet18"),
         (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
         (dict(source="runs/none"), r"runs/none"),
-        (dict(compiled=True), r"AOTInductor compiles torch.export alone, not onnx: leave --compile out"),
+        (dict(compiled=True), r"AOTInductor compiles only torch.export, not onnx: leave --compile out"),
     ],
 )
 def test_refusals(options, words, tmp_path):

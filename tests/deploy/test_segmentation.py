@@ -125,7 +125,7 @@ def test_refusals(source, tmp_path):
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
     with pytest.raises(
-        ValueError, match="int8 is written for classifiers alone, not for .*: take --precision fp32 or bf16"
+        ValueError, match="int8 is only written for classifiers, not for .*: take --precision fp32 or bf16"
     ):
         export(source, output=tmp_path / "out", format="onnx", precision="int8", seconds=0)
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):

@@ -286,7 +286,7 @@ def test_our_names_are_not_the_authors():
 def test_wrong_state_dicts():
     with pytest.raises(ValueError, match="state_dict is a str; give tensors by name"):
         load_official("wavemix", "weights.pth")
-    with pytest.raises(ValueError, match="net/arch is not a tensor, but of type str: give the tensors alone, by name"):
+    with pytest.raises(ValueError, match="net/arch is not a tensor, but of type str: give only the tensors, by name"):
         load_official("wavemix", {"net": {"arch": "wavemix"}})
     with pytest.raises(ValueError, match="model is not a tensor, but of type Identity"):
         load_official("wavemix", {"model": nn.Identity()})

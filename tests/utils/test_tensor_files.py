@@ -91,7 +91,7 @@ def test_a_foreign_file_is_refused(net, tmp_path):
     torch.save(net.state_dict(), path)
     words = (
         r"is not a checkpoint of metamix .*: it holds a dictionary of 9 entries \(0.weight, 0.bias, 1.weight, ...\). "
-        r"Weights alone start a new run with --checkpoint"
+        r"Weights without a training state start a new run with --checkpoint"
     )
     with pytest.raises(ValueError, match=words):
         load_checkpoint(path)
