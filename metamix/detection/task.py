@@ -108,6 +108,8 @@ class DetectionModel:
         options = self.options
         start = metadata or (load_weights(find_weights(options.checkpoint))[1] if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
+        if metadata is not None and "anchor_scale" not in metadata:  # a run of metamix 0.1, which had no auto
+            options.anchor_scale = DetectorSpec.from_dict(metadata, "the checkpoint").anchor_scale or "auto"
         if of_detector:
             source = options.checkpoint or "the checkpoint"
             self.frozen_norms = DetectorSpec.from_dict(start, source).frozen_norms

@@ -103,7 +103,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     "option, used, top1, model",
     [
         ("--compile", (torch, "compile"), 0.08, WITHOUT_BATCH_NORM),
-        ("--grad-checkpointing", (metaformer, "checkpoint"), 0, []),
+        ("--grad-checkpointing", (metaformer, "checkpointed"), 0, []),
     ],
 )
 def test_a_faster_or_a_smaller_step_is_the_same_step(option, used, top1, model, tmp_path, monkeypatch):

@@ -103,8 +103,6 @@ def test_older_runs_keep_their_anchors(few, tmp_path):
     continued = Detection(DetectionOptions(**options))
     assert anchors(continued.model.build(older)) == [32, 64]
     assert continued.options.anchor_scale == 4.0
-    with pytest.raises(ValueError, match="cannot be continued .*anchor_scale was 4.0 and is now 3.0. Take the old"):
-        Detection(DetectionOptions(**options, anchor_scale=3.0)).model.build(older)
 
     save_weights(tmp_path / "old.safetensors", model.state_dict(), older)
     checkpoint = str(tmp_path / "old.safetensors")

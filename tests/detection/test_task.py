@@ -446,15 +446,17 @@ def test_options_choose_the_splits(few):
     assert splits(test_on="val") == ([train], {"test": val})
 
 
-@pytest.mark.parametrize("gone, use, option", [("val", "score", "--test-on"), ("train", "train on", "--train-on")])
-def test_missing_split_says_which_file_to_add(tmp_path, gone, use, option, capsys):
+@pytest.mark.parametrize("gone, wanted, use, option", [
+    ("val", "test", "score", "--test-on"), ("train", "train", "train on", "--train-on"),
+])  # fmt: skip
+def test_missing_split_says_which_file_to_add(tmp_path, gone, wanted, use, option, capsys):
     folder = shapes.write(tmp_path / "shapes", train=4, val=4)
     (left,) = {"train", "val"} - {gone}
     annotations = folder / "annotations"
     (annotations / f"instances_{gone}.json").unlink()
     words = (
-        f"there is no split '{gone}'. To {use} it, add {annotations}/instances_{gone}.json; or give another {option}. "
-        f"The splits are {left}"
+        f"there is no split '{wanted}'. To {use} it, add {annotations}/instances_{wanted}.json; or give another "
+        f"{option}. The splits are {left}"
     )
     with pytest.raises(ValueError, match=f"^{words}$"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))

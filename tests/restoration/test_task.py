@@ -93,10 +93,8 @@ def test_tiles_give_nearly_the_scores_of_whole_images(clean, tmp_path):
     photos, run = clean(size=(70, 60)), tmp_path / "run"
     train(*MAXIM, "--data-dir", photos, "--degradation", "noise:25", "--output", run)
     results = []
-    for tile in (0, 32):
-        evaluate(
-            "--checkpoint", run, "--data-dir", photos, "--output", tmp_path / f"{tile}", "--tile", tile, "--overlap", 8
-        )
+    for tile, overlap in ((0, []), (32, ["--overlap", 8])):
+        evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / f"{tile}", "--tile", tile, *overlap)
         results.append(json.loads((tmp_path / f"{tile}" / "result.json").read_text()))
     whole, tiles = results
     assert tiles["psnr"] != whole["psnr"] and tiles["psnr"] == pytest.approx(whole["psnr"], abs=1)
