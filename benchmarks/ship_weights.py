@@ -92,7 +92,7 @@ def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> 
     task = Classification(ClassificationOptions(**options))
     if not same_by_name(task, tensors):
         raise ValueError(
-            f"{run} has model_args {recipe['model_args']}, but weights must load by only the model's name: register "
+            f"{run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: register "
             f"the model under a name of its own"
         )
     accuracy, stored = accuracy_of(task, tensors), accuracy_of(task, half(tensors))

@@ -322,7 +322,7 @@ def test_options_without_data_are_refused(tmp_path):
 
 def test_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or openvino alone"):
+    with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or only openvino"):
         export("metaformer_identity_nano.digits", output=tmp_path / "out", format="openvino")
     with pytest.raises(SystemExit, match=r"error: OpenVINO is missing"):
         metamix.cli.export.main(["resnet18", "--format", "openvino", "--output", str(tmp_path / "out")])
