@@ -33,6 +33,7 @@ SECTIONS = {
     "weights": models.weights,
     "cifar10": lambda: comparison.family_table("cifar10"),
     "cifar10-pairs": lambda: comparison.pairs_table("cifar10"),
+    "cifar10-e48": lambda: comparison.pairs_table("cifar10_e48"),
     "cifar10-sizes": lambda: comparison.sizes_table("cifar10"),
     "published": comparison.published_table,
     "minattn": minattn.variants_table,
