@@ -38,7 +38,7 @@ def test_every_mixer_has_learned_the_digits():
 
 def test_weights_are_small():
     sizes = [path.stat().st_size for path in weights_dir().glob("*.safetensors")]
-    assert max(sizes) < 10e6 and sum(sizes) < 60e6
+    assert max(sizes) < 10e6 and sum(sizes) < 80e6  # package indexes take wheels of 100 MB at most
 
 
 @pytest.mark.parametrize("name", CARDS)

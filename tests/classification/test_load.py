@@ -107,7 +107,7 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     for name, words in (
         (
             "metaformer_pooling_nano",
-            "give those of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.dig",
+            "give those of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.cifar10_e48, ",
         ),
         ("metaformer_raft_s12", "none are published: train it first"),
         (
