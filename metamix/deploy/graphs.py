@@ -1,6 +1,6 @@
 """Write a model as a graph: torch.export, ONNX, OpenVINO IR.
 
-The batch may always vary, height and width if `dynamic`. The input is called `images`.
+The batch may always vary, height and width only if `dynamic`. The input is called `images`.
 """
 
 from __future__ import annotations

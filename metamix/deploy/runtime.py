@@ -52,7 +52,7 @@ class ExportedModel(nn.Module):
             The output, of the kind of `images`: a tensor or an array; a tuple if there are several outputs.
 
         Raises:
-            DoesNotFit: a ValueError: the model does not take images of this shape.
+            DoesNotFit: the model does not take images of this shape; it is a ValueError.
         """
         self.check_shape(tuple(images.shape))
         as_tensor = isinstance(images, Tensor)

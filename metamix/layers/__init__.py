@@ -6,7 +6,7 @@ bug, and when it can go.
 
 from .activation import GELU
 from .attention import attention
-from .checkpointing import CheckpointedSequential, checkpointed, set_grad_checkpointing
+from .checkpointing import CheckpointedSequential, GradCheckpointing, checkpointed
 from .conv import Conv2d, ConvWeights
 from .dropout import Dropout, dropout
 from .graph import fx_leaf, may_vary, rearrange
@@ -19,7 +19,7 @@ from .spatial import average_to, crop_to, pad_to, resize_to, round_up
 
 __all__ = [
     "BLOCK", "GELU", "GRID", "CheckpointedSequential", "Conv2d", "ConvWeights", "Dropout", "Float32LayerNorm2d",
-    "GlobalPool", "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to", "dropout", "from_sets",
-    "fx_leaf", "is_channels_last", "may_vary", "pad_to", "rearrange", "resize_to", "round_up",
-    "set_grad_checkpointing", "to_channels_last", "to_sets",
+    "GlobalPool", "GradCheckpointing", "GroupNorm1", "Mlp", "attention", "average_to", "checkpointed", "crop_to",
+    "dropout", "from_sets", "fx_leaf", "is_channels_last", "may_vary", "pad_to", "rearrange", "resize_to",
+    "round_up", "to_channels_last", "to_sets",
 ]  # fmt: skip

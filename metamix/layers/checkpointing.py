@@ -41,8 +41,11 @@ class CheckpointedSequential(nn.Sequential):
         return x
 
 
-def set_grad_checkpointing(model: nn.Module, enable: bool) -> None:
-    """Turn gradient checkpointing on or off in every `CheckpointedSequential` of a model."""
-    for module in model.modules():
-        if isinstance(module, CheckpointedSequential):
-            module.grad_checkpointing = enable
+class GradCheckpointing(nn.Module):
+    """Give a model of `CheckpointedSequential` parts the switch that timm's models have."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each layer in these parts for the backward pass, and compute the rest again there."""
+        for module in self.modules():
+            if isinstance(module, CheckpointedSequential):
+                module.grad_checkpointing = enable

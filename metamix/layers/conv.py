@@ -40,8 +40,8 @@ class Conv2d(nn.Conv2d):
 class ConvWeights(nn.Module):
     """Weight and bias of a convolution that the owner applies by itself, in another shape.
 
-    It is no `nn.Conv2d`, whose forward would never be called: tools that wrap convolutions, such as LoRA, would have no
-    effect. The names, shapes and initial values are those of one.
+    It is not an `nn.Conv2d`, since its forward would never be called: tools that wrap convolutions, such as LoRA, would
+    have no effect. The names, shapes and initial values are those of one.
     """
 
     groups = 1

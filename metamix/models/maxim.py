@@ -45,9 +45,9 @@ from metamix.layers import (
     CheckpointedSequential,
     Conv2d,
     Float32LayerNorm2d,
+    GradCheckpointing,
     Mlp,
     from_sets,
-    set_grad_checkpointing,
     to_sets,
 )
 from metamix.mixers import Maxim
@@ -85,7 +85,7 @@ class Carried(NamedTuple):
     decoded: list[Tensor]  # maps of the decoder, by level
 
 
-class MaximUNet(nn.Module):
+class MaximUNet(GradCheckpointing):
     """Restore images: (B, in_chans, H, W) -> the same shape.
 
     Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
@@ -199,10 +199,6 @@ class MaximUNet(nn.Module):
             restored, carried = stage(scales, carried)
             outputs.append(restored[::-1])
         return outputs
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each group of the blocks for the backward pass, and compute the rest again there."""
-        set_grad_checkpointing(self, enable)
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
         """Let channel attention average over windows of the size of the training crops, not over the whole image.

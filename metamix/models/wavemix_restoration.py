@@ -9,7 +9,7 @@ input. Any H and W of at least 1.
 Two options are ours. `residual` adds the upsampled image to the result, so that a small model learns only what is
 missing. `scale=1` lets wavemix_sisr restore images of the same size: it folds 2 x 2 pixels into channels first.
 
-Departures: the authors' WaveMixSR takes three channels of YCbCr; ours also takes only the luminance. Two versions of
+Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. Two versions of
 their code upsample by bilinear and by bicubic interpolation; it is an option, and bilinear is that of their training
 script.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.layers import CheckpointedSequential, Conv2d, set_grad_checkpointing
+from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_count
 from metamix.utils.text import nearest
@@ -49,7 +49,7 @@ def stem(in_chans: int, dim: int) -> nn.Sequential:
     return nn.Sequential(Conv2d(in_chans, dim // 2, 3, padding=1), Conv2d(dim // 2, dim, 3, padding=1))
 
 
-class WaveMixSR(nn.Module):
+class WaveMixSR(GradCheckpointing):
     """Enlarge images: (B, 1, H, W) luminance or (B, 3, H, W) YCbCr -> (B, 1 or 3, scale H, scale W).
 
     In training the result is a list with only the luminance.
@@ -93,10 +93,6 @@ class WaveMixSR(nn.Module):
         self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)
         self.head = nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, 1, 1))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest again there."""
-        set_grad_checkpointing(self, enable)
-
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         if images.shape[1] not in (1, 3):
             raise ValueError(f"images have {images.shape[1]} channels; WaveMixSR takes 1, luminance, or 3, YCbCr.")
@@ -108,7 +104,7 @@ class WaveMixSR(nn.Module):
         return torch.cat([y, x[:, 1:]], dim=1)
 
 
-class WaveMixSisr(nn.Module):
+class WaveMixSisr(GradCheckpointing):
     """Enlarge images twice, or restore them at their size: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
 
     In training the result is a list with that one image. With `scale=1`, training takes even H and W.
@@ -165,10 +161,6 @@ class WaveMixSisr(nn.Module):
             return self.restore(images)
         x, start = pad_by_reflection(images, self.multiple)
         return crop(self.restore(x), start, (images.shape[-2], images.shape[-1]))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, and compute the rest again there."""
-        set_grad_checkpointing(self, enable)
 
     def restore(self, images: Tensor) -> Tensor:
         """Restore images whose sides are multiples of `multiple`."""
