@@ -106,6 +106,10 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
         super().__post_init__()
         self.check_backbone({"in_chans": "--channels"})
         parse_degradations(self.degradation)
+        if self.degradation != PAIRS and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
+            raise ValueError(
+                f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: leave one of them out"
+            )
         parse_loss(self.loss)
         check_ranges(self, least={"crop": 1, "crops": 1, "mixup": 0})
         if not 0 < self.test_share < 1:

@@ -145,7 +145,22 @@ class SegmentationModel:
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
+        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter.
+
+        Raises:
+            ValueError: the options do not fit the segmenter.
+        """
+        options = self.options
+        model = self._load(metadata)
+        check_tile(model, options.model, options.tile)
+        if options.aux_weight != SegmentationOptions.aux_weight and model.auxiliary is None:
+            raise ValueError(
+                f"aux_weight is {options.aux_weight}, but {options.head} has no auxiliary head here: leave it out"
+                + ("" if options.head == "wavemix" else ", or give --head-args '{auxiliary: true}'")
+            )
+        return model
+
+    def _load(self, metadata: Mapping[str, Any] | None) -> Segmenter:
         options = self.options
         checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
         start = metadata or (load_weights(checkpoint)[1] if checkpoint else {})
@@ -157,7 +172,6 @@ class SegmentationModel:
             if checkpoint and metadata is None:
                 new = load_pretrained(model, checkpoint, list(self.data.classes))
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
-            check_tile(model, options.model, options.tile)
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
         model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
@@ -171,7 +185,6 @@ class SegmentationModel:
             self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
         elif checkpoint:
             self.notes.append(f"weights of the backbone from {options.checkpoint}")
-        check_tile(model, options.model, options.tile)
         return model
 
     def _freezes(self, loaded: bool) -> bool:

@@ -59,6 +59,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         raise ValueError(
             f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}; leave it out"
         )
+    if options.momentum != EngineOptions.momentum and "momentum" not in optimizer.defaults:
+        raise ValueError(f"momentum is {options.momentum}, but {name} has none: leave it out")
     if isinstance(optimizer, Muon):
         route_to_muon(optimizer, model)
         set_muon_dtype(next(model.parameters()).device)

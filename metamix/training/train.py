@@ -139,6 +139,8 @@ def _describe(engine: Engine, run: Run) -> None:
             f"note: {plural(options.iterations, 'iteration')} {'is' if options.iterations == 1 else 'are'} rounded to "
             f"{plural(options.epochs, 'whole epoch')}, {plural(engine.total_steps, 'step')}"
         )
+    if options.eval_every > 1 and "holdout" not in about["samples"]:
+        run.say("note: --eval-every has no effect: no split is held out, and the test split is scored once, at the end")
     if options.warmup_epochs == options.epochs:
         run.say("note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs")
     run.say(

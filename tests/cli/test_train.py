@@ -148,10 +148,11 @@ def test_a_dry_run_says_all_and_writes_nothing(tmp_path, capsys, monkeypatch):
     train(*QUICK[2:], "--iterations", 2, "--dry-run")
     text = capsys.readouterr().out
     assert "note: 2 iterations are rounded to 1 whole epoch, 5 steps" in text and "average" not in text
-    train(*QUICK, "--dry-run", "--batch-size", 1440, "--warmup-epochs", 2)
+    train(*QUICK, "--dry-run", "--batch-size", 1440, "--warmup-epochs", 2, "--eval-every", 2)
     text = capsys.readouterr().out
     assert "note: 1,437 samples cannot fill a batch of 1440, so they are repeated" in text
     assert "note: the whole run is warm-up, so the learning rate only rises; give a lower --warmup-epochs" in text
+    assert "note: --eval-every has no effect: no split is held out" in text
 
 
 def test_the_folder_is_named_after_data_model_and_seed(tmp_path, monkeypatch):

@@ -293,6 +293,7 @@ MISTAKES = [
     (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
     (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "'feature' is not an argument of maxim_nano; did"),
     (["--model-args", "{in_chans: 1}"], "model_args has in_chans, which comes from --channels"),
+    (["--input-name", "{name}x2"], "--input-name {name}x2 is for pairs, but degradation is noise:25: leave"),
     (["--test-dir", "nowhere"], "there is no folder nowhere"),
     (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give an overlap of at least 0 and less"),
 ]

@@ -227,6 +227,7 @@ MISTAKES = [
     (["--data", "oxford_pets", "--reduce-zero-label"], "masks of oxford_pets are known"),
     (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir with the folders leftImg8bit"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe': give true or false"),
+    (["--aux-weight", 0.2], "aux_weight is 0.2, but semantic_fpn has no auxiliary head here: .* '{auxiliary: true}'"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
