@@ -9,7 +9,6 @@ the card are those of the stored tensors, computed in float32; the card also say
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from benchmarks.scoring import score_restoration as score
 from benchmarks.weight_cards import half, write_weights
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
+from metamix.training.reports import read_metrics
 from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
 
@@ -91,8 +91,7 @@ def with_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 def read_curve(run: Path) -> dict[str, list[float]]:
     """Read the training loss of each epoch."""
-    with open(run / "metrics.csv", newline="") as file:
-        return {"train_loss": [float(row["train_loss"]) for row in csv.DictReader(file)]}
+    return {"train_loss": [float(row["train_loss"]) for row in read_metrics(run / "metrics.csv")]}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the run folder is not needed afterwards.
 """
 
 import argparse
-import csv
 import json
 import statistics
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from metamix.classification.load import create_model
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
+from metamix.training.reports import read_metrics
 from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
 
@@ -142,8 +142,7 @@ def add_spread(card_path: Path, spread: Sequence[Path]) -> str:
 def read_curve(run: Path, weights: str) -> dict[str, list[float | None]]:
     """Read training loss and held-out accuracy in percent of each epoch; None for epochs that were not scored."""
     column = "holdout_ema_top1" if weights == "ema" else "holdout_top1"
-    with open(run / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(run / "metrics.csv")
     scores = [float(row[column]) if row.get(column) else None for row in rows]
     return {"train_loss": [float(row["train_loss"]) for row in rows], "holdout_top1": scores}
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import metamix
 from metamix.mixers import list_mixers
 from metamix.models.metaformer_family import SIZES
 
 CLONE = Path(__file__).resolve().parents[1]
+DIST_INFO = f"metamix-{metamix.__version__}.dist-info"
 
 
 def run(*command, **kwargs):
@@ -49,7 +51,7 @@ def away_from_the_clone(code, *folders, cwd):
 
 def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
-    assert {name.split("/")[0] for name in names} == {"metamix", "metamix-0.2.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"metamix", DIST_INFO}
     sources = {
         str(path.relative_to(CLONE))
         for path in (CLONE / "metamix").rglob("*")
@@ -81,9 +83,9 @@ def test_editable_install_exposes_the_package_alone(tmp_path):
 
 def test_metadata(wheel):
     archive = zipfile.ZipFile(wheel)
-    data = message_from_bytes(archive.read("metamix-0.2.0.dist-info/METADATA"))
-    assert (data["Name"], data["Version"], data["Requires-Python"]) == ("metamix", "0.2.0", ">=3.10")
-    assert "metamix-0.2.0.dist-info/licenses/LICENSE" in archive.namelist()
+    data = message_from_bytes(archive.read(f"{DIST_INFO}/METADATA"))
+    assert (data["Name"], data["Version"], data["Requires-Python"]) == ("metamix", metamix.__version__, ">=3.10")
+    assert f"{DIST_INFO}/licenses/LICENSE" in archive.namelist()
     needed = {re.split("[<>=]", word)[0].lower() for word in data.get_all("Requires-Dist") if "extra ==" not in word}
     assert needed == {
         "torch", "torchvision", "timm", "einops", "numpy", "pywavelets", "safetensors", "pyyaml", "scikit-learn",

@@ -36,7 +36,7 @@ from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import Run
 from metamix.utils.system import commit
-from metamix.utils.text import exit_with_message, nearest
+from metamix.utils.text import did_you_mean, exit_with_message
 
 FILE = RESULTS / "ablations.json"
 BUDGET = 9.36e12  # multiply-adds of the forward passes of a run: 2.8 epochs of the nano models
@@ -136,7 +136,7 @@ def parse_run(text: str) -> tuple[str, str, int]:
     for word, what, known in ((variant, "variant", list(VARIANTS)), (mixer, "mixer", list_mixers())):
         if word not in known:
             raise argparse.ArgumentTypeError(
-                f"{text!r} has no known {what}{nearest(word, known)} Accepted: {', '.join(known)}."
+                f"{text!r} has no known {what}{did_you_mean(word, known)} Accepted: {', '.join(known)}."
             )
     if not seed.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} has the seed {seed!r}: give a whole number of at least 0.")

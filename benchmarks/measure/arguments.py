@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure.timing import MODES, PRECISIONS
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 
 def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
@@ -15,7 +15,9 @@ def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
         given = words.split(",")
         for word in given:
             if word not in accepted:
-                raise argparse.ArgumentTypeError(f"{word!r}{nearest(word, accepted)} Accepted: {', '.join(accepted)}.")
+                raise argparse.ArgumentTypeError(
+                    f"{word!r}{did_you_mean(word, accepted)} Accepted: {', '.join(accepted)}."
+                )
         return given
 
     return parse

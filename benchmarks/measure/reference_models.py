@@ -17,7 +17,7 @@ import timm
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 
 def wavemix(**options) -> nn.Module:
@@ -102,7 +102,7 @@ def check_names(names: list[str], authors: Path | None) -> None:
         if name not in PEERS and name not in AUTHORS and not timm.is_model(name):
             known = [*timm.list_models(), *PEERS, *AUTHORS]
             raise SystemExit(
-                f"Unknown model {name!r}{nearest(name, known)} Accepted: any timm model, including ours, "
+                f"Unknown model {name!r}{did_you_mean(name, known)} Accepted: any timm model, including ours, "
                 f"and {', '.join([*PEERS, *AUTHORS])}."
             )
         if need := lacks(name, authors):

@@ -6,7 +6,7 @@ A section is the text between `<!-- name -->` and `<!-- /name -->`. Only that te
 import re
 from collections.abc import Callable, Mapping
 
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 SECTION = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
@@ -23,7 +23,7 @@ def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
     """
     for name in re.findall(r"<!-- ([\w-]+) -->", page):
         if name not in sections:
-            raise ValueError(f"<!-- {name} --> names no section{nearest(name, sections)}")
+            raise ValueError(f"<!-- {name} --> names no section{did_you_mean(name, sections)}")
         if page.count(f"<!-- {name} -->") != 1 or page.count(f"<!-- /{name} -->") != 1:
             raise ValueError(f"<!-- {name} --> must appear once, and <!-- /{name} --> once after it")
     return SECTION.sub(lambda match: f"<!-- {match[1]} -->\n\n{sections[match[1]]()}\n\n<!-- /{match[1]} -->", page)

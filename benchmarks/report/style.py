@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from metamix.mixers import list_mixers
-from metamix.utils.files import atomic_write
+from metamix.utils.figures import save_figure
 
 # The palette of Okabe and Ito, and grey for identity.
 COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
@@ -14,5 +14,4 @@ WIDTH = 8.8  # inches
 
 def save(path: Path, figure: Figure) -> None:
     """Write a figure as PNG with 200 pixels an inch."""
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=200)
+    save_figure(path, figure, dpi=200)

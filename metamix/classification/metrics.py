@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.models.image_inference import check_finite
 from metamix.training.task import Batch, State
+from metamix.utils.checks import check_finite
 
 
 class ClassificationMetric:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from metamix.data import CorruptImage, decode_file
 from metamix.data.find import find_images
 from metamix.data.formats.base import is_image
-from metamix.models.image_inference import check_finite
 from metamix.utils.arguments import add_device, positive
+from metamix.utils.checks import check_finite
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text

@@ -10,6 +10,7 @@ from torch import nn
 from metamix.models.image_models import image_model_names
 from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model
+from metamix.utils.checks import parse_size
 
 from .data import ClassificationData
 from .load import check_image_size, load_trained, timm_config
@@ -82,8 +83,9 @@ class Classification:
             options = replace(options, data=default_data(metadata))
         values = as_trained(metadata, options) | options.given() | {"model": trained.name}
         task = cls(ModelOptions(**values | {"model_args": metadata.model_args}), trained=metadata)
+        assert metadata.img_size is not None  # the metadata are complete
         size, advice = task.data.size, "Leave --img-size out: the model stays as it was trained"
-        if (size, size) != _sides(metadata.img_size):
+        if (size, size) != parse_size("img_size", metadata.img_size):
             check_image_size(trained.model, trained.name, task.data.in_chans, size, advice)
             task.title += f"-{size}px"  # the result at another size goes to another folder
         if options.test_on:
@@ -137,13 +139,7 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
 
 def _side(size: Any) -> int:
     """Return the side of square images; ValueError for others."""
-    height, width = _sides(size)
+    height, width = parse_size("img_size", size)
     if height != width:
         raise ValueError(f"the model takes images of {height}x{width} pixels; give the side of a square, --img-size")
     return height
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    """Return (height, width) of images whose size is given as one side or as two."""
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return height, width

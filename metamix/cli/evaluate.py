@@ -32,18 +32,12 @@ from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import exit_with_message, plural, readable
 
-from .tasks import TASKS, eval_options, find_task
+from .tasks import LESS_MEMORY, TASKS, eval_options, find_task
 
 RESULT = "result.json"  # in the output folder
 SCORED = (  # entries on what was scored
     "model", "checkpoint", "data", "test_split", "split", "samples", "img_size", "degradation", "measured",
 )  # fmt: skip
-NEEDS_LESS_MEMORY = {
-    "classification": "give a smaller --batch-size",
-    "detection": "give --device cpu",
-    "restoration": "score in tiles, --tile 512",
-    "segmentation": "score in tiles, --tile 512",
-}
 
 
 @dataclass
@@ -77,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
-        exit_if_out_of_memory(NEEDS_LESS_MEMORY[recipe.task]),
+        exit_if_out_of_memory(LESS_MEMORY[recipe.task]),
         exit_with_message(ValueError, OSError, ImportError),
     ):
         score(recipe.task, recipe.engine, recipe.options, group)

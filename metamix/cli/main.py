@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 from metamix.version import __version__
 
 COMMANDS = {  # name: (module with a `main`, what it does)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command, *rest = words
     if command not in COMMANDS:
-        print(f"metamix: there is no command {command!r}{nearest(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        print(f"metamix: there is no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
     sys.argv[0] = f"metamix {command}"  # the program's name in the subcommand's --help
     try:

@@ -7,19 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metamix.cli.tasks import take_task, task_module
+from metamix.cli.tasks import LESS_MEMORY, take_task, task_module
 from metamix.models.image_models import image_model_names
 from metamix.models.weights import find_weights
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.tensor_files import ARTIFACT
 from metamix.utils.text import exit_with_message
-
-NEEDS_LESS_MEMORY = {
-    "classification": "give a smaller --batch-size",
-    "detection": "give --device cpu, or smaller images",
-    "restoration": "give a smaller --tile",
-    "segmentation": "give a smaller --tile",
-}
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
        metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]
@@ -68,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
             task = task_of_weights(find_weights(checkpoint), model)
         module = task_module(task, "predict")
-    with exit_if_out_of_memory(NEEDS_LESS_MEMORY[task]):
+    with exit_if_out_of_memory(LESS_MEMORY[task]):
         raise SystemExit(module.main(words))
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 
 from metamix.training.task import TaskClass
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 from metamix.utils.user_modules import add_imports, import_modules
 
 TASKS = {  # the package under metamix: the class in its task.py
@@ -16,6 +16,12 @@ TASKS = {  # the package under metamix: the class in its task.py
     "detection": "Detection",
     "restoration": "Restoration",
     "segmentation": "Segmentation",
+}
+LESS_MEMORY = {  # what to do if scoring or prediction needs more than there is
+    "classification": "give a smaller --batch-size",
+    "detection": "give --device cpu, or smaller images",
+    "restoration": "give smaller tiles, such as --tile 256",
+    "segmentation": "give smaller tiles, such as --tile 256",
 }
 
 
@@ -41,7 +47,7 @@ def task_module(name: str, part: str) -> ModuleType:
         ValueError: there is no task of that name.
     """
     if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}{nearest(name, TASKS)} Tasks: {', '.join(TASKS)}.")
+        raise ValueError(f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}.")
     return import_module(f"metamix.{name}.{part}")
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ProcessGroup.start(recipe.engine.device) as group,
         exit_if_out_of_memory(
             "give a smaller --batch-size, --micro-batch N, or --grad-checkpointing"
-            + ("; to score large images, --tile 512" if recipe.task in ("restoration", "segmentation") else "")
+            + ("; to score large images, --tile 512" if hasattr(recipe.options, "tile") else "")
         ),
         exit_with_message(ValueError, OSError, ImportError, NotFinite),
     ):

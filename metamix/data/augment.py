@@ -50,8 +50,11 @@ class Augment:
     Images are cropped, flipped and put through `auto_augment`. Normalisation, cutout, erasing and mixing follow.
 
     Args:
+        options: which augmentations, and how strong.
+        seed: of the random numbers, which depend on it, the epoch, the step and the sample only.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
+        num_classes: of the data set, for mixed targets.
         cropped: skip the steps before normalisation; the workers that stream images have done them.
 
     Raises:

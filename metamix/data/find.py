@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from metamix.utils.files import write_text
-from metamix.utils.text import nearest, readable
+from metamix.utils.text import did_you_mean
 
 from .files import list_files
 from .formats.base import is_image, natural_order, warn_of_other_formats
@@ -50,65 +44,6 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
         for place in places
         for path in find_images([place], without)
     }
-
-
-def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], str]) -> dict[Path, Path]:
-    """Give image paths another extension; if two would become one, append it instead: a.jpg.png and a.png.png.
-
-    Args:
-        names: relative paths of images, as `paths_inside` returns them.
-        extension: of the file that is written for an image, such as ".png".
-    """
-    changed = {path: name.with_suffix(extension(path)) for path, name in names.items()}
-    times = Counter(changed.values())
-    return {path: new if times[new] == 1 else Path(f"{names[path]}{extension(path)}") for path, new in changed.items()}
-
-
-def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
-    """Check that writing the outputs of images destroys no file.
-
-    Args:
-        outputs: for each image, the file that it is written to.
-        marker: file that each run writes first. If it is missing, existing files belong to the user.
-
-    Raises:
-        ValueError: two images have one output, or an output would overwrite one of the images or a file of the user.
-    """
-    images: dict[Path, Path] = {}
-    for path, file in outputs.items():
-        if file in images:
-            raise ValueError(f"{path} and {images[file]} would both be written to {file}: give each its own --output")
-        images[file] = path
-    read = {path.resolve() for path in outputs}
-    for file in images:
-        if file.resolve() in read:
-            raise ValueError(f"{file} is an image and would be overwritten: give another --output")
-        if file.exists() and not marker.exists():
-            raise ValueError(
-                f"{file} would be overwritten, and no earlier run wrote it: there is no {marker}. Give another --output"
-            )
-
-
-def say_left_out(path: Path, error: Exception) -> None:
-    """Print to stderr that an image is left out, and why; the message names the image."""
-    name = "" if str(path) in str(error) else f"{path}: "
-    print(readable(f"left out: {name}{error}"), file=sys.stderr)
-
-
-@contextmanager
-def records_of_images(file: Path) -> Iterator[list[dict[str, Any]]]:
-    """Collect one record for each image that is written, and write the records to a JSON file.
-
-    The file is made at the start, since it marks the outputs beside it as ours; see `check_outputs`. The records are
-    written at the end, also after an error or Ctrl-C.
-    """
-    if not file.exists():
-        write_text(file, "[]\n")
-    records: list[dict[str, Any]] = []
-    try:
-        yield records
-    finally:
-        write_text(file, json.dumps(records, indent=2) + "\n")
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -179,7 +114,7 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
         inside, _, name = stem.rpartition("/")
         wanted[stem] = f"{inside}/" * bool(inside) + template.replace("{name}", name)
     problems = [
-        f"{images[stem]} has no partner {partner} in {partner_folder}{nearest(partner, partners)}"
+        f"{images[stem]} has no partner {partner} in {partner_folder}{did_you_mean(partner, partners)}"
         for stem, partner in wanted.items()
         if partner not in partners
     ]

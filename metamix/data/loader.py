@@ -69,6 +69,9 @@ def train_loader(
     through `auto_augment` by the workers. `Augment` does the rest.
 
     Args:
+        source: the images to train on.
+        options: of reading and cropping them.
+        seed: of the order, and of what the workers draw.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
             `len(source)`.
@@ -89,18 +92,23 @@ def eval_loader(
 
     Batches are like those of `train_loader`, and the last one may be smaller. Replaced samples have the index -1: leave
     them out of the scores.
+
+    Args:
+        source: the images to score.
+        options: of reading and cropping them.
+        batch_size: images in a forward pass, over all processes together.
+        rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """
     order = EvalOrder(len(source), max(1, batch_size // world_size), rank, world_size)
     if in_memory(source, options):
-        return MemoryLoader(source, options, order, mark_replaced=True)
-    transform = eval_transform(source, options)
-    return StreamLoader(source, options, order, transform, mark_replaced=True, verify=verify_command(options))
+        return MemoryLoader(source, options, order)
+    return StreamLoader(source, options, order, eval_transform(source, options), verify=verify_command(options))
 
 
 class MemoryLoader:
     """Pick batches from a split in memory."""
 
-    def __init__(self, source: Source, options: SourceOptions, order: Order, mark_replaced: bool = False):
+    def __init__(self, source: Source, options: SourceOptions, order: Order):
         decoded = pixels(source, options)
         self.order, self.images, self.labels = order, decoded.images, source.images.labels
         self.corrupt = CorruptImages(len(source), options.corrupt_limit, verify_command(options), order)
@@ -117,7 +125,7 @@ class MemoryLoader:
             for path, reason in broken:
                 self.corrupt.add(path, reason)
             rows.append(found)
-            index.append(-1 if broken and mark_replaced else i)
+            index.append(-1 if broken and not isinstance(order, TrainOrder) else i)
         self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # of sample i: its row in images, its index
 
     def __len__(self) -> int:
@@ -153,7 +161,6 @@ class StreamLoader:
         transform: Callable[[Any], Any],
         seed: int = 0,
         *,
-        mark_replaced: bool = False,
         collate: Callable[[list[Any]], Batch] | None = None,
         verify: str,
     ):
@@ -162,7 +169,7 @@ class StreamLoader:
         self.sampler = EpochSampler(order)
         workers = usable_workers(options.workers)
         self.loader: DataLoader = DataLoader(
-            TransformedSamples(samples, transform, seed, mark_replaced),  # type: ignore[arg-type]  # it has no length
+            TransformedSamples(samples, transform, seed, order),  # type: ignore[arg-type]  # it has no length
             batch_sampler=self.sampler,
             num_workers=workers,
             worker_init_fn=survive_first_signal,
@@ -238,8 +245,9 @@ class EpochSampler(Sampler):
 class TransformedSamples:
     """Read samples in workers. Random numbers are seeded anew for each sample."""
 
-    def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, mark_replaced: bool):
-        self.samples, self.transform, self.seed, self.mark_replaced = samples, transform, seed, mark_replaced
+    def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, order: Order):
+        self.samples, self.transform, self.seed = samples, transform, seed
+        self.scored = not isinstance(order, TrainOrder)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, Broken] | Exception:
         epoch, index = key
@@ -249,7 +257,7 @@ class TransformedSamples:
         except (CorruptImage, ValueError) as error:
             return error  # an error raised in a worker would arrive as the text of a traceback
         with seeded(self.seed, SAMPLE, epoch, index):
-            return self.transform(sample), -1 if broken and self.mark_replaced else index, broken
+            return self.transform(sample), -1 if broken and self.scored else index, broken
 
 
 def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batch:

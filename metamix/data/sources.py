@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from metamix.utils import checksums
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .counter_rng import stratified_choice
 from .files import decode
@@ -271,4 +271,4 @@ def _open_splits(
     advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
     if os.path.isdir(os.path.join(name, "annotations")):
         advice = " It holds annotations of boxes: add --task detection."
-    raise ValueError(f"no data set is called {name!r}{nearest(name, known)}{advice} Known are {', '.join(known)}")
+    raise ValueError(f"no data set is called {name!r}{did_you_mean(name, known)}{advice} Known are {', '.join(known)}")

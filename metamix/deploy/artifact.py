@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
-from metamix.utils.checks import Rule, check_entries, is_share, is_whole
+from metamix.utils.checks import Rule, check_choice, check_entries, is_share, is_whole
 from metamix.utils.files import write_text
 from metamix.utils.tensor_files import ARTIFACT, CHECKPOINT, WEIGHTS
-from metamix.utils.text import nearest
 
 REPORT = "report.json"
 COMPILED = "model.compiled.pt2"
@@ -179,12 +178,8 @@ def check_format_and_precision(format: str, precision: str) -> None:
     Raises:
         ValueError: the format or the precision is unknown, or the format cannot be written in that precision.
     """
-    if format not in tuple(FORMATS):  # a damaged file may give a list, which is not a key
-        raise ValueError(f"format is {format!r}{nearest(format, FORMATS)} Accepted: {', '.join(FORMATS)}.")
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision is {precision!r}{nearest(precision, PRECISIONS)} Accepted: {', '.join(PRECISIONS)}."
-        )
+    check_choice("format", format, tuple(FORMATS))  # a damaged file may give a list, which is not a key
+    check_choice("precision", precision, PRECISIONS)
     if (format, precision) == ("onnx", "bf16"):
         raise ValueError(
             "ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch with --precision bf16, or "

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from metamix.classification.load import create_model, timm_config
+from metamix.utils.checks import check_choice
 from metamix.utils.system import keep_freed_memory, processor, versions
-from metamix.utils.text import nearest
 from metamix.utils.timing import interleaved
 
 from .artifact import HINTS, PRECISIONS
@@ -94,7 +94,7 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
-        with TemporaryDirectory() as temporary:
+        with TemporaryDirectory() as temporary, torch._dynamo.config.patch(recompile_limit=64):  # one forward for all
             names = dict.fromkeys([reference, *models])
             subjects = [BenchmarkedModel(name, img_size, Path(folder or temporary)) for name in names]
             for batch in batch_sizes:
@@ -136,8 +136,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     """
     for what, given, known in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
         for word in given:
-            if word not in known:
-                raise ValueError(f"{what} is {word!r}{nearest(word, known)} Accepted: {', '.join(known)}.")
+            check_choice(what, word, known)
     cells = [(engine, p) for engine in engines for p in ENGINES[engine] if p in precisions]
     if not cells:
         accepted = "; ".join(f"{engine} has {', '.join(own)}" for engine, own in ENGINES.items())
@@ -164,7 +163,8 @@ class BenchmarkedModel:
         self.model = model.eval().to(memory_format=torch.channels_last)
         channels, height, width = timm_config(model)["input_size"]
         height, width = (height, width) if img_size is None else (img_size, img_size)
-        self.images = torch.randn(CALIBRATION_IMAGES, channels, height, width, generator=torch.manual_seed(0))
+        shape = CALIBRATION_IMAGES, channels, height, width
+        self.images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         folder.mkdir(parents=True, exist_ok=True)
 
     def step(self, engine: str, precision: str, batch: int) -> Step:
@@ -209,8 +209,6 @@ class BenchmarkedModel:
 def torch_step(model: nn.Module, images: Tensor, compiled: bool, precision: str) -> Step:
     """Return a function that runs a model in torch, in channels_last, bf16 by autocast."""
     images = images.to(memory_format=torch.channels_last)
-    if compiled:
-        torch._dynamo.config.recompile_limit = 64  # our models share one forward function
     call: Any = torch.compile(model, dynamic=False) if compiled else model
 
     @torch.inference_mode()

@@ -29,7 +29,7 @@ from metamix.models.metadata import ModelMetadata
 from metamix.utils.checks import parse_size
 
 from .box_match import BoxMatch
-from .exportable import Comparison, Model, Request
+from .exportable import Comparison, Model, Request, readable_images
 from .exported_detector import ExportedDetector, Objects, Size, suppress
 
 CANDIDATES = 100  # of a random image without objects
@@ -154,9 +154,7 @@ class ExportableDetector:
         else:
             figures["on"] = f"{self.task.data.name}, test"
             states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
-            for done, batch in enumerate(self.task.data.eval_loaders(1, 0, 1)["test"]):
-                if done == self.images:
-                    break
+            for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
                 image = batch["image"][0] / 255
                 prepared, size = ours.prepare(image)
                 images, outputs = prepared[None], exported(prepared[None])

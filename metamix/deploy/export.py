@@ -34,11 +34,11 @@ from .runtime import ExportedModel, Run, open_file
 
 CALIBRATION_BATCH = 50
 MAX_DROP = 0.3  # points of accuracy
-OPENERS = {  # task: the module and the function that load its models; a task may need extras that others do not
-    "classification": ("classification", "open_classifier"),
-    "detection": ("detection", "open_detector"),
-    "restoration": ("restoration", "open_restorer"),
-    "segmentation": ("segmentation", "open_segmenter"),
+OPENERS = {  # task: the function in the module of its name that loads models; a task may need extras of its own
+    "classification": "open_classifier",
+    "detection": "open_detector",
+    "restoration": "open_restorer",
+    "segmentation": "open_segmenter",
 }
 
 
@@ -191,8 +191,7 @@ def open_model(request: Request) -> Exportable:
     """
     if request.task not in OPENERS:
         raise ValueError(f"{request.source} is a model of {request.task}; export takes models of {', '.join(OPENERS)}.")
-    module, name = OPENERS[request.task]
-    return getattr(import_module(f"{__package__}.{module}"), name)(request)
+    return getattr(import_module(f"{__package__}.{request.task}"), OPENERS[request.task])(request)
 
 
 def check_output(folder: Path) -> Path:

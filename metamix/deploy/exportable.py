@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from metamix.models.image_models import image_model_names
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
+from metamix.training.task import Batch
 from metamix.utils.tensor_files import WEIGHTS, load_metadata
 
 Model = Callable[[Tensor], Any]
@@ -107,6 +109,11 @@ class Quantizable(Exportable, Protocol):
 
         Higher is better; a classifier's score is its top-1 accuracy in percent. `--max-drop` is in its unit.
         """
+
+
+def readable_images(loader: Iterable[Batch], count: int | None) -> Iterator[Batch]:
+    """Yield the batches of one image, at most `count`, without those of images that cannot be read."""
+    return islice((batch for batch in loader if int(batch["index"][0]) >= 0), count)
 
 
 def task_of(source: str, model: str | None = None) -> str:

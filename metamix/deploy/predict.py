@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from metamix.utils.arguments import add_places, positive, share
+from metamix.utils.arguments import positive
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
 
@@ -68,53 +68,51 @@ def label_images(argv: Sequence[str]) -> int:
 def restore_images(argv: Sequence[str]) -> int:
     """Restore images with an exported image model, in tiles if its graph is of a fixed size."""
     from metamix.restoration.inference import Restorer
-    from metamix.restoration.predict import name_outputs, restore_all
+    from metamix.restoration.predict import add_options, name_outputs, restore_all
 
     from .padding import pad_for_graph, tiles
 
     parser = make_parser()
-    add_places(parser, "restored")
+    add_options(parser)
     options = parser.parse_args(argv)
-    files = name_outputs(options.places, options.output)
+    files = name_outputs(options.places, options.output, options.format)
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
-    model, restorer = pad_for_graph(exported, extra, size), Restorer(extra["enlarge"], *tiles(size), whole=size)
-    return restore_all(model, extra["channels"], restorer, files, options.output)
+    restorer = Restorer(extra["enlarge"], *tiles(size), options.ensemble, whole=size)
+    return restore_all(pad_for_graph(exported, extra, size), extra["channels"], restorer, files, options.output)
 
 
 def label_pixels(argv: Sequence[str]) -> int:
     """Label the pixels of images with an exported segmenter, in tiles if its graph is of a fixed size."""
-    from metamix.segmentation.inference import Predictor
+    from metamix.segmentation.inference import Predictor, make_views
     from metamix.segmentation.load import SegmenterSpec
-    from metamix.segmentation.predict import name_outputs, predict_all
+    from metamix.segmentation.predict import add_options, name_outputs, predict_all
 
     from .padding import pad_for_graph, tiles
 
     parser = make_parser()
-    add_places(parser, "predicted")
+    add_options(parser)
     options = parser.parse_args(argv)
     names = name_outputs(options.places, options.output)
     exported = load_exported(options.model, threads=options.threads)
     extra, size = exported.artifact.extra, exported.artifact.size
     spec = SegmenterSpec.from_dict(exported.artifact.model.to_dict(), options.model)
-    predictor = Predictor(*tiles(size), whole=size)
+    predictor = Predictor(*tiles(size), make_views((1.0,), options.flip), whole=size)
     return predict_all(pad_for_graph(exported, extra, size), spec, names, options.output, predictor)
 
 
 def find_objects(argv: Sequence[str]) -> int:
     """Find objects with an exported detector."""
-    from metamix.detection.predict import draw_all, name_pictures
+    from metamix.detection.predict import add_options, draw_all, name_pictures
 
     from .exported_detector import ExportedDetector
 
     parser = make_parser()
-    add_places(parser, "predictions")
-    parser.add_argument("--threshold", type=share, default=0.5, help="least score of an object (default: 0.5)")
+    add_options(parser)
     options = parser.parse_args(argv)
     pictures = name_pictures(options.places, options.output)
     model = ExportedDetector.of(load_exported(options.model, threads=options.threads))
-    unreadable = draw_all(model, model.classes, pictures, options.output, options.threshold)
-    return 1 if unreadable else 0
+    return draw_all(model, model.classes, pictures, options.output, options.threshold)
 
 
 RUNNERS = {

@@ -8,7 +8,6 @@ that the model needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 from metamix.utils.checks import parse_size
 
-from .exportable import Comparison, Model, Request, weight_path
+from .exportable import Comparison, Model, Request, readable_images, weight_path
 from .padding import pad_for_graph, tiles
 from .report import Difference, missed_limits
 
@@ -83,7 +82,7 @@ class ExportableRestorer:
             "exported": pad_for_graph(exported, self.extra, size),
         }
         restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
-        for batch in self.batches("test", self.images):
+        for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
             outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
             difference.update(outputs["eager"], outputs["exported"])
             for name, output in outputs.items():
@@ -91,15 +90,6 @@ class ExportableRestorer:
         figures = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
         return Comparison(figures, scores, missed_limits(figures, precision))
-
-    def batches(self, split: str, count: int | None) -> Iterator[dict[str, Any]]:
-        """Yield the first `count` images that can be read, or all, in batches of one."""
-        assert self.task is not None
-        loader = self.task.data.eval_loaders(1, 0, 1)[split]
-        for done, batch in enumerate(batch for batch in loader if int(batch["index"][0]) >= 0):
-            if done == count:
-                return
-            yield batch
 
 
 def open_restorer(request: Request) -> ExportableRestorer:

@@ -19,7 +19,7 @@ from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 from metamix.utils.checks import parse_size
 
-from .exportable import Comparison, Model, Request
+from .exportable import Comparison, Model, Request, readable_images
 from .padding import pad_for_graph, tiles
 from .report import Difference, missed_limits
 
@@ -76,9 +76,7 @@ class ExportableSegmenter:
         }
         states = {name: metric.start() for name in models}
         done = 0
-        for batch in self.task.data.eval_loaders(1, 0, 1)["test"]:
-            if done == self.images:
-                break
+        for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
             images = metric.normalize(batch["image"][0][None])
             outputs = {name: self.predictor.logits(model, images) for name, model in models.items()}
             difference.update(*map(by_pixel, outputs.values()))

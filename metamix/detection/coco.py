@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage, decode_file
 from metamix.utils.checksums import digest
-from metamix.utils.text import nearest, plural
+from metamix.utils.text import did_you_mean, plural
 
 from .annotations import (
     Entry,
@@ -74,8 +74,8 @@ def open_split(splits: Splits, name: str, masks: bool = False, *, use: str = "sc
     if name not in splits:
         folder, another = next(iter(splits.values()))[0].parent, "--test-on" if use == "score" else "--train-on"
         raise ValueError(
-            f"there is no split {name!r}{nearest(name, splits)} To {use} it, add {folder}/instances_{name}.json; or "
-            f"give another {another}. The splits are {', '.join(splits)}"
+            f"there is no split {name!r}{did_you_mean(name, splits)} To {use} it, add {folder}/instances_{name}.json; "
+            f"or give another {another}. The splits are {', '.join(splits)}"
         )
     annotations, images = splits[name]
     if images is None:

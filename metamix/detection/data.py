@@ -149,7 +149,6 @@ class DetectionData:
             order,
             transform,
             seed,
-            mark_replaced=True,
             collate=partial(collate, split=split),
             verify=verify_command(self.options),
         )

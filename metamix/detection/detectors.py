@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.models import detection
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
@@ -25,7 +25,8 @@ from torchvision.ops.poolers import LevelMapper
 
 from metamix.models import count_macs
 from metamix.models.backbone import Backbone, BackboneMixin, build_backbone
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_finite
+from metamix.utils.text import did_you_mean
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 
@@ -144,14 +145,16 @@ def build_detector(
         ValueError: for an unknown detector, model or option, a backbone without a pyramid, or no class.
     """
     if name not in DETECTORS:
-        raise ValueError(f"There is no detector {name!r}{nearest(name, DETECTORS)} Accepted: {', '.join(DETECTORS)}.")
+        raise ValueError(
+            f"There is no detector {name!r}{did_you_mean(name, DETECTORS)} Accepted: {', '.join(DETECTORS)}."
+        )
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class, background not counted.")
     accepted = accepted_options(name)
     for option in options:
         if option not in accepted:  # torchvision ignores unknown ones
             raise ValueError(
-                f"{name} has no option {option!r}{nearest(option, accepted)} Pass it to the backbone with "
+                f"{name} has no option {option!r}{did_you_mean(option, accepted)} Pass it to the backbone with "
                 f"backbone_args=dict({option}=...). Options of {name}: {', '.join(sorted(accepted))}."
             )
     if isinstance(backbone, str):
@@ -234,7 +237,17 @@ def cast_outputs_to_float32(*heads: Any) -> None:
 
 
 def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
-    return tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
+    """Cast the outputs of a head to float32.
+
+    Raises:
+        ValueError: in evaluation, a value is not finite. torchvision would silently drop such a box.
+    """
+    output = tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
+    if not (module.training or torch.compiler.is_compiling()):
+        for values in tree_leaves(output):
+            if not values.is_meta:
+                check_finite(values)
+    return output
 
 
 def anchor_range(model: Detector) -> tuple[float, float] | None:

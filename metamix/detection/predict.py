@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
 
-from metamix.data import CorruptImage, decode_file
-from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images, say_left_out
+from metamix.data import decode_file
+from metamix.data.find import paths_inside
+from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.utils.arguments import add_device, add_places, share
-from metamix.utils.files import make_output_folder
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -42,18 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = name_pictures(options.places, options.output)
         found = load_detector(options.checkpoint)
         found.model.to(prepare_device(options.device))
-        left_out = draw_all(found.model, found.spec.classes, pictures, options.output, options.threshold)
-    return 1 if left_out else 0
+        return draw_all(found.model, found.spec.classes, pictures, options.output, options.threshold)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(prog="metamix predict", description="Find objects in images.", allow_abbrev=False)
-    add_places(parser, "predictions")
     parser.add_argument("--checkpoint", required=True, help="run folder or weight file")
-    parser.add_argument("--threshold", type=share, default=0.5, help="least score of an object (default: 0.5)")
+    add_options(parser)
     add_device(parser)
     return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the images, where they are drawn to, and which objects."""
+    add_places(parser, "predictions")
+    parser.add_argument("--threshold", type=share, default=0.5, help="least score of an object (default: 0.5)")
 
 
 @torch.no_grad()
@@ -89,25 +94,22 @@ def draw_all(
         threshold: least score of an object.
 
     Returns:
-        The number of images that were left out: they cannot be read, or the model does not take them.
+        1 if an image was left out, else 0.
     """
     head: Any = getattr(model, "roi_heads", model)  # which the R-CNNs have
     head.score_thresh = min(head.score_thresh, threshold)
-    make_output_folder(output)
-    with records_of_images(output / RECORDS) as records:
-        for path, picture in pictures.items():
-            try:
-                image, found = predict(model, path, threshold)
-            except (CorruptImage, ValueError) as error:  # models refuse some sizes
-                say_left_out(path, error)
-                continue
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            draw_image(picture, image, found, classes)
-            objects = describe_objects(found, classes)
-            records.append({"image": str(path), "width": image.shape[2], "height": image.shape[1], "objects": objects})
-            print(readable(f"{path}: {plural(len(objects), 'object')}"))
-    print(readable(f"written: {output / RECORDS} and {plural(len(records), 'picture')}"))
-    return len(pictures) - len(records)
+
+    def draw(path: Path, picture: Path) -> dict[str, Any]:
+        image, found = predict(model, path, threshold)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_image(picture, image, found, classes)
+        objects = describe_objects(found, classes)
+        tqdm.write(readable(f"{path}: {plural(len(objects), 'object')}"))
+        return {"width": image.shape[2], "height": image.shape[1], "objects": objects}
+
+    drawn = predict_images(pictures, draw, output / RECORDS)
+    print(readable(f"written: {output / RECORDS} and {plural(drawn, 'picture')}"))
+    return 1 if drawn < len(pictures) else 0
 
 
 def name_pictures(places: Sequence[Path], output: Path) -> dict[Path, Path]:

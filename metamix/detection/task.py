@@ -14,7 +14,7 @@ from metamix.models.registry import check_model, published_name
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
-from metamix.utils.tensor_files import load_weights
+from metamix.utils.tensor_files import load_metadata
 
 from .anchors import choose_anchor_scale, describe_sizes
 from .data import DetectionData
@@ -106,7 +106,7 @@ class DetectionModel:
     def build(self, metadata: Mapping[str, Any] | None = None) -> Detector:
         """Build the detector, with the weights of a classifier in its backbone or those of a whole detector."""
         options = self.options
-        start = metadata or (load_weights(find_weights(options.checkpoint))[1] if options.checkpoint else {})
+        start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
         if metadata is not None and "anchor_scale" not in metadata:  # a run of metamix 0.1, which had no auto
             options.anchor_scale = DetectorSpec.from_dict(metadata, "the checkpoint").anchor_scale or "auto"

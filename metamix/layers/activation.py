@@ -28,6 +28,7 @@ class GELU(nn.GELU):
 
 @fx_leaf
 def gelu(x: Tensor, approximate: str) -> Tensor:
+    """Apply GELU to (B, C, H, W), over contiguous memory if the map is channels_last."""
     # A compiled graph gets its kernel from inductor, which fails on such views of maps of changing sizes.
     if is_channels_last(x) and not torch.compiler.is_compiling():
         return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(-1, 1)

@@ -65,6 +65,7 @@ def conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
+    """Convolve (B, C, H, W). Maps of width 1 are padded by hand; see `Conv2d`."""
     if not may_vary(x.shape[-1]) and x.shape[-1] == 1:
         h, w = padding
         x, padding = F.pad(x, (w, w, h, h)), (0, 0)

@@ -27,6 +27,7 @@ class GroupNorm1(timm.layers.GroupNorm1):
 
 @fx_leaf
 def contiguous_if_frozen(x: Tensor) -> Tensor:
+    """Return a map in contiguous memory if it needs no gradient."""
     return x if x.requires_grad else x.contiguous()
 
 

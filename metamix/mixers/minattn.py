@@ -30,8 +30,7 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from metamix.layers import Dropout, attention, average_to, fx_leaf, rearrange, resize_to
-from metamix.utils.checks import check_count, parse_size
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice, check_count, parse_size
 
 from .registry import register_mixer
 
@@ -66,8 +65,7 @@ class MinAttn(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        if qk not in QK:
-            raise ValueError(f"qk is {qk!r}{nearest(qk, QK)} Accepted: {', '.join(QK)}.")
+        check_choice("qk", qk, QK)
         check_count("num_heads", num_heads, least=1)
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")

@@ -29,8 +29,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import GELU, ConvWeights, fx_leaf, may_vary, rearrange, resize_to
-from metamix.utils.checks import check_count, check_not_negative
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice, check_count, check_not_negative
 
 from .registry import register_mixer
 
@@ -63,8 +62,7 @@ class Raft(nn.Module):
             raise ValueError(f"expansion {expansion} leaves the MLPs no hidden values: give a larger one.")
         if dim % raft_size:
             raise ValueError(f"raft_size {raft_size} does not divide the {dim} channels: choose a divisor of {dim}.")
-        if resample not in RESAMPLE:
-            raise ValueError(f"resample is {resample!r}{nearest(resample, RESAMPLE)} Accepted: {', '.join(RESAMPLE)}.")
+        check_choice("resample", resample, RESAMPLE)
         self.size = tuple(size)
         self.resample = resample
         self.vertical = RaftMlp(dim, size[0], raft_size, expansion, "b (r c) h w -> b (r h) w c")

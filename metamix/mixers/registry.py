@@ -23,7 +23,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from metamix.layers import fx_leaf
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 MixerClass = TypeVar("MixerClass", bound=type[nn.Module])
 
@@ -92,7 +92,7 @@ def get_mixer(name: str) -> type[nn.Module]:
     """
     if name not in _MIXERS:
         raise ValueError(
-            f"Unknown mixer {name!r}{nearest(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}. "
+            f"Unknown mixer {name!r}{did_you_mean(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}. "
             f"Import the module that registers yours; on the command line, --import MODULE."
         )
     return _MIXERS[name]
@@ -107,6 +107,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
     """Build the mixer registered as `name`.
 
     Args:
+        name: of the mixer, see `list_mixers()`.
         dim: channels of the maps.
         size: (H, W) of the maps that spatial weights are made for.
         options: the mixer's own options, see `mixer_options(name)`.
@@ -119,7 +120,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
     for option in options:
         if option not in accepted:
             raise ValueError(
-                f"Mixer {name!r} has no option {option!r}{nearest(option, accepted)} "
+                f"Mixer {name!r} has no option {option!r}{did_you_mean(option, accepted)} "
                 f"Its options: {', '.join(sorted(accepted)) or 'none'}."
             )
     return cls(dim, size=size, **options)

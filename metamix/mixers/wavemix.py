@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import GELU, Dropout, GroupNorm1, crop_to, fx_leaf, pad_to
-from metamix.utils.checks import check_count
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice, check_count
+from metamix.utils.text import did_you_mean
 
 from .registry import register_mixer
 
@@ -73,13 +73,11 @@ class WaveMix(nn.Module):
         wavelets = pywt.wavelist(kind="discrete")
         if wavelet not in wavelets:
             raise ValueError(
-                f"{wavelet!r} is not a discrete wavelet of PyWavelets{nearest(wavelet, wavelets)} "
+                f"{wavelet!r} is not a discrete wavelet of PyWavelets{did_you_mean(wavelet, wavelets)} "
                 f"`pywt.wavelist(kind='discrete')` lists them."
             )
-        if upsample not in UPSAMPLE:
-            raise ValueError(f"upsample is {upsample!r}{nearest(upsample, UPSAMPLE)} Accepted: {', '.join(UPSAMPLE)}.")
-        if norm not in NORMS:
-            raise ValueError(f"norm is {norm!r}{nearest(norm, NORMS)} Accepted: {', '.join(NORMS)}.")
+        check_choice("upsample", upsample, UPSAMPLE)
+        check_choice("norm", norm, NORMS)
         if upsample == "bilinear" and ff_channel:
             raise ValueError(
                 f"ff_channel is {ff_channel}, the width that a transposed convolution starts from: give 0 with "

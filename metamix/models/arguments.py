@@ -14,7 +14,7 @@ from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
 from metamix.utils.checks import check_count, check_not_negative, check_rate
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or none
 Activation = str | type[nn.Module]
@@ -91,7 +91,7 @@ def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) 
     for argument in arguments:
         if argument not in accepted:
             raise ValueError(
-                f"{argument!r} is not an argument of {name}{nearest(argument, accepted)} "
+                f"{argument!r} is not an argument of {name}{did_you_mean(argument, accepted)} "
                 f"Its arguments: {', '.join(accepted)}."
             )
 
@@ -125,7 +125,7 @@ def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Col
     spelt = str(layer).replace("_", "").lower()
     if spelt not in known:
         raise ValueError(
-            f"{option} is {layer!r}{nearest(layer, names)} Accepted: a constructor of your own, or one of "
+            f"{option} is {layer!r}{did_you_mean(layer, names)} Accepted: a constructor of your own, or one of "
             f"{', '.join(names)}."
         )
     return get(known[spelt])

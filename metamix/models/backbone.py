@@ -21,8 +21,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from metamix.utils.checks import check_count, check_one_source
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice, check_count, check_one_source
 
 from .batch_norms import apply_batch_norms, check_batch_norms
 from .download import reach_weights
@@ -71,11 +70,11 @@ class Backbone(nn.Module):
         self.size_divisible = size_divisible
         self.in_chans = get_model_input_config(body)["input_size"][0]
         self.mean, self.std = (per_channel(body.pretrained_cfg[key], self.in_chans) for key in ("mean", "std"))
-        self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.nhwc = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         maps = self.body(x)
-        return self.pyramid([m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else maps)
+        return self.pyramid([m.permute(0, 3, 1, 2) for m in maps] if self.nhwc else maps)
 
 
 class BackboneMixin(nn.Module):
@@ -241,8 +240,7 @@ def check_request(
 ) -> None:
     """Raise ValueError for an unknown model, or arguments of `build_backbone` that are wrong before it is built."""
     check_model(name)
-    if extra not in EXTRA:
-        raise ValueError(f"extra is {extra!r}{nearest(extra, EXTRA)} Accepted: {', '.join(EXTRA)}.")
+    check_choice("extra", extra, EXTRA)
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
         raise ValueError(
             f"out_indices is {tuple(out_indices)}; accepted are ascending levels of 0, 1, 2, 3 "

@@ -4,17 +4,14 @@ from timm.layers import BatchNormAct2d, GroupNorm1Act, freeze_batch_norm_2d
 from torch import nn
 
 from metamix.layers import GroupNorm1
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice
 
 BATCH_NORMS = ("auto", "freeze", "replace", "train")
 
 
 def check_batch_norms(batch_norms: str) -> None:
     """Raise ValueError for an unknown treatment of batch norms."""
-    if batch_norms not in BATCH_NORMS:
-        raise ValueError(
-            f"batch_norms is {batch_norms!r}{nearest(batch_norms, BATCH_NORMS)} Accepted: {', '.join(BATCH_NORMS)}."
-        )
+    check_choice("batch_norms", batch_norms, BATCH_NORMS)
 
 
 def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:

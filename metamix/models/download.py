@@ -1,6 +1,5 @@
 """Weights that others publish on the network."""
 
-import os
 from pathlib import Path
 
 import timm
@@ -26,15 +25,13 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
     path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            torch.hub.download_url_to_file(url, str(part), progress=False)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise OSError(
                 f"{url} could not be downloaded ({error}): connect to the network, or fetch the file yourself and give "
                 f"it as checkpoint"
             ) from error
-        part.replace(path)
     return path
 
 

@@ -32,6 +32,7 @@ class ConvEmbed(Conv2d):
         self.reduction = self.stride[0]
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) of the map for images, or a map, of `size`."""
         k, s, p, d = self.kernel_size[0], self.stride[0], int(self.padding[0]), self.dilation[0]
         return (size[0] + 2 * p - d * (k - 1) - 1) // s + 1, (size[1] + 2 * p - d * (k - 1) - 1) // s + 1
 
@@ -42,6 +43,7 @@ class CeilEmbed(nn.Module):
     reduction: int
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) of the map for images, or a map, of `size`."""
         return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
 
 

@@ -174,6 +174,7 @@ WAVEMIX_ONE_LEVEL = Format((ONE_LEVEL, *WAVEMIX_NAMES), wavemix_layout)
 
 
 def segmenter_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
+    """Change the layout of a tensor of WaveMix for segmentation as `wavemix_layout` does."""
     return wavemix_layout(key, tensor, model.backbone.body.model)
 
 

@@ -1,4 +1,4 @@
-"""Run image models: reflection padding for images of any size, self-ensemble, a check of the outputs.
+"""Run image models: reflection padding for images of any size, self-ensemble.
 
     self_ensemble(model, image)      the mean over eight orientations
 
@@ -109,21 +109,3 @@ def check_evaluation(function: ImageFunction) -> None:
     """Raise ValueError for a model in training mode: it returns a list, and its batch norms would be updated."""
     if isinstance(function, nn.Module) and function.training:
         raise ValueError(f"{type(function).__name__} is in training mode: call model.eval() first.")
-
-
-def check_finite(outputs: Tensor, name: object = "") -> Tensor:
-    """Check that the outputs of a model are finite, and return them.
-
-    Args:
-        name: of the image, for the message.
-
-    Raises:
-        ValueError: a value is infinite or NaN.
-    """
-    if not outputs.numel():
-        return outputs
-    least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
-    if not (least.isfinite() and most.isfinite()):
-        place = f"{name}: " if name else ""
-        raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or --amp none")
-    return outputs

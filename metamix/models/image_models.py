@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from metamix.mixers.registry import plain
 from metamix.utils.checks import check_one_source
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .arguments import check_known
 from .download import download
@@ -140,10 +140,10 @@ def split_name(name: str) -> tuple[str, str]:
     base, _, tag = name.partition(".")
     if base not in _MODELS:
         raise ValueError(
-            f"There is no image model {base!r}{nearest(base, _MODELS)} `metamix.list_image_models()` lists all."
+            f"There is no image model {base!r}{did_you_mean(base, _MODELS)} `metamix.list_image_models()` lists all."
         )
     if tag and tag not in (tags := tags_of(base)):
-        raise ValueError(f"{base} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
+        raise ValueError(f"{base} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
     return base, tag
 
 

@@ -150,6 +150,7 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
 
 
 def as_patterns(pattern: str | Iterable[str]) -> list[str]:
+    """Return one pattern, or several, as a list."""
     return [pattern] if isinstance(pattern, str) else list(pattern)
 
 

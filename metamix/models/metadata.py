@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from metamix.utils.checks import Rule, is_whole
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 # Arguments of timm.create_model that are not the model's own: where weights come from, and what wraps the model.
 TIMM_ARGS = (
@@ -168,7 +168,7 @@ class _Reader:
 
     def one_of(self, key: str, value: object, accepted: tuple[str, ...]) -> str | None:
         if value is not None and value not in accepted:
-            self.refuse(key, value, f"one of {', '.join(accepted)}{nearest(str(value), accepted).rstrip('.')}")
+            self.refuse(key, value, f"one of {', '.join(accepted)}{did_you_mean(str(value), accepted).rstrip('.')}")
         return value
 
     def whole(self, key: str, value: object, name: str = "") -> int | None:

@@ -130,11 +130,11 @@ class Stage(nn.Module):
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict, *others: Any) -> None:
         """Refuse the tensors of another mixer, which may have the same names and shapes."""
         super()._load_from_state_dict(state, prefix, metadata, *others)
-        if problem := self.other_mixer(prefix[:-1], metadata):
+        if problem := self.mixer_mismatch(prefix[:-1], metadata):
             *_, errors = others
             errors.append(problem)
 
-    def other_mixer(self, name: str, metadata: Mapping[str, Any]) -> str | None:
+    def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
         """Return an error message if the tensors of this stage are of another mixer, else None.
 
         Args:

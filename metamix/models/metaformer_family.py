@@ -22,7 +22,7 @@ from torch import nn
 
 from metamix.layers import GELU
 from metamix.mixers import list_mixers
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice
 
 from .arguments import check_stages, mixers_per_stage
 from .embed import CeilEmbed, ConvEmbed
@@ -144,8 +144,7 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     Raises:
         ValueError: an argument is wrong.
     """
-    if size not in SIZES:
-        raise ValueError(f"size is {size!r}{nearest(size, SIZES)} Accepted: {', '.join(SIZES)}.")
+    check_choice("size", size, SIZES)
     arguments = SIZES[size] | kwargs
     if size == "nano":
         check_stages(arguments["depths"], arguments["dims"])

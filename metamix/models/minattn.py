@@ -26,8 +26,7 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from metamix.utils.checks import check_count
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice, check_count
 
 from .embed import ConvEmbed
 from .registry import CIFAR10, MNIST, build, register
@@ -67,10 +66,7 @@ def minattn(
         proj_drop_rate: dropout in MLPs and attention.
         kwargs: further arguments of `MetaFormer`.
     """
-    if similarity not in SIMILARITY:
-        raise ValueError(
-            f"similarity is {similarity!r}{nearest(similarity, SIMILARITY)} Accepted: {', '.join(SIMILARITY)}."
-        )
+    check_choice("similarity", similarity, SIMILARITY)
     check_count("patch_size", patch_size, least=1)
     norm = partial(LayerNorm2d, eps=1e-5)
     mixer_args = dict(num_heads=num_heads, attn_drop=proj_drop_rate) | SIMILARITY[similarity]

@@ -21,7 +21,7 @@ from metamix.layers import GroupNorm1
 from metamix.mixers import Maxim
 from metamix.utils.checks import parse_size
 from metamix.utils.tensor_files import unwrap
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .arguments import check_known
 from .embed import ConvEmbed
@@ -588,7 +588,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         load_official("wavemixsr", state, scale_factor=2)
     """
     if source not in SOURCES:
-        raise ValueError(f"Unknown source {source!r}{nearest(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
+        raise ValueError(f"Unknown source {source!r}{did_you_mean(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
     build = SOURCES[source]
     parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
     check_known(constructor, parameters, source)

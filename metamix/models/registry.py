@@ -21,7 +21,7 @@ from timm.models._registry import _module_to_models
 from torch import nn
 
 from metamix.utils.tensor_files import ARTIFACT
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .arguments import check_stages, mixers_per_stage
 from .download import reach_weights
@@ -196,13 +196,13 @@ def check_model(name: str, pretrained: bool = False) -> None:
                 f"predict --model {name} runs it"
             )
         raise ValueError(
-            f"There is no model {name!r}{nearest(name, timm.list_models())} After `import metamix`, "
+            f"There is no model {name!r}{did_you_mean(name, timm.list_models())} After `import metamix`, "
             f"`timm.list_models()` lists all."
         )
     model, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
     if tag and tag not in tags:
-        raise ValueError(f"{model} has no tag {tag!r}{nearest(tag, tags)} It has {', '.join(tags) or 'none'}.")
+        raise ValueError(f"{model} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
     if pretrained:
         check_published(name)
 

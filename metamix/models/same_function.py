@@ -21,7 +21,7 @@ TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weigh
 
 
 def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: object, *, refuse: bool = True) -> None:
-    """Compare a model with the one whose weights a file holds.
+    """Check that a model computes what the model of a weight file computes.
 
     Args:
         model: the model that the weights are for.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from metamix.layers import crop_to, pad_to, resize_to, round_up
 from metamix.utils.checks import check_count, check_rate, parse_size
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .backbone import (
     Backbone,
@@ -79,6 +79,7 @@ class Segmenter(BackboneMixin):
         self.classifier = tuple(f"{name}.{last_layer(module)}" for name, module in heads.items() if module is not None)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Label pixels: images (B, C, H, W) -> logits (B, classes, H, W), in training a list of them."""
         self.check(images)
         padded = pad_to(images, self.fixed_size or (self.backbone.size_divisible,) * 2)
         maps = list(self.backbone(padded).values())
@@ -285,7 +286,7 @@ def build_segmenter(
             fit.
     """
     if head not in HEADS:
-        raise ValueError(f"There is no head {head!r}{nearest(head, HEADS)} Accepted: {', '.join(HEADS)}.")
+        raise ValueError(f"There is no head {head!r}{did_you_mean(head, HEADS)} Accepted: {', '.join(HEADS)}.")
     check_count("num_classes", num_classes, least=2)
     check_count("in_chans", in_chans, least=1)
     check_options(head, options)
@@ -322,7 +323,7 @@ def check_options(head: str, options: Mapping[str, Any]) -> None:
     for name, given in options.items():
         if name not in accepted:
             raise ValueError(
-                f"{head} has no option {name!r}{nearest(name, accepted)} Pass an argument of the "
+                f"{head} has no option {name!r}{did_you_mean(name, accepted)} Pass an argument of the "
                 f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
                 f"{head}: {', '.join(accepted)}."
             )

@@ -186,6 +186,7 @@ def keep_parameters(old: nn.Module, new: nn.Module) -> None:
 
 
 def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+    """Return indices of maps as timm's functions take them: any sequence becomes a list."""
     return list(indices) if isinstance(indices, Sequence) else indices
 
 

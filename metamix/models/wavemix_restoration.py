@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
 from metamix.mixers import WaveMix
-from metamix.utils.checks import check_count
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice, check_count
 
 from .image_inference import check_multiples, crop, pad_by_reflection
 
@@ -86,8 +85,7 @@ class WaveMixSR(GradCheckpointing):
         super().__init__()
         for option, value in (("scale", scale), ("dim", dim), ("depth", depth)):
             check_count(option, value, least=1)
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}{nearest(mode, MODES)} Accepted: {', '.join(MODES)}.")
+        check_choice("mode", mode, MODES)
         self.scale, self.mode, self.residual, self.num_features = scale, mode, residual, dim
         self.stem = stem(1, dim)
         self.blocks = wave_blocks(dim, depth, mult=mult, ff_channel=ff_channel, proj_drop=proj_drop)

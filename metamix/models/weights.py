@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from metamix.layers import resize_to
 from metamix.utils.files import shipped_folder
 from metamix.utils.tensor_files import ARTIFACT, load_metadata, load_weights, refuse_old_nano, unwrap
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
 
 from .formats import Format, format_of
@@ -101,7 +101,7 @@ def local_weights() -> dict[str, dict[str, dict]]:
 
 
 def find_weights(checkpoint: str | Path) -> Path:
-    """Return the path of a file or folder as it is, and for a name of shipped weights, such as NAME.digits, its file.
+    """Find a checkpoint: an existing path stays as it is, a name of shipped weights (NAME.digits) becomes its file.
 
     Raises:
         FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
@@ -132,7 +132,7 @@ def find_weights(checkpoint: str | Path) -> Path:
                 known = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
             raise FileNotFoundError(f"{checkpoint} is a model and not its weights; {known}")
         beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
-        raise FileNotFoundError(f"there is no file {path}{nearest(path, beside)}")
+        raise FileNotFoundError(f"there is no file {path}{did_you_mean(path, beside)}")
     return Path(shipped[str(checkpoint)])
 
 
@@ -190,7 +190,7 @@ def translate(state: Mapping[str, Tensor], model: MetaFormer) -> tuple[dict[str,
     noted = getattr(state, "_metadata", None)
     for name, stage in model.named_modules():
         metadata = noted.get(name) if isinstance(noted, dict) and isinstance(stage, Stage) else None
-        if isinstance(metadata, dict) and (problem := stage.other_mixer(name, metadata)):
+        if isinstance(metadata, dict) and (problem := stage.mixer_mismatch(name, metadata)):
             raise ValueError(problem)
     layout = format_of(state, model.state_dict())
     given, unknown = layout.translate(full_precision(state), model)

@@ -194,7 +194,6 @@ class RestorationData:
             order,
             transform,
             seed,
-            mark_replaced=True,
             collate=collate,
             verify=verify_command(self.options, folder or self.options.data_dir),
         )

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from metamix.utils.text import nearest, plural
+from metamix.utils.text import did_you_mean, plural
 
 from .resize import resize_bicubic, to_levels
 
@@ -245,7 +245,9 @@ def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
     if name not in DEGRADATIONS:
         known = [*DEGRADATIONS, PAIRS]
-        raise ValueError(f"there is no degradation {name!r}{nearest(name, known)} Degradations: {', '.join(known)}.")
+        raise ValueError(
+            f"there is no degradation {name!r}{did_you_mean(name, known)} Degradations: {', '.join(known)}."
+        )
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     switches = [f.name for f in options if "low" not in f.metadata]

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.models.image_inference import check_finite
 from metamix.training.task import Batch, State
+from metamix.utils.checks import check_finite
 
 from .colour import to_grey, to_y
 from .inference import Restorer

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from metamix.data import CorruptImage, DoesNotFit
-from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images, say_left_out
-from metamix.models.image_inference import check_finite
+from metamix.data import DoesNotFit
+from metamix.data.find import paths_inside
+from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.models.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
-from metamix.utils.files import make_output_folder
+from metamix.utils.checks import check_finite
 from metamix.utils.system import prepare_device
 from metamix.utils.text import exit_with_message, plural, readable
 
@@ -49,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError):
         check_tiles(options.tile, options.overlap)
-        suffix = None if options.format == "keep" else f".{options.format}"
-        files = name_outputs(options.places, options.output, suffix)
+        files = name_outputs(options.places, options.output, options.format)
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
             print(readable(f"weights: {found.name}"), file=sys.stderr)  # the tag may be the default one
@@ -74,26 +72,22 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
     Returns:
         1 if an image was left out, else 0.
     """
-    make_output_folder(output)
-    with records_of_images(output / RECORDS) as records:
-        for path, written in tqdm(files.items(), unit="img", leave=False, disable=None):
-            try:
-                picture = restore_file(model, path, channels, restorer)
-                write_picture(picture, written)
-            except (CorruptImage, DoesNotFit) as error:
-                say_left_out(path, error)
-                continue
-            records.append({"image": str(path), "file": written.relative_to(output).as_posix()})
-            for lost in picture.lost:
-                print(readable(f"note: {path}: {lost}"), file=sys.stderr)
-    print(readable(f"written: {plural(len(records), 'image')} to {output}"))
-    return 1 if len(records) < len(files) else 0
+
+    def restore(path: Path, written: Path) -> dict[str, str]:
+        picture = restore_file(model, path, channels, restorer)
+        write_picture(picture, written)
+        for lost in picture.lost:
+            print(readable(f"note: {path}: {lost}"), file=sys.stderr)
+        return {"file": written.relative_to(output).as_posix()}
+
+    restored = predict_images(files, restore, output / RECORDS)
+    print(readable(f"written: {plural(restored, 'image')} to {output}"))
+    return 1 if restored < len(files) else 0
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(prog="metamix predict", description="Restore images.", allow_abbrev=False)
-    add_places(parser, "restored")
     parser.add_argument("--checkpoint", help="run folder or weight file")
     parser.add_argument("--model", help="image model, for weights that do not name it")
     parser.add_argument("--pretrained", action="store_true", help="the model's published weights")
@@ -102,13 +96,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overlap", type=int, default=32, help="least overlap of tiles in pixels (default: 32)")
     parser.add_argument(
-        "--ensemble", action="store_true", help="average over eight orientations; takes eight times as long"
-    )
-    parser.add_argument(
         "--local-pooling",
         type=int,
         default=0,
         help="side of the windows that MAXIM's channel attention averages over; 0: the whole tile (default: 0)",
+    )
+    add_options(parser)
+    add_device(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the images, how they are written, and the self-ensemble."""
+    add_places(parser, "restored")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="average over eight orientations; takes eight times as long"
     )
     parser.add_argument(
         "--format",
@@ -116,17 +118,15 @@ def make_parser() -> argparse.ArgumentParser:
         default="keep",
         help="format of the restored files (default: keep)",
     )
-    add_device(parser)
-    return parser
 
 
-def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None) -> dict[Path, Path]:
+def name_outputs(places: Sequence[Path], output: Path, form: str) -> dict[Path, Path]:
     """Return the file that each image is written to.
 
     Images of an earlier run, where `output` lies in one of the folders, are left out.
 
     Args:
-        suffix: extension of all files; None for that of the image if it can be written, else .png.
+        form: extension of all files without its dot; "keep" for that of the image if it can be written, else png.
 
     Raises:
         FileNotFoundError: an image is missing, or a folder holds none.
@@ -134,7 +134,9 @@ def name_outputs(places: Sequence[Path], output: Path, suffix: str | None = None
     """
 
     def extension(path: Path) -> str:
-        return suffix or (path.suffix if path.suffix.lower() in FORMATS else ".png")
+        if form != "keep":
+            return f".{form}"
+        return path.suffix if path.suffix.lower() in FORMATS else ".png"
 
     names = change_extensions(paths_inside(places, without=[output]), extension)
     files = {path: output / name for path, name in names.items()}

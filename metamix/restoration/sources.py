@@ -19,7 +19,7 @@ from pathlib import Path
 from metamix.data.files import Header, read_header
 from metamix.data.find import Pairs, list_images, match_partners
 from metamix.utils.checksums import digest
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .options import RestorationDataOptions
 
@@ -88,9 +88,9 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
     if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
         found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
-            f"there is no folder {missing}{nearest(missing.name, found)} Pairs need {inputs} and {targets}; for clean "
-            f"images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); images "
-            f"without targets are restored by metamix predict"
+            f"there is no folder {missing}{did_you_mean(missing.name, found)} Pairs need {inputs} and {targets}; for "
+            f"clean images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); "
+            f"images without targets are restored by metamix predict"
         )
     return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
 

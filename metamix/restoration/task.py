@@ -114,6 +114,8 @@ class Restoration:
         values |= {"channels": spec.channels, "degradation": spec.degradation}
         share = metadata.extra.get("test_share")
         values |= {"test_share": share} if isinstance(share, float) else {}
+        crop = metadata.extra.get("crop")  # of which multiply-adds are counted; files before 0.2 do not say it
+        values |= {"crop": crop} if isinstance(crop, int) else {}
         given = {name: getattr(options, name) for name in ("channels", "degradation", "test_share")}
         values |= {name: value for name, value in given.items() if value is not None}
         taken: Any = found.model.in_chans
@@ -195,6 +197,7 @@ class RestorationModel:
             "scale": data.scale,
             "data": data.name,
             "test_share": options.test_share,
+            "crop": options.crop,
             "measured": self.measured,
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),

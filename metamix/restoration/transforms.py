@@ -63,4 +63,5 @@ class WholeImage:
 
 
 def shrink(part: slice, scale: int) -> slice:
+    """Return the part of a degraded image that a part of the clean one comes from."""
     return slice(part.start // scale, part.stop // scale)

@@ -185,7 +185,6 @@ class SegmentationData:
             order,
             OnPairs(transform),
             seed,
-            mark_replaced=True,
             collate=collate,
             verify=verify_command(self.options),
         )

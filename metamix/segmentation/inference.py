@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.models.image_inference import check_finite
+from metamix.layers import resize_to
 from metamix.models.tiles import apply_in_tiles
+from metamix.utils.checks import check_finite
 
 from .transforms import Size
 
@@ -57,16 +58,16 @@ class Predictor:
             return best_labels(self.logits(model, image), size)
         total = torch.zeros((), device=image.device)
         for view in self.views:
-            total = total + self.look(model, image, view).softmax(1)
+            total = total + self.view_logits(model, image, view).softmax(1)
         return best_labels(total, size)
 
-    def look(self, model: nn.Module, image: Tensor, view: View) -> Tensor:
+    def view_logits(self, model: nn.Module, image: Tensor, view: View) -> Tensor:
         """Return the logits (1, classes, H, W) of a view, for the image as it is."""
         seen = image.flip(-1) if view.mirrored else image
         if view.scale != 1:
             sides = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
             seen = F.interpolate(seen, sides, mode="bilinear", antialias=True)
-        logits = resize(self.logits(model, seen), (image.shape[-2], image.shape[-1]))
+        logits = resize_to(self.logits(model, seen), image.shape[-2:], "bilinear")
         return logits.flip(-1) if view.mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
@@ -87,16 +88,11 @@ class Predictor:
         return f"{text}, mean over scales {scales}" + (" and flips" if any(v.mirrored for v in self.views) else "")
 
 
-def resize(scores: Tensor, size: Size) -> Tensor:
-    """Resize scores (1, classes, H, W) bilinearly."""
-    return scores if scores.shape[-2:] == size else F.interpolate(scores, size, mode="bilinear")
-
-
 def best_labels(scores: Tensor, size: Size) -> Tensor:
     """Return the labels (H', W') uint8 of the largest scores (1, classes, H, W), resized a few classes at a time."""
     best, labels = torch.full(size, -torch.inf, device=scores.device), torch.zeros(size, device=scores.device).byte()
     for first in range(0, scores.shape[1], AT_ONCE):
-        values, places = resize(scores[:, first : first + AT_ONCE], size)[0].max(0)
+        values, places = resize_to(scores[:, first : first + AT_ONCE], size, "bilinear")[0].max(0)
         better = values > best
         best, labels = torch.where(better, values, best), torch.where(better, places.byte() + first, labels)
     return labels

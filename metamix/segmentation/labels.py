@@ -108,7 +108,7 @@ def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palet
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
-    """Say what to do if the ignored value of masks that show only one class stands for an object.
+    """Suggest another ignored value if masks show only one class: the ignored one may be the second.
 
     Args:
         counts: (256,), the pixels of each label.

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metamix.layers import resize_to
 from metamix.training.task import Batch
 from metamix.utils.weighted_sum import parse_weighted_sum
 
@@ -160,8 +161,7 @@ class SegmentationLoss:
 
     def compute(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Compute each term of logits (n, classes, h, w); they are resized to the target (n, H, W)."""
-        if logits.shape[-2:] != target.shape[-2:]:
-            logits = F.interpolate(logits, target.shape[-2:], mode="bilinear")
+        logits = resize_to(logits, target.shape[-2:], "bilinear")
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         return {name: LOSSES[name](logits, target, weights) for name in self.terms}
 

@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
-from metamix.data import CorruptImage, DoesNotFit, normalize
-from metamix.data.find import change_extensions, check_outputs, paths_inside, records_of_images, say_left_out
+from metamix.data import normalize
+from metamix.data.find import paths_inside
+from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.models.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
 from metamix.utils.files import atomic_write, make_output_folder, write_text
@@ -87,19 +87,17 @@ def predict_all(
         raise ValueError(f"{output / CLASSES} names other classes than the model's: give another --output")
     write_text(output / CLASSES, "\n".join(spec.classes) + "\n")
     colours = colours_of(len(spec.classes), spec.palette)
-    with records_of_images(output / RECORDS) as records:
-        for path, name in tqdm(names.items(), unit="img", leave=False, disable=None):
-            try:
-                image = read_image(path)
-                labels = predict(model, spec, image, predictor)
-            except (CorruptImage, DoesNotFit) as error:
-                say_left_out(path, error)
-                continue
-            save(output / MASKS / name, index_image(labels, colours))
-            save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
-            records.append({"image": str(path), "mask": (Path(MASKS) / name).as_posix()})
-    print(readable(f"written: masks and overlays of {plural(len(records), 'image')} to {output}"))
-    return 1 if len(records) < len(names) else 0
+
+    def label(path: Path, name: Path) -> dict[str, str]:
+        image = read_image(path)
+        labels = predict(model, spec, image, predictor)
+        save(output / MASKS / name, index_image(labels, colours))
+        save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
+        return {"mask": (Path(MASKS) / name).as_posix()}
+
+    labelled = predict_images(names, label, output / RECORDS)
+    print(readable(f"written: masks and overlays of {plural(labelled, 'image')} to {output}"))
+    return 1 if labelled < len(names) else 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,15 +105,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamix predict", description="Label the pixels of images.", allow_abbrev=False
     )
-    add_places(parser, "predicted")
     parser.add_argument("--checkpoint", required=True, help="run folder or weight file")
+    add_options(parser)
     parser.add_argument(
         "--tile", type=int, default=1024, help="side of the tiles in pixels; 0: whole images at once (default: 1024)"
     )
     parser.add_argument("--overlap", type=int, default=128, help="least overlap of tiles in pixels (default: 128)")
-    parser.add_argument("--flip", action="store_true", help="mean over the image and its mirror image")
     add_device(parser)
     return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the images, where their labels are written, and the views of an image."""
+    add_places(parser, "predicted")
+    parser.add_argument("--flip", action="store_true", help="mean over the image and its mirror image")
 
 
 def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Predictor) -> Tensor:

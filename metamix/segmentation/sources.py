@@ -23,7 +23,8 @@ import torchvision.datasets as torchvision_sets
 
 from metamix.data.files import read_header
 from metamix.data.find import Pairs, match_partners
-from metamix.utils.text import nearest
+from metamix.utils.checks import check_choice
+from metamix.utils.text import did_you_mean
 
 from .labels import IGNORED, Labels, Palette, make_labels, map_labels, read_classes, read_palette, voc_colour
 from .options import SegmentationDataOptions
@@ -81,7 +82,7 @@ class MaskedSet:
         """
         if split not in self.splits:
             raise ValueError(
-                f"there is no split {split!r}{nearest(split, self.splits)} Splits: {', '.join(self.splits)}."
+                f"there is no split {split!r}{did_you_mean(split, self.splits)} Splits: {', '.join(self.splits)}."
             )
         return self.splits[split]()
 
@@ -93,8 +94,7 @@ def open_set(options: SegmentationDataOptions) -> MaskedSet:
         ValueError: there is no such data set, or the folder holds something else.
         FileNotFoundError: a folder or a file is missing.
     """
-    if options.data not in OPENERS:
-        raise ValueError(f"data is {options.data!r}{nearest(options.data, OPENERS)} Accepted: {', '.join(OPENERS)}.")
+    check_choice("data", options.data, OPENERS)
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
     if not Path(options.data_dir).is_dir() and not options.download:
@@ -197,7 +197,7 @@ def _of_torchvision(find: Callable[[str], Split], split: str) -> Finder:
         try:
             return find(split)
         except RuntimeError as error:
-            raise FileNotFoundError(str(error).replace("download=True", "--download")) from None
+            raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
 
     return find_or_say
 

@@ -16,7 +16,7 @@ from metamix.models.registry import check_model, published_name
 from metamix.models.segmenters import Segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.options import changed_flags
-from metamix.utils.tensor_files import load_weights
+from metamix.utils.tensor_files import load_metadata
 
 from .data import SegmentationData
 from .inference import PLAIN, Predictor, make_views
@@ -163,7 +163,7 @@ class SegmentationModel:
     def _load(self, metadata: Mapping[str, Any] | None) -> Segmenter:
         options = self.options
         checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
-        start = metadata or (load_weights(checkpoint)[1] if checkpoint else {})
+        start = metadata or (load_metadata(checkpoint) if checkpoint else {})
         if start.get("task") == "segmentation":
             spec = SegmenterSpec.from_dict(start, options.checkpoint or "the checkpoint")
             self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)

@@ -83,7 +83,7 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
-        """Note on every rank that a checkpoint of this step exists: that of the run, or `path` of another run."""
+        """Remember the newest checkpoint, on every rank; `path` is given if it belongs to another run."""
         self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
     @property
@@ -151,5 +151,5 @@ def _round(value: Any) -> Any:
 
 def all_finite(model: nn.Module) -> bool:
     """Return whether no parameter is infinite or NaN."""
-    norms = torch._foreach_norm([weight for weight in model.parameters() if weight.numel()])
-    return math.isfinite(torch.stack([norm.float() for norm in norms]).sum().item())
+    weights = [weight for weight in model.parameters() if weight.numel()]
+    return math.isfinite(torch.nn.utils.get_total_norm(weights).item())

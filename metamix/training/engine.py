@@ -263,7 +263,7 @@ class Engine:
         raise Stopped(self.stop_signal.number)
 
     def _stop_at_once(self) -> bool:
-        """Return whether to stop without waiting for other ranks: only if there are none."""
+        """Return whether a single process must stop now. Several ranks agree on it at the next synchronization."""
         return self.group.world_size == 1 and self._stop_requested()
 
     def _stop_requested(self) -> bool:

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 from .parts import find_weights_of
 from .precision import cpu_has_bf16
@@ -35,7 +35,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     names = [known for known in list_optimizers() if known != "adahessian"]  # needs second derivatives
     if name not in names:
         raise ValueError(
-            f"there is no optimizer {options.optimizer!r}{nearest(name, names)} "
+            f"there is no optimizer {options.optimizer!r}{did_you_mean(name, names)} "
             f"Accepted: adamw, sgd, lion, muon, lamb and all others of timm.optim.list_optimizers() except adahessian."
         )
     fused = name in FUSED and not {"foreach", "differentiable"} & options.opt_args.keys()  # torch allows only one

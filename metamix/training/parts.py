@@ -6,7 +6,7 @@ import fnmatch
 
 from torch import nn
 
-from metamix.utils.text import nearest
+from metamix.utils.text import did_you_mean
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
@@ -49,7 +49,7 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
     if not found:
         modules = [name for name, _ in model.named_modules() if name]
         raise ValueError(
-            f"{option} names {part!r}, but no weight of this model is under it{nearest(part, modules)} "
+            f"{option} names {part!r}, but no weight of this model is under it{did_you_mean(part, modules)} "
             f"Its parts: {', '.join(name for name, _ in model.named_children())}."
         )
     return found

@@ -26,7 +26,7 @@ from metamix.utils.options import (
     with_defaults,
 )
 from metamix.utils.tensor_files import RECIPE
-from metamix.utils.text import exit_with_message, nearest
+from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.utils.user_modules import add_imports, import_modules
 
 _run = partial(option, group="the run", on_resume="ignore")
@@ -139,7 +139,7 @@ class EngineOptions:
             self.score = "ema" if self.ema else "last"
 
     def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
-        """Set `epochs` if `iterations` says how long the run is, which takes the number of steps in an epoch."""
+        """Set `epochs` to the whole epochs nearest to `iterations`, if those are given."""
         if self.iterations:
             self.epochs = max(1, round(self.iterations / steps_per_epoch))
             self.check_warmup()
@@ -218,7 +218,7 @@ def parse(
         task = convert(config.pop("task", default_task), str, f"{path}: task")
         task = given.task or task
         if task not in tasks:
-            raise ValueError(f"there is no task {task!r}{nearest(task, tasks)} Tasks: {', '.join(tasks)}.")
+            raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
 
         classes = engine, tasks[task]()
         defaults = getattr(classes[1], "engine_defaults", {})
@@ -265,7 +265,7 @@ def find_config(name: str) -> Path:
         raise ValueError(f"{name} is a folder: give --config a YAML file")
     files = [str(path) for path in Path(name).parent.glob("*.yaml") if path.is_file()]
     raise ValueError(
-        f"there is no config {name}{nearest(name, [*files, *shipped])} Give a YAML file, or one of the shipped "
+        f"there is no config {name}{did_you_mean(name, [*files, *shipped])} Give a YAML file, or one of the shipped "
         f"configs: {', '.join(shipped)}."
     )
 

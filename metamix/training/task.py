@@ -146,8 +146,8 @@ class TaskClass(Protocol):
     """Make tasks. This is what the command line knows of a task's class.
 
     Attributes:
-        Options: dataclass of the options of `metamix train`. It has the fields `model` and `pretrained`, and may have
-            `engine_defaults`, see `metamix.training.recipe.parse`.
+        Options: dataclass of the options of `metamix train`. It has the fields `model`, `pretrained` and `checkpoint`,
+            and may have `engine_defaults`, see `metamix.training.recipe.parse`.
         EvalOptions: dataclass of the options of `metamix eval`. It has the field `checkpoint`.
     """
 

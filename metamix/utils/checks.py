@@ -1,11 +1,14 @@
-"""Check the values of options and the entries of files. Messages say what was given and what is accepted."""
+"""Check options, entries of files and outputs of models. Messages say what was given and what is accepted."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
 from timm.layers import to_2tuple
+from torch import Tensor
+
+from .text import did_you_mean
 
 Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
 
@@ -28,6 +31,12 @@ def check_rate(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: give a number from 0 to 1.")
 
 
+def check_choice(name: str, value: Any, accepted: Collection[str]) -> None:
+    """Raise ValueError unless `value` is one of the accepted words; the message gives the nearest."""
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted)}.")
+
+
 def check_one_source(pretrained: bool, checkpoint: object) -> None:
     """Raise ValueError if both published weights and a file are asked for."""
     if pretrained and checkpoint:
@@ -44,6 +53,24 @@ def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
         raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
     return size
+
+
+def check_finite(outputs: Tensor, name: object = "") -> Tensor:
+    """Check that the outputs of a model are finite, and return them.
+
+    Args:
+        name: of the image, for the message.
+
+    Raises:
+        ValueError: a value is infinite or NaN.
+    """
+    if not outputs.numel():
+        return outputs
+    least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
+    if not (least.isfinite() and most.isfinite()):
+        place = f"{name}: " if name else ""
+        raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or --amp none")
+    return outputs
 
 
 def check_entries(

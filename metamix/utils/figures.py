@@ -16,10 +16,10 @@ def plain(name: str) -> str:
     return readable(name).replace("$", r"\$")
 
 
-def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure atomically."""
+def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
+    """Write a figure atomically, as PNG with `dpi` pixels an inch."""
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def draw_confusion(

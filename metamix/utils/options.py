@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .text import nearest
+from .text import did_you_mean
 
 YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
 METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "YAML"}
@@ -158,7 +158,7 @@ def parse_flags(
         parser: reads the arguments.
         words: command-line arguments.
         options: field and type of each option, by its name.
-        elsewhere: says of an unknown option which task has it; empty if none does.
+        elsewhere: returns a hint on the task that has an unknown option, or an empty string.
 
     Raises:
         ValueError: a flag is unknown, or a value has the wrong type.
@@ -175,7 +175,7 @@ def parse_flags(
     if unknown and unknown[0].startswith("--"):
         wrong = unknown[0].partition("=")[0]
         name = wrong.removeprefix("--").removeprefix("no-").replace("-", "_")
-        raise ValueError(f"there is no option {wrong}{elsewhere(name) or nearest(wrong, flags)}")
+        raise ValueError(f"there is no option {wrong}{elsewhere(name) or did_you_mean(wrong, flags)}")
     if unknown:
         raise ValueError(
             f"{unknown[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
@@ -198,7 +198,7 @@ def parse_config(
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key not in options:
-            raise ValueError(f"{path}: there is no option {key!r}{elsewhere(key) or nearest(key, options)}")
+            raise ValueError(f"{path}: there is no option {key!r}{elsewhere(key) or did_you_mean(key, options)}")
         values[key] = convert(value, options[key][1], f"{path}: {key}")
     return values
 
@@ -238,7 +238,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     accepted = [YAML_WORDS.get(words, words) for words in accepted] + ["none"] * (NoneType in kinds)
     raise ValueError(
         f"{where}{item} is {'empty' if wrong is None else repr(wrong)}, but must be "
-        f"{' or '.join(dict.fromkeys(accepted))}{nearest(str(wrong), choices)}"
+        f"{' or '.join(dict.fromkeys(accepted))}{did_you_mean(str(wrong), choices)}"
     )
 
 

@@ -163,7 +163,7 @@ def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> 
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a weight file or a run folder as `load_weights`; of a safetensors file without its tensors.
+    """Read the metadata that `load_weights` returns. Of a safetensors file, only the header is read.
 
     Raises:
         ValueError: the file is not a weight file.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 
-def nearest(word: object, words: Iterable[object]) -> str:
+def did_you_mean(word: object, words: Iterable[object]) -> str:
     """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise "."."""
     close = difflib.get_close_matches(str(word), [str(known) for known in words], n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
@@ -28,7 +28,7 @@ def matching(patterns: list[str], known: list[str], lists: str) -> list[str]:
     for wanted in patterns:
         if not any(fnmatchcase(name, wanted) for name in known):
             part = f"*{wanted.strip('*')}*"
-            meant = nearest(wanted, known)
+            meant = did_you_mean(wanted, known)
             if any(fnmatchcase(name, part) for name in known):
                 meant = f"; did you mean {part!r}?"
             raise ValueError(f"No model matches {wanted!r}{meant} {lists}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from .text import nearest
+from .text import did_you_mean
 
 
 def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
@@ -22,7 +22,7 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
         first, star, second = term.strip().partition("*")
         name = (second if star else first).strip()
         if name not in names:
-            raise ValueError(f"there is no loss {name!r}{nearest(name, names)} Known: {', '.join(names)}.")
+            raise ValueError(f"there is no loss {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}.")
         if name in weights:
             raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
         try:

@@ -438,6 +438,16 @@ def test_sample_without_label(shards, shard):
         open_data("wds/", root=shards)
 
 
+@pytest.mark.parametrize(
+    "twice, words", [("png", "two images, the second is 30.jpg"), ("cls", "two labels, the second is 30.cls")]
+)
+def test_sample_that_holds_something_twice(twice, words, shards, shard):
+    files = [("30", "png", b""), ("30", "cls", b"0"), ("30", "jpg" if twice == "png" else "cls", b"1")]
+    shard(shards / "x-train-0002.tar", files)
+    with pytest.raises(ValueError, match=f"x-train-0002.tar: sample 30 has {words}: keep one"):
+        open_data("wds/", root=shards)
+
+
 @pytest.mark.parametrize("content", [b"cat", b"-1", b""])
 def test_label_that_is_no_number(shards, shard, content):
     shard(shards / "x-train-0002.tar", [("30", "png", b""), ("30", "cls", content)])

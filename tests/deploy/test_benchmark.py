@@ -32,6 +32,7 @@ def shallow(monkeypatch):
 def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
     file, threads = tmp_path / "new" / "speed.json", torch.get_num_threads()
+    limit, seed = torch._dynamo.config.recompile_limit, torch.seed()
     words = ["metaformer_pooling_s12", "--engines", "eager,onnxruntime,openvino", "--batch-sizes", "2"]
     metamix.cli.benchmark.main([*words, "--threads", "1", "--seconds", "0", "--json", str(file)])
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
@@ -46,7 +47,8 @@ def test_every_engine_is_timed_in_each_of_its_precisions(capsys, tmp_path):
     assert result["threads"] == 1 and {"openvino", "onnxruntime", "torch"} <= result["versions"].keys()
     assert result["machine"]["cpu"] in printed and f"1 thread, {result['measured']}; " in printed
     assert "metaformer_pooling_s12  openvino     int8           16      2  " in printed
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == threads and torch._dynamo.config.recompile_limit == limit
+    assert torch.initial_seed() == seed
 
 
 def test_models_are_compared_with_the_reference(monkeypatch):

@@ -77,6 +77,9 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, caps
     assert report["parity"]["largest_difference_px"] < 0.05
     if dynamic:  # a fixed graph resizes images that do not fit it, which changes scores
         assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
+    graph, images = load_exported(folder), open_detector(Request(source)).examples(2)  # several images at once
+    for together, alone in zip(graph(images), zip(*(graph(image) for image in images.split(1)))):
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
     # An image that fills a fixed graph needs no padding; a dynamic graph pads as the detector does.
     exported = ExportedDetector.of(load_exported(folder))
     eager, match = load_detector(source).model, BoxMatch(0.3, 300)
@@ -200,7 +203,7 @@ def test_predict_leaves_out_images_that_the_model_does_not_take(tmp_path, capsys
 
         def forward(self, images):
             if images[0].shape[-1] == 30:
-                raise ValueError("the model takes no images of 20 x 30")
+                raise DoesNotFit("the model takes no images of 20 x 30")
             if images[0].shape[-1] == 40:
                 raise KeyboardInterrupt
             return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}]

@@ -72,12 +72,17 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
         pad = pad_for_graph(eager, exported.artifact.extra, (32, 32))
         torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     with pytest.raises(SystemExit) as exit:
-        metamix.cli.predict.main(
-            [str(photos / "0.png"), "--model", str(folder), "--output", str(tmp_path / "restored")]
-        )
+        words = ["--output", str(tmp_path / "restored"), "--ensemble", "--format", "tif"]
+        metamix.cli.predict.main([str(photos / "0.png"), "--model", str(folder), *words])
     assert exit.value.code == 0
-    with Image.open(tmp_path / "restored" / "0.png") as picture:
-        assert picture.size == (56 * scale, 40 * scale)
+    photo = torch.from_numpy(np.array(Image.open(photos / "0.png"))).permute(2, 0, 1)[None] / 255
+    size = None if dynamic else (32, 32)
+    expected = Restorer(1, *tiles(size), ensemble=True, whole=size)(
+        pad_for_graph(eager, exported.artifact.extra, size), photo
+    )
+    with Image.open(tmp_path / "restored" / "0.tif") as picture:
+        written = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert (written - 255 * expected[0].clamp(0, 1)).abs().max() < 0.51
 
 
 def test_file_that_does_not_name_its_model(tmp_path):

@@ -241,3 +241,13 @@ def test_grey_and_four_channel_images(in_chans):
     assert sum(model([image], [target]).values()).isfinite()
     model.eval()
     assert model([image])[0]["boxes"].shape[1] == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_that_are_not_finite_are_refused(name):
+    """torchvision drops boxes whose score is NaN, so such a model would find nothing."""
+    model = detector(name).eval()
+    assert "boxes" in model([torch.rand(3, 64, 96)])[0]
+    next(model.backbone.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights"):
+        model([torch.rand(3, 64, 96)])

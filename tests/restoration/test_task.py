@@ -62,6 +62,7 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     assert "1 of 6 images is scored and not trained on" in said
     result = json.loads((out / "result.json").read_text())
     assert result["psnr"] == summary["psnr"] and result["input_psnr"] == summary["input_psnr"]  # the same noise
+    assert result["macs"] == summary["macs"]  # of a crop of training
     assert "PSNR (peak 255) and SSIM (Gaussian 11 x 11, sigma 1.5) on RGB" in said
     assert "input_psnr and input_ssim are of the images before restoration" in said
     rows = read_csv(out / "test_scores.csv")

@@ -10,7 +10,7 @@ def test_models_take_turns():
     steps = {name: lambda name=name: calls.append(name) or timing.time.sleep(timing.TURN) for name in "ab"}
     medians = timing.interleaved(steps, seconds=0, least=3)
     assert calls == ["a", "b"] * 4  # one of them untimed
-    assert all(timing.TURN <= seconds < 3 * timing.TURN for seconds in medians.values())
+    assert all(seconds >= timing.TURN for seconds in medians.values())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.text import nearest, readable
+from metamix.utils.text import did_you_mean, readable
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     if test_on:
         if test_on not in available:
             raise ValueError(
-                f"test_on is {test_on!r}, but {source} has no such split{nearest(test_on, available)} "
+                f"test_on is {test_on!r}, but {source} has no such split{did_you_mean(test_on, available)} "
                 f"The splits to score are {', '.join(available) or 'none'}."
             )
         return test_on

@@ -13,7 +13,11 @@ TEST_IMAGES = 360  # of 1,797
 
 
 def open_digits(test_on: str) -> tuple[Digits, Digits]:
-    """Open the training and the test split."""
+    """Open the training and the test split.
+
+    Raises:
+        ValueError: `test_on` names another split to score than test.
+    """
     choose_test_split(["test"], test_on, "digits")
     return Digits(train=True), Digits(train=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,6 @@ from .base import (
     warn_of_other_formats,
 )
 from .tar import Member, TarImages, read_tar
-
-log = logging.getLogger(__name__)
 
 LAYOUT = (
     "expected train/ and val/ (or valid/, validation/, test/), each with one folder of images per class, "

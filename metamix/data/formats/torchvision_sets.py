@@ -38,8 +38,10 @@ def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tupl
         name: a key of `TORCHVISION_SETS`.
         root: folder with the files of torchvision.
         download: fetch files that are missing.
+        test_on: split to score; "" or "test", since there is no other.
 
     Raises:
+        ValueError: `test_on` names another split.
         FileNotFoundError: the files are missing or cannot be fetched.
     """
     choose_test_split(["test"], test_on, name)
