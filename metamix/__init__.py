@@ -7,6 +7,7 @@
     timm.create_model("metaformer_raft_s12", features_only=True)    its maps at strides 4, 8, 16 and 32
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
     metamix.load_classifier("RUN_OR_FILE")                          a trained model, its transform and its classes
+    metamix.save_classifier(model, "my.safetensors", classes=...)   one from a training loop of your own
 
     metamix.list_image_models()                                     image restoration models
     metamix.create_image_model("maxim_s3.sidd", pretrained=True)    one of them
@@ -32,10 +33,11 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .classification.load import load_classifier
+    from .classification.save import save_classifier
 
 __all__ = [
     "__version__", "create_image_model", "list_image_models", "list_mixers", "list_models", "load_classifier",
-    "mixer_options", "models", "register_mixer",
+    "mixer_options", "models", "register_mixer", "save_classifier",
 ]  # fmt: skip
 LATER = ("classification", "deploy", "detection", "restoration", "segmentation")  # packages imported on first use
 
@@ -51,6 +53,10 @@ def __getattr__(name: str) -> Any:
         from .classification.load import load_classifier
 
         return load_classifier
+    if name == "save_classifier":
+        from .classification.save import save_classifier
+
+        return save_classifier
     if name in LATER:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

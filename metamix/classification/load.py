@@ -45,7 +45,9 @@ class Classifier:
     metadata: ModelMetadata
 
 
-def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Classifier:
+def load_classifier(
+    checkpoint: str | Path, *, model: str | None = None, model_args: Mapping[str, Any] | None = None
+) -> Classifier:
     """Load a trained classifier with its preprocessing and class names.
 
         classifier = metamix.load_classifier("runs/digits-metaformer_pooling_nano-seed0")
@@ -60,12 +62,13 @@ def load_classifier(checkpoint: str | Path, *, model: str | None = None) -> Clas
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
             "metaformer_pooling_nano.digits".
         model: name of the model, for a file that does not name it.
+        model_args: more arguments of the model, for such a file.
 
     Raises:
         ValueError: the file holds no classifier, or does not say which.
         FileNotFoundError: there is no such file.
     """
-    trained = load_trained(checkpoint, model=model)
+    trained = load_trained(checkpoint, model=model, model_args=model_args)
     metadata = trained.metadata
     classes = metadata.classes or tuple(map(str, range(metadata.num_classes or 0)))
     return Classifier(trained.model.eval(), EvalTransform(metadata), classes, metadata)
@@ -170,7 +173,7 @@ def _load_file(
         if other := next((key for key, tensor in tensors.items() if tensor.numel() not in sizes), None):
             raise ValueError(
                 f"{path} was made for images of another size than {name} ({other} has another shape); give that "
-                f"size, --model-args '{{img_size: N}}'"
+                f"size, --model-args '{{img_size: N}}', in Python model_args={{'img_size': N}}"
             )
         net = create_model(name, **{"num_classes": _count_classes(tensors, name, path)} | arguments)
     elif isinstance(net, MetaFormer):

@@ -113,6 +113,7 @@ class MaskRCNN(Detector, detection.MaskRCNN):
 
 
 DETECTORS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
+SET_HERE = {"anchor_generator", "head"}  # arguments of torchvision's detectors
 ONE_STAGE: dict[str, Any] = dict(out_indices=(1, 2, 3), extra="p6p7")
 TWO_STAGES: dict[str, Any] = dict(out_indices=(0, 1, 2, 3), extra="pool")
 LEVELS = {"retinanet": ONE_STAGE, "fcos": ONE_STAGE, "faster_rcnn": TWO_STAGES, "mask_rcnn": TWO_STAGES}  # published
@@ -153,9 +154,12 @@ def build_detector(
     accepted = accepted_options(name)
     for option in options:
         if option not in accepted:  # torchvision ignores unknown ones
+            advice = f"Pass an argument of the backbone with backbone_args=dict({option}=...)."
+            if option in SET_HERE:
+                advice = f"metamix makes the {option} itself."
             raise ValueError(
-                f"{name} has no option {option!r}{did_you_mean(option, accepted)} Pass it to the backbone with "
-                f"backbone_args=dict({option}=...). Options of {name}: {', '.join(sorted(accepted))}."
+                f"{name} has no option {option!r}{did_you_mean(option, accepted)} {advice} Options of {name}: "
+                f"{', '.join(sorted(accepted))}."
             )
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, **(LEVELS[name] | (backbone_args or {})))
@@ -181,8 +185,8 @@ def accepted_options(name: str) -> set[str]:
     cls = DETECTORS[name]
     classes = (cls, cls.__bases__[1], GeneralizedRCNNTransform)
     options = {parameter for each in classes for parameter in inspect.signature(each).parameters}
-    fixed = {"backbone", "num_classes", "kwargs", "options", "fixed_size", "anchor_generator", "head"}
-    return {option for option in options - fixed if not option.startswith("_")}
+    fixed = {"backbone", "num_classes", "kwargs", "options", "fixed_size"}
+    return {option for option in options - fixed - SET_HERE if not option.startswith("_")}
 
 
 class Transform(GeneralizedRCNNTransform):

@@ -54,7 +54,7 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"mixer is {mixer!r}: give the name of a registered mixer, or one for each stage.")
-    if not all(isinstance(options, Mapping) for options in args):
+    if not all(isinstance(options, Mapping) and all(isinstance(key, str) for key in options) for options in args):
         raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
     if own := {"name", "dim", "size"}.intersection(chain(*args)):
         raise ValueError(

@@ -82,6 +82,9 @@ def create_image_model(
 ) -> nn.Module:
     """Build an image model. Like every new module of torch, it is in training mode.
 
+    In training mode it returns a list of images, those of each stage and scale; the last one is the result. After
+    `eval()` it returns the result.
+
     Args:
         name: a registered name, or NAME.TAG for certain weights.
         pretrained: load published or shipped weights: those of the tag, or the first.

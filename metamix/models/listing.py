@@ -176,9 +176,16 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
 
 
 def model_info(name: str) -> ModelInfo:
-    """Describe a registered name."""
+    """Describe a registered name.
+
+    Raises:
+        ValueError: it was registered with arguments that make no model.
+    """
     cfgs = default_cfgs[name].cfgs
-    parameters, macs = size_of(name)
+    try:
+        parameters, macs = size_of(name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is registered with arguments that make no model: {error}") from error
     return ModelInfo(
         name=name,
         parameters=parameters,

@@ -84,6 +84,11 @@ def build(
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs.get("depths", inspect.signature(MetaFormer).parameters["depths"].default)
     by_children = kwargs.get("features_only") and kwargs.get("feature_cls") in ("list", "dict", "hook")
+    if by_children and len(depths) == 1 and kwargs["feature_cls"] != "hook":
+        raise ValueError(
+            f"feature_cls={kwargs['feature_cls']!r} does not find the blocks of {name}, which has one stage: give "
+            f"'getter' or 'fx'."
+        )
     if by_children and kwargs.get("pos_embed") and len(depths) > 1:
         raise ValueError(
             f"feature_cls={kwargs['feature_cls']!r} leaves out the position embedding, which timm does not find: give "
@@ -104,7 +109,7 @@ def build(
         pretrained,
         pretrained_filter_fn=checkpoint_filter,
         feature_cfg=dict(
-            out_indices=len(depths) if len(depths) > 1 else min(3, depths[0]),
+            out_indices=tuple(range(len(depths))) if len(depths) > 1 else tuple(range(depths[0]))[-3:],
             feature_cls="getter",
             flatten_sequential=len(depths) > 1,  # lets timm's "list" and "dict" find stages; they cannot find blocks
         ),
@@ -176,9 +181,10 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
     local = local_weights().get(name, {})
     cfgs = {tag: cfg | tags.get(tag, {}) | local.get(tag, {}) for tag in (*local, *tags)}
     default = [tag for tag, c in cfgs.items() if all(c[k] == cfg[k] for k in ("input_size", "num_classes"))][:1]
-    order = [*default, "", *(tag for tag in cfgs if tag not in default)]
+    order = [*(default or [""]), *(tag for tag in cfgs if tag not in default)]  # timm lists NAME too if "" is a tag
+    published = bool(cfgs)
     cfgs[""] = cfg
-    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in order}, is_pretrained=len(order) > 1)
+    return DefaultCfg(deque(order), {tag: PretrainedCfg(**cfgs[tag]) for tag in cfgs}, is_pretrained=published)
 
 
 def check_model(name: str, pretrained: bool = False) -> None:
@@ -187,6 +193,8 @@ def check_model(name: str, pretrained: bool = False) -> None:
     Raises:
         ValueError: it does not; the message names the nearest model or tag.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a {type(name).__name__} is given: give the name of a model.")
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
         return
     if not timm.is_model(name):

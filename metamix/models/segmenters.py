@@ -280,6 +280,10 @@ def build_segmenter(
             - auxiliary_channels (semantic_fpn, upernet): its width, 256.
             - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
 
+    Returns:
+        The segmenter, in training mode: images -> a list of logits (B, num_classes, H, W), the head's and, if there is
+        one, the auxiliary head's. After `eval()` it returns the head's.
+
     Raises:
         ValueError: a name or an option is unknown; a number is out of range; the backbone has no map as fine as
             `finest_stride`; an isotropic backbone has maps finer than stride 4; weights are not published or do not

@@ -1,6 +1,7 @@
 """Methods that timm needs beyond `forward`: features, pruning, another input size, groups of parameters."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,7 +108,7 @@ class TimmInterface(nn.Module):
             # A missing name belongs to a layer that was replaced, such as a batch norm in a detector.
             if any(made.get(name, shape) != shape for name, shape in shapes(mixer).items()):
                 raise ValueError(
-                    f"{type(mixer).__name__} has parameters of other shapes on maps of {size}: give it "
+                    f"{type(mixer).__name__} has parameters or buffers of other shapes on maps of {size}: give it "
                     f"adapt_state(state), which brings parameters saved at another size to its own."
                 )
         mixers = []
@@ -191,5 +192,6 @@ def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Return the shapes of all tensors in the module's state, by name."""
-    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+    """Return the shapes of the module's parameters and buffers, by name."""
+    tensors = chain(module.state_dict().items(), module.named_buffers())  # also buffers that the state leaves out
+    return {name: tensor.shape for name, tensor in tensors}

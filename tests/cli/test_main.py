@@ -92,8 +92,8 @@ def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch):
     for task, advice in (
         ("classification", "give a smaller --batch-size"),
         ("detection", "give --device cpu, or smaller images"),
-        ("restoration", "give a smaller --tile"),
-        ("segmentation", "give a smaller --tile"),
+        ("restoration", "give smaller tiles, such as --tile 256"),
+        ("segmentation", "give smaller tiles, such as --tile 256"),
     ):
         monkeypatch.setattr(f"metamix.{task}.predict.main", fail)
         with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; {advice}$"):

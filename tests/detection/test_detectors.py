@@ -200,6 +200,7 @@ def test_wrong_labels_are_named(name):
         (dict(name="mask_rcnn", score_thresh=0.1), "no option 'score_thresh'; did you mean '.*score_thresh'"),
         (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give the name of a timm model"),
         (dict(name="fcos", backbone_args=dict(out_channels=48)), "fcos has norms of 32 groups, and out_channels is 48"),
+        (dict(anchor_generator=None), "retinanet has no option 'anchor_generator'. metamix makes the anchor_generator"),
         (dict(backbone="resnet81"), "no model 'resnet81'; did you mean 'resnet18'"),
     ],
 )
@@ -216,7 +217,7 @@ def test_backbone_args_of_a_built_backbone_are_refused():
 
 @pytest.mark.parametrize("option", ["pretrained", "in_chans", "mixer", "dynamic_img_size", "img_size"])
 def test_arguments_of_the_backbone_are_named(option):
-    words = rf"has no option '{option}'.*Pass it to the backbone with backbone_args=dict\({option}=\.\.\.\)"
+    words = rf"has no option '{option}'.*Pass an argument of the backbone with backbone_args=dict\({option}=\.\.\.\)"
     with pytest.raises(ValueError, match=words):
         build_detector("fcos", backbone="metaformer_pooling_nano", num_classes=1, **{option: 1})
 

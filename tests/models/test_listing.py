@@ -106,6 +106,14 @@ def test_a_name_of_one_s_own_is_counted(monkeypatch):
     assert model.weights == ()
 
 
+def test_a_name_whose_arguments_make_no_model_is_named(monkeypatch):
+    monkeypatch.setattr(listing, "default_cfgs", dict(default_cfgs))
+    register("broken_here", cfg=CIFAR10, mixer="raft", dims=32, depths=2)
+    listing.default_cfgs["broken_here"] = default_cfgs.pop("broken_here")
+    with pytest.raises(ValueError, match="broken_here is registered with arguments that make no model: depths is 2"):
+        metamix.list_models("broken_here")
+
+
 def test_a_name_of_one_s_own_has_the_depths_of_the_skeleton(monkeypatch):
     register("deep_as_usual", cfg=CIFAR10, dims=(8, 8, 8, 8), mixer="identity")
     default_cfgs.pop("deep_as_usual")

@@ -363,6 +363,21 @@ def test_tied_parameters_stay_tied_at_another_input_size(forget_mixers):
     assert mixer.a.weight is mixer.b.weight is before
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_of_another_size_need_adapt_state(forget_mixers, persistent):
+    @register_mixer("masked")
+    class Masked(nn.Module):
+        def __init__(self, dim, *, size):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(size), persistent=persistent)
+
+        def forward(self, x):
+            return x * self.mask
+
+    with pytest.raises(ValueError, match=r"Masked has parameters or buffers of other shapes on maps of \("):
+        small(mixer="masked").set_input_size(64)
+
+
 # Features
 
 
@@ -591,7 +606,7 @@ def test_own_mixer(forget_mixers):
     assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
     with pytest.raises(
-        ValueError, match=r"Mine has parameters of other shapes on maps of \(16, 16\): give it adapt_st"
+        ValueError, match=r"Mine has parameters or buffers of other shapes on maps of \(16, 16\): give it adapt_st"
     ):
         model.set_input_size(64)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))

@@ -311,6 +311,21 @@ def test_features_of_a_pyramid_by_timms_other_classes(name, feature_cls):
     found = create(name, features_only=True, feature_cls=feature_cls)(x)
     expected = create(name).forward_intermediates(x, intermediates_only=True)
     assert_close(list(found.values()) if feature_cls == "dict" else found, expected)
+    assert feature_cls == "list" or list(found) == ["0", "1", "2", "3"][: len(expected)]  # as timm's models have
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict"])
+def test_blocks_that_timms_other_classes_do_not_find(feature_cls):
+    with pytest.raises(ValueError, match=f"feature_cls='{feature_cls}' does not find the blocks of ninformer_cifar"):
+        create("ninformer_cifar", features_only=True, feature_cls=feature_cls)
+
+
+def test_names_of_weights_are_listed_once():
+    """As for timm's models: NAME.TAG, and NAME only if none of its weights is the default."""
+    listed = timm.list_pretrained("metaformer_*")
+    assert "metaformer_pooling_s12.sail_in1k" in listed and "metaformer_pooling_nano.digits" in listed
+    assert [name for name in listed if "." not in name] == []
+    assert timm.create_model("metaformer_pooling_nano", pretrained=True).pretrained_cfg["tag"] == "cifar10"
 
 
 def test_features_without_the_position_embedding_are_refused():

@@ -406,15 +406,15 @@ def test_tags_and_their_default(weights):
 
     state = {"stem.weight": torch.ones(1)}
     assert order({}) == [""]
-    assert order(HUB) == ["hub", "", "hub_224"]
+    assert order(HUB) == ["hub", "hub_224"]
     put(weights, "metaformer_pooling_nano", "a_cifar100", state, num_classes=100)
     assert order({}) == ["", "a_cifar100"]  # made for other classes
-    assert order(HUB) == ["hub", "", "a_cifar100", "hub_224"]
+    assert order(HUB) == ["hub", "a_cifar100", "hub_224"]
     put(weights, "metaformer_pooling_nano", "cifar10", state)
-    assert order(HUB) == ["cifar10", "", "a_cifar100", "hub", "hub_224"]  # local files first
+    assert order(HUB) == ["cifar10", "a_cifar100", "hub", "hub_224"]  # local files first
     put(weights, "metaformer_pooling_s12", "cifar10_s12", state)
     (weights / "metaformer_pooling_nano.lost.json").write_text(json.dumps({"pretrained_cfg": CARD}))
-    assert order(HUB) == ["cifar10", "", "a_cifar100", "hub", "hub_224"]
+    assert order(HUB) == ["cifar10", "a_cifar100", "hub", "hub_224"]
 
 
 def test_a_local_file_for_a_tag_of_the_hub(weights):

@@ -1,0 +1,85 @@
+"""Save classifiers that were trained in a loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from metamix.models.backbone import per_channel
+from metamix.models.metadata import ModelMetadata
+from metamix.models.metaformer import Stage
+from metamix.utils.tensor_files import save_weights
+
+from .load import create_model
+
+
+def save_classifier(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    classes: Sequence[str],
+    model_args: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """Write a file that `load_classifier`, `metamix eval`, `predict` and `export` read.
+
+        arguments = {"img_size": 48, "mixer_args": {"raft_size": 1}}
+        model = timm.create_model("metaformer_raft_nano", num_classes=2, **arguments)
+        ...                                                             # your own training loop
+        metamix.save_classifier(model, "pets.safetensors", classes=["cat", "dog"], model_args=arguments)
+
+    Args:
+        model: made by `timm.create_model`, also inside DistributedDataParallel or torch.compile.
+        path: a .safetensors file.
+        classes: names of the classes, in the order of the logits.
+        model_args: what `timm.create_model` got, except num_classes.
+        mean, std: of each channel, for pixel values from 0 to 1, that images were normalised with; None for those of
+            timm's configuration of the model.
+
+    Raises:
+        ValueError: the file has another extension, there are more or fewer classes than logits, or the arguments make
+            another model.
+    """
+    path, arguments = Path(path), dict(model_args or {})
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path is {path}: give a .safetensors file")
+    body: Any = unwrap_model(model)
+    body = getattr(body, "_orig_mod", body)
+    if len(classes) != body.num_classes:
+        raise ValueError(f"classes has {len(classes)} names, and the model returns {body.num_classes} logits")
+    config = timm.data.resolve_model_data_config(body)
+    channels = arguments.pop("in_chans", config["input_size"][0])
+    metadata = ModelMetadata(
+        task="classification",
+        model=body.pretrained_cfg["architecture"],
+        num_classes=len(classes),
+        in_chans=channels,
+        img_size=arguments.pop("img_size", config["input_size"][-1]),
+        model_args=arguments,
+        mean=per_channel(mean or config["mean"], channels),
+        std=per_channel(std or config["std"], channels),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        classes=tuple(classes),
+    )
+    with torch.device("meta"):
+        described = create_model(metadata.model or "", **metadata.shape | arguments)
+    if _signature(described) != _signature(body):
+        raise ValueError(
+            f"model_args is {dict(model_args or {})}, with which {metadata.model} is another model than this one: give "
+            f"what timm.create_model got"
+        )
+    save_weights(path, body.state_dict(), metadata.to_dict())
+
+
+def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
+    """Return the shapes of a model's tensors, and the mixer of each stage."""
+    mixers = [stage.mixer_text(defaults=True) for stage in model.modules() if isinstance(stage, Stage)]
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}, mixers
