@@ -1,0 +1,21 @@
+"""Test checks whose messages are not tested where they are used."""
+
+import pytest
+import torch
+
+from metamix.utils.checks import check_choice, check_finite
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_outputs_that_are_not_finite_are_refused(value):
+    outputs = torch.rand(1, 3, 4, 4)
+    assert check_finite(outputs) is outputs and check_finite(outputs[:0]).numel() == 0
+    outputs[0, 1, 2, 3] = value
+    with pytest.raises(ValueError, match="^a.png: the model returns NaN or infinity: use other weights"):
+        check_finite(outputs, "a.png")
+
+
+def test_a_word_that_is_not_accepted_gets_the_nearest():
+    check_choice("norm", "batch", ("batch", "group"))
+    with pytest.raises(ValueError, match=r"^norm is 'bach'; did you mean 'batch'\? Accepted: batch, group\.$"):
+        check_choice("norm", "bach", ("batch", "group"))
