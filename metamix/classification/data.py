@@ -56,6 +56,7 @@ class ClassificationData:
             test_on=options.test_on,
             test_share=options.test_share,
             classes=(trained and trained.classes) or (),
+            fine_tune=self._fine_tune(trained) if trained else "",
             train_required=trained is None,
         )
         self.shares_images = self._check_share(trained)
@@ -147,6 +148,13 @@ class ClassificationData:
             self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 
+    def _fine_tune(self, trained: ModelMetadata) -> str:
+        """Return the command that trains the weights to evaluate further, on these data."""
+        options = self.options
+        model = ["--model", trained.architecture or options.model]
+        flags = ["--data", options.data, *changed_flags(options, "data_dir", "test_on"), *model]
+        return train_command(options.checkpoint, *flags)
+
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""
         found, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
@@ -156,10 +164,9 @@ class ClassificationData:
         ):
             fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
             if has != wanted and not fewer:
-                flags = ["--data", self.options.data, *changed_flags(self.options, "data_dir", "test_on")]
                 raise ValueError(
                     f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give other --data, or "
-                    f"fine-tune first: {train_command(self.options.checkpoint, *flags)}"
+                    f"fine-tune first: {self._fine_tune(trained)}"
                 )
         if classes and found != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")

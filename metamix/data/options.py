@@ -100,7 +100,7 @@ def verify_command(options: LocationOptions) -> str:
 
 
 def train_command(checkpoint: object, *flags: str) -> str:
-    """Return the command that trains weights further, on the data that the flags name."""
+    """Return the command that trains weights further; the flags name the data and the model."""
     return shlex.join(["metamix", "train", *flags, "--checkpoint", str(checkpoint or "FILE")])
 
 

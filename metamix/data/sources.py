@@ -38,7 +38,6 @@ from .formats import (
     open_webdataset,
 )
 from .formats.base import match_classes
-from .options import train_command
 
 MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most, before --img-size
 SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
@@ -80,6 +79,7 @@ def open_data(
     test_on: str = "",
     test_share: float = 0.1,
     classes: tuple[str, ...] = (),
+    fine_tune: str = "",
     train_required: bool = True,
 ) -> Splits:
     """Open the data set called `name`. A few images are opened to find their size.
@@ -95,6 +95,7 @@ def open_data(
         test_share: share of the images of a folder without a test split that is scored and not trained on; 1 for all.
             It is stratified by class, and the same for runs of all seeds.
         classes: class names of the trained model to evaluate. Labels are numbered in their order.
+        fine_tune: command that fine-tunes this model on the data, for a message.
         train_required: refuse a folder without a training split.
 
     Raises:
@@ -109,7 +110,6 @@ def open_data(
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
     if classes and (not _are_numbers(images.classes) or set(images.classes) & set(classes)):
-        fine_tune = train_command(None, "--data", name, *(["--data-dir", str(root)] if root else []))
         problem = (
             f"{root if name == 'folder' else name} has the classes {{unknown}}, which the model does not have; it has "
             f"{{known}}. Name the classes as in training, or fine-tune first: {fine_tune}"

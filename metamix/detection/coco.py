@@ -283,9 +283,8 @@ def index_annotations(annotations: Path, images: Path):
     by_id = {image["id"]: image for image in data["images"]}
     classes = {category["id"] for category in data["categories"]}
     usable = [a for a in data["annotations"] if not is_unusable(a, by_id.get(a["image_id"]), classes)]
-    if any(annotation["id"] == 0 for annotation in data["annotations"]):
-        for annotation in usable:  # pycocotools takes a match with annotation 0 for no match
-            annotation["id"] += 1
+    for number, annotation in enumerate(usable, 1):  # pycocotools takes a match with annotation 0 for no match
+        annotation["id"] = number
     coco = COCO()
     coco.dataset = data | {"annotations": usable}  # an unusable object would count as missed
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it takes

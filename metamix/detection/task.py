@@ -79,6 +79,7 @@ class Detection:
             task.title += f"-{options.test_on}"
         if task.data.classes != spec.classes:
             flags = ["--task", "detection", *changed_flags(options, "data_dir")]
+            flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
             raise ValueError(
                 f"{options.checkpoint} has the classes {', '.join(spec.classes)}, and "
                 f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "

@@ -119,11 +119,20 @@ class SegmentationData:
         """Read all masks to score, so that a wrong label is not found after hours of training.
 
         A mask of two megapixels takes a tenth of a second.
+
+        Raises:
+            ValueError: a mask has a wrong label, or no mask of a split has a labelled pixel.
         """
-        masks = [sample.mask for split, samples in self.parts.items() if split != "train" for sample in samples]
-        for path in tqdm(masks, desc="checking", unit="mask", leave=False, disable=None):
-            with suppress(CorruptImage):  # which scoring reports
-                read_mask(path, self.labels)
+        for split, samples in self.parts.items():
+            if split == "train":
+                continue
+            labelled = read = False
+            for sample in tqdm(samples, desc="checking", unit="mask", leave=False, disable=None):
+                with suppress(CorruptImage):  # which scoring reports
+                    mask = read_mask(sample.mask, self.labels)
+                    read, labelled = True, labelled or bool((mask != IGNORED).any())
+            if read and not labelled:
+                raise ValueError(f"all pixels of the masks in {samples[0].mask.parent} are ignored: none can be scored")
 
     def train_images(self) -> MaskedImages:
         """Return the images to train on, in memory if they are small."""

@@ -119,6 +119,7 @@ class Segmentation:
             task.title += f"-{options.test_on}"
         if task.data.classes != spec.classes:
             flags = ["--task", "segmentation", *changed_flags(options, "data", "data_dir", "mask_name")]
+            flags += ["--model", spec.model, "--head", spec.head]
             raise ValueError(
                 f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
                 f"{options.data_dir} has {len(task.data.classes)} ({', '.join(task.data.classes)}); give other "

@@ -221,7 +221,9 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         return None
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
-    if text and tuple in kinds and value not in choices:
+    if tuple in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = [value]  # in YAML, `crop: 64` is `crop: [64]`
+    if tuple in kinds and isinstance(value, str) and value not in choices:
         value = value.strip()
         inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]

@@ -102,7 +102,7 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
     with pytest.raises(
         ValueError,
         match="test_resnet was trained for 3 channels and digits has 1; give other --data, or "
-        "fine-tune first: metamix train --data digits --checkpoint",
+        "fine-tune first: metamix train --data digits --model test_resnet --checkpoint",
     ):
         Classification.trained(
             ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")

@@ -128,7 +128,7 @@ def test_renamed_classes_are_an_error(folder_of_digits, tmp_path):
     assert str(error.value) == (
         f"error: {tmp_path}/set has the classes no 0, no 1, no 2, no 3, no 4, ..., which the model does not have; it "
         "has 0, 1, 2, 3, 4, .... Name the classes as in training, or fine-tune first: metamix train --data folder "
-        f"--data-dir {tmp_path}/set --checkpoint FILE"
+        f"--data-dir {tmp_path}/set --model {MODEL} --checkpoint {tmp_path}/w.safetensors"
     )
 
 

@@ -1,5 +1,6 @@
 """The command `metamix`: finding a subcommand, and saying so where there is none."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch):
         monkeypatch.setattr(f"metamix.{task}.predict.main", fail)
         with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; {advice}$"):
             main(["predict", "a.png", "--task", task, "--checkpoint", "run"])
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("metamix.cli.models.main", lambda argv: print("犬"))
+    main(["models"])
+    assert stream.buffer.getvalue() == b"\\u72ac\n"
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -95,6 +95,20 @@ def test_annotation_id_0_is_renumbered(split):
     assert score(split, results(split, truth(split))).summary["AP50"] < 99
 
 
+def test_annotation_ids_do_not_change_scores(coco):
+    def below_zero(split, data):
+        for number, annotation in enumerate(data["annotations"]):
+            annotation["id"] = number - 1
+
+    split = open_split(find_splits(coco(change=below_zero)), "test")
+    assert min(split.coco.anns) == 1
+    found = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in split.coco.anns.values()
+    ]
+    assert score(split, found).summary["AP50"] == pytest.approx(100)
+
+
 def test_detections_in_a_crowd_are_not_false_positives(coco):
     def crowd(split, data):
         for annotation in data["annotations"]:

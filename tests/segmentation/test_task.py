@@ -195,6 +195,16 @@ def test_known_values_replace_those_of_training(scenes, tmp_path):
         Segmentation.trained(given)
 
 
+def test_a_split_without_labelled_pixels_is_refused_before_training(scenes, tmp_path):
+    root = scenes()
+    for path in (root / "test" / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.full_like(mask, 255)).save(path)
+    with pytest.raises(SystemExit, match="all pixels of the masks in .*test/masks are ignored: none can be scored"):
+        train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     root, run = scenes(), tmp_path / "run"
     words = [*SMALL_HEAD, "--model", "mixer_s32_224", "--model-args", "{mlp_ratio: [0.1, 0.1]}"]

@@ -245,10 +245,11 @@ def test_wrong_words_are_refused(words, said):
         ("model: 3", "model is 3, but must be a valid string."),
         ("model:", "model is empty, but must be a valid string."),
         ("rates: [1, x]", "rates[1] is 'x', but must be a valid number."),
-        ("rates: 1", "rates is 1, but must be a list [a, b]."),
+        ("rates: {a: 1}", "rates is {'a': 1}, but must be a list [a, b]."),
+        ("rates: true", "rates is True, but must be a list [a, b]."),
         ("model_args: [1]", "model_args is [1], but must be a mapping {key: value}."),
         ("anchors: true", "anchors is True, but must be a valid number or 'auto'."),
-        ("import: mixers", "import is 'mixers', but must be a list [a, b]."),
+        ("import: {mixers: 1}", "import is {'mixers': 1}, but must be a list [a, b]."),
         ("task: [a]", "task is ['a'], but must be a valid string."),
     ],
 )
@@ -361,6 +362,12 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "demo.yaml").write_text("epochs: 1")
     assert read_yaml(find_config("digits/demo.yaml")) == {"epochs": 1}, "a file of the working folder wins"
+
+
+@pytest.mark.parametrize("text", ["rates: 0.5", "rates: [0.5]"])
+def test_a_list_of_one_needs_no_brackets(text, config):
+    assert read("--config", config(text)).options.rates == (0.5,)
+    assert read("--config", config("freeze: stem,stages.0")).engine.freeze == ("stem", "stages.0")
 
 
 def test_modules_are_imported_before_the_task(tmp_path, monkeypatch, config):
