@@ -227,7 +227,10 @@ def parse(
 
         def elsewhere(name: str) -> str:
             having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
-            return f" of {task}; it is one of {' and '.join(having)}: add --task {having[0]}" if having else ""
+            if not having:
+                return ""
+            advice = "" if given.task else f": add --task {having[0]}"
+            return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
         configured = parse_config(config, options, str(path), elsewhere)
         flags = parse_flags(parser, words, options, elsewhere)

@@ -149,6 +149,8 @@ def test_options_of_another_task_are_named(config):
     ):
         with pytest.raises(SystemExit, match=words.format(name)):
             parse(given, tasks, default_task="toys", description="A test.")
+        with pytest.raises(SystemExit, match="of toys; it is one of restoration$"):  # whoever names a task means it
+            parse([*given, "--task", "toys"], tasks, default_task="toys", description="A test.")
 
 
 @pytest.mark.parametrize("text", ["1e5", "12e3", "1.5", "yes", "null", "2026-01-01", "0x1f", "~", "a: b", ""])
