@@ -15,6 +15,7 @@ from metamix.models.backbone import per_channel
 from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import Stage
 from metamix.utils.tensor_files import save_weights
+from metamix.utils.text import plural
 
 from .load import create_model
 
@@ -40,12 +41,12 @@ def save_classifier(
         path: a .safetensors file.
         classes: names of the classes, in the order of the logits.
         model_args: what `timm.create_model` got, except num_classes.
-        mean, std: of each channel, for pixel values from 0 to 1, that images were normalised with; None for those of
+        mean, std: what images were normalised with, per channel, for pixel values from 0 to 1. By default those of
             timm's configuration of the model.
 
     Raises:
-        ValueError: the file has another extension, there are more or fewer classes than logits, or the arguments make
-            another model.
+        ValueError: the file has another extension, the number of classes is not that of the logits, or `model_args`
+            makes another model.
     """
     path, arguments = Path(path), dict(model_args or {})
     if path.suffix != ".safetensors":
@@ -53,7 +54,8 @@ def save_classifier(
     body: Any = unwrap_model(model)
     body = getattr(body, "_orig_mod", body)
     if len(classes) != body.num_classes:
-        raise ValueError(f"classes has {len(classes)} names, and the model returns {body.num_classes} logits")
+        names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
+        raise ValueError(f"{names} for {logits}: give one for each")
     config = timm.data.resolve_model_data_config(body)
     channels = arguments.pop("in_chans", config["input_size"][0])
     metadata = ModelMetadata(

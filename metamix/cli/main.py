@@ -35,7 +35,7 @@ USAGE = "\n".join(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the subcommand that the first argument names. Exits with 2 if there is no such command."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # names of files and classes may have letters that a terminal has not
+    for stream in (sys.stdout, sys.stderr):  # file and class names may have letters that it cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help", "help"):

@@ -51,7 +51,7 @@ class Augment:
 
     Args:
         options: which augmentations, and how strong.
-        seed: of the random numbers, which depend on it, the epoch, the step and the sample only.
+        seed: of the run; random numbers depend on it, the epoch, the step and the sample.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
         num_classes: of the data set, for mixed targets.

@@ -70,8 +70,8 @@ def train_loader(
 
     Args:
         source: the images to train on.
-        options: of reading and cropping them.
-        seed: of the order, and of what the workers draw.
+        options: how images are read and cropped.
+        seed: of the run; the order and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
             `len(source)`.
@@ -95,7 +95,7 @@ def eval_loader(
 
     Args:
         source: the images to score.
-        options: of reading and cropping them.
+        options: how images are read and cropped.
         batch_size: images in a forward pass, over all processes together.
         rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """

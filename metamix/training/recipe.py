@@ -139,7 +139,7 @@ class EngineOptions:
             self.score = "ema" if self.ema else "last"
 
     def set_epochs_from_iterations(self, steps_per_epoch: int) -> None:
-        """Set `epochs` to the whole epochs nearest to `iterations`, if those are given."""
+        """Round `iterations` to whole epochs and store them in `epochs`; without `iterations`, change nothing."""
         if self.iterations:
             self.epochs = max(1, round(self.iterations / steps_per_epoch))
             self.check_warmup()

@@ -40,7 +40,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
 @pytest.mark.parametrize(
     ("made_with", "options", "words"),
     [
-        ({}, dict(classes=["cat"]), "classes has 1 names, and the model returns 2 logits"),
+        ({}, dict(classes=["cat"]), "1 class name for 2 logits: give one for each"),
         ({}, dict(path="own.pt"), "path is own.pt: give a .safetensors file"),
         (
             dict(mixer_args={"raft_size": 1}),

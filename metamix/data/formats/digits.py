@@ -16,7 +16,7 @@ def open_digits(test_on: str) -> tuple[Digits, Digits]:
     """Open the training and the test split.
 
     Raises:
-        ValueError: `test_on` names another split to score than test.
+        ValueError: `test_on` names a split that does not exist.
     """
     choose_test_split(["test"], test_on, "digits")
     return Digits(train=True), Digits(train=False)

@@ -41,7 +41,7 @@ def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tupl
         test_on: split to score; "" or "test", since there is no other.
 
     Raises:
-        ValueError: `test_on` names another split.
+        ValueError: `test_on` names a split that does not exist.
         FileNotFoundError: the files are missing or cannot be fetched.
     """
     choose_test_split(["test"], test_on, name)
