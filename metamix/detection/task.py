@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metamix.data.options import train_command
 from metamix.models.backbone import EXTRA
-from metamix.models.metadata import ModelMetadata
+from metamix.models.metadata import ModelMetadata, check_same_parts
 from metamix.models.registry import check_model, published_name
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
@@ -113,7 +113,9 @@ class DetectionModel:
             options.anchor_scale = DetectorSpec.from_dict(metadata, "the checkpoint").anchor_scale or "auto"
         if of_detector:
             source = options.checkpoint or "the checkpoint"
-            self.frozen_norms = DetectorSpec.from_dict(start, source).frozen_norms
+            spec = DetectorSpec.from_dict(start, source)
+            check_same_parts(spec, self.spec(), ("detector", "model"), source)
+            self.frozen_norms = spec.frozen_norms
             model = self.spec().build()
             set_statistics(model, ModelMetadata.from_dict(start, source), source)
             for key in ("image_mean", "image_std"):

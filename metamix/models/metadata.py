@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
@@ -267,6 +267,24 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
             f"{source} holds {found}, not a {network} that metamix trained: give a run folder of metamix train --task "
             f"{task}"
         )
+
+
+def check_same_parts(theirs: Any, own: Any, names: Iterable[str], source: object) -> None:
+    """Check that a network's weights are of the parts that a run builds, before tensors are compared.
+
+    Args:
+        theirs: what the file says of the network, a `DetectorSpec` or a `SegmenterSpec`.
+        own: the same of the run.
+        names: attributes to compare, which are options of the run.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: one differs.
+    """
+    for name in names:
+        found, wanted = (str(getattr(spec, name)).partition(".")[0] for spec in (theirs, own))
+        if found != wanted:
+            raise ValueError(f"{source} was trained with the {name} {found}, not {wanted}: give --{name} {found}")
 
 
 def arguments_without(names: Collection[str]) -> Rule:

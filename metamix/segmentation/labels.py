@@ -1,8 +1,8 @@
 """Masks: the values in their files, the labels of training, and the colours of the classes.
 
-A mask file holds a whole number for each pixel: it is a grey PNG, or one with a palette. A mask in colour is read with
-the palette of the data set. `Labels` maps the values to the labels 0, 1, ...; ignored pixels get the label 255. Every
-other value is refused with the file's name.
+A mask file holds a whole number for each pixel: it is a grey PNG, also one of three equal channels, or one with a
+palette. A mask in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...;
+ignored pixels get the label 255. Every other value is refused with the file's name.
 """
 
 from __future__ import annotations
@@ -138,7 +138,10 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     if file.format == "JPEG":
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
     if image.mode in ("RGB", "RGBA"):
-        return torch.from_numpy(_from_colours(np.array(image.convert("RGB")), labels, path))
+        colours = np.array(image.convert("RGB"))
+        if labels.palette is not None or (colours != colours[..., :1]).any():
+            return torch.from_numpy(_from_colours(colours, labels, path))
+        image = Image.fromarray(colours[..., 0])  # indices, saved as three equal channels
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadMask(f"{path} has the mode {image.mode}, but masks are PNGs of indices: modes L, P, 1 and I")
     values = np.array(image, dtype=np.int32)

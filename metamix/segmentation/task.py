@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metamix.data.options import train_command
 from metamix.models import count_macs
+from metamix.models.metadata import check_same_parts
 from metamix.models.published_segmenters import WEIGHTS, published_segmenter
 from metamix.models.registry import check_model, published_name
 from metamix.models.segmenters import Segmenter
@@ -166,7 +167,9 @@ class SegmentationModel:
         checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
         start = metadata or (load_metadata(checkpoint) if checkpoint else {})
         if start.get("task") == "segmentation":
-            spec = SegmenterSpec.from_dict(start, options.checkpoint or "the checkpoint")
+            source = options.checkpoint or "the checkpoint"
+            spec = SegmenterSpec.from_dict(start, source)
+            check_same_parts(spec, self.spec(), ("head", "model"), source)
             self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()

@@ -212,6 +212,9 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         where: where the value was given, for the message.
         text: whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
 
+    Returns:
+        The value. A path that begins with ~/ is expanded.
+
     Raises:
         ValueError: the value is of another type.
     """
@@ -219,6 +222,8 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     choices = [choice for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
+    if str in kinds and isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
+        value = str(Path(value).expanduser())
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
     if tuple in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):

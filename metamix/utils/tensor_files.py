@@ -129,12 +129,12 @@ def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
     They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
-    `DistributedDataParallel` and `torch.compile`.
+    `DistributedDataParallel`, `torch.compile`, and a Lightning module that keeps the model in its attribute `model`.
     """
     for key in ("state_dict_ema", "model_ema", "state_dict", "model", "params"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may be around the other
+    for prefix in ("_orig_mod.", "module.", "model.", "_orig_mod."):  # torch.compile's may be inside or outside
         if all(str(name).startswith(prefix) for name in state):
             noted = getattr(state, "_metadata", None)
             state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())

@@ -331,6 +331,17 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
+def test_a_detector_of_other_parts_is_refused_in_words(few, tmp_path):
+    task, model = build(few)
+    file = tmp_path / "d.safetensors"
+    save_weights(file, model.state_dict(), task.model.describe(model))
+    with pytest.raises(ValueError, match="was trained with the detector retinanet, not fcos: give --detector retina"):
+        build(few, checkpoint=str(file), detector="fcos")
+    words = "was trained with the model metaformer_pooling_nano, not metaformer_identity_nano: give --model metaformer_"
+    with pytest.raises(ValueError, match=words):
+        build(few, checkpoint=str(file), model="metaformer_identity_nano")
+
+
 def test_unusable_annotations_are_noted(tmp_path):
     def spoil(split, data):
         data["annotations"][0]["bbox"][2] = 0

@@ -88,6 +88,18 @@ def test_masks_are_turned_by_their_exif_data(tmp_path):
         assert read_mask(tmp_path / "b.png", make_labels(ABC)).tolist() == [[1, 0], [1, 1], [1, 2]]
 
 
+def test_masks_of_three_equal_channels_hold_labels(tmp_path):
+    grey = Image.open(write_mask(tmp_path / "a.png", [[0, 1, 2, 255]]))
+    for mode in "RGB", "RGBA":
+        grey.convert(mode).save(tmp_path / "b.png")
+        assert read_mask(tmp_path / "b.png", make_labels(ABC)).tolist() == [[0, 1, 2, 255]]
+    with pytest.raises(BadMask, match="b.png has the label 2 at 1 pixels, but there are 2 classes"):
+        read_mask(tmp_path / "b.png", make_labels(ABC[:2]))
+    black_and_white = make_labels(ABC[:2], palette=((255, 255, 255), (0, 0, 0)), ignore_index=None)
+    Image.new("RGB", (2, 1)).save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "b.png", black_and_white).tolist() == [[1, 1]]  # with a palette they are colours
+
+
 def test_masks_in_colour_need_a_palette(tmp_path):
     Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [9, 9, 9]]], dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(BadMask, match="a.png is in colour: give the colours of the classes in palette.txt"):

@@ -144,6 +144,11 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
     assert "newly initialised: head.classifier.weight, head.classifier.bias" in capsys.readouterr().out
+    words = "first was trained with the head semantic_fpn, not wavemix: give --head semantic_fpn"
+    with pytest.raises(SystemExit, match=words):
+        train(
+            "--head", "wavemix", "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "third"
+        )
 
 
 def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):

@@ -90,6 +90,13 @@ def test_a_saved_recipe_with_another_average(config):
     assert read("--config", config(saved)).engine.score == "ema"
 
 
+def test_a_home_folder_is_expanded_where_no_shell_does_it(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read("--config", config("output: ~/runs/a\n")).engine.output == "/home/me/runs/a"
+    assert read("--output=~/runs/a").engine.output == "/home/me/runs/a"
+    assert read("--output", "runs/~/a").engine.output == "runs/~/a"
+
+
 def test_every_way_to_write_an_option():
     recipe = read(
         "--batch-size",
