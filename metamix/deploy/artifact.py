@@ -10,14 +10,16 @@ model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTI
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
-from metamix.utils.checks import Rule, check_choice, check_entries, is_share, is_whole
+from metamix.utils.checks import check_choice
 from metamix.utils.files import write_text
+from metamix.utils.rules import Rule, check_entries, is_text, is_whole, list_of, number, one_of, rules_of, whole
 from metamix.utils.tensor_files import ARTIFACT, CHECKPOINT, WEIGHTS
 
 REPORT = "report.json"
@@ -28,6 +30,13 @@ HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 # What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
 HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
+
+
+SHAPE = list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1, sys.maxsize), 4, 4)
+NAMES = list_of("a list of names", is_text, 0, sys.maxsize)
+MAPPING = Rule("a mapping", lambda value: isinstance(value, dict))
+# OpenVINO has properties that name files.
+HINT_RULE = Rule(f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values())
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,11 @@ class Artifact:
     format: str
     precision: str
     model: ModelMetadata
-    input_shape: tuple[int | None, ...]
-    outputs: tuple[str, ...]
-    hints: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    input_shape: Annotated[tuple[int | None, ...], SHAPE]
+    outputs: Annotated[tuple[str, ...], NAMES]
+    hints: Annotated[dict[str, str], HINT_RULE] = field(default_factory=dict)
+    extra: Annotated[dict[str, Any], MAPPING] = field(default_factory=dict)
+    versions: Annotated[dict[str, str], MAPPING] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -76,25 +85,9 @@ class Artifact:
         write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(n is None or (type(n) is int and n > 0) for n in value)
-
-
-# What a file, which is untrusted, may say: in words, and the check. OpenVINO has properties that name files.
-RULES: dict[str, Rule] = {
-    "input_shape": ("four whole numbers or null", _is_shape),
-    "outputs": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value)),
-    "hints": (f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values()),
-    "extra": ("a mapping", lambda value: isinstance(value, dict)),
-    "versions": ("a mapping", lambda value: isinstance(value, dict)),
-}
-_WHOLE: Rule = ("a whole number from 1 to 65,536", lambda value: is_whole(value, 1, MAX_SIDE))
-_SHARE: Rule = ("a number from 0 to 1", is_share)
-_SIDES: Rule = (
-    "two whole numbers from 1 to 65,536",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(is_whole(n, 1, MAX_SIDE) for n in value),
-)
-# What each task reads from `extra`.
+# What each task reads from `extra`, and what a file, which is untrusted, may say there.
+_WHOLE, _SHARE = whole(1, MAX_SIDE), number("from 0 to 1", lambda n: 0 <= n <= 1)
+_SIDES = list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2)
 EXTRA_RULES: dict[str, dict[str, Rule]] = {
     "classification": {},
     "segmentation": {"scale": _WHOLE, "multiple": _SIDES},
@@ -102,7 +95,7 @@ EXTRA_RULES: dict[str, dict[str, Rule]] = {
         "scale": _WHOLE,
         "multiple": _SIDES,
         "enlarge": _WHOLE,
-        "channels": ("rgb, grey or y", lambda value: value in ("rgb", "grey", "y")),
+        "channels": one_of(("rgb", "grey", "y")),
     },
     "detection": {
         "score_thresh": _SHARE,
@@ -111,13 +104,12 @@ EXTRA_RULES: dict[str, dict[str, Rule]] = {
     },
 }
 
-_KNOWN: Rule = ("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
-_RESIZING = tuple(name for name in INTERPOLATIONS if name != "random")
+_KNOWN = Rule("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
 # What each task reads from the metadata of the weights. Those of a segmenter are checked by `SegmenterSpec`.
 MODEL_RULES: dict[str, dict[str, Rule]] = {
     "classification": {
         **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), _KNOWN),
-        "interpolation": (f"one of {', '.join(_RESIZING)}", lambda value: value in _RESIZING),
+        "interpolation": one_of([name for name in INTERPOLATIONS if name != "random"]),
     },
     "segmentation": {},
     "restoration": {},
@@ -148,7 +140,7 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_format_and_precision(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
-    check_entries(raw, RULES, path, "the file", "Export the model again")
+    check_entries(raw, rules_of(Artifact), path, "the file", "Export the model again")
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
     artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from metamix.models.backbone import EXTRA
 from metamix.models.metadata import (
-    NETWORK_RULES,
+    MAX_CLASSES,
     ModelMetadata,
+    ModelName,
+    Splits,
     arguments_without,
     check_task,
     to_lists,
@@ -19,12 +21,41 @@ from metamix.models.metadata import (
 )
 from metamix.models.same_function import check_described_size
 from metamix.models.weights import find_weights
-from metamix.utils.checks import Rule, check_entries, is_whole
+from metamix.utils.rules import (
+    METAMIX_FILE,
+    Flag,
+    Rule,
+    check_entries,
+    is_list,
+    is_text,
+    is_whole,
+    list_of,
+    number,
+    one_of,
+    refuse_entry,
+    rules_of,
+    whole,
+)
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
 from .options import MAX_SIDE, NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, is_setting
+
+
+def _are_detector_args(value: Any) -> bool:
+    return isinstance(value, Mapping) and not NOT_DETECTOR_ARGS & value.keys() and all(map(is_setting, value.values()))
+
+
+def _are_levels(value: Any) -> bool:
+    return is_list(value, lambda index: is_whole(index, 0, 3), 1, 4) and list(value) == sorted(set(value))
+
+
+SIDE = whole(1, MAX_SIDE)
+DETECTOR_ARGS = Rule("a mapping of options to numbers, without the options of metamix train", _are_detector_args)
+CLASSES = list_of("a list of at least one name", is_text, 1, MAX_CLASSES)
+LEVELS = Rule("an ascending list of 0 to 3", _are_levels)
+SCALE = number(f"above 0 and at most {MAX_ANCHOR_SCALE}", lambda n: 0 < n <= MAX_ANCHOR_SCALE)
 
 
 @dataclass(frozen=True)
@@ -44,19 +75,19 @@ class DetectorSpec:
         train_on: splits that it was trained on.
     """
 
-    detector: str
-    detector_args: dict[str, Any]
-    model: str
-    model_args: dict[str, Any]
-    classes: tuple[str, ...]
-    out_indices: tuple[int, ...]
-    extra: str
-    out_channels: int
-    frozen_norms: bool
-    min_size: int
-    max_size: int
-    anchor_scale: float | None = None
-    train_on: tuple[str, ...] = ()
+    detector: Annotated[str, one_of(DETECTORS)]
+    detector_args: Annotated[dict[str, Any], DETECTOR_ARGS]
+    model: ModelName
+    model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
+    classes: Annotated[tuple[str, ...], CLASSES]
+    out_indices: Annotated[tuple[int, ...], LEVELS]
+    extra: Annotated[str, one_of(EXTRA)]
+    out_channels: Annotated[int, whole(1, 4096)]
+    frozen_norms: Flag
+    min_size: Annotated[int, SIDE]
+    max_size: Annotated[int, SIDE]
+    anchor_scale: Annotated[float, SCALE] | None = None
+    train_on: Splits = ()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str | Path) -> DetectorSpec:
@@ -69,13 +100,13 @@ class DetectorSpec:
         values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
             field.name: raw[field.name] for field in fields(cls) if field.name in raw
         }
-        check_entries(values, RULES, source)
+        check_entries(values, rules_of(cls), source)
         values = {name: to_tuples(value) for name, value in values.items()}
         unknown = values["detector_args"].keys() - accepted_options(values["detector"])
         if unknown:
             raise ValueError(
                 f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
-                f"{values['detector']}. Give a file that metamix train wrote"
+                f"{values['detector']}. {METAMIX_FILE}"
             )
         if values["detector"] != "retinanet":
             values["anchor_scale"] = None
@@ -112,36 +143,6 @@ class DetectorSpec:
         )
 
 
-RULES: dict[str, Rule] = NETWORK_RULES | {
-    "detector": (f"one of {', '.join(DETECTORS)}", lambda value: isinstance(value, str) and value in DETECTORS),
-    "detector_args": (
-        "a mapping of options to numbers, without the options of metamix train",
-        lambda value: (
-            isinstance(value, Mapping) and not NOT_DETECTOR_ARGS & value.keys() and all(map(is_setting, value.values()))
-        ),
-    ),
-    "model_args": arguments_without(NOT_MODEL_ARGS),
-    "classes": ("a list of at least one name", lambda value: isinstance(value, (list, tuple)) and len(value) > 0),
-    "out_indices": (
-        "an ascending list of 0 to 3",
-        lambda value: (
-            isinstance(value, (list, tuple))
-            and len(value) > 0
-            and all(is_whole(index, 0, 3) for index in value)
-            and list(value) == sorted(set(value))
-        ),
-    ),
-    "extra": (f"one of {', '.join(EXTRA)}", lambda value: isinstance(value, str) and value in EXTRA),
-    "out_channels": ("a whole number from 1 to 4096", lambda value: is_whole(value, 1, 4096)),
-    "min_size": (f"a whole number from 1 to {MAX_SIDE}", lambda value: is_whole(value, 1, MAX_SIDE)),
-    "max_size": (f"a whole number from 1 to {MAX_SIDE}", lambda value: is_whole(value, 1, MAX_SIDE)),
-    "anchor_scale": (
-        f"a number above 0 and at most {MAX_ANCHOR_SCALE}",
-        lambda value: value is None or (type(value) in (int, float) and 0 < value <= MAX_ANCHOR_SCALE),
-    ),
-}
-
-
 @dataclass(frozen=True)
 class TrainedDetector:
     """A detector in evaluation mode, the arguments that build it, and the metadata of its weights."""
@@ -176,10 +177,7 @@ def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path)
     channels, mean, std = len(model.transform.image_mean), metadata.mean or (), metadata.std or ()
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            raise ValueError(
-                f"{source}: {name} in the metadata is {list(values)}; accepted is a list of {channels} numbers, one "
-                f"per channel. Give a file that metamix train wrote"
-            )
+            refuse_entry(name, list(values), f"a list of {channels} numbers, one per channel", source)
     mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     model.transform.image_mean, model.transform.image_std = list(mean), list(std)
 

@@ -8,15 +8,27 @@ range.
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from metamix.utils.checks import Rule, is_whole
-from metamix.utils.text import did_you_mean
+from metamix.utils.rules import (
+    Rule,
+    Text,
+    check_entries,
+    is_list,
+    is_number,
+    is_text,
+    is_whole,
+    list_of,
+    number,
+    one_of,
+    refuse_entry,
+    rules_of,
+    whole,
+)
 
 # Arguments of timm.create_model that are not the model's own: where weights come from, and what wraps the model.
 TIMM_ARGS = (
@@ -27,13 +39,77 @@ TIMM_ARGS = (
 )  # fmt: skip
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 MEMORY = ("auto", "yes", "no")
-RANGES = {"num_classes": (0, 100_000), "in_chans": (1, 64), "img_size": (1, 8192)}
+MAX_CLASSES, MAX_CHANNELS = 100_000, 64
+MAX_IMG_SIZE = 8192  # sides in pixels of the images that a model is built for
+MAX_SIDE = 65_536  # of any image, in pixels
 DEPTHS = ("depths", "depth", "num_layers")  # arguments that count blocks
 MAX_BLOCKS = 256
-MAX_SIDE = 65_536  # of an image, in pixels
 MAX_NUMBER = 65_536  # of any number in model_args: widths, depths, rates
 MAX_LENGTH = 1_000  # entries of a list and characters of a string in model_args
 MAX_NESTING = 4  # lists and dicts inside each other in model_args
+REMEDY = "Use a file that metamix wrote, or save the tensors without metadata."
+
+
+def _is_img_size(value: object) -> bool:
+    return is_whole(value, 1, MAX_IMG_SIZE) or is_list(value, lambda side: is_whole(side, 1, MAX_IMG_SIZE), 2, 2)
+
+
+NUM_CLASSES, IN_CHANS = whole(0, MAX_CLASSES), whole(1, MAX_CHANNELS)
+IMG_SIZE = Rule(f"a side in pixels from 1 to {MAX_IMG_SIZE:,}, or (height, width)", _is_img_size)
+MODEL = Rule(
+    "the name of a registered model, such as metaformer_raft_s12; not a hub or path",
+    lambda value: is_text(value) and re.fullmatch(r"\w[\w.\-]{0,199}", value) is not None,
+)
+MODEL_ARGS = Rule(
+    "a mapping of argument names to plain values",
+    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in value),
+)
+MEAN = list_of(f"a list of 1 to {MAX_CHANNELS} numbers, one per channel", is_number, 1, MAX_CHANNELS)
+STD = list_of(
+    f"a list of 1 to {MAX_CHANNELS} numbers above 0, one per channel",
+    lambda n: is_number(n) and n > 0,
+    1,
+    MAX_CHANNELS,
+)
+CLASSES = list_of(f"a list of at most {MAX_CLASSES:,} names", is_text, 0, MAX_CLASSES)
+CROP_PCT = number("above 0 and at most 2", lambda n: 0 < n <= 2)
+HOLDOUT = number("of at least 0 and below 1", lambda n: 0 <= n < 1)
+
+# Rules of the entries of model_args
+
+
+def _is_depth(value: object) -> bool:
+    """Return whether a value is a possible number of blocks, or one for each stage."""
+    return is_whole(value, 0, MAX_BLOCKS) or is_list(value, lambda n: is_whole(n, 0, MAX_BLOCKS), 1, 16)
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Return whether a value is small, finite and of plain types."""
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, str):
+        return len(value) <= MAX_LENGTH
+    if isinstance(value, (int, float)):
+        return abs(value) <= MAX_NUMBER  # false for NaN
+    if not isinstance(value, (list, tuple, Mapping)) or len(value) > MAX_LENGTH or depth == MAX_NESTING:
+        return False
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item, depth + 1) for key, item in value.items())
+    return all(_is_plain(item, depth + 1) for item in value)
+
+
+PLAIN = Rule(
+    f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these", _is_plain
+)
+BLOCKS = Rule(f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers", _is_depth)
+REFUSED = Rule("no such entry: arguments of the constructor only, never a source of weights", lambda value: False)
+ARGUMENTS = {
+    "num_classes": NUM_CLASSES,
+    "in_chans": IN_CHANS,
+    "img_size": IMG_SIZE,
+    **dict.fromkeys(DEPTHS, BLOCKS),
+    **dict.fromkeys(TIMM_ARGS, REFUSED),
+}
 
 
 @dataclass(frozen=True)
@@ -57,20 +133,20 @@ class ModelMetadata:
         extra: every other entry, unchecked; the task that wrote it must check it.
     """
 
-    task: str | None = None
-    model: str | None = None
-    model_args: dict[str, Any] = field(default_factory=dict)
-    num_classes: int | None = None
-    in_chans: int | None = None
-    img_size: int | tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    crop_pct: float | None = None
-    classes: tuple[str, ...] | None = None
-    data: str | None = None
-    holdout: float | None = None
-    memory: str | None = None
+    task: Text | None = None
+    model: Annotated[str, MODEL] | None = None
+    model_args: Annotated[dict[str, Any], MODEL_ARGS] = field(default_factory=dict)
+    num_classes: Annotated[int, NUM_CLASSES] | None = None
+    in_chans: Annotated[int, IN_CHANS] | None = None
+    img_size: Annotated[int | tuple[int, int], IMG_SIZE] | None = None
+    mean: Annotated[tuple[float, ...], MEAN] | None = None
+    std: Annotated[tuple[float, ...], STD] | None = None
+    interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
+    crop_pct: Annotated[float, CROP_PCT] | None = None
+    classes: Annotated[tuple[str, ...], CLASSES] | None = None
+    data: Text | None = None
+    holdout: Annotated[float, HOLDOUT] | None = None
+    memory: Annotated[str, one_of(MEMORY)] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -85,7 +161,24 @@ class ModelMetadata:
             ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` name other weights
                 than the file's own.
         """
-        return _Reader(raw, str(source)).read()
+        if not isinstance(raw, Mapping):
+            raise ValueError(
+                f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to plain values."
+            )
+        rules = rules_of(cls)
+        known = {name: raw[name] for name in rules if raw.get(name) is not None}
+        check_entries(known, {name: rules[name] for name in known}, source, remedy=REMEDY)
+        check_arguments(known.get("model_args", {}), source)
+        extra = {str(key): value for key, value in raw.items() if key not in rules}
+        found = cls(**{name: to_tuples(value) for name, value in known.items()}, extra=extra)
+        if found.classes is not None and found.num_classes not in (None, len(found.classes)):
+            accepted = f"{found.num_classes} names, as many as num_classes"
+            refuse_entry("classes", found.classes, accepted, source, remedy=REMEDY)
+        for name, values in (("mean", found.mean), ("std", found.std)):
+            if values is not None and found.in_chans not in (None, len(values)):
+                accepted = f"{found.in_chans} numbers, one for each of in_chans"
+                refuse_entry(name, values, accepted, source, remedy=REMEDY)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entries of the file's metadata as plain values, without those that are None."""
@@ -114,136 +207,17 @@ class ModelMetadata:
         return {key: value for key, value in known.items() if value is not None}
 
 
-class _Reader:
-    """The checks of `ModelMetadata.from_dict`."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str):
-        self.source = source
-        if not isinstance(raw, Mapping):
-            raise ValueError(
-                f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to plain values."
-            )
-        self.raw = raw
-
-    def read(self) -> ModelMetadata:
-        get, known = self.raw.get, {f.name for f in fields(ModelMetadata) if f.name != "extra"}
-        found = ModelMetadata(
-            task=self.text("task", get("task")),
-            model=self.model(get("model")),
-            model_args=self.model_args(get("model_args")),
-            num_classes=self.whole("num_classes", get("num_classes")),
-            in_chans=self.whole("in_chans", get("in_chans")),
-            img_size=self.img_size("img_size", get("img_size")),
-            mean=self.per_channel("mean", get("mean")),
-            std=self.per_channel("std", get("std")),
-            interpolation=self.one_of("interpolation", get("interpolation"), INTERPOLATIONS),
-            crop_pct=self.number("crop_pct", get("crop_pct"), "above 0 and at most 2", lambda n: 0 < n <= 2),
-            classes=self.class_names(get("classes")),
-            data=self.text("data", get("data")),
-            holdout=self.number("holdout", get("holdout"), "at least 0 and below 1", lambda n: 0 <= n < 1),
-            memory=self.one_of("memory", get("memory"), MEMORY),
-            extra={str(key): value for key, value in self.raw.items() if key not in known},
-        )
-        if found.std and min(found.std) <= 0:
-            self.refuse("std", found.std, "numbers above 0")
-        if found.classes is not None and found.num_classes not in (None, len(found.classes)):
-            self.refuse("classes", found.classes, f"{found.num_classes} names, as many as num_classes")
-        for key in ("mean", "std"):
-            values = getattr(found, key)
-            if None not in (values, found.in_chans) and len(values) != found.in_chans:
-                self.refuse(key, values, f"{found.in_chans} numbers, one for each of in_chans")
-        return found
-
-    def refuse(self, key: str, given: object, accepted: str) -> NoReturn:
-        shown = repr(given) if len(repr(given)) <= 80 else f"{repr(given)[:77]}..."
-        raise ValueError(
-            f"{self.source}: {key} in the metadata is {shown}; accepted is {accepted}. Use a file that metamix wrote, "
-            f"or save the tensors without metadata."
-        )
-
-    def text(self, key: str, value: object) -> str | None:
-        if value is not None and not isinstance(value, str):
-            self.refuse(key, value, "a string")
-        return value
-
-    def one_of(self, key: str, value: object, accepted: tuple[str, ...]) -> str | None:
-        if value is not None and value not in accepted:
-            self.refuse(key, value, f"one of {', '.join(accepted)}{did_you_mean(str(value), accepted).rstrip('.')}")
-        return value
-
-    def whole(self, key: str, value: object, name: str = "") -> int | None:
-        low, high = RANGES[key]
-        if value is not None and not is_whole(value, low, high):
-            self.refuse(name or key, value, f"a whole number from {low} to {high:,}")
-        return value
-
-    def img_size(self, key: str, value: object) -> int | tuple[int, int] | None:
-        if isinstance(value, (list, tuple)) and len(value) == 2 and None not in value:
-            return self.whole_side(key, value[0], value), self.whole_side(key, value[1], value)
-        return None if value is None else self.whole_side(key, value, value)
-
-    def whole_side(self, key: str, side: object, value: object) -> int:
-        low, high = RANGES["img_size"]
-        if not is_whole(side, low, high):
-            self.refuse(key, value, f"a side in pixels from {low} to {high:,}, or (height, width)")
-        return side
-
-    def number(self, key: str, value: Any, accepted: str, within: Callable[[float], bool]) -> float | None:
-        if value is not None and not (_is_number(value) and within(value)):
-            self.refuse(key, value, f"a number {accepted}")
-        return value
-
-    def per_channel(self, key: str, value: object) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        most = RANGES["in_chans"][1]
-        if not (isinstance(value, (list, tuple)) and 1 <= len(value) <= most and all(map(_is_number, value))):
-            self.refuse(key, value, f"a list of 1 to {most} numbers, one per channel")
-        return tuple(value)
-
-    def class_names(self, value: Any) -> tuple[str, ...] | None:
-        if value is None:
-            return None
-        most = RANGES["num_classes"][1]
-        named = isinstance(value, (list, tuple)) and len(value) <= most and all(isinstance(name, str) for name in value)
-        if not named:
-            self.refuse("classes", value, f"a list of at most {most:,} names")
-        return tuple(value)
-
-    def model(self, value: object) -> str | None:
-        if value is not None and not (isinstance(value, str) and re.fullmatch(r"\w[\w.\-]{0,199}", value)):
-            self.refuse(
-                "model", value, "the name of a registered model, such as metaformer_raft_s12; not a hub or path"
-            )
-        return value
-
-    def model_args(self, value: object) -> dict[str, Any]:
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            self.refuse("model_args", value, "a mapping of argument names to plain values")
-        for key, given in value.items():
-            name = f"model_args[{key!r}]"
-            if not (isinstance(key, str) and key.isidentifier()):
-                self.refuse("model_args", value, "a mapping whose keys are names of arguments")
-            if key in TIMM_ARGS:
-                self.refuse(name, given, "no such entry: arguments of the constructor only, never a source of weights")
-            if key in ("num_classes", "in_chans"):
-                self.whole(key, given, name)
-            elif key == "img_size":
-                self.img_size(name, given)
-            elif key in DEPTHS and not _is_depth(given):
-                self.refuse(name, given, f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers")
-            elif not _is_plain(given):
-                self.refuse(
-                    name,
-                    given,
-                    f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these",
-                )
-        return dict(value)
+def check_arguments(arguments: Mapping[str, Any], source: object) -> None:
+    """Raise ValueError if `model_args` has an argument that a file may not set, or a value out of range."""
+    rules = {name: ARGUMENTS.get(name, PLAIN) for name in arguments}
+    values, named = ({f"model_args[{name!r}]": part[name] for name in arguments} for part in (arguments, rules))
+    check_entries(values, named, source, remedy=REMEDY)
 
 
 # Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
+
+ModelName = Annotated[str, Rule("the name of a registered model", is_text)]  # `ModelMetadata` checks it
+Splits = Annotated[tuple[str, ...], list_of("a list of splits", is_text, 0, MAX_LENGTH)]
 
 
 def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:
@@ -289,18 +263,10 @@ def check_same_parts(theirs: Any, own: Any, names: Iterable[str], source: object
 
 def arguments_without(names: Collection[str]) -> Rule:
     """Make a rule that accepts a mapping of arguments without these names."""
-    words = f"a mapping of arguments without {', '.join(sorted(names))}"
-    return words, lambda value: isinstance(value, Mapping) and value.keys().isdisjoint(names)
-
-
-NETWORK_RULES: dict[str, Rule] = {
-    "model": ("the name of a registered model", lambda value: isinstance(value, str)),  # checked by ModelMetadata
-    "frozen_norms": ("true or false", lambda value: isinstance(value, bool)),
-    "train_on": (
-        "a list of splits",
-        lambda value: isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value),
-    ),
-}
+    return Rule(
+        f"a mapping of arguments without {', '.join(sorted(names))}",
+        lambda value: isinstance(value, Mapping) and value.keys().isdisjoint(names),
+    )
 
 
 def without_head(
@@ -320,30 +286,3 @@ def to_lists(value: Any) -> Any:
 def to_tuples(value: Any) -> Any:
     """Turn a list, and the lists in it, into tuples."""
     return tuple(map(to_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _is_number(value: object) -> bool:
-    # Not math.isfinite, which raises OverflowError for an int that no float can hold.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_depth(value: object) -> bool:
-    """Return whether a value is a possible number of blocks, or one for each stage."""
-    if isinstance(value, (list, tuple)):
-        return 1 <= len(value) <= 16 and all(is_whole(item, 0, MAX_BLOCKS) for item in value)
-    return is_whole(value, 0, MAX_BLOCKS)
-
-
-def _is_plain(value: object, depth: int = 0) -> bool:
-    """Return whether a value is small, finite and of plain types."""
-    if value is None or isinstance(value, bool):
-        return True
-    if isinstance(value, str):
-        return len(value) <= MAX_LENGTH
-    if isinstance(value, (int, float)):
-        return abs(value) <= MAX_NUMBER  # false for NaN
-    if not isinstance(value, (list, tuple, Mapping)) or len(value) > MAX_LENGTH or depth == MAX_NESTING:
-        return False
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item, depth + 1) for key, item in value.items())
-    return all(_is_plain(item, depth + 1) for item in value)

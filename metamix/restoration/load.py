@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -20,12 +20,14 @@ from metamix.models.image_models import (
 )
 from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
-from metamix.utils.checks import Rule, check_entries, check_one_source, is_whole
+from metamix.utils.checks import check_one_source
+from metamix.utils.rules import Rule, check_entries, is_text, one_of, rules_of, whole
 from metamix.utils.text import plural
 
 from .degradations import PAIRS, parse_degradations
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
+DEGRADATION = Rule("a string of at most 1,000 characters", lambda value: is_text(value) and len(value) <= 1000)
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class RestorationSpec:
         degradation: of the training images; "pairs" for pairs, or if it is not known.
     """
 
-    channels: str
-    enlarge: int
-    degradation: str
+    channels: Annotated[str, one_of(CHANNELS)]
+    enlarge: Annotated[int, whole(1, 16)]
+    degradation: Annotated[str, DEGRADATION]
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
@@ -49,23 +51,14 @@ class RestorationSpec:
         Raises:
             ValueError: an entry is missing or out of range.
         """
-        check_entries(metadata.extra, RULES, source)
-        spec = cls(**{name: metadata.extra[name] for name in RULES})
+        rules = rules_of(cls)
+        check_entries(metadata.extra, rules, source)
+        spec = cls(**{name: metadata.extra[name] for name in rules})
         try:
             parse_degradations(spec.degradation)
         except ValueError as error:
             raise ValueError(f"{source}: degradation in the metadata is wrong: {error}") from None
         return spec
-
-
-RULES: dict[str, Rule] = {
-    "channels": (f"one of {', '.join(CHANNELS)}", lambda value: isinstance(value, str) and value in CHANNELS),
-    "enlarge": ("a whole number from 1 to 16", lambda value: is_whole(value, 1, 16)),
-    "degradation": (
-        "a string of at most 1,000 characters",
-        lambda value: isinstance(value, str) and len(value) <= 1000,
-    ),
-}
 
 
 @dataclass(frozen=True)

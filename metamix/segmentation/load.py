@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from metamix.models.metadata import (
     MAX_SIDE,
-    NETWORK_RULES,
     ModelMetadata,
+    ModelName,
+    Splits,
     arguments_without,
     check_task,
     to_lists,
@@ -20,13 +21,46 @@ from metamix.models.metadata import (
 from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
-from metamix.utils.checks import Rule, check_entries, is_share, is_whole
+from metamix.utils.rules import (
+    Flag,
+    Rule,
+    check_entries,
+    is_list,
+    is_number,
+    is_text,
+    is_whole,
+    list_of,
+    one_of,
+    rules_of,
+    whole,
+)
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
+
+
+def _is_channel(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def _is_colour(value: Any) -> bool:
+    return is_list(value, lambda n: is_whole(n, 0, 255), 3, 3)
+
+
+HEAD_ARGS = Rule(
+    "a mapping of options to plain values, without those of metamix train",
+    lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
+)
+CLASSES = list_of(f"a list of {MIN_CLASSES} to {MAX_CLASSES} names", is_text, MIN_CLASSES, MAX_CLASSES)
+CROP = list_of("height and width in pixels", lambda n: is_whole(n, 1, MAX_CROP), 2, 2)
+MEAN = list_of("three numbers from 0 to 1", _is_channel, 3, 3)
+STD = list_of("three numbers above 0 and at most 1", lambda n: _is_channel(n) and n > 0, 3, 3)
+PALETTE = list_of("a list of colours", _is_colour, 0, MAX_CLASSES + 1)
+IGNORED = Rule("a whole number from 0 to 255, or null", lambda value: is_whole(value, 0, 255))
+SIDE = whole(0, MAX_SIDE)
 
 
 @dataclass(frozen=True)
@@ -45,21 +79,21 @@ class SegmenterSpec:
         train_on: splits that it was trained on; empty in older files.
     """
 
-    head: str
-    head_args: dict[str, Any]
-    model: str
-    model_args: dict[str, Any]
-    classes: tuple[str, ...]
-    crop: tuple[int, int]
-    frozen_norms: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min_size: int = 0
-    max_size: int = 0
-    ignore_index: int | None = 255
-    reduce_zero_label: bool = False
-    palette: Palette | None = None
-    train_on: tuple[str, ...] = ()
+    head: Annotated[str, one_of(HEADS)]
+    head_args: Annotated[dict[str, Any], HEAD_ARGS]
+    model: ModelName
+    model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
+    classes: Annotated[tuple[str, ...], CLASSES]
+    crop: Annotated[tuple[int, int], CROP]
+    frozen_norms: Flag
+    mean: Annotated[tuple[float, ...], MEAN]
+    std: Annotated[tuple[float, ...], STD]
+    min_size: Annotated[int, SIDE] = 0
+    max_size: Annotated[int, SIDE] = 0
+    ignore_index: Annotated[int, IGNORED] | None = 255
+    reduce_zero_label: Flag = False
+    palette: Annotated[Palette, PALETTE] | None = None
+    train_on: Splits = ()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
@@ -71,7 +105,7 @@ class SegmenterSpec:
         check_task(raw, source, "segmentation", "segmenter")
         ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
         values = {"train_on": ()} | {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
-        check_entries(values, RULES, source)
+        check_entries(values, rules_of(cls), source)
         return cls(**{name: to_tuples(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,38 +127,6 @@ class SegmenterSpec:
             backbone_args=self.model_args,
             **arguments,
         )
-
-
-def _is_list(value: object, length: int, check: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == length and all(map(check, value))
-
-
-def _is_palette(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(
-        _is_list(colour, 3, lambda channel: is_whole(channel, 0, 255)) for colour in value
-    )
-
-
-RULES: dict[str, Rule] = NETWORK_RULES | {
-    "head": (f"one of {', '.join(HEADS)}", lambda value: isinstance(value, str) and value in HEADS),
-    "head_args": (
-        "a mapping of options to plain values, without those of metamix train",
-        lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
-    ),
-    "model_args": arguments_without(NOT_MODEL_ARGS),
-    "classes": (
-        f"a list of {MIN_CLASSES} to {MAX_CLASSES} names",
-        lambda value: isinstance(value, (list, tuple)) and MIN_CLASSES <= len(value) <= MAX_CLASSES,
-    ),
-    "crop": ("height and width in pixels", lambda value: _is_list(value, 2, lambda n: is_whole(n, 1, MAX_CROP))),
-    "mean": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, is_share)),
-    "std": ("three numbers from 0 to 1", lambda value: _is_list(value, 3, lambda n: is_share(n) and n > 0)),
-    "min_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
-    "max_size": (f"a whole number up to {MAX_SIDE}", lambda value: is_whole(value, 0, MAX_SIDE)),
-    "ignore_index": ("null or 0 to 255", lambda value: value is None or is_whole(value, 0, 255)),
-    "reduce_zero_label": ("true or false", lambda value: isinstance(value, bool)),
-    "palette": ("null or a list of colours", lambda value: value is None or _is_palette(value)),
-}
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""Check options, entries of files and outputs of models. Messages say what was given and what is accepted."""
+"""Check arguments and outputs of models. Messages say what was given and what is accepted."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import Any
 
 from timm.layers import to_2tuple
 from torch import Tensor
 
 from .text import did_you_mean
-
-Rule = tuple[str, Callable[[Any], bool]]  # what is accepted, in words, and the check
 
 
 def check_count(name: str, value: Any, least: int) -> None:
@@ -71,41 +69,3 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
         place = f"{name}: " if name else ""
         raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or --amp none")
     return outputs
-
-
-def check_entries(
-    values: Mapping[str, Any],
-    rules: Mapping[str, Rule],
-    source: object,
-    place: str = "the metadata",
-    remedy: str = "Give a file that metamix train wrote",
-) -> None:
-    """Check entries of a file.
-
-    Args:
-        values: the entries.
-        rules: for each entry, what is accepted, in words, and the check.
-        source: the file, for messages.
-        place: where the entries are in the file.
-        remedy: what to do about a bad file.
-
-    Raises:
-        ValueError: an entry is missing, or its rule does not accept it.
-    """
-    for name, (accepted, check) in rules.items():
-        if name not in values:
-            raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
-        if not check(values[name]):
-            raise ValueError(
-                f"{source}: {name} in {place} is {repr(values[name])[:80]}; accepted is {accepted}. {remedy}"
-            )
-
-
-def is_share(value: object) -> bool:
-    """Return whether a value is a number from 0 to 1; true and false do not count."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
-    """Return whether a value is a whole number from `low` to `high`; true and false do not count."""
-    return type(value) is int and low <= value <= high

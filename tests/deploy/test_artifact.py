@@ -56,7 +56,7 @@ def test_is_read_as_it_was_written(tmp_path):
                 "model": {"task": "restoration"},
                 "extra": {"scale": 1, "multiple": [8, 8], "enlarge": 1, "channels": "u"},
             },
-            r"channels in extra is 'u'; accepted is rgb, grey or y",
+            r"channels in extra is 'u'; accepted is one of rgb, grey, y",
         ),
         ({"model": {"task": "depth"}}, r"is a model of the task 'depth'; accepted are classification, segmentation"),
         ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
