@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import check_ranges, option
+from metamix.utils.options import option
+from metamix.utils.rules import Count, Positive, PositiveShare, Share, ShareBelowOne
 
 _model = partial(option, group="model")
 _data = partial(option, group="data")
@@ -43,12 +43,12 @@ class ClassificationEvalOptions(LocationOptions):
     pretrained: bool = _model(False, "evaluate the model's published weights")
     checkpoint: str | None = _model(None, "evaluate the weights in this run folder or file")
 
-    test_share: float | None = _data(
+    test_share: PositiveShare | None = _data(
         None, "share that is scored in a folder without a test split; none: as in training, or all of another folder"
     )
     holdout: float | None = _data(None, "share of train that is held out; none: as in training")
     memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; none: as in training")
-    img_size: int | None = _data(None, "side of the images in pixels; none: as in training")
+    img_size: Count | None = _data(None, "side of the images in pixels; none: as in training")
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
         None, "how images are resized; none: as in training"
     )
@@ -56,7 +56,7 @@ class ClassificationEvalOptions(LocationOptions):
         None, "mean of each channel, of pixel values from 0 to 1; none: as in training"
     )
     std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; none: as in training")
-    crop_pct: float | None = _data(
+    crop_pct: PositiveShare | None = _data(
         None, "streamed images: share of the shorter side that the centre crop keeps; none: as in training"
     )
 
@@ -73,30 +73,27 @@ class ClassificationOptions(ModelOptions, DataOptions):
     """Options of `metamix train` for classification."""
 
     linear_probe: bool = _model(False, "train only the head, on frozen features")
-    drop_rate: float = _model(0.0, "dropout before the head")
-    drop_path: float = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
+    drop_rate: ShareBelowOne = _model(0.0, "dropout before the head")
+    drop_path: ShareBelowOne = _model(0.0, "stochastic depth: rate of the last block, rising from 0 in the first")
 
     loss: Literal["ce", "bce"] = _loss("ce", "cross-entropy, or binary cross-entropy for each class")
     class_weights: Literal["none", "balanced"] = _loss(
         "none", "weights of the classes in the loss; balanced: inverse to their counts of images"
     )
-    smoothing: float = _loss(0.0, "label smoothing")
+    smoothing: ShareBelowOne = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
     teacher_checkpoint: str | None = _loss(None, "the teacher's weights; none: its published ones", on_resume="refuse")
-    distill: float = _loss(0.5, "share of the teacher in the loss, 0 to 1", needs="teacher")
-    temperature: float = _loss(
+    distill: Share = _loss(0.5, "share of the teacher in the loss, 0 to 1", needs="teacher")
+    temperature: Positive = _loss(
         1.0, "softens the outputs of teacher and student before they are compared", needs="teacher"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, shares=["distill"], shares_below_one=["smoothing", "drop_rate", "drop_path"])
         if self.teacher_checkpoint and not self.teacher:
             raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
         if self.linear_probe and not (self.pretrained or self.checkpoint):
             raise ValueError("linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}, but it must be above 0 and finite")
         set_elsewhere = {"num_classes": "the data", "in_chans": "the data"}
         set_elsewhere |= {"img_size": "--img-size", "pretrained": "--pretrained"}
         set_elsewhere |= {"drop_rate": "--drop-rate"} if self.drop_rate else {}

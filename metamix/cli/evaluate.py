@@ -27,7 +27,8 @@ from metamix.training.precision import autocast_dtype
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.options import check_ranges, option
+from metamix.utils.options import Options, option
+from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, versions
 from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import exit_with_message, plural, readable
@@ -41,22 +42,19 @@ SCORED = (  # entries on what was scored
 
 
 @dataclass
-class EvalOptions:
+class EvalOptions(Options):
     """Options of `metamix eval` that hold for every task."""
 
     output: str = option("", "folder for result.json and pictures; if not given, one in runs/ named by data and model")
     split: Literal["test", "holdout"] = option(
         "test", "split to score; holdout is the share of train that --holdout keeps out"
     )
-    batch_size: int = option(
+    batch_size: Count = option(
         256, "classification: images per forward pass, over all processes together; other tasks score one at a time"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in metamix train")
     channels_last: bool = option(True, "store images and weights in the channels_last memory format")
-
-    def __post_init__(self) -> None:
-        check_ranges(self, least={"batch_size": 1})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

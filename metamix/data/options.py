@@ -8,28 +8,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from metamix.utils.options import changed_flags, check_ranges, option
+from metamix.utils.options import Options, changed_flags, option
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share
 
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
 
 
 @dataclass
-class ReadingOptions:
+class ReadingOptions(Options):
     """How image files are read, the same for every task."""
 
-    workers: int = option(
+    workers: Natural = option(
         2,
         "processes that read images, at most one for each usable core; 0: the main process does it",
         group="reading images",
         on_resume="ignore",
     )
-    corrupt_limit: float = option(
+    corrupt_limit: Share = option(
         0.01, "stop if more than this share of the images cannot be read", group="reading images", on_resume="ignore"
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self, shares=["corrupt_limit"], least={"workers": 0})
 
 
 @dataclass
@@ -48,22 +46,22 @@ class LocationOptions(ReadingOptions):
 class SourceOptions(LocationOptions):
     """Which images a data set gives."""
 
-    test_share: float = _source(0.1, "share of the images that is scored in a folder without a test split")
+    test_share: PositiveShare = _source(0.1, "share of the images that is scored in a folder without a test split")
     holdout: float = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
     memory: Literal["auto", "yes", "no"] = _source(
         "auto", "decode all images at the start; auto: if they are small and of one size"
     )
-    img_size: int | None = _source(None, "side of the images in pixels; none: the data set's own, 224 if sizes differ")
+    img_size: Count | None = _source(
+        None, "side of the images in pixels; none: the data set's own, 224 if sizes differ"
+    )
     interpolation: Literal["bicubic", "bilinear", "nearest"] = _source("bicubic", "how images are resized")
     mean: tuple[float, ...] | None = _source(
         None, "mean of each channel, of pixel values from 0 to 1; none: the data set's or ImageNet's"
     )
     std: tuple[float, ...] | None = _source(None, "standard deviation of each channel; none: as for mean")
-    crop_pct: float = _source(0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, positive_shares=["crop_pct", "test_share"], least={"img_size": 1})
+    crop_pct: PositiveShare = _source(
+        0.875, "streamed images: share of the shorter side that the centre crop keeps in scoring"
+    )
 
 
 @dataclass
@@ -77,21 +75,16 @@ class DataOptions(SourceOptions):
     sampling: Literal["shuffled", "balanced"] = _source(
         "shuffled", "shuffled: each image once per epoch; balanced: as many of each class, those of rare ones repeated"
     )
-    padding: int = _augment(4, "images in memory: pixels of black around an image before it is cropped at random")
-    crop_scale: float = _augment(0.08, "streamed images: least share of the area that the random crop keeps")
-    flip: float = _augment(0.5, "probability of a horizontal flip")
+    padding: Natural = _augment(4, "images in memory: pixels of black around an image before it is cropped at random")
+    crop_scale: PositiveShare = _augment(0.08, "streamed images: least share of the area that the random crop keeps")
+    flip: Share = _augment(0.5, "probability of a horizontal flip")
     auto_augment: str = _augment("none", "none, trivial, or rand-m9-n2: magnitude 0 to 10, number of operations")
-    cutout: int = _augment(0, "side in pixels of a square that is set to the mean in every image")
-    erase: float = _augment(0.0, "probability that a random rectangle is filled with noise")
-    mixup: float = _augment(0.0, "alpha of mixup; 0: none")
-    cutmix: float = _augment(0.0, "alpha of cutmix; 0: none; with both, each batch takes one of them at random")
-    mix_prob: float = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
-    mix_off_epoch: int = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least = {"padding": 0, "cutout": 0, "mixup": 0, "cutmix": 0, "mix_off_epoch": 0}
-        check_ranges(self, shares=["flip", "erase", "mix_prob"], positive_shares=["crop_scale"], least=least)
+    cutout: Natural = _augment(0, "side in pixels of a square that is set to the mean in every image")
+    erase: Share = _augment(0.0, "probability that a random rectangle is filled with noise")
+    mixup: NotNegative = _augment(0.0, "alpha of mixup; 0: none")
+    cutmix: NotNegative = _augment(0.0, "alpha of cutmix; 0: none; with both, each batch takes one of them at random")
+    mix_prob: Share = _augment(1.0, "probability that a batch is mixed", needs="mixup or cutmix")
+    mix_off_epoch: Natural = _augment(0, "epochs after which mixup and cutmix stop; 0: never", needs="mixup or cutmix")
 
 
 def verify_command(options: LocationOptions) -> str:

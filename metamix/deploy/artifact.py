@@ -10,7 +10,6 @@ model.pt2                   torch.export; beside it, model.compiled.pt2, if AOTI
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
 from metamix.utils.checks import check_choice
 from metamix.utils.files import write_text
-from metamix.utils.rules import Rule, check_entries, is_text, is_whole, list_of, number, one_of, rules_of, whole
+from metamix.utils.rules import SHARE, Rule, check_entries, is_text, is_whole, list_of, one_of, rules_of, whole
 from metamix.utils.tensor_files import ARTIFACT, CHECKPOINT, WEIGHTS
 
 REPORT = "report.json"
@@ -32,8 +31,8 @@ HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
 
 
-SHAPE = list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1, sys.maxsize), 4, 4)
-NAMES = list_of("a list of names", is_text, 0, sys.maxsize)
+SHAPE = list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
+NAMES = list_of("a list of names", is_text, 0, 1_000)
 MAPPING = Rule("a mapping", lambda value: isinstance(value, dict))
 # OpenVINO has properties that name files.
 HINT_RULE = Rule(f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values())
@@ -86,7 +85,7 @@ class Artifact:
 
 
 # What each task reads from `extra`, and what a file, which is untrusted, may say there.
-_WHOLE, _SHARE = whole(1, MAX_SIDE), number("from 0 to 1", lambda n: 0 <= n <= 1)
+_WHOLE = whole(1, MAX_SIDE)
 _SIDES = list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2)
 EXTRA_RULES: dict[str, dict[str, Rule]] = {
     "classification": {},
@@ -98,8 +97,8 @@ EXTRA_RULES: dict[str, dict[str, Rule]] = {
         "channels": one_of(("rgb", "grey", "y")),
     },
     "detection": {
-        "score_thresh": _SHARE,
-        "nms_thresh": _SHARE,
+        "score_thresh": SHARE,
+        "nms_thresh": SHARE,
         **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), _WHOLE),
     },
 }

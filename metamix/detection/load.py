@@ -51,7 +51,7 @@ def _are_levels(value: Any) -> bool:
     return is_list(value, lambda index: is_whole(index, 0, 3), 1, 4) and list(value) == sorted(set(value))
 
 
-SIDE = whole(1, MAX_SIDE)
+Side = Annotated[int, whole(1, MAX_SIDE)]
 DETECTOR_ARGS = Rule("a mapping of options to numbers, without the options of metamix train", _are_detector_args)
 CLASSES = list_of("a list of at least one name", is_text, 1, MAX_CLASSES)
 LEVELS = Rule("an ascending list of 0 to 3", _are_levels)
@@ -84,8 +84,8 @@ class DetectorSpec:
     extra: Annotated[str, one_of(EXTRA)]
     out_channels: Annotated[int, whole(1, 4096)]
     frozen_norms: Flag
-    min_size: Annotated[int, SIDE]
-    max_size: Annotated[int, SIDE]
+    min_size: Side
+    max_size: Side
     anchor_scale: Annotated[float, SCALE] | None = None
     train_on: Splits = ()
 

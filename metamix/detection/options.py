@@ -9,7 +9,8 @@ from typing import Literal
 
 from metamix.data.options import ReadingOptions, check_train_on
 from metamix.models.options import BackboneOptions
-from metamix.utils.options import check_ranges, option
+from metamix.utils.options import option
+from metamix.utils.rules import Share
 
 from .anchors import MAX_ANCHOR_SCALE
 
@@ -98,20 +99,19 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "auto", "coarser levels on top; auto: those of the published detector", group="model"
     )
 
-    flip: float = option(0.5, "probability of a horizontal flip", group="augmentation")
-    flip_vertical: float = option(0.0, "probability of a vertical flip", group="augmentation")
+    flip: Share = option(0.5, "probability of a horizontal flip", group="augmentation")
+    flip_vertical: Share = option(0.0, "probability of a vertical flip", group="augmentation")
     scales: tuple[float, ...] = option(
         (1.0, 1.0), "smallest and largest factor on the size, drawn for each image", group="augmentation"
     )
-    photometric: float = option(
+    photometric: Share = option(
         0.0, "probability of a random change of brightness, contrast and colours", group="augmentation"
     )
-    iou_crop: float = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
+    iou_crop: Share = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_backbone(NOT_MODEL_ARGS)
-        check_ranges(self, shares=["flip", "flip_vertical", "photometric", "iou_crop"])
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from metamix.utils.rules import (
     Rule,
+    ShareBelowOne,
     Text,
+    accept_also,
     check_entries,
     is_list,
     is_number,
@@ -73,7 +75,6 @@ STD = list_of(
 )
 CLASSES = list_of(f"a list of at most {MAX_CLASSES:,} names", is_text, 0, MAX_CLASSES)
 CROP_PCT = number("above 0 and at most 2", lambda n: 0 < n <= 2)
-HOLDOUT = number("of at least 0 and below 1", lambda n: 0 <= n < 1)
 
 # Rules of the entries of model_args
 
@@ -104,9 +105,9 @@ PLAIN = Rule(
 BLOCKS = Rule(f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers", _is_depth)
 REFUSED = Rule("no such entry: arguments of the constructor only, never a source of weights", lambda value: False)
 ARGUMENTS = {
-    "num_classes": NUM_CLASSES,
-    "in_chans": IN_CHANS,
-    "img_size": IMG_SIZE,
+    "num_classes": accept_also([None], NUM_CLASSES),
+    "in_chans": accept_also([None], IN_CHANS),
+    "img_size": accept_also([None], IMG_SIZE),
     **dict.fromkeys(DEPTHS, BLOCKS),
     **dict.fromkeys(TIMM_ARGS, REFUSED),
 }
@@ -145,7 +146,7 @@ class ModelMetadata:
     crop_pct: Annotated[float, CROP_PCT] | None = None
     classes: Annotated[tuple[str, ...], CLASSES] | None = None
     data: Text | None = None
-    holdout: Annotated[float, HOLDOUT] | None = None
+    holdout: ShareBelowOne | None = None
     memory: Annotated[str, one_of(MEMORY)] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

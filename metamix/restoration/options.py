@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from metamix.data.options import ReadingOptions, check_template
 from metamix.models.options import BackboneOptions
 from metamix.models.tiles import check_tiles
-from metamix.utils.options import changed_flags, check_ranges, option
+from metamix.utils.options import changed_flags, option
+from metamix.utils.rules import Count, Natural, NotNegative, number
 
 from .degradations import PAIRS, parse_degradations
 from .losses import parse_loss
@@ -19,6 +20,8 @@ _data = partial(option, group="data")
 _model = partial(option, group="model")
 _crops = partial(option, group="augmentation")
 _score = partial(option, group="scoring", on_resume="report")
+
+PartShare = Annotated[float, number("above 0 and below 1", lambda n: 0 < n < 1)]
 
 
 @dataclass
@@ -40,7 +43,7 @@ class RestorationDataOptions(ReadingOptions):
     score_channel: Literal["auto", "rgb", "y", "grey"] = _score(
         "auto", "channels that PSNR and SSIM compare; auto: y (BT.601, 16 to 235) for super-resolution, else rgb"
     )
-    score_border: int | Literal["auto"] = _score(
+    score_border: Natural | Literal["auto"] = _score(
         "auto", "pixels at each side that are not compared; auto: the scale for super-resolution, else 0"
     )
     score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
@@ -58,7 +61,6 @@ class RestorationDataOptions(ReadingOptions):
         if not self.data_dir and not self.test_dir:
             raise ValueError("no images are given: --data-dir FOLDER")
         check_template("input_name", self.input_name, "{name}x2")
-        check_ranges(self, least={"score_border": 0})
         check_tiles(self.tile, self.overlap)
 
 
@@ -89,12 +91,12 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
         "rgb, grey, y (luminance of BT.601, 16 to 235; degradations are applied to it: noise:25 is 25 of 219 levels); "
         "auto: grey if all images are, else rgb",
     )
-    test_share: float = _data(0.1, "share of the images that is scored if there is no test folder")
-    crop: int = _crops(64, "side of the random crops of the clean images, in pixels")
-    crops: int = _crops(8, "crops of each image in an epoch")
+    test_share: PartShare = _data(0.1, "share of the images that is scored if there is no test folder")
+    crop: Count = _crops(64, "side of the random crops of the clean images, in pixels")
+    crops: Count = _crops(8, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
     rotate: bool = _crops(True, "turn by 90 degrees at random")
-    mixup: float = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: none")
+    mixup: NotNegative = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: none")
     loss: str = option(
         "charbonnier",
         "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft",
@@ -111,9 +113,6 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
                 f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: leave one of them out"
             )
         parse_loss(self.loss)
-        check_ranges(self, least={"crop": 1, "crops": 1, "mixup": 0})
-        if not 0 < self.test_share < 1:
-            raise ValueError(f"test_share is {self.test_share}, but it must be above 0 and below 1")
 
 
 @dataclass
@@ -128,7 +127,7 @@ class RestorationEvalOptions(RestorationDataOptions):
         None, "how clean images are degraded; pairs: the folder holds both already; none: as in training"
     )
     channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
-    test_share: float | None = _data(None, "share of the images that is scored; none: as in training")
+    test_share: PartShare | None = _data(None, "share of the images that is scored; none: as in training")
 
 
 def verify_command(options: RestorationOptions, folder: str) -> str:

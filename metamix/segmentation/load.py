@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from metamix.models.metadata import (
-    MAX_SIDE,
     ModelMetadata,
     ModelName,
     Splits,
@@ -22,28 +21,23 @@ from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.rules import (
+    SHARE,
     Flag,
     Rule,
     check_entries,
     is_list,
-    is_number,
     is_text,
     is_whole,
     list_of,
     one_of,
     rules_of,
-    whole,
 )
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
-from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS
+from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, Index, Side
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
-
-
-def _is_channel(value: Any) -> bool:
-    return is_number(value) and 0 <= value <= 1
 
 
 def _is_colour(value: Any) -> bool:
@@ -56,11 +50,9 @@ HEAD_ARGS = Rule(
 )
 CLASSES = list_of(f"a list of {MIN_CLASSES} to {MAX_CLASSES} names", is_text, MIN_CLASSES, MAX_CLASSES)
 CROP = list_of("height and width in pixels", lambda n: is_whole(n, 1, MAX_CROP), 2, 2)
-MEAN = list_of("three numbers from 0 to 1", _is_channel, 3, 3)
-STD = list_of("three numbers above 0 and at most 1", lambda n: _is_channel(n) and n > 0, 3, 3)
+MEAN = list_of("three numbers from 0 to 1", SHARE.check, 3, 3)
+STD = list_of("three numbers above 0 and at most 1", lambda n: SHARE.check(n) and n > 0, 3, 3)
 PALETTE = list_of("a list of colours", _is_colour, 0, MAX_CLASSES + 1)
-IGNORED = Rule("a whole number from 0 to 255, or null", lambda value: is_whole(value, 0, 255))
-SIDE = whole(0, MAX_SIDE)
 
 
 @dataclass(frozen=True)
@@ -88,9 +80,9 @@ class SegmenterSpec:
     frozen_norms: Flag
     mean: Annotated[tuple[float, ...], MEAN]
     std: Annotated[tuple[float, ...], STD]
-    min_size: Annotated[int, SIDE] = 0
-    max_size: Annotated[int, SIDE] = 0
-    ignore_index: Annotated[int, IGNORED] | None = 255
+    min_size: Side = 0
+    max_size: Side = 0
+    ignore_index: Index | None = 255
     reduce_zero_label: Flag = False
     palette: Annotated[Palette, PALETTE] | None = None
     train_on: Splits = ()

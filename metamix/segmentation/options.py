@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
 from metamix.models.metadata import MAX_SIDE
 from metamix.models.options import BackboneOptions
 from metamix.models.tiles import check_tiles
-from metamix.utils.options import changed_flags, check_ranges, option
+from metamix.utils.options import changed_flags, option
+from metamix.utils.rules import NotNegative, PositiveShare, Share, whole
 
 from .losses import WEIGHTED, parse_loss
 
@@ -23,6 +24,8 @@ _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
 MAX_CROP = 8192  # sides in pixels
+Index = Annotated[int, whole(0, 255)]  # of the values in mask files
+Side = Annotated[int, whole(0, MAX_SIDE)]
 
 # Arguments of the backbone that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {
@@ -78,20 +81,15 @@ class SegmentationDataOptions(ReadingOptions):
 class LabelOptions:
     """How masks are read. The weight file of a trained model holds these options."""
 
-    ignore_index: int | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
+    ignore_index: Index | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
     reduce_zero_label: bool = _data(
         False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
     )
-    min_size: int = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
-    max_size: int = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
+    min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
+    max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
 
     def check_labels(self) -> None:
-        """Check the ranges of these options."""
-        if self.ignore_index is not None and not 0 <= self.ignore_index <= 255:
-            raise ValueError(f"ignore_index is {self.ignore_index}, but it must be from 0 to 255, or none")
-        check_ranges(self, least={"min_size": 0, "max_size": 0})
-        if max(self.min_size, self.max_size) > MAX_SIDE:
-            raise ValueError(f"min_size is {self.min_size} and max_size {self.max_size}; give at most {MAX_SIDE}")
+        """Check that the limits of the sides fit each other."""
         if self.max_size and self.max_size < self.min_size:
             raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
 
@@ -120,12 +118,12 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
     crop: tuple[int, ...] = _augment(
         (512,), "height and width of the crops to train on in pixels; one number: a square"
     )
-    crop_share: float = _augment(
+    crop_share: PositiveShare = _augment(
         0.75, "largest share of one class in a crop; ten crops are tried; 1: the first is taken"
     )
     pad: bool = _augment(True, "fill images that are smaller than the crop with ignored pixels")
-    flip: float = _augment(0.5, "probability of a horizontal flip")
-    photometric: float = _augment(0.5, "probability of a random change of brightness, contrast and colours")
+    flip: Share = _augment(0.5, "probability of a horizontal flip")
+    photometric: Share = _augment(0.5, "probability of a random change of brightness, contrast and colours")
 
     loss: str = _loss("ce", "ce, ohem, focal, dice, lovasz, or a sum of them such as ce+0.5*dice")
     class_weights: tuple[float, ...] | Literal["none", "median", "log"] = _loss(
@@ -133,7 +131,7 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
         "weights of the classes in ce and ohem: one number each; median: median frequency over frequency; "
         "log: 1 / log(1.02 + frequency)",
     )
-    aux_weight: float = _loss(0.4, "weight of the auxiliary heads")
+    aux_weight: NotNegative = _loss(0.4, "weight of the auxiliary heads")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,7 +145,6 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")
         check_train_on(self.train_on)
-        check_ranges(self, shares=["flip", "photometric"], positive_shares=["crop_share"], least={"aux_weight": 0})
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < 16:
             raise ValueError(
                 f"scales is {self.scales}, but two factors above 0 and below 16 are needed, the smaller first: 0.5,2"
@@ -184,14 +181,14 @@ class SegmentationEvalOptions(SegmentationDataOptions):
     """Options of `metamix eval` for segmentation. Options whose default is none are as in training."""
 
     checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
-    ignore_index: int | Literal["trained"] | None = _data(
+    ignore_index: Index | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none: there is none; trained: as in training"
     )
     reduce_zero_label: bool | None = _data(
         None, "ignore the value 0, and number the classes from 1; none: as in training"
     )
-    min_size: int | None = _data(None, "shorter side that images are resized to, in pixels; none: as in training")
-    max_size: int | None = _data(None, "limit of the longer side of resized images, in pixels; none: as in training")
+    min_size: Side | None = _data(None, "shorter side that images are resized to, in pixels; none: as in training")
+    max_size: Side | None = _data(None, "limit of the longer side of resized images, in pixels; none: as in training")
 
 
 def verify_command(options: SegmentationOptions) -> str:

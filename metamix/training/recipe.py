@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from metamix.utils.files import shipped_folder
 from metamix.utils.options import (
+    Options,
     Parser,
     check_needs,
-    check_ranges,
     convert,
     dump_yaml,
     option,
@@ -25,6 +25,7 @@ from metamix.utils.options import (
     read_yaml,
     with_defaults,
 )
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, whole
 from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.utils.user_modules import add_imports, import_modules
@@ -35,42 +36,48 @@ _optimizer = partial(option, group="optimizer", on_resume="report")
 _average = partial(option, group="weight averaging", on_resume="report")
 _speed = partial(option, group="precision and speed", on_resume="report")
 
+Seed = Annotated[int, whole(0, 2**63 - 1)]
+Minutes = Annotated[float, Rule("a number of at least 0", lambda n: n >= 0)]  # infinite: at the ends of epochs only
+Norm = Annotated[float, Rule("a number above 0; leave it out to clip nothing", lambda n: n > 0)]
+
 
 @dataclass
-class EngineOptions:
+class EngineOptions(Options):
     """Options of the training engine, which hold for every task."""
 
     output: str = _run("", "run folder; if not given, a folder in runs/ named by data, model and seed")
     resume: str = _run("", "checkpoint to continue from if the run folder has none")
-    seed: int = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
+    seed: Seed = _run(0, "seed of weights, sample order, augmentation and dropout", on_resume="refuse")
     device: str = _run("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and the time of a step, then stop")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
-    log_every: int = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
-    checkpoint_minutes: float = _run(10.0, "minutes between checkpoints; the end of an epoch writes one too")
-    eval_every: int = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
+    log_every: Count = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
+    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints; the end of an epoch writes one too")
+    eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
-    epochs: int = _schedule(10, "passes over the training split, including warm-up")
-    iterations: int = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
-    batch_size: int = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
-    micro_batch: int = _schedule(
+    epochs: Count = _schedule(10, "passes over the training split, including warm-up")
+    iterations: Natural = _schedule(0, "training steps, rounded to whole epochs; 0: train for --epochs")
+    batch_size: Count = _schedule(128, "samples per step, over all processes together", on_resume="refuse")
+    micro_batch: Natural = _schedule(
         0, "samples per forward pass of a process, whose gradients accumulate; 0: its whole share at once"
     )
-    lr: float = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
-    min_lr: float = _schedule(
+    lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
+    min_lr: NotNegative = _schedule(
         1e-5, "learning rate at the end of the schedule", needs="schedule cosine or schedule linear or schedule poly"
     )
     schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule(
         "cosine", "learning rate schedule after warm-up"
     )
-    power: float = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
-    warmup_epochs: float = _schedule(1.0, "epochs of linear warm-up")
-    warmup_lr: float = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
+    power: NotNegative = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
+    warmup_epochs: NotNegative = _schedule(1.0, "epochs of linear warm-up")
+    warmup_lr: NotNegative = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or another of timm's", on_resume="refuse")
-    weight_decay: float = _optimizer(0.05, "weight decay; not applied to vectors, such as biases, norms and scales")
-    momentum: float = _optimizer(0.9, "momentum, for optimizers that have one")
-    layer_decay: float | None = _optimizer(
+    weight_decay: NotNegative = _optimizer(
+        0.05, "weight decay; not applied to vectors, such as biases, norms and scales"
+    )
+    momentum: NotNegative = _optimizer(0.9, "momentum, for optimizers that have one")
+    layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
     lr_factors: dict[str, Any] = option(
@@ -79,7 +86,7 @@ class EngineOptions:
         group="optimizer",
         on_resume="refuse",
     )
-    clip_grad: float | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
+    clip_grad: Norm | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
     opt_args: dict[str, Any] = option(
         {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", group="optimizer", on_resume="refuse"
     )
@@ -90,7 +97,7 @@ class EngineOptions:
     ema: bool = _average(
         False, "keep an exponential moving average of the weights, and evaluate it too", on_resume="refuse"
     )
-    ema_decay: float = _average(0.9999, "decay of the average; lower in the first steps", needs="ema")
+    ema_decay: ShareBelowOne = _average(0.9999, "decay of the average; lower in the first steps", needs="ema")
     score: Literal["auto", "last", "ema"] = _average(
         "auto", "weights to evaluate on the test split and to save; auto: the average if there is one"
     )
@@ -108,14 +115,7 @@ class EngineOptions:
     )
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("epochs", "batch_size", "log_every", "eval_every"), 1)
-        least |= dict.fromkeys(("seed", "iterations", "micro_batch", "warmup_epochs"), 0)
-        least |= dict.fromkeys(("lr", "min_lr", "warmup_lr", "power", "weight_decay", "momentum"), 0)
-        check_ranges(self, least=least)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}, but it must be below 2^63")
-        if not self.checkpoint_minutes >= 0:  # infinite: only at the ends of epochs
-            raise ValueError(f"checkpoint_minutes is {self.checkpoint_minutes}, but it must be at least 0")
+        super().__post_init__()
         if self.dry_run and self.resume:
             raise ValueError(f"a dry run reads no checkpoint: leave out --dry-run, or --resume {self.resume}")
         if not self.iterations:
@@ -124,15 +124,9 @@ class EngineOptions:
             raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}; lower min_lr")
         if self.warmup_epochs and self.warmup_lr > self.lr:
             raise ValueError(f"warmup_lr is {self.warmup_lr}, above lr, which is {self.lr}; lower warmup_lr")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise ValueError(f"clip_grad is {self.clip_grad}, but it must be above 0; leave it out to clip nothing")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}, but it must be above 0 and at most 1, such as 0.75")
         for part, factor in self.lr_factors.items():
             if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
                 raise ValueError(f"lr_factors has {factor!r} for {part}, but a factor is a number of at least 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}, but it must be at least 0 and below 1")
         if self.score == "ema" and not self.ema:
             raise ValueError("score is 'ema', but no average is kept; add --ema, or use --score last")
         if self.score == "auto":

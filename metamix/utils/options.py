@@ -1,17 +1,17 @@
 """Declare options as dataclass fields, and read them from YAML and from the command line.
 
 A field's name is its key in YAML and, with dashes, its flag. Its annotation is its type, which pydantic checks: bool,
-int, float, str, dict, tuple[X, ...], Literal[...], or a union such as `int | None`.
+int, float, str, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
+`Share`, also say which values are accepted; see `metamix.utils.rules`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -19,10 +19,26 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from .rules import rules_of
 from .text import did_you_mean
 
 YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
 METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "YAML"}
+
+
+@dataclass
+class Options:
+    """Base class of options, which checks each by the rule in its type.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, rule in rules_of(type(self)).items():
+            value = getattr(self, name)
+            if not rule.check(value):
+                raise ValueError(f"{name} is {value!r}, but it must be {rule.accepted}")
 
 
 def option(
@@ -82,43 +98,6 @@ def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mappin
         if needs and not any(str(values[other]) in wanted if wanted else values[other] for other, *wanted in needs):
             needed = " or ".join(" ".join([_flag(other), *wanted]) for other, *wanted in needs)
             raise ValueError(f"{_flag(name)} has no effect without {needed}; give both or neither")
-
-
-def check_ranges(
-    options: Any,
-    *,
-    shares: Sequence[str] = (),
-    positive_shares: Sequence[str] = (),
-    shares_below_one: Sequence[str] = (),
-    least: Mapping[str, float] | None = None,
-) -> None:
-    """Check the ranges of options.
-
-    Args:
-        options: a dataclass of options.
-        shares: names of options from 0 to 1.
-        positive_shares: names of options above 0 and at most 1.
-        shares_below_one: names of options of at least 0 and below 1.
-        least: smallest value of further options, by their names; those that are None or "auto" are not checked.
-
-    Raises:
-        ValueError: a value is out of range, infinite or NaN.
-    """
-    for name in shares:
-        if not 0 <= getattr(options, name) <= 1:
-            raise ValueError(f"{name} is {getattr(options, name)}, but it must be between 0 and 1")
-    for name in positive_shares:
-        if not 0 < getattr(options, name) <= 1:
-            raise ValueError(f"{name} is {getattr(options, name)}, but it must be above 0 and at most 1")
-    for name in shares_below_one:
-        if not 0 <= getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}, but it must be at least 0 and below 1")
-    for name, bound in (least or {}).items():
-        value = getattr(options, name)
-        if value not in (None, "auto") and not value >= bound:
-            raise ValueError(f"{name} is {value}, but it must be at least {bound}")
-        if value == math.inf:
-            raise ValueError(f"{name} is inf, but it must be finite")
 
 
 def changed_flags(options: Any, *names: str) -> list[str]:

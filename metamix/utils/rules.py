@@ -1,20 +1,23 @@
-"""Check the entries of files, which are untrusted.
+"""State what an option or an entry of a file may be in the type of a dataclass field, and check it.
 
-What an entry may be stands in the type of a dataclass field: `size: Annotated[int, whole(1, 16)]`. `rules_of` reads the
-rules of a dataclass, and `check_entries` applies them.
+    size: Annotated[int, whole(1, 16)]
+    flip: Share
+
+`rules_of` reads the rules of a dataclass. Options check them when they are made; `check_entries` checks a file's.
 """
 
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NoReturn, TypeGuard, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 METAMIX_FILE = "Give a file that metamix train wrote"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What an entry of a file may be.
+    """What a value may be.
 
     Attributes:
         accepted: in words.
@@ -25,9 +28,10 @@ class Rule:
     check: Callable[[Any], bool]
 
 
-def whole(low: int, high: int) -> Rule:
+def whole(low: int, high: int | None = None) -> Rule:
     """Accept whole numbers from `low` to `high`."""
-    return Rule(f"a whole number from {low} to {high:,}", lambda value: is_whole(value, low, high))
+    accepted = f"of at least {low}" if high is None else f"from {low} to {high:,}"
+    return Rule(f"a whole number {accepted}", lambda value: is_whole(value, low, high))
 
 
 def number(accepted: str, within: Callable[[float], bool]) -> Rule:
@@ -50,9 +54,9 @@ def is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str)
 
 
-def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
+def is_whole(value: object, low: int, high: int | None = None) -> TypeGuard[int]:
     """Return whether a value is a whole number from `low` to `high`; true and false do not count."""
-    return type(value) is int and low <= value <= high
+    return type(value) is int and low <= value and (high is None or value <= high)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -66,21 +70,40 @@ def is_list(value: object, check: Callable[[Any], bool], least: int, most: int) 
     return isinstance(value, (list, tuple)) and least <= len(value) <= most and all(map(check, value))
 
 
+SHARE = number("from 0 to 1", lambda n: 0 <= n <= 1)
+SHARE_BELOW_ONE = number("of at least 0 and below 1", lambda n: 0 <= n < 1)
+
 Text = Annotated[str, Rule("a string", is_text)]
 Flag = Annotated[bool, Rule("true or false", lambda value: isinstance(value, bool))]
+Share = Annotated[float, SHARE]
+PositiveShare = Annotated[float, number("above 0 and at most 1", lambda n: 0 < n <= 1)]
+ShareBelowOne = Annotated[float, SHARE_BELOW_ONE]
+NotNegative = Annotated[float, number("that is finite and at least 0", lambda n: n >= 0)]
+Positive = Annotated[float, number("that is finite and above 0", lambda n: n > 0)]
+Natural = Annotated[int, whole(0)]
+Count = Annotated[int, whole(1)]
 
 
-def rules_of(cls: type) -> dict[str, Rule]:
-    """Return the rules in the types of a dataclass's fields, by name. A type `... | None` accepts None, too."""
+def rules_of(cls: type) -> Mapping[str, Rule]:
+    """Return the rules in the types of a dataclass's fields, by name.
+
+    A type such as `Share | None` accepts None, too, and `Share | Literal["auto"]` the word.
+    """
     rules: dict[str, Rule] = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        members = [hint, *get_args(hint)]
-        found = [rule for member in members for rule in getattr(member, "__metadata__", ()) if isinstance(rule, Rule)]
-        if found and type(None) in members:
-            rules[name] = replace(found[0], check=_or_none(found[0].check))
-        elif found:
-            rules[name] = found[0]
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+        words += [None] * (NoneType in members)
+        for member in members:
+            for rule in getattr(member, "__metadata__", ()):
+                if isinstance(rule, Rule):
+                    rules[name] = accept_also(words, rule) if words else rule
     return rules
+
+
+def accept_also(words: Collection[str | None], rule: Rule) -> Rule:
+    """Accept some words, or None, and what another rule accepts. Messages do not mention them."""
+    return replace(rule, check=lambda value: value in words or rule.check(value))
 
 
 def check_entries(
@@ -120,7 +143,3 @@ def refuse_entry(
     """Raise ValueError for an entry of a file; see `check_entries`."""
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     raise ValueError(f"{source}: {name} in {place} is {shown}; accepted is {accepted}. {remedy}")
-
-
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)

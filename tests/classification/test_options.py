@@ -14,16 +14,16 @@ def test_weights_of_no_teacher_are_refused():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"smoothing": 1.0}, "smoothing is 1.0, but it must be at least 0 and below 1"),
-        ({"drop_path": 1.0}, "drop_path is 1.0, but it must be at least 0 and below 1"),
-        ({"temperature": 0.0}, "temperature is 0.0, but it must be above 0 and finite"),
-        ({"temperature": float("inf")}, "temperature is inf, but it must be above 0 and finite"),
-        ({"mixup": float("inf")}, "mixup is inf, but it must be finite"),
+        ({"smoothing": 1.0}, "smoothing is 1.0, but it must be a number of at least 0 and below 1"),
+        ({"drop_path": 1.0}, "drop_path is 1.0, but it must be a number of at least 0 and below 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, but it must be a number that is finite and above 0"),
+        ({"temperature": float("inf")}, "temperature is inf, but it must be a number that is finite and above 0"),
+        ({"mixup": float("inf")}, "mixup is inf, but it must be a number that is finite and"),
         (
             {"pretrained": True, "checkpoint": "f"},
             r"pretrained and checkpoint \(f\) both say where weights come from: give one",
         ),
-        ({"flip": 2.0}, "flip is 2.0, but it must be between 0 and 1"),
+        ({"flip": 2.0}, "flip is 2.0, but it must be a number from 0 to 1"),
         ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out of"),
         ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out of"),
         (

@@ -488,11 +488,11 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(flip=2), "flip is 2, but it must be between 0 and 1"),
+        (dict(flip=2), "flip is 2, but it must be a number from 0 to 1"),
         (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but two factors are needed, the smaller first"),
         (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but two factors are needed"),
         (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
-        (dict(workers=-1), "workers is -1, but it must be at least 0"),
+        (dict(workers=-1), "workers is -1, but it must be a whole number of at least 0"),
         (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
         (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
         (dict(detector_args={"score_thresh": "high"}), "detector_args has score_thresh: 'high'; accepted are true"),

@@ -209,7 +209,7 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
         ({"min_size": -1}, "min_size in the metadata is -1"),
         (
             {"ignore_index": 256},
-            "ignore_index in the metadata is 256; accepted is a whole number from 0 to 255, or",
+            "ignore_index in the metadata is 256; accepted is a whole number from 0 to 255",
         ),
         ({"palette": [[0, 0]]}, "palette in the metadata is"),
         ({"frozen_norms": 1}, "frozen_norms in the metadata is 1; accepted is true or false"),
