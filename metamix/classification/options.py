@@ -46,7 +46,7 @@ class ClassificationEvalOptions(LocationOptions):
     test_share: PositiveShare | None = _data(
         None, "share that is scored in a folder without a test split; none: as in training, or all of another folder"
     )
-    holdout: float | None = _data(None, "share of train that is held out; none: as in training")
+    holdout: ShareBelowOne | None = _data(None, "share of train that is held out; none: as in training")
     memory: Literal["auto", "yes", "no"] | None = _data(None, "decode all images at the start; none: as in training")
     img_size: Count | None = _data(None, "side of the images in pixels; none: as in training")
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = _data(
@@ -61,7 +61,8 @@ class ClassificationEvalOptions(LocationOptions):
     )
 
     def __post_init__(self) -> None:
-        ModelOptions(**self.given())  # checks the ranges
+        super().__post_init__()
+        ModelOptions(**self.given())  # checks the options together
 
     def given(self) -> dict[str, Any]:
         """Return the options that have a value."""

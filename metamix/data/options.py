@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from metamix.utils.options import Options, changed_flags, option
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share, ShareBelowOne
 
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
@@ -47,7 +47,7 @@ class SourceOptions(LocationOptions):
     """Which images a data set gives."""
 
     test_share: PositiveShare = _source(0.1, "share of the images that is scored in a folder without a test split")
-    holdout: float = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
+    holdout: ShareBelowOne = _source(0.0, "share of train kept out for tuning; the same samples for every seed")
     memory: Literal["auto", "yes", "no"] = _source(
         "auto", "decode all images at the start; auto: if they are small and of one size"
     )

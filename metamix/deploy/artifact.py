@@ -31,11 +31,13 @@ HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
 
 
-SHAPE = list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
-NAMES = list_of("a list of names", is_text, 0, 1_000)
-MAPPING = Rule("a mapping", lambda value: isinstance(value, dict))
-# OpenVINO has properties that name files.
-HINT_RULE = Rule(f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values())
+Shape = Annotated[
+    tuple[int | None, ...], list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
+]
+Names = Annotated[tuple[str, ...], list_of("a list of names", is_text, 0, 1_000)]
+# No other property: some of OpenVINO's name files, and export.json is untrusted.
+Hints = Annotated[dict[str, str], Rule(f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values())]
+Plain = Annotated[dict[str, Any], Rule("a mapping", lambda value: isinstance(value, dict))]
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Artifact:
     format: str
     precision: str
     model: ModelMetadata
-    input_shape: Annotated[tuple[int | None, ...], SHAPE]
-    outputs: Annotated[tuple[str, ...], NAMES]
-    hints: Annotated[dict[str, str], HINT_RULE] = field(default_factory=dict)
-    extra: Annotated[dict[str, Any], MAPPING] = field(default_factory=dict)
-    versions: Annotated[dict[str, str], MAPPING] = field(default_factory=dict)
+    input_shape: Shape
+    outputs: Names
+    hints: Hints = field(default_factory=dict)
+    extra: Plain = field(default_factory=dict)
+    versions: Plain = field(default_factory=dict)
 
     @property
     def file(self) -> str:

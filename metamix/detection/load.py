@@ -22,7 +22,7 @@ from metamix.models.metadata import (
 from metamix.models.same_function import check_described_size
 from metamix.models.weights import find_weights
 from metamix.utils.rules import (
-    METAMIX_FILE,
+    REMEDY,
     Flag,
     Rule,
     check_entries,
@@ -30,17 +30,15 @@ from metamix.utils.rules import (
     is_text,
     is_whole,
     list_of,
-    number,
     one_of,
     refuse_entry,
     rules_of,
-    whole,
 )
 from metamix.utils.tensor_files import load_into, load_weights
 
-from .anchors import ANCHOR_SCALE, MAX_ANCHOR_SCALE
+from .anchors import ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
-from .options import MAX_SIDE, NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, is_setting
+from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
 
 
 def _are_detector_args(value: Any) -> bool:
@@ -51,11 +49,12 @@ def _are_levels(value: Any) -> bool:
     return is_list(value, lambda index: is_whole(index, 0, 3), 1, 4) and list(value) == sorted(set(value))
 
 
-Side = Annotated[int, whole(1, MAX_SIDE)]
-DETECTOR_ARGS = Rule("a mapping of options to numbers, without the options of metamix train", _are_detector_args)
-CLASSES = list_of("a list of at least one name", is_text, 1, MAX_CLASSES)
-LEVELS = Rule("an ascending list of 0 to 3", _are_levels)
-SCALE = number(f"above 0 and at most {MAX_ANCHOR_SCALE}", lambda n: 0 < n <= MAX_ANCHOR_SCALE)
+DetectorArgs = Annotated[
+    dict[str, Any],
+    Rule("a mapping of options to numbers, without the options of metamix train", _are_detector_args),
+]
+Classes = Annotated[tuple[str, ...], list_of("a list of at least one name", is_text, 1, MAX_CLASSES)]
+Levels = Annotated[tuple[int, ...], Rule("an ascending list of 0 to 3", _are_levels)]
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,17 @@ class DetectorSpec:
     """
 
     detector: Annotated[str, one_of(DETECTORS)]
-    detector_args: Annotated[dict[str, Any], DETECTOR_ARGS]
+    detector_args: DetectorArgs
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
-    classes: Annotated[tuple[str, ...], CLASSES]
-    out_indices: Annotated[tuple[int, ...], LEVELS]
+    classes: Classes
+    out_indices: Levels
     extra: Annotated[str, one_of(EXTRA)]
-    out_channels: Annotated[int, whole(1, 4096)]
+    out_channels: Channels
     frozen_norms: Flag
     min_size: Side
     max_size: Side
-    anchor_scale: Annotated[float, SCALE] | None = None
+    anchor_scale: AnchorScale | None = None
     train_on: Splits = ()
 
     @classmethod
@@ -106,7 +105,7 @@ class DetectorSpec:
         if unknown:
             raise ValueError(
                 f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
-                f"{values['detector']}. {METAMIX_FILE}"
+                f"{values['detector']}. {REMEDY}"
             )
         if values["detector"] != "retinanet":
             values["anchor_scale"] = None

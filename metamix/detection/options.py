@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from metamix.data.options import ReadingOptions, check_train_on
 from metamix.models.options import BackboneOptions
 from metamix.utils.options import option
-from metamix.utils.rules import Share
+from metamix.utils.rules import Share, number, whole
 
 from .anchors import MAX_ANCHOR_SCALE
 
@@ -31,6 +31,11 @@ NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize
 
 MAX_SETTING = 65_536  # of any number in detector_args
 MAX_SIDE = 8192  # of resized images, in pixels
+Side = Annotated[int, whole(1, MAX_SIDE)]
+Channels = Annotated[int, whole(1, 4096)]
+AnchorScale = Annotated[
+    float, number(f"a number above 0 and at most {MAX_ANCHOR_SCALE}", lambda n: 0 < n <= MAX_ANCHOR_SCALE)
+]
 
 
 def is_setting(value: object) -> bool:
@@ -77,8 +82,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     train_on: tuple[str, ...] = option(
         ("train",), "splits to train on; val is held out unless it is one of them", group="data"
     )
-    min_size: int = option(800, "shorter side of the images, in pixels", group="data")
-    max_size: int = option(1333, "limit of the longer side of the images, in pixels", group="data")
+    min_size: Side = option(800, "shorter side of the images, in pixels", group="data")
+    max_size: Side = option(1333, "limit of the longer side of the images, in pixels", group="data")
 
     detector: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn"] = option(
         "retinanet", "detector on top of the backbone", group="model"
@@ -86,12 +91,12 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     detector_args: dict = option(
         {}, "further arguments of torchvision's detector, as YAML: '{score_thresh: 0.1}'", group="model"
     )
-    anchor_scale: float | Literal["auto"] = option(
+    anchor_scale: AnchorScale | Literal["auto"] = option(
         "auto",
         "RetinaNet's smallest anchors, in strides; auto: 4, or what the boxes to train on need",
         group="model",
     )
-    out_channels: int = option(256, "channels of the pyramid and the head", group="model")
+    out_channels: Channels = option(256, "channels of the pyramid and the head", group="model")
     out_indices: tuple[int, ...] = option(
         (), "pyramid levels, 0 to 3 for strides 4 to 32; empty: those of the published detector", group="model"
     )
@@ -110,6 +115,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     iou_crop: Share = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
 
     def __post_init__(self) -> None:
+        self.take_anchor_scale()
         super().__post_init__()
         self.check_backbone(NOT_MODEL_ARGS)
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
@@ -125,16 +131,14 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
                     f"detector_args has {name}: {value!r:.80}; accepted are true, false, null, numbers up to "
                     f"{MAX_SETTING:,}, and lists of these"
                 )
-        self.check_anchor_scale()
+        if self.anchor_scale != "auto" and self.detector != "retinanet":
+            raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
         check_train_on(self.train_on)
-        if not 0 < self.min_size <= self.max_size <= MAX_SIDE:
-            raise ValueError(
-                f"min_size is {self.min_size} and max_size {self.max_size}; both must be from 1 to {MAX_SIDE}, and "
-                f"min_size the smaller"
-            )
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size is {self.min_size}, above max_size, which is {self.max_size}; lower min_size")
 
-    def check_anchor_scale(self) -> None:
-        """Check anchor_scale, which older recipes give in detector_args."""
+    def take_anchor_scale(self) -> None:
+        """Take anchor_scale from detector_args, where older recipes have it."""
         old = self.detector_args.get("anchor_scale")
         if old is not None:
             if self.anchor_scale not in ("auto", old):
@@ -142,14 +146,6 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
                     f"anchor_scale is {self.anchor_scale}, and detector_args has anchor_scale {old}; give one of them"
                 )
             self.anchor_scale = old
-        if self.anchor_scale == "auto":
-            return
-        if self.detector != "retinanet":
-            raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
-        if type(self.anchor_scale) not in (int, float) or not 0 < self.anchor_scale <= MAX_ANCHOR_SCALE:
-            raise ValueError(
-                f"anchor_scale is {self.anchor_scale}, but it must be auto, or above 0 and at most {MAX_ANCHOR_SCALE}"
-            )
 
 
 def verify_command(options: DetectionDataOptions) -> str:

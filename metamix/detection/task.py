@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metamix.data.options import train_command
 from metamix.models.backbone import EXTRA
-from metamix.models.metadata import ModelMetadata, check_same_parts
+from metamix.models.metadata import ModelMetadata, check_trained_with
 from metamix.models.registry import check_model, published_name
 from metamix.models.weights import find_weights
 from metamix.training.task import Batch
@@ -114,7 +114,7 @@ class DetectionModel:
         if of_detector:
             source = options.checkpoint or "the checkpoint"
             spec = DetectorSpec.from_dict(start, source)
-            check_same_parts(spec, self.spec(), ("detector", "model"), source)
+            check_trained_with("detector", spec.detector, options.detector, source)
             self.frozen_norms = spec.frozen_norms
             model = self.spec().build()
             set_statistics(model, ModelMetadata.from_dict(start, source), source)

@@ -8,7 +8,7 @@ range.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from metamix.utils.rules import (
     Text,
     accept_also,
     check_entries,
+    check_entry,
     is_list,
     is_number,
     is_text,
@@ -29,6 +30,7 @@ from metamix.utils.rules import (
     one_of,
     refuse_entry,
     rules_of,
+    shown,
     whole,
 )
 
@@ -49,7 +51,7 @@ MAX_BLOCKS = 256
 MAX_NUMBER = 65_536  # of any number in model_args: widths, depths, rates
 MAX_LENGTH = 1_000  # entries of a list and characters of a string in model_args
 MAX_NESTING = 4  # lists and dicts inside each other in model_args
-REMEDY = "Use a file that metamix wrote, or save the tensors without metadata."
+REMEDY = "Use a file that metamix wrote, or save the tensors without metadata"
 
 
 def _is_img_size(value: object) -> bool:
@@ -58,23 +60,31 @@ def _is_img_size(value: object) -> bool:
 
 NUM_CLASSES, IN_CHANS = whole(0, MAX_CLASSES), whole(1, MAX_CHANNELS)
 IMG_SIZE = Rule(f"a side in pixels from 1 to {MAX_IMG_SIZE:,}, or (height, width)", _is_img_size)
-MODEL = Rule(
-    "the name of a registered model, such as metaformer_raft_s12; not a hub or path",
-    lambda value: is_text(value) and re.fullmatch(r"\w[\w.\-]{0,199}", value) is not None,
-)
-MODEL_ARGS = Rule(
-    "a mapping of argument names to plain values",
-    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in value),
-)
-MEAN = list_of(f"a list of 1 to {MAX_CHANNELS} numbers, one per channel", is_number, 1, MAX_CHANNELS)
-STD = list_of(
-    f"a list of 1 to {MAX_CHANNELS} numbers above 0, one per channel",
-    lambda n: is_number(n) and n > 0,
-    1,
-    MAX_CHANNELS,
-)
-CLASSES = list_of(f"a list of at most {MAX_CLASSES:,} names", is_text, 0, MAX_CLASSES)
-CROP_PCT = number("above 0 and at most 2", lambda n: 0 < n <= 2)
+ModelName = Annotated[
+    str,
+    Rule(
+        "the name of a registered model, such as metaformer_raft_s12; not a hub or path",
+        lambda value: is_text(value) and re.fullmatch(r"\w[\w.\-]{0,199}", value) is not None,
+    ),
+]
+ModelArgs = Annotated[
+    dict[str, Any], Rule("a mapping of argument names to plain values", lambda value: isinstance(value, Mapping))
+]
+Mean = Annotated[
+    tuple[float, ...],
+    list_of(f"a list of 1 to {MAX_CHANNELS} numbers, one per channel", is_number, 1, MAX_CHANNELS),
+]
+Std = Annotated[
+    tuple[float, ...],
+    list_of(
+        f"a list of 1 to {MAX_CHANNELS} numbers above 0, one per channel",
+        lambda n: is_number(n) and n > 0,
+        1,
+        MAX_CHANNELS,
+    ),
+]
+CropPct = Annotated[float, number("a number above 0 and at most 2", lambda n: 0 < n <= 2)]
+Classes = Annotated[tuple[str, ...], list_of(f"a list of at most {MAX_CLASSES:,} names", is_text, 0, MAX_CLASSES)]
 
 # Rules of the entries of model_args
 
@@ -135,16 +145,16 @@ class ModelMetadata:
     """
 
     task: Text | None = None
-    model: Annotated[str, MODEL] | None = None
-    model_args: Annotated[dict[str, Any], MODEL_ARGS] = field(default_factory=dict)
+    model: ModelName | None = None
+    model_args: ModelArgs = field(default_factory=dict)
     num_classes: Annotated[int, NUM_CLASSES] | None = None
     in_chans: Annotated[int, IN_CHANS] | None = None
     img_size: Annotated[int | tuple[int, int], IMG_SIZE] | None = None
-    mean: Annotated[tuple[float, ...], MEAN] | None = None
-    std: Annotated[tuple[float, ...], STD] | None = None
+    mean: Mean | None = None
+    std: Std | None = None
     interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
-    crop_pct: Annotated[float, CROP_PCT] | None = None
-    classes: Annotated[tuple[str, ...], CLASSES] | None = None
+    crop_pct: CropPct | None = None
+    classes: Classes | None = None
     data: Text | None = None
     holdout: ShareBelowOne | None = None
     memory: Annotated[str, one_of(MEMORY)] | None = None
@@ -169,16 +179,17 @@ class ModelMetadata:
         rules = rules_of(cls)
         known = {name: raw[name] for name in rules if raw.get(name) is not None}
         check_entries(known, {name: rules[name] for name in known}, source, remedy=REMEDY)
-        check_arguments(known.get("model_args", {}), source)
+        _check_model_args(known.get("model_args", {}), source)
         extra = {str(key): value for key, value in raw.items() if key not in rules}
-        found = cls(**{name: to_tuples(value) for name, value in known.items()}, extra=extra)
+        known = {name: to_tuples(value) for name, value in known.items()}
+        found = cls(**known | {"model_args": dict(known.get("model_args", {})), "extra": extra})
         if found.classes is not None and found.num_classes not in (None, len(found.classes)):
             accepted = f"{found.num_classes} names, as many as num_classes"
-            refuse_entry("classes", found.classes, accepted, source, remedy=REMEDY)
+            refuse_entry("classes", found.classes, accepted, source, REMEDY)
         for name, values in (("mean", found.mean), ("std", found.std)):
             if values is not None and found.in_chans not in (None, len(values)):
                 accepted = f"{found.in_chans} numbers, one for each of in_chans"
-                refuse_entry(name, values, accepted, source, remedy=REMEDY)
+                refuse_entry(name, values, accepted, source, REMEDY)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,16 +219,17 @@ class ModelMetadata:
         return {key: value for key, value in known.items() if value is not None}
 
 
-def check_arguments(arguments: Mapping[str, Any], source: object) -> None:
+def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
     """Raise ValueError if `model_args` has an argument that a file may not set, or a value out of range."""
-    rules = {name: ARGUMENTS.get(name, PLAIN) for name in arguments}
-    values, named = ({f"model_args[{name!r}]": part[name] for name in arguments} for part in (arguments, rules))
-    check_entries(values, named, source, remedy=REMEDY)
+    for name, value in arguments.items():
+        place = f"model_args[{shown(name)}]"
+        if not (is_text(name) and name.isidentifier()):
+            refuse_entry(place, value, "a name of an argument in the brackets", source, REMEDY)
+        check_entry(place, value, ARGUMENTS.get(name, PLAIN), source, remedy=REMEDY)
 
 
 # Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
 
-ModelName = Annotated[str, Rule("the name of a registered model", is_text)]  # `ModelMetadata` checks it
 Splits = Annotated[tuple[str, ...], list_of("a list of splits", is_text, 0, MAX_LENGTH)]
 
 
@@ -244,22 +256,14 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
         )
 
 
-def check_same_parts(theirs: Any, own: Any, names: Iterable[str], source: object) -> None:
-    """Check that a network's weights are of the parts that a run builds, before tensors are compared.
-
-    Args:
-        theirs: what the file says of the network, a `DetectorSpec` or a `SegmenterSpec`.
-        own: the same of the run.
-        names: attributes to compare, which are options of the run.
-        source: the file's name, for the message.
+def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
+    """Check that a file has the detector or the head that a run builds: a message about tensors would say less.
 
     Raises:
-        ValueError: one differs.
+        ValueError: it has another one.
     """
-    for name in names:
-        found, wanted = (str(getattr(spec, name)).partition(".")[0] for spec in (theirs, own))
-        if found != wanted:
-            raise ValueError(f"{source} was trained with the {name} {found}, not {wanted}: give --{name} {found}")
+    if trained != chosen:
+        raise ValueError(f"{source} was trained with the {option} {trained}, not {chosen}: give --{option} {trained}")
 
 
 def arguments_without(names: Collection[str]) -> Rule:

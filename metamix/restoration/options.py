@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from metamix.data.options import ReadingOptions, check_template
 from metamix.models.options import BackboneOptions
 from metamix.models.tiles import check_tiles
 from metamix.utils.options import changed_flags, option
-from metamix.utils.rules import Count, Natural, NotNegative, number
+from metamix.utils.rules import Count, Natural, NotNegative, ShareBetween
 
 from .degradations import PAIRS, parse_degradations
 from .losses import parse_loss
@@ -20,8 +20,6 @@ _data = partial(option, group="data")
 _model = partial(option, group="model")
 _crops = partial(option, group="augmentation")
 _score = partial(option, group="scoring", on_resume="report")
-
-PartShare = Annotated[float, number("above 0 and below 1", lambda n: 0 < n < 1)]
 
 
 @dataclass
@@ -50,7 +48,7 @@ class RestorationDataOptions(ReadingOptions):
     tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
     overlap: int = _score(32, "least overlap of neighbouring tiles, in pixels", needs="tile")
     ensemble: bool = _score(False, "average over eight orientations of the images to score; takes eight times as long")
-    local_pooling: int = _score(
+    local_pooling: Natural = _score(
         0,
         "side of the windows that MAXIM's channel attention averages over while scoring, such as the crop of "
         "training, in pixels of its input; 0: the whole image",
@@ -91,7 +89,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
         "rgb, grey, y (luminance of BT.601, 16 to 235; degradations are applied to it: noise:25 is 25 of 219 levels); "
         "auto: grey if all images are, else rgb",
     )
-    test_share: PartShare = _data(0.1, "share of the images that is scored if there is no test folder")
+    test_share: ShareBetween = _data(0.1, "share of the images that is scored if there is no test folder")
     crop: Count = _crops(64, "side of the random crops of the clean images, in pixels")
     crops: Count = _crops(8, "crops of each image in an epoch")
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
@@ -127,7 +125,7 @@ class RestorationEvalOptions(RestorationDataOptions):
         None, "how clean images are degraded; pairs: the folder holds both already; none: as in training"
     )
     channels: Literal["auto", "rgb", "grey", "y"] | None = _data(None, "rgb, grey or y; none: as in training")
-    test_share: PartShare | None = _data(None, "share of the images that is scored; none: as in training")
+    test_share: ShareBetween | None = _data(None, "share of the images that is scored; none: as in training")
 
 
 def verify_command(options: RestorationOptions, folder: str) -> str:

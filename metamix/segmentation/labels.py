@@ -1,6 +1,6 @@
 """Masks: the values in their files, the labels of training, and the colours of the classes.
 
-A mask file holds a whole number for each pixel: it is a grey PNG, also one of three equal channels, or one with a
+A mask file holds a whole number for each pixel: it is a grey PNG, with one channel or three equal ones, or a PNG with a
 palette. A mask in colour is read with the palette of the data set. `Labels` maps the values to the labels 0, 1, ...;
 ignored pixels get the label 255. Every other value is refused with the file's name.
 """

@@ -21,6 +21,7 @@ from metamix.models.same_function import check_described_size
 from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.rules import (
+    POSITIVE_SHARE,
     SHARE,
     Flag,
     Rule,
@@ -35,7 +36,7 @@ from metamix.utils.rules import (
 from metamix.utils.tensor_files import load_into, load_weights
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
-from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, Index, Side
+from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
@@ -44,15 +45,20 @@ def _is_colour(value: Any) -> bool:
     return is_list(value, lambda n: is_whole(n, 0, 255), 3, 3)
 
 
-HEAD_ARGS = Rule(
-    "a mapping of options to plain values, without those of metamix train",
-    lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
-)
-CLASSES = list_of(f"a list of {MIN_CLASSES} to {MAX_CLASSES} names", is_text, MIN_CLASSES, MAX_CLASSES)
-CROP = list_of("height and width in pixels", lambda n: is_whole(n, 1, MAX_CROP), 2, 2)
-MEAN = list_of("three numbers from 0 to 1", SHARE.check, 3, 3)
-STD = list_of("three numbers above 0 and at most 1", lambda n: SHARE.check(n) and n > 0, 3, 3)
-PALETTE = list_of("a list of colours", _is_colour, 0, MAX_CLASSES + 1)
+HeadArgs = Annotated[
+    dict[str, Any],
+    Rule(
+        "a mapping of options to plain values, without those of metamix train",
+        lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
+    ),
+]
+Classes = Annotated[
+    tuple[str, ...], list_of(f"a list of {MIN_CLASSES} to {MAX_CLASSES} names", is_text, MIN_CLASSES, MAX_CLASSES)
+]
+Crop = Annotated[tuple[int, int], list_of("height and width in pixels", lambda n: is_whole(n, 1, MAX_CROP), 2, 2)]
+Mean = Annotated[tuple[float, ...], list_of("three numbers from 0 to 1", SHARE.check, 3, 3)]
+Std = Annotated[tuple[float, ...], list_of("three numbers above 0 and at most 1", POSITIVE_SHARE.check, 3, 3)]
+Colours = Annotated[Palette, list_of("a list of colours", _is_colour, 0, MAX_CLASSES + 1)]
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,19 @@ class SegmenterSpec:
     """
 
     head: Annotated[str, one_of(HEADS)]
-    head_args: Annotated[dict[str, Any], HEAD_ARGS]
+    head_args: HeadArgs
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
-    classes: Annotated[tuple[str, ...], CLASSES]
-    crop: Annotated[tuple[int, int], CROP]
+    classes: Classes
+    crop: Crop
     frozen_norms: Flag
-    mean: Annotated[tuple[float, ...], MEAN]
-    std: Annotated[tuple[float, ...], STD]
+    mean: Mean
+    std: Std
     min_size: Side = 0
     max_size: Side = 0
-    ignore_index: Index | None = 255
+    ignore_index: MaskValue | None = 255
     reduce_zero_label: Flag = False
-    palette: Annotated[Palette, PALETTE] | None = None
+    palette: Colours | None = None
     train_on: Splits = ()
 
     @classmethod

@@ -12,7 +12,7 @@ from metamix.data.options import ReadingOptions, check_both, check_template, che
 from metamix.models.metadata import MAX_SIDE
 from metamix.models.options import BackboneOptions
 from metamix.models.tiles import check_tiles
-from metamix.utils.options import changed_flags, option
+from metamix.utils.options import Options, changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share, whole
 
 from .losses import WEIGHTED, parse_loss
@@ -24,7 +24,7 @@ _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
 MAX_CROP = 8192  # sides in pixels
-Index = Annotated[int, whole(0, 255)]  # of the values in mask files
+MaskValue = Annotated[int, whole(0, 255)]
 Side = Annotated[int, whole(0, MAX_SIDE)]
 
 # Arguments of the backbone that do not belong in model_args, and what sets them.
@@ -78,20 +78,17 @@ class SegmentationDataOptions(ReadingOptions):
 
 
 @dataclass
-class LabelOptions:
+class LabelOptions(Options):
     """How masks are read. The weight file of a trained model holds these options."""
 
-    ignore_index: Index | None = _data(255, "folder: value of ignored pixels in the mask files; none: there is none")
+    ignore_index: MaskValue | None = _data(
+        255, "folder: value of ignored pixels in the mask files; none: there is none"
+    )
     reduce_zero_label: bool = _data(
         False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
     )
     min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
     max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
-
-    def check_labels(self) -> None:
-        """Check that the limits of the sides fit each other."""
-        if self.max_size and self.max_size < self.min_size:
-            raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
 
 
 @dataclass
@@ -136,7 +133,8 @@ class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_backbone(NOT_MODEL_ARGS)
-        self.check_labels()
+        if self.max_size and self.max_size < self.min_size:
+            raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
         if self.data != "folder" and (self.ignore_index != 255 or self.reduce_zero_label):
             raise ValueError(
                 f"the values in the masks of {self.data} are known: leave out --ignore-index and --reduce-zero-label"
@@ -181,7 +179,7 @@ class SegmentationEvalOptions(SegmentationDataOptions):
     """Options of `metamix eval` for segmentation. Options whose default is none are as in training."""
 
     checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
-    ignore_index: Index | Literal["trained"] | None = _data(
+    ignore_index: MaskValue | Literal["trained"] | None = _data(
         "trained", "value of ignored pixels in the mask files; none: there is none; trained: as in training"
     )
     reduce_zero_label: bool | None = _data(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metamix.data.options import train_command
 from metamix.models import count_macs
-from metamix.models.metadata import check_same_parts
+from metamix.models.metadata import check_trained_with
 from metamix.models.published_segmenters import WEIGHTS, published_segmenter
 from metamix.models.registry import check_model, published_name
 from metamix.models.segmenters import Segmenter
@@ -169,7 +169,7 @@ class SegmentationModel:
         if start.get("task") == "segmentation":
             source = options.checkpoint or "the checkpoint"
             spec = SegmenterSpec.from_dict(start, source)
-            check_same_parts(spec, self.spec(), ("head", "model"), source)
+            check_trained_with("head", spec.head, options.head, source)
             self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()

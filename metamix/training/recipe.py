@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from metamix.utils.options import (
     read_yaml,
     with_defaults,
 )
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, whole
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, is_whole, number
 from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.utils.user_modules import add_imports, import_modules
@@ -36,9 +37,9 @@ _optimizer = partial(option, group="optimizer", on_resume="report")
 _average = partial(option, group="weight averaging", on_resume="report")
 _speed = partial(option, group="precision and speed", on_resume="report")
 
-Seed = Annotated[int, whole(0, 2**63 - 1)]
-Minutes = Annotated[float, Rule("a number of at least 0", lambda n: n >= 0)]  # infinite: at the ends of epochs only
-Norm = Annotated[float, Rule("a number above 0; leave it out to clip nothing", lambda n: n > 0)]
+Seed = Annotated[int, Rule("a whole number of at least 0 and below 2^63", lambda n: is_whole(n, 0, 2**63 - 1))]
+Minutes = Annotated[float, Rule("a number of at least 0", lambda n: isinstance(n, (int, float)) and n >= 0)]
+GradientNorm = Annotated[float, number("a finite number above 0; leave it out to clip nothing", lambda n: n > 0)]
 
 
 @dataclass
@@ -52,7 +53,9 @@ class EngineOptions(Options):
     dry_run: bool = _run(False, "print data, model, parameters, MACs, steps, memory and the time of a step, then stop")
     tensorboard: bool = _run(False, "also write TensorBoard event files into the run folder")
     log_every: Count = _run(20, "steps between reports of progress, checks for non-finite losses and for signals")
-    checkpoint_minutes: Minutes = _run(10.0, "minutes between checkpoints; the end of an epoch writes one too")
+    checkpoint_minutes: Minutes = _run(
+        10.0, "minutes between checkpoints, may be inf; the end of an epoch writes one too"
+    )
     eval_every: Count = _run(1, "epochs between evaluations on the held-out split", on_resume="report")
 
     epochs: Count = _schedule(10, "passes over the training split, including warm-up")
@@ -86,7 +89,7 @@ class EngineOptions(Options):
         group="optimizer",
         on_resume="refuse",
     )
-    clip_grad: Norm | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
+    clip_grad: GradientNorm | None = _optimizer(None, "largest norm of the whole gradient; larger ones are scaled down")
     opt_args: dict[str, Any] = option(
         {}, "more arguments of the optimizer, such as '{betas: [0.9, 0.99]}'", group="optimizer", on_resume="refuse"
     )
@@ -250,6 +253,7 @@ def find_config(name: str) -> Path:
     Raises:
         ValueError: it is a folder, or there is neither; the message names the nearest.
     """
+    name = os.path.expanduser(name)  # no shell expands --config=~/recipe.yaml
     if Path(name).is_file():
         return Path(name)
     folder = shipped_folder("configs")

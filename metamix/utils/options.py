@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .rules import rules_of
+from .rules import members_of, rules_of, shown
 from .text import did_you_mean
 
 YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
@@ -28,7 +29,9 @@ METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "YAML"}
 
 @dataclass
 class Options:
-    """Base class of options, which checks each by the rule in its type.
+    """Base class of options, which checks each value by the rule in its type.
+
+    A subclass with a `__post_init__` of its own calls this one first.
 
     Raises:
         ValueError: a value is out of range.
@@ -38,7 +41,7 @@ class Options:
         for name, rule in rules_of(type(self)).items():
             value = getattr(self, name)
             if not rule.check(value):
-                raise ValueError(f"{name} is {value!r}, but it must be {rule.accepted}")
+                raise ValueError(f"{name} is {shown(value)}, but it must be {rule.accepted}")
 
 
 def option(
@@ -147,7 +150,7 @@ def parse_flags(
     for name, (f, hint) in options.items():
         title = f.metadata.get("group", "options")
         groups[title] = groups.get(title) or parser.add_argument_group(title)
-        kind = {"action": argparse.BooleanOptionalAction} if bool in _members(hint) else {"metavar": _metavar(hint)}
+        kind = {"action": argparse.BooleanOptionalAction} if bool in members_of(hint) else {"metavar": _metavar(hint)}
         flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
         flags += flag.option_strings
     given, unknown = parser.parse_known_args(words)
@@ -197,12 +200,12 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     Raises:
         ValueError: the value is of another type.
     """
-    kinds = [get_origin(member) or member for member in _members(hint)]
-    choices = [choice for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]
+    kinds = [get_origin(member) or member for member in members_of(hint)]
+    choices = [choice for member in members_of(hint) if get_origin(member) is Literal for choice in get_args(member)]
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
     if str in kinds and isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
-        value = str(Path(value).expanduser())
+        value = os.path.expanduser(value)
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
     if tuple in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -294,12 +297,7 @@ def _help(field: Field) -> str:
 
 def _metavar(hint: Any) -> str:
     """Return what --help shows in place of the value, such as N or {cosine,linear}."""
-    first = _members(hint)[0]
+    first = members_of(hint)[0]
     if get_origin(first) is Literal:
         return f"{{{','.join(map(str, get_args(first)))}}}"
     return METAVARS[get_origin(first) or first]
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """Return the types of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

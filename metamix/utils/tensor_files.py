@@ -129,12 +129,15 @@ def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
     They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
-    `DistributedDataParallel`, `torch.compile`, and a Lightning module that keeps the model in its attribute `model`.
+    `DistributedDataParallel` and `torch.compile`, and in files of Lightning that of an attribute `model`.
     """
+    prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
+    if "pytorch-lightning_version" in state:
+        prefixes[2:2] = ["model."]
     for key in ("state_dict_ema", "model_ema", "state_dict", "model", "params"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
-    for prefix in ("_orig_mod.", "module.", "model.", "_orig_mod."):  # torch.compile's may be inside or outside
+    for prefix in prefixes:
         if all(str(name).startswith(prefix) for name in state):
             noted = getattr(state, "_metadata", None)
             state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())

@@ -16,9 +16,9 @@ def test_weights_of_no_teacher_are_refused():
     [
         ({"smoothing": 1.0}, "smoothing is 1.0, but it must be a number of at least 0 and below 1"),
         ({"drop_path": 1.0}, "drop_path is 1.0, but it must be a number of at least 0 and below 1"),
-        ({"temperature": 0.0}, "temperature is 0.0, but it must be a number that is finite and above 0"),
-        ({"temperature": float("inf")}, "temperature is inf, but it must be a number that is finite and above 0"),
-        ({"mixup": float("inf")}, "mixup is inf, but it must be a number that is finite and"),
+        ({"temperature": 0.0}, "temperature is 0.0, but it must be a finite number above 0"),
+        ({"temperature": float("inf")}, "temperature is inf, but it must be a finite number above 0"),
+        ({"mixup": float("inf")}, "mixup is inf, but it must be a finite number"),
         (
             {"pretrained": True, "checkpoint": "f"},
             r"pretrained and checkpoint \(f\) both say where weights come from: give one",

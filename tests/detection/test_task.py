@@ -331,15 +331,11 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 
 
-def test_a_detector_of_other_parts_is_refused_in_words(few, tmp_path):
+def test_another_detector_is_named(few, tmp_path):
     task, model = build(few)
-    file = tmp_path / "d.safetensors"
-    save_weights(file, model.state_dict(), task.model.describe(model))
+    save_weights(tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model))
     with pytest.raises(ValueError, match="was trained with the detector retinanet, not fcos: give --detector retina"):
-        build(few, checkpoint=str(file), detector="fcos")
-    words = "was trained with the model metaformer_pooling_nano, not metaformer_identity_nano: give --model metaformer_"
-    with pytest.raises(ValueError, match=words):
-        build(few, checkpoint=str(file), model="metaformer_identity_nano")
+        build(few, checkpoint=str(tmp_path / "d.safetensors"), detector="fcos")
 
 
 def test_unusable_annotations_are_noted(tmp_path):
@@ -382,7 +378,7 @@ def test_held_out_split_without_objects_is_refused(tmp_path):
 
 
 def test_sizes_that_could_not_be_loaded_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="min_size is 64 and max_size 9000; both must be from 1 to 8192, and min_size"):
+    with pytest.raises(ValueError, match="max_size is 9000, but it must be a whole number from 1 to 8,192"):
         DetectionOptions(**SMALL | {"min_size": 64, "max_size": 9000}, data_dir=str(tmp_path))
 
 
@@ -491,12 +487,12 @@ def test_scores_on_the_training_split_are_noted(few, tmp_path):
         (dict(flip=2), "flip is 2, but it must be a number from 0 to 1"),
         (dict(scales=(1.2, 0.8)), r"scales is \(1.2, 0.8\), but two factors are needed, the smaller first"),
         (dict(scales=(1.0, float("inf"))), r"scales is \(1.0, inf\), but two factors are needed"),
-        (dict(min_size=900, max_size=500), "min_size is 900 and max_size 500"),
+        (dict(min_size=900, max_size=500), "min_size is 900, above max_size, which is 500; lower min_size"),
         (dict(workers=-1), "workers is -1, but it must be a whole number of at least 0"),
         (dict(model_args={"batch_norms": "train"}), "model_args has batch_norms, which comes from the task"),
         (dict(pretrained=True, checkpoint="x"), "both say where weights come from: give one"),
         (dict(detector_args={"score_thresh": "high"}), "detector_args has score_thresh: 'high'; accepted are true"),
-        (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be auto, or above 0"),
+        (dict(detector_args={"anchor_scale": [4]}), r"anchor_scale is \[4\], but it must be a number above 0"),
         (
             dict(detector_args={"min_size": 300}),
             "detector_args has min_size, but there are flags for that: --min-size and --max-size for",

@@ -92,14 +92,22 @@ def test_the_checkpoint_of_a_run_may_have_any_name(load, name, tmp_path):
     assert torch.equal(loaded(x), average.eval()(x))
 
 
+def lightning(state, prefix):
+    return {
+        "pytorch-lightning_version": "2.5",
+        "state_dict": {f"{prefix}{name}": value for name, value in state.items()},
+    }
+
+
 @EITHER_WAY
 @pytest.mark.parametrize("wrap", [
     lambda state: {"params": state},
     lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3},
     lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
     lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
-    lambda state: {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}, "global_step": 9},
-    lambda state: {"state_dict": {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}},
+    lambda state: lightning(state, "model."),
+    lambda state: lightning(state, "model._orig_mod."),
+    lambda state: lightning(state, "_orig_mod.model."),
     lambda state: {"state_dict": {"head.bias": torch.zeros(9)}, "state_dict_ema": state, "args": Namespace(lr=0.1)},
 ])  # fmt: skip
 def test_files_of_other_programs(load, wrap, trained, tmp_path):

@@ -1,0 +1,84 @@
+"""Test the rules of options and of entries in files."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest
+
+from metamix.cli.evaluate import EvalOptions
+from metamix.cli.tasks import TASKS, eval_options, train_options
+from metamix.training.recipe import EngineOptions
+from metamix.utils.options import Options
+from metamix.utils.rules import Count, Natural, NotNegative, Share, check_entries, list_of, one_of, rules_of, whole
+
+
+@dataclass
+class Toys(Options):
+    """Options of toys."""
+
+    size: Annotated[int, whole(1, 16)] = 4
+    count: Count | None = None
+    border: Natural | Literal["auto"] = "auto"
+    share: Share = 0.5
+    weight: NotNegative = 1.0
+    name: str = "any"
+
+
+@pytest.mark.parametrize(
+    "values", [{"size": 16}, {"count": 3}, {"border": 0}, {"share": 1}, {"weight": 1e300}, {"name": ""}]
+)
+def test_values_that_a_rule_accepts(values):
+    assert vars(Toys(**values)).items() >= values.items()
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"size": 17}, "size is 17, but it must be a whole number from 1 to 16$"),
+        ({"size": 4.0}, "size is 4.0, but it must be a whole number"),
+        ({"size": True}, "size is True, but"),
+        ({"size": np.int64(4)}, "size is np.int64.4., but"),
+        ({"size": None}, "size is None, but"),
+        ({"count": 0}, "count is 0, but it must be a whole number of at least 1, or none$"),
+        ({"border": "atuo"}, "border is 'atuo', but it must be a whole number of at least 0, or auto$"),
+        ({"share": 1.5}, "share is 1.5, but it must be a number from 0 to 1$"),
+        ({"share": math.nan}, "share is nan, but"),
+        ({"weight": math.inf}, "weight is inf, but it must be a finite number of at least 0$"),
+        ({"weight": 10**400}, r"weight is 1000.*\.\.\., but it must be a finite number of at least 0$"),
+    ],
+)
+def test_values_that_a_rule_refuses(values, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        Toys(**values)
+
+
+OPTIONS = [EngineOptions, EvalOptions, *map(train_options, TASKS), *map(eval_options, TASKS)]
+
+
+@pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
+def test_every_class_of_options_checks_its_rules(cls):
+    given = {"data_dir": "images"}.items() & {(name, "images") for name in cls.__dataclass_fields__}
+    assert rules_of(cls)
+    for name in rules_of(cls):
+        with pytest.raises(ValueError, match=f"^{name} is -1, but it must be "):
+            cls(**dict(given) | {name: -1})
+
+
+def test_entries_of_a_file():
+    rules = {"kind": one_of(("small", "large")), "sizes": list_of("one or two numbers", lambda n: n > 0, 1, 2)}
+    check_entries({"kind": "small", "sizes": [1], "more": 3}, rules, "a.json")
+    with pytest.raises(
+        ValueError, match=r"^a.json: there is no sizes in the metadata\. Give a file that metamix train"
+    ):
+        check_entries({"kind": "small"}, rules, "a.json")
+    words = (
+        r"^a.json: kind in the file is 'smal'; accepted is one of small, large; did you mean 'small'\? Export again$"
+    )
+    with pytest.raises(ValueError, match=words):
+        check_entries({"kind": "smal"}, rules, "a.json", "the file", "Export again")
+    with pytest.raises(
+        ValueError, match=r"sizes in the metadata is \[1, 2, 3\]; accepted is one or two numbers\. Give"
+    ):
+        check_entries({"kind": "small", "sizes": [1, 2, 3]}, rules, "a.json")
