@@ -188,8 +188,8 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     num_classes: Any = model.num_classes
     size = metadata.img_size or model_args.get("img_size", config["input_size"][-1])
     crop_pct = metadata.crop_pct or config["crop_pct"]
-    if metadata.crop_pct and metadata.memory is None and isinstance(size, int) and size <= SMALL_SIDE:
-        crop_pct = 1.0  # older files say 0.875 of small images, which were held in memory and never cropped
+    if metadata.data and metadata.memory is None and isinstance(size, int) and size <= SMALL_SIDE:
+        crop_pct = 1.0  # runs of metamix 0.1 wrote 0.875 for small images, which they held in memory and never cropped
     return replace(
         metadata,
         model_args=dict(model_args),

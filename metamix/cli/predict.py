@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
                 f"--checkpoint is {checkpoint} and --model is {model}, an exported model: give one of the two"
             )
         if task is None and checkpoint is None and model is not None and model.partition(".")[0] in image_model_names():
-            raise ValueError(f"{model} is a model that restores images: give --task restoration too")
+            task = "restoration"
         if checkpoint is None and model is not None and Path(model).exists():
             from metamix.deploy.predict import main as predict_exported
 

@@ -103,10 +103,6 @@ def open_data(
         FileNotFoundError: the data set is not there.
         ImportError: an extra is missing.
     """
-    if memory not in ("auto", "yes", "no"):
-        raise ValueError(f"memory is {memory!r}: give auto, yes or no")
-    if not 0 <= holdout < 1:
-        raise ValueError(f"holdout is {holdout}: give a share of the training set, at least 0 and below 1")
     train, test = _open_splits(name, root, download, test_on, train_required)
     images = train or test
     if classes and (not _are_numbers(images.classes) or set(images.classes) & set(classes)):

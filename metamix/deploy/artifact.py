@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +35,6 @@ Shape = Annotated[
     tuple[int | None, ...], list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
 ]
 Names = Annotated[tuple[str, ...], list_of("a list of names", is_text, 0, 1_000)]
-# No other property: some of OpenVINO's name files, and export.json is untrusted.
-Hints = Annotated[dict[str, str], Rule(f"{HINT} f32 or bf16", lambda value: value == {} or value in HINTS.values())]
 Plain = Annotated[dict[str, Any], Rule("a mapping", lambda value: isinstance(value, dict))]
 
 
@@ -50,7 +48,6 @@ class Artifact:
         model: the metadata of the weights: task, name, class names, and how images are prepared.
         input_shape: (batch, channels, height, width) of the input `images`, float32; None for a side that may vary.
         outputs: names of the outputs.
-        hints: properties that OpenVINO compiles the model with, such as {"INFERENCE_PRECISION_HINT": "bf16"}.
         extra: what the task needs to run the model, such as the multiple and the scale of a restorer.
         versions: of the packages that made it.
     """
@@ -60,7 +57,6 @@ class Artifact:
     model: ModelMetadata
     input_shape: Shape
     outputs: Names
-    hints: Hints = field(default_factory=dict)
     extra: Plain = field(default_factory=dict)
     versions: Plain = field(default_factory=dict)
 
@@ -74,6 +70,11 @@ class Artifact:
         """Return (height, width) of the input; None if they may vary."""
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
+
+    @property
+    def hints(self) -> dict[str, str]:
+        """Return the properties that OpenVINO compiles the model with."""
+        return HINTS[self.precision] if self.format == "openvino" else {}
 
     @property
     def task(self) -> str:
@@ -116,7 +117,6 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
     "restoration": {},
     "detection": dict.fromkeys(("classes", "mean", "std"), _KNOWN),
 }
-OLDER: dict[str, Any] = {"least": 1}  # for entries of `extra` that older exports lack
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -149,9 +149,8 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
     rules = EXTRA_RULES[artifact.task]
     check_entries(artifact.model.to_dict(), MODEL_RULES[artifact.task], path, "model", "Export the model again")
-    extra = {name: value for name, value in OLDER.items() if name in rules} | artifact.extra
-    check_entries(extra, rules, path, "extra", "Export the model again")
-    return replace(artifact, extra=extra)
+    check_entries(artifact.extra, rules, path, "extra", "Export the model again")
+    return artifact
 
 
 def _not_exported(path: Path) -> str:

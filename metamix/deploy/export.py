@@ -22,13 +22,13 @@ from metamix.utils.files import write_text
 from metamix.utils.system import processor, versions
 from metamix.utils.tensor_files import ARTIFACT
 
-from .artifact import COMPILED, FORMATS, HINTS, REPORT, Artifact, check_format_and_precision
+from .artifact import COMPILED, FORMATS, REPORT, Artifact, check_format_and_precision
 from .exportable import Exportable, Quantizable, Request, weight_path
 from .extras import PACKAGES, installed, need
 from .fuse import fuse
 from .graphs import Bfloat16, compile_torch, to_openvino, to_program, write_onnx, write_openvino, write_torch
 from .openvino_form import to_openvino_form
-from .quantize import check_max_drop, quantize_file
+from .quantize import quantize_file
 from .report import speeds
 from .runtime import ExportedModel, Run, open_file
 
@@ -164,8 +164,8 @@ def check_request(request: Request, precision: str, compiled: bool, max_drop: fl
             raise ValueError(
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
             )
-        if max_drop is not None:
-            check_max_drop(max_drop)
+        if max_drop is not None and not max_drop >= 0:
+            raise ValueError(f"max_drop is {max_drop}: give the points that int8 may lose, 0 or more, such as 0.3")
     elif max_drop is not None:
         raise ValueError(f"max_drop is {max_drop}, but it only limits int8: leave it out, or give --precision int8")
     if request.model and (weight_path(request.source) is None or task not in ("classification", "restoration")):
@@ -228,12 +228,10 @@ def write_model(
         (folder / name).unlink(missing_ok=True)
     file = folder / FORMATS[format]
     model = fuse(exportable.model, None if dynamic else examples)
-    hints: dict[str, str] = {}
     if format == "onnx":
         write_onnx(model, examples, file, dynamic, exportable.outputs)
     elif format == "openvino":
         graph = to_openvino(to_program(to_openvino_form(model), examples, dynamic), exportable.outputs)
-        hints = HINTS[precision]
         write_openvino(graph, file)
     else:
         program = to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic)
@@ -247,7 +245,6 @@ def write_model(
         exportable.metadata,
         shape,
         exportable.outputs,
-        hints,
         exportable.extra,
         versions() | installed(PACKAGES.get(format, ())),
     )

@@ -28,9 +28,7 @@ class PadAndCrop(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        top = left = 0
-        if self.sides != (1, 1):
-            images, (top, left) = pad_by_reflection(images, self.sides)
+        images, (top, left) = pad_by_reflection(images, self.sides)
         s = self.scale
         return crop(self.run(images), (s * top, s * left), (s * height, s * width))
 

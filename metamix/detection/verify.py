@@ -12,7 +12,7 @@ At the end, the sizes of the boxes are printed, in pixels of the resized trainin
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,23 @@ from .coco import find_splits, no_images_message, read_annotated_image
 RETINANET_STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-def find_problems(annotations: Path, images: Path | None) -> Iterator[str]:
-    """Describe each problem of an annotation file and of the images that it names."""
-    if images is None:
-        yield no_images_message(annotations)
-        return
-    try:
-        entries = read_annotations(annotations)
-    except (OSError, ValueError) as error:
-        yield f"{annotations}: not an annotation file in COCO's format ({error})"
-        return
-    wrong = [f"{annotations}: {problem}" for problem in field_problems(entries)]
-    if wrong:  # the checks below look entries up by these fields
-        yield from wrong
-        return
-    yield from (f"{annotations}: {problem}" for problem in duplicates(entries))
+def read(path: Path) -> tuple[Entries | None, list[str]]:
+    """Read an annotation file.
 
+    Returns:
+        Its entries, None if it cannot be used; and what is wrong with its format or with single fields.
+    """
+    try:
+        entries = read_annotations(path)
+    except (OSError, ValueError) as error:
+        return None, [f"{path}: not an annotation file in COCO's format ({error})"]
+    wrong = [f"{path}: {problem}" for problem in field_problems(entries)]
+    return (None, wrong) if wrong else (entries, [])
+
+
+def find_problems(annotations: Path, entries: Entries, images: Path) -> Iterator[str]:
+    """Describe each problem of the entries of an annotation file and of the images that it names."""
+    yield from (f"{annotations}: {problem}" for problem in duplicates(entries))
     by_id = {image["id"]: image for image in entries["images"]}
     classes = {category["id"] for category in entries["categories"]}
     for annotation in entries["annotations"]:
@@ -110,67 +111,46 @@ def file_problem(image: Entry, folder: Path) -> str | None:
     return None
 
 
-def read_valid(annotations: Path) -> Entries | None:
-    """Read an annotation file; None if `find_problems` finds that it cannot be read or has a wrong field."""
-    try:
-        entries = read_annotations(annotations)
-    except (OSError, ValueError):
+def describe_background(path: Path, entries: Entries) -> str | None:
+    """Say how many images of an annotation file have no box that can be used; None if each has one."""
+    by_id = {image["id"]: image for image in entries["images"]}
+    classes = {category["id"] for category in entries["categories"]}
+    with_boxes = {
+        annotation["image_id"]
+        for annotation in entries["annotations"]
+        if is_box(annotation.get("bbox"))
+        and not annotation.get("iscrowd")
+        and not is_unusable(annotation, by_id.get(annotation["image_id"]), classes)
+    }
+    empty = [image for image in entries["images"] if image["id"] not in with_boxes]
+    if not empty:
         return None
-    return None if any(field_problems(entries)) else entries
+    return f"{path}: images without a box, background in training: {len(empty):,}, first {name(empty[0])}"
 
 
-def train_first(files: Sequence[Path]) -> list[Path]:
-    """Sort annotation files: that of train comes first, the others stay in their order."""
-    return sorted(files, key=lambda path: "train" not in path.stem)
+class BoxSizes:
+    """Say how large boxes are, beside the anchors that RetinaNet would be trained with.
 
+    These are chosen for train, or else for the first file with boxes.
 
-def find_other_classes(files: Sequence[Path]) -> Iterator[str]:
-    """Describe each annotation file whose classes differ from those of train, or else of the first file."""
-    first: tuple[Path, tuple[str, ...]] | None = None
-    for path in train_first(files):
-        if entries := read_valid(path):
-            classes = class_names(entries)
-            first = first or (path, classes)
-            if problem := class_problem(path, classes, *first):
-                yield problem
-
-
-def describe_background(files: Sequence[Path]) -> Iterator[str]:
-    """Say how many images of each annotation file have no box that can be used."""
-    for path in files:
-        if (entries := read_valid(path)) is None:
-            continue
-        by_id = {image["id"]: image for image in entries["images"]}
-        classes = {category["id"] for category in entries["categories"]}
-        with_boxes = {
-            annotation["image_id"]
-            for annotation in entries["annotations"]
-            if is_box(annotation.get("bbox"))
-            and not annotation.get("iscrowd")
-            and not is_unusable(annotation, by_id.get(annotation["image_id"]), classes)
-        }
-        if empty := [image for image in entries["images"] if image["id"] not in with_boxes]:
-            yield f"{path}: images without a box, background in training: {len(empty):,}, first {name(empty[0])}"
-
-
-def describe_boxes(files: Sequence[Path], min_size: int, max_size: int) -> Iterator[str]:
-    """Say how large the boxes of each annotation file are, beside the anchors that RetinaNet would be trained with.
-
-    These are chosen for train, or else for the first file. A file is left out that cannot be read, or has no box in an
-    image of known size.
+    Args:
+        min_size, max_size: shorter side of the images in training, and the limit of the longer side, in pixels.
     """
-    chosen: tuple[Path, float] | None = None
-    for path in train_first(files):
-        if (entries := read_valid(path)) is None:
-            continue
+
+    def __init__(self, min_size: int, max_size: int):
+        self.min_size, self.max_size = min_size, max_size
+        self.chosen: tuple[Path, float] | None = None
+
+    def describe(self, path: Path, entries: Entries) -> str | None:
+        """Describe the boxes of an annotation file; None if it has none in images of known size."""
         images = {image["id"]: image for image in entries["images"]}
-        sizes = torch.tensor(box_sizes(entries["annotations"], images, min_size, max_size))
+        sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))
         if not len(sizes):
-            continue
-        source, scale = chosen = chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))
+            return None
+        source, scale = self.chosen = self.chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))
         anchors = retinanet_sizes(RETINANET_STRIDES, scale)
-        yield (
-            f"{path}: at {min_size} x {max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
+        return (
+            f"{path}: at {self.min_size} x {self.max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
             f"(retinanet with anchor_scale {scale:g}{'' if source == path else f', as for {source.name}'})"
         )
 
@@ -193,11 +173,23 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
         raise FileNotFoundError(f"there is no file or folder {data}")
     found = find_splits(data) if data.is_dir() else None
     splits = list(found.values()) if found else [(data, images or data.parent)]
-    count = 0
+    count, boxes = 0, BoxSizes(min_size, max_size)
+    notes: list[str] = []
+    first: tuple[Path, tuple[str, ...]] | None = None
+    for path, folder in sorted(splits, key=lambda split: "train" not in split[0].stem):  # its classes are expected
+        entries, broken = read(path)
+        problems: list[Iterable[str]] = [broken if folder else [no_images_message(path)]]
+        if entries and folder:
+            problems.append(find_problems(path, entries, folder))
+        if entries:
+            classes = class_names(entries)
+            first = first or (path, classes)
+            problems.append(filter(None, [class_problem(path, classes, *first)]))
+            notes += filter(None, [describe_background(path, entries), boxes.describe(path, entries)])
+        for problem in chain(*problems):  # each is printed when it is found
+            print(readable(problem))
+            count += 1
     paths = [path for path, _ in splits]
-    for problem in chain(*(find_problems(*split) for split in splits), find_other_classes(paths)):
-        print(readable(problem))
-        count += 1
     files = ", ".join(map(str, paths))
     print(plural(count, "problem") if count else readable(f"{files}: nothing is wrong"))
     if found:
@@ -205,8 +197,8 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
             if found.keys().isdisjoint(names):
                 files = " or ".join(f"instances_{name}.json" for name in names)
                 print(readable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
-    for text in chain(describe_background(paths), describe_boxes(paths, min_size, max_size)):
-        print(readable(text))
+    for note in notes:
+        print(readable(note))
     return count
 
 

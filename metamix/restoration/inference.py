@@ -45,11 +45,6 @@ class Restorer:
         with pooled_locally(model, self.pooling):
             return apply_in_tiles(restore, images, tile=self.tile, overlap=self.overlap, whole=self.whole)
 
-    @staticmethod
-    def enlarge_to(image: Tensor, target: Tensor) -> Tensor:
-        """Enlarge an image to the size of its target, bicubically: what a viewer would do without a model."""
-        return enlarge(image, target.shape[-1] // image.shape[-1])
-
 
 def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
     """Check that a model can pool locally in windows of `side` pixels, if that is not 0.

@@ -23,7 +23,7 @@ from metamix.training.task import Batch, State
 from metamix.utils.checks import check_finite
 
 from .colour import to_grey, to_y
-from .inference import Restorer
+from .inference import Restorer, enlarge
 from .resize import to_8_bits, to_float64, to_levels
 
 WINDOW, SIGMA = 11, 1.5
@@ -147,7 +147,7 @@ class RestorationMetric:
                 state["unreadable"] += 1
                 continue
             restored = check_finite(output.float(), name)
-            before = self.restorer.enlarge_to(image, target)
+            before = enlarge(image, target.shape[-1] // image.shape[-1])  # as a viewer would without a model
             with torch.autocast(image.device.type, enabled=False):
                 row = dict(zip(("psnr", "ssim"), self.measure.score(restored, target)))
                 row |= dict(zip(("input_psnr", "input_ssim"), self.measure.score(before, target)))

@@ -74,7 +74,7 @@ class SegmenterSpec:
         mean, std: of the channels, for values from 0 to 1.
         min_size, max_size, ignore_index, reduce_zero_label: options of training.
         palette: colours of the classes, if the data set has some.
-        train_on: splits that it was trained on; empty in older files.
+        train_on: splits that it was trained on.
     """
 
     head: Annotated[str, one_of(HEADS)]
@@ -91,7 +91,7 @@ class SegmenterSpec:
     ignore_index: MaskValue | None = 255
     reduce_zero_label: Flag = False
     palette: Colours | None = None
-    train_on: Splits = ()
+    train_on: Splits = ("train",)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
@@ -102,7 +102,7 @@ class SegmenterSpec:
         """
         check_task(raw, source, "segmentation", "segmenter")
         ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
-        values = {"train_on": ()} | {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        values = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
         check_entries(values, rules_of(cls), source)
         return cls(**{name: to_tuples(value) for name, value in values.items()})
 

@@ -12,7 +12,7 @@ from metamix.data.options import ReadingOptions, check_both, check_template, che
 from metamix.models.metadata import MAX_SIDE
 from metamix.models.options import BackboneOptions
 from metamix.models.tiles import check_tiles
-from metamix.utils.options import Options, changed_flags, option
+from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share, whole
 
 from .losses import WEIGHTED, parse_loss
@@ -78,8 +78,8 @@ class SegmentationDataOptions(ReadingOptions):
 
 
 @dataclass
-class LabelOptions(Options):
-    """How masks are read. The weight file of a trained model holds these options."""
+class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
+    """Options of `metamix train` for segmentation."""
 
     ignore_index: MaskValue | None = _data(
         255, "folder: value of ignored pixels in the mask files; none: there is none"
@@ -89,11 +89,6 @@ class LabelOptions(Options):
     )
     min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
     max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
-
-
-@dataclass
-class SegmentationOptions(BackboneOptions, LabelOptions, SegmentationDataOptions):
-    """Options of `metamix train` for segmentation."""
 
     train_on: tuple[str, ...] = _data(
         ("train",), "splits to train on; val is held out unless it is one of them or scored at the end"

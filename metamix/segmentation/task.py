@@ -106,7 +106,6 @@ class Segmentation:
         spec = found.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
-        values |= {"train_on": spec.train_on or ("train",)}
         values |= {field.name: getattr(options, field.name) for field in fields(SegmentationDataOptions)}
         if options.data != "folder":  # whose values are known, whatever the masks of training held
             values |= dict(ignore_index=255, reduce_zero_label=False)

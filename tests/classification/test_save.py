@@ -14,6 +14,7 @@ import metamix
         ("metaformer_pooling_nano", dict(mixer="identity")),
         ("vit_tiny_patch16_224", dict(img_size=32, depth=1)),
         ("resnet18", {}),
+        ("metaformer_identity_s12", dict(img_size=64, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))),
     ],
 )
 def test_a_saved_classifier_is_loaded_as_it_was(name, arguments, tmp_path):
@@ -26,6 +27,7 @@ def test_a_saved_classifier_is_loaded_as_it_was(name, arguments, tmp_path):
     side, channels = arguments.get("img_size", found.metadata.img_size), arguments.get("in_chans", 3)
     assert found.classes == ("cat", "dog") and (found.metadata.img_size, found.metadata.in_chans) == (side, channels)
     assert found.metadata.mean == tuple(statistics.get("mean", model.pretrained_cfg["mean"]))
+    assert found.metadata.crop_pct == model.pretrained_cfg["crop_pct"]
     images = torch.rand(2, channels, side, side)
     torch.testing.assert_close(found.model(images), model(images), rtol=0, atol=0)
 

@@ -62,13 +62,11 @@ def test_stratified_takes_each_class_by_its_share():
     [
         (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="foldr"), "did you mean 'folder'"),
-        (dict(name="digits", memory="maybe"), "memory is 'maybe': give auto, yes or no"),
         (
             dict(name="digits", root="cls"),
             "data is digits, which are part of scikit-learn, but data_dir is cls: for your own images write "
             "--data folder --data-dir cls, or leave --data-dir out",
         ),
-        (dict(name="digits", holdout=1.0), "holdout is 1.0: give a share"),
         (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on"),
         (dict(name="folder"), "needs --data-dir; in it, expected train/ and val/"),
     ],

@@ -45,10 +45,7 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: torch, onnx, openvino."),
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
-        (
-            {"hints": {"CACHE_DIR": "/"}},
-            r"hints in the file is .*'/'}; accepted is INFERENCE_PRECISION_HINT f32 or bf16",
-        ),
+        ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of names"),
         ({"input_shape": [1, 3, 8]}, r"input_shape in the file is \[1, 3, 8\]; accepted is four whole numbers or null"),
         ({"model": {"task": "segmentation"}}, r"there is no scale in extra\. Export the model again"),
         (
@@ -81,9 +78,9 @@ def test_lacking_entry_is_named(tmp_path):
     ARTIFACT.save(tmp_path)
     file = tmp_path / "export.json"
     content = json.loads(file.read_text())
-    del content["hints"]
+    del content["outputs"]
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"export.json lacks hints"):
+    with pytest.raises(ValueError, match=r"export.json lacks outputs"):
         load_artifact(tmp_path)
 
 

@@ -14,11 +14,11 @@ from pycocotools import mask as coco_mask
 from shapes import DISC, SQUARE
 
 from metamix.data import CorruptImage
+from metamix.detection import verify
 from metamix.detection.annotations import decode_runs, segmentation_problem
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData
 from metamix.detection.task import DetectionOptions
-from metamix.detection.verify import find_problems
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def options(tmp_path):
         iou_crop=0.5,
         workers=0,
     )
+
+
+def find_problems(annotations, images):
+    entries, broken = verify.read(annotations)
+    return broken or list(verify.find_problems(annotations, entries, images))
 
 
 def same(a, b):

@@ -101,10 +101,11 @@ def test_values_that_are_not_finite_are_refused(clean):
         restore_file(model, clean(count=1) / "0.png", "rgb", Restorer())
 
 
-def test_names_of_image_models_need_the_task():
-    message = "wavemixsr_nano.x2 is a model that restores images: give --task restoration too"
-    with pytest.raises(SystemExit, match=message):
-        metamix.cli.main.main(["predict", "photos", "--model", "wavemixsr_nano.x2", "--pretrained"])
+def test_the_name_of_an_image_model_says_the_task(clean, tmp_path):
+    words = [str(clean(count=1, size=(16, 12))), "--model", "wavemixsr_nano.x2", "--pretrained"]
+    with pytest.raises(SystemExit) as exit:
+        metamix.cli.main.main(["predict", *words, "--output", str(tmp_path / "out")])
+    assert exit.value.code == 0 and Image.open(tmp_path / "out" / "0.png").size == (32, 24)
 
 
 def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):

@@ -16,7 +16,7 @@ from metamix.segmentation import predict
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
-from metamix.utils.tensor_files import load_checkpoint, load_weights, save_weights
+from metamix.utils.tensor_files import load_checkpoint
 
 TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
 SMALL_HEAD = ["--head-args", "{neck_channels: 16, head_channels: 16}"]
@@ -99,9 +99,6 @@ def test_scores_on_splits_of_training_are_noted(scenes, tmp_path):
     task = open_task()
     assert list(task.data.parts) == ["test"] and not any("trained on" in note for note in task.notes)
     assert open_task(test_on="test").title.endswith("-test")  # the result of a chosen split has its own folder
-    tensors, metadata = load_weights(run)
-    save_weights(run / "model.safetensors", tensors, {k: v for k, v in metadata.items() if k != "train_on"})
-    assert list(open_task().data.parts) == ["test", "holdout"]  # older files do not say what they were trained on
     assert list(open_task(test_on="test").data.parts) == ["test"]  # no split is opened that is not scored
 
 
