@@ -108,7 +108,7 @@ class EvalTransform:
 
 
 @dataclass(frozen=True)
-class TrainedModel:
+class TrainedClassifier:
     """A model with its weights and complete metadata; only the names of the classes may be unknown."""
 
     name: str
@@ -122,7 +122,7 @@ def load_trained(
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-) -> TrainedModel:
+) -> TrainedClassifier:
     """Build a trained model as it was trained, and load its weights.
 
     Args:
@@ -147,7 +147,7 @@ def load_trained(
         raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
     else:
         raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
-    return TrainedModel(name, net, complete_metadata(metadata, net, metadata.model_args | arguments))
+    return TrainedClassifier(name, net, complete_metadata(metadata, net, metadata.model_args | arguments))
 
 
 def _load_file(
@@ -226,7 +226,7 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     return tensors, metadata
 
 
-def load_pretrained(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:
+def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) -> tuple[list[str], ModelMetadata]:
     """Load weights to start fine-tuning from. Only the head and the first convolution may differ.
 
     The head keeps its new weights where the file has other classes. The first convolution is adapted to the number of

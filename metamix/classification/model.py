@@ -13,7 +13,7 @@ from metamix.models.weights import layer_names
 
 from .data import ClassificationData
 from .distillation import load_teacher
-from .load import check_image_size, create_model, load_pretrained, timm_config
+from .load import check_image_size, create_model, load_initial_weights, timm_config
 from .options import ClassificationOptions, ModelOptions
 
 STATISTICS = 0.02  # mean or deviation of a channel that differs by more is worth a note
@@ -52,7 +52,7 @@ class ClassificationModel:
             self.notes.append("; ".join([f"published weights {published_name(model)}", *differences]))
             self._compare_statistics(timm_config(model)["mean"], timm_config(model)["std"])
         if options.checkpoint and metadata is None:
-            differences, trained = load_pretrained(model, options.checkpoint, data.classes)
+            differences, trained = load_initial_weights(model, options.checkpoint, data.classes)
             self.notes.append("; ".join([f"weights from {options.checkpoint}", *differences]))
             self._compare_statistics(trained.mean, trained.std)
         if options.linear_probe:

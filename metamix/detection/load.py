@@ -12,7 +12,7 @@ from metamix.models.metadata import (
     MAX_CLASSES,
     ModelMetadata,
     ModelName,
-    Splits,
+    SplitNames,
     arguments_without,
     check_task,
     to_lists,
@@ -86,7 +86,7 @@ class DetectorSpec:
     min_size: Side
     max_size: Side
     anchor_scale: AnchorScale | None = None
-    train_on: Splits = ()
+    train_on: SplitNames = ()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str | Path) -> DetectorSpec:
@@ -181,7 +181,7 @@ def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path)
     model.transform.image_mean, model.transform.image_std = list(mean), list(std)
 
 
-def load_pretrained(model: Detector, path: str | Path, classes: list[str]) -> list[str]:
+def load_initial_weights(model: Detector, path: str | Path, classes: list[str]) -> list[str]:
     """Load the weights of a detector of the same build, to fine-tune it.
 
     Layers that depend on the classes keep their new weights where the file has other classes.

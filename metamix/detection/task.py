@@ -19,7 +19,7 @@ from metamix.utils.tensor_files import load_metadata
 from .anchors import choose_anchor_scale, describe_sizes
 from .data import DetectionData
 from .detectors import LEVELS, Detector, anchor_range, count_dense_macs
-from .load import DetectorSpec, load_detector, load_pretrained, set_statistics
+from .load import DetectorSpec, load_detector, load_initial_weights, set_statistics
 from .metrics import DetectionMetric
 from .options import DetectionEvalOptions, DetectionOptions
 from .pictures import DetectionPictures
@@ -127,7 +127,7 @@ class DetectionModel:
             self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
         if options.checkpoint and metadata is None:
             if of_detector:
-                new = load_pretrained(model, options.checkpoint, list(self.data.classes))
+                new = load_initial_weights(model, options.checkpoint, list(self.data.classes))
                 note = f"weights from {options.checkpoint}" + (f"; new: {', '.join(new)}" if new else "")
             else:
                 note = f"weights of the backbone from {options.checkpoint}"

@@ -230,7 +230,7 @@ def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
 
 # Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
 
-Splits = Annotated[tuple[str, ...], list_of("a list of splits", is_text, 0, MAX_LENGTH)]
+SplitNames = Annotated[tuple[str, ...], list_of("a list of splits", is_text, 0, MAX_LENGTH)]
 
 
 def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:

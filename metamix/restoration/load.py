@@ -62,7 +62,7 @@ class RestorationSpec:
 
 
 @dataclass(frozen=True)
-class TrainedModel:
+class TrainedImageModel:
     """A trained restoration model and how images are prepared for it."""
 
     name: str
@@ -114,7 +114,7 @@ def load_trained(
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-) -> TrainedModel:
+) -> TrainedImageModel:
     """Load a trained model.
 
     Args:
@@ -152,4 +152,4 @@ def load_trained(
     if CHANNELS[spec.channels] != net.in_chans:
         raise ValueError(f"{path}: the model takes {net.in_chans} channels, but channels is {spec.channels!r}")
     metadata = replace(metadata, task="restoration", model=name, model_args=metadata.model_args | arguments)
-    return TrainedModel(name, net.eval(), spec, metadata)
+    return TrainedImageModel(name, net.eval(), spec, metadata)

@@ -114,7 +114,7 @@ class Restoration:
         values |= {"channels": spec.channels, "degradation": spec.degradation}
         share = metadata.extra.get("test_share")
         values |= {"test_share": share} if isinstance(share, float) else {}
-        crop = metadata.extra.get("crop")  # of which multiply-adds are counted; files before 0.2 do not say it
+        crop = metadata.extra.get("crop")  # of which multiply-adds are counted; the first shipped files do not say it
         values |= {"crop": crop} if isinstance(crop, int) else {}
         given = {name: getattr(options, name) for name in ("channels", "degradation", "test_share")}
         values |= {name: value for name, value in given.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from metamix.models.metadata import (
     ModelMetadata,
     ModelName,
-    Splits,
+    SplitNames,
     arguments_without,
     check_task,
     to_lists,
@@ -91,7 +91,7 @@ class SegmenterSpec:
     ignore_index: MaskValue | None = 255
     reduce_zero_label: Flag = False
     palette: Colours | None = None
-    train_on: Splits = ("train",)
+    train_on: SplitNames = ("train",)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
@@ -173,7 +173,7 @@ def check_tile(model: Segmenter, name: str, tile: int) -> None:
         )
 
 
-def load_pretrained(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
+def load_initial_weights(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
     """Load the weights of a segmenter of the same build, to fine-tune it.
 
     Batch norms may be frozen only in the file or only in the model; their counters are not loaded then.

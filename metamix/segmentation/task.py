@@ -21,7 +21,7 @@ from metamix.utils.tensor_files import load_metadata
 
 from .data import SegmentationData
 from .inference import PLAIN, Predictor, make_views
-from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_pretrained, load_segmenter
+from .load import SegmenterSpec, TrainedSegmenter, check_tile, load_initial_weights, load_segmenter
 from .losses import SegmentationLoss, class_weights
 from .metrics import SegmentationMetric, describe_scores
 from .options import SegmentationDataOptions, SegmentationEvalOptions, SegmentationOptions
@@ -173,7 +173,7 @@ class SegmentationModel:
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if checkpoint and metadata is None:
-                new = load_pretrained(model, checkpoint, list(self.data.classes))
+                new = load_initial_weights(model, checkpoint, list(self.data.classes))
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))

@@ -17,7 +17,7 @@ import yaml
 import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.report.cards import command, page, stale
 from benchmarks.weight_cards import load_cards
-from metamix.classification.load import load_pretrained
+from metamix.classification.load import load_initial_weights
 from metamix.cli.tasks import find_task
 from metamix.data import DataOptions, eval_loader, normalize, open_data
 from metamix.models import count_macs
@@ -63,7 +63,7 @@ def test_the_stored_16_bits_load_at_another_size(name):
     model = timm.create_model(name, pretrained=True, img_size=(48, 40))
     other = timm.create_model(name, img_size=(48, 40))
     path = weights_dir() / f"{name}.safetensors"
-    assert load_pretrained(other, str(path), list("0123456789"))[0] == []
+    assert load_initial_weights(other, str(path), list("0123456789"))[0] == []
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[key]), key
     assert model.eval()(torch.zeros(1, 1, 48, 40)).isfinite().all()

@@ -13,7 +13,7 @@ from running import ROOT, train
 from sklearn.datasets import load_digits
 
 import metamix
-from metamix.classification.load import LOADERS, adapt_channels, create_model, load_pretrained
+from metamix.classification.load import LOADERS, adapt_channels, create_model, load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import FolderImages
 from metamix.utils.tensor_files import save_weights
@@ -142,7 +142,7 @@ def test_a_first_convolution_is_adapted_to_the_channels(there, here, tmp_path):
     options = {"depths": [1, 1, 1], "dims": [8, 8, 16]}
     old, new = (create_model("metaformer_identity_nano", in_chans=n, num_classes=10, **options) for n in (there, here))
     save_weights(tmp_path / "w.safetensors", old.state_dict(), {})
-    notes, _ = load_pretrained(new, str(tmp_path / "w.safetensors"), list("0123456789"))
+    notes, _ = load_initial_weights(new, str(tmp_path / "w.safetensors"), list("0123456789"))
     assert notes == [f"adapted: stem.0.weight from {there} to {here} channels"]
     grey = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
@@ -165,4 +165,4 @@ def test_fine_tuning_does_not_start_from_another_mixer(tmp_path):
     save_weights(tmp_path / "w.safetensors", model.state_dict(), metadata)
     words = r"w.safetensors holds weights of metaformer_pooling_nano with .*pooling\(.*this model has .*identity\(\)"
     with pytest.raises(ValueError, match=words):
-        load_pretrained(create_model("metaformer_identity_nano", **options), str(tmp_path / "w.safetensors"), [])
+        load_initial_weights(create_model("metaformer_identity_nano", **options), str(tmp_path / "w.safetensors"), [])

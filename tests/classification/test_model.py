@@ -6,7 +6,7 @@ import torch
 from classifiers import SMALL, small_task
 from PIL import Image
 
-from metamix.classification.load import create_model, load_pretrained
+from metamix.classification.load import create_model, load_initial_weights
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification
 from metamix.utils.tensor_files import save_weights
@@ -68,8 +68,10 @@ def test_the_note_says_that_published_weights_get_a_new_head(tmp_path):
 
 def test_as_many_classes_of_other_names_get_a_new_head(weights):
     path, _ = weights(classes=list("abcdefghij"))
-    assert load_pretrained(small_task().model.build(), path, list("0123456789"))[0] == ["new: head.weight, head.bias"]
-    assert load_pretrained(small_task().model.build(), path, list("abcdefghij"))[0] == []
+    assert load_initial_weights(small_task().model.build(), path, list("0123456789"))[0] == [
+        "new: head.weight, head.bias"
+    ]
+    assert load_initial_weights(small_task().model.build(), path, list("abcdefghij"))[0] == []
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):

@@ -16,7 +16,7 @@ import metamix.cli.main
 from metamix.restoration import predict
 from metamix.restoration.files import read_picture, write_picture
 from metamix.restoration.inference import Restorer
-from metamix.restoration.load import RestorationSpec, TrainedModel, load_trained
+from metamix.restoration.load import RestorationSpec, TrainedImageModel, load_trained
 from metamix.restoration.predict import restore_colours, restore_file
 
 
@@ -39,7 +39,7 @@ def run(monkeypatch):
 
     def call(*words, channels="rgb", scale=1):
         model = Shift(scale).eval()
-        found = TrainedModel("shift", model, RestorationSpec(channels, 1, ""), None)
+        found = TrainedImageModel("shift", model, RestorationSpec(channels, 1, ""), None)
         monkeypatch.setattr(predict, "load_trained", lambda *args, **options: found)
         code = predict.main([*map(str, words), "--device", "cpu"])
         return code, model
