@@ -100,8 +100,8 @@ def train(recipe: Recipe, budget: float, augment: type[Augment] = Augment) -> di
         engine = Engine(task, recipe, group, Run(None))
         steps = steps_within(budget, engine.about["macs"], recipe.engine.batch_size)
         epochs = steps / engine.steps_per_epoch
-        options = dataclasses.replace(recipe.engine, epochs=epochs, warmup_epochs=WARMUP * epochs)
-        engine.stepper.schedule = make_schedule(engine.stepper.optimizer, options, engine.steps_per_epoch)
+        options = dataclasses.replace(recipe.engine, epochs=steps, warmup_epochs=WARMUP * steps)
+        engine.stepper.schedule = make_schedule(engine.stepper.optimizer, options, steps_per_epoch=1)
         start, start_cpu = time.monotonic(), time.process_time()
         for epoch in range(math.ceil(epochs)):
             for step in engine.steps(epoch):

@@ -20,7 +20,7 @@ def test_a_whole_set(folder, break_image, capsys, recwarn, workers):
     assert first.startswith(f"{root}/train/dog/1.jpg: OSError: image file is truncated")
     assert second == f"{root}/val/eel/0.jpg: not an image of a known format"
     assert summary == f"2 of 18 images of {root} cannot be read"
-    assert not recwarn.list, "more workers than cores"
+    assert not [warning for warning in recwarn.list if "worker" in str(warning.message)], "more workers than cores"
 
 
 def test_files_that_are_not_images_are_named(folder, capsys):

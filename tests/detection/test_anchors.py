@@ -39,8 +39,6 @@ def test_anchor_scale_covers_the_boxes(sizes, strides, scale):
 
 def test_more_than_16_million_boxes():
     sizes = torch.tensor([50.0]).expand(2**24 + 1)
-    with pytest.raises(RuntimeError, match="too large"):
-        torch.quantile(sizes, 0.5)  # why numpy computes it
     assert choose_anchor_scale(sizes, STRIDES) == 4.0
     assert describe_sizes(sizes, None) == "boxes are 50 to 50 pixels large (5 % to 95 %, median 50)"
 
