@@ -66,7 +66,7 @@ def choose_anchor_scale(sizes: Tensor, strides: Sequence[float]) -> float:
 
 
 def quantiles(values: Tensor, shares: Sequence[float]) -> list[float]:
-    """Return quantiles of values (n,). torch 2.13 refuses more than 16 million in torch.quantile."""
+    """Return quantiles of values (n,), by NumPy: torch 2.13 refuses more than 16 million values."""
     return np.quantile(values.double().numpy(), shares).tolist()
 
 

@@ -131,7 +131,7 @@ def describe_background(path: Path, entries: Entries) -> str | None:
 class BoxSizes:
     """Say how large boxes are, beside the anchors that RetinaNet would be trained with.
 
-    These are chosen for train, or else for the first file with boxes.
+    The anchors are chosen for train, or else for the first file with boxes.
 
     Args:
         min_size, max_size: shorter side of the images in training, and the limit of the longer side, in pixels.

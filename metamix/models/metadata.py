@@ -224,7 +224,7 @@ def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
     for name, value in arguments.items():
         place = f"model_args[{shown(name)}]"
         if not (is_text(name) and name.isidentifier()):
-            refuse_entry(place, value, "a name of an argument in the brackets", source, REMEDY)
+            refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
         check_entry(place, value, ARGUMENTS.get(name, PLAIN), source, remedy=REMEDY)
 
 
@@ -257,7 +257,7 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Check that a file has the detector or the head that a run builds: a message about tensors would say less.
+    """Check that a file has the detector or the head of the run, so that the error names the option and not tensors.
 
     Raises:
         ValueError: it has another one.

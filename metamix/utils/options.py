@@ -31,7 +31,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "YAML"}
 class Options:
     """Base class of options, which checks each value by the rule in its type.
 
-    A subclass with a `__post_init__` of its own calls this one first.
+    A subclass with a `__post_init__` of its own calls `super().__post_init__()`.
 
     Raises:
         ValueError: a value is out of range.

@@ -1,9 +1,10 @@
-"""State what an option or an entry of a file may be in the type of a dataclass field, and check it.
+"""Declare in the type of a dataclass field which values an option or an entry of a file may have, and check them.
 
     size: Annotated[int, whole(1, 16)]
     flip: Share
 
-`rules_of` reads the rules of a dataclass. Options check them when they are made; `check_entries` checks a file's.
+`rules_of` reads the rules of a dataclass. Options check their values when they are made, and `check_entries` checks
+those of a file.
 """
 
 import sys
@@ -59,12 +60,12 @@ def is_text(value: object) -> TypeGuard[str]:
 
 
 def is_whole(value: object, low: int, high: int | None = None) -> TypeGuard[int]:
-    """Return whether a value is an int from `low` to `high`; true, false and numpy's integers are none."""
+    """Return whether a value is an int from `low` to `high`. True, False and numpy's integers are not accepted."""
     return type(value) is int and low <= value and (high is None or value <= high)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite number; true and false are none."""
+    """Return whether a value is a finite number. True and False are not accepted."""
     # Not math.isfinite, which raises OverflowError for an int that no float can hold.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
