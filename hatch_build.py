@@ -14,4 +14,4 @@ class BuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "standard":
-            build_data["force_include"] |= {"configs": "metamix/configs", "weights": "metamix/weights"}
+            build_data["force_include"] |= {"configs": "metamix/shipped/configs", "weights": "metamix/shipped/weights"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from metamix.cli.tasks import find_task
+from metamix.tasks.registry import find_task
 from metamix.training.recipe import EngineOptions
 from metamix.utils.files import write_text
 from metamix.utils.text import exit_with_message

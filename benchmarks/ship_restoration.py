@@ -21,8 +21,8 @@ from benchmarks.weight_cards import half, write_weights
 from metamix.restoration.options import RestorationEvalOptions
 from metamix.restoration.task import Restoration
 from metamix.training.reports import read_metrics
-from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
+from metamix.weights.files import load_weights
 
 ALLOWED = 0.005  # dB
 COPIED = (

@@ -32,8 +32,8 @@ from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.timm_interface import shapes
 from metamix.models.weights import weights_dir
 from metamix.training.reports import read_metrics
-from metamix.utils.tensor_files import load_weights
 from metamix.utils.text import exit_with_message
+from metamix.weights.files import load_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import metamix
 from metamix.models.weights import weights_dir
 from metamix.utils.files import write_text
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
 
 SUMS = "SHA256SUMS"  # lists files of its folder, as `sha256sum` writes it and `sha256sum -c` checks it
 

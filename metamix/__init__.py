@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from . import models
 from .mixers import list_mixers, mixer_options, register_mixer
 from .models import create_image_model, list_image_models, list_models
+from .tasks import registry as _tasks  # noqa: F401 - names the modules of the tasks
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from metamix.cli.main import main
-from metamix.deploy.predict import RUNNERS
+from metamix.tasks.predict import RUNNERS
 from metamix.training.processes import ProcessGroup
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,8 +34,8 @@ from metamix.data import DataOptions, Source, open_data
 from metamix.data.memory import mean_std, pixels
 from metamix.models import count_macs
 from metamix.utils.system import commit
-from metamix.utils.tensor_files import save_weights
 from metamix.utils.text import exit_with_message
+from metamix.weights.files import save_weights
 
 FILE = RESULTS / "ceiling.json"
 WIDTHS = (64, 256, 256)  # channels of the blocks

@@ -19,7 +19,7 @@ from benchmarks.report.style import WIDTH
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import Restorer, enlarge
 from metamix.restoration.load import load_trained
-from metamix.restoration.metrics import Measure
+from metamix.restoration.metric import Measure
 from metamix.restoration.predict import restore_colours
 from metamix.utils.files import atomic_write
 

@@ -21,10 +21,10 @@ from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
 from metamix.data.options import train_command
 from metamix.data.sources import digest
-from metamix.models.metadata import ModelMetadata
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
+from metamix.weights.metadata import ModelMetadata
 
 from .options import ModelOptions, data_name
 

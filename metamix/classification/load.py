@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from metamix.data import normalize
 from metamix.data.files import decode
 from metamix.data.sources import SMALL_SIDE
-from metamix.models.download import reach_weights
-from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
 from metamix.models.same_function import check_described_size, check_same_function
 from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
-from metamix.utils.tensor_files import load_into
+from metamix.weights.download import reach_weights
+from metamix.weights.files import load_into
+from metamix.weights.metadata import ModelMetadata
 
 Tensors = dict[str, Tensor]
 

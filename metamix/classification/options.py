@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metamix.data import DataOptions, LocationOptions, SourceOptions
-from metamix.models.options import BackboneOptions
+from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Count, Positive, PositiveShare, Share, ShareBelowOne
 

@@ -11,7 +11,7 @@ from metamix.training.reports import left_out
 from metamix.training.task import State
 from metamix.utils.figures import draw_confusion, plain, save_figure
 
-from .metrics import class_scores, total_confusion
+from .metric import class_scores, total_confusion
 
 
 class ClassificationPictures:

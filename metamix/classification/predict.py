@@ -27,7 +27,7 @@ from metamix.utils.checks import check_finite
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.system import prepare_device
 from metamix.utils.tables import csv_text
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .load import Classifier, load_classifier
 
@@ -75,11 +75,11 @@ def label(classifier: Classifier, images: Sequence[Path], options: argparse.Name
     text = FORMATS[form](found)
     if options.output:
         write_text(options.output, text)
-        print(readable(f"written: {options.output}, {plural(len(found), 'image')}"))
+        print(printable(f"written: {options.output}, {plural(len(found), 'image')}"))
     else:
-        sys.stdout.write(readable(text))
+        sys.stdout.write(printable(text))
     for reason in broken:
-        print(readable(f"left out: {reason}"), file=sys.stderr)
+        print(printable(f"left out: {reason}"), file=sys.stderr)
     return 1 if broken else 0
 
 

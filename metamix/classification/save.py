@@ -12,10 +12,10 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from metamix.models.backbone import per_channel
-from metamix.models.metadata import ModelMetadata
 from metamix.models.metaformer import Stage
-from metamix.utils.tensor_files import save_weights
 from metamix.utils.text import plural
+from metamix.weights.files import save_weights
+from metamix.weights.metadata import ModelMetadata
 
 from .load import create_model
 

@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from metamix.models.image_models import image_model_names
-from metamix.models.metadata import ModelMetadata
 from metamix.models.registry import check_model
 from metamix.utils.checks import parse_size
+from metamix.weights.metadata import ModelMetadata
 
 from .data import ClassificationData
 from .load import check_image_size, load_trained, timm_config
 from .loss import ClassificationLoss
-from .metrics import ClassificationMetric
+from .metric import ClassificationMetric
 from .model import ClassificationModel
 from .options import ClassificationEvalOptions, ClassificationOptions, ModelOptions, data_name
 from .pictures import ClassificationPictures

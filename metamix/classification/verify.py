@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, Source, open_data
 from metamix.utils.system import usable_workers
-from metamix.utils.text import exit_with_message, readable
+from metamix.utils.text import exit_with_message, printable
 
 
 class ImageProblems:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for title, source in splits.sources().items():
         total += len(source)
         for problem in broken_images(source, options.workers, title):
-            print(readable(problem))
+            print(printable(problem))
             count += 1
     if count:
         print(f"{count} of {total:,} images of {options.data_dir or options.data} cannot be read")

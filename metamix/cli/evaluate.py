@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.tasks.registry import LESS_MEMORY, TASKS, eval_options, find_task
 from metamix.training.batches import memory_format
 from metamix.training.evaluation import evaluate
 from metamix.training.precision import autocast_dtype
@@ -30,10 +31,8 @@ from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, versions
-from metamix.utils.tensor_files import RECIPE
-from metamix.utils.text import exit_with_message, plural, readable
-
-from .tasks import LESS_MEMORY, TASKS, eval_options, find_task
+from metamix.utils.text import exit_with_message, plural, printable
+from metamix.weights.files import RECIPE
 
 RESULT = "result.json"  # in the output folder
 SCORED = (  # entries on what was scored
@@ -90,7 +89,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
     model.to(group.device, memory_format=layout)  # type: ignore[call-overload]
     if group.is_main:
         for note in task.notes:
-            print(readable(f"note: {note}"))
+            print(printable(f"note: {note}"))
     folder = Path(settings.output or f"runs/eval-{task.title}" + ("-holdout" if settings.split == "holdout" else ""))
     if (folder / RECIPE).exists():
         raise ValueError(f"{folder} is a run folder, and its pictures would be replaced: give another --output")
@@ -106,7 +105,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
         make_output_folder(folder)  # before scoring, so that a bad folder costs no time
         if earlier and any(earlier.get(key) != about.get(key) for key in SCORED):
             what = f"{earlier.get('checkpoint') or earlier.get('model')} on {earlier.get('data')}"
-            print(readable(f"note: the result of {what} in {folder} is replaced; --output keeps both"))
+            print(printable(f"note: the result of {what} in {folder} is replaced; --output keeps both"))
     start = time.monotonic()
     scores, states = evaluate(
         task.metric, model, loaders[settings.split], group, autocast_dtype(settings.amp, group.device), layout
@@ -115,13 +114,13 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
 
     if group.is_main:
         speed = described["samples"][settings.split] / seconds
-        print(readable(result_line(scores, described, settings.split, speed)))
+        print(printable(result_line(scores, described, settings.split, speed)))
         if report := task.pictures.report(states):
             print(report)
         result = make_result(scores, about, task.metric.by_class(states), speed)
         write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
         pictures = task.pictures.draw(states, folder)
-        print(readable(f"written: {folder / RESULT} {' '.join(map(str, pictures))}"))
+        print(printable(f"written: {folder / RESULT} {' '.join(map(str, pictures))}"))
 
 
 def make_result(

@@ -10,7 +10,7 @@ from typing import Any
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.deploy.artifact import FORMATS, PRECISIONS
 from metamix.utils.arguments import counts, not_negative, positive
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 from metamix.utils.user_modules import add_imports, import_modules
 
 EXAMPLES = """examples:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
     with exit_with_message(ValueError, OSError, ImportError):
         import_modules(options.imports)
-        from metamix.deploy.export import export
+        from metamix.tasks.export import export
 
         report = export(
             options.source,
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             threads=options.threads,
             seconds=options.seconds,
         )
-    print(readable(summary(report, options.output)))
+    print(printable(summary(report, options.output)))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metamix.cli.tasks import LESS_MEMORY, take_task, task_module
 from metamix.models.image_models import image_model_names
 from metamix.models.weights import find_weights
+from metamix.tasks.registry import LESS_MEMORY, take_task, task_module
 from metamix.utils.system import exit_if_out_of_memory
-from metamix.utils.tensor_files import ARTIFACT
 from metamix.utils.text import exit_with_message
+from metamix.weights.files import ARTIFACT
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
        metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
         if task is None and checkpoint is None and model is not None and model.partition(".")[0] in image_model_names():
             task = "restoration"
         if checkpoint is None and model is not None and Path(model).exists():
-            from metamix.deploy.predict import main as predict_exported
+            from metamix.tasks.predict import main as predict_exported
 
             raise SystemExit(predict_exported(words, task))
         if task is None:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
                     file=sys.stderr,
                 )
                 raise SystemExit(2)
-            from metamix.deploy.exportable import task_of_weights
+            from metamix.tasks.exportable import task_of_weights
 
             task = task_of_weights(find_weights(checkpoint), model)
         module = task_module(task, "predict")

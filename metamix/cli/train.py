@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
+from metamix.tasks.registry import TASKS, find_task, train_options
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import Recipe, parse
@@ -25,9 +26,7 @@ from metamix.training.reports import compare_runs
 from metamix.training.signals import Stopped
 from metamix.training.train import train
 from metamix.utils.system import exit_if_out_of_memory
-from metamix.utils.text import exit_with_message, readable
-
-from .tasks import TASKS, find_task, train_options
+from metamix.utils.text import exit_with_message, printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +70,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
             )
         find_task(recipe.task).check_model(model, recipe.options.pretrained)
         if "." in model and not recipe.options.pretrained and group.is_main:
-            print(readable(f"note: {model} names weights, but they are only loaded with --pretrained"))
+            print(printable(f"note: {model} names weights, but they are only loaded with --pretrained"))
     for i, model in enumerate(models):
         own = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
@@ -88,7 +87,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 print(f"not trained yet: {', '.join(models[i + 1 :])}; the same command continues with them")
             raise SystemExit(exit_code)
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
-        print(readable(compare_runs(folders)))
+        print(printable(compare_runs(folders)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metamix.cli.tasks import take_task, task_module
+from metamix.tasks.registry import take_task, task_module
 from metamix.utils.text import exit_with_message
 
 DESCRIPTION = """usage: metamix verify DATA [--task NAME] [options]

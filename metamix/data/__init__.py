@@ -1,7 +1,7 @@
 """Open, decode, cache, batch and augment data sets of labelled images."""
 
 from .augment import Augment, normalize
-from .files import CorruptImage, DoesNotFit, decode_file, read_image_file
+from .files import CorruptImage, decode_file, read_image_file
 from .loader import eval_loader, train_loader
 from .memory import channel_statistics, image_size
 from .options import DataOptions, LocationOptions, SourceOptions
@@ -11,7 +11,6 @@ __all__ = [
     "Augment",
     "CorruptImage",
     "DataOptions",
-    "DoesNotFit",
     "LocationOptions",
     "Source",
     "SourceOptions",

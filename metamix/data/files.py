@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from metamix.utils.text import readable
+from metamix.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,6 @@ T = TypeVar("T")
 
 class CorruptImage(OSError):
     """One image, or too many of them, cannot be decoded. The message names the image and the reason."""
-
-
-class DoesNotFit(ValueError):
-    """An image that the model cannot take or the file format cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +171,7 @@ def list_files(root: Path) -> list[str]:
         identity = _identity(place)
         if identity in seen:
             log.warning(
-                "%s: left out, it is the same folder as %s", readable(str(place)), readable(str(seen[identity]))
+                "%s: left out, it is the same folder as %s", printable(str(place)), printable(str(seen[identity]))
             )
             continue
         seen[identity] = place

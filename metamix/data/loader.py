@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import Compose
 
 from metamix.utils.system import usable_workers
-from metamix.utils.text import readable
+from metamix.utils.text import printable
 
 from .auto_augment import pil_transform
 from .counter_rng import SAMPLE, seeded
@@ -345,7 +345,7 @@ class CorruptImages(dict[str, str]):
         if path in self:
             return
         self[path] = reason
-        log.warning("unreadable image %d of %d, %s: %s", len(self), self.total, self.consequence, readable(reason))
+        log.warning("unreadable image %d of %d, %s: %s", len(self), self.total, self.consequence, printable(reason))
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "

@@ -11,10 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.text import readable
+from metamix.utils.text import printable
 
-from .files import CorruptImage, DoesNotFit
+from .files import CorruptImage
 
 
 def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], str]) -> dict[Path, Path]:
@@ -78,7 +79,7 @@ def predict_images(
                 done.append({"image": str(path)} | dict(predict(path, file)))
             except (CorruptImage, DoesNotFit) as error:
                 name = "" if str(path) in str(error) else f"{path}: "
-                print(readable(f"left out: {name}{error}"), file=sys.stderr)
+                print(printable(f"left out: {name}{error}"), file=sys.stderr)
     finally:
         write_text(records, json.dumps(done, indent=2) + "\n")
     return len(done)

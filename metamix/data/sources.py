@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metamix.utils import checksums
 from metamix.utils.text import did_you_mean
+from metamix.weights import checksums
 
 from .counter_rng import stratified_choice
 from .files import decode

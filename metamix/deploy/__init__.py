@@ -10,8 +10,9 @@
 The formats need packages that training does not: pip install 'metamix[deploy]'.
 """
 
+from metamix.tasks.export import export
+
 from .benchmark import benchmark
-from .export import export
 from .fuse import fuse
 from .runtime import load_exported
 

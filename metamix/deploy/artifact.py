@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from metamix.models.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
 from metamix.utils.checks import check_choice
 from metamix.utils.files import write_text
 from metamix.utils.rules import SHARE, Rule, check_entries, is_text, is_whole, list_of, one_of, rules_of, whole
-from metamix.utils.tensor_files import ARTIFACT, CHECKPOINT, WEIGHTS
+from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
+from metamix.weights.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
 
 REPORT = "report.json"
 COMPILED = "model.compiled.pt2"

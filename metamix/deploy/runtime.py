@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metamix.data import DoesNotFit
+from metamix.utils.checks import DoesNotFit
 from metamix.utils.system import is_out_of_memory
 
 from .artifact import COMPILED, HINTS, Artifact, load_artifact

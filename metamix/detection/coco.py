@@ -22,8 +22,8 @@ from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_
 from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage, decode_file
-from metamix.utils.checksums import digest
 from metamix.utils.text import did_you_mean, plural
+from metamix.weights.checksums import digest
 
 from .annotations import (
     Entry,

@@ -8,17 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from metamix.models.backbone import EXTRA
-from metamix.models.metadata import (
-    MAX_CLASSES,
-    ModelMetadata,
-    ModelName,
-    SplitNames,
-    arguments_without,
-    check_task,
-    to_lists,
-    to_tuples,
-    without_head,
-)
 from metamix.models.same_function import check_described_size
 from metamix.models.weights import find_weights
 from metamix.utils.rules import (
@@ -34,7 +23,18 @@ from metamix.utils.rules import (
     refuse_entry,
     rules_of,
 )
-from metamix.utils.tensor_files import load_into, load_weights
+from metamix.weights.files import load_into, load_weights
+from metamix.weights.metadata import (
+    MAX_CLASSES,
+    ModelMetadata,
+    ModelName,
+    SplitNames,
+    arguments_without,
+    check_task,
+    to_lists,
+    to_tuples,
+    without_head,
+)
 
 from .anchors import ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector

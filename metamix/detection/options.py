@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from metamix.data.options import ReadingOptions, check_train_on
-from metamix.models.options import BackboneOptions
+from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Share, number, whole
 

@@ -17,7 +17,7 @@ from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
 
 from .data import DetectionData
-from .metrics import DetectionMetric, Detections, Scores, from_coco, table
+from .metric import DetectionMetric, Detections, Scores, from_coco, table
 
 SHOWN = 4  # number of the best and of the worst images to draw
 SURE = 0.5  # least score of the detections that are drawn

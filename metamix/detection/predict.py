@@ -24,7 +24,7 @@ from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.utils.arguments import add_device, add_places, share
 from metamix.utils.system import prepare_device
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .load import load_detector
 from .pictures import Objects, draw_image
@@ -104,11 +104,11 @@ def draw_all(
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_image(picture, image, found, classes)
         objects = describe_objects(found, classes)
-        tqdm.write(readable(f"{path}: {plural(len(objects), 'object')}"))
+        tqdm.write(printable(f"{path}: {plural(len(objects), 'object')}"))
         return {"width": image.shape[2], "height": image.shape[1], "objects": objects}
 
     drawn = predict_images(pictures, draw, output / RECORDS)
-    print(readable(f"written: {output / RECORDS} and {plural(drawn, 'picture')}"))
+    print(printable(f"written: {output / RECORDS} and {plural(drawn, 'picture')}"))
     return 1 if drawn < len(pictures) else 0
 
 

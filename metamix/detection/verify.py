@@ -21,7 +21,7 @@ import torch
 
 from metamix.data import CorruptImage
 from metamix.utils.arguments import positive
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
@@ -187,18 +187,18 @@ def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_s
             problems.append(filter(None, [class_problem(path, classes, *first)]))
             notes += filter(None, [describe_background(path, entries), boxes.describe(path, entries)])
         for problem in chain(*problems):  # each is printed when it is found
-            print(readable(problem))
+            print(printable(problem))
             count += 1
     paths = [path for path, _ in splits]
     files = ", ".join(map(str, paths))
-    print(plural(count, "problem") if count else readable(f"{files}: nothing is wrong"))
+    print(plural(count, "problem") if count else printable(f"{files}: nothing is wrong"))
     if found:
         for names in (("train",), ("val", "test")):
             if found.keys().isdisjoint(names):
                 files = " or ".join(f"instances_{name}.json" for name in names)
-                print(readable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
+                print(printable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
     for note in notes:
-        print(readable(note))
+        print(printable(note))
     return count
 
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.utils.checks import check_choice, check_count, check_one_source
+from metamix.weights.download import reach_weights
 
 from .batch_norms import apply_batch_norms, check_batch_norms
-from .download import reach_weights
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model, check_published

@@ -76,18 +76,6 @@ TIMM_POOLFORMER = Format((
     (r"(layer_scale\d)\.gamma", r"\1.scale"),
 ))  # fmt: skip
 
-# PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
-
-POOLFORMER_SEMANTIC_FPN = Format((
-    (r"^backbone\.body\.model\.(.*)", lambda m: f"backbone.{POOLFORMER.name(m[1])}"),
-    (r"^backbone\.pyramid\.norms\.(\d+)\.", lambda m: f"backbone.norm{2 * int(m[1])}."),
-    (r"^backbone\.pyramid\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
-    (r"^backbone\.pyramid\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv."),
-    (r"^head\.branches\.(\d+)\.(\d+)\.0\.", lambda m: f"decode_head.scale_heads.{m[1]}.{2 * int(m[2])}.conv."),
-    (r"^head\.branches\.(\d+)\.(\d+)\.1\.", lambda m: f"decode_head.scale_heads.{m[1]}.{2 * int(m[2])}.bn."),
-    (r"^head\.classifier\.", "decode_head.conv_seg."),
-))  # fmt: skip
-
 # RaftMLP, Tatsunami and Taki 2022: github.com/okojoalg/raft-mlp
 
 RAFTMLP_NAMES = (
@@ -169,20 +157,6 @@ def wavemix_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
 
 WAVEMIX = Format(WAVEMIX_NAMES, wavemix_layout)
 WAVEMIX_ONE_LEVEL = Format((ONE_LEVEL, *WAVEMIX_NAMES), wavemix_layout)
-
-# WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
-
-
-def segmenter_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
-    """Change the layout of a tensor of WaveMix for segmentation as `wavemix_layout` does."""
-    return wavemix_layout(key, tensor, model.backbone.body.model)
-
-
-def wavemix_segmenter_format(head: str, level: int) -> Format:
-    """Return the format of a WaveMix for segmentation: `head` is their name of its head, `level` the transform's."""
-    names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
-    return Format((ONE_LEVEL, *names) if level == 1 else names, segmenter_layout)
-
 
 # WaveMix for super-resolution: their wavemix/sisr.py, and WaveMixSR of github.com/pranavphoenix/WaveMixSR
 

@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from metamix.mixers.registry import plain
 from metamix.utils.checks import check_one_source
 from metamix.utils.text import did_you_mean
+from metamix.weights.download import download
+from metamix.weights.metadata import ModelMetadata
 
 from .arguments import check_known
-from .download import download
 from .formats import OURS, SISR, SISR_ONE_LEVEL, WAVEMIXSR, Format
 from .maxim import MaximUNet
 from .maxim_format import maxim_format
-from .metadata import ModelMetadata
 from .official import flatten, flax_parameters
 from .same_function import check_size
 from .wavemix_restoration import WaveMixSisr, WaveMixSR

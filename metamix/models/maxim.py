@@ -50,10 +50,9 @@ from metamix.layers import (
     from_sets,
     to_sets,
 )
+from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection, shrink_image
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
-
-from .image_inference import check_multiples, crop, pad_by_reflection, shrink_image
 
 Norm = partial(Float32LayerNorm2d, eps=1e-6)
 Conv1x1 = partial(nn.Conv2d, kernel_size=1)

@@ -7,6 +7,7 @@ model and the `Format` of its tensors. It refuses an argument that our model can
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -20,15 +21,14 @@ from torch import Tensor, nn
 from metamix.layers import GroupNorm1
 from metamix.mixers import Maxim
 from metamix.utils.checks import parse_size
-from metamix.utils.tensor_files import unwrap
 from metamix.utils.text import did_you_mean
+from metamix.weights.files import unwrap
 
 from .arguments import check_known
 from .embed import ConvEmbed
 from .formats import (
     NINFORMER,
     POOLFORMER,
-    POOLFORMER_SEMANTIC_FPN,
     SISR,
     SISR_ONE_LEVEL,
     TIMM_POOLFORMER,
@@ -37,15 +37,13 @@ from .formats import (
     WAVEMIXSR,
     Format,
     raftmlp_format,
-    wavemix_segmenter_format,
 )
 from .maxim import MaximUNet
 from .maxim_format import flax_format, maxim_format, module_paths
 from .metaformer import Block, MetaFormer
-from .metaformer_family import SIZES, metaformer
+from .metaformer_family import metaformer
 from .ninformer import ninformer
 from .raftmlp import ShortcutClassifier, raftmlp
-from .segmenters import build_segmenter
 from .wavemix import wavemix
 from .wavemix_restoration import WaveMixSisr, WaveMixSR
 from .weights import check_state
@@ -158,46 +156,6 @@ def timm_poolformer(
     return model, TIMM_POOLFORMER
 
 
-# PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
-
-
-def poolformer_semantic_fpn(
-    state: Mapping[str, Tensor],
-    *,
-    arch: str | Mapping[str, Any] = "s12",
-    out_channels: int = 256,
-    channels: int = 128,
-    num_classes: int = 150,
-    dropout_ratio: float = 0.1,
-    drop_path_rate: float = 0.0,
-) -> ModelAndFormat:
-    """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
-    sizes = [size for size in SIZES if size != "nano"]
-    backbone_args: dict[str, Any] = dict(drop_path_rate=drop_path_rate)
-    if isinstance(arch, Mapping):
-        wanted = {"layers", "embed_dims", "mlp_ratios", "layer_scale_init_value"}
-        if arch.keys() != wanted:
-            refuse("arch", dict(arch), f"a dict of {', '.join(sorted(wanted))}; or one of {', '.join(sizes)}")
-        backbone_args |= dict(
-            depths=tuple(arch["layers"]),
-            dims=tuple(arch["embed_dims"]),
-            mlp_ratio=tuple(arch["mlp_ratios"]),
-            layer_scale=arch["layer_scale_init_value"],
-        )
-        arch = "s12"
-    accept("arch", arch, sizes, f"{', '.join(sizes)}, or a dict of their numbers")
-    model = build_segmenter(
-        "semantic_fpn",
-        f"metaformer_pooling_{arch}",
-        num_classes,
-        neck_channels=out_channels,
-        head_channels=channels,
-        dropout=dropout_ratio,
-        backbone_args=backbone_args,
-    )
-    return model, POOLFORMER_SEMANTIC_FPN
-
-
 # RaftMLP, Tatsunami and Taki 2022: github.com/okojoalg/raft-mlp
 
 
@@ -282,55 +240,6 @@ def wavemix_classifier(
         stride=0 if initial_conv == "pachify" else stride,
     )
     return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX
-
-
-# WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
-
-
-def wavemix_segmentation(
-    state: Mapping[str, Tensor],
-    *,
-    num_classes: int = 20,
-    depth: int = 16,
-    mult: int = 2,
-    ff_channel: int = 256,
-    final_dim: int = 256,
-    dropout: float = 0.0,
-    level: int = 4,
-    stride: int = 2,
-) -> ModelAndFormat:
-    """Build our model for the arguments of the authors' segmentation `WaveMix`."""
-    accept("stride", stride, [2], "2, so that the output has the size of the image")
-    arguments = dict(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout)
-    model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments)
-    return model, wavemix_segmenter_format("expand", level)
-
-
-def wavemix_cityscapes(
-    state: Mapping[str, Tensor],
-    *,
-    num_classes: int = 20,
-    depth: int = 16,
-    mult: int = 2,
-    ff_channel: int = 192,
-    final_dim: int = 192,
-    dropout: float = 0.5,
-    level: int = 3,
-    patch_size: int = 4,
-    pool_channels: Sequence[int] = (128, 64),
-) -> ModelAndFormat:
-    """Build our model for the authors' classifier with transposed convolutions as its `pool`.
-
-    The arguments are those of the classifier. `pool_channels` are the widths of the transposed convolutions.
-    """
-    arguments = dict(
-        dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout,
-        patch_size=patch_size,
-    )  # fmt: skip
-    model = build_segmenter(
-        "wavemix", "wavemix_192_16_l3", num_classes, head_channels=list(pool_channels), backbone_args=arguments
-    )
-    return model, wavemix_segmenter_format("pool", level)
 
 
 # WaveMix for super-resolution: their wavemix/sisr.py, and WaveMixSR of github.com/pranavphoenix/WaveMixSR
@@ -521,18 +430,17 @@ MAXIM_VARIANTS = {
 
 SOURCES: dict[str, Callable[..., ModelAndFormat]] = {
     "poolformer": poolformer,
-    "poolformer_semantic_fpn": poolformer_semantic_fpn,
     "timm_poolformer": timm_poolformer,
     "raftmlp": raftmlp_classifier,
     "wavemix": wavemix_classifier,
-    "wavemix_segmentation": wavemix_segmentation,
-    "wavemix_cityscapes": wavemix_cityscapes,
     "ninformer": ninformer_classifier,
     "maxim_mab": maxim_mab,
     "maxim": maxim,
     "wavemix_superresolution": wavemix_superresolution,
     "wavemixsr": wavemixsr,
 }
+
+MODULES: list[str] = []  # modules that add further sources to `SOURCES`, imported when a name is unknown
 
 
 def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Module:
@@ -587,6 +495,9 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         load_official("wavemix_superresolution", state, depth=4, final_dim=144, ff_channel=144)
         load_official("wavemixsr", state, scale_factor=2)
     """
+    if source not in SOURCES:  # those of the tasks' networks are registered when their modules are imported
+        for module in MODULES:
+            import_module(module)
     if source not in SOURCES:
         raise ValueError(f"Unknown source {source!r}{did_you_mean(source, SOURCES)} Sources: {', '.join(SOURCES)}.")
     build = SOURCES[source]

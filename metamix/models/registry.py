@@ -20,11 +20,11 @@ from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, registe
 from timm.models._registry import _module_to_models
 from torch import nn
 
-from metamix.utils.tensor_files import ARTIFACT
 from metamix.utils.text import did_you_mean
+from metamix.weights.download import reach_weights
+from metamix.weights.files import ARTIFACT
 
 from .arguments import check_stages, mixers_per_stage
-from .download import reach_weights
 from .metaformer import MetaFormer
 from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 

@@ -14,7 +14,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .metadata import ModelMetadata
+from metamix.weights.metadata import ModelMetadata
+
 from .metaformer import MetaFormer, Stage
 
 TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weights do not depend on them

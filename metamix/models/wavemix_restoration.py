@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
+from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_count
-
-from .image_inference import check_multiples, crop, pad_by_reflection
 
 MODES = ("bilinear", "bicubic")
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 from metamix.utils.files import shipped_folder
-from metamix.utils.tensor_files import ARTIFACT, load_metadata, load_weights, refuse_old_nano, unwrap
 from metamix.utils.text import did_you_mean
 from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
+from metamix.weights.files import ARTIFACT, load_metadata, load_weights, refuse_old_nano, unwrap
+from metamix.weights.metadata import ModelMetadata
 
 from .formats import Format, format_of
-from .metadata import ModelMetadata
 from .metaformer import Block, MetaFormer, Stage
 from .same_function import check_same_function
 

@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metamix.data import CorruptImage, read_image_file
-from metamix.data.files import DoesNotFit, as_corrupt_image, to_eight_bits
+from metamix.data.files import as_corrupt_image, to_eight_bits
+from metamix.utils.checks import DoesNotFit
 from metamix.utils.files import atomic_write
-from metamix.utils.text import readable
+from metamix.utils.text import printable
 
 from .resize import to_levels
 
@@ -130,7 +131,7 @@ def _encode_16_bits(pixels: np.ndarray, path: Path, profile: bytes | None) -> by
         done, content = cv2.imencodeWithMetadata(path.suffix, pixels, *entries)  # not done: libpng refuses the profile
     if not done:
         if profile:
-            print(readable(f"note: {path} has no colour profile: OpenCV cannot write it"), file=sys.stderr)
+            print(printable(f"note: {path} has no colour profile: OpenCV cannot write it"), file=sys.stderr)
         content = cv2.imencode(path.suffix, pixels)[1]
     return content.tobytes()
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.models.image_inference import self_ensemble
-from metamix.models.tiles import apply_in_tiles
+from metamix.layers.image_inference import self_ensemble
+from metamix.layers.tiles import apply_in_tiles
 
 from .resize import resize_bicubic
 

@@ -18,11 +18,11 @@ from metamix.models.image_models import (
     read_image_weights,
     with_tag,
 )
-from metamix.models.metadata import ModelMetadata
 from metamix.models.weights import find_weights
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import Rule, check_entries, is_text, one_of, rules_of, whole
 from metamix.utils.text import plural
+from metamix.weights.metadata import ModelMetadata
 
 from .degradations import PAIRS, parse_degradations
 

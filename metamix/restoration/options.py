@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from metamix.data.options import ReadingOptions, check_template
-from metamix.models.options import BackboneOptions
-from metamix.models.tiles import check_tiles
+from metamix.layers.tiles import check_tiles
+from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import Count, Natural, NotNegative, ShareBetween
 
 from .degradations import PAIRS, parse_degradations
-from .losses import parse_loss
+from .loss import parse_loss
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")

@@ -14,7 +14,7 @@ from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.tables import csv_text
 
-from .metrics import SHOWN, all_rows, mean_scores
+from .metric import SHOWN, all_rows, mean_scores
 
 COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
 ZOOM = 64  # pixels of the side of the zoomed crop

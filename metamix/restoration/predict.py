@@ -22,14 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from metamix.data import DoesNotFit
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
-from metamix.models.tiles import check_tiles
+from metamix.layers.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
-from metamix.utils.checks import check_finite
+from metamix.utils.checks import DoesNotFit, check_finite
 from metamix.utils.system import prepare_device
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .colour import to_rgb, to_ycbcr
 from .files import FORMATS, Picture, read_picture, write_picture
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = name_outputs(options.places, options.output, options.format)
         found = load_trained(options.checkpoint, model=options.model, pretrained=options.pretrained)
         if options.pretrained:
-            print(readable(f"weights: {found.name}"), file=sys.stderr)  # the tag may be the default one
+            print(printable(f"weights: {found.name}"), file=sys.stderr)  # the tag may be the default one
         device = prepare_device(options.device)
         model = found.model.to(device)
         restorer = Restorer(found.spec.enlarge, options.tile, options.overlap, options.ensemble, options.local_pooling)
@@ -77,11 +76,11 @@ def restore_all(model: nn.Module, channels: str, restorer: Restorer, files: Mapp
         picture = restore_file(model, path, channels, restorer)
         write_picture(picture, written)
         for lost in picture.lost:
-            print(readable(f"note: {path}: {lost}"), file=sys.stderr)
+            print(printable(f"note: {path}: {lost}"), file=sys.stderr)
         return {"file": written.relative_to(output).as_posix()}
 
     restored = predict_images(files, restore, output / RECORDS)
-    print(readable(f"written: {plural(restored, 'image')} to {output}"))
+    print(printable(f"written: {plural(restored, 'image')} to {output}"))
     return 1 if restored < len(files) else 0
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from metamix.data.files import Header, read_header
 from metamix.data.find import Pairs, list_images, match_partners
-from metamix.utils.checksums import digest
 from metamix.utils.text import did_you_mean
+from metamix.weights.checksums import digest
 
 from .options import RestorationDataOptions
 

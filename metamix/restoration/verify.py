@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .data import read_tensor
 from .degradations import PAIRS
@@ -80,7 +80,7 @@ def verify(options: RestorationOptions) -> int:
         samples += leave_out(found, root, roots)  # those of a folder inside come with that folder
     problems = 0
     for problem in chain(unmatched, find_problems(samples)):
-        print(readable(problem))
+        print(printable(problem))
         problems += 1
     count = plural(len(samples), "pair" if paired else "image")
     print(f"{plural(problems, 'problem')}; {count} checked" if problems else f"all {count} can be read")

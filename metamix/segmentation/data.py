@@ -27,7 +27,7 @@ from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
-from metamix.utils.checksums import digest
+from metamix.weights.checksums import digest
 
 from .labels import IGNORED, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions, verify_command

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.models.tiles import apply_in_tiles
+from metamix.layers.tiles import apply_in_tiles
 from metamix.utils.checks import check_finite
 
 from .transforms import Size

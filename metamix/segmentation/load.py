@@ -7,18 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from metamix.models.metadata import (
-    ModelMetadata,
-    ModelName,
-    SplitNames,
-    arguments_without,
-    check_task,
-    to_lists,
-    to_tuples,
-    without_head,
-)
 from metamix.models.same_function import check_described_size
-from metamix.models.segmenters import HEADS, Segmenter, build_segmenter
 from metamix.models.weights import find_weights
 from metamix.utils.rules import (
     POSITIVE_SHARE,
@@ -33,10 +22,21 @@ from metamix.utils.rules import (
     one_of,
     rules_of,
 )
-from metamix.utils.tensor_files import load_into, load_weights
+from metamix.weights.files import load_into, load_weights
+from metamix.weights.metadata import (
+    ModelMetadata,
+    ModelName,
+    SplitNames,
+    arguments_without,
+    check_task,
+    to_lists,
+    to_tuples,
+    without_head,
+)
 
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
+from .segmenters import HEADS, Segmenter, build_segmenter
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 

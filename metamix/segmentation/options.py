@@ -9,13 +9,13 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
-from metamix.models.metadata import MAX_SIDE
-from metamix.models.options import BackboneOptions
-from metamix.models.tiles import check_tiles
+from metamix.layers.tiles import check_tiles
+from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share, whole
+from metamix.weights.metadata import MAX_SIDE
 
-from .losses import WEIGHTED, parse_loss
+from .loss import WEIGHTED, parse_loss
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")

@@ -17,7 +17,7 @@ from metamix.utils.files import write_text
 from metamix.utils.tables import csv_text
 
 from .labels import IGNORED, Labels, colours_of
-from .metrics import SegmentationMetric, Shown, images_to_show, total
+from .metric import SegmentationMetric, Shown, images_to_show, total
 
 OPACITY = 0.55  # of the colours over an image
 MOST_NAMED = 40  # classes in a legend

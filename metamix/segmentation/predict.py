@@ -29,11 +29,11 @@ from torchvision.transforms.v2 import functional as F
 from metamix.data import normalize
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
-from metamix.models.tiles import check_tiles
+from metamix.layers.tiles import check_tiles
 from metamix.utils.arguments import add_device, add_places
 from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.system import prepare_device
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .data import read_image
 from .inference import Predictor, make_views
@@ -96,7 +96,7 @@ def predict_all(
         return {"mask": (Path(MASKS) / name).as_posix()}
 
     labelled = predict_images(names, label, output / RECORDS)
-    print(readable(f"written: masks and overlays of {plural(labelled, 'image')} to {output}"))
+    print(printable(f"written: masks and overlays of {plural(labelled, 'image')} to {output}"))
     return 1 if labelled < len(names) else 0
 
 

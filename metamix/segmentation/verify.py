@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
-from metamix.utils.text import exit_with_message, plural, readable
+from metamix.utils.text import exit_with_message, plural, printable
 
 from .data import read_image
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
@@ -81,16 +81,16 @@ def verify(found: MaskedSet, labels: Labels) -> int:
         try:
             samples = found.find(split)
         except Unmatched as error:
-            print(readable("\n".join(error.problems)))
+            print(printable("\n".join(error.problems)))
             problems += len(error.problems)
             samples = samples_of(error.pairs)
         except (ValueError, OSError) as error:
-            print(readable(f"{split}: {error}"))
+            print(printable(f"{split}: {error}"))
             problems += 1
             continue
         found_pixels = torch.zeros(256, dtype=torch.int64)
         for problem in check_samples(samples, labels, found_pixels):
-            print(readable(problem))
+            print(printable(problem))
             problems += 1
         if not found_pixels.any():  # no mask could be used, which says nothing of the classes
             continue
@@ -98,11 +98,11 @@ def verify(found: MaskedSet, labels: Labels) -> int:
         empty = [name for name, count in zip(labels.classes, counts[split]) if not count]
         if empty:
             listed = ", ".join(empty) + ignored_hint(counts[split], labels)
-            print(readable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"))
+            print(printable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"))
             problems += 1
     print(plural(problems, "problem") if problems else "nothing is wrong")
     if counts:
-        print(readable(table_of_shares(counts, labels)))
+        print(printable(table_of_shares(counts, labels)))
     return problems
 
 

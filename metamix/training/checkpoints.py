@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from metamix.utils.tensor_files import CHECKPOINT, load_checkpoint, refuse_old_nano, require, save_checkpoint
 from metamix.utils.text import plural
+from metamix.weights.files import CHECKPOINT, load_checkpoint, refuse_old_nano, require, save_checkpoint
 
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes

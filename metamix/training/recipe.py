@@ -27,9 +27,9 @@ from metamix.utils.options import (
     with_defaults,
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, is_whole, number
-from metamix.utils.tensor_files import RECIPE
 from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.utils.user_modules import add_imports, import_modules
+from metamix.weights.files import RECIPE
 
 _run = partial(option, group="the run", on_resume="ignore")
 _schedule = partial(option, group="schedule", on_resume="report")

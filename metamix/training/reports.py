@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from metamix.utils.figures import save_figure
 from metamix.utils.files import write_text
 from metamix.utils.tables import csv_text
-from metamix.utils.tensor_files import SUMMARY
 from metamix.utils.text import plural
+from metamix.weights.files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
 

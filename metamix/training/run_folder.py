@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from metamix.utils.files import make_output_folder, reason, write_text
 from metamix.utils.options import read_yaml
-from metamix.utils.tensor_files import RECIPE
-from metamix.utils.text import readable
+from metamix.utils.text import printable
+from metamix.weights.files import RECIPE
 
 from .reports import Row, draw_curves, split_column, write_metrics
 
@@ -77,7 +77,7 @@ class Run:
     def say(self, text: str) -> None:
         """Write one line to the terminal and to log.txt."""
         if self.main:
-            tqdm.write(readable(text), file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
         self.log(text)
 
@@ -87,7 +87,7 @@ class Run:
             path = self.folder / "log.txt"
             try:
                 with open(path, "a", encoding="utf-8") as file:
-                    file.write(readable(text) + "\n")
+                    file.write(printable(text) + "\n")
             except OSError as error:
                 raise OSError(f"{path} could not be written ({reason(error)})") from error
 

@@ -34,7 +34,7 @@ class TaskData(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Return plain values that must stay the same when a run is resumed, such as class names and sample counts.
 
-        The entry "digest" is `metamix.utils.checksums.digest` of the samples: relative paths, labels, file sizes.
+        The entry "digest" is `metamix.weights.checksums.digest` of the samples: relative paths, labels, file sizes.
         """
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:

@@ -15,8 +15,8 @@ from torch import Tensor
 from metamix.utils.files import write_text
 from metamix.utils.options import read_yaml
 from metamix.utils.system import commit, versions
-from metamix.utils.tensor_files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, save_weights
-from metamix.utils.text import plural, readable
+from metamix.utils.text import plural, printable
+from metamix.weights.files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, save_weights
 
 from .checkpoints import check_identity
 from .engine import Engine
@@ -47,7 +47,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
     if group.exists_for_all(finished, folder / SUMMARY):
         if group.is_main:
             text = f"{folder} is finished (another --output or --seed makes a new run):\n{result_line(folder)}"
-            print(readable(text))
+            print(printable(text))
         return folder
     run = Run(None if options.dry_run else folder, main=group.is_main, tensorboard=options.tensorboard)
     try:

@@ -11,6 +11,10 @@ from torch import Tensor
 from .text import did_you_mean
 
 
+class DoesNotFit(ValueError):
+    """An image that the model cannot take or the file format cannot hold."""
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:

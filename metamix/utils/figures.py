@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .files import atomic_write
-from .text import readable
+from .text import printable
 
 
 def plain(name: str) -> str:
     """Escape a name for a figure: a $ would start a formula."""
-    return readable(name).replace("$", r"\$")
+    return printable(name).replace("$", r"\$")
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:

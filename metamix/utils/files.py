@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from .text import readable
+from .text import printable
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 def shipped_folder(name: str) -> Path:
     """Return the path of a folder that comes with metamix: in the installed package, or at the root of a clone."""
     package = Path(__file__).resolve().parents[1]
-    return next((d for d in (package / name, package.parent / name) if d.is_dir()), package / name)
+    return next((d for d in (package / "shipped" / name, package.parent / name) if d.is_dir()), package / name)
 
 
 def make_output_folder(folder: Path) -> None:
@@ -65,7 +65,7 @@ def make_output_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as file:
-        file.write(readable(text).encode())
+        file.write(printable(text).encode())
 
 
 def reason(error: BaseException) -> str:

@@ -35,7 +35,7 @@ def matching(patterns: list[str], known: list[str], lists: str) -> list[str]:
     return [name for name in known if any(fnmatchcase(name, wanted) for wanted in patterns)]
 
 
-def readable(text: str) -> str:
+def printable(text: str) -> str:
     """Escape what UTF-8 cannot encode, such as a file name in Latin-1: its byte 0xe9 becomes \\udce9."""
     return text.encode(errors="backslashreplace").decode()
 

@@ -18,10 +18,10 @@ import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.report.cards import command, page, stale
 from benchmarks.weight_cards import load_cards
 from metamix.classification.load import load_initial_weights
-from metamix.cli.tasks import find_task
 from metamix.data import DataOptions, eval_loader, normalize, open_data
 from metamix.models import count_macs
 from metamix.models.weights import weights_dir
+from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from running import train
 from safetensors import safe_open
 
 from benchmarks import ship_weights, weight_cards
 from benchmarks.weight_cards import SUMS, sha256
+from tests.helpers.running import train
 
 MODEL = "minattn_minimal_nomlp_h1_mnist"  # a step takes milliseconds, and it needs no arguments to be small
 RUN = ["--model", MODEL, "--model-args", "{}", "--epochs", 1, "--batch-size", 256, "--amp", "none", "--lr", "1e-2"]

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from classifiers import small_task
-from image_fixtures import break_image, folder, image, shard
 from PIL import Image
 
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.classifiers import small_task
+from tests.helpers.image_fixtures import break_image, folder, image, shard
 
 __all__ = ["break_image", "folder", "image", "shard"]
 

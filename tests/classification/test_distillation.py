@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import timm
 import torch
-from classifiers import SMALL, small_task
 from torch.nn import functional as F
 
 from metamix.classification.distillation import Teacher
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.classifiers import SMALL, small_task
 
 
 def test_distillation_draws_towards_the_teacher(weights):

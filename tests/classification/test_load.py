@@ -9,14 +9,14 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from running import ROOT, train
 from sklearn.datasets import load_digits
 
 import metamix
 from metamix.classification.load import LOADERS, adapt_channels, create_model, load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import FolderImages
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.running import ROOT, train
 
 NAME = "metaformer_pooling_nano.digits"
 FILE = ROOT / "weights" / f"{NAME}.safetensors"

@@ -3,13 +3,13 @@
 import pytest
 import timm
 import torch
-from classifiers import SMALL, small_task
 from PIL import Image
 
 from metamix.classification.load import create_model, load_initial_weights
 from metamix.classification.options import ClassificationOptions
 from metamix.classification.task import Classification
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.classifiers import SMALL, small_task
 
 
 def test_fine_tuning_keeps_a_head_for_the_same_classes(weights):

@@ -1,9 +1,9 @@
 """Ranges and contradictions of the options."""
 
 import pytest
-from classifiers import small_task
 
 from metamix.classification.options import ClassificationOptions
+from tests.helpers.classifiers import small_task
 
 
 def test_weights_of_no_teacher_are_refused():

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from running import train
+
+from tests.helpers.running import train
 
 WORDS = ["--batch-size", 4, "--amp", "none", "--warmup-epochs", 0, "--data", "folder"]
 

@@ -3,13 +3,13 @@
 import pytest
 import timm
 import torch
-from classifiers import SMALL, small_task
 
 from metamix.classification.load import create_model
 from metamix.classification.options import ClassificationEvalOptions, ClassificationOptions
 from metamix.classification.task import Classification
 from metamix.models.formats import TIMM_POOLFORMER
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.classifiers import SMALL, small_task
 
 
 def test_a_trained_model_is_built_as_it_was(weights):

@@ -2,9 +2,9 @@ import os
 import shutil
 
 import pytest
-from advice import follow_verify
 
 from metamix.classification.verify import main
+from tests.helpers.advice import follow_verify
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from running import MODEL, ROOT, TINY, train
 
 import metamix.cli.evaluate
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.running import MODEL, ROOT, TINY, train
 
 RUN = ["--epochs", 2, "--batch-size", 256, "--ema", "--amp", "none", "--lr", "1e-2"]
 

@@ -14,7 +14,7 @@ import metamix.cli.evaluate
 import metamix.cli.models
 import metamix.cli.train
 from metamix.cli.main import COMMANDS, main
-from metamix.deploy.exportable import task_of
+from metamix.tasks.exportable import task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,14 +17,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from PIL import Image
-from running import MODEL, TINY, WITHOUT_BATCH_NORM, Process, metrics, train
 
 import metamix.cli.evaluate
 import metamix.cli.train
 from metamix.models import metaformer
 from metamix.training import run_folder
 from metamix.training.engine import Engine
-from metamix.utils.tensor_files import load_checkpoint, load_weights
+from metamix.weights.files import load_checkpoint, load_weights
+from tests.helpers.running import MODEL, TINY, WITHOUT_BATCH_NORM, Process, metrics, train
 
 QUICK = ["--epochs", 2, "--batch-size", 256]
 SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"

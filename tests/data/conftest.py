@@ -1,3 +1,3 @@
-from image_fixtures import break_image, folder, image, shard
+from tests.helpers.image_fixtures import break_image, folder, image, shard
 
 __all__ = ["break_image", "folder", "image", "shard"]

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from advice import follow_verify
 
 from metamix.data import Augment, CorruptImage, DataOptions, eval_loader, open_data, train_loader
+from tests.helpers.advice import follow_verify
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
 

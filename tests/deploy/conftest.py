@@ -7,7 +7,7 @@ import timm
 import torch
 
 import metamix  # noqa: F401 - registers the models
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf") if find_spec(name) is None]
 WITHOUT_EXTRA = ("test_artifact.py", "test_fuse.py")

@@ -12,7 +12,7 @@ from metamix.classification.load import load_classifier
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, check_format_and_precision, load_artifact
 from metamix.detection import load_detector
-from metamix.models.metadata import ModelMetadata
+from metamix.weights.metadata import ModelMetadata
 
 ARTIFACT = Artifact(
     "onnx",

@@ -6,23 +6,23 @@ from copy import deepcopy
 from dataclasses import replace
 
 import pytest
-import shapes
 import torch
-from running import ROOT
 
 import metamix.cli.predict
-from metamix.data import DoesNotFit
 from metamix.deploy import export, load_exported
-from metamix.deploy.box_match import BoxMatch
-from metamix.deploy.detection import ExportableDetector, open_detector
-from metamix.deploy.exportable import Request
-from metamix.deploy.exported_detector import ExportedDetector
+from metamix.detection.box_match import BoxMatch
+from metamix.detection.export import ExportableDetector, open_detector
+from metamix.detection.exported import ExportedDetector
 from metamix.detection.load import DetectorSpec, load_detector
 from metamix.detection.options import DetectionEvalOptions
 from metamix.detection.predict import draw_all
 from metamix.detection.task import Detection
-from metamix.models.metadata import ModelMetadata
-from metamix.utils.tensor_files import save_weights
+from metamix.tasks.exportable import Request
+from metamix.utils.checks import DoesNotFit
+from metamix.weights.files import save_weights
+from metamix.weights.metadata import ModelMetadata
+from tests.helpers import shapes
+from tests.helpers.running import ROOT
 
 SPEC = DetectorSpec(
     detector="retinanet",

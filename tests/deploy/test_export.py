@@ -18,14 +18,14 @@ from torch import nn
 import metamix
 import metamix.cli.export
 import metamix.cli.predict
+from metamix.classification.export import open_classifier
 from metamix.data import open_data
 from metamix.deploy import export, load_exported
-from metamix.deploy.classification import open_classifier
-from metamix.deploy.export import ParityError
-from metamix.deploy.exportable import Request
 from metamix.deploy.graphs import GraphError, as_graph_error, quiet
 from metamix.mixers import list_mixers
-from metamix.utils.tensor_files import save_weights
+from metamix.tasks.export import ParityError
+from metamix.tasks.exportable import Request
+from metamix.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "openvino", "torch")
@@ -167,7 +167,7 @@ def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
     classifier = open_classifier(Request("metaformer_identity_nano.digits", data="digits"))
     splits = classifier.task.data.splits
     classifier.task.data.splits = replace(splits, test=splits.test.subset(slice(1)))
-    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "open_model", lambda request: classifier)
+    monkeypatch.setattr(sys.modules["metamix.tasks.export"], "open_model", lambda request: classifier)
     options = dict(format="torch", data="digits", seconds=0)
     export("metaformer_identity_nano.digits", output=tmp_path / "out", **options)
     assert load_exported(tmp_path / "out")(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
@@ -192,7 +192,7 @@ def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
 
     source = weights("identity")
     export(source, output=tmp_path / "out", format="torch", seconds=0)
-    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "check_runs", refuse)
+    monkeypatch.setattr(sys.modules["metamix.tasks.export"], "check_runs", refuse)
     with pytest.raises(ValueError, match="does not take images"):
         export(source, output=tmp_path / "out", format="torch", seconds=0)
     assert load_exported(tmp_path / "out")(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
@@ -202,7 +202,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     def fuse(model, images=None):  # a rewrite that is wrong
         return nn.Sequential(model.eval(), nn.Linear(3, 3))
 
-    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "fuse", fuse)
+    monkeypatch.setattr(sys.modules["metamix.tasks.export"], "fuse", fuse)
     with pytest.raises(ParityError, match=r"model.pt2 does not compute what .*: the outputs differ by up to .* of"):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
     with pytest.raises(FileNotFoundError, match="is not an exported model"):
@@ -256,7 +256,7 @@ def test_graph_that_cannot_be_recorded(weights, tmp_path, monkeypatch):
         def forward(self, x):
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
-    monkeypatch.setattr(sys.modules["metamix.deploy.export"], "fuse", lambda model, images=None: Reads())
+    monkeypatch.setattr(sys.modules["metamix.tasks.export"], "fuse", lambda model, images=None: Reads())
     with pytest.raises(GraphError, match=r"^torch.export cannot record the model: \S+"):
         export(weights("identity"), output=tmp_path / "out", format="torch", seconds=0)
 

@@ -8,12 +8,12 @@ from PIL import Image
 import metamix
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
-from metamix.deploy.export import open_model
-from metamix.deploy.exportable import Request
-from metamix.deploy.padding import pad_for_graph, tiles
-from metamix.models.tiles import apply_in_tiles
+from metamix.layers.padding import pad_for_graph, tiles
+from metamix.layers.tiles import apply_in_tiles
 from metamix.restoration.inference import Restorer
-from metamix.utils.tensor_files import save_weights
+from metamix.tasks.export import open_model
+from metamix.tasks.exportable import Request
+from metamix.weights.files import save_weights
 
 MAXIM = ("maxim_nano", dict(features=4, depth=1, block_size_hr=4, grid_size_hr=4, block_size_lr=4))
 WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))

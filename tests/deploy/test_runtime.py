@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from metamix.data import DoesNotFit
 from metamix.deploy import runtime
 from metamix.deploy.artifact import HINTS
+from metamix.utils.checks import DoesNotFit
 
 
 @pytest.mark.parametrize(

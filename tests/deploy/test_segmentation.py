@@ -9,14 +9,14 @@ from PIL import Image
 
 import metamix.cli.predict
 from metamix.deploy import export, load_exported
-from metamix.deploy.exportable import Request
-from metamix.deploy.padding import pad_for_graph, tiles
-from metamix.deploy.segmentation import open_segmenter
+from metamix.layers.padding import pad_for_graph, tiles
 from metamix.segmentation.data import read_image
+from metamix.segmentation.export import open_segmenter
 from metamix.segmentation.inference import Predictor, make_views
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
 from metamix.segmentation.predict import predict
-from metamix.utils.tensor_files import save_weights
+from metamix.tasks.exportable import Request
+from metamix.weights.files import save_weights
 
 SPEC = SegmenterSpec(
     head="semantic_fpn",

@@ -1,5 +1,6 @@
 import pytest
-import shapes
+
+from tests.helpers import shapes
 
 
 @pytest.fixture

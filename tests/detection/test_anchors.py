@@ -5,14 +5,14 @@ import re
 import pytest
 import torch
 import yaml
-from detectors import DETECTION, SMALL
-from running import train
 
 from metamix.detection import build_detector
 from metamix.detection.anchors import choose_anchor_scale, describe_sizes
 from metamix.detection.annotations import box_sizes
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.utils.tensor_files import load_weights, save_weights
+from metamix.weights.files import load_weights, save_weights
+from tests.helpers.detectors import DETECTION, SMALL
+from tests.helpers.running import train
 
 STRIDES = (8, 16, 32, 64, 128)  # at the paper's scale, anchors from 32 to 813 pixels
 

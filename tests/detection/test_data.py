@@ -8,10 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from advice import follow_verify
 from PIL import Image
 from pycocotools import mask as coco_mask
-from shapes import DISC, SQUARE
 
 from metamix.data import CorruptImage
 from metamix.detection import verify
@@ -19,6 +17,8 @@ from metamix.detection.annotations import decode_runs, segmentation_problem
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData
 from metamix.detection.task import DetectionOptions
+from tests.helpers.advice import follow_verify
+from tests.helpers.shapes import DISC, SQUARE
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Metadata of detector files: what is built from them, and what is refused. A file may come from a stranger."""
 
 import pytest
-from detectors import SMALL
 
 from metamix.detection import load_detector
 from metamix.detection.load import DetectorSpec
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from tests.helpers.detectors import SMALL
 
 GOOD = dict(
     task="detection",

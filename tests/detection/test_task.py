@@ -6,17 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-import shapes
 import timm
 import torch
-from detectors import DETECTION, SMALL
 from PIL import Image
-from running import assert_same_run, metrics, start_all, train
 from torch import nn
 
 import metamix.cli.evaluate
 from metamix.detection.data import DetectionData
-from metamix.detection.metrics import score
+from metamix.detection.metric import score
 from metamix.detection.pictures import draw_grid, draw_image
 from metamix.detection.predict import draw_all
 from metamix.detection.predict import main as predict
@@ -24,7 +21,10 @@ from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOpt
 from metamix.detection.verify import verify
 from metamix.training.engine import Engine
 from metamix.training.signals import Stopped
-from metamix.utils.tensor_files import load_weights, save_weights
+from metamix.weights.files import load_weights, save_weights
+from tests.helpers import shapes
+from tests.helpers.detectors import DETECTION, SMALL
+from tests.helpers.running import assert_same_run, metrics, start_all, train
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_training_finds_squares_and_discs(trained):
 
 def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
     calls = []
-    monkeypatch.setattr("metamix.detection.metrics.score", lambda *given: calls.append(given) or score(*given))
+    monkeypatch.setattr("metamix.detection.metric.score", lambda *given: calls.append(given) or score(*given))
     task = Detection(DetectionOptions(data_dir=str(data), detector="retinanet"))
     for count in (1, 2):
         states = [task.metric.start() | {"split": "test", "seen": task.data.scored["test"].ids}]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from running import train
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -21,9 +20,10 @@ from metamix.training.checkpoints import Checkpoints
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.train import is_finished
-from metamix.utils import tensor_files
 from metamix.utils.options import read_yaml
-from metamix.utils.tensor_files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+from metamix.weights import files as tensor_files
+from metamix.weights.files import load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+from tests.helpers.running import train
 
 
 @pytest.fixture

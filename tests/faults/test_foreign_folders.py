@@ -1,9 +1,9 @@
 """Train into folders that hold something else: nothing in them is replaced."""
 
 import pytest
-from running import train
 
 from metamix.training.run_folder import check_output
+from tests.helpers.running import train
 
 SHORT = ["--epochs", 1, "--batch-size", 512, "--warmup-epochs", 0]
 

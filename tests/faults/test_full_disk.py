@@ -5,11 +5,11 @@ import resource
 
 import pytest
 import torch
-from running import metrics, train
 
 from metamix.utils import files
 from metamix.utils.files import write_text
-from metamix.utils.tensor_files import load_checkpoint, save_checkpoint, save_weights
+from metamix.weights.files import load_checkpoint, save_checkpoint, save_weights
+from tests.helpers.running import metrics, train
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):

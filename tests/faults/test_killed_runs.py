@@ -8,11 +8,11 @@ import time
 from unittest.mock import Mock
 
 import pytest
-from running import Process, assert_same_run, train
 
 from metamix.training.engine import Engine
 from metamix.training.run_folder import Run
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.weights.files import load_checkpoint
+from tests.helpers.running import Process, assert_same_run, train
 
 # Everything that a checkpoint could forget: dropout, stochastic depth, average, clipping, held-out scores.
 RECIPE = ["--epochs", 3, "--batch-size", 128, "--holdout", 0.1, "--ema", "--clip-grad", 1, "--lr", 3e-3]

@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from running import ROOT, TINY, metrics, start_all
 
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.weights.files import load_checkpoint
+from tests.helpers.running import ROOT, TINY, metrics, start_all
 
 EVERY_STEP = ["--log-every", 1, "--checkpoint-minutes", 0]
 

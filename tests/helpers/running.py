@@ -14,7 +14,7 @@ import torch
 
 import metamix.cli.train
 from metamix.training.engine import Engine
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.weights.files import load_checkpoint
 
 torch.set_num_threads(1)  # tests share the machine
 
@@ -33,7 +33,7 @@ def train(*words):
 
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["running", "sklearn.datasets"])
+_forkserver.set_forkserver_preload(["tests.helpers.running", "sklearn.datasets"])
 
 
 class Process:

@@ -1,4 +1,4 @@
-from formulas import assert_equal, random_map, random_mixer
+from tests.helpers.formulas import assert_equal, random_map, random_mixer
 
 
 def test_output_is_the_input():

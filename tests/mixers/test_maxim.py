@@ -1,9 +1,9 @@
 import pytest
 import torch
-from formulas import assert_equal, gelu_tanh, layer_norm, linear, random_map, random_mixer
 from torch.nn.functional import pad
 
 from metamix.mixers import create_mixer
+from tests.helpers.formulas import assert_equal, gelu_tanh, layer_norm, linear, random_map, random_mixer
 
 
 def sets(size, k, grid):

@@ -3,11 +3,11 @@ from itertools import product
 
 import pytest
 import torch
-from formulas import area, assert_equal, linear, random_map, random_mixer, resize
 from timm.layers import set_fused_attn
 
 from metamix.layers import attention
 from metamix.mixers import create_mixer
+from tests.helpers.formulas import area, assert_equal, linear, random_map, random_mixer, resize
 
 SIZE = (5, 4)
 

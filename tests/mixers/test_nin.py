@@ -1,7 +1,18 @@
 import pytest
 import torch
-from formulas import area, assert_equal, bilinear, gelu, layer_norm, linear, random_map, random_mixer, resize
 from torch.utils.flop_counter import FlopCounterMode
+
+from tests.helpers.formulas import (
+    area,
+    assert_equal,
+    bilinear,
+    gelu,
+    layer_norm,
+    linear,
+    random_map,
+    random_mixer,
+    resize,
+)
 
 SIZE = (5, 4)
 

@@ -2,9 +2,9 @@ import re
 
 import pytest
 import torch
-from formulas import assert_equal, random_map, random_mixer
 
 from metamix.mixers import create_mixer
+from tests.helpers.formulas import assert_equal, random_map, random_mixer
 
 
 def formula(x, k, subtract):

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from formulas import assert_equal, bicubic, bilinear, gelu, layer_norm, random_map, random_mixer, resize
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metamix.mixers import create_mixer
+from tests.helpers.formulas import assert_equal, bicubic, bilinear, gelu, layer_norm, random_map, random_mixer, resize
 
 SIZE = (5, 3)
 

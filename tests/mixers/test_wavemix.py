@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import pywt
 import torch
-from formulas import assert_equal, bilinear, gelu, linear, random_map, random_mixer, resize
 
 from metamix.mixers import create_mixer
 from metamix.mixers.wavemix import dwt2
+from tests.helpers.formulas import assert_equal, bilinear, gelu, linear, random_map, random_mixer, resize
 
 WAVELETS = ["haar", "db1", "bior1.1", "rbio1.1", "db2", "sym4", "coif1", "bior2.2", "rbio1.3", "bior3.5"]
 

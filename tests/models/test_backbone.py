@@ -10,7 +10,7 @@ from torch import nn
 import metamix  # noqa: F401  registers the models
 from metamix.detection import build_backbone
 from metamix.segmentation import build_segmenter
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
 
 TINY = dict(depths=(1, 1, 1), dims=(24, 24, 48))  # a nano model that runs in milliseconds
 MIXERS = ("identity", "pooling", "raft", "maxim", "wavemix", "nin", "minattn")

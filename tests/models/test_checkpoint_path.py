@@ -11,7 +11,7 @@ import metamix  # noqa: F401  registers the models
 from metamix.models.embed import CeilEmbed, ConvEmbed
 from metamix.models.weights import cfg_of_file, weights_dir
 from metamix.utils import timm_checkpoint_path
-from metamix.utils.tensor_files import save_checkpoint, save_weights
+from metamix.weights.files import save_checkpoint, save_weights
 
 TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
 ABOUT = {

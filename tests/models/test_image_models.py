@@ -20,7 +20,7 @@ from metamix.models.image_models import (
     published_weights,
     tags_of,
 )
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
 
 TINY = dict(
     features=8, depth=2, num_stages=2, num_supervision_scales=2, num_groups=1, num_bottleneck_blocks=1,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from metamix.layers.image_inference import shrink_image
 from metamix.models import load_official, maxim, maxim_format, official
-from metamix.models.image_inference import shrink_image
 from metamix.models.image_models import create_image_model
 from metamix.models.maxim import CrossGating, Down, Level, MaximUNet, Norm, Rcab, Rdcab, Rescale, Sam, Up
 

@@ -11,7 +11,6 @@ from torch import nn
 import metamix
 from metamix.mixers.registry import describe_mixer
 from metamix.models import weights as metamix_weights
-from metamix.models.metadata import ModelMetadata
 from metamix.models.same_function import (
     build_described,
     check_described_size,
@@ -19,7 +18,8 @@ from metamix.models.same_function import (
     describe,
 )
 from metamix.models.weights import adapt_checkpoint, read_weights
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
+from metamix.weights.metadata import ModelMetadata
 
 TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
 

@@ -19,7 +19,7 @@ from metamix.models import registry
 from metamix.models import weights as metamix_weights
 from metamix.models.backbone import build_backbone
 from metamix.segmentation.load import load_segmenter
-from metamix.utils.tensor_files import save_weights
+from metamix.weights.files import save_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))

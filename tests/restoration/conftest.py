@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from image_fixtures import break_image, image
 from PIL import Image
+
+from tests.helpers.image_fixtures import break_image, image
 
 __all__ = ["break_image", "image"]
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from advice import follow_verify
 from PIL import Image
 
 from metamix.data import CorruptImage
@@ -14,6 +13,7 @@ from metamix.restoration.options import RestorationOptions
 from metamix.restoration.resize import to_8_bits
 from metamix.restoration.transforms import TrainCrop
 from metamix.restoration.verify import main as verify
+from tests.helpers.advice import follow_verify
 
 
 def data(**options):

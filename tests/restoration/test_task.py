@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import assert_same_run, start_all, stopped_at
 
 import metamix.cli.evaluate
 import metamix.cli.main
@@ -16,11 +15,12 @@ import metamix.cli.train
 from metamix.restoration.data import RestorationData
 from metamix.restoration.inference import Restorer
 from metamix.restoration.load import load_trained
-from metamix.restoration.metrics import Measure
+from metamix.restoration.metric import Measure
 from metamix.restoration.options import RestorationEvalOptions, RestorationOptions
 from metamix.restoration.predict import main as predict
 from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
+from tests.helpers.running import assert_same_run, start_all, stopped_at
 
 TINY = "{features: 4, depth: 1, channels_reduction: 2, high_res_stages: 0, block_size_lr: 4}"
 WORDS = ["--task", "restoration", "--device", "cpu", "--workers", 0, "--batch-size", 2, "--amp", "none"]

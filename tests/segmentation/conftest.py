@@ -1,7 +1,7 @@
 import pytest
-from image_fixtures import break_image
 
 from examples.train_segmenter import draw_set
+from tests.helpers.image_fixtures import break_image
 
 __all__ = ["break_image"]
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from advice import follow_verify
 from PIL import Image
 from torchvision import tv_tensors
 
@@ -23,6 +22,7 @@ from metamix.segmentation.options import SegmentationOptions, verify_command
 from metamix.segmentation.sources import open_set
 from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size, train_transform
 from metamix.segmentation.verify import main as verify
+from tests.helpers.advice import follow_verify
 
 ABC = ("a", "b", "c")
 

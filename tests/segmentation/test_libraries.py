@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import metamix  # noqa: F401  registers the models
-from metamix.models.segmentation_heads import UPerHead
+from metamix.segmentation.heads import UPerHead
 
 S12 = dict(encoder_name="tu-metaformer_pooling_s12", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 NANO = dict(encoder_name="tu-metaformer_raft_nano", depths=(1, 1, 1), dims=(8, 8, 16), encoder_depth=3)

@@ -9,10 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from metamix.models import load_official
-from metamix.models.formats import POOLFORMER_SEMANTIC_FPN
-from metamix.models.published_segmenters import WEIGHTS, PublishedSegmenter
 from metamix.segmentation import build_segmenter
 from metamix.segmentation.options import SegmentationOptions
+from metamix.segmentation.published import POOLFORMER_SEMANTIC_FPN, WEIGHTS, PublishedSegmenter
 from metamix.segmentation.task import Segmentation
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "segmentation"

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from metamix.data import DoesNotFit
 from metamix.segmentation import predict
 from metamix.segmentation.inference import Predictor, make_views
 from metamix.segmentation.load import SegmenterSpec, TrainedSegmenter
+from metamix.utils.checks import DoesNotFit
 from metamix.utils.rules import rules_of
 
 SPEC = SegmenterSpec(

@@ -11,8 +11,8 @@ from torch import nn
 from torch.export import Dim
 
 import metamix  # noqa: F401  registers the models
-from metamix.models.segmentation_heads import SemanticFPNHead
 from metamix.segmentation import build_segmenter
+from metamix.segmentation.heads import SemanticFPNHead
 
 HEADS = ("semantic_fpn", "upernet", "wavemix")
 TINY = dict(depths=(1, 1, 1), dims=(8, 16, 16))  # a nano model that runs in milliseconds

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import assert_same_run, metrics, start_all, stopped_at
 
 import metamix.cli.evaluate
 import metamix.cli.main
@@ -16,7 +15,8 @@ from metamix.segmentation import predict
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.weights.files import load_checkpoint
+from tests.helpers.running import assert_same_run, metrics, start_all, stopped_at
 
 TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
 SMALL_HEAD = ["--head-args", "{neck_channels: 16, head_channels: 16}"]

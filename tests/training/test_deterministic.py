@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import metamix
-from metamix.segmentation.losses import LOSSES
+from metamix.segmentation.loss import LOSSES
 from metamix.training.recipe import EngineOptions
 
 # Operations without a deterministic algorithm, by the documentation of torch.use_deterministic_algorithms.

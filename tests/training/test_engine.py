@@ -30,7 +30,7 @@ from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.reports import draw_curves
 from metamix.training.run_folder import PACKAGE, Run
 from metamix.training.signals import Stopped
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.weights.files import load_checkpoint
 
 
 @pytest.fixture(autouse=True)

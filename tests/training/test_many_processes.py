@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
-from running import ROOT, TINY, WITHOUT_BATCH_NORM, free_port, metrics, start_all, train
 
 import metamix.cli.evaluate
-from metamix.utils.tensor_files import load_checkpoint
+from metamix.weights.files import load_checkpoint
+from tests.helpers.running import ROOT, TINY, WITHOUT_BATCH_NORM, free_port, metrics, start_all, train
 
 # An epoch is one step, so metrics.csv has the loss of each.
 TWENTY_STEPS = ["--epochs", 20, "--batch-size", 400, "--lr", 3e-3, "--warmup-epochs", 2, "--amp", "none"]

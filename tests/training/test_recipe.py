@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 import pytest
 import yaml
-from running import ROOT
 
-from metamix.cli.tasks import TASKS, find_task
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import EngineOptions, find_config, parse, resume_changes
 from metamix.utils.options import convert, option, read_yaml
+from tests.helpers.running import ROOT
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 import pytest
 from PIL import Image
-from running import assert_same_run, train
 
-from metamix.utils.tensor_files import load_checkpoint, save_checkpoint
+from metamix.weights.files import load_checkpoint, save_checkpoint
+from tests.helpers.running import assert_same_run, train
 
 
 def test_a_longer_schedule_continues_the_run_and_says_so(tmp_path, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metamix.cli.evaluate import EvalOptions
-from metamix.cli.tasks import TASKS, eval_options, train_options
+from metamix.tasks.registry import TASKS, eval_options, train_options
 from metamix.training.recipe import EngineOptions
 from metamix.utils.options import Options
 from metamix.utils.rules import Count, Natural, NotNegative, Share, check_entries, list_of, one_of, rules_of, whole

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from metamix.utils.text import did_you_mean, readable
+from metamix.utils.text import did_you_mean, printable
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     if others:
         log.warning(
             "%s: scores are on %s; not used: %s. Choose another split with --test-on",
-            readable(str(source)),
+            printable(str(source)),
             chosen,
             ", ".join(others),
         )
@@ -87,7 +87,9 @@ def warn_of_other_formats(files: list[str], root: Path) -> None:
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning("%s: left out are files of other types, %s; save them as .png or .jpg", readable(str(root)), counts)
+        log.warning(
+            "%s: left out are files of other types, %s; save them as .png or .jpg", printable(str(root)), counts
+        )
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:

@@ -1,0 +1,187 @@
+"""Export classifiers: one output, the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from metamix.data import Source, eval_loader
+from metamix.deploy.report import Difference, missed_limits
+from metamix.models.registry import check_model
+from metamix.tasks.exportable import HELD_OUT_IMAGES, Comparison, Model, Request, weight_path
+from metamix.utils.checks import parse_size
+from metamix.weights.metadata import ModelMetadata
+
+from .load import load_trained
+from .options import ClassificationEvalOptions
+from .task import Classification
+
+RANDOM_IMAGES = 64
+BATCH_SIZE = 32  # of the comparison
+
+
+class ExportableClassifier:
+    """A classifier, and the data set that it is compared and calibrated on.
+
+    Args:
+        model: the classifier.
+        metadata: complete metadata of its weights.
+        task: the task on the data set; None for random images.
+        images: most images to compare on; None for all of the test split.
+        dynamic: whether the graph takes any size.
+    """
+
+    outputs: tuple[str, ...] = ("logits",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        metadata: ModelMetadata,
+        task: Classification | None = None,
+        images: int | None = None,
+        dynamic: bool = False,
+    ):
+        self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
+        self.dynamic = dynamic
+        self.extra: dict[str, Any] = {}
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int) -> Tensor:
+        if self.task is None:
+            return self.random(count)
+        images = next(iter(self.batches(self.task.data.splits.test, count)))[0]
+        return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export fixes a batch of one
+
+    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
+        """Return normally distributed values in the shape of prepared images."""
+        size: Any = self.metadata.img_size
+        height, width = parse_size("img_size", size)
+        shape = count, self.metadata.in_chans or 3, height + taller, width + wider
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, precision: str) -> Comparison:
+        problems = self.problems_of_another_size(exported, precision) if self.dynamic else []
+        difference = Difference(ranked=True)
+        if self.task is None:
+            for images in self.random(RANDOM_IMAGES).split(BATCH_SIZE):
+                difference.update(self.model(images), exported(images))
+            figures: dict[str, Any] = {"on": "random images"} | difference.result()
+            return Comparison(figures, problems=missed_limits(figures, precision) + problems)
+        metric, source = self.task.metric, self.task.data.splits.test
+        states = {"eager": metric.start(), "exported": metric.start()}
+        for images, batch in self.batches(source, BATCH_SIZE, self.images):
+            outputs = {"eager": self.model(images), "exported": exported(images)}
+            difference.update(outputs["eager"], outputs["exported"])
+            for name, logits in outputs.items():
+                metric.update(states[name], logits, batch)
+        figures = {"on": f"{self.task.data.name}, test"} | difference.result()
+        scores = {name: metric.result([state]) for name, state in states.items()}
+        return Comparison(figures, scores, missed_limits(figures, precision) + problems)
+
+    def problems_of_another_size(self, exported: Model, precision: str) -> list[str]:
+        """Compare the models on images that are larger than the example of the export."""
+        images = self.random(2, taller=32, wider=16)
+        difference = Difference(ranked=True)
+        difference.update(self.model(images), exported(images))
+        size = " x ".join(map(str, images.shape[2:]))
+        return [f"on images of {size} pixels, {problem}" for problem in missed_limits(difference.result(), precision)]
+
+    def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
+        for images, _ in self.batches(self.training_images(), batch_size, count):
+            yield images.numpy()
+
+    def calibration_count(self, count: int) -> int:
+        total = len(self.training_images())
+        if total < 5:
+            raise ValueError(
+                f"int8 needs training images to calibrate on and to check, but there are {total}: give at least 5"
+            )
+        return min(count, total - held_out_images(total))
+
+    @torch.inference_mode()
+    def held_out_score(self, model: Model, count: int) -> float:
+        source = self.training_images()
+        held_out = held_out_images(len(source))
+        source = source.subset(slice(count, None))
+        right = total = 0
+        for images, batch in self.batches(source, 64, held_out):
+            readable = batch["index"] >= 0
+            right += int((model(images).argmax(1) == batch["label"])[readable].sum())
+            total += int(readable.sum())
+        if not total:
+            raise ValueError(f"none of the {held_out} training images that int8 is checked on can be read")
+        return 100 * right / total
+
+    def training_images(self) -> Source:
+        """Return the training split in random order.
+
+        Raises:
+            ValueError: the data have no training split.
+        """
+        assert self.task is not None
+        train = self.task.data.splits.train
+        if train is None:
+            raise ValueError(
+                f"{self.task.data.name} has no training split, and int8 is never calibrated on the test split: give "
+                f"data that have one"
+            )
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        return train.subset(order)
+
+    def batches(self, source: Source, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """Yield prepared images (n, C, H, W) with the loader's batch; the first `count` images, or all."""
+        assert self.task is not None
+        if count is not None:
+            source = source.subset(slice(count))
+        for batch in eval_loader(source, self.task.options, batch_size=batch_size):
+            yield self.task.data.normalize(batch["image"]), batch
+
+
+def held_out_images(total: int) -> int:
+    """Return how many of `total` training images decide on precision: at most a fifth."""
+    return min(HELD_OUT_IMAGES, total // 5)
+
+
+def open_classifier(request: Request) -> ExportableClassifier:
+    """Load a classifier of metamix or timm, with the data if some are given."""
+    file = request.source if weight_path(request.source) else None
+    name = None if file else request.source
+    size = request.img_size
+    if isinstance(size, tuple):
+        if request.data and size[0] != size[1]:
+            raise ValueError(f"img_size is {size}: classifiers are compared on squares, give one side, or no --data")
+        size = size[0] if size[0] == size[1] else size
+    if name and "." not in name and ":" not in name:
+        check_model(name)
+        tags = timm.list_models(f"{name}.*", pretrained=True)
+        raise ValueError(
+            f"{name} names a model but no weights: "
+            + (f"give those of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
+            + ". metamix benchmark times it with random weights"
+        )
+    if not request.data:
+        trained = load_trained(file, model=name or request.model, pretrained=file is None)
+        return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=request.dynamic)
+    options = ClassificationEvalOptions(
+        model=name or request.model,
+        pretrained=file is None,
+        checkpoint=file,
+        data=request.data,
+        data_dir=request.data_dir,
+        img_size=size if isinstance(size, int) else None,
+    )
+    task, model, entries = Classification.trained(options)
+    metadata = ModelMetadata.from_dict(entries)
+    return ExportableClassifier(model, with_size(metadata, task.data.size), task, request.images, request.dynamic)
+
+
+def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:
+    """Return the metadata for images of another size; None keeps it."""
+    return metadata if size is None else replace(metadata, img_size=size)

@@ -1,0 +1,69 @@
+"""Compare the objects that two detectors find, and say which limits they miss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .exported import Objects
+
+MOST_PIXELS = 0.5  # that a box may differ
+MOST_UNMATCHED = 0.001  # share of the boxes
+SAME_SCORE = 1e-3  # largest difference between the scores of one object, relative to the score
+
+
+class BoxMatch:
+    """Find each object of one detector among those of another, over many images.
+
+    An object whose score lies at the threshold, or at the last place of a full list, may be missing in the other.
+
+    Args:
+        threshold: least score.
+        most: objects in a full list.
+    """
+
+    def __init__(self, threshold: float, most: int):
+        self.threshold, self.most = threshold, most
+        self.images = self.objects = self.given = self.unmatched = 0
+        self.largest = 0.0
+
+    def update(self, expected: Objects, given: Objects) -> None:
+        """Add the objects of one image."""
+        self.images += 1
+        self.given += int(given["scores"].isfinite().sum())
+        last = float(expected["scores"][-1]) if len(expected["scores"]) == self.most else self.threshold
+        for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"]):
+            if score <= last * (1 + SAME_SCORE):
+                continue
+            self.objects += 1
+            alike = (given["labels"] == label) & ((given["scores"] - score).abs() < SAME_SCORE * score)
+            distances = (given["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
+            distance = float(distances.min())
+            if not distance <= 16:  # another object, or not a number
+                self.unmatched += 1
+            else:
+                self.largest = max(self.largest, distance)
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures for the report."""
+        return {
+            "images": self.images,
+            "objects": self.objects,
+            "unmatched": self.unmatched,
+            "largest_difference_px": self.largest,
+        }
+
+    def problems(self, precision: str) -> list[str]:
+        """Say in words which limits are missed. In bf16 the only one is that something is found."""
+        if precision != "fp32":
+            blind = self.objects and not self.given
+            return [f"it finds no object, and the eager model finds {self.objects}"] if blind else []
+        problems = []
+        if self.largest > MOST_PIXELS:
+            problems.append(f"boxes differ by up to {self.largest:.2f} pixels, the limit is {MOST_PIXELS}")
+        if self.unmatched > MOST_UNMATCHED * self.objects:
+            problems.append(
+                f"{self.unmatched} of {self.objects} objects are not found, the limit is {MOST_UNMATCHED:.1%}"
+            )
+        return problems

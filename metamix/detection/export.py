@@ -1,0 +1,224 @@
+"""Export RetinaNet and FCOS: boxes, scores and labels before suppression.
+
+    images (n, C, H, W) -> boxes (n, K, 4), scores (n, K), labels (n, K)
+
+K candidates are the best of each pyramid level, as torchvision takes them. The graph takes images that are normalised,
+resized and padded with zeros: to H x W, or, if it is dynamic, to multiples of the detector's coarsest stride. A
+dynamic program of torch.export takes no map of a single pixel, so its images are padded to two pixels at least of the
+coarsest map. `ExportedDetector` prepares images and suppresses boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from metamix.layers import round_up
+from metamix.tasks.exportable import Comparison, Model, Request, readable_images
+from metamix.utils.checks import parse_size
+from metamix.weights.metadata import ModelMetadata
+
+from .box_match import BoxMatch
+from .detectors import FCOS, Detector, RetinaNet
+from .exported import ExportedDetector, Objects, Size, suppress
+from .load import load_detector
+from .options import DetectionEvalOptions
+from .task import Detection
+
+CANDIDATES = 100  # of a random image without objects
+
+
+class DetectorGraph(nn.Module):
+    """Backbone, head, the best candidates of each level and their boxes, which may extend beyond the image.
+
+    Args:
+        model: RetinaNet or FCOS, in evaluation mode.
+        dynamic: whether images of any size are given. K is then the same for all sizes: if a level has fewer
+            candidates, others with the score -1 follow.
+    """
+
+    def __init__(self, model: Any, dynamic: bool):
+        super().__init__()
+        self.backbone, self.head, self.box_coder = model.backbone, model.head, model.box_coder
+        self.dynamic, self.centred = dynamic, isinstance(model, FCOS)
+        self.anchors, self.candidates = model.anchor_generator, model.topk_candidates
+        self.anchors.set_cell_anchors(torch.float32, torch.device("cpu"))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = list(self.backbone(images).values())
+        strides = [(stride, stride) for stride in self.anchors.strides]
+        anchors = self.anchors.grid_anchors([x.shape[-2:] for x in maps], strides)
+        found = [self.best(self.head([x]), level) for x, level in zip(maps, anchors)]
+        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found))
+        return boxes, scores, labels
+
+    def best(self, outputs: dict[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes (n, k, 4), scores and labels (n, k) of a level's best candidates."""
+        scores = outputs["cls_logits"].sigmoid()  # (n, anchors, classes)
+        if self.centred:
+            scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
+        classes = scores.shape[-1]
+        scores = scores.flatten(1)
+        if self.dynamic:  # OpenVINO 2026.4 cannot convert a k that is the smaller of a number and a size
+            scores, count = F.pad(scores, (0, self.candidates), value=-1.0), self.candidates
+        else:
+            count = min(self.candidates, scores.shape[1])
+        best, index = scores.topk(count)
+        anchor = index // classes * (best >= 0)
+        chosen = outputs["bbox_regression"].gather(1, anchor[..., None].expand(-1, -1, 4)).flatten(0, 1)  # (n k, 4)
+        decode = self.box_coder.decode if self.centred else self.box_coder.decode_single
+        boxes = decode(chosen, anchors[anchor.flatten()]).unflatten(0, (-1, count))
+        return boxes, best, index % classes
+
+
+class ExportableDetector:
+    """A detector, and the data set that it is compared on.
+
+    Args:
+        detector: RetinaNet or FCOS.
+        metadata: of its weights, with the size (H, W) of the graph, or of an example for a dynamic one.
+        dynamic: whether the graph takes any size.
+        task: the task on a data set in COCO's format; None for random images.
+        images: most images to compare on; None for all.
+        least: smallest side in pixels that a dynamic graph takes.
+    """
+
+    outputs: tuple[str, ...] = ("boxes", "scores", "labels")
+
+    def __init__(
+        self,
+        detector: Detector,
+        metadata: ModelMetadata,
+        dynamic: bool,
+        task: Detection | None = None,
+        images: int | None = None,
+        least: int = 1,
+    ):
+        self.detector: Any = detector.eval()
+        self.metadata, self.task, self.images = metadata, task, images
+        assert isinstance(metadata.img_size, tuple)
+        self.size, self.dynamic = metadata.img_size, dynamic
+        self.model = DetectorGraph(self.detector, dynamic).eval()
+        transform = self.detector.transform
+        self.extra: dict[str, Any] = {
+            "score_thresh": self.detector.score_thresh,
+            "nms_thresh": self.detector.nms_thresh,
+            "detections_per_img": self.detector.detections_per_img,
+            "min_size": transform.min_size[-1],
+            "max_size": transform.max_size,
+            "multiple": transform.size_divisible,
+            "least": least,
+        }
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int) -> Tensor:
+        return self.random(count, self.size)
+
+    def random(self, count: int, size: Size) -> Tensor:
+        """Return normally distributed values in the shape of prepared images."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, self.metadata.in_chans or 3, *size, generator=generator)
+
+    def eager(self, images: Tensor) -> list[Objects]:
+        """Find the objects of prepared images (n, C, H, W) with torchvision's own code."""
+        maps = list(self.detector.backbone(images).values())
+        outputs = self.detector.head(maps)
+        height, width = images.shape[-2:]
+        shapes = [(height, width)] * len(images)
+        anchors = self.detector.anchor_generator(ImageList(images, shapes), maps)
+        places = [x.shape[-2] * x.shape[-1] for x in maps]
+        counts = [n * len(anchors[0]) // sum(places) for n in places]
+        split = {name: list(output.split(counts, 1)) for name, output in outputs.items()}
+        levels = [list(each.split(counts)) for each in anchors]
+        return self.detector.postprocess_detections(split, levels, shapes)
+
+    @torch.no_grad()
+    def compare(self, exported: Model, precision: str) -> Comparison:
+        match = BoxMatch(self.extra["score_thresh"], self.extra["detections_per_img"])
+        ours = ExportedDetector(exported, self.metadata, None if self.dynamic else self.size, self.extra)
+        states: dict[str, Any] = {}
+        figures: dict[str, Any] = {"on": "random images"}
+        step = self.extra["multiple"]
+        larger = (self.size[0] + step, self.size[1] + 2 * step) if self.dynamic else self.size
+        noise = [self.random(2, size)[i : i + 1] for i, size in enumerate((self.size, larger))]
+        if self.task is None:
+            for images in noise:
+                match.update(self.eager(images)[0], self.suppressed(exported(images), images))
+        else:
+            figures["on"] = f"{self.task.data.name}, test"
+            states = {"eager": self.task.metric.start(), "exported": self.task.metric.start()}
+            for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
+                image = batch["image"][0] / 255
+                prepared, size = ours.prepare(image)
+                images, outputs = prepared[None], exported(prepared[None])
+                match.update(self.eager(images)[0], self.suppressed(outputs, images))
+                metric = self.task.metric
+                metric.update(states["eager"], metric.predict(self.detector, batch), batch)
+                metric.update(states["exported"], [ours.objects(outputs, size, image)], batch)
+        if not match.objects:  # nothing looks like an object: compare the best candidates of noise instead
+            match, figures["on"] = BoxMatch(0.0, CANDIDATES + 1), "random images"
+            for images in noise:
+                match.update(best_candidates(self.model(images)), best_candidates(exported(images), None))
+        figures |= match.result()
+        scores = {name: self.task.metric.result([state]) for name, state in states.items()} if self.task else {}
+        return Comparison(figures, scores, match.problems(precision))
+
+    def suppressed(self, outputs: Sequence[Tensor], images: Tensor) -> Objects:
+        """Return the objects of one prepared image (1, C, H, W), from outputs of the graph."""
+        height, width = images.shape[-2:]
+        boxes, scores, labels = (output[0] for output in outputs)
+        return suppress(boxes, scores, labels, (height, width), self.extra)
+
+
+def best_candidates(outputs: Sequence[Tensor], count: int | None = CANDIDATES) -> Objects:
+    """Return the candidates of one image with the highest scores; all if `count` is None."""
+    boxes, scores, labels = (output[0] for output in outputs)
+    best = scores.argsort(descending=True)[:count]
+    return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
+
+
+def least_side(model: Detector) -> int:
+    """Return the smallest side in pixels, a multiple of the detector's, at which no map is a single pixel."""
+    backbone: Any = model.backbone
+    step = backbone.size_divisible
+    return (int(max(backbone.strides)) // step + 1) * step
+
+
+def open_detector(request: Request) -> ExportableDetector:
+    """Load a detector that metamix trained, with its data set if a folder is given."""
+    task = None
+    model: Any
+    if request.data_dir:
+        options = DetectionEvalOptions(checkpoint=request.source, data_dir=request.data_dir, workers=0)
+        task, model, entries = Detection.trained(options)
+    else:
+        trained = load_detector(request.source)
+        model, entries = trained.model, trained.metadata
+    if not isinstance(model, (RetinaNet, FCOS)):
+        raise ValueError(f"{request.source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported")
+    metadata = ModelMetadata.from_dict(entries, request.source)
+    step = model.backbone.size_divisible
+    size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), (step, step))
+    height, width = parse_size("img_size", size)
+    if height % step or width % step:
+        raise ValueError(f"img_size is {height} x {width}, but {request.source} takes multiples of {step} pixels")
+    if request.dynamic:  # torch.export would fix the size if a map of the example were a single pixel
+        least = 2 * math.ceil(max(model.backbone.strides))
+        height, width = round_up((max(height, least), max(width, least)), (step, step))
+    metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
+    least = least_side(model) if request.dynamic and request.format == "torch" else 1
+    found = ExportableDetector(model, metadata, request.dynamic, task, request.images, least)
+    shorter, most = model.transform.min_size[-1], model.transform.max_size
+    if not request.dynamic and max(height, width) > round_up((most, most), (step, step))[0]:
+        found.notes.append(
+            f"images are resized as in training, to a shorter side of {shorter} but at most {most} pixels: the rest of "
+            f"{height} x {width} is padding, which costs time and changes scores"
+        )
+    return found

@@ -1,0 +1,13 @@
+"""The loss of torchvision's detectors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from metamix.training.task import Batch
+
+
+def detection_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum the losses of the detector. Their names end in `_loss`, so that they are drawn together."""
+    losses = model(batch["image"], batch["target"])
+    return sum(losses.values()), {f"{name.removeprefix('loss_')}_loss": value for name, value in losses.items()}

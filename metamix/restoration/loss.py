@@ -1,0 +1,122 @@
+"""Compute losses of restoration and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
+
+    charbonnier   mean of sqrt((x - y)^2 + 1e-6)
+    l1            mean of |x - y|
+    mse           mean of (x - y)^2
+    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR, mean over images
+    ssim          1 - SSIM, mean over images
+    fft           mean of |Re(FFT x - FFT y)| and |Im(FFT x - FFT y)|, with the orthonormal FFT of each channel
+
+If a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
+The target of a smaller scale is the target, shrunk as MAXIM shrinks its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metamix.layers.image_inference import shrink_image
+from metamix.training.task import Batch
+from metamix.utils.weighted_sum import parse_weighted_sum
+
+from .metric import WINDOW, ssim
+
+
+def charbonnier_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean of sqrt((x - y)^2 + 1e-6) over images (B, C, H, W)."""
+    return ((x - y).square() + 1e-6).sqrt().mean()
+
+
+def l1_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean absolute difference of images (B, C, H, W)."""
+    return (x - y).abs().mean()
+
+
+def mse_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean squared difference of images (B, C, H, W)."""
+    return (x - y).square().mean()
+
+
+def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the negative PSNR in dB, mean over images (B, C, H, W) of values from 0 to 1."""
+    return 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean()
+
+
+def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute 1 - SSIM, mean over images (B, C, H, W) of values from 0 to 1."""
+    return 1 - ssim(x, y).mean()
+
+
+def fft_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean absolute difference of the Fourier transforms (real and imaginary parts) of (B, C, H, W)."""
+    return torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "charbonnier": charbonnier_loss,
+    "l1": l1_loss,
+    "mse": mse_loss,
+    "psnr": psnr_loss,
+    "ssim": ssim_loss,
+    "fft": fft_loss,
+}
+
+
+def parse_loss(text: str) -> dict[str, float]:
+    """Read a weighted sum such as "charbonnier+0.1*fft" into weights by name.
+
+    Raises:
+        ValueError: an unknown or repeated name, or a weight that is not a number above 0.
+    """
+    return parse_weighted_sum(text, LOSSES)
+
+
+class RestorationLoss:
+    """Sum losses with weights, over all images that the model returns.
+
+    Args:
+        text: the weighted sum, see `parse_loss`.
+        crop: side of the target crops in pixels.
+
+    Raises:
+        ValueError: the sum cannot be read, or the crops are too small for SSIM.
+    """
+
+    def __init__(self, text: str, crop: int):
+        self.weights = parse_loss(text)
+        if "ssim" in self.weights and crop < WINDOW:
+            raise ValueError(
+                f"loss has ssim, whose window has {WINDOW} pixels, and crop is {crop}; give a larger --crop"
+            )
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss, and log each term, unweighted, of the last image; all in float32."""
+        outputs, target = model(batch["image"]), batch["target"]
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        with torch.autocast(target.device.type, enabled=False):
+            terms = [self.terms(output.float(), shrink_to(target, output)) for output in outputs]
+        total = sum(self.weights[name] * value for term in terms for name, value in term.items())
+        return total, {f"{name}_loss": value for name, value in terms[-1].items()}  # type: ignore[return-value]
+
+    def terms(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compute each term of one image. SSIM is left out at scales that are smaller than its window."""
+        small = min(output.shape[-2:]) < WINDOW
+        return {name: LOSSES[name](output, target) for name in self.weights if not (small and name == "ssim")}
+
+
+def shrink_to(target: Tensor, output: Tensor) -> Tensor:
+    """Shrink targets to the size of outputs.
+
+    Raises:
+        ValueError: the target is not a whole number of times as large.
+    """
+    (h, w), (th, tw) = output.shape[-2:], target.shape[-2:]
+    if th % h or tw % w or th // h != tw // w:
+        raise ValueError(
+            f"the model returns images of {h} x {w} for targets of {th} x {tw}: give targets of a multiple of this "
+            f"size, or a model of another scale"
+        )
+    return shrink_image(target, th // h)

@@ -1,0 +1,102 @@
+"""Build an image model from options, and describe it for the summary and its weight file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from metamix.models import count_macs
+from metamix.models.image_models import (
+    create_image_model,
+    published_weights,
+    read_image_weights,
+    with_tag,
+)
+from metamix.models.weights import find_weights
+
+from .data import RestorationData
+from .inference import check_local_pooling
+from .load import RestorationSpec, check_channels, fit_arguments
+from .options import RestorationOptions
+
+
+class RestorationModel:
+    """Build and describe the image model.
+
+    Args:
+        options: of training.
+        data: the data set to train on or to score.
+        measured: says what the scores compare.
+
+    Attributes:
+        enlarge: factor by which images are enlarged before the model.
+        notes: where the weights come from, and how images go in.
+
+    Raises:
+        ValueError: the model does not fit the data or the crops.
+    """
+
+    frozen_helpers: tuple[nn.Module, ...] = ()
+
+    def __init__(self, options: RestorationOptions, data: RestorationData, measured: str):
+        self.options, self.data, self.measured, self.notes = options, data, measured, list[str]()
+        self.arguments, self.enlarge = fit_arguments(options.model, options.model_args, data.in_chans, data.scale)
+        if self.enlarge > 1:
+            self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
+
+    @property
+    def crop(self) -> int:
+        """Return the side of the training crops that the model takes, in pixels."""
+        return self.options.crop * self.enlarge // self.data.scale
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build the model, with published weights or those of a checkpoint if they are asked for.
+
+        Raises:
+            ValueError: the weights do not fit, or the crops are not multiples of what the model takes.
+        """
+        options, weights = self.options, None
+        if metadata is None and options.checkpoint:
+            weights = find_weights(options.checkpoint)
+            self.notes.append(f"weights from {options.checkpoint}")
+        elif metadata is None and options.pretrained:
+            weights = published_weights(options.model)
+            self.notes.append(f"published weights {with_tag(options.model)}")
+        if weights and (taken := read_image_weights(weights)[1].in_chans):
+            check_channels(options.checkpoint or options.model, taken, self.data.in_chans)
+        model = create_image_model(options.model, checkpoint=weights, **self.arguments)
+        check_local_pooling(model, options.model, options.local_pooling)
+        scale = self.data.scale
+        h, w = (math.lcm(side * scale // self.enlarge, scale) for side in model.multiple)
+        if options.crop % h or options.crop % w:
+            side = math.lcm(h, w)
+            of_scale = f" at a scale of {scale}" if scale > 1 else ""
+            raise ValueError(
+                f"crop is {options.crop}, but {options.model} trains on multiples of {h} x {w} pixels{of_scale}: "
+                f"give such a --crop, such as {max(options.crop // side, 1) * side}"
+            )
+        return model
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Describe the model for the summary and for the metadata of its weights."""
+        options, data = self.options, self.data
+        arguments = {name: value for name, value in self.arguments.items() if name != "in_chans"}
+        spec = RestorationSpec(data.channels, self.enlarge, options.degradation)
+        return {
+            "task": "restoration",
+            "model": options.model,
+            "model_args": arguments,
+            "in_chans": data.in_chans,
+            **vars(spec),
+            "scale": data.scale,
+            "data": data.name,
+            "test_share": options.test_share,
+            "crop": options.crop,
+            "measured": self.measured,
+            **data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (data.in_chans, self.crop, self.crop)),
+        }

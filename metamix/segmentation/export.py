@@ -1,0 +1,123 @@
+"""Export segmenters: one output, the logits of each pixel, (n, classes, H, W).
+
+A graph of a fixed size sees images that fit it at once, and larger ones in square tiles of its shorter side; images and
+tiles are padded to its size by reflection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.deploy.report import Difference, missed_limits
+from metamix.layers.padding import pad_for_graph, tiles
+from metamix.tasks.exportable import Comparison, Model, Request, readable_images
+from metamix.utils.checks import parse_size
+from metamix.weights.metadata import ModelMetadata
+
+from .inference import Predictor, best_labels
+from .load import load_segmenter
+from .options import SegmentationEvalOptions
+from .task import Segmentation
+
+RANDOM_IMAGES = 4
+
+
+class ExportableSegmenter:
+    """A segmenter, and the data set that it is compared on.
+
+    Args:
+        model: in evaluation mode.
+        metadata: of its weights, with the size of the tiles.
+        dynamic: whether the graph takes any size.
+        task: the task on a data set; None for random images.
+        images: most images to compare on; None for all.
+    """
+
+    outputs: tuple[str, ...] = ("logits",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        metadata: ModelMetadata,
+        dynamic: bool,
+        task: Segmentation | None = None,
+        images: int | None = None,
+    ):
+        self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
+        assert isinstance(metadata.img_size, tuple)
+        self.size = metadata.img_size
+        self.fixed = None if dynamic else self.size
+        self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
+        self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
+        self.notes = list(task.notes) if task else []
+
+    def examples(self, count: int, larger: int = 0) -> Tensor:
+        """Return normally distributed images of the graph's size, with `larger` pixels added to each side."""
+        shape = count, self.metadata.in_chans or 3, *(side + larger for side in self.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, precision: str) -> Comparison:
+        difference = Difference(ranked=True)
+        if self.task is None:
+            tries = [*self.examples(RANDOM_IMAGES).split(1), *([] if self.fixed else [self.examples(1, larger=32)])]
+            for images in tries:
+                difference.update(by_pixel(self.model(images)), by_pixel(exported(images)))
+            figures: dict[str, Any] = {"on": "random images"} | difference.result(len(tries))
+            return Comparison(figures, problems=missed_limits(figures, precision))
+        metric = self.task.metric
+        models = {
+            "eager": pad_for_graph(self.model, self.extra, self.fixed),
+            "exported": pad_for_graph(exported, self.extra, self.fixed),
+        }
+        states = {name: metric.start() for name in models}
+        done = 0
+        for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
+            images = metric.normalize(batch["image"][0][None])
+            outputs = {name: self.predictor.logits(model, images) for name, model in models.items()}
+            difference.update(*map(by_pixel, outputs.values()))
+            for name, logits in outputs.items():
+                metric.update(states[name], [{"": best_labels(logits, batch["target"][0].shape)}], batch)
+            done += 1
+        figures = {"on": f"{self.task.data.name}, test"} | difference.result(done)
+        scores = {name: metric.result([state]) for name, state in states.items()}
+        return Comparison(figures, scores, missed_limits(figures, precision))
+
+
+def by_pixel(logits: Tensor) -> Tensor:
+    """Turn logits (n, classes, H, W) into those of each pixel, (n H W, classes)."""
+    return logits.movedim(1, -1).flatten(0, 2)
+
+
+def open_segmenter(request: Request) -> ExportableSegmenter:
+    """Load a segmenter that metamix trained, with its data set if a folder is given."""
+    found, task = load_segmenter(request.source), None
+    if request.dynamic and found.model.fixed_size:
+        height, width = found.model.fixed_size
+        raise ValueError(
+            f"{found.spec.model} takes images of {height} x {width} pixels at most: leave --dynamic out, and larger "
+            f"images are cut into tiles"
+        )
+    metadata = ModelMetadata.from_dict(found.metadata, request.source)
+    size: Any = request.img_size or found.spec.crop
+    height, width = parse_size("img_size", size)
+    if height % 2 or width % 2:  # padding by reflection makes sides even
+        raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
+    if request.data_dir:
+        data: Any = request.data or "folder"
+        tile, overlap = tiles(None if request.dynamic else (height, width))
+        options = SegmentationEvalOptions(
+            data=data,
+            data_dir=request.data_dir,
+            workers=0,
+            checkpoint=request.source,
+            tile=tile,  # for the note that says how the scores are made
+            overlap=overlap,
+        )
+        task = Segmentation.of(found, options)
+    metadata = replace(metadata, img_size=(height, width), in_chans=3)
+    return ExportableSegmenter(found.model, metadata, request.dynamic, task, request.images)

@@ -1,0 +1,141 @@
+"""Build a segmenter from options, and describe it for the summary and its weight file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from metamix.models import count_macs
+from metamix.models.registry import published_name
+from metamix.models.weights import find_weights
+from metamix.weights.files import load_metadata
+from metamix.weights.metadata import check_trained_with
+
+from .data import SegmentationData
+from .inference import PLAIN, Predictor, make_views
+from .load import SegmenterSpec, check_tile, load_initial_weights
+from .metric import describe_scores
+from .options import SegmentationOptions
+from .published import published_segmenter
+from .segmenters import Segmenter
+
+
+class SegmentationModel:
+    """Build and describe the segmenter.
+
+    Attributes:
+        frozen_norms: whether the backbone's batch norms are frozen: those of loaded weights are.
+        notes: where the weights come from.
+    """
+
+    frozen_helpers: tuple[nn.Module, ...] = ()
+
+    def __init__(self, options: SegmentationOptions, data: SegmentationData, trained: SegmenterSpec | None = None):
+        self.options, self.data = options, data
+        self.notes: list[str] = []
+        self.frozen_norms = trained.frozen_norms if trained else False
+        self.crop = trained.crop if trained else options.crop_size
+        self.train_on = trained.train_on if trained else options.train_on
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
+        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter.
+
+        Raises:
+            ValueError: the options do not fit the segmenter.
+        """
+        options = self.options
+        model = self._load(metadata)
+        check_tile(model, options.model, options.tile)
+        if options.aux_weight != SegmentationOptions.aux_weight and model.auxiliary is None:
+            raise ValueError(
+                f"aux_weight is {options.aux_weight}, but {options.head} has no auxiliary head here: leave it out"
+                + ("" if options.head == "wavemix" else ", or give --head-args '{auxiliary: true}'")
+            )
+        return model
+
+    def _load(self, metadata: Mapping[str, Any] | None) -> Segmenter:
+        options = self.options
+        checkpoint = find_weights(options.checkpoint) if options.checkpoint else None
+        start = metadata or (load_metadata(checkpoint) if checkpoint else {})
+        if start.get("task") == "segmentation":
+            source = options.checkpoint or "the checkpoint"
+            spec = SegmenterSpec.from_dict(start, source)
+            check_trained_with("head", spec.head, options.head, source)
+            self.frozen_norms = spec.frozen_norms if metadata else self._freezes(loaded=True)
+            self._normalize_as(spec.mean, spec.std)
+            model = self.spec().build()
+            if checkpoint and metadata is None:
+                new = load_initial_weights(model, checkpoint, list(self.data.classes))
+                self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
+            return model
+        self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))
+        model = self.spec().build(pretrained=options.pretrained, checkpoint=checkpoint)
+        self._normalize_as(model.mean, model.std)
+        whole = published_segmenter(options.head, options.model) if options.pretrained else None
+        if whole:
+            same = whole.num_classes == len(self.data.classes)
+            new = [] if same else [f"{layer}.{name}" for layer in model.classifier for name in ("weight", "bias")]
+            self.notes.append(f"published weights of backbone and head: {options.model}{describe_new(new)}")
+        elif options.pretrained:
+            self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
+        elif checkpoint:
+            self.notes.append(f"weights of the backbone from {options.checkpoint}")
+        return model
+
+    def _freezes(self, loaded: bool) -> bool:
+        """Return whether batch norms are frozen: those of loaded weights are, unless the options say otherwise."""
+        given = self.options.head_args.get("frozen_norms")
+        return loaded if given is None else given
+
+    def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Normalise images as the weights were trained, unless the options say otherwise."""
+        if self.options.mean is None:
+            self.data.mean, self.data.std = tuple(mean), tuple(std)
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Describe the segmenter for the summary and for the metadata of its weights."""
+        options, data = self.options, self.data
+        return self.spec().to_dict() | {
+            "data": data.name,
+            **{f"{prefix}measured": describe_scores(each) for prefix, each in make_predictors(options).items()},
+            **data.identity,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "macs": count_macs(model, (3, *self.crop)),
+        }
+
+    def spec(self) -> SegmenterSpec:
+        """Return what is needed to build the segmenter again."""
+        options, data = self.options, self.data
+        return SegmenterSpec(
+            head=options.head,
+            head_args=options.head_args,
+            model=options.model,
+            model_args=options.model_args,
+            classes=data.classes,
+            crop=self.crop,
+            frozen_norms=self.frozen_norms,
+            mean=data.mean,
+            std=data.std,
+            min_size=options.min_size,
+            max_size=options.max_size,
+            ignore_index=options.ignore_index,
+            reduce_zero_label=options.reduce_zero_label,
+            palette=data.labels.palette,
+            train_on=self.train_on,
+        )
+
+
+def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
+    """Make the predictors by the prefix of their scores: "", and "augmented_" if flips or scales are asked for."""
+    predictors = {"": Predictor(options.tile, options.overlap)}
+    views = make_views(options.test_scales, options.test_flip)
+    if views != PLAIN:
+        predictors["augmented_"] = Predictor(options.tile, options.overlap, views)
+    return predictors
+
+
+def describe_new(names: Sequence[str]) -> str:
+    """Name the weights that are not loaded, for the end of a note."""
+    return f"; newly initialised: {', '.join(names)}" if names else ""

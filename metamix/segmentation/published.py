@@ -1,0 +1,116 @@
+"""Published weights of whole segmenters, a backbone and its head, by tags of the backbone's name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from metamix.models.formats import ONE_LEVEL, POOLFORMER, WAVEMIX_NAMES, Format, wavemix_layout
+from metamix.models.weights import check_state, read_weights
+from metamix.weights.download import download
+
+# PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
+
+POOLFORMER_SEMANTIC_FPN = Format((
+    (r"^backbone\.body\.model\.(.*)", lambda m: f"backbone.{POOLFORMER.name(m[1])}"),
+    (r"^backbone\.pyramid\.norms\.(\d+)\.", lambda m: f"backbone.norm{2 * int(m[1])}."),
+    (r"^backbone\.pyramid\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
+    (r"^backbone\.pyramid\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv."),
+    (r"^head\.branches\.(\d+)\.(\d+)\.0\.", lambda m: f"decode_head.scale_heads.{m[1]}.{2 * int(m[2])}.conv."),
+    (r"^head\.branches\.(\d+)\.(\d+)\.1\.", lambda m: f"decode_head.scale_heads.{m[1]}.{2 * int(m[2])}.bn."),
+    (r"^head\.classifier\.", "decode_head.conv_seg."),
+))  # fmt: skip
+
+# WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
+
+
+def segmenter_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
+    """Change the layout of a tensor of WaveMix for segmentation as `wavemix_layout` does."""
+    return wavemix_layout(key, tensor, model.backbone.body.model)
+
+
+def wavemix_segmenter_format(head: str, level: int) -> Format:
+    """Return the format of a WaveMix for segmentation: `head` is their name of its head, `level` the transform's."""
+    names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
+    return Format((ONE_LEVEL, *names) if level == 1 else names, segmenter_layout)
+
+
+@dataclass(frozen=True)
+class PublishedSegmenter:
+    """Weights of a segmenter on the network, the options of its head, and how its authors name the tensors."""
+
+    url: str
+    num_classes: int
+    layout: Format
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+MMSEGMENTATION = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer/{0}/{0}_{1}.pth"
+ADE20K = {
+    size: PublishedSegmenter(
+        MMSEGMENTATION.format(f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k", stamp),
+        num_classes=150,
+        layout=POOLFORMER_SEMANTIC_FPN,
+    )
+    for size, stamp in {
+        "s12": "20220501_115154-b5aa2f49",
+        "s24": "20220503_222049-394a7cf7",
+        "s36": "20220501_151122-b47e607d",
+        "m36": "20220501_164230-3dc83921",
+        "m48": "20220504_003923-64168d3b",
+    }.items()
+}
+CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
+    "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
+    num_classes=20,
+    layout=wavemix_segmenter_format("pool", level=3),
+    options=dict(head_channels=(128, 64)),
+)
+WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbone and tag
+    "semantic_fpn": {f"metaformer_pooling_{size}.ade20k": weights for size, weights in ADE20K.items()},
+    "upernet": {},
+    "wavemix": {"wavemix_192_16_l3.cityscapes": CITYSCAPES},
+}
+
+
+def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
+    """Return the published weights of a head on a backbone with a tag, or None if the tag is the backbone's own.
+
+    Raises:
+        ValueError: the tag is for another head.
+    """
+    for other, known in WEIGHTS.items():
+        if backbone in known and other != head:
+            raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
+    return WEIGHTS[head].get(backbone)
+
+
+def load_published(
+    model: nn.Module, published: PublishedSegmenter, name: str, *, classifier: Sequence[str], num_classes: int
+) -> None:
+    """Load published weights into a segmenter. The classifier stays new if it is for other classes.
+
+    Args:
+        model: the segmenter.
+        published: the weights.
+        name: what to call the model in messages.
+        classifier: names of the layers whose shape depends on the number of classes.
+        num_classes: classes of the model.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of a wrong shape.
+        OSError: the file cannot be downloaded.
+    """
+    path = download(published.url, Path(published.url).stem)
+    given, unknown = published.layout.translate(read_weights(path)[0], model)
+    own = model.state_dict()
+    if num_classes != published.num_classes:
+        kept = [key for key in own if not key.startswith(tuple(f"{layer}." for layer in classifier))]
+        given, own = ({key: tensors[key] for key in kept if key in tensors} for tensors in (given, own))
+    try:
+        check_state(given, own, unknown, name, published.layout.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    model.load_state_dict(given, strict=False)

@@ -1,0 +1,344 @@
+"""Semantic segmentation on any backbone.
+
+    model = build_segmenter("semantic_fpn", backbone="metaformer_raft_s12", num_classes=150)
+    model(images)      images (B, 3, H, W) of any size -> scores (B, 150, H, W) in eval mode
+                       in training mode a list of such scores: the head's, then the auxiliary head's if there is one
+
+Normalise images by `model.mean` and `model.std` first. Sides that are not a multiple of the coarsest stride are padded
+with zeros inside, and the scores are cropped. Scores are float32 under autocast too.
+
+    semantic_fpn    PoolFormer's head on a feature pyramid
+    upernet         UPerNet on the maps of the stages, with an auxiliary head on stride 16 in training
+    wavemix         the transposed convolutions of WaveMix's authors on the last map
+
+A model of several stages gives a map for each stride, an isotropic one gets the simple pyramid. With the head `wavemix`
+the backbone `wavemix_256_16_l4` is the authors' SemSegment, and `wavemix_192_16_l3.cityscapes` has their published
+weights. Tags of PoolFormer with Semantic FPN are `metaformer_pooling_s12.ade20k` to `metaformer_pooling_m48.ade20k`.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from metamix.layers import crop_to, pad_to, resize_to, round_up
+from metamix.models.backbone import (
+    Backbone,
+    BackboneMixin,
+    Plan,
+    build_backbone,
+    build_probe,
+    check_request,
+    find_fixed_size,
+    for_any_size,
+    load_body,
+    plan_levels,
+    refuse_fine_maps,
+    takes_argument,
+)
+from metamix.models.batch_norms import apply_batch_norms
+from metamix.models.pyramids import LastMap
+from metamix.utils.checks import check_count, check_rate, parse_size
+from metamix.utils.text import did_you_mean
+
+from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
+from .published import load_published, published_segmenter
+
+FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
+FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
+
+
+class Segmenter(BackboneMixin):
+    """A backbone and a head: images (B, C, H, W) -> scores (B, num_classes, H, W), in training a list of them.
+
+    Attributes:
+        backbone: the model with its pyramid.
+        head: takes the maps of the backbone.
+        auxiliary: a second head, only for training; None if there is none.
+        num_classes: classes, the background included if it is one.
+        classifier: names of the layers whose shape depends on the number of classes.
+        in_chans: image channels.
+        mean, std: per image channel, for images on a scale from 0 to 1.
+        fixed_size: (H, W) of the largest images for a backbone of one size, such as an MLP-Mixer; None for any size.
+    """
+
+    fixed_size: tuple[int, int] | None = None
+
+    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, auxiliary: nn.Module | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary = auxiliary
+        self.num_classes = num_classes
+        self.in_chans, self.mean, self.std = backbone.in_chans, backbone.mean, backbone.std
+        heads = dict(head=head, auxiliary=auxiliary)
+        self.classifier = tuple(f"{name}.{last_layer(module)}" for name, module in heads.items() if module is not None)
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Label pixels: images (B, C, H, W) -> logits (B, classes, H, W), in training a list of them."""
+        self.check(images)
+        padded = pad_to(images, self.fixed_size or (self.backbone.size_divisible,) * 2)
+        maps = list(self.backbone(padded).values())
+        scores = [self.head(maps)]
+        if self.training and self.auxiliary is not None:
+            scores.append(self.auxiliary(maps))
+        scores = [x.float() if x.dtype.itemsize < 4 else x for x in scores]  # before they are interpolated
+        scores = [resize_to(x, padded.shape[-2:], "bilinear") for x in scores]
+        scores = [crop_to(x, images.shape[-2:]) for x in scores]
+        return scores if self.training else scores[0]
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError for a tensor that is not a batch of images of this model."""
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(
+                f"images have the shape {tuple(images.shape)}; this model takes (B, {self.in_chans}, H, W)."
+            )
+        height, width = images.shape[-2:]
+        if self.fixed_size and (height > self.fixed_size[0] or width > self.fixed_size[1]):
+            h, w = self.fixed_size
+            raise ValueError(
+                f"images have {height} x {width} pixels, and this backbone takes {h} x {w} at most: give tiles of "
+                f"{min(h, w)} pixels, or build it with another img_size."
+            )
+        if self.training and isinstance(self.head, UPerHead) and images.shape[0] < 2:
+            raise ValueError(
+                "upernet trains on batches of at least 2 images: after 1 x 1 pooling its BatchNorm sees one value."
+            )
+
+
+def last_layer(module: nn.Module) -> str:
+    """Return the name of the module's last child."""
+    return [name for name, _ in module.named_children()][-1]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The backbone to build a head on, and the number of classes.
+
+    Attributes:
+        name: the backbone.
+        num_classes: classes.
+        weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
+        model_args: arguments of the backbone without `img_size`.
+        img_size: image size that spatial weights are made for; None for the backbone's own.
+    """
+
+    name: str
+    num_classes: int
+    weights: dict[str, Any]
+    model_args: dict[str, Any]
+    img_size: int | tuple[int, int] | None
+
+    def padded_args(self, multiple: int) -> dict[str, Any]:
+        """Return the arguments of the backbone, for images that are padded to a multiple."""
+        if self.img_size is None or not takes_argument(self.name, self.model_args, "img_size", (256, 256)):
+            return self.model_args
+        sides = parse_size("img_size", self.img_size)
+        return self.model_args | {"img_size": round_up(sides, (multiple, multiple))}
+
+    def levels(self, finest_stride: int) -> tuple[Plan, tuple[int, ...]]:
+        """Return the plan of a pyramid from `finest_stride` to stride 32, and its levels."""
+        levels = tuple(range(FINEST[finest_stride], 4))
+        return plan_levels(self.name, levels, self.model_args), levels
+
+    def build(self, plan: Plan, levels: tuple[int, ...], out_channels: int | None) -> Backbone:
+        """Build the backbone with its pyramid."""
+        return build_backbone(
+            self.name,
+            out_indices=levels,
+            out_channels=out_channels,
+            **self.weights,
+            **self.padded_args(plan.size_divisible),
+        )
+
+
+def semantic_fpn(
+    request: Request,
+    *,
+    neck_channels: int | None = None,
+    head_channels: int | None = None,
+    finest_stride: int = 4,
+    auxiliary: bool = False,
+    auxiliary_channels: int | None = None,
+    dropout: float = 0.1,
+) -> Segmenter:
+    """Build a segmenter with Semantic FPN; see `build_segmenter`."""
+    plan, levels = request.levels(finest_stride)
+    backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
+    classes, width = request.num_classes, head_channels or default_width(128, plan)
+    head = SemanticFPNHead(backbone.channels, classes, channels=width, dropout=dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
+    return Segmenter(backbone, head, classes, second)
+
+
+def upernet(
+    request: Request,
+    *,
+    head_channels: int | None = None,
+    finest_stride: int = 4,
+    auxiliary: bool = True,
+    auxiliary_channels: int | None = None,
+    dropout: float = 0.1,
+) -> Segmenter:
+    """Build a segmenter with UPerNet; see `build_segmenter`."""
+    plan, levels = request.levels(finest_stride)
+    backbone = request.build(plan, levels, None)
+    classes, width = request.num_classes, head_channels or default_width(512, plan)
+    head = UPerHead(backbone.channels, classes, channels=width, dropout=dropout)
+    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
+    return Segmenter(backbone, head, classes, second)
+
+
+def default_width(channels: int, plan: Plan) -> int:
+    """Return the published width, or 64 for a backbone of few channels."""
+    return channels if max(plan.dims) > FEW_CHANNELS else 64
+
+
+def fcn_head(backbone: Backbone, num_classes: int, channels: int, dropout: float) -> FCNHead:
+    """Build an auxiliary head on stride 16, or on the finest level if that is coarser."""
+    level = max(0, len(backbone.channels) - 2)
+    return FCNHead(backbone.channels, num_classes, level=level, channels=channels, dropout=dropout)
+
+
+def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> Segmenter:
+    """Build a segmenter with WaveMix's head; see `build_segmenter`."""
+    name, probe = request.name, build_probe(request.name, request.model_args)
+    info = probe.feature_info
+    index, stride, dim = info.out_indices[-1], info.reduction()[-1], info.channels()[-1]
+    doublings = round(math.log2(stride))
+    if 2**doublings != stride:
+        raise ValueError(
+            f"The last maps of {name} have stride {stride}, and the wavemix head doubles their sides up to those of "
+            f"the image: take a backbone whose stride is a power of 2, or another head."
+        )
+    if stride < 4:
+        refuse_fine_maps(name, stride)
+    halves = [dim // 2 ** (i + 1) for i in range(doublings)]
+    channels = list(head_channels or halves)
+    if len(channels) != doublings or min(channels) < 1:
+        raise ValueError(
+            f"head_channels is {channels}, but the last maps of {name} have stride {stride}: give {doublings} widths, "
+            f"one after each doubling, such as {halves}."
+        )
+    backbone = last_map_backbone(request, index, stride, dim, probe.pretrained_cfg["input_size"][1:])
+    return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
+
+
+def last_map_backbone(request: Request, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
+    """Build a backbone that returns only its last map; arguments as in `load_body`."""
+    pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
+    body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
+    body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
+    return Backbone(body, LastMap(), levels=["last"], strides=[stride], channels=[dim], size_divisible=stride)
+
+
+HEADS: dict[str, Callable[..., Segmenter]] = {"semantic_fpn": semantic_fpn, "upernet": upernet, "wavemix": wavemix}
+WIDTHS = ("neck_channels", "head_channels", "auxiliary_channels")
+
+
+def build_segmenter(
+    head: str,
+    backbone: str,
+    num_classes: int,
+    *,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    frozen_norms: bool | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Segmenter:
+    """Build a network for semantic segmentation on any backbone.
+
+    Args:
+        head: "semantic_fpn", "upernet" or "wavemix".
+        backbone: name of a timm model that has features, the zoo's included.
+        num_classes: classes, the background included if it is one.
+        in_chans: image channels.
+        img_size: image size, an int or (H, W), that spatial weights are made for. Images may have any size; for a few
+            of timm's models, any size up to this one. It does nothing for backbones without spatial weights, such as
+            resnet18.
+        pretrained: load the published weights: of the whole segmenter for a name with a tag in
+            `published_segmenters.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With
+            another number of classes the classifier is new.
+        checkpoint: load the backbone's weights from this file or run folder of a classifier.
+        frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
+        backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
+        options: of the head. Widths that are not given are the published ones, or 64 for a backbone whose widest map
+            has at most 192 channels, such as those of the size nano.
+
+            - neck_channels (semantic_fpn): width of the feature pyramid, 256.
+            - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
+              widths after each doubling, by default a half, a quarter and so on of the backbone's.
+            - finest_stride (semantic_fpn, upernet): 4, 8, 16 or 32.
+            - auxiliary (semantic_fpn, upernet): train a second head on stride 16; true only for upernet.
+            - auxiliary_channels (semantic_fpn, upernet): its width, 256.
+            - dropout (semantic_fpn, upernet): share of channels dropped before the classifiers, 0.1.
+
+    Returns:
+        The segmenter, in training mode: images -> a list of logits (B, num_classes, H, W), the head's and, if there is
+        one, the auxiliary head's. After `eval()` it returns the head's.
+
+    Raises:
+        ValueError: a name or an option is unknown; a number is out of range; the backbone has no map as fine as
+            `finest_stride`; an isotropic backbone has maps finer than stride 4; weights are not published or do not
+            fit.
+    """
+    if head not in HEADS:
+        raise ValueError(f"There is no head {head!r}{did_you_mean(head, HEADS)} Accepted: {', '.join(HEADS)}.")
+    check_count("num_classes", num_classes, least=2)
+    check_count("in_chans", in_chans, least=1)
+    check_options(head, options)
+    whole = published_segmenter(head, backbone)
+    if whole:
+        backbone, options = backbone.partition(".")[0], whole.options | options
+    check_request(backbone, (0,), "none", pretrained, checkpoint)
+    model_args = dict(backbone_args or {})
+    for name in ("in_chans", "img_size", "num_classes"):
+        if name in model_args:
+            raise ValueError(f"backbone_args has {name}, which is an argument of build_segmenter itself.")
+    model_args = for_any_size(backbone, model_args)
+    if frozen_norms not in (True, False, None):
+        raise ValueError(f"frozen_norms is {frozen_norms!r}; accepted are True, False and None.")
+    freeze = pretrained or bool(checkpoint) if frozen_norms is None else frozen_norms
+    # Batch norms of a whole segmenter are frozen after its weights are loaded.
+    batch_norms = "freeze" if freeze and not (whole and pretrained) else "train"
+    weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, batch_norms=batch_norms)
+    request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
+    model = HEADS[head](request, **options)
+    model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
+    if whole and pretrained:
+        load_published(
+            model, whole, f"{head} on {backbone}", classifier=model.classifier, num_classes=model.num_classes
+        )
+        if freeze:
+            apply_batch_norms(model.backbone, "freeze", loaded=True)
+    return model
+
+
+def check_options(head: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that a head does not have, or a number out of range."""
+    accepted = [name for name in inspect.signature(HEADS[head]).parameters if name != "request"]
+    for name, given in options.items():
+        if name not in accepted:
+            raise ValueError(
+                f"{head} has no option {name!r}{did_you_mean(name, accepted)} Pass an argument of the "
+                f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
+                f"{head}: {', '.join(accepted)}."
+            )
+        if name not in WIDTHS or given is None:
+            continue
+        if head == "wavemix" and not isinstance(given, (list, tuple)):
+            raise ValueError(f"{name} is {given!r}: give a list of widths, one after each doubling, such as [128, 64].")
+        for width in given if head == "wavemix" else [given]:
+            check_count(name, width, least=1)
+    if options.get("finest_stride", 4) not in tuple(FINEST):  # a list has no hash
+        raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")
+    if not isinstance(auxiliary := options.get("auxiliary", False), bool):
+        raise ValueError(f"auxiliary is {auxiliary!r}: give true or false.")
+    check_rate("dropout", options.get("dropout", 0))

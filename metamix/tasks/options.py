@@ -1,0 +1,51 @@
+"""The options of a training run about its model, shared by all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metamix.utils.checks import check_one_source
+from metamix.utils.options import option
+from metamix.weights.metadata import TIMM_ARGS
+
+
+@dataclass
+class BackboneOptions:
+    """Model, and the weights that training starts from.
+
+    A task derives its options from this class, may change the default of `model`, and calls `check_backbone` in its
+    `__post_init__`.
+    """
+
+    model: str = option(
+        "metaformer_pooling_nano",
+        "model of metamix or timm; several names, a,b,c, are trained one after the other and compared",
+        group="model",
+    )
+    model_args: dict[str, Any] = option({}, "more arguments of the model, as YAML: '{mixer: raft}'", group="model")
+    pretrained: bool = option(False, "start from the model's published weights", group="model")
+    checkpoint: str | None = option(
+        None, "start from the weights in this file or run folder; a head for other classes is new", group="model"
+    )
+
+    def check_backbone(self, set_elsewhere: Mapping[str, str]) -> None:
+        """Check these options together.
+
+        Args:
+            set_elsewhere: arguments of the model that `model_args` must not have, with what sets them instead, such as
+                {"img_size": "--img-size"}.
+
+        Raises:
+            ValueError: `pretrained` and `checkpoint` are both given, or `model_args` has an argument of
+                `set_elsewhere` or of `timm.create_model`, which a weight file may not have.
+        """
+        check_one_source(self.pretrained, self.checkpoint)
+        for name in self.model_args:
+            if name in set_elsewhere:
+                raise ValueError(
+                    f"model_args has {name}, which comes from {set_elsewhere[name]}; leave it out of model_args"
+                )
+            if name in TIMM_ARGS:
+                raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")

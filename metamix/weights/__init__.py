@@ -1,0 +1,1 @@
+"""Find, read, write and check weight files."""

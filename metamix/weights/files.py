@@ -1,0 +1,369 @@
+"""Write and read checkpoints and weights.
+
+Files are replaced atomically: a path always names a complete file, the old one or the new one. Checkpoints
+(`checkpoint.pt`) hold tensors and plain values and are read with `weights_only=True`, so no code in them can run.
+Weights are safetensors files whose metadata describe the model. Both hold a checksum of each tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+from torch.serialization import safe_globals
+
+from metamix.utils.files import atomic_write, reason
+from metamix.utils.system import is_out_of_memory
+from metamix.utils.text import printable
+
+from .checksums import VALUES, checksums, damaged
+
+FORMAT = "metamix-checkpoint-1"
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "model.safetensors"
+SUMMARY = "summary.json"
+RECIPE = "recipe.yaml"
+ARTIFACT = "export.json"  # of a folder that metamix export wrote
+
+_logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain values atomically, with their checksums.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.
+    """
+    content = {"format": FORMAT, **state}
+    try:
+        with atomic_write(path) as file:
+            torch.save(content | {"checksums": checksums(content)}, file)
+    except RuntimeError as error:  # torch's archive writer hides the OSError of a failed write
+        raise OSError(f"{path} could not be written ({reason(error)})") from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of `save_checkpoint` to the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or is not a checkpoint.
+    """
+    state = _load_torch(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a checkpoint of metamix ({FORMAT}): it holds {_kind(state)}. "
+            f"Weights without a training state start a new run with --checkpoint; they cannot be resumed"
+        )
+    return state
+
+
+def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> None:
+    """Raise ValueError if a checkpoint lacks an entry."""
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"{path} is incomplete: it has no {', '.join(missing)}. Use another one")
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file atomically, with checksums.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: plain values. Each is kept as JSON; text is kept as it is unless it could be read as JSON.
+    """
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    texts = {key: _text(value) for key, value in metadata.items()}
+    texts["checksums"] = json.dumps(checksums(whole | {"metadata": texts}))
+    with atomic_write(path) as file:
+        file.write(safetensors_bytes(whole, metadata=texts))
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and their metadata from any file that a user may have.
+
+    Args:
+        path: a run folder, for its newest weights; a safetensors file; a run's checkpoint, under any name, for the
+            weights that its recipe scores; or another PyTorch file of tensors, see `unwrap`.
+
+    Returns:
+        The tensors by name, and the metadata, which are empty if the file has none. A state dict that torch.save wrote
+        keeps its `_metadata`.
+
+    Raises:
+        ValueError: the file is damaged, or holds no weights or those of a nano model of version 0.1.
+    """
+    path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
+    tensors, metadata = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
+    refuse_old_nano(metadata.get("model"), tensors, path)
+    return tensors, metadata
+
+
+def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and their metadata from a checkpoint of metamix or another PyTorch file."""
+    state, metadata = _load_torch(path), {}
+    if isinstance(state, dict) and state.get("format") == FORMAT:
+        require(state, ("recipe", "about", "model"), path)
+        which = "ema" if state["recipe"].get("score") == "ema" else "last"
+        state, metadata = state["ema" if which == "ema" else "model"], state["about"] | {"weights": which}
+    elif isinstance(state, dict):
+        state = unwrap(state)
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{path} holds no weights by name, but {_kind(state)}")
+    return (dict(state) if metadata else state), metadata  # our metadata say more than torch's
+
+
+def unwrap(state: Mapping) -> Mapping:
+    """Return the tensors of another program's file by name.
+
+    They may lie under a key, the average first, as timm takes it. The names may have the prefixes of
+    `DistributedDataParallel` and `torch.compile`, and in files of Lightning that of an attribute `model`.
+    """
+    prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either may be around the other
+    if "pytorch-lightning_version" in state:
+        prefixes[2:2] = ["model."]
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "params"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    for prefix in prefixes:
+        if all(str(name).startswith(prefix) for name in state):
+            noted = getattr(state, "_metadata", None)
+            state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())
+            if isinstance(noted, dict):  # what torch and `Stage` note of each module
+                vars(state)["_metadata"] = {str(name).removeprefix(prefix): entry for name, entry in noted.items()}
+    return state
+
+
+def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> None:
+    """Refuse weights of `metaformer_<mixer>_nano` of version 0.1, which had other layers.
+
+    Args:
+        model: registered name of the model or the backbone, with or without a tag.
+        tensors: names of its tensors.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: they are such weights.
+    """
+    nano = re.fullmatch(r"metaformer_\w+_nano(\..*)?", str(model))
+    if nano and any(name.endswith("stem.3.weight") for name in tensors):  # the stem ended with a convolution
+        raise ValueError(
+            f"{source} holds a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that "
+            f"reads it."
+        )
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata that `load_weights` returns. Of a safetensors file, only the header is read.
+
+    Raises:
+        ValueError: the file is not a weight file.
+        FileNotFoundError: there is no such file.
+    """
+    if path.suffix != ".safetensors":
+        return load_weights(path)[1]
+    with _open_safetensors(path) as file:
+        texts = dict(file.metadata() or {})
+    return {key: _value(text) for key, text in texts.items() if key != "checksums"}
+
+
+def newest_weights(folder: Path) -> Path:
+    """Choose the file of a run folder that holds its newest weights, and warn if it is not the final one.
+
+    A finished run has a summary and its final weights. A run that was continued afterwards and stopped has newer
+    weights in its checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights; the message names the runs in it.
+        ValueError: it is an exported model.
+    """
+    weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
+    if not weights.exists() and not checkpoint.exists():
+        if (folder / ARTIFACT).is_file():
+            raise ValueError(
+                f"{folder} is an exported model, without weights to load: run it with metamix predict --model "
+                f"{folder}, or in Python with metamix.deploy.load_exported"
+            )
+        runs = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}")))
+        raise FileNotFoundError(
+            f"there is no file {weights}" + (f"; {folder} holds the runs {runs}: give one of them" if runs else "")
+        )
+    if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
+        return weights
+    step = load_checkpoint(checkpoint)["step"]
+    if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
+        return weights
+    older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
+    _logger.warning(f"the run in {folder} is not finished: its weights are those of {CHECKPOINT}, step {step}{older}")
+    return checkpoint
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, head: tuple[str, ...] = ()) -> list[str]:
+    """Load weights by name. All but those of the head must exist and have the model's shapes.
+
+    Args:
+        model: its weights are overwritten.
+        tensors: by name.
+        source: name of the file, for messages.
+        head: parts of the model that keep their own weights if the file has none that fit.
+
+    Returns:
+        Names of the head's weights that were kept.
+
+    Raises:
+        ValueError: the weights do not fit, or one of them is infinite or NaN.
+    """
+    own = model.state_dict()
+    differing = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+    inside = tuple(f"{part}." for part in head)
+    left = [name for name in differing if name.startswith(inside)]
+    missing = [name for name in differing if name not in tensors and name not in left]
+    resized = [name for name in differing if name in tensors and name not in left]
+    foreign = [name for name in tensors if name not in own and not name.startswith(inside)]
+    if missing or resized or foreign:
+        found = [
+            f"{len(names)} {what} (such as {names[0]})"
+            for names, what in (
+                (missing, "weights of the model are not in it"),
+                (foreign, "of its weights are not the model's"),
+            )
+            if names
+        ]
+        if resized:
+            found.append(
+                f"{len(resized)} have another shape (such as {resized[0]}: {tuple(tensors[resized[0]].shape)} there, "
+                f"{tuple(own[resized[0]].shape)} here)"
+            )
+        raise ValueError(
+            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Give --model with the name and "
+            f"the size of the model that it was saved from."
+        )
+    _check_finite(model, {name: tensors[name] for name in own if name not in left}, source)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name not in left:
+                tensor.copy_(tensors[name])
+    return left
+
+
+def _check_finite(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError for NaN in any tensor, or infinity in a parameter. A buffer may hold an infinite mask."""
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in tensors.items():
+        spoilt = tensor.isnan().any() or (name in parameters and not tensor.isfinite().all())
+        if tensor.is_floating_point() and spoilt:
+            raise ValueError(
+                f"{source} cannot be used: its tensor {name} holds NaN or infinity, as after a training "
+                f"that diverged. Take other weights, or train again with a lower --lr"
+            )
+
+
+@contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
+    try:
+        with safe_open(_existing(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _open_safetensors(path) as file:
+        texts = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+    expected = texts.pop("checksums", None)
+    _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
+    return tensors, {key: _value(text) for key, text in texts.items()}
+
+
+def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:
+    """Compare checksums with the expected ones, and only warn if the file has none."""
+    if expected is None:
+        _warn_of_missing_checksums(str(path))
+        return
+    names = damaged(content, expected if isinstance(expected, dict) else {})
+    if names:
+        tensors = [name for name in names if name != VALUES]
+        what = f"the checksum of its tensor {tensors[0]}" if tensors else "the checksum of its metadata"
+        more = f", and of {len(tensors) - 1} others," if len(tensors) > 1 else ""
+        raise ValueError(f"{path} is damaged: {what}{more} is wrong. Use another copy of the file")
+
+
+@cache
+def _warn_of_missing_checksums(path: str) -> None:
+    _logger.warning(f"{path} has no checksums, so damage to it would go unnoticed")
+
+
+def _load_torch(path: str | Path) -> Any:
+    """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
+    try:
+        with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
+            state = torch.load(_existing(path), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes raise errors of any type
+        if is_out_of_memory(error):
+            raise
+        if _is_plain_pickle(path):
+            raise ValueError(
+                f"{path} is a Python pickle that torch.save did not write, and metamix never unpickles files; "
+                f"save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
+            ) from None
+        text = " ".join(str(error).split())
+        if "Unsupported global" in text or "Unsupported class" in text:
+            raise ValueError(
+                f"{path} holds Python objects other than tensors, and metamix never unpickles them from a file; "
+                f"save only its tensors (a state dict) and give that file"
+            ) from None
+        why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
+        raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
+    if isinstance(state, dict) and state.get("format") == FORMAT:
+        expected = state.pop("checksums", None)
+        _check_damage(path, state, expected)
+    return state
+
+
+def _is_plain_pickle(path: str | Path) -> bool:
+    """Return whether a file begins like a pickle of protocol 2 or later, and not like torch's old format."""
+    with open(path, "rb") as file:
+        start = file.read(32)
+    return start[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start
+
+
+def _existing(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return str(path)
+
+
+def _text(value: Any) -> str:
+    """Encode a plain value so that `_value` restores it."""
+    text = printable(value) if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text) if isinstance(value, str) and _value(text) != text else text
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        names = ", ".join(map(str, list(value)[:3]))
+        return f"a dictionary of {len(value)} entries ({names}{', ...' if len(value) > 3 else ''})"
+    return f"a {type(value).__name__}"

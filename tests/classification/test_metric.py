@@ -1,0 +1,128 @@
+"""Scores of classification."""
+
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from metamix.classification.metric import ClassificationMetric, class_scores
+from metamix.classification.pictures import ClassificationPictures, draw_classes, draw_confusion
+from metamix.data import normalize
+from metamix.utils.text import plural
+
+DIGITS = tuple("0123456789")
+
+
+def metric(classes=DIGITS):
+    return ClassificationMetric(classes, partial(normalize, mean=(0.0,), std=(1.0,)))
+
+
+def batch(labels, start=0, unreadable=()):
+    """What an eval loader gives, of black images."""
+    index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
+    return {"image": torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), "label": labels, "index": index}
+
+
+def states_of(metric, logits, labels):
+    state = metric.start()
+    metric.update(state, logits, batch(labels))
+    return [state]
+
+
+def test_scores_are_those_of_all_samples():
+    digits = metric()
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
+    states = []
+    for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # two ranks, one of them in two batches
+        if part.start != 47:
+            states.append(digits.start())
+        digits.update(states[-1], logits[part], batch(labels[part]))
+    order = logits.argsort(1, descending=True)
+    assert digits.result(states) == pytest.approx(
+        {
+            "top1": 100 * (order[:, 0] == labels).double().mean().item(),
+            "top5": 100 * (order[:, :5] == labels[:, None]).any(1).double().mean().item(),
+            "loss": F.cross_entropy(logits, labels).item(),
+        }
+    )
+    assert next(iter(digits.result(states))) == "top1"
+    confusion = sum(state["confusion"] for state in states)
+    assert confusion.sum() == 50 and confusion[labels[0], order[0, 0]] >= 1
+    assert ClassificationPictures(DIGITS).report(states) == ""
+
+
+@pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
+def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
+    """The loader puts its neighbour in its place and marks it by its index."""
+    digits, alone = metric(), metric()
+    torch.manual_seed(0)
+    logits, labels = torch.randn(8, 10), torch.arange(8)
+    states, expected = [digits.start()], [alone.start()]
+    for part in (slice(0, 4), slice(4, 8)):
+        digits.update(states[0], logits[part], batch(labels[part], part.start, unreadable))
+    kept = [i for i in range(8) if i not in unreadable]
+    alone.update(expected[0], logits[kept], batch(labels[kept]))
+    assert digits.result(states) == pytest.approx(alone.result(expected))
+    said = ClassificationPictures(DIGITS).report(states)
+    assert said == f"left out: {plural(len(unreadable), 'image')} that could not be read"
+
+
+@pytest.mark.parametrize("classes, names", [(5, ["top1", "loss"]), (6, ["top1", "top5", "loss"])])
+def test_top5_needs_six_classes(classes, names):
+    few = metric(DIGITS[:classes])
+    assert list(few.result(states_of(few, torch.randn(4, classes), torch.arange(4)))) == names
+
+
+def test_recall_and_precision_of_each_class():
+    few = metric(("ant", "bee", "cat", "dog"))
+    labels, predictions = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 0, 0])
+    assert few.by_class(states_of(few, F.one_hot(predictions, 4).float(), labels)) == {
+        "ant": {"recall": 66.67, "precision": 50.0, "images": 3},
+        "bee": {"recall": 50.0, "precision": 50.0, "images": 2},
+        "cat": {"recall": 0.0, "precision": None, "images": 1},
+        "dog": {"recall": None, "precision": None, "images": 0},
+    }
+    assert class_scores(torch.eye(2, dtype=torch.int64)) == ([100.0, 100.0], [100.0, 100.0], [1, 1])
+
+
+@pytest.mark.usefixtures("rendered_figures")
+def test_the_pictures(tmp_path):
+    few = metric(("ant", "bee", "cat", "dog"))
+    states = states_of(few, torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 2]))
+    drawn = ClassificationPictures(few.classes).draw(states, tmp_path)
+    assert [path.name for path in drawn] == ["test_confusion.png", "test_classes.png"]
+    assert all(min(Image.open(path).size) > 250 for path in drawn)
+
+
+@pytest.mark.usefixtures("rendered_figures")
+def test_pictures_of_many_classes(tmp_path):
+    """Without numbers in the cells, and with the classes of lowest recall alone."""
+    names = tuple(map(str, range(100)))
+    draw_confusion(tmp_path / "c.png", torch.eye(100, dtype=torch.int64) * 7, names, "title")
+    assert min(Image.open(tmp_path / "c.png").size) > 500
+    heights = []
+    for count in (10, 40, 100):
+        draw_classes(tmp_path / "b.png", torch.eye(count, dtype=torch.int64), names[:count])
+        heights.append(Image.open(tmp_path / "b.png").height)
+    assert heights[0] < heights[1] == heights[2]
+
+
+@pytest.mark.usefixtures("rendered_figures")
+@pytest.mark.parametrize("name", ["a$x_$b", b"\xe9".decode(errors="surrogateescape")])
+def test_names_of_classes_are_drawn_as_they_are(name, tmp_path):
+    """No formula begins at a $, and bytes that are no text are written out."""
+    for draw in partial(draw_confusion, title="title"), draw_classes:
+        draw(tmp_path / "c.png", torch.eye(2, dtype=torch.int64), ("ant", name))
+        assert min(Image.open(tmp_path / "c.png").size) > 200
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_refused(value):
+    digits = metric()
+    logits = torch.zeros(2, 10)
+    logits[1, 3] = value
+    with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights, or --amp none"):
+        states_of(digits, logits, torch.tensor([1, 2]))

@@ -1,0 +1,51 @@
+"""Test the options about the model: defaults, types, contradictions."""
+
+from dataclasses import dataclass
+from typing import get_type_hints
+
+import pytest
+
+from metamix.tasks.options import BackboneOptions
+from metamix.utils.options import convert, option, options_of
+
+
+@dataclass
+class Options(BackboneOptions):
+    """A task with a default and an option of its own."""
+
+    model: str = option("resnet18", "backbone", group="model")
+    img_size: int = option(224, "side of the images", group="data")
+
+    def __post_init__(self):
+        self.check_backbone({"img_size": "--img-size", "pretrained": "--pretrained"})
+
+
+def test_a_task_overrides_a_default_and_keeps_the_order():
+    assert list(options_of(Options)) == ["model", "model_args", "pretrained", "checkpoint", "img_size"]
+    assert Options().model == "resnet18"
+    assert Options().model_args == {} and Options().model_args is not Options().model_args
+
+
+def test_model_args_are_read_as_yaml():
+    hint = get_type_hints(Options)["model_args"]
+    assert convert("{mixer: raft, dims: [8, 16]}", hint, "--model-args", text=True) == {
+        "mixer": "raft",
+        "dims": [8, 16],
+    }
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"pretrained": True, "checkpoint": "a.pt"}, r"pretrained and checkpoint \(a.pt\) both say where weights"),
+        (
+            {"model_args": {"features_only": True}},
+            "features_only, which is not an argument of the model itself; leave it out",
+        ),
+        ({"model_args": {"img_size": 32}}, "model_args has img_size, which comes from --img-size; leave it out"),
+        ({"model_args": {"mixer": "raft", "pretrained": True}}, "model_args has pretrained, which comes from --pre"),
+    ],
+)
+def test_contradictions_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        Options(**given)

@@ -1,0 +1,219 @@
+"""Write files atomically, and read checkpoints and weights of every kind."""
+
+import os
+import pickle
+import re
+from unittest.mock import Mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from metamix.utils.files import atomic_write, write_text
+from metamix.weights.files import (
+    load_checkpoint,
+    load_into,
+    load_metadata,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_a_checkpoint_comes_back(net, tmp_path):
+    state = {"model": net.state_dict(), "history": [{"epoch": 1, "loss": 0.5}], "step": 3, "flag": None}
+    save_checkpoint(tmp_path / "c.pt", state)
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert loaded["history"] == state["history"] and loaded["step"] == 3 and loaded["flag"] is None
+    assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_the_target_of_a_link_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    write_text(tmp_path / "disk" / "a", "old")
+    (tmp_path / "a").symlink_to(tmp_path / "disk" / "a")
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "disk" / "a").read_text() == "new"
+
+
+def test_a_lack_of_memory_is_no_damage(net, tmp_path, monkeypatch):
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes")
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_weights(tmp_path / "a.pt")
+
+
+def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(KeyError), atomic_write(tmp_path / "a") as file:
+        file.write(b"half of the n")
+        raise KeyError
+    assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_names_that_are_no_text_are_written_out(net, tmp_path):
+    """Python reads a file name in Latin-1 as a surrogate, which UTF-8 cannot encode."""
+    write_text(tmp_path / "a", os.fsdecode(b"\xe9.png \xc3\xa9"))
+    assert (tmp_path / "a").read_text(encoding="utf-8") == r"\udce9.png é"
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": "\udce9", "classes": ["\udce9"]})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": r"\udce9", "classes": ["\udce9"]}
+
+
+def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
+    """A replaced /dev/stdout or /dev/null would break other programs."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+@pytest.mark.parametrize("data", ["2012", "true", "1e5", '"quoted"', "digits", "ünïcode"])
+def test_text_stays_text(data, net, tmp_path):
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"data": data, "epochs": 3})
+    assert load_weights(tmp_path / "w.safetensors")[1] == {"data": data, "epochs": 3}
+
+
+def test_a_foreign_file_is_refused(net, tmp_path):
+    path = tmp_path / "c.pt"
+    for text, size in (("not a checkpoint at all", 23), ("{task: detection}", 17)):  # without torch's own words
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"is truncated or not a PyTorch file \({size} bytes\)$"):
+            load_checkpoint(path)
+    torch.save(net.state_dict(), path)
+    words = (
+        r"is not a checkpoint of metamix .*: it holds a dictionary of 9 entries \(0.weight, 0.bias, 1.weight, ...\). "
+        r"Weights without a training state start a new run with --checkpoint"
+    )
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="there is no file .*nothing.pt"):
+        load_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_weights_carry_what_they_are(net, tmp_path):
+    about = {"model": "net", "classes": ["a", "b"], "mean": [0.5], "img_size": 32, "top1": 97.25, "commit": None}
+    save_weights(tmp_path / "model.safetensors", net.state_dict(), about)
+    tensors, known = load_weights(tmp_path / "model.safetensors")
+    assert known == about and all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
+    assert load_file(tmp_path / "model.safetensors").keys() == net.state_dict().keys()
+    assert load_weights(tmp_path)[1] == about  # a run folder
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
+        load_weights(tmp_path)
+
+
+def test_a_folder_of_runs_is_no_run(net, tmp_path):
+    for run in ("b", "a"):
+        (tmp_path / run).mkdir()
+        save_weights(tmp_path / run / "model.safetensors", net.state_dict(), {})
+    words = f"there is no file {tmp_path}/model.safetensors; {tmp_path} holds the runs a, b: give one of them"
+    with pytest.raises(FileNotFoundError, match=words):
+        load_weights(tmp_path)
+
+
+def test_metadata_alone(net, tmp_path):
+    save_weights(tmp_path / "w.safetensors", net.state_dict(), {"model": "mine", "mean": [0.5], "note": "1"})
+    assert load_metadata(tmp_path / "w.safetensors") == load_weights(tmp_path / "w.safetensors")[1]
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    assert load_metadata(tmp_path / "w.pth") == {}
+    (tmp_path / "x.safetensors").write_bytes(b"no header")
+    with pytest.raises(ValueError, match="x.safetensors is not a complete safetensors file"):
+        load_metadata(tmp_path / "x.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
+        load_metadata(tmp_path / "nowhere.safetensors")
+
+
+def test_weights_from_every_kind_of_file(net, tmp_path):
+    average = {name: tensor + 1 for name, tensor in net.state_dict().items()}
+    about = {"model": "net"}
+    for score, expected in (("last", net.state_dict()), ("ema", average)):
+        save_checkpoint(
+            tmp_path / "c.pt", {"recipe": {"score": score}, "about": about, "model": net.state_dict(), "ema": average}
+        )
+        tensors, known = load_weights(tmp_path / "c.pt")
+        assert known == {"model": "net", "weights": score}
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    wrapped = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    for content in (net.state_dict(), {"state_dict": net.state_dict(), "epoch": 3}, {"model": wrapped}):
+        torch.save(content, tmp_path / "w.pth")
+        assert load_weights(tmp_path / "w.pth")[0].keys() == net.state_dict().keys()
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"holds no weights by name, but a dictionary of 1 entries \(epoch\)"):
+        load_weights(tmp_path / "w.pth")
+
+
+def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
+    """A finished run that was continued and then stopped must not be scored by its old weights."""
+
+    def checkpoint(step):
+        state = {"recipe": {"score": "last"}, "about": {"model": "net"}, "step": step}
+        save_checkpoint(tmp_path / "checkpoint.pt", state | {"model": {"w": torch.full((2,), float(step))}})
+
+    def weights():
+        return load_weights(tmp_path)[0]["w"][0].item()
+
+    checkpoint(step=5)  # stopped before it was finished
+    assert weights() == 5
+    save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 10.0)}, {"steps": 10})
+    write_text(tmp_path / "summary.json", "{}")
+    checkpoint(step=10)
+    assert weights() == 10
+    (tmp_path / "summary.json").unlink()  # continued
+    assert weights() == 10
+    caplog.clear()
+    checkpoint(step=12)
+    assert weights() == 12
+    assert [record.message for record in caplog.records] == [
+        f"the run in {tmp_path} is not finished: its weights are those of checkpoint.pt, step 12, which is newer than "
+        f"model.safetensors of step 10"
+    ]
+
+
+def test_weights_that_do_not_fit_are_refused(net):
+    tensors = net.state_dict()
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
+    words = "f does not fit this Sequential: 5 weights of the model are not in it (such as 1.weight). Give --model with"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_into(net, fewer, "f")
+    with pytest.raises(ValueError, match=re.escape("1 of its weights are not the model's (such as 3.weight)")):
+        load_into(net, tensors | {"3.weight": torch.ones(1)}, "f")
+    with pytest.raises(ValueError, match=re.escape("1 have another shape (such as 2.bias: (7,) there, (2,) here)")):
+        load_into(net, tensors | {"2.bias": torch.ones(7)}, "f")
+
+
+def test_only_the_head_may_be_missing(net):
+    tensors = {name: tensor + 1 for name, tensor in net.state_dict().items() if not name.startswith("2.")}
+    head = net[2].weight.clone()
+    assert load_into(net, tensors | {"2.weight": torch.ones(9, 4)}, "f", head=("2",)) == ["2.weight", "2.bias"]
+    assert torch.equal(net[2].weight, head) and torch.equal(net[0].weight, tensors["0.weight"])
+    del tensors["1.running_mean"]
+    with pytest.raises(ValueError, match="1 weights of the model are not in it"):
+        load_into(net, tensors, "f", head=("2",))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_foreign_pickle_is_called_one(protocol, tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}, protocol=protocol))
+    for load in load_weights, load_checkpoint:
+        with pytest.raises(ValueError, match="w.pkl is a Python pickle that torch.save did not write"):
+            load(path)
+
+
+def test_torchs_old_format_is_not_called_a_pickle(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"weight": torch.ones(100)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(load_weights(path)[0]["weight"], torch.ones(100))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="w.pth is truncated or not a PyTorch file"):
+        load_weights(path)
