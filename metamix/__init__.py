@@ -6,7 +6,8 @@
     timm.create_model("metaformer_raft_nano", pretrained=True)      a model, as any of timm's
     timm.create_model("metaformer_raft_s12", features_only=True)    its maps at strides 4, 8, 16 and 32
     timm.create_model("metaformer_raft_s12", mixer="minattn")       the same model with another mixer
-    metamix.load_classifier("RUN_OR_FILE")                          a trained model, its transform and its classes
+    metamix.load("RUN_OR_FILE").predict(["a.jpg"])                  a trained model of any task
+    metamix.export("RUN_OR_FILE", output="FOLDER", format="onnx")   the same model for an inference engine
     metamix.save_classifier(model, "my.safetensors", classes=...)   one from a training loop of your own
 
     metamix.list_image_models()                                     image restoration models
@@ -29,35 +30,32 @@ from typing import TYPE_CHECKING, Any
 from . import models
 from .mixers import list_mixers, mixer_options, register_mixer
 from .models import create_image_model, list_image_models, list_models
-from .tasks import registry as _tasks  # noqa: F401 - names the modules of the tasks
+from .tasks.registry import PUBLIC, TASKS, register_task
+from .tasks.spec import TaskSpec, import_part
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .classification.load import load_classifier
-    from .classification.save import save_classifier
+    from .tasks.export import export
+    from .tasks.load import load
 
 __all__ = [
-    "__version__", "create_image_model", "list_image_models", "list_mixers", "list_models", "load_classifier",
-    "mixer_options", "models", "register_mixer", "save_classifier",
+    "TaskSpec", "__version__", "create_image_model", "export", "list_image_models", "list_mixers", "list_models",
+    "load", "mixer_options", "models", "register_mixer", "register_task",
 ]  # fmt: skip
-LATER = ("classification", "deploy", "detection", "restoration", "segmentation")  # packages imported on first use
+# Imported on first use, so that `import metamix` imports only models.
+_PARTS = PUBLIC | {"export": "metamix.tasks.export:export", "load": "metamix.tasks.load:load"}
+_PACKAGES = ("deploy", *TASKS)
 
 
 def __dir__() -> list[str]:
     """List the public names, with those that are imported on first use."""
-    return sorted({*globals(), *__all__, *LATER})
+    return sorted({*globals(), *__all__, *_PARTS, *_PACKAGES})
 
 
 def __getattr__(name: str) -> Any:
-    """Import tasks and deployment on first use, so that `import metamix` imports only models."""
-    if name == "load_classifier":
-        from .classification.load import load_classifier
-
-        return load_classifier
-    if name == "save_classifier":
-        from .classification.save import save_classifier
-
-        return save_classifier
-    if name in LATER:
+    """Import tasks and deployment on first use."""
+    if name in _PARTS:
+        return import_part(_PARTS[name])
+    if name in _PACKAGES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

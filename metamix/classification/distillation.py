@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metamix.utils.text import plural
 
 from .data import ClassificationData
-from .load import check_image_size, load_trained
+from .load import check_image_size, load_classifier
 from .options import ClassificationOptions
 
 
@@ -52,7 +52,7 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
         ValueError: it was trained for other classes or channels, or does not take the student's images.
     """
     checkpoint, name = options.teacher_checkpoint, f"the teacher {options.teacher}"
-    trained = load_trained(checkpoint, model=options.teacher, pretrained=not checkpoint)
+    trained = load_classifier(checkpoint, model=options.teacher, pretrained=not checkpoint)
     model, metadata = trained.model, trained.metadata
     assert metadata.mean and metadata.std
     its, ours = (metadata.num_classes or 0, metadata.in_chans or 0), (len(data.classes), data.in_chans)

@@ -13,16 +13,23 @@ from torch import Tensor, nn
 
 from metamix.data import Source, eval_loader
 from metamix.deploy.report import Difference, missed_limits
+from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
-from metamix.tasks.exportable import HELD_OUT_IMAGES, Comparison, Model, Request, weight_path
+from metamix.tasks.exportable import HELD_OUT_IMAGES, Comparison, ExportOptions, Model
 from metamix.utils.checks import parse_size
-from metamix.weights.metadata import ModelMetadata
+from metamix.utils.rules import Rule, one_of
+from metamix.weights.metadata import INTERPOLATIONS, ModelMetadata
 
-from .load import load_trained
+from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
 RANDOM_IMAGES = 64
+_KNOWN = Rule("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
+METADATA = {  # what a classifier reads from export.json
+    **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), _KNOWN),
+    "interpolation": one_of([name for name in INTERPOLATIONS if name != "random"]),
+}
 BATCH_SIZE = 32  # of the comparison
 
 
@@ -149,15 +156,24 @@ def held_out_images(total: int) -> int:
     return min(HELD_OUT_IMAGES, total // 5)
 
 
-def open_classifier(request: Request) -> ExportableClassifier:
-    """Load a classifier of metamix or timm, with the data if some are given."""
-    file = request.source if weight_path(request.source) else None
-    name = None if file else request.source
-    size = request.img_size
-    if isinstance(size, tuple):
-        if request.data and size[0] != size[1]:
-            raise ValueError(f"img_size is {size}: classifiers are compared on squares, give one side, or no --data")
-        size = size[0] if size[0] == size[1] else size
+def open_classifier(options: ExportOptions) -> ExportableClassifier:
+    """Load a classifier of metamix or timm, with the data if some are given.
+
+    Raises:
+        ValueError: the options do not fit, or there are no weights.
+    """
+    file = options.file
+    name = None if file else options.source
+    if name and options.model:
+        raise ValueError(f"model is {options.model}, but {name} says what model it is: leave --model out")
+    if options.data == "digits" and options.data_dir:
+        raise ValueError(f"data_dir is {options.data_dir}, but digits are part of scikit-learn: leave --data-dir out")
+    if options.data_dir and not options.data:
+        raise ValueError(f"data_dir is {options.data_dir}: say what it holds too, --data NAME, such as --data folder")
+    size: Any = options.img_size
+    if size and options.data and size[0] != size[1]:
+        raise ValueError(f"img_size is {size}: classifiers are compared on squares, give one side, or no --data")
+    size = size[0] if size and size[0] == size[1] else size
     if name and "." not in name and ":" not in name:
         check_model(name)
         tags = timm.list_models(f"{name}.*", pretrained=True)
@@ -166,20 +182,31 @@ def open_classifier(request: Request) -> ExportableClassifier:
             + (f"give those of a tag, {', '.join(tags)}" if tags else "train it, and export the run folder")
             + ". metamix benchmark times it with random weights"
         )
-    if not request.data:
-        trained = load_trained(file, model=name or request.model, pretrained=file is None)
-        return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=request.dynamic)
-    options = ClassificationEvalOptions(
-        model=name or request.model,
+    if not options.data:
+        trained = load_classifier(file, model=name or options.model, pretrained=file is None)
+        return ExportableClassifier(trained.model, with_size(trained.metadata, size), dynamic=options.dynamic)
+    eval_options = ClassificationEvalOptions(
+        model=name or options.model,
         pretrained=file is None,
         checkpoint=file,
-        data=request.data,
-        data_dir=request.data_dir,
-        img_size=size if isinstance(size, int) else None,
+        data=options.data,
+        data_dir=options.data_dir,
+        img_size=size,
     )
-    task, model, entries = Classification.trained(options)
+    task, model, entries = Classification.trained(eval_options)
     metadata = ModelMetadata.from_dict(entries)
-    return ExportableClassifier(model, with_size(metadata, task.data.size), task, request.images, request.dynamic)
+    return ExportableClassifier(model, with_size(metadata, task.data.size), task, options.images, options.dynamic)
+
+
+def exported_classifier(exported: ExportedModel) -> Classifier:
+    """Use an exported model as a classifier.
+
+    Raises:
+        ValueError: export.json lacks what a classifier needs.
+    """
+    metadata = exported.artifact.model
+    exported.artifact.check({}, METADATA)
+    return Classifier(metadata.model or "", exported, metadata)
 
 
 def with_size(metadata: ModelMetadata, size: int | tuple[int, int] | None) -> ModelMetadata:

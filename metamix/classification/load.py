@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from metamix.data import normalize
+from metamix.data import normalize, read_image_file
 from metamix.data.files import decode
 from metamix.data.sources import SMALL_SIDE
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
 from metamix.models.same_function import check_described_size, check_same_function
 from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
+from metamix.utils.checks import check_finite
 from metamix.weights.download import reach_weights
 from metamix.weights.files import load_into
 from metamix.weights.metadata import ModelMetadata
@@ -28,50 +30,108 @@ from metamix.weights.metadata import ModelMetadata
 Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A trained classifier and its preprocessing.
-
-    Attributes:
-        model: in evaluation mode; takes (n, C, H, W) float32 and returns logits (n, classes).
-        transform: turns a PIL image of any size and mode into the (C, H, W) float32 tensor that the model takes.
-        classes: names of the classes, in the order of the logits.
-        metadata: entries of the weight file; timm's configuration fills in those that the file lacks.
-    """
-
-    model: nn.Module
-    transform: EvalTransform
-    classes: tuple[str, ...]
-    metadata: ModelMetadata
-
-
 def load_classifier(
-    checkpoint: str | Path, *, model: str | None = None, model_args: Mapping[str, Any] | None = None
+    checkpoint: str | Path | None,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
 ) -> Classifier:
-    """Load a trained classifier with its preprocessing and class names.
+    """Load a trained classifier, built as it was trained, with its preprocessing and class names.
 
         classifier = metamix.load_classifier("runs/digits-metaformer_pooling_nano-seed0")
+        print(classifier.predict(["digit.png"]))
+
         image = classifier.transform(PIL.Image.open("digit.png"))
         probabilities = classifier.model(image[None]).softmax(1)[0]
-        print(classifier.classes[probabilities.argmax()])
 
     This is the way to use trained weights. With `timm.create_model(..., checkpoint_path=...)` the arguments of the
     model must be given, and images prepared with `timm.data.resolve_model_data_config`.
 
     Args:
         checkpoint: a run folder, a weight file, or a model with weights of metamix, such as
-            "metaformer_pooling_nano.digits".
-        model: name of the model, for a file that does not name it.
-        model_args: more arguments of the model, for such a file.
+            "metaformer_pooling_nano.digits"; None with `pretrained`.
+        model: name of the model, for a file that does not name it, and with `pretrained`.
+        model_args: arguments of the model that replace those of the file.
+        pretrained: take the model's published weights instead of a checkpoint.
 
     Raises:
-        ValueError: the file holds no classifier, or does not say which.
+        ValueError: the file holds no classifier or does not say which, or the weights do not fit.
         FileNotFoundError: there is no such file.
     """
-    trained = load_trained(checkpoint, model=model, model_args=model_args)
-    metadata = trained.metadata
-    classes = metadata.classes or tuple(map(str, range(metadata.num_classes or 0)))
-    return Classifier(trained.model.eval(), EvalTransform(metadata), classes, metadata)
+    arguments = dict(model_args or {})
+    if model:
+        check_model(model)
+    if checkpoint:
+        name, net, metadata = _load_file(checkpoint, model, arguments)
+    elif pretrained and model:
+        name, net = model, create_model(model, **{"pretrained": True} | arguments)
+        names = tuple(timm_config(net).get("label_names") or ())
+        metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
+    elif pretrained:
+        raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
+    else:
+        raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
+    return Classifier(name, net.eval(), complete_metadata(metadata, net, metadata.model_args | arguments))
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier and its preprocessing.
+
+    Attributes:
+        name: of the model, as it was given or as the weights name it.
+        model: in evaluation mode; takes (n, C, H, W) float32 and returns logits (n, classes).
+        metadata: entries of the weight file; timm's configuration fills in those that the file lacks.
+    """
+
+    name: str
+    model: nn.Module
+    metadata: ModelMetadata
+
+    @cached_property
+    def transform(self) -> EvalTransform:
+        """Return what turns a PIL image of any size and mode into the (C, H, W) float32 tensor for the model."""
+        return EvalTransform(self.metadata)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of the logits; their numbers if the file has no names."""
+        return self.metadata.classes or tuple(map(str, range(self.metadata.num_classes or 0)))
+
+    @property
+    def spec(self) -> ModelMetadata:
+        """Return the metadata, which say how images are prepared."""
+        return self.metadata
+
+    def predict(self, images: Sequence[str | Path | Image.Image], top: int = 5) -> list[list[tuple[str, float]]]:
+        """Return the most probable labels of each image with their probabilities, the most probable first.
+
+        Args:
+            images: files or PIL images.
+            top: number of labels.
+
+        Raises:
+            CorruptImage: an image cannot be read.
+        """
+        tensors = [self.transform(open_image(image)) for image in images]
+        return self.label(torch.stack(tensors), top) if tensors else []
+
+    @torch.inference_mode()
+    def label(self, images: Tensor, top: int) -> list[list[tuple[str, float]]]:
+        """Return the `top` labels of prepared images (n, C, H, W) with their probabilities."""
+        device = next(self.model.parameters()).device
+        logits = check_finite(self.model(images.to(device)))
+        best = logits.float().softmax(1).cpu().topk(min(top, len(self.classes)))  # (n, top)
+        return [
+            [(self.classes[i], value) for i, value in zip(indices, values)]
+            for values, indices in zip(best.values.tolist(), best.indices.tolist())
+        ]
+
+
+def open_image(image: str | Path | Image.Image) -> Image.Image:
+    """Open an image file; an image of Pillow is returned as it is."""
+    return image if isinstance(image, Image.Image) else read_image_file(image)
 
 
 class EvalTransform:
@@ -105,49 +165,6 @@ class EvalTransform:
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
         return normalize(pixels[None], self.mean, self.std)[0]
-
-
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A model with its weights and complete metadata; only the names of the classes may be unknown."""
-
-    name: str
-    model: nn.Module
-    metadata: ModelMetadata
-
-
-def load_trained(
-    checkpoint: str | Path | None,
-    *,
-    model: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    pretrained: bool = False,
-) -> TrainedClassifier:
-    """Build a trained model as it was trained, and load its weights.
-
-    Args:
-        checkpoint: see `load_classifier`.
-        model: name of the model; needed where the file does not name it, and with `pretrained`.
-        model_args: arguments of the model that replace those of the file.
-        pretrained: take the model's published weights instead of a checkpoint.
-
-    Raises:
-        ValueError: there are no weights, or they do not fit.
-    """
-    arguments = dict(model_args or {})
-    if model:
-        check_model(model)
-    if checkpoint:
-        name, net, metadata = _load_file(checkpoint, model, arguments)
-    elif pretrained and model:
-        name, net = model, create_model(model, **{"pretrained": True} | arguments)
-        names = tuple(timm_config(net).get("label_names") or ())
-        metadata = ModelMetadata(model=published_name(net), classes=names if len(names) == net.num_classes else None)
-    elif pretrained:
-        raise ValueError("--pretrained evaluates published weights of a model: give its name, --model NAME")
-    else:
-        raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or --pretrained for published ones")
-    return TrainedClassifier(name, net, complete_metadata(metadata, net, metadata.model_args | arguments))
 
 
 def _load_file(
@@ -203,13 +220,6 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
     )
 
 
-LOADERS = {  # of the other tasks, in Python
-    "detection": "metamix.detection.load_detector",
-    "restoration": "metamix.create_image_model",
-    "segmentation": "metamix.segmentation.load_segmenter",
-}
-
-
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """Read the weights of a classifier and their metadata.
 
@@ -218,10 +228,9 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """
     tensors, metadata = read_weights(source)
     if metadata.task not in (None, "classification"):
-        loader = LOADERS.get(metadata.task)
         raise ValueError(
-            f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}"
-            + (f", or take {loader} in Python" if loader else "")
+            f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}, or take "
+            f"metamix.load in Python"
         )
     return tensors, metadata
 

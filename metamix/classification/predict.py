@@ -8,28 +8,29 @@ table, CSV or JSON. Images that cannot be read are named and left out; the exit 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file
 from metamix.data.find import find_images
 from metamix.data.formats.base import is_image
-from metamix.utils.arguments import add_device, positive
-from metamix.utils.checks import check_finite
+from metamix.tasks.predict import PredictOptions
 from metamix.utils.files import make_output_folder, write_text
-from metamix.utils.system import prepare_device
+from metamix.utils.options import option
+from metamix.utils.rules import Count
 from metamix.utils.tables import csv_text
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import plural, printable
 
-from .load import Classifier, load_classifier
+from .load import Classifier
 
 
 @dataclass(frozen=True)
@@ -40,98 +41,65 @@ class Prediction:
     labels: list[tuple[str, float]]  # name and probability
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `metamix predict` for classification.
-
-    Returns:
-        1 if an image cannot be read, else 0.
-    """
-    options = make_parser().parse_args(argv)
-    with exit_with_message(ValueError, OSError):
-        images = find_images(options.images)
-        device = prepare_device(options.device)
-        classifier = load_classifier(options.checkpoint, model=options.model)
-        classifier.model.to(device)
-        return label(classifier, images, options)
-
-
-def label(classifier: Classifier, images: Sequence[Path], options: argparse.Namespace) -> int:
-    """Label images and print or write the labels as the options of `add_options` say.
-
-    Returns:
-        1 if an image cannot be read, else 0.
+@dataclass
+class LabelImages(PredictOptions):
+    """Label images, and print the labels or write them to a file.
 
     Raises:
         ValueError: the output is an image, or its name does not say its format.
-        OSError: the output cannot be written.
+        OSError: an image is missing, or the output cannot be written.
     """
-    form = options.format or "table"
-    if options.output:  # before labelling, which may take long
-        form = choose_format(options.output, options.format, images)
-        make_output_folder(options.output.parent)
-    broken: list[str] = []
-    predictions = predict(classifier, images, top=options.top, batch_size=options.batch_size, broken=broken)
-    found = list(tqdm(predictions, total=len(images), unit="img", leave=False, disable=None))
-    text = FORMATS[form](found)
-    if options.output:
-        write_text(options.output, text)
-        print(printable(f"written: {options.output}, {plural(len(found), 'image')}"))
-    else:
-        sys.stdout.write(printable(text))
-    for reason in broken:
-        print(printable(f"left out: {reason}"), file=sys.stderr)
-    return 1 if broken else 0
+
+    top: Count = option(5, "labels for each image")
+    format: Literal["table", "csv", "json"] | None = option(None, "none: by the extension of --output, or a table")
+    output: str | None = option(None, "file to write to; none: print")
+    batch_size: Count = option(64, "images per forward pass")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.paths = find_images(self.images)
+        if self.output:
+            self.format = choose_format(self.output, self.format, self.paths)
+
+    def run(self, trained: Classifier) -> int:
+        if self.output:  # before labelling, which may take long
+            make_output_folder(Path(self.output).parent)
+        broken: list[str] = []
+        labelled = predict(trained, self.paths, top=self.top, batch_size=self.batch_size, broken=broken)
+        predictions = list(tqdm(labelled, total=len(self.paths), unit="img", leave=False, disable=None))
+        text = FORMATS[self.format or "table"](predictions)
+        if self.output:
+            write_text(Path(self.output), text)
+            print(printable(f"written: {self.output}, {plural(len(predictions), 'image')}"))
+        else:
+            sys.stdout.write(printable(text))
+        for reason in broken:
+            print(printable(f"left out: {reason}"), file=sys.stderr)
+        return len(broken)
 
 
-def choose_format(output: Path, form: str | None, images: Sequence[Path]) -> str:
+def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
     """Return the format of the output: `form`, or what its extension says.
 
     Raises:
         ValueError: the output is an image, or its extension is unknown.
         IsADirectoryError: it is a folder.
     """
-    if output.is_dir():
+    path = Path(output)
+    if path.is_dir() or output.endswith("/"):
         raise IsADirectoryError(f"--output {output} is a folder: give a file")
-    if output.resolve() in {path.resolve() for path in images}:
+    if path.resolve() in {image.resolve() for image in images}:
         raise ValueError(f"{output} is an image and would be overwritten: give another --output")
-    if is_image(output.name):
+    if is_image(path.name):
         raise ValueError(
             f"--output {output} is named like an image, but labels are text: give a .csv, .json or .txt file"
         )
-    found = form or EXTENSIONS.get(output.suffix.lower())
-    if found is None:
+    chosen = form or EXTENSIONS.get(path.suffix.lower())
+    if chosen is None:
         raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or --format too")
-    return found
+    return chosen  # type: ignore[return-value]  # a key of FORMATS
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="metamix predict", description="Label images with a trained classifier.", allow_abbrev=False
-    )
-    parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or name of shipped weights")
-    parser.add_argument("--model", help="model of a weight file that does not name it")
-    add_device(parser)
-    add_options(parser)
-    return parser
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the images, and how their labels are written."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--top", type=positive, default=5, help="labels for each image (default: 5)")
-    parser.add_argument("--format", choices=list(FORMATS), help="table, csv or json (default: by --output, or table)")
-    parser.add_argument("--output", type=_file, help="file to write to (default: print)")
-    parser.add_argument("--batch-size", type=positive, default=64, help="images per forward pass (default: 64)")
-
-
-def _file(text: str) -> Path:
-    if text.endswith("/"):  # which Path drops
-        raise argparse.ArgumentTypeError(f"{text} is a folder: give a file")
-    return Path(text)
-
-
-@torch.inference_mode()
 def predict(
     classifier: Classifier,
     images: Sequence[Path],
@@ -147,18 +115,13 @@ def predict(
         batch_size: images per forward pass.
         broken: a list that the reasons why images cannot be read are added to.
     """
-    device = next(classifier.model.parameters()).device
-    decoded = _read(classifier, images, [] if broken is None else broken)
-    while batch := list(islice(decoded, batch_size)):
+    prepared = _read(classifier, images, [] if broken is None else broken)
+    while batch := list(islice(prepared, batch_size)):
         paths, tensors = zip(*batch)
-        logits = check_finite(classifier.model(torch.stack(tensors).to(device)))
-        probabilities = logits.float().softmax(1).cpu()  # (n, classes)
-        best = probabilities.topk(min(top, len(classifier.classes)))
-        for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist()):
-            yield Prediction(path, [(classifier.classes[i], value) for i, value in zip(indices, values)])
+        yield from map(Prediction, paths, classifier.label(torch.stack(tensors), top))
 
 
-def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, torch.Tensor]]:
+def _read(classifier: Classifier, images: Sequence[Path], broken: list[str]) -> Iterator[tuple[Path, Tensor]]:
     for path in images:
         try:
             image = decode_file(path, classifier.transform.mode)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from metamix.models.image_models import image_model_names
 from metamix.models.registry import check_model
+from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
 from metamix.weights.metadata import ModelMetadata
 
 from .data import ClassificationData
-from .load import check_image_size, load_trained, timm_config
+from .load import check_image_size, load_classifier, timm_config
 from .loss import ClassificationLoss
 from .metric import ClassificationMetric
 from .model import ClassificationModel
@@ -61,8 +61,8 @@ class Classification:
         Raises:
             ValueError: there is no model or tag of that name, or no weights are published for it.
         """
-        if name.partition(".")[0] in image_model_names():
-            raise ValueError(f"{name} is a restoration model, not a classifier: add --task restoration")
+        if other := task_of_model(name):
+            raise ValueError(f"{name} is a model of {other}, not a classifier: add --task {other}")
         check_model(name, pretrained)
 
     @classmethod
@@ -75,7 +75,7 @@ class Classification:
         Raises:
             ValueError: there are no weights, or they do not fit the options or the data.
         """
-        trained = load_trained(
+        trained = load_classifier(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
         )
         metadata = trained.metadata

@@ -1,6 +1,6 @@
 """Find the images of a data set that cannot be read.
 
-    metamix verify folder --data-dir images
+    metamix verify images
     metamix verify cifar10
 
 Every image is decoded. Each broken one is printed with the reason, then the count. The exit code is 1 if any is broken.
@@ -8,15 +8,18 @@ Every image is decoded. Each broken one is printed with the reason, then the cou
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, Source, open_data
+from metamix.tasks.verify import VerifyOptions
+from metamix.utils.options import option
+from metamix.utils.rules import Natural
 from metamix.utils.system import usable_workers
-from metamix.utils.text import exit_with_message, printable
+from metamix.utils.text import printable
 
 
 class ImageProblems:
@@ -53,49 +56,24 @@ def broken_images(images: Source, workers: int = 0, title: str = "") -> Iterator
         yield from filter(None, batch)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `metamix verify` for labelled images.
+@dataclass
+class VerifyImages(VerifyOptions):
+    """Decode every image of a data set."""
 
-    Returns:
-        1 if an image cannot be read, else 0.
-    """
-    parser = argparse.ArgumentParser(
-        prog="metamix verify --task classification",
-        description="Find the images of a data set that cannot be read.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("data", help="digits, cifar10 or another data set of torchvision, folder, hfds/NAME, wds/NAME")
-    parser.add_argument("--data-dir", help="folder of the data set")
-    parser.add_argument("--test-on", default="", help="split to verify beside train (default: the one that is scored)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        help="processes that decode, at most one for each core; 0: this process (default: 2)",
-    )
-    options = parser.parse_args(argv)
-    with exit_with_message(ValueError, OSError, ImportError):
-        if options.workers < 0:
-            raise ValueError(f"--workers is {options.workers}: give 0 (this process decodes) or more")
-        try:
-            splits = open_data(
-                options.data,
-                root=options.data_dir,
-                memory="no",
-                test_on=options.test_on,
-                test_share=1,
-                train_required=False,
-            )
-        except ValueError as error:  # its advice is for commands with --data
-            raise ValueError(str(error).replace("--data folder", "metamix verify folder")) from None
-    count = total = 0
-    for title, source in splits.sources().items():
-        total += len(source)
-        for problem in broken_images(source, options.workers, title):
-            print(printable(problem))
-            count += 1
-    if count:
-        print(f"{count} of {total:,} images of {options.data_dir or options.data} cannot be read")
-    else:
-        print(f"all {total:,} images can be read")
-    return 1 if count else 0
+    test_on: str = option("", "split to verify beside train; empty: the one that is scored")
+    workers: Natural = option(2, "processes that decode, at most one for each core; 0: this process")
+
+    def run(self) -> int:
+        name, root = self.place
+        splits = open_data(name, root=root, memory="no", test_on=self.test_on, test_share=1, train_required=False)
+        count = total = 0
+        for title, source in splits.sources().items():
+            total += len(source)
+            for problem in broken_images(source, self.workers, title):
+                print(printable(problem))
+                count += 1
+        if count:
+            print(f"{count} of {total:,} images of {root or name} cannot be read")
+        else:
+            print(f"all {total:,} images can be read")
+        return count

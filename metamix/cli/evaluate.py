@@ -16,12 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.registry import LESS_MEMORY, TASKS, eval_options, find_task
+from metamix.tasks.options import OptionsOfTasks, task_of_options
+from metamix.tasks.registry import find_task
 from metamix.training.batches import memory_format
 from metamix.training.evaluation import evaluate
 from metamix.training.precision import autocast_dtype
@@ -49,7 +49,7 @@ class EvalOptions(Options):
         "test", "split to score; holdout is the share of train that --holdout keeps out"
     )
     batch_size: Count = option(
-        256, "classification: images per forward pass, over all processes together; other tasks score one at a time"
+        256, "images per forward pass, over all processes together, for tasks whose images have one size"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one")
     amp: Literal["auto", "none", "bf16", "fp16"] = option("auto", "autocast, as in metamix train")
@@ -60,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score what the command line names. Exits with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
-        {name: partial(eval_options, name) for name in TASKS},
+        OptionsOfTasks("EvalOptions"),
         engine=EvalOptions,
-        default_task="classification",
+        default_task=task_of_options,
         description=__doc__.split("\n\n")[0],
     )
     with (
         exit_with_message(ValueError),
         ProcessGroup.start(recipe.engine.device) as group,
-        exit_if_out_of_memory(LESS_MEMORY[recipe.task]),
+        exit_if_out_of_memory(find_task(recipe.task).less_memory),
         exit_with_message(ValueError, OSError, ImportError),
     ):
         score(recipe.task, recipe.engine, recipe.options, group)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGroup) -> None:
     """Score a model, print the result, and write result.json and pictures."""
     with group.local_main_first():
-        task, model, metadata = find_task(task_name).trained(options)
+        task, model, metadata = find_task(task_name).part("task").trained(options)
     loaders = task.data.eval_loaders(settings.batch_size, group.rank, group.world_size)
     if settings.split not in loaders:
         reason = "no share of train was held out in training. On other data, --holdout SHARE takes one"

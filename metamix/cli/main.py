@@ -14,9 +14,9 @@ from metamix.version import __version__
 COMMANDS = {  # name: (module with a `main`, what it does)
     "train": ("metamix.cli.train", "Train a model, or several and compare them."),
     "eval": ("metamix.cli.evaluate", "Score a trained model on a data set."),
-    "predict": ("metamix.cli.predict", "Label, segment or restore images, or find objects in them."),
-    "export": ("metamix.cli.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
-    "verify": ("metamix.cli.verify", "Find broken images and bad annotations in a data set."),
+    "predict": ("metamix.tasks.predict", "Label, segment or restore images, or find objects in them."),
+    "export": ("metamix.tasks.export", "Write a model as ONNX, OpenVINO IR or torch.export, and check it."),
+    "verify": ("metamix.tasks.verify", "Find broken images and bad annotations in a data set."),
     "benchmark": ("metamix.cli.benchmark", "Measure how fast models are in each engine on this machine."),
     "models": ("metamix.cli.models", "List models with their sizes, costs and weights."),
 }

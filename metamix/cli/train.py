@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import metamix  # noqa: F401 - registers the models with timm
-from metamix.tasks.registry import TASKS, find_task, train_options
+from metamix.tasks.options import OptionsOfTasks, task_of_options
+from metamix.tasks.registry import find_task
 from metamix.training.engine import NotFinite
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import Recipe, parse
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what the command line asks for. Exits with a message if the input is invalid."""
     recipe = parse(
         sys.argv[1:] if argv is None else argv,
-        {name: partial(train_options, name) for name in TASKS},
-        default_task="classification",
+        OptionsOfTasks("Options"),
+        default_task=task_of_options,
         description=__doc__.split("\n\n")[0],
     )
     with (
@@ -68,7 +68,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
                 f"model is {model}. Models of a hub cannot be trained, since the weight file stores a registered name: "
                 f"give --model NAME, and the hub's weights as --checkpoint FILE"
             )
-        find_task(recipe.task).check_model(model, recipe.options.pretrained)
+        find_task(recipe.task).part("task").check_model(model, recipe.options.pretrained)
         if "." in model and not recipe.options.pretrained and group.is_main:
             print(printable(f"note: {model} names weights, but they are only loaded with --pretrained"))
     for i, model in enumerate(models):
@@ -78,7 +78,7 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
         exit_code = None
         try:
             with group.local_main_first():
-                task = find_task(own.task)(own.options, seed=own.engine.seed)
+                task = find_task(own.task).part("task")(own.options, seed=own.engine.seed)
             folders.append(train(task, own, group))
         except Stopped as stopped:
             exit_code = 0 if group.restarts_on_failure else stopped.exit_code

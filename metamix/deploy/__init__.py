@@ -10,10 +10,18 @@
 The formats need packages that training does not: pip install 'metamix[deploy]'.
 """
 
-from metamix.tasks.export import export
+from importlib import import_module
+from typing import Any
 
 from .benchmark import benchmark
 from .fuse import fuse
 from .runtime import load_exported
 
 __all__ = ["benchmark", "export", "fuse", "load_exported"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `metamix.export`, which knows the tasks and so lies above this package."""
+    if name == "export":
+        return import_module("metamix.tasks.export").export
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

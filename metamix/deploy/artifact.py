@@ -17,13 +17,14 @@ from typing import Annotated, Any
 
 from metamix.utils.checks import check_choice
 from metamix.utils.files import write_text
-from metamix.utils.rules import SHARE, Rule, check_entries, is_text, is_whole, list_of, one_of, rules_of, whole
+from metamix.utils.rules import Rule, check_entries, is_text, is_whole, list_of, rules_of
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
-from metamix.weights.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
+from metamix.weights.metadata import ModelMetadata
 
 REPORT = "report.json"
 COMPILED = "model.compiled.pt2"
 VERSION = 1
+AGAIN = "Export the model again"
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # format: its main file
 HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 # What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
@@ -76,47 +77,19 @@ class Artifact:
         """Return the properties that OpenVINO compiles the model with."""
         return HINTS[self.precision] if self.format == "openvino" else {}
 
-    @property
-    def task(self) -> str:
-        """Return the task that trained the model; classification if the weights do not say."""
-        return self.model.task or "classification"
+    def check(self, extra: Mapping[str, Rule], model: Mapping[str, Rule]) -> None:
+        """Check what a task reads from `extra` and from the metadata of the weights, which a file may not have.
+
+        Raises:
+            ValueError: an entry is missing or out of range.
+        """
+        check_entries(self.model.to_dict(), model, ARTIFACT, "model", AGAIN)
+        check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
     def save(self, folder: Path) -> None:
         """Write export.json."""
         known = asdict(self) | {"model": self.model.to_dict()}
         write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
-
-
-# What each task reads from `extra`, and what a file, which is untrusted, may say there.
-_WHOLE = whole(1, MAX_SIDE)
-_SIDES = list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2)
-EXTRA_RULES: dict[str, dict[str, Rule]] = {
-    "classification": {},
-    "segmentation": {"scale": _WHOLE, "multiple": _SIDES},
-    "restoration": {
-        "scale": _WHOLE,
-        "multiple": _SIDES,
-        "enlarge": _WHOLE,
-        "channels": one_of(("rgb", "grey", "y")),
-    },
-    "detection": {
-        "score_thresh": SHARE,
-        "nms_thresh": SHARE,
-        **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), _WHOLE),
-    },
-}
-
-_KNOWN = Rule("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
-# What each task reads from the metadata of the weights. Those of a segmenter are checked by `SegmenterSpec`.
-MODEL_RULES: dict[str, dict[str, Rule]] = {
-    "classification": {
-        **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), _KNOWN),
-        "interpolation": one_of([name for name in INTERPOLATIONS if name != "random"]),
-    },
-    "segmentation": {},
-    "restoration": {},
-    "detection": dict.fromkeys(("classes", "mean", "std"), _KNOWN),
-}
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -141,16 +114,10 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_format_and_precision(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
-    check_entries(raw, rules_of(Artifact), path, "the file", "Export the model again")
+    check_entries(raw, rules_of(Artifact), path, "the file", AGAIN)
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
-    artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
-    if artifact.task not in EXTRA_RULES:
-        raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
-    rules = EXTRA_RULES[artifact.task]
-    check_entries(artifact.model.to_dict(), MODEL_RULES[artifact.task], path, "model", "Export the model again")
-    check_entries(artifact.extra, rules, path, "extra", "Export the model again")
-    return artifact
+    return Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
 
 
 def _not_exported(path: Path) -> str:

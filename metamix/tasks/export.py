@@ -1,18 +1,17 @@
-"""Export a model to a folder, compare it with the eager model and measure it: `export`.
+"""`metamix export`: write a trained model for an inference engine, and check that it computes the same.
 
     report = export("metaformer_raft_nano.cifar10", format="onnx", output="raft-onnx")
 
-The graph is made from the fused model, see `fuse`. The folder becomes a valid export, with its export.json, only once
-the model in it has met its limits.
+The graph is made from the fused model, see `metamix.deploy.fuse`. The folder becomes a valid export, with its
+export.json, only once the model in it has met its limits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,23 +34,57 @@ from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
 from metamix.deploy.runtime import ExportedModel, Run, open_file
 from metamix.utils.files import write_text
+from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
+from metamix.utils.text import exit_with_message, plural, printable
 from metamix.weights.files import ARTIFACT
 
-from .exportable import Exportable, Quantizable, Request, weight_path
+from .exportable import Exportable, ExportOptions, Quantizable
+from .load import refuse_name, task_of
+from .registry import find_task
 
 CALIBRATION_BATCH = 50
 MAX_DROP = 0.3  # points of accuracy
-OPENERS = {  # task: the function in the module of its name that loads models; a task may need extras of its own
-    "classification": "open_classifier",
-    "detection": "open_detector",
-    "restoration": "open_restorer",
-    "segmentation": "open_segmenter",
-}
+EXAMPLES = """examples:
+  metamix export metaformer_raft_nano.cifar10 --format onnx --output raft-onnx
+  metamix export metaformer_raft_nano.cifar10 --format openvino --precision int8 --data cifar10 --output raft-int8
+  metamix predict --model raft-int8 photo.jpg"""
 
 
 class ParityError(ValueError):
     """The exported model does not compute what the eager one does, or is less accurate than allowed."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export a model. Exits with a message if the input is invalid or a limit is missed."""
+    with exit_with_message(ValueError, OSError, ImportError):
+        options, _ = parse_command(
+            argv,
+            ExportOptions,
+            prog="metamix export",
+            description="Write a trained model for an inference engine, and check that it computes the same.",
+            epilog=EXAMPLES,
+        )
+        report = run(options)
+    print(printable(summary(report, options.output)))
+
+
+def export(source: str, *, output: str | Path, **options: Any) -> dict[str, Any]:
+    """Export a model to a folder and check it.
+
+    Args:
+        source: a model of metamix or timm, NAME.TAG for its weights; a run folder or a weight file.
+        output: the folder; a new one, or one that was exported to before.
+        options: the other fields of `ExportOptions`, such as `format="openvino"` and `precision="int8"`.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
+        ImportError: a package of the extra `deploy` is missing.
+    """
+    return run(ExportOptions(source, Path(output), **options))
 
 
 @contextmanager
@@ -65,73 +98,37 @@ def same_threads() -> Iterator[None]:
 
 
 @same_threads()
-def export(
-    source: str,
-    *,
-    output: str | Path,
-    model: str | None = None,
-    format: str = "onnx",
-    precision: str = "fp32",
-    img_size: int | tuple[int, int] | None = None,
-    dynamic: bool = False,
-    compiled: bool = False,
-    data: str | None = None,
-    data_dir: str | None = None,
-    images: int | None = None,
-    max_drop: float | None = None,
-    calibration_images: int = 500,
-    threads: int | None = None,
-    seconds: float = 4.0,
-) -> dict[str, Any]:
-    """Export a model to a folder and check it.
-
-    Args:
-        source: a model of metamix or timm, NAME.TAG for its weights; a run folder or a weight file.
-        output: the folder; a new one, or one that was exported to before.
-        model: name of the model, for a file that does not name it.
-        format: "torch", "onnx" or "openvino".
-        precision: "fp32", "bf16" or "int8".
-        img_size: side of the images in pixels, or (height, width); None: as in training.
-        dynamic: let height and width vary. The batch always may.
-        compiled: torch: also compile the graph for this CPU with AOTInductor, which needs a C++ compiler and minutes.
-        data: data set to compare on (its test split) and to calibrate int8 on (its training split).
-        data_dir: folder of the data set.
-        images: most images to compare on; None for the whole test split.
-        max_drop: points that int8 may lose, of top-1 accuracy, on training images that calibration did not see; None
-            for `MAX_DROP`.
-        calibration_images: training images that int8 is calibrated on.
-        threads: to measure the speed with; None for torch's number.
-        seconds: for measuring the speed; 0 to measure none.
-
-    Returns:
-        The content of report.json.
-
-    Raises:
-        ValueError: something does not fit; a `ParityError` if the exported model misses a limit.
-        ImportError: a package of the extra `deploy` is missing.
-    """
-    request = Request(source, img_size, data, data_dir, images, dynamic, format, model)
-    check_request(request, precision, compiled, max_drop)
-    folder = check_output(Path(output))
-    threads = threads or torch.get_num_threads()
-    exportable = open_model(request)
-    artifact = write_model(exportable, folder, format, precision, dynamic, compiled)
+def run(options: ExportOptions) -> dict[str, Any]:
+    """Export a model as `export` does."""
+    task, _ = task_of(options.source, options.model)
+    spec = find_task(task)
+    if not spec.takes_names:
+        refuse_name(options.model, options.source)
+    check_options(options)
+    folder = check_output(options.output)
+    threads = options.threads or torch.get_num_threads()
+    exportable = spec.part("export")(options)
+    if options.precision == "int8" and not hasattr(exportable, "calibration"):
+        raise ValueError(
+            f"int8 is only written for classifiers, not for {options.source}: take --precision fp32 or bf16"
+        )
+    artifact = write_model(exportable, folder, options)
     file = folder / artifact.file
     quantized = None
-    if precision == "int8":
-        most = MAX_DROP if max_drop is None else max_drop
-        quantized = quantize(cast(Quantizable, exportable), file, most, calibration_images)
+    if options.precision == "int8":
+        most = MAX_DROP if options.max_drop is None else options.max_drop
+        quantized = quantize(cast(Quantizable, exportable), file, most, options.calibration_images)
     exported = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
-    comparison = exportable.compare(exported, precision)
+    comparison = exportable.compare(exported, options.precision)
     report = {
-        "source": source,
-        "format": format,
-        "precision": precision,
+        "source": options.source,
+        "format": options.format,
+        "precision": options.precision,
         "parity": comparison.parity,
         "scores": comparison.scores,
         "quantization": quantized,
         "files": {path.name: path.stat().st_size for path in sorted(folder.glob("model.*"))},
-        "speed": measure(exportable, exported, threads, seconds) if seconds else {},
+        "speed": measure(exportable, exported, threads, options.seconds) if options.seconds else {},
         "threads": threads,
         "machine": processor(),
         "versions": artifact.versions,
@@ -140,66 +137,38 @@ def export(
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     if comparison.problems:
         raise ParityError(
-            f"{file} does not compute what {source} does: {'; '.join(comparison.problems)}. The folder is not a "
-            f"valid export; see {folder / REPORT}"
+            f"{file} does not compute what {options.source} does: {'; '.join(comparison.problems)}. The folder is not "
+            f"a valid export; see {folder / REPORT}"
         )
     artifact.save(folder)
     return report
 
 
-def check_request(request: Request, precision: str, compiled: bool, max_drop: float | None) -> None:
-    """Refuse what cannot be exported before any work; arguments as in `export`.
+def check_options(options: ExportOptions) -> None:
+    """Refuse what cannot be exported before any work.
 
     Raises:
         ValueError: it cannot.
         ImportError: a package is missing.
     """
-    format = request.format
-    check_format_and_precision(format, precision)
-    if compiled and format != "torch":
-        raise ValueError(f"AOTInductor compiles only torch.export, not {format}: leave --compile out")
-    for package in PACKAGES.get(format, ()):
+    check_format_and_precision(options.format, options.precision)
+    if options.compile and options.format != "torch":
+        raise ValueError(f"AOTInductor compiles only torch.export, not {options.format}: leave --compile out")
+    for package in PACKAGES.get(options.format, ()):
         need(package)
-    task = request.task
-    if precision == "int8":
-        if task != "classification":
-            raise ValueError(
-                f"int8 is only written for classifiers, not for {request.source}: take --precision fp32 or bf16"
-            )
-        if format == "openvino":
+    if options.precision == "int8":
+        if options.format == "openvino":
             need("nncf")
-        if not request.data:
+        if not (options.data or options.data_dir):
             raise ValueError(
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
             )
-        if max_drop is not None and not max_drop >= 0:
-            raise ValueError(f"max_drop is {max_drop}: give the points that int8 may lose, 0 or more, such as 0.3")
-    elif max_drop is not None:
-        raise ValueError(f"max_drop is {max_drop}, but it only limits int8: leave it out, or give --precision int8")
-    if request.model and (weight_path(request.source) is None or task not in ("classification", "restoration")):
-        raise ValueError(f"model is {request.model}, but {request.source} says what model it is: leave --model out")
-    if request.data == "digits" and request.data_dir:
-        raise ValueError(f"data_dir is {request.data_dir}, but digits are part of scikit-learn: leave --data-dir out")
-    if task == "classification" and request.data_dir and not request.data:
-        raise ValueError(f"data_dir is {request.data_dir}: say what it holds too, --data NAME, such as --data folder")
-    if (task == "detection" and request.data not in (None, "coco")) or (task == "restoration" and request.data):
-        raise ValueError(f"data is {request.data}, but {task} reads one layout of folders: give only --data-dir DIR")
-    if task != "classification" and request.data and not request.data_dir:
-        raise ValueError(f"data is {request.data}: give its folder, --data-dir DIR, to compare {request.source} on it")
-    if request.images and not (request.data or request.data_dir):
-        raise ValueError(f"images is {request.images}, but there are none to compare on: give --data and --data-dir")
-
-
-def open_model(request: Request) -> Exportable:
-    """Load the model that the user asks for.
-
-    Raises:
-        ValueError: there is no such model, or it cannot be exported.
-        FileNotFoundError: there is no such file.
-    """
-    if request.task not in OPENERS:
-        raise ValueError(f"{request.source} is a model of {request.task}; export takes models of {', '.join(OPENERS)}.")
-    return getattr(import_module(f"{__package__}.{request.task}"), OPENERS[request.task])(request)
+    elif options.max_drop is not None:
+        raise ValueError(
+            f"max_drop is {options.max_drop}, but it only limits int8: leave it out, or give --precision int8"
+        )
+    if options.images and not (options.data or options.data_dir):
+        raise ValueError(f"images is {options.images}, but there are none to compare on: give --data and --data-dir")
 
 
 def check_output(folder: Path) -> Path:
@@ -224,10 +193,9 @@ def known_files() -> set[str]:
     return {ARTIFACT, REPORT, "model.bin", COMPILED, *FORMATS.values()}
 
 
-def write_model(
-    exportable: Exportable, folder: Path, format: str, precision: str, dynamic: bool, compiled: bool
-) -> Artifact:
+def write_model(exportable: Exportable, folder: Path, options: ExportOptions) -> Artifact:
     """Write the model's files and return what to say about them."""
+    format, precision, dynamic = options.format, options.precision, options.dynamic
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +212,7 @@ def write_model(
     else:
         program = to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic)
         write_torch(program, file)
-        if compiled:
+        if options.compile:
             compile_torch(program, folder / COMPILED)
     shape = (None, examples.shape[1], *((None, None) if dynamic else examples.shape[2:]))
     return Artifact(
@@ -282,8 +250,8 @@ def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -
     def score(run: Run) -> float:
         return exportable.held_out_score(lambda images: torch.from_numpy(run(images.numpy())[0]), count)
 
-    found = quantize_file(file, exportable.calibration(count, CALIBRATION_BATCH), score, max_drop=max_drop)
-    return {"calibration_images": count, "max_drop": max_drop, "drop": found.drop} | asdict(found)
+    result = quantize_file(file, exportable.calibration(count, CALIBRATION_BATCH), score, max_drop=max_drop)
+    return {"calibration_images": count, "max_drop": max_drop, "drop": result.drop} | asdict(result)
 
 
 @same_threads()
@@ -297,3 +265,37 @@ def measure(exportable: Exportable, exported: ExportedModel, threads: int, secon
         return model(images.to(memory_format=torch.channels_last))
 
     return speeds({"eager": eager, "exported": exported}, exportable.examples(1), seconds)
+
+
+def summary(report: dict[str, Any], folder: Path) -> str:
+    """Return the lines that the command prints."""
+    lines = [f"note: {note}" for note in report["notes"]]
+    lines.append(f"parity: {parity(report['parity'])}")
+    if quantized := report["quantization"]:
+        lines.append(
+            f"int8: {quantized['fp32']:.2f} to {quantized['int8']:.2f} on training images held out, "
+            f"{len(quantized['kept'])} of {quantized['layers']} layers kept in fp32"
+        )
+    for name, scores in report["scores"].items():
+        listed = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+        lines.append(f"{name}: {listed or 'no score, since the images show no object'}")
+    for name, figures in report["speed"].items():
+        lines.append(
+            f"{name}: {figures['batch_1_ms']:.3g} ms for 1 image, {figures['batch_8_ms']:.3g} ms for 8 "
+            f"({figures['img_per_s']:.0f} img/s)"
+        )
+    megabytes = sum(report["files"].values()) / 1e6
+    lines.append(f"written: {folder}, {megabytes:.1f} MB, {report['format']} {report['precision']}")
+    return "\n".join(lines)
+
+
+def parity(figures: dict[str, Any]) -> str:
+    """Say how close the outputs are."""
+    on = f"on {plural(figures['images'], 'image')} ({figures['on']})"
+    if "largest_difference_px" in figures:
+        return (
+            f"{figures['objects'] - figures['unmatched']:,} of {figures['objects']:,} objects are found, their boxes "
+            f"differ by up to {figures['largest_difference_px']:.2g} pixels, {on}"
+        )
+    same = f", same class for {figures['same_top1']:.2%}" if "same_top1" in figures else ""
+    return f"outputs differ by at most {figures['of_the_deviation']:.1e} standard deviations{same}, {on}"

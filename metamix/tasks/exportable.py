@@ -3,53 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import MISSING, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
-from metamix.models.image_models import image_model_names
-from metamix.models.weights import find_weights
 from metamix.training.task import Batch
-from metamix.weights.files import WEIGHTS, load_metadata
+from metamix.utils.options import Options, option, positional
+from metamix.utils.rules import Count, NotNegative
 from metamix.weights.metadata import ModelMetadata
+
+from .load import task_of
 
 Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asks to export.
+@dataclass
+class ExportOptions(Options):
+    """Options of `metamix export`.
 
-    Attributes:
-        source: a model's name, which may have a tag; a run folder or a weight file.
-        img_size: side of the images in pixels, or (height, width); None: as in training.
-        data: name of the data set to compare and calibrate on; None for random images.
-        data_dir: folder of the data set.
-        images: most images of the test split to compare on; None for all.
-        dynamic: whether height and width may vary.
-        format: "torch", "onnx" or "openvino".
-        model: name of the model, for a file that does not name it.
+    A side in `img_size` gives squares; in Python it may be one number or (height, width).
     """
 
-    source: str
-    img_size: int | tuple[int, int] | None = None
-    data: str | None = None
-    data_dir: str | None = None
-    images: int | None = None
-    dynamic: bool = False
-    format: str = "onnx"
-    model: str | None = None
+    source: str = positional("NAME.TAG of metamix or timm, a run folder or a weight file", metavar="MODEL")
+    output: Path = option(MISSING, "folder to write: a new one, or one that was exported to before")
+    model: str | None = option(None, "name of the model, for a file that does not name it")
+    format: Literal["torch", "onnx", "openvino"] = option("onnx", "what to write")
+    precision: Literal["fp32", "bf16", "int8"] = option("fp32", "of the exported model")
+    img_size: tuple[Count, ...] | None = option(None, "images in pixels, N or H,W; none: as in training")
+    dynamic: bool = option(False, "accept any height and width; any batch size is always accepted")
+    compile: bool = option(False, "torch: also compile the graph for this CPU, which takes minutes")
+    data: str | None = option(
+        None, "data set to compare on (its test split), and to calibrate int8 on (its training split); none: noise"
+    )
+    data_dir: str | None = option(None, "folder of the data set")
+    images: Count | None = option(None, "compare on at most this many images; none: all")
+    max_drop: NotNegative | None = option(
+        None, "points that int8 may lose on training images that calibration did not see; none: 0.3"
+    )
+    calibration_images: Count = option(500, "training images that int8 is calibrated on")
+    threads: Count | None = option(None, "threads of the speed measurement; none: torch's number")
+    seconds: NotNegative = option(4.0, "seconds of the speed measurement; 0: none")
 
-    @cached_property
-    def task(self) -> str:
-        """Return the task of the model; kept, since it may have to be read from the weights."""
-        return task_of(self.source, self.model)
+    def __post_init__(self) -> None:
+        if isinstance(self.img_size, int):
+            self.img_size = (self.img_size,)
+        super().__post_init__()
+        if self.img_size is not None:
+            if len(self.img_size) > 2:
+                raise ValueError(f"img_size is {self.img_size}: give one side for a square, or height and width")
+            self.img_size = self.img_size if len(self.img_size) == 2 else self.img_size * 2
+
+    @property
+    def file(self) -> str | None:
+        """Return the source if it has a file; None for weights of a name that are published elsewhere."""
+        return self.source if task_of(self.source, self.model)[1] else None
 
 
 @dataclass
@@ -114,39 +126,3 @@ class Quantizable(Exportable, Protocol):
 def readable_images(loader: Iterable[Batch], count: int | None) -> Iterator[Batch]:
     """Yield the batches of one image, at most `count`, without those of images that cannot be read."""
     return islice((batch for batch in loader if int(batch["index"][0]) >= 0), count)
-
-
-def task_of(source: str, model: str | None = None) -> str:
-    """Return the task of a model; `model` is its name, for a file that does not name it."""
-    if source.partition(".")[0] in image_model_names():
-        return "restoration"
-    path = weight_path(source)
-    return "classification" if path is None else task_of_weights(path, model)
-
-
-def task_of_weights(path: Path, model: str | None = None) -> str:
-    """Return the task that trained a weight file or a run.
-
-    If it does not say, the task is restoration for a file of MAXIM's authors (.npz) and for an image model, else
-    classification.
-    """
-    if path.suffix == ".npz":
-        return "restoration"
-    if (path / WEIGHTS).exists():  # all files of a run say the same
-        path = path / WEIGHTS
-    restores = model is not None and model.partition(".")[0] in image_model_names()
-    return ModelMetadata.from_dict(load_metadata(path), path).task or ("restoration" if restores else "classification")
-
-
-def weight_path(source: str) -> Path | None:
-    """Return the path of a weight file, a run folder or shipped weights; None for a model of timm.
-
-    Raises:
-        FileNotFoundError: `source` is a path, and there is nothing.
-    """
-    try:
-        return find_weights(source)
-    except FileNotFoundError:
-        if "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".npz"):
-            raise
-        return None

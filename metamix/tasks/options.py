@@ -1,14 +1,19 @@
-"""The options of a training run about its model, shared by all tasks."""
+"""Options that the tasks share, and the options of each task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from metamix.utils.checks import check_one_source
 from metamix.utils.options import option
 from metamix.weights.metadata import TIMM_ARGS
+
+from .load import task_of
+from .registry import DEFAULT, TASKS, find_task, task_of_model
 
 
 @dataclass
@@ -49,3 +54,37 @@ class BackboneOptions:
                 )
             if name in TIMM_ARGS:
                 raise ValueError(f"model_args has {name}, which is not an argument of the model itself; leave it out")
+
+
+class OptionsOfTasks(Mapping[str, Callable[[], type]]):
+    """For each task that is registered, a function that imports it and returns the dataclass of its options.
+
+    Args:
+        which: "Options" of training, or "EvalOptions"; an attribute of `metamix.training.task.TaskClass`.
+    """
+
+    def __init__(self, which: str):
+        self.which = which
+
+    def __getitem__(self, name: str) -> Callable[[], type]:
+        return partial(getattr, find_task(name).part("task"), self.which)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TASKS)
+
+    def __len__(self) -> int:
+        return len(TASKS)
+
+
+def task_of_options(options: Mapping[str, Any]) -> str:
+    """Return the task of the weights or the model that a recipe or a command line names.
+
+    Args:
+        options: values by name; `checkpoint` and `model` are read.
+    """
+    checkpoint, model = options.get("checkpoint"), options.get("model")
+    if task := task_of_model(model):
+        return task
+    with suppress(OSError, ValueError):  # the task's own functions say what is wrong with the weights
+        return task_of(checkpoint, model)[0] if checkpoint else DEFAULT
+    return DEFAULT

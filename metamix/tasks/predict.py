@@ -1,119 +1,173 @@
-"""Run an exported model on images.
-
-    metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER
-
-Images are prepared as in training, and results are written as those of the model that was exported.
-"""
+"""`metamix predict`: read the command line, load the model, and let its task predict the images."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from metamix.deploy.artifact import load_artifact
-from metamix.deploy.runtime import load_exported
-from metamix.utils.arguments import positive
-from metamix.utils.system import exit_if_out_of_memory
-from metamix.utils.text import exit_with_message
+from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.rules import Count
+from metamix.utils.system import exit_if_out_of_memory, prepare_device
+from metamix.utils.text import exit_with_message, printable
+from metamix.utils.user_modules import take_task
+
+from .load import load_exported_model, refuse_name, task_of
+from .registry import DEFAULT, find_task, is_exported, list_tasks, task_of_model
+from .spec import TaskSpec, Trained
+
+USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
+       metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]
+
+The task that trained the weights decides what is predicted:
+
+{tasks}
+
+A folder that metamix export wrote runs in the engine of its format. For all options of a task:
+metamix predict --task NAME --help. --import MODULE imports your own mixers, models and tasks first."""
 
 
-def main(argv: Sequence[str], task: str | None = None) -> int:
-    """Run `metamix predict` for an exported model.
+@dataclass
+class PredictOptions(Options):
+    """Options of `metamix predict` that every task has.
+
+    A task derives a class from it that adds its own options. Its `__post_init__` names the outputs and checks the
+    options, before a model is loaded.
+    """
+
+    images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
+    checkpoint: str | None = option(None, "run folder, weight file, or name of shipped weights")
+    model: str | None = option(
+        None, "a folder that metamix export wrote; or the name of the model, for weights that do not name it"
+    )
+    pretrained: bool = option(False, "take the published weights of --model")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
+    threads: Count | None = option(None, "threads of an exported model's engine; none: all cores")
+
+    def run(self, trained: Any) -> int:
+        """Predict all images with a `Trained` of the task, write the results, and return how many were left out."""
+        raise NotImplementedError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Predict images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
+    with exit_with_message(ValueError, OSError, ImportError):
+        task, words = take_task(argv)
+        spec = choose_task(task, words)
+        options, flags = parse_command(
+            words,
+            spec.part("predict"),
+            prog="metamix predict",
+            description=f"{spec.about[0].upper()}{spec.about[1:]}.",
+        )
+        check_weights(options, flags, spec)
+        with exit_if_out_of_memory(less_memory(options.model, spec)):
+            left_out = options.run(open_trained(options, spec))
+    raise SystemExit(1 if left_out else 0)
+
+
+def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
+    """Return the task of the weights that a command line names.
 
     Args:
-        argv: the command line.
-        task: the task that the user names, which must be the model's; None if no task is named.
+        task: that --task names.
+        words: the other arguments.
 
-    Returns:
-        1 if an image cannot be read, else 0.
+    Raises:
+        ValueError: it names none, or those of another task than --task.
+        SystemExit: after the help.
     """
-    model = make_parser().parse_known_args([word for word in argv if word not in ("-h", "--help")])[0].model
-    with exit_with_message(ValueError, OSError, ImportError):
-        own = load_artifact(model).task
-        if task not in (None, own):
-            raise ValueError(f"task is {task}, but {model} is a model of {own}: leave --task out")
-        smaller = "a smaller --batch-size" if own == "classification" else "a model exported for smaller images"
-        with exit_if_out_of_memory(f"give {smaller}"):
-            return RUNNERS[own](argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--model")
+    given = parser.parse_known_args(words)[0]
+    asks_help = {"-h", "--help"} & set(words)
+    if given.checkpoint and is_exported(given.model):
+        raise ValueError(
+            f"--checkpoint is {given.checkpoint} and --model is {given.model}, an exported model: give one of the two"
+        )
+    if given.model and not given.checkpoint and Path(given.model).exists():
+        from metamix.deploy.artifact import load_artifact
 
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make a parser with the options of every task."""
-    parser = argparse.ArgumentParser(
-        prog="metamix predict", description="Run an exported model on images.", allow_abbrev=False
+        exported = load_artifact(given.model).model.task or DEFAULT
+        if task not in (None, exported):
+            raise ValueError(f"task is {task}, but {given.model} is a model of {exported}: leave --task out")
+        return find_task(exported)
+    if task is not None:
+        return find_task(task)
+    if given.checkpoint:
+        return find_task(task_of(given.checkpoint, given.model)[0])
+    if task := task_of_model(given.model):
+        return find_task(task)
+    if given.model and "--pretrained" not in words:
+        raise ValueError(
+            f"there is no folder {given.model}: --model is a folder that metamix export wrote. For weights give "
+            f"--checkpoint, a run folder, a file or the name of shipped weights"
+        )
+    if given.model:
+        return find_task(task_of(given.model)[0])
+    if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
+        raise ValueError(f"{hidden.pop()} comes after --, so it would be read as an image: put it before --")
+    print(USAGE.format(tasks=list_tasks()))
+    if asks_help:
+        raise SystemExit(0)
+    print(
+        "\nerror: give the weights to predict with, --checkpoint RUN_OR_FILE or --model EXPORTED_FOLDER",
+        file=sys.stderr,
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="what metamix export wrote")
-    parser.add_argument("--threads", type=positive, help="threads of the engine (default: all cores)")
-    return parser
+    raise SystemExit(2)
 
 
-def label_images(argv: Sequence[str]) -> int:
-    """Label images with an exported classifier."""
-    from metamix.classification.load import Classifier, EvalTransform
-    from metamix.classification.predict import add_options, label
-    from metamix.data.find import find_images
+def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
+    """Refuse options that do not fit the weights.
 
-    parser = make_parser()
-    add_options(parser)
-    options = parser.parse_args(argv)
-    images = find_images(options.images)
-    model = load_exported(options.model, threads=options.threads)
-    metadata = model.artifact.model
-    classes = metadata.classes or tuple(map(str, range(metadata.num_classes or 0)))
-    return label(Classifier(model, EvalTransform(metadata), classes, metadata), images, options)
+    Args:
+        options: of the command.
+        flags: names of the options that are given.
+        spec: of the task.
 
-
-def restore_images(argv: Sequence[str]) -> int:
-    """Restore images with an exported image model, in tiles if its graph is of a fixed size."""
-    from metamix.layers.padding import pad_for_graph, tiles
-    from metamix.restoration.inference import Restorer
-    from metamix.restoration.predict import add_options, name_outputs, restore_all
-
-    parser = make_parser()
-    add_options(parser)
-    options = parser.parse_args(argv)
-    files = name_outputs(options.places, options.output, options.format)
-    exported = load_exported(options.model, threads=options.threads)
-    extra, size = exported.artifact.extra, exported.artifact.size
-    restorer = Restorer(extra["enlarge"], *tiles(size), options.ensemble, whole=size)
-    return restore_all(pad_for_graph(exported, extra, size), extra["channels"], restorer, files, options.output)
+    Raises:
+        ValueError: an option has no effect, or there are no weights.
+    """
+    if is_exported(options.model):
+        if fixed := sorted(flags & (FIXED_BY_EXPORT | {"pretrained"})):
+            raise ValueError(
+                f"--{fixed[0].replace('_', '-')} has no effect on {options.model}, an exported model: leave it out, or "
+                f"export the model again"
+            )
+        return
+    if options.threads:
+        raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
+    if options.checkpoint is None and not (options.pretrained and options.model):
+        raise ValueError(
+            f"--task {spec.name} needs weights: give --checkpoint RUN_OR_FILE"
+            + (", or --model NAME --pretrained" if spec.takes_names else "")
+        )
 
 
-def label_pixels(argv: Sequence[str]) -> int:
-    """Label the pixels of images with an exported segmenter, in tiles if its graph is of a fixed size."""
-    from metamix.layers.padding import pad_for_graph, tiles
-    from metamix.segmentation.inference import Predictor, make_views
-    from metamix.segmentation.load import SegmenterSpec
-    from metamix.segmentation.predict import add_options, name_outputs, predict_all
-
-    parser = make_parser()
-    add_options(parser)
-    options = parser.parse_args(argv)
-    names = name_outputs(options.places, options.output)
-    exported = load_exported(options.model, threads=options.threads)
-    extra, size = exported.artifact.extra, exported.artifact.size
-    spec = SegmenterSpec.from_dict(exported.artifact.model.to_dict(), options.model)
-    predictor = Predictor(*tiles(size), make_views((1.0,), options.flip), whole=size)
-    return predict_all(pad_for_graph(exported, extra, size), spec, names, options.output, predictor)
+FIXED_BY_EXPORT = {"device", "tile", "overlap", "local_pooling"}  # the graph runs on the CPU, at the size of the export
 
 
-def find_objects(argv: Sequence[str]) -> int:
-    """Find objects with an exported detector."""
-    from metamix.detection.exported import ExportedDetector
-    from metamix.detection.predict import add_options, draw_all, name_pictures
-
-    parser = make_parser()
-    add_options(parser)
-    options = parser.parse_args(argv)
-    pictures = name_pictures(options.places, options.output)
-    model = ExportedDetector.of(load_exported(options.model, threads=options.threads))
-    return draw_all(model, model.classes, pictures, options.output, options.threshold)
+def less_memory(model: str | None, spec: TaskSpec) -> str:
+    """Say what needs less memory."""
+    smaller = is_exported(model) and "batch" not in spec.less_memory
+    return "give a model that is exported for smaller images" if smaller else spec.less_memory
 
 
-RUNNERS = {
-    "classification": label_images,
-    "detection": find_objects,
-    "restoration": restore_images,
-    "segmentation": label_pixels,
-}
+def open_trained(options: PredictOptions, spec: TaskSpec) -> Trained:
+    """Load the weights that the options name, to the device that they name."""
+    if options.model and is_exported(options.model):
+        return load_exported_model(options.model, options.threads)
+    device = prepare_device(options.device)
+    if spec.takes_names:
+        trained = spec.part("load")(options.checkpoint, model=options.model, pretrained=options.pretrained)
+        if options.pretrained:
+            print(printable(f"weights: {trained.metadata.model}"), file=sys.stderr)  # the tag may be the default one
+    else:
+        refuse_name(options.model, options.checkpoint)
+        trained = spec.part("load")(options.checkpoint)
+    trained.model.to(device)
+    return trained

@@ -1,68 +1,97 @@
-"""Find the tasks that commands know by name, and their parts. `metamix.training.task` defines what a task is."""
+"""Register tasks, and find the task of a name, a weight file or a data set.
+
+This file names the package's own tasks. Nothing else outside their folders does.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from importlib import import_module
-from types import ModuleType
+import os
+from pathlib import Path
 
 from metamix.models import official
-from metamix.training.task import TaskClass
 from metamix.utils.text import did_you_mean
-from metamix.utils.user_modules import add_imports, import_modules
+from metamix.weights.files import ARTIFACT, WEIGHTS, load_metadata
+from metamix.weights.metadata import ModelMetadata
 
+from .spec import TaskSpec, import_part
+
+DEFAULT = "classification"
+TASKS: dict[str, TaskSpec | str] = {  # a spec, or where it is
+    name: f"metamix.{name}.spec:SPEC" for name in ("classification", "detection", "segmentation", "restoration")
+}
+PUBLIC = {  # names of the package that are parts of tasks
+    "load_classifier": "metamix.classification.load:load_classifier",
+    "load_detector": "metamix.detection.load:load_detector",
+    "load_restorer": "metamix.restoration.load:load_restorer",
+    "load_segmenter": "metamix.segmentation.load:load_segmenter",
+    "save_classifier": "metamix.classification.save:save_classifier",
+}
 official.MODULES.append("metamix.segmentation.official")
 
-TASKS = {  # the package under metamix: the class in its task.py
-    "classification": "Classification",
-    "detection": "Detection",
-    "restoration": "Restoration",
-    "segmentation": "Segmentation",
-}
-LESS_MEMORY = {  # what to do if scoring or prediction needs more than there is
-    "classification": "give a smaller --batch-size",
-    "detection": "give --device cpu, or smaller images",
-    "restoration": "give smaller tiles, such as --tile 256",
-    "segmentation": "give smaller tiles, such as --tile 256",
-}
+
+def register_task(spec: TaskSpec) -> None:
+    """Make a task known to every command.
+
+    Raises:
+        ValueError: another task has its name.
+    """
+    if TASKS.get(spec.name, spec) != spec:
+        raise ValueError(f"there is a task {spec.name!r} already: choose another name")
+    TASKS[spec.name] = spec
 
 
-def find_task(name: str) -> TaskClass:
-    """Return the class of a task. Its module is imported only now: a task may need extras that others do not."""
-    return getattr(task_module(name, "task"), TASKS[name])
-
-
-def train_options(name: str) -> type:
-    """Return the dataclass of a task's options in `metamix train`."""
-    return find_task(name).Options
-
-
-def eval_options(name: str) -> type:
-    """Return the dataclass of a task's options in `metamix eval`."""
-    return find_task(name).EvalOptions
-
-
-def task_module(name: str, part: str) -> ModuleType:
-    """Import a part of a task, such as "predict".
+def find_task(name: str) -> TaskSpec:
+    """Return the spec of a task.
 
     Raises:
         ValueError: there is no task of that name.
     """
     if name not in TASKS:
         raise ValueError(f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}.")
-    return import_module(f"metamix.{name}.{part}")
+    spec = TASKS[name]
+    return import_part(spec) if isinstance(spec, str) else spec
 
 
-def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--task NAME` and `--import MODULE` out of a command line, and import the modules.
+def list_tasks() -> str:
+    """Return a line for each task: its name and what its models do."""
+    return "\n".join(f"  {name:<16}{find_task(name).about}" for name in TASKS)
 
-    Returns:
-        The task's name, None if it is not given, and the other arguments.
+
+def task_of_model(name: str | None) -> str | None:
+    """Return the task that alone trains models of this name, which may have a tag; None for other models."""
+    base = (name or "").partition(".")[0]
+    return next((task for task in TASKS if base in find_task(task).model_names()), None)
+
+
+def task_of_weights(path: Path, model: str | None = None) -> str:
+    """Return the task of a weight file or a run folder.
+
+    Args:
+        path: of the file or folder.
+        model: name of its model, if the file does not say it.
+
+    Raises:
+        ValueError: the file is damaged.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--task")
-    add_imports(parser)
-    known, rest = parser.parse_known_args(argv)
-    import_modules(known.imports)
-    return known.task, rest
+    foreign = path.is_file() and path.suffix not in (".safetensors", ".pt", ".pth")
+    if foreign and (task := next((task for task in TASKS if path.suffix in find_task(task).suffixes), None)):
+        return task
+    file = path / WEIGHTS if (path / WEIGHTS).exists() else path  # all files of a run say the same
+    metadata = ModelMetadata.from_dict(load_metadata(file), file)
+    return metadata.task or task_of_model(model) or task_of_model(metadata.model) or DEFAULT
+
+
+def is_exported(place: str | Path | None) -> bool:
+    """Return whether a path is a folder that `metamix export` wrote."""
+    return place is not None and (Path(place) / ARTIFACT).is_file()
+
+
+def task_of_folder(folder: str | os.PathLike[str] | None) -> str | None:
+    """Return the task whose data sets look like a folder; None if there is none."""
+    if not folder or not os.path.isdir(folder):
+        return None
+    names = set(os.listdir(folder))
+    for split in ("train", "val"):
+        if os.path.isdir(os.path.join(folder, split)):
+            names |= set(os.listdir(os.path.join(folder, split)))
+    return next((task for task in TASKS if any(group <= names for group in find_task(task).folders)), None)

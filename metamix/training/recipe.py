@@ -28,7 +28,7 @@ from metamix.utils.options import (
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, is_whole, number
 from metamix.utils.text import did_you_mean, exit_with_message
-from metamix.utils.user_modules import add_imports, import_modules
+from metamix.utils.user_modules import import_modules
 from metamix.weights.files import RECIPE
 
 _run = partial(option, group="the run", on_resume="ignore")
@@ -184,7 +184,7 @@ def parse(
     argv: Sequence[str],
     tasks: Mapping[str, Callable[[], type]],
     *,
-    default_task: str,
+    default_task: Callable[[Mapping[str, Any]], str],
     description: str,
     engine: type = EngineOptions,
 ) -> Recipe:
@@ -194,7 +194,8 @@ def parse(
         argv: command-line arguments.
         tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
-        default_task: task if neither `--task` nor the config names one.
+        default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
+            and `model` that the command line or the config gives.
         description: text at the top of --help.
         engine: options that every task has, a dataclass.
 
@@ -202,9 +203,8 @@ def parse(
         SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
-        words = [_with_dashes(word) for word in argv]
-        parser = _first_parser(f"{', '.join(tasks)} (default: {default_task})", description)
-        given = parser.parse_known_args(words)[0]
+        parser = _first_parser(description)
+        given = parser.parse_known_args(argv)[0]
         if len(given.config) > 1:
             raise ValueError(f"--config is given twice, {' and '.join(given.config)}; give one, and the rest as flags")
         path = find_config(given.config[0]) if given.config else Path()
@@ -212,25 +212,25 @@ def parse(
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
         imports = tuple(dict.fromkeys([*imports, *given.imports]))
         import_modules(imports)
-        task = convert(config.pop("task", default_task), str, f"{path}: task")
-        task = given.task or task
+        task = convert(config.pop("task", None), str | None, f"{path}: task")
+        task = given.task or task or default_task(config | _source_of(argv))
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
 
+        parser.description = f"{description}\n\nTasks: {', '.join(tasks)}. This help is that of {task}."
         classes = engine, tasks[task]()
         defaults = getattr(classes[1], "engine_defaults", {})
         options = with_defaults(options_of(*classes), defaults)
-        parser.add_argument("-h", "--help", action="help", help="show this help and exit")
 
-        def elsewhere(name: str) -> str:
+        def unknown_hint(name: str) -> str:
             having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
             if not having:
                 return ""
             advice = "" if given.task else f": add --task {having[0]}"
             return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
-        configured = parse_config(config, options, str(path), elsewhere)
-        flags = parse_flags(parser, words, options, elsewhere)
+        configured = parse_config(config, options, str(path), unknown_hint)
+        flags = parse_flags(parser, argv, options, unknown_hint, ["--config", "--task"])
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):
                 raise ValueError(f"{source} both say how long the run is; give one")
@@ -299,25 +299,23 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     return changes["report"]
 
 
-def _first_parser(tasks: str, description: str) -> Parser:
+def _first_parser(description: str) -> Parser:
     """Return a parser of the flags that decide which options exist. `parse` adds --help once all are known."""
     parser = Parser(
         description=description,
         usage="%(prog)s [--config FILE] [--option value ...]",
-        epilog="Each task has options of its own: add --task NAME to --help. A config has the same options, with "
-        "underscores. Flags override the config.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
-        add_help=False,
-        allow_abbrev=False,
+        epilog="Each task has options of its own: add --task NAME to --help.\n"
+        "A config has the same options, with underscores. Flags override the config.",
     )
     config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
-    parser.add_argument("--task", metavar="NAME", help=tasks)
-    add_imports(parser)
+    parser.add_argument("--task", metavar="NAME", help="none: that of --checkpoint or --model")
     return parser
 
 
-def _with_dashes(word: str) -> str:
-    """Write the flag in a word such as `--batch_size=64` with dashes."""
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+def _source_of(argv: Sequence[str]) -> dict[str, str]:
+    """Return the values of --checkpoint and --model in a command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--model")
+    return vars(parser.parse_known_args(argv)[0])

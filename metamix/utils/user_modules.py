@@ -39,3 +39,17 @@ def import_modules(names: Sequence[str]) -> None:
                 f"--import {name} failed: {error}; give a module, such as my_mixers for the file my_mixers.py, that is "
                 f"in the working folder or installed"
             ) from error
+
+
+def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take `--task NAME` and `--import MODULE` out of a command line, and import the modules.
+
+    Returns:
+        The task's name, None if it is not given, and the other arguments.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    add_imports(parser)
+    known, words = parser.parse_known_args(argv)
+    import_modules(known.imports)
+    return known.task, words

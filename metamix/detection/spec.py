@@ -1,0 +1,16 @@
+"""Register detection."""
+
+from metamix.tasks.spec import TaskSpec
+
+SPEC = TaskSpec(
+    name="detection",
+    about="find objects",
+    task="metamix.detection.task:Detection",
+    load="metamix.detection.load:load_detector",
+    predict="metamix.detection.predict:FindObjects",
+    verify="metamix.detection.verify:VerifyAnnotations",
+    export="metamix.detection.export:open_detector",
+    exported="metamix.detection.exported:exported_detector",
+    less_memory="give --device cpu, or smaller images",
+    folders=(frozenset({"annotations"}),),
+)

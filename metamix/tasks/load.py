@@ -1,0 +1,86 @@
+"""Load trained models of every task: `metamix.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metamix.models.weights import find_weights
+
+from .registry import DEFAULT, find_task, is_exported, task_of_model, task_of_weights
+from .spec import Trained
+
+
+def load(
+    source: str | Path,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+) -> Trained:
+    """Load a trained model with its preprocessing and class names.
+
+        digits = metamix.load("metaformer_pooling_nano.digits")
+        digits.predict(["digit.png"])[0][0]                          ("7", 0.98): a label and its probability
+
+    Args:
+        source: a run folder, a weight file, a folder that `metamix export` wrote, or NAME.TAG: shipped weights, or
+            published ones of timm or of an image model.
+        model: name of the model, for a file that does not name it.
+        model_args: more arguments of the model, for such a file.
+        threads: that the engine of an exported model computes with; None for its default.
+
+    Returns:
+        What the task's own function returns, such as `load_classifier`: an object with `model`, `spec`, `metadata` and
+        `predict(images)`.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: they cannot be used.
+    """
+    if is_exported(source):
+        return load_exported_model(source, threads)
+    task, path = task_of(str(source), model)
+    spec = find_task(task)
+    if not spec.takes_names:
+        refuse_name(model, source)
+        return spec.part("load")(source)
+    if path is None:
+        return spec.part("load")(None, model=str(source), model_args=model_args, pretrained=True)
+    return spec.part("load")(source, model=model, model_args=model_args)
+
+
+def load_exported_model(folder: str | Path, threads: int | None = None) -> Trained:
+    """Load an exported model as its task uses it."""
+    from metamix.deploy.runtime import load_exported  # needs an engine
+
+    exported = load_exported(folder, threads=threads)
+    return find_task(exported.artifact.model.task or DEFAULT).part("exported")(exported)
+
+
+def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
+    """Return the task of weights, and their file; None for weights of a name that are published elsewhere.
+
+    Args:
+        source: a run folder, a weight file or NAME.TAG.
+        model: name of the model, for a file that does not name it.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+    """
+    if task := task_of_model(source):
+        return task, None
+    try:
+        path = find_weights(source)
+    except FileNotFoundError:
+        if "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".npz"):
+            raise
+        return DEFAULT, None
+    return task_of_weights(path, model), path
+
+
+def refuse_name(model: str | None, source: object) -> None:
+    """Raise ValueError if a model is named for weights that say themselves what model they are of."""
+    if model:
+        raise ValueError(f"model is {model}, but {source} says what model it is: leave --model out")

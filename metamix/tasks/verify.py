@@ -1,0 +1,59 @@
+"""`metamix verify`: find broken images and bad annotations in a data set before training on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.text import exit_with_message
+from metamix.utils.user_modules import take_task
+
+from .registry import DEFAULT, find_task, list_tasks, task_of_folder
+
+USAGE = """usage: metamix verify DATA [--task NAME] [options]
+
+  metamix verify images                         a folder, whose layout tells the task
+  metamix verify cifar10                        a data set by its name, as --data of metamix train
+
+The tasks, of which --task names one that the folder does not tell:
+
+{tasks}
+
+Every problem is printed. The exit code is 1 if there is one. For all options: metamix verify --task NAME --help."""
+
+
+@dataclass
+class VerifyOptions(Options):
+    """Options of `metamix verify` that every task has. A task derives a class from it that adds its own options."""
+
+    data: str = positional("folder of the data set, or its name, as --data of metamix train", metavar="DATA")
+    data_dir: str | None = option(None, "folder of a data set that is given by its name")
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Return the name of the data set, "folder" for a folder that is given alone, and its folder."""
+        if self.data_dir is None and os.path.isdir(self.data):
+            return "folder", self.data
+        return self.data, self.data_dir
+
+    def run(self) -> int:
+        """Print every problem of the data set, and return their number."""
+        raise NotImplementedError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check a data set. Exits with 1 if something is wrong with it."""
+    with exit_with_message(ValueError, OSError, ImportError):
+        task, words = take_task(argv)
+        if task is None and (not words or {"-h", "--help"} & set(words)):
+            print(USAGE.format(tasks=list_tasks()))
+            raise SystemExit(0 if words else 2)
+        places = [word for word in words if os.path.isdir(word)]
+        spec = find_task(task or task_of_folder(places[0] if places else None) or DEFAULT)
+        options, _ = parse_command(
+            words, spec.part("verify"), prog="metamix verify", description="Find what is wrong with a data set."
+        )
+        problems = options.run()
+    raise SystemExit(1 if problems else 0)
