@@ -15,22 +15,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from metamix.utils.checks import check_choice
 from metamix.utils.files import write_text
 from metamix.utils.rules import Rule, check_entries, is_text, is_whole, list_of, rules_of
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
 from metamix.weights.metadata import ModelMetadata
 
+from .formats import FORMATS, check_format
+
 REPORT = "report.json"
-COMPILED = "model.compiled.pt2"
 VERSION = 1
 AGAIN = "Export the model again"
-FORMATS = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # format: its main file
-HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
-# What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
-HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
-PRECISIONS = tuple(HINTS)
-
 
 Shape = Annotated[
     tuple[int | None, ...], list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
@@ -64,18 +58,13 @@ class Artifact:
     @property
     def file(self) -> str:
         """Return the name of the main file."""
-        return FORMATS[self.format]
+        return FORMATS[self.format].file
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Return (height, width) of the input; None if they may vary."""
         height, width = self.input_shape[2:]
         return None if height is None or width is None else (height, width)
-
-    @property
-    def hints(self) -> dict[str, str]:
-        """Return the properties that OpenVINO compiles the model with."""
-        return HINTS[self.precision] if self.format == "openvino" else {}
 
     def check(self, extra: Mapping[str, Rule], model: Mapping[str, Rule]) -> None:
         """Check what a task reads from `extra` and from the metadata of the weights, which a file may not have.
@@ -112,7 +101,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
-    check_format_and_precision(raw["format"], raw["precision"])
+    check_format(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
     check_entries(raw, rules_of(Artifact), path, "the file", AGAIN)
     for name in ("input_shape", "outputs"):
@@ -129,23 +118,3 @@ def _not_exported(path: Path) -> str:
     if path.is_file():
         return f"{path} is a file: give a folder that metamix export wrote. For weights give --checkpoint"
     return f"{path} is not an exported model, it has no {ARTIFACT}: make one with metamix export MODEL --output NEW"
-
-
-def check_format_and_precision(format: str, precision: str) -> None:
-    """Check that a format can be written in a precision.
-
-    Raises:
-        ValueError: the format or the precision is unknown, or the format cannot be written in that precision.
-    """
-    check_choice("format", format, tuple(FORMATS))  # a damaged file may give a list, which is not a key
-    check_choice("precision", precision, PRECISIONS)
-    if (format, precision) == ("onnx", "bf16"):
-        raise ValueError(
-            "ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch with --precision bf16, or "
-            "--format onnx with fp32 or int8."
-        )
-    if (format, precision) == ("torch", "int8"):
-        raise ValueError(
-            "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are also "
-            "faster on a CPU."
-        )

@@ -25,13 +25,11 @@ from metamix.utils.checks import check_choice
 from metamix.utils.system import keep_freed_memory, processor, versions
 from metamix.utils.timing import interleaved
 
-from .artifact import HINTS, PRECISIONS
-from .extras import PACKAGES, installed, need
+from .extras import installed, need
+from .formats import FORMATS, PRECISIONS, Graph
+from .formats.openvino import open_openvino
 from .fuse import fuse
-from .graphs import to_openvino, to_program, write_onnx, write_openvino
-from .openvino_form import to_openvino_form
-from .quantize import OnnxFile, OpenVinoFile
-from .runtime import open_onnx, open_openvino
+from .quantize import open_quantizer
 
 ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "eager": ("fp32", "bf16"),
@@ -39,6 +37,7 @@ ENGINES: dict[str, tuple[str, ...]] = {  # engine: its precisions
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
+FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine: what it runs
 CALIBRATION_IMAGES = 8
 Cell = tuple[str, str]  # engine and precision
 Step = Callable[[], object]
@@ -87,7 +86,7 @@ def benchmark(
             f"models are {list(models)}, batch sizes {list(batch_sizes)}, runs {runs}: give one of each at least"
         )
     reference = reference or models[0]
-    software = versions() | installed(package for engine, _ in cells for package in PACKAGES.get(engine, ()))
+    software = versions() | installed(package for cell in cells for package in packages(*cell))
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -141,10 +140,18 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     if not cells:
         accepted = "; ".join(f"{engine} has {', '.join(own)}" for engine, own in ENGINES.items())
         raise ValueError(f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: {accepted}")
-    for engine, precision in cells:
-        for package in (*PACKAGES.get(engine, ()), *(["nncf"] if (engine, precision) == ("openvino", "int8") else [])):
+    for cell in cells:
+        for package in packages(*cell):
             need(package)
     return cells
+
+
+def packages(engine: str, precision: str) -> tuple[str, ...]:
+    """Return the packages that an engine needs beyond torch."""
+    if engine not in FORMAT_OF:
+        return ()
+    format = FORMATS[FORMAT_OF[engine]]
+    return format.packages + (format.int8_packages if precision == "int8" else ())
 
 
 class BenchmarkedModel:
@@ -179,30 +186,27 @@ class BenchmarkedModel:
             return torch_step(self.model, images, engine == "compile", precision)
         file, array, threads = self.file(engine, precision), images.numpy(), torch.get_num_threads()
         if engine == "onnxruntime":
-            run = open_onnx(file, threads)
+            run = FORMATS["onnx"].open(file, threads, precision)
         else:
             graph = need("openvino").Core().read_model(str(file))
             graph.reshape(list(images.shape))
-            run = open_openvino(graph, threads, HINTS[precision])
+            run = open_openvino(graph, threads, precision)
         return lambda: run(array)
 
     def file(self, engine: str, precision: str) -> Path:
         """Write the model for ONNX Runtime or OpenVINO, if that is not done, and return the file."""
-        suffix = {"onnxruntime": ".onnx", "openvino": ".xml"}[engine]
+        format = FORMATS[FORMAT_OF[engine]]
+        suffix = Path(format.file).suffix
         stem = f"{self.name.replace('/', '-')}-{self.images.shape[-1]}"
         file = self.folder / f"{stem}-fp32{suffix}"
         if not file.exists():
-            fused, example = fuse(self.model, self.images[:2]), self.images[:2]
-            if suffix == ".onnx":
-                write_onnx(fused, example, file, False, ["logits"])
-            else:
-                write_openvino(to_openvino(to_program(to_openvino_form(fused), example, False), ["logits"]), file)
+            example = self.images[:2]
+            format.write(Graph(fuse(self.model, example), example, ["logits"]), file)
         if precision != "int8":
             return file
         quantized = self.folder / f"{stem}-int8{suffix}"
         if not quantized.exists():
-            quantizer = OnnxFile(file, self.folder) if suffix == ".onnx" else OpenVinoFile(file)
-            quantizer.quantize(quantized, [self.images.numpy()])
+            open_quantizer(file, self.folder).quantize(quantized, [self.images.numpy()])
         return quantized
 
 

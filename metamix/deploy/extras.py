@@ -8,9 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "nncf": "NNCF"}
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
-# What a format of `metamix export`, or an engine of `metamix benchmark`, needs beyond torch.
-PACKAGES: dict[str, tuple[str, ...]] = {"onnx": _ONNX, "onnxruntime": _ONNX, "openvino": ("openvino",)}
 
 
 def need(package: str) -> Any:

@@ -9,28 +9,18 @@ left out. Then the first 1, 2, 4, ... of them stay in fp32, until the limit is m
 
 from __future__ import annotations
 
-import io
-import logging
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
 
 import numpy as np
 
-from metamix.utils.system import processor
-
-from .artifact import HINTS
-from .extras import need
-from .graphs import quiet
-from .runtime import Run, open_file
+from .formats import FORMATS, Run, open_file
+from .formats.base import Quantizer
 
 Score = Callable[[Run], float]
-OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
-ONNX_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 class QuantizationError(ValueError):
@@ -59,25 +49,6 @@ class Quantized:
         return self.fp32 - self.int8
 
 
-class Quantizer(Protocol):
-    """A model file that can be quantized.
-
-    Attributes:
-        layers: names of its convolutions and matrix products.
-    """
-
-    layers: list[str]
-
-    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
-        """Write the int8 model.
-
-        Args:
-            output: file to write.
-            batches: calibration images, prepared, (n, C, H, W) float32 each.
-            keep: layers that stay in fp32.
-        """
-
-
 def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, max_drop: float) -> Quantized:
     """Quantize an ONNX or OpenVINO file in place.
 
@@ -96,15 +67,22 @@ def quantize_file(file: Path, batches: Iterable[np.ndarray], score: Score, *, ma
     if not batches:
         raise ValueError("there are no calibration images: give some of the training split")
     with TemporaryDirectory() as folder:
-        quantizer: Quantizer = OnnxFile(file, Path(folder)) if file.suffix == ".onnx" else OpenVinoFile(file)
+        quantizer = open_quantizer(file, Path(folder))
         if not quantizer.layers:
             raise QuantizationError(f"{file} has no convolution and no matrix product: int8 would change nothing")
         output = Path(folder) / f"int8{file.suffix}"
-        found = search(quantizer, file, output, batches, score, max_drop)
+        result = search(quantizer, file, output, batches, score, max_drop)
         for part in output.parent.glob("int8.*"):  # .xml has a .bin
             file.with_suffix(part.suffix).unlink()  # a reader may have mapped it into memory
             shutil.move(part, file.with_suffix(part.suffix))
-    return found
+    return result
+
+
+def open_quantizer(file: Path, folder: Path) -> Quantizer:
+    """Open a model file to quantize it; `folder` is for temporary files."""
+    format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
+    assert format.quantizer is not None
+    return format.quantizer(file, folder)
 
 
 def search(
@@ -117,7 +95,7 @@ def search(
     while True:
         quantizer.quantize(output, batches, ranked[:count])
         found = Quantized(
-            before, score(open_file(output, hints=HINTS["int8"])), len(quantizer.layers), tuple(ranked[:count])
+            before, score(open_file(output, precision="int8")), len(quantizer.layers), tuple(ranked[:count])
         )
         if found.drop <= max_drop:
             return found
@@ -144,90 +122,7 @@ def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) ->
 
     def error(layer: str) -> float:
         quantizer.quantize(scratch, [images], [layer])
-        run = open_file(scratch, hints=HINTS["int8"])
+        run = open_file(scratch, precision="int8")
         return sum(float(np.square(a - b).mean()) for a, b in zip(run(images), expected))
 
     return sorted(quantizer.layers, key=error)
-
-
-class OpenVinoFile:
-    """An OpenVINO model that NNCF quantizes.
-
-    Args:
-        file: .xml.
-    """
-
-    def __init__(self, file: Path):
-        self.model = need("openvino").Core().read_model(str(file))
-        self.layers = [op.get_friendly_name() for op in self.model.get_ops() if op.get_type_name() in OPENVINO_LAYERS]
-
-    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
-        nncf, openvino = need("nncf"), need("openvino")
-        nncf.set_log_level(logging.ERROR)
-        fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
-        with redirect_stdout(io.StringIO()):  # of progress bars
-            model = nncf.quantize(
-                self.model,
-                nncf.Dataset(batches),
-                subset_size=len(batches),
-                preset=nncf.QuantizationPreset.MIXED,
-                # Keeps norms, gates and residual sums of token mixers in fp32; loses a third as much accuracy.
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(names=list(keep)),
-                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
-            )
-        output.with_suffix(".bin").unlink(missing_ok=True)  # a model that is still open has mapped it into memory
-        openvino.save_model(model, str(output), compress_to_fp16=False)
-
-
-class OnnxFile:
-    """An ONNX model that ONNX Runtime quantizes, with pairs of QuantizeLinear and DequantizeLinear.
-
-    Args:
-        file: .onnx.
-        folder: for temporary files.
-    """
-
-    def __init__(self, file: Path, folder: Path):
-        onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
-        self.prepared = folder / "prepared.onnx"  # folded and with shapes; quantization refers to its names
-        shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
-        graph = onnx.load(str(self.prepared)).graph
-        self.layers = [node.name for node in graph.node if node.op_type in ONNX_LAYERS]
-        self.input = graph.input[0].name
-
-    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
-        quantization = need("onnxruntime.quantization")
-        reader = BatchReader(self.input, batches)
-        with quiet():  # it logs what it leaves out
-            quantization.quantize_static(
-                str(self.prepared),
-                str(output),
-                reader,
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(ONNX_LAYERS),
-                per_channel=True,
-                weight_type=quantization.QuantType.QInt8,
-                activation_type=quantization.QuantType.QUInt8,  # the fastest kernels on a CPU with VNNI
-                reduce_range=sums_saturate(processor()["instructions"]),
-                nodes_to_exclude=list(keep),
-            )
-
-
-def sums_saturate(instructions: Collection[str]) -> bool:
-    """Return whether the engines' kernels for a processor add pairs of products of 8 bits in 16 bits, which overflow.
-
-    They do so on x86 without VNNI. Weights of 7 bits avoid it, and run the same on processors with VNNI.
-    """
-    return "avx2" in instructions and not any(name.endswith(("vnni", "amx_int8")) for name in instructions)
-
-
-class BatchReader:
-    """Hand batches to ONNX Runtime's calibration, which asks for one after another."""
-
-    def __init__(self, name: str, batches: Sequence[np.ndarray]):
-        self.name, self.batches = name, iter(batches)
-
-    def get_next(self) -> dict[str, Any] | None:
-        images = next(self.batches, None)
-        return None if images is None else {self.name: images}

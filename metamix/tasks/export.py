@@ -17,22 +17,14 @@ from typing import Any, cast
 
 import torch
 
-from metamix.deploy.artifact import COMPILED, FORMATS, REPORT, Artifact, check_format_and_precision
-from metamix.deploy.extras import PACKAGES, installed, need
+from metamix.deploy.artifact import REPORT, Artifact
+from metamix.deploy.extras import installed
+from metamix.deploy.formats import FORMATS, Graph, Run, check_format, check_packages, open_file
+from metamix.deploy.formats.torch_export import COMPILED
 from metamix.deploy.fuse import fuse
-from metamix.deploy.graphs import (
-    Bfloat16,
-    compile_torch,
-    to_openvino,
-    to_program,
-    write_onnx,
-    write_openvino,
-    write_torch,
-)
-from metamix.deploy.openvino_form import to_openvino_form
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.report import speeds
-from metamix.deploy.runtime import ExportedModel, Run, open_file
+from metamix.deploy.runtime import ExportedModel
 from metamix.utils.files import write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions
@@ -118,7 +110,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
     if options.precision == "int8":
         most = MAX_DROP if options.max_drop is None else options.max_drop
         quantized = quantize(cast(Quantizable, exportable), file, most, options.calibration_images)
-    exported = ExportedModel(open_file(file, threads=threads, hints=artifact.hints), artifact)
+    exported = ExportedModel(open_file(file, threads, options.precision), artifact)
     comparison = exportable.compare(exported, options.precision)
     report = {
         "source": options.source,
@@ -151,14 +143,11 @@ def check_options(options: ExportOptions) -> None:
         ValueError: it cannot.
         ImportError: a package is missing.
     """
-    check_format_and_precision(options.format, options.precision)
+    check_format(options.format, options.precision)
     if options.compile and options.format != "torch":
         raise ValueError(f"AOTInductor compiles only torch.export, not {options.format}: leave --compile out")
-    for package in PACKAGES.get(options.format, ()):
-        need(package)
+    check_packages(options.format, options.precision)
     if options.precision == "int8":
-        if options.format == "openvino":
-            need("nncf")
         if not (options.data or options.data_dir):
             raise ValueError(
                 "int8 is calibrated on images of the training split: say which, --data NAME (and --data-dir DIR)"
@@ -190,39 +179,31 @@ def check_output(folder: Path) -> Path:
 
 def known_files() -> set[str]:
     """Return the names of all files that an export may have."""
-    return {ARTIFACT, REPORT, "model.bin", COMPILED, *FORMATS.values()}
+    return {ARTIFACT, REPORT, "model.bin", COMPILED, *(format.file for format in FORMATS.values())}
 
 
 def write_model(exportable: Exportable, folder: Path, options: ExportOptions) -> Artifact:
     """Write the model's files and return what to say about them."""
-    format, precision, dynamic = options.format, options.precision, options.dynamic
     examples = exportable.examples(2)
     check_runs(exportable.model, examples)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text("")  # marks the folder as ours, so that an export that fails can be repeated
     for name in known_files() - {REPORT}:  # of an earlier export
         (folder / name).unlink(missing_ok=True)
-    file = folder / FORMATS[format]
-    model = fuse(exportable.model, None if dynamic else examples)
-    if format == "onnx":
-        write_onnx(model, examples, file, dynamic, exportable.outputs)
-    elif format == "openvino":
-        graph = to_openvino(to_program(to_openvino_form(model), examples, dynamic), exportable.outputs)
-        write_openvino(graph, file)
-    else:
-        program = to_program(Bfloat16(model) if precision == "bf16" else model, examples, dynamic)
-        write_torch(program, file)
-        if options.compile:
-            compile_torch(program, folder / COMPILED)
-    shape = (None, examples.shape[1], *((None, None) if dynamic else examples.shape[2:]))
+    written = FORMATS[options.format]
+    model = fuse(exportable.model, None if options.dynamic else examples)
+    precision = "bf16" if options.precision == "bf16" else "fp32"  # int8 is made from fp32
+    graph = Graph(model, examples, exportable.outputs, options.dynamic, precision, options.compile)
+    written.write(graph, folder / written.file)
+    shape = (None, examples.shape[1], *((None, None) if options.dynamic else examples.shape[2:]))
     return Artifact(
-        format,
-        precision,
+        options.format,
+        options.precision,
         exportable.metadata,
         shape,
         exportable.outputs,
         exportable.extra,
-        versions() | installed(PACKAGES.get(format, ())),
+        versions() | installed(written.packages),
     )
 
 

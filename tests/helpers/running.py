@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import metamix.cli.main
 import metamix.cli.train
 from metamix.training.engine import Engine
 from metamix.weights.files import load_checkpoint
@@ -30,6 +31,17 @@ MACHINE_COLUMNS = ("seconds", "img_per_s", "memory_gib")
 def train(*words):
     """Run `metamix train` with the tiny model in this process."""
     metamix.cli.train.main([*TINY, *map(str, words)])
+
+
+def metamix_command(*words):
+    """Run a subcommand of `metamix` in this process and return its exit code; a message ends it as SystemExit."""
+    try:
+        metamix.cli.main.main(list(map(str, words)))
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise
+        return end.code or 0
+    return 0
 
 
 _forkserver = multiprocessing.get_context("forkserver")

@@ -1,0 +1,55 @@
+"""Formats of exported models, one file each: write a graph, open it with an engine, quantize it.
+
+To add a format, write a file like onnx.py and add its `FORMAT` below.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metamix.deploy.extras import need
+from metamix.utils.checks import check_choice
+
+from . import onnx, openvino, torch_export
+from .base import Format, Graph, GraphError, Run
+
+FORMATS: dict[str, Format] = {
+    "onnx": onnx.FORMAT,
+    "openvino": openvino.FORMAT,
+    "torch": torch_export.FORMAT,
+}
+PRECISIONS = ("fp32", "bf16", "int8")
+
+__all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "GraphError", "Run", "check_format", "open_file"]
+
+
+def check_format(name: str, precision: str) -> Format:
+    """Return the format of a name.
+
+    Raises:
+        ValueError: the format or the precision is unknown, or the format cannot be written in that precision.
+    """
+    check_choice("format", name, tuple(FORMATS))  # a damaged file may give a list, which is not a key
+    check_choice("precision", precision, PRECISIONS)
+    if precision in FORMATS[name].refused:
+        raise ValueError(FORMATS[name].refused[precision])
+    return FORMATS[name]
+
+
+def check_packages(name: str, precision: str) -> None:
+    """Raise ImportError if a package that a format needs is missing."""
+    format = FORMATS[name]
+    for package in (*format.packages, *(format.int8_packages if precision == "int8" else ())):
+        need(package)
+
+
+def open_file(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+    """Open a model file with the engine of its format.
+
+    Args:
+        file: .onnx, .xml or .pt2.
+        threads: that the engine computes with; None for its default, all cores.
+        precision: of the model.
+    """
+    format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
+    return format.open(file, threads, precision)

@@ -1,0 +1,110 @@
+"""The format onnx: written by torch's exporter, run and quantized by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metamix.deploy.extras import need
+from metamix.utils.system import processor
+
+from .base import INPUT, Format, Graph, Run, as_graph_error, free_sides, quiet, sums_saturate
+
+LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # that are quantized
+
+
+def write(graph: Graph, file: Path) -> None:
+    """Write a graph as ONNX, by torch's exporter on top of torch.export.
+
+    Raises:
+        GraphError: torch cannot convert it.
+        ImportError: onnx or onnxscript is missing.
+    """
+    need("onnx"), need("onnxscript")
+    with quiet(), torch.no_grad(), as_graph_error("torch cannot convert the model to ONNX"):
+        program = torch.onnx.export(
+            graph.model,
+            (graph.images,),
+            input_names=[INPUT],
+            output_names=list(graph.outputs),
+            dynamic_shapes=(free_sides(graph.dynamic),),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    program.save(str(file), external_data=False)
+
+
+def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+    """Open an ONNX file in ONNX Runtime, on the CPU."""
+    onnxruntime = need("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})
+
+
+class OnnxFile:
+    """An ONNX model that ONNX Runtime quantizes, with pairs of QuantizeLinear and DequantizeLinear.
+
+    Args:
+        file: .onnx.
+        folder: for temporary files.
+    """
+
+    def __init__(self, file: Path, folder: Path):
+        onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")
+        self.prepared = folder / "prepared.onnx"  # folded and with shapes; quantization refers to its names
+        shapes.quant_pre_process(str(file), str(self.prepared), skip_symbolic_shape=True)
+        graph = onnx.load(str(self.prepared)).graph
+        self.layers = [node.name for node in graph.node if node.op_type in LAYERS]
+        self.input = graph.input[0].name
+
+    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+        quantization = need("onnxruntime.quantization")
+        reader = BatchReader(self.input, batches)
+        with quiet():  # it logs what it leaves out
+            quantization.quantize_static(
+                str(self.prepared),
+                str(output),
+                reader,
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(LAYERS),
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                activation_type=quantization.QuantType.QUInt8,  # the fastest kernels on a CPU with VNNI
+                reduce_range=sums_saturate(processor()["instructions"]),
+                nodes_to_exclude=list(keep),
+            )
+
+
+class BatchReader:
+    """Hand batches to ONNX Runtime's calibration, which asks for one after another."""
+
+    def __init__(self, name: str, batches: Sequence[np.ndarray]):
+        self.name, self.batches = name, iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        images = next(self.batches, None)
+        return None if images is None else {self.name: images}
+
+
+FORMAT = Format(
+    "model.onnx",
+    write,
+    open_onnx,
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    refused={
+        "bf16": "ONNX Runtime has no bf16 kernels on a CPU: take --format openvino or torch with --precision bf16, or "
+        "--format onnx with fp32 or int8."
+    },
+    quantizer=OnnxFile,
+)

@@ -1,0 +1,118 @@
+"""The format openvino: OpenVINO's intermediate representation, run by OpenVINO and quantized by NNCF."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Collection, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from metamix.deploy.extras import need
+from metamix.deploy.openvino_form import to_openvino_form
+from metamix.utils.system import processor
+
+from .base import INPUT, Format, Graph, Run, as_graph_error, quiet, sums_saturate, to_program
+
+LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")  # that are quantized
+HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
+# What OpenVINO computes in, by precision; in an int8 model this is the precision of norms, gates and sums.
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+
+
+def write(graph: Graph, file: Path) -> None:
+    """Write a graph as .xml and .bin, with its weights as they are.
+
+    Raises:
+        GraphError: OpenVINO cannot convert it.
+        ImportError: openvino is missing.
+    """
+    need("openvino").save_model(to_openvino(graph), str(file), compress_to_fp16=False)
+
+
+def to_openvino(graph: Graph) -> Any:
+    """Convert a graph to an `openvino.Model`; errors as of `write`."""
+    openvino = need("openvino")
+    program = to_program(to_openvino_form(graph.model), graph.images, graph.dynamic)
+    with quiet(), as_graph_error("OpenVINO cannot convert the model"):
+        model = openvino.convert_model(program)
+    # convert_model leaves height and width free, which costs a tenth of the speed.
+    model.reshape([side if isinstance(side, int) else -1 for side in input_shape(program)])
+    model.inputs[0].get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, graph.outputs):
+        output.get_tensor().set_names({name})
+    return model
+
+
+def input_shape(program: ExportedProgram) -> Sequence[Any]:
+    """Return the shape of a program's images: an int, or a symbol if a side may vary."""
+    name = program.graph_signature.user_inputs[0]
+    return next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
+
+
+def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Run:
+    """Open a model in OpenVINO, on the CPU; arguments as in `compile_openvino`."""
+    compiled = compile_openvino(model, threads, precision)
+    return lambda images: [np.array(output) for output in compiled([images]).values()]
+
+
+def compile_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Any:
+    """Compile a model for OpenVINO's CPU plugin, and return the `openvino.CompiledModel`.
+
+    Args:
+        model: path of an .xml, or an `openvino.Model`.
+        threads: None for OpenVINO's own number.
+        precision: of the model; one that the CPU has no instructions for is computed in fp32.
+    """
+    core = need("openvino").Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    properties: dict[str, Any] = {HINT: HINTS[precision if has_bf16 else "fp32"]}
+    if threads:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
+    return core.compile_model(model, "CPU", properties)
+
+
+class OpenVinoFile:
+    """An OpenVINO model that NNCF quantizes.
+
+    Args:
+        file: .xml.
+        folder: for temporary files; it needs none.
+    """
+
+    def __init__(self, file: Path, folder: Path):
+        self.model = need("openvino").Core().read_model(str(file))
+        self.layers = [op.get_friendly_name() for op in self.model.get_ops() if op.get_type_name() in LAYERS]
+
+    def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
+        nncf, openvino = need("nncf"), need("openvino")
+        nncf.set_log_level(logging.ERROR)
+        fix = nncf.OverflowFix.ENABLE if sums_saturate(processor()["instructions"]) else nncf.OverflowFix.FIRST_LAYER
+        with redirect_stdout(io.StringIO()):  # of progress bars
+            model = nncf.quantize(
+                self.model,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                preset=nncf.QuantizationPreset.MIXED,
+                # Keeps norms, gates and residual sums of token mixers in fp32; loses a third as much accuracy.
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(names=list(keep)),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+            )
+        output.with_suffix(".bin").unlink(missing_ok=True)  # a model that is still open has mapped it into memory
+        openvino.save_model(model, str(output), compress_to_fp16=False)
+
+
+FORMAT = Format(
+    "model.xml",
+    write,
+    open_openvino,
+    packages=("openvino",),
+    quantizer=OpenVinoFile,
+    int8_packages=("nncf",),
+)

@@ -1,0 +1,105 @@
+"""The format torch: a program of torch.export, which AOTInductor may compile for this CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map
+
+from metamix.utils.checks import DoesNotFit
+
+from .base import Format, Graph, Run, as_graph_error, quiet, to_program
+
+COMPILED = "model.compiled.pt2"
+
+log = logging.getLogger(__name__)
+
+
+class Bfloat16(nn.Module):
+    """Compute a model in bf16, with images and outputs in float32.
+
+    Args:
+        model: is converted in place.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.to(torch.bfloat16)
+
+    def forward(self, images: Tensor) -> Any:
+        outputs = self.model(images.to(torch.bfloat16))
+        return tree_map(lambda x: x.float() if x.is_floating_point() else x, outputs)
+
+
+def write(graph: Graph, file: Path) -> None:
+    """Write the program of a graph as .pt2 and, if it is to be compiled, the compiled package beside it."""
+    model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
+    program = to_program(model, graph.images, graph.dynamic)
+    with quiet():
+        torch.export.save(program, file)
+    if graph.compile:
+        compile_program(program, file.with_name(COMPILED))
+
+
+def compile_program(program: ExportedProgram, file: Path) -> None:
+    """Compile a program for this CPU with AOTInductor, and write the package.
+
+    Raises:
+        GraphError: it cannot be compiled, for example without a C++ compiler.
+    """
+    from torch._inductor import aoti_compile_and_package  # takes seconds to import
+
+    with quiet(), as_graph_error("AOTInductor cannot compile the model"):
+        aoti_compile_and_package(program, package_path=str(file))
+
+
+def open_program(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
+    """Load a program, or the compiled package beside it if this machine can load that."""
+    if threads:
+        torch.set_num_threads(threads)
+    program = load_compiled(file.with_name(COMPILED)) or torch.export.load(file).module()
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        try:
+            outputs = program(torch.from_numpy(images))
+        except AssertionError as error:  # of torch.export: "Guard failed: images.size()[2] >= 65"
+            height, width = images.shape[2:]
+            raise DoesNotFit(
+                f"{file} takes no images of {height} x {width} ({error}): resize them, or export to ONNX"
+            ) from error
+        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [output.numpy() for output in outputs]
+
+    return run
+
+
+def load_compiled(file: Path) -> Callable[[Tensor], Any] | None:
+    """Load a package of AOTInductor; None, with a warning, if it was compiled for another machine or torch."""
+    if not file.is_file():
+        return None
+    from torch._inductor import aoti_load_package  # takes seconds to import
+
+    try:
+        return aoti_load_package(str(file))
+    except (RuntimeError, OSError) as error:
+        log.warning("%s cannot be loaded here, the uncompiled program is used: %s", file, str(error).partition("\n")[0])
+        return None
+
+
+FORMAT = Format(
+    "model.pt2",
+    write,
+    open_program,
+    refused={
+        "int8": "int8 is not written as torch.export: take --format openvino or onnx with --precision int8, which are "
+        "also faster on a CPU."
+    },
+)
