@@ -14,7 +14,7 @@ import metamix.cli.evaluate
 import metamix.cli.models
 import metamix.cli.train
 from metamix.cli.main import COMMANDS, main
-from metamix.tasks.exportable import task_of
+from metamix.tasks.load import task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "the machine"),
     (MemoryError(), "the machine"),
 ])  # fmt: skip
-def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch):
+def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch, tmp_path):
     def fail(*_):
         raise error
 
@@ -90,15 +90,16 @@ def test_out_of_memory_ends_in_one_sentence(error, where, monkeypatch):
         main(["train", "--data", "digits"])
     with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; give a smaller --batch-size$"):
         main(["eval"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("metamix.tasks.predict.open_trained", fail)
     for task, advice in (
         ("classification", "give a smaller --batch-size"),
         ("detection", "give --device cpu, or smaller images"),
         ("restoration", "give smaller tiles, such as --tile 256"),
         ("segmentation", "give smaller tiles, such as --tile 256"),
     ):
-        monkeypatch.setattr(f"metamix.{task}.predict.main", fail)
         with pytest.raises(SystemExit, match=f"^error: {where} is out of memory; {advice}$"):
-            main(["predict", "a.png", "--task", task, "--checkpoint", "run"])
+            main(["predict", str(tmp_path / "a.png"), "--task", task, "--checkpoint", "run"])
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch):
@@ -148,9 +149,12 @@ def test_predict_and_export_find_the_same_task(tmp_path):
             ]
         )
     torch.save({"weight": torch.zeros(1)}, tmp_path / "plain.pt")
-    assert task_of(str(tmp_path / "x.npz")) == "restoration"
-    assert task_of(str(tmp_path / "plain.pt")) == "classification"
-    assert task_of(str(tmp_path / "plain.pt"), "wavemixsr_nano.x2") == "restoration"
+    for words, task in (
+        (["x.npz"], "restoration"),
+        (["plain.pt"], "classification"),
+        (["plain.pt", "wavemixsr_nano.x2"], "restoration"),
+    ):
+        assert task_of(str(tmp_path / words[0]), *words[1:]) == (task, tmp_path / words[0])
 
 
 @pytest.mark.parametrize("words", [["--help"], []])
@@ -159,7 +163,7 @@ def test_verify_names_its_tasks(words, capsys):
         main(["verify", *words])
     said = capsys.readouterr().out
     assert ended.value.code == (0 if words else 2)
-    assert all(f"--task {task}" in said for task in ("detection", "segmentation", "restoration", "NAME --help"))
+    assert all(word in said for word in ("  detection ", "  segmentation ", "  restoration ", "--task NAME --help"))
 
 
 def test_unknown_task_names_the_nearest():

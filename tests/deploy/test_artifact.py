@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 
 import metamix.cli.evaluate
-import metamix.cli.predict
+import metamix.tasks.predict
 from metamix.classification.load import load_classifier
 from metamix.deploy import export, load_exported
-from metamix.deploy.artifact import Artifact, check_format_and_precision, load_artifact
+from metamix.deploy.artifact import Artifact, load_artifact
+from metamix.deploy.formats import check_format
 from metamix.detection import load_detector
 from metamix.weights.metadata import ModelMetadata
 
@@ -87,7 +88,7 @@ def test_lacking_entry_is_named(tmp_path):
 def test_another_task_is_refused(tmp_path):
     ARTIFACT.save(tmp_path)
     with pytest.raises(SystemExit, match=r"task is detection, but .* is a model of classification: leave --task out"):
-        metamix.cli.predict.main(["photo.jpg", "--model", str(tmp_path), "--task", "detection"])
+        metamix.tasks.predict.main(["photo.jpg", "--model", str(tmp_path), "--task", "detection"])
 
 
 def test_other_folders_are_refused(tmp_path):
@@ -112,7 +113,7 @@ def test_what_to_give_instead(tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(words)):
             load_exported(given)
         with pytest.raises(SystemExit, match=f"^error: .*{re.escape(words)}"):
-            metamix.cli.predict.main(["photo.jpg", "--model", str(given)])
+            metamix.tasks.predict.main(["photo.jpg", "--model", str(given)])
 
 
 def test_exported_model_is_no_checkpoint(tmp_path):
@@ -125,7 +126,7 @@ def test_exported_model_is_no_checkpoint(tmp_path):
         metamix.cli.evaluate.main(["--checkpoint", str(tmp_path)])
     words = rf"^error: --checkpoint is net.pt and --model is {tmp_path}, an exported model: give one of the two$"
     with pytest.raises(SystemExit, match=words):
-        metamix.cli.predict.main(["photo.jpg", "--checkpoint", "net.pt", "--model", str(tmp_path)])
+        metamix.tasks.predict.main(["photo.jpg", "--checkpoint", "net.pt", "--model", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -138,4 +139,4 @@ def test_exported_model_is_no_checkpoint(tmp_path):
 )
 def test_cells_that_do_not_exist(format, precision, words):
     with pytest.raises(ValueError, match=words):
-        check_format_and_precision(format, precision)
+        check_format(format, precision)

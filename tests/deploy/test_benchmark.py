@@ -11,7 +11,7 @@ import torch
 import metamix.cli.benchmark
 from metamix.deploy import benchmark
 from metamix.deploy.benchmark import table
-from metamix.deploy.graphs import GraphError
+from metamix.deploy.formats import GraphError
 
 module = import_module("metamix.deploy.benchmark")  # `metamix.deploy.benchmark` is the function
 

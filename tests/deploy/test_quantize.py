@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from metamix.deploy import quantize
-from metamix.deploy.artifact import HINTS
-from metamix.deploy.graphs import to_openvino, to_program, write_onnx, write_openvino
+from metamix.deploy.formats import FORMATS, Graph, onnx, open_file
+from metamix.deploy.formats.base import sums_saturate
 from metamix.deploy.quantize import QuantizationError, quantize_file
-from metamix.deploy.runtime import open_file
 
 pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -37,10 +36,7 @@ def fragile() -> nn.Module:
 def write(model: nn.Module, suffix: str, folder) -> Path:
     """Write a model in fp32 and return the file."""
     file = folder / f"model{suffix}"
-    if suffix == ".onnx":
-        write_onnx(model, IMAGES[:2], file, False, ["y"])
-    else:
-        write_openvino(to_openvino(to_program(model, IMAGES[:2], False), ["y"]), file)
+    FORMATS["onnx" if suffix == ".onnx" else "openvino"].write(Graph(model, IMAGES[:2], ["y"]), file)
     return file
 
 
@@ -74,7 +70,7 @@ def test_all_layers_are_int8_where_the_limit_allows(file):
     score, before = score_of(file), sizes(file)
     found = quantize_file(file, BATCHES, score, max_drop=100)
     assert (found.fp32, found.layers, found.kept) == (100, 3, ())
-    assert 1 < found.drop < 100 and score(open_file(file, hints=HINTS["int8"])) == pytest.approx(found.int8)
+    assert 1 < found.drop < 100 and score(open_file(file, precision="int8")) == pytest.approx(found.int8)
     after = sizes(file)
     assert after.keys() == before.keys()
     largest = max(before, key=before.get)  # the weights
@@ -83,17 +79,17 @@ def test_all_layers_are_int8_where_the_limit_allows(file):
 
 def test_onnx_weights_have_seven_bits_where_sums_saturate(tmp_path, monkeypatch):
     """On x86 without VNNI, 8 bits would lose three times as much with the second layer in fp32."""
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'metamix[deploy]'")
-    assert quantize.sums_saturate(["avx2", "avx512f"])
-    assert not quantize.sums_saturate(["avx2", "avx512f", "avx512_vnni"]) and not quantize.sums_saturate([])
+    package = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'metamix[deploy]'")
+    assert sums_saturate(["avx2", "avx512f"])
+    assert not sums_saturate(["avx2", "avx512f", "avx512_vnni"]) and not sums_saturate([])
     file, largest = write(fragile(), ".onnx", tmp_path), {}
     for instructions in (["avx2"], ["avx2", "avx_vnni"]):
-        monkeypatch.setattr(quantize, "processor", lambda found=instructions: {"instructions": found})
-        quantize.OnnxFile(file, tmp_path).quantize(tmp_path / "int8.onnx", BATCHES)
+        monkeypatch.setattr(onnx, "processor", lambda found=instructions: {"instructions": found})
+        onnx.OnnxFile(file, tmp_path).quantize(tmp_path / "int8.onnx", BATCHES)
         weights = [
-            w for w in onnx.load(tmp_path / "int8.onnx").graph.initializer if w.data_type == onnx.TensorProto.INT8
+            w for w in package.load(tmp_path / "int8.onnx").graph.initializer if w.data_type == package.TensorProto.INT8
         ]
-        largest[len(instructions)] = max(np.abs(onnx.numpy_helper.to_array(w).astype(int)).max() for w in weights)
+        largest[len(instructions)] = max(np.abs(package.numpy_helper.to_array(w).astype(int)).max() for w in weights)
     assert largest == {1: 64, 2: 127}
 
 
@@ -101,7 +97,7 @@ def test_the_layer_that_costs_accuracy_stays_in_fp32(file):
     score = score_of(file)
     found = quantize_file(file, BATCHES, score, max_drop=10)
     assert len(found.kept) == 1 and "conv" in found.kept[0] and "_1" in found.kept[0]
-    assert found.drop <= 10 and score(open_file(file, hints=HINTS["int8"])) == pytest.approx(found.int8)
+    assert found.drop <= 10 and score(open_file(file, precision="int8")) == pytest.approx(found.int8)
 
 
 def test_more_layers_stay_in_fp32_until_the_limit_is_met(monkeypatch, tmp_path):

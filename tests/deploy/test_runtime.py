@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 
 from metamix.deploy import runtime
-from metamix.deploy.artifact import HINTS
+from metamix.deploy.formats import openvino
 from metamix.utils.checks import DoesNotFit
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "hints", "asked"),
+    ("capabilities", "precision", "asked"),
     [
-        (["FP32", "BF16"], HINTS["int8"], "bf16"),
-        (["FP32", "BF16"], {}, "f32"),
-        (["FP32"], HINTS["int8"], "f32"),
+        (["FP32", "BF16"], "int8", "bf16"),
+        (["FP32", "BF16"], "fp32", "f32"),
+        (["FP32"], "int8", "f32"),
     ],
 )
-def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabilities, hints, asked):
+def test_openvino_computes_in_bf16_where_the_processor_can(monkeypatch, capabilities, precision, asked):
     given = {}
     core = SimpleNamespace(
         get_property=lambda device, name: capabilities,
         compile_model=lambda model, device, properties: given.update(properties),
     )
-    monkeypatch.setattr(runtime, "need", lambda package: SimpleNamespace(Core=lambda: core))
-    runtime.open_openvino(object(), 1, hints)
+    monkeypatch.setattr(openvino, "need", lambda package: SimpleNamespace(Core=lambda: core))
+    openvino.open_openvino(object(), 1, precision)
     assert given == {"INFERENCE_PRECISION_HINT": asked, "INFERENCE_NUM_THREADS": 1}
 
 
