@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metamix.models.image_models import image_model_names
-from metamix.models.weights import find_weights
 from metamix.tasks.registry import LESS_MEMORY, take_task, task_module
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message
 from metamix.weights.files import ARTIFACT
+from metamix.weights.find import find_weights
 
 DESCRIPTION = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
        metamix predict IMAGE_OR_FOLDER... --model EXPORTED_FOLDER [options]

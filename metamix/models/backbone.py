@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.utils.checks import check_choice, check_count, check_one_source
-from metamix.weights.download import reach_weights
+from metamix.weights.download import require_reachable
+from metamix.weights.find import read_weights
 
 from .batch_norms import apply_batch_norms, check_batch_norms
+from .checkpoint import adapt_checkpoint
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
 from .registry import check_model, check_published
-from .weights import adapt_checkpoint, check_all_but_head, read_weights
 
 EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # levels after the coarsest: number, builder
     "none": (0, lambda dim: None),
@@ -314,7 +315,7 @@ def load_body(
     """
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
-        reach_weights(name)
+        require_reachable(name)
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
@@ -326,13 +327,8 @@ def load_body(
             )
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
-        given = adapt_checkpoint(model, tensors, checkpoint, metadata)
-        try:
-            check_all_but_head(given, model)  # timm would leave missing weights random
-        except ValueError as error:
-            raise ValueError(f"{checkpoint}: {error}") from None
-        known = metadata.pretrained_cfg()
-        cfg: dict[str, Any] = {key: known[key] for key in ("mean", "std") if key in known}
+        adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm would leave missing weights random
+        cfg: dict[str, Any] = {key: value for key, value in metadata.pretrained_cfg().items() if key in ("mean", "std")}
         if metadata.in_chans is not None:  # timm adapts the stem to another number of channels
             cfg["input_size"] = (metadata.in_chans, *size)
         weights = {"pretrained": True, "pretrained_cfg_overlay": cfg | {"state_dict": tensors}}

@@ -20,11 +20,11 @@ import timm
 import torch
 
 from metamix.utils.text import matching
+from metamix.weights.find import local_cards
 
 from .image_models import create_image_model, image_model_names, published_source, tags_of
 from .macs import count_macs
 from .registry import default_cfgs
-from .weights import local_cards
 
 # {name: [parameters, multiply-adds]}; image models add [channels, scale]
 SIZES = Path(__file__).with_name("sizes.json")

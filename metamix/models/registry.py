@@ -21,12 +21,13 @@ from timm.models._registry import _module_to_models
 from torch import nn
 
 from metamix.utils.text import did_you_mean
-from metamix.weights.download import reach_weights
+from metamix.weights.download import require_reachable
 from metamix.weights.files import ARTIFACT
+from metamix.weights.find import cfg_of_file, local_weights, nothing_published
 
 from .arguments import check_stages, mixers_per_stage
+from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
-from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
 # The images that a model is made for, as entries of timm's PretrainedCfg. A family adds its own.
 IMAGENET = dict(
@@ -80,7 +81,7 @@ def build(
         overlay = kwargs["pretrained_cfg_overlay"] = {"file": None, "tag": None} | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
-        reach_weights(name, cfg, kwargs.get("cache_dir"))
+        require_reachable(name, cfg, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs.get("depths", inspect.signature(MetaFormer).parameters["depths"].default)
     by_children = kwargs.get("features_only") and kwargs.get("feature_cls") in ("list", "dict", "hook")

@@ -14,6 +14,8 @@ their code upsample by bilinear and by bicubic interpolation; it is an option, a
 script.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
 from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_count
+from metamix.weights.layout import Layout
+
+from .official import ModelAndLayout, official
+from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix
 
 MODES = ("bilinear", "bicubic")
 
@@ -166,3 +172,64 @@ class WaveMixSisr(GradCheckpointing):
         if not self.residual:
             return y.to(images.dtype)  # autocast's results have fewer bits
         return y + F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
+
+
+# Checkpoints of the authors' wavemix/sisr.py, and of WaveMixSR of github.com/pranavphoenix/WaveMixSR
+
+SISR_NAMES = (
+    (r"^head\.", "expand."),
+    (r"^stem\.", "conv."),
+    (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+    *WAVEMIX_BLOCK_NAMES,
+)
+SISR = Layout(SISR_NAMES, arrange_wavemix)
+SISR_ONE_LEVEL = Layout((ONE_LEVEL, *SISR_NAMES), arrange_wavemix)
+WAVEMIXSR = Layout(
+    (
+        ONE_LEVEL,
+        (r"^head\.", "final."),
+        (r"^stem\.0\.", "path1.1."),
+        (r"^stem\.1\.", "path1.2."),
+        (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+        *WAVEMIX_BLOCK_NAMES,
+    ),
+    arrange_wavemix,
+)
+
+
+@official("wavemix_superresolution")
+def wavemix_superresolution(
+    state: Mapping[str, Tensor],
+    *,
+    depth: int = 4,
+    mult: int = 2,
+    ff_channel: int = 144,
+    final_dim: int = 144,
+    dropout: float = 0.0,
+    level: int = 1,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
+    model = WaveMixSisr(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=dropout)
+    return model, SISR_ONE_LEVEL if level == 1 else SISR
+
+
+@official("wavemixsr")
+def wavemixsr(
+    state: Mapping[str, Tensor],
+    *,
+    depth: int = 4,
+    mult: int = 1,
+    ff_channel: int = 144,
+    final_dim: int = 144,
+    dropout: float = 0.3,
+    scale_factor: int = 2,
+    mode: str = "bilinear",
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' `WaveMixSR`.
+
+    `scale_factor` and `mode` are those of its nn.Upsample, which the authors' constructor does not take.
+    """
+    model = WaveMixSR(
+        scale_factor, dim=final_dim, depth=depth, mult=mult, ff_channel=ff_channel, proj_drop=dropout, mode=mode
+    )
+    return model, WAVEMIXSR

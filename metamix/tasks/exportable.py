@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from metamix.models.image_models import image_model_names
-from metamix.models.weights import find_weights
 from metamix.training.task import Batch
 from metamix.weights.files import WEIGHTS, load_metadata
+from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
 
 Model = Callable[[Tensor], Any]

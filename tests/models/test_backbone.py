@@ -219,7 +219,7 @@ def test_weights_of_another_task_are_refused(build, tmp_path):
 )
 def test_weights_that_timm_would_ignore_are_refused(name, tensors, words, tmp_path):
     torch.save({"state_dict": tensors}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=f"weights.pt: The checkpoint does not fit {name}: it {words}"):
+    with pytest.raises(ValueError, match=f"weights.pt does not fit {name}: it {words}"):
         build_backbone(name, checkpoint=tmp_path / "weights.pt")
 
 
