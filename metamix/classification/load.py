@@ -251,11 +251,11 @@ def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[st
     Returns:
         The tensors, and the names of those that were adapted with their numbers of channels.
     """
-    own, adapted, notes = model.state_dict(), dict(tensors), []
+    of_model, adapted, notes = model.state_dict(), dict(tensors), []
     for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
-        if key not in own or key not in tensors:
+        if key not in of_model or key not in tensors:
             continue
-        mine, theirs = own[key].shape, tensors[key].shape
+        mine, theirs = of_model[key].shape, tensors[key].shape
         if len(mine) == len(theirs) == 4 and mine[1] != theirs[1] and mine[2:] == theirs[2:]:
             adapted[key] = adapt_input_conv(mine[1], tensors[key].float(), base_chans=theirs[1])
             notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")

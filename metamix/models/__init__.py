@@ -7,11 +7,11 @@ from .listing import (
     ImageWeightsInfo,
     ModelInfo,
     WeightsInfo,
+    count_macs,
     list_all_models,
     list_image_models,
     list_models,
 )
-from .macs import count_macs
 from .metaformer import MetaFormer
 from .official import load_official
 from .raftmlp import ShortcutClassifier

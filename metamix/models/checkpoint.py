@@ -141,16 +141,10 @@ def translate(
         if isinstance(note, dict) and (problem := stage.mixer_mismatch(name, note)):
             raise ValueError(f"{source}: {problem}")
     layout = layout_of(state, model.state_dict())
-    tensors, unknown = layout.translate(full_precision(state), model)
+    short = (torch.float16, torch.bfloat16)  # of shipped weights; they are adapted in float32
+    state = {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in state.items()}
+    tensors, unknown = layout.translate(state, model)
     return resample_spatial_weights(tensors, model, source), unknown, layout
-
-
-def full_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert tensors of 16 bits, such as those of shipped weights, to float32, in which they are adapted."""
-    return {
-        name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for name, tensor in state.items()
-    }
 
 
 def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, source: object) -> dict[str, Tensor]:

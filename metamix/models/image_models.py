@@ -167,7 +167,7 @@ def published_source(name: str, tag: str) -> str:
 
 
 def published_weights(name: str) -> Path:
-    """Return the file of published weights of NAME or NAME.TAG, downloaded if needed.
+    """Return the file of the weights that `with_tag` names, downloaded if needed.
 
     Raises:
         ValueError: the name or the tag is unknown, or none are published.

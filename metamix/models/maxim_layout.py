@@ -4,6 +4,7 @@ The upper levels of their module tree differ from ours, so `unet_paths` walks bo
 a counterpart, and `CHILDREN` maps our names of its children to theirs.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -221,7 +222,7 @@ def maxim_mab(
 
 @official(
     "maxim",
-    like=MaximUNet,
+    same=tuple(inspect.signature(MaximUNet).parameters)[1:],
     only=dict(use_bias=True, dropout_rate=0, use_global_mlp=True, use_cross_gating=True, num_outputs=3),
     ignored=("lrelu_slope", "grid_size_lr"),
 )

@@ -35,8 +35,7 @@ def ninformer(
     """Build a NiNformer, with the paper's names of its arguments.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         patch_size: side of the patches in pixels.
         d_model: channels.
         d_ffn: hidden width of all MLPs, those over tokens too.
@@ -82,7 +81,7 @@ NINFORMER = Layout((
 ))  # fmt: skip
 
 
-@official("ninformer")
+@official("ninformer", same=("d_model", "d_ffn", "num_layers"))
 def official_ninformer(
     state: Mapping[str, Tensor],
     *,
@@ -90,24 +89,12 @@ def official_ninformer(
     patch_size: int = 4,
     in_channels: int = 3,
     num_classes: int = 10,
-    d_model: int = 256,
-    d_ffn: int = 512,
     seq_len: int = 64,
-    num_layers: int = 4,
     dropout: float = 0.5,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
     tokens = (image_size // patch_size) ** 2
     accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
-    model = ninformer(
-        "ninformer_cifar",
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=in_channels,
-        num_classes=num_classes,
-        d_model=d_model,
-        d_ffn=d_ffn,
-        num_layers=num_layers,
-        proj_drop_rate=dropout,
-    )
-    return model, NINFORMER
+    arguments |= dict(patch_size=patch_size, in_chans=in_channels, num_classes=num_classes, proj_drop_rate=dropout)
+    return ninformer("ninformer_cifar", img_size=image_size, **arguments), NINFORMER

@@ -7,7 +7,6 @@ the authors' constructor, by their names, and returns our model and the `Layout`
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
-from itertools import chain
 from typing import Any, NoReturn
 
 from torch import nn
@@ -30,7 +29,7 @@ MODULES: list[str] = []  # modules that register further sources, imported when 
 def official(
     source: str,
     *,
-    like: Callable | None = None,
+    same: Collection[str] = (),
     only: Mapping[str, Any] | None = None,
     ignored: Collection[str] = (),
 ) -> Callable[[Builder], Builder]:
@@ -38,18 +37,17 @@ def official(
 
     Args:
         source: its name.
-        like: a constructor of ours; its keyword-only arguments have the authors' names and are taken too.
+        same: further arguments, which the function passes on: ours have the same names and defaults.
         only: further arguments, with the only value that our model can honour.
         ignored: further arguments, which the authors' code ignores too.
     """
     fixed = dict(only or {})
 
     def register(build: Builder) -> Builder:
-        signatures = [inspect.signature(function).parameters.values() for function in (build, like) if function]
-        parameters = {p.name: p for p in chain(*signatures) if p.kind is p.KEYWORD_ONLY}
+        parameters = {p.name: p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
         def checked(state: Mapping, **constructor: Any) -> ModelAndLayout:
-            check_known(constructor, [*parameters, *fixed, *ignored], source)
+            check_known(constructor, [*parameters, *same, *fixed, *ignored], source)
             missing = [name for name, p in parameters.items() if p.default is p.empty and name not in constructor]
             if missing:
                 raise ValueError(
@@ -57,7 +55,9 @@ def official(
                 )
             for argument, value in fixed.items():
                 accept(argument, constructor.get(argument, value), [value], f"{value!r}, as in all published models")
-            return build(state, **{name: value for name, value in constructor.items() if name in parameters})
+            return build(
+                state, **{name: value for name, value in constructor.items() if name not in {*fixed, *ignored}}
+            )
 
         SOURCES[source] = checked
         return build

@@ -7,6 +7,7 @@ layouts of github.com/sail-sg/poolformer and of timm's port of it.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from timm.layers import GroupNorm1 as TimmGroupNorm1
 from timm.layers import LayerNorm2d
@@ -38,7 +39,7 @@ TIMM_POOLFORMER = Layout((
 PUBLISHED |= {"patch_embed.proj.weight": POOLFORMER, "stem.conv.weight": TIMM_POOLFORMER}
 
 
-@official("poolformer")
+@official("poolformer", same=("act_layer", "num_classes", "drop_path_rate"), only=dict(init_cfg=None, pretrained=None))
 def poolformer(
     state: Mapping[str, Tensor],
     *,
@@ -48,8 +49,6 @@ def poolformer(
     downsamples: Sequence[bool] = (True, True, True, True),
     pool_size: int = 3,
     norm_layer: Callable[[int], nn.Module] = GroupNorm1,
-    act_layer: type[nn.Module] = nn.GELU,
-    num_classes: int = 1000,
     in_patch_size: int = 7,
     in_stride: int = 4,
     in_pad: int = 2,
@@ -57,12 +56,10 @@ def poolformer(
     down_stride: int = 2,
     down_pad: int = 1,
     drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
     use_layer_scale: bool = True,
     layer_scale_init_value: float = 1e-5,
     fork_feat: bool = False,
-    init_cfg: None = None,
-    pretrained: None = None,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `PoolFormer`."""
     if len(mlp_ratios) < len(layers):
@@ -70,8 +67,6 @@ def poolformer(
     if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
         refuse("downsamples", downsamples, "True for every stage but the last, or wherever the width changes")
     accept("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")
-    accept("init_cfg", init_cfg, [None], "None; give the weights as the state dict")
-    accept("pretrained", pretrained, [None], "None; give the weights as the state dict")
     model = metaformer(
         "metaformer_pooling_s12",
         size="s12",
@@ -83,37 +78,31 @@ def poolformer(
         norm1=norm_layer,
         norm2=norm_layer,
         norm=norm_layer,
-        act_layer=act_layer,
-        num_classes=num_classes,
         stem=partial(ConvEmbed, kernel_size=in_patch_size, stride=in_stride, padding=in_pad),
         downsample=partial(ConvEmbed, kernel_size=down_patch_size, stride=down_stride, padding=down_pad),
         proj_drop_rate=drop_rate,  # theirs is the dropout of the MLPs
-        drop_path_rate=drop_path_rate,
         layer_scale=layer_scale_init_value if use_layer_scale else 0,
+        **arguments,
     )
     return model, POOLFORMER
 
 
 @official(
     "timm_poolformer",
+    same=("in_chans", "num_classes", "global_pool", "drop_rate", "proj_drop_rate", "drop_path_rate"),
     only=dict(mlp_bias=True, res_scale_init_values=None, downsample_norm=None, use_mlp_head=False),
 )
 def timm_poolformer(
     state: Mapping[str, Tensor],
     *,
-    in_chans: int = 3,
-    num_classes: int = 1000,
-    global_pool: str = "avg",
     depths: Sequence[int] = (2, 2, 6, 2),
     dims: Sequence[int] = (64, 128, 320, 512),
     token_mixers: type[nn.Module] = TimmPooling,
     mlp_act: type[nn.Module] = nn.GELU,
-    drop_path_rate: float = 0.0,
-    proj_drop_rate: float = 0.0,
-    drop_rate: float = 0.0,
     layer_scale_init_values: float = 1e-5,
     norm_layers: type[nn.Module] = GroupNorm1,
     output_norm: type[nn.Module] = LayerNorm2d,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of timm's `MetaFormer` with pooling."""
     # The defaults are those of timm's poolformer_*: timm's MetaFormer class has other models too.
@@ -124,15 +113,10 @@ def timm_poolformer(
         "metaformer_pooling_s12",
         size="s12",
         mixer="pooling",
-        in_chans=in_chans,
-        num_classes=num_classes,
-        global_pool=global_pool,
         depths=tuple(depths),
         dims=tuple(dims),
         act_layer=mlp_act,
-        drop_path_rate=drop_path_rate,
-        proj_drop_rate=proj_drop_rate,
-        drop_rate=drop_rate,
         layer_scale=layer_scale_init_values or 0,
+        **arguments,
     )
     return model, TIMM_POOLFORMER

@@ -113,8 +113,7 @@ def raftmlp(
     """Build a RaftMLP, with the paper's names of its arguments.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         dims: channels of each level.
         depths: blocks of each level.
         patch_sizes: stride of each level's patch embedding.

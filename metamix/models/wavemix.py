@@ -71,8 +71,7 @@ def wavemix(
     """Build a WaveMix, with the authors' names of its arguments.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         dim: channels.
         depth: blocks.
         level: levels of the wavelet transform.
@@ -200,13 +199,11 @@ WAVEMIX_ONE_LEVEL = Layout((ONE_LEVEL, *WAVEMIX_NAMES), arrange_wavemix)
 PUBLISHED_LAYOUTS |= {"layers.0.feedforward.0.weight": WAVEMIX_ONE_LEVEL, "layers.0.feedforward1.0.weight": WAVEMIX}
 
 
-@official("wavemix")
+@official("wavemix", same=("num_classes", "mult"))
 def official_wavemix(
     state: Mapping[str, Tensor],
     *,
-    num_classes: int = 1000,
     depth: int = 16,
-    mult: int = 2,
     ff_channel: int = 192,
     final_dim: int = 192,
     dropout: float = 0.5,
@@ -214,19 +211,19 @@ def official_wavemix(
     initial_conv: str = "pachify",
     patch_size: int = 4,
     stride: int = 2,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMix` classifier."""
     accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
     model = wavemix(
         "wavemix_192_16",
-        num_classes=num_classes,
         dim=final_dim,
         depth=depth,
         level=level,
-        mult=mult,
         ff_channel=ff_channel,
         proj_drop_rate=dropout,
         patch_size=patch_size if initial_conv == "pachify" else 0,
         stride=0 if initial_conv == "pachify" else stride,
+        **arguments,
     )
     return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX

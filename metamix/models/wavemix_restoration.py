@@ -15,6 +15,7 @@ script.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -197,39 +198,33 @@ WAVEMIXSR = Layout(
 )
 
 
-@official("wavemix_superresolution")
+@official("wavemix_superresolution", same=("depth", "mult"))
 def wavemix_superresolution(
     state: Mapping[str, Tensor],
     *,
-    depth: int = 4,
-    mult: int = 2,
     ff_channel: int = 144,
     final_dim: int = 144,
     dropout: float = 0.0,
     level: int = 1,
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
-    model = WaveMixSisr(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop=dropout)
+    model = WaveMixSisr(dim=final_dim, level=level, ff_channel=ff_channel, proj_drop=dropout, **arguments)
     return model, SISR_ONE_LEVEL if level == 1 else SISR
 
 
-@official("wavemixsr")
+@official("wavemixsr", same=("depth", "mult", "mode"))
 def wavemixsr(
     state: Mapping[str, Tensor],
     *,
-    depth: int = 4,
-    mult: int = 1,
     ff_channel: int = 144,
     final_dim: int = 144,
     dropout: float = 0.3,
     scale_factor: int = 2,
-    mode: str = "bilinear",
+    **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMixSR`.
 
     `scale_factor` and `mode` are those of its nn.Upsample, which the authors' constructor does not take.
     """
-    model = WaveMixSR(
-        scale_factor, dim=final_dim, depth=depth, mult=mult, ff_channel=ff_channel, proj_drop=dropout, mode=mode
-    )
-    return model, WAVEMIXSR
+    return WaveMixSR(scale_factor, dim=final_dim, ff_channel=ff_channel, proj_drop=dropout, **arguments), WAVEMIXSR

@@ -137,16 +137,15 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 
 
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Refuse a model that is much larger than the file whose metadata describe it.
+    """Refuse a file whose metadata describe a much larger model, of twice as many values and more.
 
     Args:
         described: the model, built on the meta device.
         tensors: the file's tensors.
-        name: of the model, for messages.
-        source: the file, for messages.
+        name, source: of the model and the file, for messages.
 
     Raises:
-        ValueError: the model has more than twice as many values as the file.
+        ValueError: the model is much larger.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:
