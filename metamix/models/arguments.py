@@ -24,7 +24,7 @@ MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1
 
 
 def per_stage(name: str, value: Any, stages: int) -> list:
-    """Return one value for each stage: those of a sequence, or the same value for all.
+    """Return one value for each stage: the entries of a sequence, or the same value for all.
 
     Args:
         name: the argument's name, for messages.

@@ -140,7 +140,7 @@ def build_backbone(
             in RetinaNet and FCOS).
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder.
-        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes batch norms with loaded weights and replaces others.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
@@ -301,7 +301,7 @@ def load_body(
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
         if metadata.task not in (None, "classification"):
-            raise ValueError(f"{checkpoint} has weights of {metadata.task}: give those of a classifier, of {ours}")
+            raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
             raise ValueError(
                 f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone (--model {theirs})"

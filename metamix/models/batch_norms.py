@@ -14,7 +14,7 @@ def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.
 
     Args:
         body: the model.
-        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes batch norms with loaded weights and replaces others.
         loaded: whether the weights are loaded.
 
     Raises:

@@ -226,7 +226,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
     Args:
         metadata: names the model and its arguments.
         source: the file's name, for messages.
-        arguments: arguments that replace those of the metadata.
+        arguments: arguments that replace the metadata's.
 
     Raises:
         ValueError: the model is not registered, or does not take the arguments.

@@ -78,12 +78,12 @@ def create_image_model(
 ) -> nn.Module:
     """Build an image model. Like every new module of torch, it is in training mode.
 
-    In training mode it returns a list of images, those of each stage and scale; the last one is the result. After
+    In training mode it returns a list of images, one of each stage and scale; the last one is the result. After
     `eval()` it returns the result.
 
     Args:
         name: a registered name, or NAME.TAG for certain weights.
-        pretrained: load published or shipped weights: those of the tag, or the first.
+        pretrained: load published or shipped weights: the tag's, or the first.
         checkpoint: load this file: a safetensors or PyTorch file, ours or the authors', or an .npz of MAXIM's authors.
             Model arguments in its metadata become the defaults.
         kwargs: arguments of the model's class; they override presets and metadata.
@@ -121,7 +121,7 @@ def create_image_model(
 
 
 def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
-    """Warn if arguments differ from those of training: the tensors may fit all the same."""
+    """Warn if arguments differ from what the weights were trained with: the tensors may fit all the same."""
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
         for name, value in arguments.items()

@@ -81,7 +81,7 @@ class ImageModelInfo:
 
 
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
-    """List the models of the zoo, and those that you registered with `metamix.models.registry.register`.
+    """List the models of the zoo, and the models that you registered with `metamix.models.registry.register`.
 
     Args:
         pattern: a name with wildcards such as `"*raft*"`, or several of them.
@@ -99,7 +99,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
 
 
 def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
-    """List the image restoration models, and those that you registered with `register_image_model`.
+    """List the image restoration models, and what you registered with `register_image_model`.
 
     Arguments and errors are as for `list_models`.
     """

@@ -88,8 +88,8 @@ class MaximUNet(GradCheckpointing):
     """Restore images: (B, in_chans, H, W) -> the same shape.
 
     Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
-    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: those of the
-    first stage from the coarsest scale to the finest, then those of the next stage. The last one is the restored image.
+    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: the first
+    stage's from the coarsest scale to the finest, then the next stage's. The last one is the restored image.
 
     Args:
         in_chans: image channels.

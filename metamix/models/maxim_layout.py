@@ -122,7 +122,7 @@ def arrange_flax(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
 
 
 def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
-    """Pair the modules with their paths; `numbers` are those of the UpSampleRatio modules, in order of creation."""
+    """Pair the modules with their paths; `numbers` count the UpSampleRatio modules, in order of creation."""
     rescales = (f"UpSampleRatio_{n}" for n in numbers)
     stages: list[Any] = list(model.stages)
     for s, stage in enumerate(stages):
@@ -175,7 +175,7 @@ def module_paths(module: nn.Module, path: str) -> Paths:
         yield from module_paths(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))
 
 
-# Defaults of the authors' class where those of `MaximUNet` differ, and what their variants change
+# Defaults of the authors' class where `MaximUNet` has others, and what their variants change
 MAXIM_CLASS = dict(features=64, num_stages=2, num_groups=1, num_bottleneck_blocks=1, num_supervision_scales=1)
 MAXIM_VARIANTS = {
     f"{size}-{stages}": dict(features=features, num_stages=stages, num_groups=2, num_bottleneck_blocks=2)

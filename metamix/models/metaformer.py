@@ -106,7 +106,7 @@ class Stage(nn.Module):
     Args:
         downsample: the downsampling, or the identity.
         blocks: the blocks.
-        make_mixer: builds a mixer like those of the blocks, for maps of another `size`.
+        make_mixer: builds a mixer like the blocks' own, for maps of another `size`.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):

@@ -78,8 +78,8 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
             values of their published models.
 
     Returns:
-        The model. The `pretrained_cfg` of a classifier names no weights, and its image size, mean and std are those of
-        the family's registered model.
+        The model. The `pretrained_cfg` of a classifier names no weights. It has the image size, mean and std of the
+        family's registered model.
 
     Raises:
         ValueError: an argument is unknown, missing or cannot be honoured; a tensor is missing, unknown or of a wrong
@@ -117,7 +117,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
         load_official("wavemix_superresolution", state, depth=4, final_dim=144, ff_channel=144)
         load_official("wavemixsr", state, scale_factor=2)
     """
-    if source not in SOURCES:  # those of the tasks' networks are registered when their modules are imported
+    if source not in SOURCES:  # a task's module registers its sources when it is imported
         for module in MODULES:
             import_module(module)
     if source not in SOURCES:
@@ -129,7 +129,7 @@ def load_official(source: str, state_dict: Mapping, **constructor: Any) -> nn.Mo
     state = flatten(flax_parameters(unwrap(state_dict)))
     model, layout = SOURCES[source](state, **constructor)
     load_into(model, state, "The checkpoint", name=f"the {source} of these arguments", layout=layout)
-    if isinstance(model, MetaFormer):  # the configuration is that of a registered model, whose weights are others
+    if isinstance(model, MetaFormer):  # it has the configuration of a registered model, whose weights are others
         for key in ("tag", "url", "hf_hub_id", "file"):
             model.pretrained_cfg.pop(key, None)
         model.pretrained_cfg["num_classes"] = model.num_classes

@@ -105,7 +105,7 @@ def timm_poolformer(
     **arguments: Any,
 ) -> ModelAndLayout:
     """Build our model for the arguments of timm's `MetaFormer` with pooling."""
-    # The defaults are those of timm's poolformer_*: timm's MetaFormer class has other models too.
+    # Defaults are as in timm's poolformer_*: timm's MetaFormer class has other models too.
     accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
     accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
     accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm before the mean takes")

@@ -172,7 +172,7 @@ def document(name: str, builder: Callable, cfg: dict[str, Any], preset: dict[str
 
 
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
-    """Collect the configurations of a name by tag: those of the cards in `weights_dir()`, then `tags`.
+    """Collect the configurations of a name by tag: from the cards in `weights_dir()`, then from `tags`.
 
     The default is the first tag that was made for the images and classes of `cfg`, or else the model without weights.
     """

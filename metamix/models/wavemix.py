@@ -87,7 +87,7 @@ def wavemix(
     check_count("patch_size", patch_size, least=0)
     if bool(stride) == bool(patch_size):
         raise ValueError(
-            f"stride is {stride} and patch_size {patch_size}: one of them chooses the stem, give 0 for the other."
+            f"stride is {stride} and patch_size {patch_size}: either chooses the stem, give 0 for the other."
         )
     stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
     mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
@@ -189,7 +189,7 @@ def arrange_wavemix(key: str, tensor: Tensor, model: Any) -> Tensor:
         return tensor
     c = model.num_features // 4
     low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
-    # Theirs: the three bands of a channel, then those of the next.
+    # Theirs: the three bands of a channel, then the three bands of the next channel.
     high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
     return torch.cat([low, high, deeper], dim=1)
 

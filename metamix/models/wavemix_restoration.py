@@ -10,8 +10,7 @@ Two options are ours. `residual` adds the upsampled image to the result, so that
 missing. `scale=1` lets wavemix_sisr restore images of the same size: it folds 2 x 2 pixels into channels first.
 
 Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. Two versions of
-their code upsample by bilinear and by bicubic interpolation; it is an option, and bilinear is that of their training
-script.
+their code upsample by bilinear and by bicubic interpolation; it is an option, and their training script has bilinear.
 """
 
 from collections.abc import Mapping
@@ -45,7 +44,7 @@ class WaveBlock(nn.Module):
 
 
 def wave_blocks(dim: int, depth: int, **options) -> CheckpointedSequential:
-    """Build `depth` blocks; `options` are those of the mixer."""
+    """Build `depth` blocks; `options` go to the mixer."""
     return CheckpointedSequential(*(WaveBlock(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
 
 
@@ -225,6 +224,6 @@ def wavemixsr(
 ) -> ModelAndLayout:
     """Build our model for the arguments of the authors' `WaveMixSR`.
 
-    `scale_factor` and `mode` are those of its nn.Upsample, which the authors' constructor does not take.
+    `scale_factor` and `mode` are arguments of its nn.Upsample, which the authors' constructor does not take.
     """
     return WaveMixSR(scale_factor, dim=final_dim, ff_channel=ff_channel, proj_drop=dropout, **arguments), WAVEMIXSR

@@ -88,7 +88,7 @@ def wavemix_cityscapes(
 ) -> ModelAndLayout:
     """Build our model for the authors' classifier with transposed convolutions as its `pool`.
 
-    The arguments are those of the classifier. `pool_channels` are the widths of the transposed convolutions.
+    It takes the classifier's arguments. `pool_channels` are the widths of the transposed convolutions.
     """
     arguments = dict(
         dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout,

@@ -1,4 +1,4 @@
-"""Find the weights of the zoo by name, and say how to take those that it does not ship.
+"""Find the weights of the zoo by name, and say how to take weights that it does not ship.
 
 `weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of
 a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
@@ -32,7 +32,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
 
 
 def cfg_of_file(path: str | Path) -> dict[str, Any]:
-    """Return entries of timm's `PretrainedCfg` for a weight file: those of its card, or else of its metadata."""
+    """Return entries of timm's `PretrainedCfg` for a weight file: its card's, or else its metadata's."""
     path = Path(path)
     for tags in local_weights().values():
         for entries in tags.values():

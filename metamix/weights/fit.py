@@ -91,7 +91,7 @@ def load_into(
     layout: Layout = OURS,
     head: Collection[str] = (),
 ) -> list[str]:
-    """Load the tensors of a file into a model. All but those of the head must fit.
+    """Load the tensors of a file into a model. All must fit, except for the head's.
 
     Args:
         model: its weights are overwritten.
@@ -105,7 +105,7 @@ def load_into(
         Names of the head's weights that were kept.
 
     Raises:
-        ValueError: the weights do not fit, or one of them is infinite or NaN.
+        ValueError: the weights do not fit, or have NaN or infinity.
     """
     of_model = model.state_dict(keep_vars=True)
     tensors, unknown = layout.translate(state, model)

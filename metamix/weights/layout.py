@@ -1,7 +1,7 @@
 """Layouts: how the authors of a paper name and arrange the tensors of a model in their files.
 
-Each family's file in `models/` states the layouts of its authors. `PUBLISHED` has those that registered models load
-directly.
+Each family's file in `models/` states the layouts of its authors. `PUBLISHED` has the layouts that registered models
+load directly.
 """
 
 import re

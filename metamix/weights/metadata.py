@@ -176,7 +176,7 @@ class ModelMetadata:
         return metadata
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries of the file's metadata as plain values, without those that are None."""
+        """Return the entries of the file's metadata as plain values, without None."""
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
         return {key: value for key, value in entries.items() if value is not None} | self.extra

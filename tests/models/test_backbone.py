@@ -203,7 +203,7 @@ def test_weights_of_another_task_are_refused(build, tmp_path):
     model = timm.create_model("resnet18")
     metadata = {"model": "resnet18", "task": "detection"}
     save_weights(tmp_path / "d.safetensors", model.state_dict(), metadata)
-    words = "d.safetensors has weights of detection: give those of a classifier, of resnet18$"
+    words = "d.safetensors has weights of detection: give a file of the classifier resnet18$"
     with pytest.raises(ValueError, match=words):
         build("resnet18", checkpoint=tmp_path / "d.safetensors")
     save_weights(tmp_path / "c.safetensors", model.state_dict(), metadata | {"task": "classification"})
