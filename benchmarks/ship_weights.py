@@ -27,13 +27,13 @@ import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.runs import differences, free_options, read_run
 from benchmarks.scoring import score
 from benchmarks.weight_cards import half, standard_error, write_card, write_weights
-from metamix.classification.load import create_model
 from metamix.classification.task import Classification, ClassificationOptions
+from metamix.models.create import create_model
 from metamix.models.timm_interface import shapes
-from metamix.models.weights import weights_dir
 from metamix.training.reports import read_metrics
 from metamix.utils.text import exit_with_message
 from metamix.weights.files import load_weights
+from metamix.weights.find import weights_dir
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 import metamix
-from metamix.models.weights import weights_dir
 from metamix.utils.files import write_text
 from metamix.weights.files import save_weights
+from metamix.weights.find import weights_dir
 
 SUMS = "SHA256SUMS"  # lists files of its folder, as `sha256sum` writes it and `sha256sum -c` checks it
 

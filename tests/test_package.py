@@ -98,7 +98,7 @@ def test_installed_package_runs_away_from_its_clone(installed, tmp_path):
         """
 import json, timm, torch
 import metamix
-from metamix.models.weights import weights_dir
+from metamix.weights.find import weights_dir
 model = timm.create_model("metaformer_raft_nano", num_classes=3).eval()
 print(json.dumps(dict(
     file=metamix.__file__,

@@ -23,11 +23,11 @@ from benchmarks.paths import ROOT
 from benchmarks.report import restoration
 from benchmarks.report.models import arxiv_link, arxiv_of
 from benchmarks.weight_cards import commit_in_words, image_size, load_cards, standard_error
-from metamix.models.weights import weights_dir
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
 from metamix.utils.options import read_yaml
 from metamix.utils.text import short_count
+from metamix.weights.find import weights_dir
 
 CONFIGS = ROOT / "configs"
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from metamix.models.create import check_image_size
 from metamix.utils.text import plural
 
 from .data import ClassificationData
-from .load import check_image_size, load_classifier
+from .load import load_classifier
 from .options import ClassificationOptions
 
 

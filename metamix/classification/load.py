@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from metamix.data import normalize, read_image_file
 from metamix.data.files import decode
 from metamix.data.sources import SMALL_SIDE
+from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
+from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
-from metamix.models.same_function import check_described_size, check_same_function
-from metamix.models.weights import adapt_checkpoint, layer_names, read_weights
 from metamix.utils.checks import check_finite
-from metamix.weights.download import reach_weights
-from metamix.weights.files import load_into
+from metamix.weights.find import read_weights
+from metamix.weights.fit import load_into
 from metamix.weights.metadata import ModelMetadata
 
 Tensors = dict[str, Tensor]
@@ -261,64 +261,15 @@ def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[st
     Returns:
         The tensors, and the names of those that were adapted with their numbers of channels.
     """
-    own, adapted, notes = model.state_dict(), dict(tensors), []
+    of_model, adapted, notes = model.state_dict(), dict(tensors), []
     for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
-        if key not in own or key not in tensors:
+        if key not in of_model or key not in tensors:
             continue
-        mine, theirs = own[key].shape, tensors[key].shape
+        mine, theirs = of_model[key].shape, tensors[key].shape
         if len(mine) == len(theirs) == 4 and mine[1] != theirs[1] and mine[2:] == theirs[2:]:
             adapted[key] = adapt_input_conv(mine[1], tensors[key].float(), base_chans=theirs[1])
             notes.append(f"{key} from {theirs[1]} to {mine[1]} channels")
     return adapted, notes
-
-
-def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Create a timm model by name, which may have a tag. Models for any image size need no `img_size`.
-
-    Raises:
-        ValueError: an unknown name, with the nearest one; weights that are not published; unknown arguments.
-    """
-    check_model(name, pretrained)
-    if pretrained or ":" in name:
-        reach_weights(name)
-    try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        if "img_size" in str(error) and "img_size" in arguments:  # a model for any size, such as timm's resnet18
-            del arguments["img_size"]
-            return create_model(name, pretrained, **arguments)
-        raise ValueError(f"model {name} does not take {arguments}: {error}") from None
-    except (AssertionError, AttributeError, LookupError, ArithmeticError) as error:
-        if timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
-            raise  # the zoo's models check their arguments, so it is a bug
-        raise ValueError(f"model {name} does not take {arguments}: {type(error).__name__} {error}") from None
-
-
-def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:
-    """Check that a model takes square images, by a forward pass of a black one.
-
-    Args:
-        name: of the model, for the message.
-        size: side of the images in pixels.
-        advice: last sentence of the message.
-
-    Raises:
-        ValueError: it does not take them.
-    """
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, in_chans, size, size))
-    except (AssertionError, RuntimeError) as error:
-        why = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{name} does not take images of {size} pixels: {why}. {advice}") from None
-    model.train(training)
-
-
-def timm_config(model: nn.Module) -> Mapping[str, Any]:
-    """Return timm's configuration of a model: its weights, their images, the names of its layers."""
-    config: Any = model.pretrained_cfg
-    return config
 
 
 def _count_classes(tensors: Mapping[str, Tensor], model: str, source: str | Path) -> int:

@@ -8,12 +8,13 @@ from typing import Any, cast
 from torch import nn
 
 from metamix.models import count_macs
+from metamix.models.checkpoint import layer_names
+from metamix.models.create import check_image_size, create_model, timm_config
 from metamix.models.registry import published_name
-from metamix.models.weights import layer_names
 
 from .data import ClassificationData
 from .distillation import load_teacher
-from .load import check_image_size, create_model, load_initial_weights, timm_config
+from .load import load_initial_weights
 from .options import ClassificationOptions, ModelOptions
 
 STATISTICS = 0.02  # mean or deviation of a channel that differs by more is worth a note

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from metamix.models.create import check_image_size, timm_config
 from metamix.models.registry import check_model
 from metamix.tasks.registry import task_of_model
 from metamix.utils.checks import parse_size
 from metamix.weights.metadata import ModelMetadata
 
 from .data import ClassificationData
-from .load import check_image_size, load_classifier, timm_config
+from .load import load_classifier
 from .loss import ClassificationLoss
 from .metric import ClassificationMetric
 from .model import ClassificationModel

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from metamix.models.backbone import EXTRA
-from metamix.models.same_function import check_described_size
-from metamix.models.weights import find_weights
+from metamix.models.checkpoint import check_described_size
 from metamix.utils.rules import (
     REMEDY,
     Flag,
@@ -23,7 +22,9 @@ from metamix.utils.rules import (
     refuse_entry,
     rules_of,
 )
-from metamix.weights.files import load_into, load_weights
+from metamix.weights.files import load_weights
+from metamix.weights.find import find_weights
+from metamix.weights.fit import load_into
 from metamix.weights.metadata import (
     MAX_CLASSES,
     ModelMetadata,
@@ -36,7 +37,6 @@ from metamix.weights.metadata import (
     without_head,
 )
 
-from .anchors import ANCHOR_SCALE
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
 
@@ -109,8 +109,6 @@ class DetectorSpec:
             )
         if values["detector"] != "retinanet":
             values["anchor_scale"] = None
-        elif values["anchor_scale"] is None:  # older files
-            values["anchor_scale"] = values["detector_args"].get("anchor_scale", ANCHOR_SCALE)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

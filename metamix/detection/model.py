@@ -9,8 +9,8 @@ from torch import nn
 
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
-from metamix.models.weights import find_weights
 from metamix.weights.files import load_metadata
+from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata, check_trained_with
 
 from .anchors import describe_sizes
@@ -41,8 +41,6 @@ class DetectionModel:
         options = self.options
         start = metadata or (load_metadata(find_weights(options.checkpoint)) if options.checkpoint else {})
         of_detector = start.get("task") == "detection"
-        if metadata is not None and "anchor_scale" not in metadata:  # a run of metamix 0.1, which had no auto
-            options.anchor_scale = DetectorSpec.from_dict(metadata, "the checkpoint").anchor_scale or "auto"
         if of_detector:
             source = options.checkpoint or "the checkpoint"
             spec = DetectorSpec.from_dict(start, source)

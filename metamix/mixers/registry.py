@@ -51,17 +51,18 @@ def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
         TypeError: the name is missing, or the decorated object is not an `nn.Module` class.
     """
     if not isinstance(name, str):
-        given = getattr(name, "__name__", repr(name))
+        decorated = getattr(name, "__name__", repr(name))
         raise TypeError(
-            f'register_mixer takes the mixer\'s name, got {given}: write @register_mixer("my_mixer") above the class.'
+            f'register_mixer takes the mixer\'s name, got {decorated}: write @register_mixer("my_mixer") above the '
+            f"class."
         )
 
     def register(cls: MixerClass) -> MixerClass:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise TypeError(f"register_mixer({name!r}) takes a torch.nn.Module class, got {cls!r}.")
-        known = _MIXERS.get(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"A mixer named {name!r} is registered already ({known.__module__}): choose another name.")
+        other = _MIXERS.get(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"A mixer named {name!r} is registered already ({other.__module__}): choose another name.")
         parameters = list(inspect.signature(cls).parameters.values())
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         others = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
@@ -140,9 +141,9 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
-    given = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+    output = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
     raise ValueError(
-        f"{mixer} returned {given} for a map of shape {tuple(x.shape)}: a mixer must keep the shape (B, C, H, W)."
+        f"{mixer} returned {output} for a map of shape {tuple(x.shape)}: a mixer must keep the shape (B, C, H, W)."
     )
 
 
@@ -155,18 +156,20 @@ def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = Tr
         defaults: show the options that are not given too; without them the text is the same after a mixer got a new
             option.
     """
-    known = {option.name: plain(option.default) for option in mixer_options(name) if "drop" not in option.name}
-    given = {option: plain(value) for option, value in options.items() if option in known}
-    shown = known | given if defaults else {option: value for option, value in given.items() if value != known[option]}
+    default = {option.name: comparable(option.default) for option in mixer_options(name) if "drop" not in option.name}
+    changed = {option: comparable(value) for option, value in options.items() if option in default}
+    if not defaults:
+        changed = {option: value for option, value in changed.items() if value != default[option]}
+    shown = default | changed if defaults else changed
     return f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
 
 
-def plain(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """Return a value in a form that compares equal: lists as tuples, equal sides as one number, functions by name."""
     if isinstance(value, FunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (list, tuple)):
-        value = tuple(map(plain, value))
+        value = tuple(map(comparable, value))
         return value[0] if len(value) == 2 and value[0] == value[1] else value
     return value
 

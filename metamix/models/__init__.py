@@ -1,17 +1,17 @@
 """Models: the skeleton, one file for each family of registered names, weights, and backbones with pyramids."""
 
-from . import metaformer_family, minattn, ninformer, raftmlp, wavemix
+from . import metaformer_family, minattn, ninformer, poolformer, raftmlp, wavemix
 from .image_models import create_image_model
 from .listing import (
     ImageModelInfo,
     ImageWeightsInfo,
     ModelInfo,
     WeightsInfo,
+    count_macs,
     list_all_models,
     list_image_models,
     list_models,
 )
-from .macs import count_macs
 from .metaformer import MetaFormer
 from .official import load_official
 from .raftmlp import ShortcutClassifier
@@ -19,5 +19,5 @@ from .raftmlp import ShortcutClassifier
 __all__ = [
     "ImageModelInfo", "ImageWeightsInfo", "MetaFormer", "ModelInfo", "ShortcutClassifier", "WeightsInfo", "count_macs",
     "create_image_model", "list_all_models", "list_image_models", "list_models", "load_official",
-    "metaformer_family", "minattn", "ninformer", "raftmlp", "wavemix",
+    "metaformer_family", "minattn", "ninformer", "poolformer", "raftmlp", "wavemix",
 ]  # fmt: skip

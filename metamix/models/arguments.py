@@ -24,7 +24,7 @@ MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1
 
 
 def per_stage(name: str, value: Any, stages: int) -> list:
-    """Return one value for each stage: those of a sequence, or the same value for all.
+    """Return one value for each stage: the entries of a sequence, or the same value for all.
 
     Args:
         name: the argument's name, for messages.
@@ -56,9 +56,9 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
         raise ValueError(f"mixer is {mixer!r}: give the name of a registered mixer, or one for each stage.")
     if not all(isinstance(options, Mapping) and all(isinstance(key, str) for key in options) for options in args):
         raise ValueError(f"mixer_args is {mixer_args!r}: give a dict of the mixer's options, or one for each stage.")
-    if own := {"name", "dim", "size"}.intersection(chain(*args)):
+    if reserved := {"name", "dim", "size"}.intersection(chain(*args)):
         raise ValueError(
-            f"mixer_args has {', '.join(sorted(own))}, which the skeleton sets: use mixer, dims and img_size."
+            f"mixer_args has {', '.join(sorted(reserved))}, which the skeleton sets: use mixer, dims and img_size."
         )
     return names, [dict(options) for options in args]
 
@@ -121,11 +121,11 @@ def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Col
     """
     if callable(layer):
         return layer
-    known = {name.replace("_", ""): name for name in names}
+    by_spelling = {name.replace("_", ""): name for name in names}
     spelt = str(layer).replace("_", "").lower()
-    if spelt not in known:
+    if spelt not in by_spelling:
         raise ValueError(
             f"{option} is {layer!r}{did_you_mean(layer, names)} Accepted: a constructor of your own, or one of "
             f"{', '.join(names)}."
         )
-    return get(known[spelt])
+    return get(by_spelling[spelt])

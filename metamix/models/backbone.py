@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from metamix.utils.checks import check_choice, check_count, check_one_source
-from metamix.weights.download import reach_weights
+from metamix.weights.download import require_reachable
+from metamix.weights.find import read_weights
 
-from .batch_norms import apply_batch_norms, check_batch_norms
+from .batch_norms import BATCH_NORMS, apply_batch_norms
+from .checkpoint import adapt_checkpoint
 from .metaformer import MetaFormer
 from .pyramids import FeaturePyramid, SimplePyramid, StageMaps
-from .registry import check_model, check_published
-from .weights import adapt_checkpoint, check_all_but_head, read_weights
+from .registry import check_model
 
 EXTRA: dict[str, tuple[int, Callable[[int], ExtraFPNBlock | None]]] = {  # levels after the coarsest: number, builder
     "none": (0, lambda dim: None),
@@ -139,7 +140,7 @@ def build_backbone(
             in RetinaNet and FCOS).
         pretrained: load the model's published weights.
         checkpoint: load the weights of a classifier from this file or run folder.
-        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes batch norms with loaded weights and replaces others.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
             unless it is given, also for models that were made for grey images.
 
@@ -148,7 +149,7 @@ def build_backbone(
             finer than stride 4; no weights are published; the checkpoint is of another model or lacks weights.
     """
     check_request(name, out_indices, extra, pretrained, checkpoint)
-    check_batch_norms(batch_norms)
+    check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if out_channels is None and extra != "none":
         raise ValueError(f"extra is {extra!r}, and levels of one width are needed for it: give out_channels.")
     if out_channels is not None:
@@ -159,11 +160,11 @@ def build_backbone(
     body = apply_batch_norms(body, batch_norms, loaded=pretrained or bool(checkpoint))
 
     levels = [(str(i), source, times) for i, (source, times) in zip(out_indices, plan.sources)]
-    own = [plan.dims[source] for source, _ in plan.sources]
+    dims = [plan.dims[source] for source, _ in plan.sources]
     count, make_extra = EXTRA[extra]
     pyramid: nn.Module
     if plan.isotropic:
-        pyramid = SimplePyramid(plan.dims, levels, out_channels or own[0], make_extra(out_channels or own[0]))
+        pyramid = SimplePyramid(plan.dims, levels, out_channels or dims[0], make_extra(out_channels or dims[0]))
     elif out_channels is None:
         pyramid = StageMaps(plan.dims, levels)
     else:
@@ -173,7 +174,7 @@ def build_backbone(
         pyramid,
         levels=map(str, out_indices),
         strides=[*plan.strides, *(plan.strides[-1] * 2 ** (i + 1) for i in range(count))],
-        channels=[out_channels or dim for dim in own],
+        channels=[out_channels or dim for dim in dims],
         size_divisible=plan.size_divisible,
     )
 
@@ -183,25 +184,15 @@ ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)  # of timm's ViT a
 
 @dataclass(frozen=True)
 class Plan:
-    """How the levels of a pyramid follow from the maps of a model.
+    """How the levels of a pyramid follow from the maps of a model."""
 
-    Attributes:
-        isotropic: whether all maps have one stride.
-        strides: of the levels.
-        body_indices: the maps that are used, as `out_indices` of timm.
-        dims: channels of these maps.
-        sources: for each level, which of these maps it is made from, and how often that is halved.
-        size_divisible: images whose sides are multiples of this have maps of exactly these strides.
-        input_size: (H, W) of the images that the model is made for.
-    """
-
-    isotropic: bool
-    strides: tuple[float, ...]
-    body_indices: tuple[int, ...]
-    dims: tuple[int, ...]
-    sources: tuple[tuple[int, int], ...]
-    size_divisible: int
-    input_size: tuple[int, int]
+    isotropic: bool  # whether all maps have one stride
+    strides: tuple[float, ...]  # of the levels
+    body_indices: tuple[int, ...]  # the maps that are used, as `out_indices` of timm
+    dims: tuple[int, ...]  # channels of these maps
+    sources: tuple[tuple[int, int], ...]  # for each level, which of these maps it is made from, and how often halved
+    size_divisible: int  # images whose sides are multiples of this have maps of exactly these strides
+    input_size: tuple[int, int]  # (H, W) of the images that the model is made for
 
 
 def plan_levels(name: str, out_indices: Sequence[int], model_args: dict[str, Any]) -> Plan:
@@ -239,7 +230,7 @@ def check_request(
     name: str, out_indices: Sequence[int], extra: str, pretrained: bool, checkpoint: str | Path | None
 ) -> None:
     """Raise ValueError for an unknown model, or arguments of `build_backbone` that are wrong before it is built."""
-    check_model(name)
+    check_model(name, pretrained)
     check_choice("extra", extra, EXTRA)
     if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
         raise ValueError(
@@ -247,8 +238,6 @@ def check_request(
             f"for strides 4, 8, 16, 32: such as (0, 1, 2, 3) or (1, 2, 3)."
         )
     check_one_source(pretrained, checkpoint)
-    if pretrained:
-        check_published(name)
 
 
 def build_probe(name: str, model_args: dict[str, Any]) -> Any:
@@ -283,8 +272,8 @@ def find_fixed_size(name: str, model_args: dict[str, Any]) -> tuple[int, int] | 
     probe = build_probe(name, model_args).eval()
     if isinstance(getattr(probe, "model", None), MetaFormer):
         return None
-    channels, *own = probe.pretrained_cfg["input_size"]
-    h, w = to_2tuple(model_args.get("img_size", tuple(own)))
+    channels, *default_size = probe.pretrained_cfg["input_size"]
+    h, w = to_2tuple(model_args.get("img_size", tuple(default_size)))
 
     def runs(height: int, width: int) -> bool:
         try:
@@ -304,35 +293,23 @@ def load_body(
     size: tuple[int, int],
     model_args: dict[str, Any],
 ) -> nn.Module:
-    """Build timm's feature extractor with its weights.
-
-    Args:
-        name: the model.
-        indices: the maps, as `out_indices` of timm.
-        pretrained, checkpoint, model_args: as in `build_backbone`.
-        size: (H, W) of the images that the model is made for.
-    """
+    """Build timm's feature extractor with its weights, for the maps `indices`, and images (H, W) of `size`."""
     weights: dict[str, Any] = {"pretrained": pretrained}
     if pretrained:
-        reach_weights(name)
+        require_reachable(name)
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
         if metadata.task not in (None, "classification"):
-            raise ValueError(f"{checkpoint} has weights of {metadata.task}: give those of a classifier, of {ours}")
+            raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
             raise ValueError(
                 f"{checkpoint} holds the weights of {theirs}, not of {ours}: take that backbone (--model {theirs})"
             )
         with torch.device("meta"):
             model = timm.create_model(name, **model_args)
-        given = adapt_checkpoint(model, tensors, checkpoint, metadata)
-        try:
-            check_all_but_head(given, model)  # timm would leave missing weights random
-        except ValueError as error:
-            raise ValueError(f"{checkpoint}: {error}") from None
-        known = metadata.pretrained_cfg()
-        cfg: dict[str, Any] = {key: known[key] for key in ("mean", "std") if key in known}
+        adapt_checkpoint(model, tensors, checkpoint, metadata)  # only a check: timm would leave missing weights random
+        cfg: dict[str, Any] = {key: value for key, value in metadata.pretrained_cfg().items() if key in ("mean", "std")}
         if metadata.in_chans is not None:  # timm adapts the stem to another number of channels
             cfg["input_size"] = (metadata.in_chans, *size)
         weights = {"pretrained": True, "pretrained_cfg_overlay": cfg | {"state_dict": tensors}}

@@ -9,23 +9,18 @@ from metamix.utils.checks import check_choice
 BATCH_NORMS = ("auto", "freeze", "replace", "train")
 
 
-def check_batch_norms(batch_norms: str) -> None:
-    """Raise ValueError for an unknown treatment of batch norms."""
-    check_choice("batch_norms", batch_norms, BATCH_NORMS)
-
-
 def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
     """Freeze all batch norms of a model, replace them by group norms, or leave them to be trained.
 
     Args:
         body: the model.
-        batch_norms: "freeze", "replace" or "train"; "auto" freezes those of loaded weights and replaces others.
+        batch_norms: "freeze", "replace" or "train"; "auto" freezes batch norms with loaded weights and replaces others.
         loaded: whether the weights are loaded.
 
     Raises:
         ValueError: `batch_norms` is something else.
     """
-    check_batch_norms(batch_norms)
+    check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if batch_norms == "auto":
         batch_norms = "freeze" if loaded else "replace"
     if batch_norms == "freeze":

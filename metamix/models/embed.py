@@ -21,8 +21,8 @@ Embed = Callable[[int, int], nn.Module]  # (in_chans, dim) -> a stem or a downsa
 class ConvEmbed(Conv2d):
     """A convolution as stem or downsampling: (B, in, H, W) -> (B, out, H', W').
 
-    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The arguments are
-    those of a convolution, since tools such as LoRA build another one like it.
+    H' = floor((H + 2 p - d (k - 1) - 1) / s) + 1 for a kernel k, stride s, padding p and dilation d. The constructor
+    takes a convolution's arguments, since tools such as LoRA build another one like it.
     """
 
     def __init__(

@@ -21,30 +21,26 @@ the convolutions. One scale is supervised, since there is no next stage that tak
 
 import inspect
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metamix.mixers.registry import plain
+from metamix.mixers.registry import comparable
 from metamix.utils.checks import check_one_source
 from metamix.utils.text import did_you_mean
 from metamix.weights.download import download
-from metamix.weights.metadata import ModelMetadata
+from metamix.weights.find import local_weights, nothing_published, read_weights
+from metamix.weights.fit import check_size, load_into
+from metamix.weights.layout import OURS, Layout
 
 from .arguments import check_known
-from .formats import OURS, SISR, SISR_ONE_LEVEL, WAVEMIXSR, Format
 from .maxim import MaximUNet
-from .maxim_format import maxim_format
-from .official import flatten, flax_parameters
-from .same_function import check_size
-from .wavemix_restoration import WaveMixSisr, WaveMixSR
-from .weights import check_state, local_weights, nothing_published, read_weights
+from .maxim_layout import maxim_layout
+from .wavemix_restoration import SISR, SISR_ONE_LEVEL, WAVEMIXSR, WaveMixSisr, WaveMixSR
 
 
 @dataclass(frozen=True)
@@ -82,12 +78,12 @@ def create_image_model(
 ) -> nn.Module:
     """Build an image model. Like every new module of torch, it is in training mode.
 
-    In training mode it returns a list of images, those of each stage and scale; the last one is the result. After
+    In training mode it returns a list of images, one of each stage and scale; the last one is the result. After
     `eval()` it returns the result.
 
     Args:
         name: a registered name, or NAME.TAG for certain weights.
-        pretrained: load published or shipped weights: those of the tag, or the first.
+        pretrained: load published or shipped weights: the tag's, or the first.
         checkpoint: load this file: a safetensors or PyTorch file, ours or the authors', or an .npz of MAXIM's authors.
             Model arguments in its metadata become the defaults.
         kwargs: arguments of the model's class; they override presets and metadata.
@@ -106,7 +102,7 @@ def create_image_model(
         checkpoint = published_weights(name)
     if checkpoint is None:
         return entry.build(**entry.preset | kwargs)
-    tensors, metadata = read_image_weights(checkpoint)
+    tensors, metadata = read_weights(checkpoint)
     if metadata.architecture not in (None, base):
         raise ValueError(f"{checkpoint} has weights of {metadata.model}, not of {base}: create that model.")
     saved = metadata.model_args | ({} if metadata.in_chans is None else {"in_chans": metadata.in_chans})
@@ -119,16 +115,17 @@ def create_image_model(
         with torch.device("meta"):
             check_size(entry.build(**arguments), tensors, base, checkpoint)
     model = entry.build(**arguments)
-    load_image_weights(model, tensors, f"the {base} of these arguments", checkpoint)
+    name, layout = f"the {base} of these arguments", image_layout(model, tensors)
+    load_into(model, tensors, checkpoint, name=name, layout=layout)
     return model
 
 
-def warn_of_changes(given: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
-    """Warn if arguments differ from those of training: the tensors may fit all the same."""
+def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], source: object) -> None:
+    """Warn if arguments differ from what the weights were trained with: the tensors may fit all the same."""
     changed = [
         f"{name}={value!r} where the weights have {trained[name]!r}"
-        for name, value in given.items()
-        if plain(value) != plain(trained[name]) and "drop" not in name  # dropout only changes the training
+        for name, value in arguments.items()
+        if comparable(value) != comparable(trained[name]) and "drop" not in name  # dropout only changes the training
     ]
     if changed:
         warnings.warn(f"{source}: the model computes another function: {', '.join(changed)}", stacklevel=3)
@@ -170,7 +167,7 @@ def published_source(name: str, tag: str) -> str:
 
 
 def published_weights(name: str) -> Path:
-    """Return the file of published weights of NAME or NAME.TAG, downloaded if needed.
+    """Return the file of the weights that `with_tag` names, downloaded if needed.
 
     Raises:
         ValueError: the name or the tag is unknown, or none are published.
@@ -194,44 +191,10 @@ def with_tag(name: str) -> str:
     return f"{name}.{tag or tags[0]}"
 
 
-def read_image_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
-    """Read a weight file: the tensors by name, and the metadata. Nothing in it is unpickled.
-
-    Raises:
-        ValueError: the file holds no weights.
-        FileNotFoundError: there is no such file.
-    """
-    if Path(path).suffix != ".npz":
-        return read_weights(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return flatten(flax_parameters(arrays)), ModelMetadata()
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
-
-
-def load_image_weights(model: nn.Module, state: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Load weights of ours or of the authors; every tensor must be there and fit.
-
-    Args:
-        model: an image model.
-        state: tensors by name.
-        name: what to call the model in messages.
-        source: the file, for messages.
-    """
-    layout = image_format(model, state)
-    given, unknown = layout.translate(state, model)
-    try:
-        check_state(given, model.state_dict(), unknown, name, layout.name)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    model.load_state_dict(given)
-
-
-def image_format(model: nn.Module, state: Mapping[str, Tensor]) -> Format:
-    """Return the format of a file: the authors' if it has a tensor that only theirs has, or else ours."""
+def image_layout(model: nn.Module, state: Mapping[str, Tensor]) -> Layout:
+    """Return the layout of a file: the authors' if it has a tensor that only theirs has, or else ours."""
     if isinstance(model, MaximUNet) and "stage_0_input_conv_0/kernel" in state:
-        return maxim_format(model, state)
+        return maxim_layout(model, state)
     if isinstance(model, WaveMixSR) and "path1.1.weight" in state:
         return WAVEMIXSR
     if isinstance(model, WaveMixSisr) and "expand.0.weight" in state:

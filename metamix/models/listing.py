@@ -9,6 +9,7 @@ Sizes are counted once and kept in `sizes.json`. After changing a model, write t
     python -c "from metamix.models.listing import write_sizes; write_sizes()"
 """
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,13 +19,14 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from metamix.utils.text import matching
+from metamix.weights.find import local_cards
 
 from .image_models import create_image_model, image_model_names, published_source, tags_of
-from .macs import count_macs
 from .registry import default_cfgs
-from .weights import local_cards
 
 # {name: [parameters, multiply-adds]}; image models add [channels, scale]
 SIZES = Path(__file__).with_name("sizes.json")
@@ -33,88 +35,53 @@ IMAGE_SIDE = 256  # pixels of the restored image that the multiply-adds of an im
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Trained weights of a model.
+    """Trained weights of a model."""
 
-    Attributes:
-        tag: the weights are `timm.create_model("NAME.TAG", pretrained=True)`.
-        data: the data set that they were trained on, if known.
-        top1: accuracy on its test split in percent, if it was measured here.
-        input_size: (C, H, W) of the training images.
-        num_classes: classes.
-        source: path of the file, or name of the repository on the Hugging Face hub.
-    """
-
-    tag: str
-    data: str | None
-    top1: float | None
-    input_size: tuple[int, int, int]
+    tag: str  # the weights are `timm.create_model("NAME.TAG", pretrained=True)`
+    data: str | None  # the data set that they were trained on, if known
+    top1: float | None  # accuracy on its test split in percent, if it was measured here
+    input_size: tuple[int, int, int]  # (C, H, W) of the training images
     num_classes: int
-    source: str
+    source: str  # path of the file, or name of the repository on the Hugging Face hub
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A registered model.
+    """A registered model."""
 
-    Attributes:
-        name: registered name, for `timm.create_model`.
-        parameters: number of parameters.
-        macs: multiply-adds for one image of `input_size`, see `count_macs`.
-        input_size: (C, H, W) of the images that the model is made for.
-        num_classes: classes that the model is made for.
-        weights: trained weights, the default first.
-    """
-
-    name: str
+    name: str  # for `timm.create_model`
     parameters: int
-    macs: int
-    input_size: tuple[int, int, int]
-    num_classes: int
-    weights: tuple[WeightsInfo, ...]
+    macs: int  # multiply-adds for one image of `input_size`, see `count_macs`
+    input_size: tuple[int, int, int]  # (C, H, W) of the images that the model is made for
+    num_classes: int  # that the model is made for
+    weights: tuple[WeightsInfo, ...]  # the default first
 
 
 @dataclass(frozen=True)
 class ImageWeightsInfo:
-    """Trained weights of a model that returns images.
+    """Trained weights of a model that returns images."""
 
-    Attributes:
-        tag: the weights are `metamix.create_image_model("NAME.TAG", pretrained=True)`.
-        data: the images that they were trained on, if known.
-        test_data: the images that they were scored on, if they were scored here.
-        psnr: mean PSNR of these in dB.
-        source: path or address of the file.
-    """
-
-    tag: str
-    data: str | None
-    test_data: str | None
-    psnr: float | None
-    source: str
+    tag: str  # the weights are `metamix.create_image_model("NAME.TAG", pretrained=True)`
+    data: str | None  # the images that they were trained on, if known
+    test_data: str | None  # the images that they were scored on, if they were scored here
+    psnr: float | None  # mean over these images in dB
+    source: str  # path or address of the file
 
 
 @dataclass(frozen=True)
 class ImageModelInfo:
-    """A registered model that returns images.
+    """A registered model that returns images."""
 
-    Attributes:
-        name: registered name, for `metamix.create_image_model`.
-        parameters: number of parameters.
-        macs_per_pixel: multiply-adds for each pixel of the result, see `count_macs`.
-        in_chans: channels of the images.
-        scale: size of the result over that of the input.
-        weights: trained weights, the default first.
-    """
-
-    name: str
+    name: str  # for `metamix.create_image_model`
     parameters: int
-    macs_per_pixel: int
-    in_chans: int
-    scale: int
-    weights: tuple[ImageWeightsInfo, ...]
+    macs_per_pixel: int  # multiply-adds for each pixel of the result, see `count_macs`
+    in_chans: int  # channels of the images
+    scale: int  # size of the result over that of the input
+    weights: tuple[ImageWeightsInfo, ...]  # the default first
 
 
 def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ModelInfo]:
-    """List the models of the zoo, and those that you registered with `metamix.models.registry.register`.
+    """List the models of the zoo, and the models that you registered with `metamix.models.registry.register`.
 
     Args:
         pattern: a name with wildcards such as `"*raft*"`, or several of them.
@@ -127,31 +94,23 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
         ValueError: a pattern matches no model.
     """
     others = "metamix.list_models() lists all, and metamix.list_image_models() those that return images."
-    models = map(model_info, matching(as_patterns(pattern), list(default_cfgs), others))
+    models = [model_info(name) for name in choose(pattern, list(default_cfgs), others)]
     return [model for model in models if model.weights or not pretrained]
 
 
 def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False) -> list[ImageModelInfo]:
-    """List the image restoration models, and those that you registered with `register_image_model`.
+    """List the image restoration models, and what you registered with `register_image_model`.
 
-    Args:
-        pattern: a name with wildcards such as `"maxim_s*"`, or several of them.
-        pretrained: list only models with weights.
-
-    Returns:
-        The models in the order of their registration.
-
-    Raises:
-        ValueError: a pattern matches no model.
+    Arguments and errors are as for `list_models`.
     """
     others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
-    models = map(image_model_info, matching(as_patterns(pattern), image_model_names(), others))
+    models = [image_model_info(name) for name in choose(pattern, image_model_names(), others)]
     return [model for model in models if model.weights or not pretrained]
 
 
-def as_patterns(pattern: str | Iterable[str]) -> list[str]:
-    """Return one pattern, or several, as a list."""
-    return [pattern] if isinstance(pattern, str) else list(pattern)
+def choose(pattern: str | Iterable[str], names: list[str], others: str) -> list[str]:
+    """Return the names that match one pattern or several; `others` says in an error what lists all."""
+    return matching([pattern] if isinstance(pattern, str) else list(pattern), names, others)
 
 
 def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = False) -> list[ModelInfo | ImageModelInfo]:
@@ -163,15 +122,15 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
         ValueError: a pattern matches no model.
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: tags_of(n) for n in image_model_names()}
-    known = [*tags, *(f"{name}.{tag}" for name in tags for tag in tags[name] if tag)]
-    chosen = set(matching(list(patterns), known, "`metamix models` lists all."))
+    tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
+    chosen = set(choose(patterns, [*tags, *tagged], "`metamix models` lists all."))
     models = []
     for name in tags:
-        weights = {tag for tag in tags[name] if f"{name}.{tag}" in chosen}
-        if name in chosen or weights:
+        chosen_tags = {tag for tag in tags[name] if name in chosen or f"{name}.{tag}" in chosen}
+        if name in chosen or chosen_tags:
             model = model_info(name) if name in default_cfgs else image_model_info(name)
-            own: Any = model.weights if name in chosen else tuple(w for w in model.weights if w.tag in weights)
-            models.append(replace(model, weights=own))
+            weights: Any = tuple(weights for weights in model.weights if weights.tag in chosen_tags)
+            models.append(replace(model, weights=weights))
     return [model for model in models if model.weights or not pretrained]
 
 
@@ -181,58 +140,41 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         ValueError: it was registered with arguments that make no model.
     """
-    cfgs = default_cfgs[name].cfgs
+    cfgs, cards = default_cfgs[name].cfgs, local_cards().get(name, {})
     try:
-        parameters, macs = size_of(name)
+        parameters, macs = known_sizes().get(name) or count_size(name)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is registered with arguments that make no model: {error}") from error
-    return ModelInfo(
-        name=name,
-        parameters=parameters,
-        macs=macs,
-        input_size=cfgs[""].input_size,
-        num_classes=cfgs[""].num_classes,
-        weights=tuple(weights_info(name, tag) for tag in default_cfgs[name].tags if tag),
-    )
-
-
-def weights_info(name: str, tag: str) -> WeightsInfo:
-    """Describe the weights NAME.TAG."""
-    cfg = default_cfgs[name].cfgs[tag]
-    card = local_cards().get(name, {}).get(tag, {})
-    return WeightsInfo(
-        tag=tag,
-        data=card.get("data"),
-        top1=card.get("top1"),
-        input_size=cfg.input_size,
-        num_classes=cfg.num_classes,
-        source=str(cfg.file or cfg.hf_hub_id or cfg.url),
-    )
+    weights = [
+        WeightsInfo(
+            tag=tag,
+            data=cards.get(tag, {}).get("data"),
+            top1=cards.get(tag, {}).get("top1"),
+            input_size=cfgs[tag].input_size,
+            num_classes=cfgs[tag].num_classes,
+            source=str(cfgs[tag].file or cfgs[tag].hf_hub_id or cfgs[tag].url),
+        )
+        for tag in default_cfgs[name].tags
+        if tag
+    ]
+    return ModelInfo(name, parameters, macs, cfgs[""].input_size, cfgs[""].num_classes, tuple(weights))
 
 
 def image_model_info(name: str) -> ImageModelInfo:
     """Describe a registered image model."""
-    parameters, macs, in_chans, scale = image_size_of(name)
-    return ImageModelInfo(
-        name=name,
-        parameters=parameters,
-        macs_per_pixel=round(macs / IMAGE_SIDE**2),
-        in_chans=in_chans,
-        scale=scale,
-        weights=tuple(image_weights_info(name, tag) for tag in tags_of(name)),
-    )
-
-
-def image_weights_info(name: str, tag: str) -> ImageWeightsInfo:
-    """Describe the weights NAME.TAG of an image model."""
-    card = local_cards().get(name, {}).get(tag, {})
-    return ImageWeightsInfo(
-        tag=tag,
-        data=card.get("data"),
-        test_data=card.get("test_data"),
-        psnr=card.get("psnr"),
-        source=published_source(name, tag),
-    )
+    cards = local_cards().get(name, {})
+    parameters, macs, in_chans, scale = known_sizes().get(name) or count_size(name)
+    weights = [
+        ImageWeightsInfo(
+            tag=tag,
+            data=cards.get(tag, {}).get("data"),
+            test_data=cards.get(tag, {}).get("test_data"),
+            psnr=cards.get(tag, {}).get("psnr"),
+            source=published_source(name, tag),
+        )
+        for tag in tags_of(name)
+    ]
+    return ImageModelInfo(name, parameters, round(macs / IMAGE_SIDE**2), in_chans, scale, tuple(weights))
 
 
 @cache
@@ -241,42 +183,39 @@ def known_sizes() -> dict[str, list[int]]:
     return json.loads(SIZES.read_text()) if SIZES.is_file() else {}
 
 
-def size_of(name: str) -> tuple[int, int]:
-    """Return parameters and multiply-adds of a registered name, counted if they are not in `sizes.json`."""
-    parameters, macs = known_sizes().get(name) or count_size(name)
-    return parameters, macs
-
-
 @cache
-def count_size(name: str) -> tuple[int, int]:
-    """Count parameters and multiply-adds of a registered name on the meta device."""
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    return sum(p.numel() for p in model.parameters()), count_macs(model, default_cfgs[name].cfgs[""].input_size)
+def count_size(name: str) -> list[int]:
+    """Count the parameters and the multiply-adds of a registered name on the meta device.
 
-
-def image_size_of(name: str) -> tuple[int, int, int, int]:
-    """Return the size of an image model as `count_image_size` does, from `sizes.json` where the name is in it."""
-    parameters, macs, in_chans, scale = known_sizes().get(name) or count_image_size(name)
-    return parameters, macs, in_chans, scale
-
-
-@cache
-def count_image_size(name: str) -> tuple[int, int, int, int]:
-    """Count an image model on the meta device.
-
-    Returns:
-        Parameters, multiply-adds for a result of `IMAGE_SIDE` x `IMAGE_SIDE` pixels, channels, scale.
+    The multiply-adds of an image model are for a result of `IMAGE_SIDE` x `IMAGE_SIDE` pixels. The channels of its
+    images and its scale follow.
     """
     with torch.device("meta"):
-        model: Any = create_image_model(name)
+        model: Any = timm.create_model(name) if name in default_cfgs else create_image_model(name)
+    parameters = sum(p.numel() for p in model.parameters())
+    if name in default_cfgs:
+        return [parameters, count_macs(model, default_cfgs[name].cfgs[""].input_size)]
     side = IMAGE_SIDE // model.scale
-    macs = count_macs(model, (model.in_chans, side, side))
-    return sum(p.numel() for p in model.parameters()), macs, model.in_chans, model.scale
+    return [parameters, count_macs(model, (model.in_chans, side, side)), model.in_chans, model.scale]
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Count the multiply-adds of a model for one image, on the meta device.
+
+    Convolutions, matrix products and attention count: half of what torch's flop counter says. Norms, activations,
+    pooling, resampling, a sliced wavelet transform and other element-wise work do not count.
+
+    Args:
+        model: the model, on any device; it is not changed.
+        input_size: (C, H, W).
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *input_size, device="meta", dtype=next(model.parameters()).dtype))
+    return counter.get_total_flops() // 2
 
 
 def write_sizes() -> None:
     """Count the sizes of all registered names, and write `sizes.json`."""
-    sizes: dict[str, tuple[int, ...]] = {name: count_size(name) for name in default_cfgs}
-    sizes |= {name: count_image_size(name) for name in image_model_names()}
-    SIZES.write_text("{\n" + ",\n".join(f'  "{name}": {list(size)}' for name, size in sizes.items()) + "\n}\n")
+    lines = [f'  "{name}": {count_size(name)}' for name in (*default_cfgs, *image_model_names())]
+    SIZES.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -88,8 +88,8 @@ class MaximUNet(GradCheckpointing):
     """Restore images: (B, in_chans, H, W) -> the same shape.
 
     Evaluation takes any H and W of at least 1: images are padded by reflection to multiples of `multiple`, and cropped
-    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: those of the
-    first stage from the coarsest scale to the finest, then those of the next stage. The last one is the restored image.
+    afterwards. Training and exported graphs take only such multiples. Training returns a list of images: the first
+    stage's from the coarsest scale to the finest, then the next stage's. The last one is the restored image.
 
     Args:
         in_chans: image channels.
@@ -157,7 +157,7 @@ class MaximUNet(GradCheckpointing):
         self.num_scales = num_supervision_scales
         self.multiple = multiple_of([*levels, bottleneck], 0), multiple_of([*levels, bottleneck], 1)
         self.stages = nn.ModuleList(
-            Stage(
+            UNet(
                 levels,
                 in_chans=in_chans,
                 scales=num_supervision_scales,
@@ -217,8 +217,8 @@ class MaximUNet(GradCheckpointing):
                         module.window = window and (max(window[0] >> i, 1), max(window[1] >> i, 1))
 
 
-class Stage(nn.Module):
-    """One UNet. `encoder` and `decoder` build `Blocks`. Lists of images and maps are by level, the finest first."""
+class UNet(nn.Module):
+    """One stage. `encoder` and `decoder` build `Blocks`. Lists of images and maps are by level, the finest first."""
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resi
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
 from metamix.utils.checks import check_count, parse_size
+from metamix.weights.fit import function_mismatch
 
 from .arguments import (
     Activation,
@@ -105,7 +106,7 @@ class Stage(nn.Module):
     Args:
         downsample: the downsampling, or the identity.
         blocks: the blocks.
-        make_mixer: builds a mixer like those of the blocks, for maps of another `size`.
+        make_mixer: builds a mixer like the blocks' own, for maps of another `size`.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):
@@ -141,13 +142,12 @@ class Stage(nn.Module):
             name: of this stage in the state dict, such as stages.0.
             metadata: what torch and `_save_to_state_dict` note of this stage.
         """
-        theirs, ours = metadata.get("mixer"), self.mixer_text()
-        if theirs in (None, ours):
-            return None
-        return (
-            f"{name} holds weights of the mixer {theirs}, but this model has {ours}. The tensors may fit, but the "
-            f"model would compute something else. Build the model with the mixer {theirs}, or pass dict(state) to "
-            f"load_state_dict to load the tensors anyway."
+        mixer = self.mixer_text()
+        theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
+        problem = function_mismatch(theirs, ours, f"{name} holds weights")
+        return problem and (
+            f"{problem} Build the model with that mixer, or pass dict(state) to load_state_dict to load the tensors "
+            f"anyway."
         )
 
 

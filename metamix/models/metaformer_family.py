@@ -1,12 +1,4 @@
-"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers.
-
-    metaformer_identity_nano  metaformer_identity_s12  ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_pooling_nano   metaformer_pooling_s12   ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_raft_nano      metaformer_raft_s12      ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_maxim_nano     metaformer_maxim_s12     ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_wavemix_nano   metaformer_wavemix_s12   ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_nin_nano       metaformer_nin_s12       ..._s24  ..._s36  ..._m36  ..._m48
-    metaformer_minattn_nano   metaformer_minattn_s12   ..._s24  ..._s36  ..._m36  ..._m48
+"""The comparison family `metaformer_<mixer>_<size>`: one skeleton, seven mixers, the sizes of `SIZES`.
 
 The sizes s12 to m48 are PoolFormer's (arXiv 2111.11418, table 1): `metaformer_pooling_s12` is PoolFormer-S12, and
 within a size only the mixer differs. The size nano is for images of 32 pixels: an overlapping stem of two convolutions,
@@ -77,15 +69,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class NanoOptions:
-    """Options of a mixer in `nano`, and the width of the MLPs beside it, which are made narrower to pay for the mixer.
+    """Options of a mixer in `nano`, and the width of the MLPs, which are made narrower to pay for the mixer."""
 
-    Attributes:
-        mlp_ratio: hidden width of the MLPs as a multiple of the channels.
-        stages: options of the mixer in each stage; further stages take the last.
-    """
-
-    mlp_ratio: float
-    stages: Sequence[dict[str, Any]] = ({},)
+    mlp_ratio: float  # hidden width of the MLPs as a multiple of the channels
+    stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages take the last
 
 
 # All models cost 73.6 million multiply-adds an image, within 3 %.

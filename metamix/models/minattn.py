@@ -4,17 +4,6 @@
 positions. The similarity is full (query, key, value, projection), collapsed (query and key in one matrix), minimal
 (collapsed, without value and projection) or symmetric (one Cholesky factor for query and key).
 
-    minattn_full_mlp_h1_mnist         minattn_full_mlp_h1_cifar
-    minattn_full_mlp_h4_mnist         minattn_full_mlp_h4_cifar
-    minattn_collapsed_mlp_h1_mnist    minattn_collapsed_mlp_h1_cifar
-    minattn_minimal_mlp_h1_mnist      minattn_minimal_mlp_h1_cifar
-    minattn_full_nomlp_h1_mnist       minattn_full_nomlp_h1_cifar
-    minattn_full_nomlp_h4_mnist       minattn_full_nomlp_h4_cifar
-    minattn_symmetric_nomlp_h1_mnist  minattn_symmetric_nomlp_h1_cifar
-    minattn_symmetric_nomlp_h4_mnist  minattn_symmetric_nomlp_h4_cifar
-    minattn_collapsed_nomlp_h1_mnist  minattn_collapsed_nomlp_h1_cifar
-    minattn_minimal_nomlp_h1_mnist    minattn_minimal_nomlp_h1_cifar
-
 Departure: these models have a norm before each half of a layer and one at the end, and classify the mean over tokens.
 The implementation behind the published table (a third party's) has norms after each half and classifies a class token.
 The number of parameters is the same, except for an unused norm in that implementation.
@@ -55,8 +44,7 @@ def minattn(
     """Build a minimal transformer.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         similarity: a key of `SIMILARITY`.
         num_heads: heads of the attention.
         mlp: with the channel MLP, whose hidden width is `dim`.

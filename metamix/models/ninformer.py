@@ -7,15 +7,18 @@ Departures: the author's token MLP takes exactly 64 tokens. Here the gate of ano
 resampled. MLPs and head start with other random weights than the author's, which are torch's defaults.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from timm.layers import LayerNorm2d
-from torch import nn
+from torch import Tensor, nn
 
 from metamix.utils.checks import check_count
+from metamix.weights.layout import Layout
 
 from .embed import ConvEmbed
+from .official import ModelAndLayout, accept, official
 from .registry import CIFAR10, build, register
 
 
@@ -32,8 +35,7 @@ def ninformer(
     """Build a NiNformer, with the paper's names of its arguments.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         patch_size: side of the patches in pixels.
         d_model: channels.
         d_ffn: hidden width of all MLPs, those over tokens too.
@@ -59,3 +61,40 @@ def ninformer(
 
 
 register("ninformer_cifar", ninformer, cfg=CIFAR10 | dict(pool_size=(8, 8)))
+
+
+# Checkpoints of github.com/Abdullah-88/NiNformer
+
+NINFORMER = Layout((
+    (r"^head\.", "classifier."),
+    (r"^stem\.", "patcher."),
+    (r"^stages\.0\.blocks\.", "model."),
+    (r"\.norm1\.", ".norm."),
+    (r"\.mixer\.value\.", ".mgu.proj."),
+    (r"\.mixer\.token_norm\.", ".mgu.Mixer.token_mix.0."),
+    (r"\.mixer\.token_mlp\.", ".mgu.Mixer.token_mix.2."),
+    (r"\.mixer\.channel_norm\.", ".mgu.Mixer.channel_mix.0."),
+    (r"\.mixer\.channel_mlp\.", ".mgu.Mixer.channel_mix.1."),
+    (r"\.mlp\.", ".ffn."),
+    (r"\.fc1\.", ".net.0."),
+    (r"\.fc2\.", ".net.3."),
+))  # fmt: skip
+
+
+@official("ninformer", same=("d_model", "d_ffn", "num_layers"))
+def official_ninformer(
+    state: Mapping[str, Tensor],
+    *,
+    image_size: int = 32,
+    patch_size: int = 4,
+    in_channels: int = 3,
+    num_classes: int = 10,
+    seq_len: int = 64,
+    dropout: float = 0.5,
+    **arguments: Any,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the author's `NiNformer`."""
+    tokens = (image_size // patch_size) ** 2
+    accept("seq_len", seq_len, [tokens], f"{tokens}, the patches of an image of {image_size} pixels")
+    arguments |= dict(patch_size=patch_size, in_chans=in_channels, num_classes=num_classes, proj_drop_rate=dropout)
+    return ninformer("ninformer_cifar", img_size=image_size, **arguments), NINFORMER

@@ -73,7 +73,7 @@ class SimplePyramid(nn.Module):
     """ViTDet's pyramid over the last of the maps.
 
     Finer levels come from deconvolutions, coarser ones from max pooling. A 1x1 and a 3x3 convolution with LayerNorm
-    follow. The arguments are those of `FeaturePyramid`; a negative number of halvings is a number of doublings.
+    follow. It takes the arguments of `FeaturePyramid`; a negative number of halvings is a number of doublings.
     """
 
     def __init__(

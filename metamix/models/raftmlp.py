@@ -7,20 +7,25 @@ Departures in training: the authors drop the vertical and the horizontal MLP sep
 blocks, and have dropout in the raft MLPs too. Channel MLPs, head and stem start with other random weights than theirs.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
+from einops import rearrange
 from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from metamix.layers import ConvWeights, resize_to, round_up
+from metamix.mixers.raft import RaftMlp
 from metamix.utils.checks import check_count
+from metamix.weights.layout import Layout
 
 from .arguments import check_stages, per_stage
 from .embed import CeilEmbed
 from .metaformer import MetaFormer
+from .official import ModelAndLayout, accept, official, refuse
 from .registry import IMAGENET, build, register
 
 
@@ -108,8 +113,7 @@ def raftmlp(
     """Build a RaftMLP, with the paper's names of its arguments.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         dims: channels of each level.
         depths: blocks of each level.
         patch_sizes: stride of each level's patch embedding.
@@ -144,3 +148,102 @@ for name, dims in {
     "raftmlp_l": (128, 192, 512, 1024),
 }.items():
     register(name, raftmlp, cfg=IMAGENET | dict(first_conv=("stem.convs.0", "stem.convs.1")), dims=dims)
+
+
+# Checkpoints of github.com/okojoalg/raft-mlp
+
+RAFTMLP_NAMES = (
+    (r"^model\.", ""),  # inside ShortcutClassifier
+    (r"^head\.", "classifier."),
+    (r"^norms\.(\d+)\.", r"heads.\1.1."),
+    (r"^gates\.(\d+)\.", r"heads.\1.4."),
+    (r"^stem\.", "stages.0.downsample."),
+    (r"^stages\.(\d+)\.", r"levels.\1."),
+    (r"\.blocks\.(\d+)\.", lambda m: f".fn.{2 + int(m[1])}."),
+    (r"\.mixer\.(vertical|horizontal)\.norm\.", r".mixer.\1.norm.1."),
+    (r"\.mixer\.vertical\.", ".1."),
+    (r"\.mixer\.horizontal\.", ".3."),
+    (r"\.norm2\.", ".5.norm."),
+    (r"\.mlp\.", ".5."),
+    (r"\.fc1\.", ".fn.0."),
+    (r"\.fc2\.", ".fn.3."),
+)
+
+
+def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
+    """Return the layout of a RaftMLP.
+
+    Args:
+        last_head: index of the authors' head that holds the final norm: the last level with shortcuts, else 0.
+        cross: whether patches of several sizes are embedded ("emb_cross_mlp"), else "emb_mixer".
+    """
+    names = (
+        *RAFTMLP_NAMES,
+        (r"^norm\.", f"heads.{last_head}.1."),
+        (r"\.downsample\.convs\.\d+\.", ".fn.0.fc." if cross else ".fn.1."),
+    )
+    patch = "o (c h w) -> o c h w" if cross else "o (h w c) -> o c h w"
+    return Layout(names, partial(arrange_raftmlp, patch=patch))
+
+
+def arrange_raftmlp(key: str, tensor: Tensor, model: nn.Module, patch: str) -> Tensor:
+    """Reorder the channels of norms, and split the weights of patch embeddings by kernel."""
+    *path, name, kind = key.split(".")
+    parent: Any = model.get_submodule(".".join(path))
+    if isinstance(parent, RaftMlp) and name == "norm":  # their norm sees the channels in another order than the stream
+        return rearrange(tensor, "(c r) -> (r c)", r=parent.raft_size)
+    if path[-1:] == ["convs"] and kind == "weight":  # one Linear has the patches of all kernels, side by side
+        columns = tensor.split([conv.weight[0].numel() for conv in parent], dim=1)[int(name)]
+        k = parent[int(name)].kernel_size[0]
+        return rearrange(columns, patch, h=k, w=k)
+    return tensor
+
+
+@official("raftmlp")
+def official_raftmlp(
+    state: Mapping[str, Tensor],
+    *,
+    layers: Sequence[Mapping],
+    in_channels: int = 3,
+    pretrained_image_size: int = 224,
+    num_classes: int = 1000,
+    token_expansion_factor: int = 2,
+    channel_expansion_factor: int = 4,
+    token_mixing_type: str = "ser_pm",
+    embedding_type: str = "emb_cross_mlp",
+    shortcut: bool = True,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' `RaftMLP`."""
+    accept("token_mixing_type", token_mixing_type, ["ser_pm"], "'ser_pm', vertical then horizontal")
+    accept("embedding_type", embedding_type, ["emb_cross_mlp", "emb_mixer"], "'emb_cross_mlp' or 'emb_mixer'")
+    cross = embedding_type == "emb_cross_mlp"
+    wanted = {"depth", "dim", "patch_size", "raft_size", "embedding_kernels"}
+    for i, layer in enumerate(layers):
+        if layer.keys() - {"embedding_kernels"} != wanted - {"embedding_kernels"} or (cross and layer.keys() != wanted):
+            refuse(f"layers[{i}]", dict(layer), f"a dict of {', '.join(sorted(wanted))}")
+        if cross:
+            accept(
+                f"layers[{i}]['patch_size']",
+                layer["patch_size"],
+                [min(layer["embedding_kernels"])],
+                "the smallest kernel",
+            )
+    last = len(layers) - 1
+    raft = dict(expansion=token_expansion_factor, resample="stream")
+    model: Any = raftmlp(
+        "raftmlp_s",
+        in_chans=in_channels,
+        img_size=pretrained_image_size,
+        num_classes=num_classes,
+        depths=tuple(layer["depth"] for layer in layers),
+        dims=tuple(layer["dim"] for layer in layers),
+        patch_sizes=tuple(layer["patch_size"] for layer in layers),
+        embedding_kernels=tuple(
+            tuple(layer["embedding_kernels"]) if cross else (layer["patch_size"],) for layer in layers
+        ),
+        mixer_args=[dict(raft_size=layer["raft_size"], **raft) for layer in layers],
+        channel_expansion=channel_expansion_factor,
+    )
+    if shortcut and last > 0:
+        model = ShortcutClassifier(model)
+    return model, raftmlp_layout(last_head=last if shortcut else 0, cross=cross)

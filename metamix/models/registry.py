@@ -21,12 +21,13 @@ from timm.models._registry import _module_to_models
 from torch import nn
 
 from metamix.utils.text import did_you_mean
-from metamix.weights.download import reach_weights
+from metamix.weights.download import require_reachable
 from metamix.weights.files import ARTIFACT
+from metamix.weights.find import cfg_of_file, local_weights, nothing_published
 
 from .arguments import check_stages, mixers_per_stage
+from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
-from .weights import cfg_of_file, checkpoint_filter, local_weights, nothing_published
 
 # The images that a model is made for, as entries of timm's PretrainedCfg. A family adds its own.
 IMAGENET = dict(
@@ -80,28 +81,25 @@ def build(
         overlay = kwargs["pretrained_cfg_overlay"] = {"file": None, "tag": None} | overlay
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and cfg.state_dict is None:
-        reach_weights(name, cfg, kwargs.get("cache_dir"))
+        require_reachable(name, cfg, kwargs.get("cache_dir"))
     kwargs.setdefault("img_size", cfg.input_size[-2:])
     depths = kwargs.get("depths", inspect.signature(MetaFormer).parameters["depths"].default)
-    by_children = kwargs.get("features_only") and kwargs.get("feature_cls") in ("list", "dict", "hook")
-    if by_children and len(depths) == 1 and kwargs["feature_cls"] != "hook":
-        raise ValueError(
-            f"feature_cls={kwargs['feature_cls']!r} does not find the blocks of {name}, which has one stage: give "
-            f"'getter' or 'fx'."
-        )
-    if by_children and kwargs.get("pos_embed") and len(depths) > 1:
-        raise ValueError(
-            f"feature_cls={kwargs['feature_cls']!r} leaves out the position embedding, which timm does not find: give "
-            f"'getter' or 'fx'."
-        )
+    feature_cls = kwargs.get("feature_cls") if kwargs.get("features_only") else None
+    problem = ""
+    if feature_cls in ("list", "dict") and len(depths) == 1:
+        problem = f"does not find the blocks of {name}, which has one stage"
+    elif feature_cls in ("list", "dict", "hook") and len(depths) > 1 and kwargs.get("pos_embed"):
+        problem = "leaves out the position embedding, which timm does not find"
+    if problem:
+        raise ValueError(f"feature_cls={feature_cls!r} {problem}: give 'getter' or 'fx'.")
     if "dims" in kwargs:
         check_stages(depths, kwargs["dims"])
     if default_mixer_args:
-        mixers, given = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
+        mixers, mixer_args = mixers_per_stage(kwargs["mixer"], kwargs.get("mixer_args"), len(depths))
         kwargs["mixer"] = mixers
         kwargs["mixer_args"] = [
             default_mixer_args(stage, dim).get(mixer, {}) | args
-            for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, given))
+            for stage, (dim, mixer, args) in enumerate(zip(kwargs["dims"], mixers, mixer_args))
         ]
     return build_model_with_cfg(
         MetaFormer,
@@ -143,9 +141,9 @@ def register(
     if not name.isidentifier():  # timm takes what follows a point for a tag
         raise ValueError(f"a model cannot be named {name!r}: give letters, digits and underscores.")
     caller = sys._getframe(1).f_globals["__name__"]
-    known = timm.model_entrypoint(name) if timm.is_model(name) else None
-    if known and getattr(known, "registered_in", None) != caller:
-        raise ValueError(f"timm knows a model named {name!r} already ({known.__module__}): choose another name.")
+    taken = timm.model_entrypoint(name) if timm.is_model(name) else None
+    if taken and getattr(taken, "registered_in", None) != caller:
+        raise ValueError(f"timm knows a model named {name!r} already ({taken.__module__}): choose another name.")
     default_cfgs[name] = tagged_cfgs(name, cfg, tags or {})
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -174,7 +172,7 @@ def document(name: str, builder: Callable, cfg: dict[str, Any], preset: dict[str
 
 
 def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
-    """Collect the configurations of a name by tag: those of the cards in `weights_dir()`, then `tags`.
+    """Collect the configurations of a name by tag: from the cards in `weights_dir()`, then from `tags`.
 
     The default is the first tag that was made for the images and classes of `cfg`, or else the model without weights.
     """
@@ -208,20 +206,10 @@ def check_model(name: str, pretrained: bool = False) -> None:
             f"`timm.list_models()` lists all."
         )
     model, _, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
     if tag and tag not in tags:
         raise ValueError(f"{model} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
-    if pretrained:
-        check_published(name)
-
-
-def check_published(name: str) -> None:
-    """Check that weights of a model are published.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if not (timm.models.is_model_pretrained(name) or ":" in name):
+    if pretrained and not timm.models.is_model_pretrained(name):
         raise nothing_published(name)
 
 

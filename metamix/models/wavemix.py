@@ -8,15 +8,21 @@ parameter counts say so; the authors' text says that four do. "Bilinear" is our 
 no upsampling but the transposed convolution.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from einops import rearrange
+from torch import Tensor, nn
 
 from metamix.layers import GELU
 from metamix.utils.checks import check_count
+from metamix.weights.layout import PUBLISHED as PUBLISHED_LAYOUTS
+from metamix.weights.layout import Layout
 
 from .embed import CeilEmbed, ConvEmbed
+from .official import ModelAndLayout, accept, official
 from .registry import CIFAR10, IMAGENET, MNIST, build, register
 
 
@@ -65,8 +71,7 @@ def wavemix(
     """Build a WaveMix, with the authors' names of its arguments.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         dim: channels.
         depth: blocks.
         level: levels of the wavelet transform.
@@ -82,7 +87,7 @@ def wavemix(
     check_count("patch_size", patch_size, least=0)
     if bool(stride) == bool(patch_size):
         raise ValueError(
-            f"stride is {stride} and patch_size {patch_size}: one of them chooses the stem, give 0 for the other."
+            f"stride is {stride} and patch_size {patch_size}: either chooses the stem, give 0 for the other."
         )
     stem = partial(StridedStem, stride=stride) if stride else partial(PatchStem, patch_size=patch_size)
     mixer_args = dict(level=level, mult=mult, ff_channel=ff_channel, upsample=upsample)
@@ -157,3 +162,68 @@ for name, cfg, preset in (
         for tag, entries in PUBLISHED.get(name, {}).items()
     }
     register(name, wavemix, cfg=cfg, tags=tags, dim=int(dim), depth=int(depth), **preset)
+
+
+# Checkpoints of github.com/pranavphoenix/WaveMix, its classifier
+
+ONE_LEVEL = (r"\.levels\.0\.", ".feedforward.")  # without the level's number; goes before the other names
+WAVEMIX_BLOCK_NAMES = (
+    (r"\.reduce\.", ".reduction."),
+    (r"\.levels\.(\d+)\.", lambda m: f".feedforward{int(m[1]) + 1}."),
+    (r"\.fc1\.", ".0."),
+    (r"\.fc2\.", ".3."),
+    (r"\.up\.", ".4."),
+    (r"\.norm\.", ".5."),
+)
+WAVEMIX_NAMES = (
+    (r"^head\.", "pool.2."),
+    (r"^stem\.", "conv."),
+    (r"^stages\.0\.blocks\.(\d+)\.mixer\.", r"layers.\1."),
+    *WAVEMIX_BLOCK_NAMES,
+)
+
+
+def arrange_wavemix(key: str, tensor: Tensor, model: Any) -> Tensor:
+    """Reorder the detail channels that the first convolution of each MLP reads."""
+    if not key.endswith(".fc1.weight"):
+        return tensor
+    c = model.num_features // 4
+    low, high, deeper = tensor.split([c, 3 * c, tensor.shape[1] - 4 * c], dim=1)
+    # Theirs: the three bands of a channel, then the three bands of the next channel.
+    high = rearrange(high, "o (c band) h w -> o (band c) h w", band=3)
+    return torch.cat([low, high, deeper], dim=1)
+
+
+WAVEMIX = Layout(WAVEMIX_NAMES, arrange_wavemix)
+WAVEMIX_ONE_LEVEL = Layout((ONE_LEVEL, *WAVEMIX_NAMES), arrange_wavemix)
+PUBLISHED_LAYOUTS |= {"layers.0.feedforward.0.weight": WAVEMIX_ONE_LEVEL, "layers.0.feedforward1.0.weight": WAVEMIX}
+
+
+@official("wavemix", same=("num_classes", "mult"))
+def official_wavemix(
+    state: Mapping[str, Tensor],
+    *,
+    depth: int = 16,
+    ff_channel: int = 192,
+    final_dim: int = 192,
+    dropout: float = 0.5,
+    level: int = 3,
+    initial_conv: str = "pachify",
+    patch_size: int = 4,
+    stride: int = 2,
+    **arguments: Any,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' `WaveMix` classifier."""
+    accept("initial_conv", initial_conv, ["pachify", "strided"], "'pachify' or 'strided'")
+    model = wavemix(
+        "wavemix_192_16",
+        dim=final_dim,
+        depth=depth,
+        level=level,
+        ff_channel=ff_channel,
+        proj_drop_rate=dropout,
+        patch_size=patch_size if initial_conv == "pachify" else 0,
+        stride=0 if initial_conv == "pachify" else stride,
+        **arguments,
+    )
+    return model, WAVEMIX_ONE_LEVEL if level == 1 else WAVEMIX

@@ -10,9 +10,11 @@ Two options are ours. `residual` adds the upsampled image to the result, so that
 missing. `scale=1` lets wavemix_sisr restore images of the same size: it folds 2 x 2 pixels into channels first.
 
 Departures: the authors' WaveMixSR takes three channels of YCbCr; ours can also take only the luminance. Two versions of
-their code upsample by bilinear and by bicubic interpolation; it is an option, and bilinear is that of their training
-script.
+their code upsample by bilinear and by bicubic interpolation; it is an option, and their training script has bilinear.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,10 @@ from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
 from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_count
+from metamix.weights.layout import Layout
+
+from .official import ModelAndLayout, official
+from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix
 
 MODES = ("bilinear", "bicubic")
 
@@ -38,7 +44,7 @@ class WaveBlock(nn.Module):
 
 
 def wave_blocks(dim: int, depth: int, **options) -> CheckpointedSequential:
-    """Build `depth` blocks; `options` are those of the mixer."""
+    """Build `depth` blocks; `options` go to the mixer."""
     return CheckpointedSequential(*(WaveBlock(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
 
 
@@ -166,3 +172,58 @@ class WaveMixSisr(GradCheckpointing):
         if not self.residual:
             return y.to(images.dtype)  # autocast's results have fewer bits
         return y + F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
+
+
+# Checkpoints of the authors' wavemix/sisr.py, and of WaveMixSR of github.com/pranavphoenix/WaveMixSR
+
+SISR_NAMES = (
+    (r"^head\.", "expand."),
+    (r"^stem\.", "conv."),
+    (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+    *WAVEMIX_BLOCK_NAMES,
+)
+SISR = Layout(SISR_NAMES, arrange_wavemix)
+SISR_ONE_LEVEL = Layout((ONE_LEVEL, *SISR_NAMES), arrange_wavemix)
+WAVEMIXSR = Layout(
+    (
+        ONE_LEVEL,
+        (r"^head\.", "final."),
+        (r"^stem\.0\.", "path1.1."),
+        (r"^stem\.1\.", "path1.2."),
+        (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
+        *WAVEMIX_BLOCK_NAMES,
+    ),
+    arrange_wavemix,
+)
+
+
+@official("wavemix_superresolution", same=("depth", "mult"))
+def wavemix_superresolution(
+    state: Mapping[str, Tensor],
+    *,
+    ff_channel: int = 144,
+    final_dim: int = 144,
+    dropout: float = 0.0,
+    level: int = 1,
+    **arguments: Any,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' super-resolution `WaveMix`."""
+    model = WaveMixSisr(dim=final_dim, level=level, ff_channel=ff_channel, proj_drop=dropout, **arguments)
+    return model, SISR_ONE_LEVEL if level == 1 else SISR
+
+
+@official("wavemixsr", same=("depth", "mult", "mode"))
+def wavemixsr(
+    state: Mapping[str, Tensor],
+    *,
+    ff_channel: int = 144,
+    final_dim: int = 144,
+    dropout: float = 0.3,
+    scale_factor: int = 2,
+    **arguments: Any,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' `WaveMixSR`.
+
+    `scale_factor` and `mode` are arguments of its nn.Upsample, which the authors' constructor does not take.
+    """
+    return WaveMixSR(scale_factor, dim=final_dim, ff_channel=ff_channel, proj_drop=dropout, **arguments), WAVEMIXSR

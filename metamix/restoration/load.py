@@ -15,13 +15,12 @@ from metamix.models.image_models import (
     create_image_model,
     preset_arguments,
     published_weights,
-    read_image_weights,
     with_tag,
 )
-from metamix.models.weights import find_weights
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import Rule, check_entries, is_text, one_of, rules_of, whole
 from metamix.utils.text import plural
+from metamix.weights.find import find_weights, read_weights
 from metamix.weights.metadata import ModelMetadata
 
 from .degradations import PAIRS, parse_degradations
@@ -138,7 +137,7 @@ def load_trained(
         raise ValueError(
             "there are no weights: give --checkpoint FILE, or --model NAME --pretrained for published ones"
         )
-    metadata = read_image_weights(path)[1]
+    metadata = read_weights(path)[1]
     if metadata.task not in (None, "restoration"):
         raise ValueError(f"{path} holds weights of {metadata.task}, not of an image model")
     name = model or metadata.model

@@ -12,10 +12,9 @@ from metamix.models import count_macs
 from metamix.models.image_models import (
     create_image_model,
     published_weights,
-    read_image_weights,
     with_tag,
 )
-from metamix.models.weights import find_weights
+from metamix.weights.find import find_weights, read_weights
 
 from .data import RestorationData
 from .inference import check_local_pooling
@@ -65,7 +64,7 @@ class RestorationModel:
         elif metadata is None and options.pretrained:
             weights = published_weights(options.model)
             self.notes.append(f"published weights {with_tag(options.model)}")
-        if weights and (taken := read_image_weights(weights)[1].in_chans):
+        if weights and (taken := read_weights(weights)[1].in_chans):
             check_channels(options.checkpoint or options.model, taken, self.data.in_chans)
         model = create_image_model(options.model, checkpoint=weights, **self.arguments)
         check_local_pooling(model, options.model, options.local_pooling)

@@ -14,8 +14,8 @@ from metamix.models.image_models import (
     image_model_names,
     tags_of,
 )
-from metamix.models.weights import nothing_published
 from metamix.utils.text import plural
+from metamix.weights.find import nothing_published
 from metamix.weights.metadata import ModelMetadata
 
 from .data import RestorationData

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from metamix.models.same_function import check_described_size
-from metamix.models.weights import find_weights
+from metamix.models.checkpoint import check_described_size
 from metamix.utils.rules import (
     POSITIVE_SHARE,
     SHARE,
@@ -22,7 +21,9 @@ from metamix.utils.rules import (
     one_of,
     rules_of,
 )
-from metamix.weights.files import load_into, load_weights
+from metamix.weights.files import load_weights
+from metamix.weights.find import find_weights
+from metamix.weights.fit import load_into
 from metamix.weights.metadata import (
     ModelMetadata,
     ModelName,

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from metamix.models.metaformer_family import SIZES
-from metamix.models.official import SOURCES, ModelAndFormat, accept, refuse
+from metamix.models.official import ModelAndLayout, accept, official, refuse
 
-from .published import POOLFORMER_SEMANTIC_FPN, wavemix_segmenter_format
+from .published import POOLFORMER_SEMANTIC_FPN, wavemix_segmenter_layout
 from .segmenters import build_segmenter
 
 
+@official("poolformer_semantic_fpn")
 def poolformer_semantic_fpn(
     state: Mapping[str, Tensor],
     *,
@@ -23,7 +24,7 @@ def poolformer_semantic_fpn(
     num_classes: int = 150,
     dropout_ratio: float = 0.1,
     drop_path_rate: float = 0.0,
-) -> ModelAndFormat:
+) -> ModelAndLayout:
     """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
     sizes = [size for size in SIZES if size != "nano"]
     backbone_args: dict[str, Any] = dict(drop_path_rate=drop_path_rate)
@@ -51,6 +52,7 @@ def poolformer_semantic_fpn(
     return model, POOLFORMER_SEMANTIC_FPN
 
 
+@official("wavemix_segmentation")
 def wavemix_segmentation(
     state: Mapping[str, Tensor],
     *,
@@ -62,14 +64,15 @@ def wavemix_segmentation(
     dropout: float = 0.0,
     level: int = 4,
     stride: int = 2,
-) -> ModelAndFormat:
+) -> ModelAndLayout:
     """Build our model for the arguments of the authors' segmentation `WaveMix`."""
     accept("stride", stride, [2], "2, so that the output has the size of the image")
     arguments = dict(dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout)
     model = build_segmenter("wavemix", "wavemix_256_16_l4", num_classes, backbone_args=arguments)
-    return model, wavemix_segmenter_format("expand", level)
+    return model, wavemix_segmenter_layout("expand", level)
 
 
+@official("wavemix_cityscapes")
 def wavemix_cityscapes(
     state: Mapping[str, Tensor],
     *,
@@ -82,10 +85,10 @@ def wavemix_cityscapes(
     level: int = 3,
     patch_size: int = 4,
     pool_channels: Sequence[int] = (128, 64),
-) -> ModelAndFormat:
+) -> ModelAndLayout:
     """Build our model for the authors' classifier with transposed convolutions as its `pool`.
 
-    The arguments are those of the classifier. `pool_channels` are the widths of the transposed convolutions.
+    It takes the classifier's arguments. `pool_channels` are the widths of the transposed convolutions.
     """
     arguments = dict(
         dim=final_dim, depth=depth, level=level, mult=mult, ff_channel=ff_channel, proj_drop_rate=dropout,
@@ -94,11 +97,4 @@ def wavemix_cityscapes(
     model = build_segmenter(
         "wavemix", "wavemix_192_16_l3", num_classes, head_channels=list(pool_channels), backbone_args=arguments
     )
-    return model, wavemix_segmenter_format("pool", level)
-
-
-SOURCES |= {
-    "poolformer_semantic_fpn": poolformer_semantic_fpn,
-    "wavemix_segmentation": wavemix_segmentation,
-    "wavemix_cityscapes": wavemix_cityscapes,
-}
+    return model, wavemix_segmenter_layout("pool", level)

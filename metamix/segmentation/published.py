@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metamix.models.formats import ONE_LEVEL, POOLFORMER, WAVEMIX_NAMES, Format, wavemix_layout
-from metamix.models.weights import check_state, read_weights
+from metamix.models.poolformer import POOLFORMER
+from metamix.models.wavemix import ONE_LEVEL, WAVEMIX_NAMES, arrange_wavemix
 from metamix.weights.download import download
+from metamix.weights.find import read_weights
+from metamix.weights.fit import load_into
+from metamix.weights.layout import Layout
 
 # PoolFormer with Semantic FPN: github.com/open-mmlab/mmsegmentation, configs/poolformer
 
-POOLFORMER_SEMANTIC_FPN = Format((
+POOLFORMER_SEMANTIC_FPN = Layout((
     (r"^backbone\.body\.model\.(.*)", lambda m: f"backbone.{POOLFORMER.name(m[1])}"),
     (r"^backbone\.pyramid\.norms\.(\d+)\.", lambda m: f"backbone.norm{2 * int(m[1])}."),
     (r"^backbone\.pyramid\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
@@ -26,15 +29,15 @@ POOLFORMER_SEMANTIC_FPN = Format((
 # WaveMix for segmentation: their wavemix/SemSegment.py, and the network of their Cityscapes weights
 
 
-def segmenter_layout(key: str, tensor: Tensor, model: Any) -> Tensor:
-    """Change the layout of a tensor of WaveMix for segmentation as `wavemix_layout` does."""
-    return wavemix_layout(key, tensor, model.backbone.body.model)
+def arrange_segmenter(key: str, tensor: Tensor, model: Any) -> Tensor:
+    """Arrange a tensor of WaveMix for segmentation as `arrange_wavemix` does."""
+    return arrange_wavemix(key, tensor, model.backbone.body.model)
 
 
-def wavemix_segmenter_format(head: str, level: int) -> Format:
-    """Return the format of a WaveMix for segmentation: `head` is their name of its head, `level` the transform's."""
+def wavemix_segmenter_layout(head: str, level: int) -> Layout:
+    """Return the layout of a WaveMix for segmentation: `head` is their name of its head, `level` the transform's."""
     names = ((r"^head\.", f"{head}."), (r"^backbone\.body\.model\.", ""), *WAVEMIX_NAMES)
-    return Format((ONE_LEVEL, *names) if level == 1 else names, segmenter_layout)
+    return Layout((ONE_LEVEL, *names) if level == 1 else names, arrange_segmenter)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PublishedSegmenter:
 
     url: str
     num_classes: int
-    layout: Format
+    layout: Layout
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,7 +68,7 @@ ADE20K = {
 CITYSCAPES = PublishedSegmenter(  # 19 classes, after "unlabelled" as class 0
     "https://huggingface.co/cloudwalker/wavemix/resolve/main/Saved_Models_Weights/cityscapes_83.04.pth",
     num_classes=20,
-    layout=wavemix_segmenter_format("pool", level=3),
+    layout=wavemix_segmenter_layout("pool", level=3),
     options=dict(head_channels=(128, 64)),
 )
 WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbone and tag
@@ -81,8 +84,8 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
     Raises:
         ValueError: the tag is for another head.
     """
-    for other, known in WEIGHTS.items():
-        if backbone in known and other != head:
+    for other, backbones in WEIGHTS.items():
+        if backbone in backbones and other != head:
             raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
     return WEIGHTS[head].get(backbone)
 
@@ -104,13 +107,5 @@ def load_published(
         OSError: the file cannot be downloaded.
     """
     path = download(published.url, Path(published.url).stem)
-    given, unknown = published.layout.translate(read_weights(path)[0], model)
-    own = model.state_dict()
-    if num_classes != published.num_classes:
-        kept = [key for key in own if not key.startswith(tuple(f"{layer}." for layer in classifier))]
-        given, own = ({key: tensors[key] for key in kept if key in tensors} for tensors in (given, own))
-    try:
-        check_state(given, own, unknown, name, published.layout.name)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    model.load_state_dict(given, strict=False)
+    new = classifier if num_classes != published.num_classes else ()
+    load_into(model, read_weights(path)[0], path, name=name, layout=published.layout, head=new)

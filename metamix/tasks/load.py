@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metamix.models.weights import find_weights
+from metamix.weights.find import find_weights
 
 from .registry import DEFAULT, find_task, is_exported, task_of_model, task_of_weights
 from .spec import Trained

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metamix.utils.text import plural
-from metamix.weights.files import CHECKPOINT, load_checkpoint, refuse_old_nano, require, save_checkpoint
+from metamix.weights.files import CHECKPOINT, load_checkpoint, require, save_checkpoint
 
 from .processes import ProcessGroup
 from .recipe import Recipe, resume_changes
@@ -54,7 +54,7 @@ class Checkpoints:
             The file and its content; None if there is nothing to resume.
 
         Raises:
-            ValueError: the checkpoint is damaged or not whole, or is that of a nano model of version 0.1.
+            ValueError: the checkpoint is damaged or not whole.
         """
         if self.path is None:
             return None
@@ -65,7 +65,6 @@ class Checkpoints:
             return None
         state = load_checkpoint(path)
         require(state, ENTRIES, path)
-        refuse_old_nano(state["about"].get("model"), state["model"], path)
         return path, state
 
     def write(self, state: Mapping[str, Any]) -> None:

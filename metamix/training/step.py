@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metamix.utils.running_statistics import keep_statistics
-from metamix.weights.files import load_into
+from metamix.weights.fit import load_into
 
 from .batches import memory_format, micro_batches, num_samples, to_device
 from .optimization import Ema, make_optimizer, make_schedule, restore_optimizer

@@ -27,8 +27,8 @@ def checksums(content: Mapping[str, Any]) -> dict[str, str]:
 
 def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
     """Return the names of the tensors whose checksum differs from the expected one, is missing, or is not expected."""
-    found = checksums(content)
-    return [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+    actual = checksums(content)
+    return [name for name in sorted(actual.keys() | expected.keys()) if actual.get(name) != expected.get(name)]
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:

@@ -35,7 +35,7 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
     return path
 
 
-def reach_weights(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
+def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
     """Make sure that a model's published weights can be loaded.
 
     Those on the Hugging Face Hub must be cached or reachable. Those at another address are downloaded.
@@ -50,16 +50,16 @@ def reach_weights(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | 
     Raises:
         OSError: they are not cached, and cannot be reached.
     """
-    where: str | None = None
+    hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):
-        where = name.partition(":")[2]
-    elif (found := cfg or timm.get_pretrained_cfg(name)) and not found.file:
-        where = found.hf_hub_id
-        if isinstance(found.url, str) and found.url and not where:
-            download(found.url, Path(found.url).stem, cache_dir)  # where timm looks for it
-    if not where:
+        hub_id = name.partition(":")[2]
+    elif (cfg := cfg or timm.get_pretrained_cfg(name)) and not cfg.file:
+        hub_id = cfg.hf_hub_id
+        if isinstance(cfg.url, str) and cfg.url and not hub_id:
+            download(cfg.url, Path(cfg.url).stem, cache_dir)  # where timm looks for it
+    if not hub_id:
         return
-    repository, _, revision = where.partition("@")
+    repository, _, revision = hub_id.partition("@")
     folder = Path(cache_dir or HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     if any(folder.glob("snapshots/*/*")):
         return

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import Tensor
 from torch.serialization import safe_globals
 
 from metamix.utils.files import atomic_write, reason
@@ -97,19 +98,19 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Args:
         path: a run folder, for its newest weights; a safetensors file; a run's checkpoint, under any name, for the
-            weights that its recipe scores; or another PyTorch file of tensors, see `unwrap`.
+            weights that its recipe scores; another PyTorch file of tensors, see `unwrap`; or an .npz file of flax.
 
     Returns:
         The tensors by name, and the metadata, which are empty if the file has none. A state dict that torch.save wrote
         keeps its `_metadata`.
 
     Raises:
-        ValueError: the file is damaged, or holds no weights or those of a nano model of version 0.1.
+        ValueError: the file is damaged, or holds no weights.
     """
     path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
-    tensors, metadata = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
-    refuse_old_nano(metadata.get("model"), tensors, path)
-    return tensors, metadata
+    if path.suffix == ".npz":
+        return _load_npz(path), {}
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
 
 
 def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,23 +148,38 @@ def unwrap(state: Mapping) -> Mapping:
     return state
 
 
-def refuse_old_nano(model: object, tensors: Collection[str], source: object) -> None:
-    """Refuse weights of `metaformer_<mixer>_nano` of version 0.1, which had other layers.
-
-    Args:
-        model: registered name of the model or the backbone, with or without a tag.
-        tensors: names of its tensors.
-        source: the file's name, for the message.
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
+    """Return the arrays or tensors in a tree by name, levels joined by "/".
 
     Raises:
-        ValueError: they are such weights.
+        ValueError: a leaf is not an array of numbers.
     """
-    nano = re.fullmatch(r"metaformer_\w+_nano(\..*)?", str(model))
-    if nano and any(name.endswith("stem.3.weight") for name in tensors):  # the stem ended with a convolution
-        raise ValueError(
-            f"{source} holds a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that "
-            f"reads it."
-        )
+    flat: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            try:
+                flat[f"{prefix}{key}"] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            except TypeError:
+                raise ValueError(
+                    f"{prefix}{key} is not a tensor, but of type {type(value).__name__}: give only the tensors, by "
+                    f"name."
+                ) from None
+    return flat
+
+
+def flax_parameters(state: Mapping) -> Mapping:
+    """Return the parameters of a flax checkpoint, without the optimizer's state; other mappings as they are.
+
+    MAXIM's files have names such as "opt/target/stage_0_input_conv_0/kernel"; a nested tree has opt, then target.
+    """
+    prefix = "opt/target/"
+    names = [key for key in state if key.startswith(prefix)]
+    if names:
+        return {key.removeprefix(prefix): state[key] for key in names}  # an .npz file reads only these arrays
+    opt = state.get("opt")
+    return opt["target"] if isinstance(opt, Mapping) and "target" in opt else state
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
@@ -211,66 +227,6 @@ def newest_weights(folder: Path) -> Path:
     return checkpoint
 
 
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, head: tuple[str, ...] = ()) -> list[str]:
-    """Load weights by name. All but those of the head must exist and have the model's shapes.
-
-    Args:
-        model: its weights are overwritten.
-        tensors: by name.
-        source: name of the file, for messages.
-        head: parts of the model that keep their own weights if the file has none that fit.
-
-    Returns:
-        Names of the head's weights that were kept.
-
-    Raises:
-        ValueError: the weights do not fit, or one of them is infinite or NaN.
-    """
-    own = model.state_dict()
-    differing = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
-    inside = tuple(f"{part}." for part in head)
-    left = [name for name in differing if name.startswith(inside)]
-    missing = [name for name in differing if name not in tensors and name not in left]
-    resized = [name for name in differing if name in tensors and name not in left]
-    foreign = [name for name in tensors if name not in own and not name.startswith(inside)]
-    if missing or resized or foreign:
-        found = [
-            f"{len(names)} {what} (such as {names[0]})"
-            for names, what in (
-                (missing, "weights of the model are not in it"),
-                (foreign, "of its weights are not the model's"),
-            )
-            if names
-        ]
-        if resized:
-            found.append(
-                f"{len(resized)} have another shape (such as {resized[0]}: {tuple(tensors[resized[0]].shape)} there, "
-                f"{tuple(own[resized[0]].shape)} here)"
-            )
-        raise ValueError(
-            f"{source} does not fit this {type(model).__name__}: {'; '.join(found)}. Give --model with the name and "
-            f"the size of the model that it was saved from."
-        )
-    _check_finite(model, {name: tensors[name] for name in own if name not in left}, source)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name not in left:
-                tensor.copy_(tensors[name])
-    return left
-
-
-def _check_finite(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise ValueError for NaN in any tensor, or infinity in a parameter. A buffer may hold an infinite mask."""
-    parameters = {name for name, _ in model.named_parameters()}
-    for name, tensor in tensors.items():
-        spoilt = tensor.isnan().any() or (name in parameters and not tensor.isfinite().all())
-        if tensor.is_floating_point() and spoilt:
-            raise ValueError(
-                f"{source} cannot be used: its tensor {name} holds NaN or infinity, as after a training "
-                f"that diverged. Take other weights, or train again with a lower --lr"
-            )
-
-
 @contextmanager
 def _open_safetensors(path: str | Path) -> Iterator[Any]:
     try:
@@ -287,6 +243,14 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     expected = texts.pop("checksums", None)
     _check_damage(path, tensors | {"metadata": texts}, None if expected is None else _value(expected))
     return tensors, {key: _value(text) for key, text in texts.items()}
+
+
+def _load_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(_existing(path), allow_pickle=False) as arrays:
+            return flatten(flax_parameters(arrays))
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a complete .npz file of arrays ({error}): download it again.") from None
 
 
 def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -> None:

@@ -177,26 +177,26 @@ class ModelMetadata:
                 f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to plain values."
             )
         rules = rules_of(cls)
-        known = {name: raw[name] for name in rules if raw.get(name) is not None}
-        check_entries(known, {name: rules[name] for name in known}, source, remedy=REMEDY)
-        _check_model_args(known.get("model_args", {}), source)
+        entries = {name: raw[name] for name in rules if raw.get(name) is not None}
+        check_entries(entries, {name: rules[name] for name in entries}, source, remedy=REMEDY)
+        _check_model_args(entries.get("model_args", {}), source)
         extra = {str(key): value for key, value in raw.items() if key not in rules}
-        known = {name: to_tuples(value) for name, value in known.items()}
-        found = cls(**known | {"model_args": dict(known.get("model_args", {})), "extra": extra})
-        if found.classes is not None and found.num_classes not in (None, len(found.classes)):
-            accepted = f"{found.num_classes} names, as many as num_classes"
-            refuse_entry("classes", found.classes, accepted, source, REMEDY)
-        for name, values in (("mean", found.mean), ("std", found.std)):
-            if values is not None and found.in_chans not in (None, len(values)):
-                accepted = f"{found.in_chans} numbers, one for each of in_chans"
+        entries = {name: to_tuples(value) for name, value in entries.items()}
+        metadata = cls(**entries | {"model_args": dict(entries.get("model_args", {})), "extra": extra})
+        if metadata.classes is not None and metadata.num_classes not in (None, len(metadata.classes)):
+            accepted = f"{metadata.num_classes} names, as many as num_classes"
+            refuse_entry("classes", metadata.classes, accepted, source, REMEDY)
+        for name, values in (("mean", metadata.mean), ("std", metadata.std)):
+            if values is not None and metadata.in_chans not in (None, len(values)):
+                accepted = f"{metadata.in_chans} numbers, one for each of in_chans"
                 refuse_entry(name, values, accepted, source, REMEDY)
-        return found
+        return metadata
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries of the file's metadata as plain values, without those that are None."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        known = {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
-        return {key: value for key, value in known.items() if value is not None} | self.extra
+        """Return the entries of the file's metadata as plain values, without None."""
+        entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
+        return {key: value for key, value in entries.items() if value is not None} | self.extra
 
     @property
     def architecture(self) -> str | None:
@@ -205,18 +205,18 @@ class ModelMetadata:
 
     def pretrained_cfg(self) -> dict[str, Any]:
         """Return what is known about images and classes, as entries of timm's `PretrainedCfg`."""
-        known: dict[str, Any] = {key: getattr(self, key) for key in ("num_classes", "mean", "std", "interpolation")}
-        known |= {"crop_pct": self.crop_pct, "label_names": self.classes}
+        names = ("num_classes", "mean", "std", "interpolation", "crop_pct")
+        cfg: dict[str, Any] = {key: getattr(self, key) for key in names} | {"label_names": self.classes}
         if self.in_chans is not None and self.img_size is not None:
             size = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
-            known["input_size"] = (self.in_chans, *size)
-        return {key: value for key, value in known.items() if value is not None}
+            cfg["input_size"] = (self.in_chans, *size)
+        return {key: value for key, value in cfg.items() if value is not None}
 
     @property
     def shape(self) -> dict[str, Any]:
-        """Return those of `num_classes`, `in_chans` and `img_size` that are known, as arguments of the constructor."""
-        known = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
-        return {key: value for key, value in known.items() if value is not None}
+        """Return `num_classes`, `in_chans` and `img_size`, where the file states them, as constructor arguments."""
+        arguments = {key: getattr(self, key) for key in ("num_classes", "in_chans", "img_size")}
+        return {key: value for key, value in arguments.items() if value is not None}
 
 
 def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
@@ -249,9 +249,9 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
     if common.task != task:
         if common.task:
             raise ValueError(f"{source} has weights of {common.task}, not of a {network}: give --task {common.task}")
-        found = common.model or "weights without a description"
+        held = common.model or "weights without a description"
         raise ValueError(
-            f"{source} holds {found}, not a {network} that metamix trained: give a run folder of metamix train --task "
+            f"{source} holds {held}, not a {network} that metamix trained: give a run folder of metamix train --task "
             f"{task}"
         )
 

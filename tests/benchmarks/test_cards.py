@@ -20,9 +20,9 @@ from benchmarks.weight_cards import load_cards
 from metamix.classification.load import load_initial_weights
 from metamix.data import DataOptions, eval_loader, normalize, open_data
 from metamix.models import count_macs
-from metamix.models.weights import weights_dir
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
+from metamix.weights.find import weights_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,13 +11,13 @@ from benchmarks import ship_restoration
 from benchmarks.report.cards import command
 from benchmarks.weight_cards import load_cards
 from metamix.models.image_models import create_image_model, tags_of
-from metamix.models.weights import weights_dir
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
 from metamix.restoration.load import load_trained
 from metamix.restoration.metric import Measure
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
+from metamix.weights.find import weights_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = {card["name"]: card for card in load_cards(task="restoration")}

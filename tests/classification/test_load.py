@@ -11,9 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import metamix
-from metamix.classification.load import adapt_channels, create_model, load_initial_weights
+from metamix.classification.load import adapt_channels, load_initial_weights
 from metamix.data import open_data
 from metamix.data.formats.folder import FolderImages
+from metamix.models.create import create_model
 from metamix.weights.files import save_weights
 from tests.helpers.running import ROOT, train
 

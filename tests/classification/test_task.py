@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 
-from metamix.classification.load import create_model
 from metamix.classification.options import ClassificationEvalOptions, ClassificationOptions
 from metamix.classification.task import Classification
-from metamix.models.formats import TIMM_POOLFORMER
+from metamix.models.create import create_model
+from metamix.models.poolformer import TIMM_POOLFORMER
 from metamix.weights.files import save_weights
 from tests.helpers.classifiers import SMALL, small_task
 

@@ -10,7 +10,7 @@ from metamix.detection import build_detector
 from metamix.detection.anchors import choose_anchor_scale, describe_sizes
 from metamix.detection.annotations import box_sizes
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.weights.files import load_weights, save_weights
+from metamix.weights.files import load_weights
 from tests.helpers.detectors import DETECTION, SMALL
 from tests.helpers.running import train
 
@@ -87,29 +87,6 @@ def test_anchor_scale_is_kept_in_recipe_and_weights(few, tmp_path, capsys):
     task, model, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path)))
     assert anchors(model) == [8 * scale, 16 * scale]
     assert task.model.describe(model)["anchor_scale"] == scale
-
-
-def test_older_runs_keep_their_anchors(few, tmp_path):
-    options = dict(SMALL, data_dir=str(few))
-    task = Detection(DetectionOptions(**options, anchor_scale=4.0))
-    model = task.model.build()
-    older = task.model.describe(model)
-    del older["anchor_scale"]
-
-    again = Detection(DetectionOptions(**options))
-    assert anchors(again.model.build()) == pytest.approx([17.2, 34.4], abs=0.1)
-    continued = Detection(DetectionOptions(**options))
-    assert anchors(continued.model.build(older)) == [32, 64]
-    assert continued.options.anchor_scale == 4.0
-
-    save_weights(tmp_path / "old.safetensors", model.state_dict(), older)
-    checkpoint = str(tmp_path / "old.safetensors")
-    _, loaded, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=checkpoint))
-    assert anchors(loaded) == [32, 64]
-
-    save_weights(tmp_path / "old.safetensors", model.state_dict(), older | {"detector_args": {"anchor_scale": 2}})
-    _, loaded, _ = Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=checkpoint))
-    assert anchors(loaded) == [16, 32]
 
 
 def test_build_detector_keeps_the_papers_anchors():

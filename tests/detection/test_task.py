@@ -315,7 +315,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     save_weights(
         tmp_path / "d.safetensors", model.state_dict(), task.model.describe(model) | {"classes": ["a", "b", "c"]}
     )
-    words = "does not fit this RetinaNet: 2 have another shape .such as head.classification_head.cls_logits.weight: "
+    words = r"d.safetensors does not fit this RetinaNet: it has head.classification_head.cls_logits.bias of shape \("
     with pytest.raises(ValueError, match=words):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "d.safetensors")))
     about = task.model.describe(model) | {"classes": ["disc", "ring"], "mean": [0.1, 0.2, 0.3]}

@@ -190,7 +190,7 @@ def test_weights_of_another_mixer_are_refused(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(timm.create_model("metaformer_pooling_nano", **TINY).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"weights of the mixer pooling\(\), but this model has raft"):
+    with pytest.raises(ValueError, match=r"weights with the mixer pooling\(\), but this model has the mixer raft"):
         build_backbone("metaformer_raft_nano", checkpoint=tmp_path / "weights.pt", **TINY)
     save_weights(tmp_path / "r.safetensors", timm.create_model("resnet34").state_dict(), {"model": "resnet34"})
     words = r"r.safetensors holds the weights of resnet34, not of resnet18: take that backbone \(--model resnet34\)$"
@@ -203,7 +203,7 @@ def test_weights_of_another_task_are_refused(build, tmp_path):
     model = timm.create_model("resnet18")
     metadata = {"model": "resnet18", "task": "detection"}
     save_weights(tmp_path / "d.safetensors", model.state_dict(), metadata)
-    words = "d.safetensors has weights of detection: give those of a classifier, of resnet18$"
+    words = "d.safetensors has weights of detection: give a file of the classifier resnet18$"
     with pytest.raises(ValueError, match=words):
         build("resnet18", checkpoint=tmp_path / "d.safetensors")
     save_weights(tmp_path / "c.safetensors", model.state_dict(), metadata | {"task": "classification"})
@@ -219,7 +219,7 @@ def test_weights_of_another_task_are_refused(build, tmp_path):
 )
 def test_weights_that_timm_would_ignore_are_refused(name, tensors, words, tmp_path):
     torch.save({"state_dict": tensors}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=f"weights.pt: The checkpoint does not fit {name}: it {words}"):
+    with pytest.raises(ValueError, match=f"weights.pt does not fit {name}: it {words}"):
         build_backbone(name, checkpoint=tmp_path / "weights.pt")
 
 

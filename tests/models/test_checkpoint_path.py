@@ -9,9 +9,9 @@ from timm.data import resolve_model_data_config
 
 import metamix  # noqa: F401  registers the models
 from metamix.models.embed import CeilEmbed, ConvEmbed
-from metamix.models.weights import cfg_of_file, weights_dir
 from metamix.utils import timm_checkpoint_path
 from metamix.weights.files import save_checkpoint, save_weights
+from metamix.weights.find import cfg_of_file, weights_dir
 
 TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
 ABOUT = {
@@ -153,7 +153,7 @@ def test_another_image_size_equals_set_input_size(name, tmp_path):
 
 def test_what_does_not_fit_is_named(trained):
     _, file = trained
-    words = r"weights.safetensors: The checkpoint does not fit metaformer_raft_nano: it has head.bias of shape \(3,\)"
+    words = r"weights.safetensors does not fit metaformer_raft_nano: it has head.bias of shape \(3,\)"
     with pytest.raises(ValueError, match=words):
         create(checkpoint_path=file, num_classes=7)
     with pytest.raises(ValueError, match=r"it has stem.0.weight of shape \(8, 1, 3, 3\) where the model has \(8, 3,"):

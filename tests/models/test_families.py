@@ -188,9 +188,7 @@ def test_another_mixer_does_not_get_the_family_s_options(name):
 def test_wrong_options():
     with pytest.raises(ValueError, match="similarity is 'fulll'; did you mean 'full'. Accepted: full, collapsed"):
         timm.create_model("minattn_full_mlp_h1_cifar", similarity="fulll")
-    with pytest.raises(
-        ValueError, match="stride is 1 and patch_size 4: one of them chooses the stem, give 0 for the o"
-    ):
+    with pytest.raises(ValueError, match="stride is 1 and patch_size 4: either chooses the stem, give 0 for the o"):
         timm.create_model("wavemix_144_7", patch_size=4)
     assert timm.create_model("wavemix_144_7", patch_size=4, stride=0, depth=1).stem.reduction == 4
     with pytest.raises(ValueError, match="patch_size is -1: give a whole number of at least 0"):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import metamix
 from metamix.layers import CheckpointedSequential
-from metamix.models import image_models, maxim_format
+from metamix.models import image_models, maxim_layout
 from metamix.models.image_models import (
     MAXIM_URL,
     create_image_model,
@@ -137,7 +137,7 @@ def test_weights_of_unknown_names_are_refused(name, words):
 
 def flax_arrays(model):
     """The arrays of the authors' .npz file for a model: their names and layouts, and some of the optimizer's state."""
-    layout = maxim_format.maxim_format(model, {})
+    layout = maxim_layout.maxim_layout(model, {})
     arrays = {}
     for key, value in model.state_dict().items():
         name, parent = layout.name(key), model.get_submodule(key.rpartition(".")[0])
@@ -187,7 +187,7 @@ def test_download_of_the_authors_weights(published):
     path.unlink()  # from the cache
     assert same_weights(create_image_model("maxim_s3", pretrained=True), model)
     assert same_weights(create_image_model("maxim_s3", pretrained=True, num_groups=1), model)
-    words = r"maxim_s3.sidd.npz: The checkpoint does not fit the maxim_s3 of these"
+    words = r"maxim_s3.sidd.npz does not fit the maxim_s3 of these"
     with pytest.raises(ValueError, match=words), pytest.warns(UserWarning, match="num_groups=2 where the weights"):
         create_image_model("maxim_s3", pretrained=True, num_groups=2)
 
@@ -234,7 +234,7 @@ def test_file_of_ours_carries_its_arguments(tmp_path):
         create_image_model("maxim_nano", checkpoint=tmp_path / "plain.safetensors", in_chans=1, features=8, depth=2),
         model,
     )
-    with pytest.raises(ValueError, match=r"plain.safetensors: The checkpoint does not fit the maxim_nano"):
+    with pytest.raises(ValueError, match=r"plain.safetensors does not fit the maxim_nano"):
         create_image_model("maxim_nano", checkpoint=tmp_path / "plain.safetensors")
 
 
@@ -277,5 +277,5 @@ def test_state_dicts_of_wavemix(tmp_path, name, options, renames):
     assert same_weights(create_image_model(name, checkpoint=tmp_path / "weights.pth", **small), model)
     key = next(key for key in state if key.endswith("reduction.bias"))
     torch.save({k: v for k, v in state.items() if k != key}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=f"weights.pth: .* lacks {key}"):
+    with pytest.raises(ValueError, match=f"weights.pth does .* lacks {key}"):
         create_image_model(name, checkpoint=tmp_path / "weights.pth", **small)

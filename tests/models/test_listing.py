@@ -46,7 +46,7 @@ def test_models_that_return_images_have_a_list_of_their_own():
 
 @pytest.mark.parametrize("name", ["maxim_nano", "wavemixsr_nano", "wavemix_restore_nano"])
 def test_sizes_of_image_models_are_those_of_the_models(name):
-    assert listing.count_image_size(name) == tuple(listing.known_sizes()[name]), "run listing.write_sizes()"
+    assert listing.count_size(name) == listing.known_sizes()[name], "run listing.write_sizes()"
 
 
 def test_every_name_has_a_size():

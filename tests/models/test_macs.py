@@ -5,7 +5,7 @@ import timm
 import torch
 
 import metamix
-from metamix.models.macs import count_macs
+from metamix.models import count_macs
 
 SIZE = (3, 32, 32)
 

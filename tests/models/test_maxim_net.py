@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metamix.layers.image_inference import shrink_image
-from metamix.models import load_official, maxim, maxim_format, official
+from metamix.models import load_official, maxim, maxim_layout, official
 from metamix.models.image_models import create_image_model
 from metamix.models.maxim import CrossGating, Down, Level, MaximUNet, Norm, Rcab, Rdcab, Rescale, Sam, Up
 
@@ -32,7 +32,7 @@ class Golden:
     def load(self, module, part=""):
         """Load the tensors of `part`, all for "", into a module of the same kind."""
         state = {k.removeprefix(part): v for k, v in self.state.items() if k.startswith(part)}
-        layout = maxim_format.flax_format(module, maxim_format.module_paths(module, ""))
+        layout = maxim_layout.flax_layout(module, maxim_layout.module_paths(module, ""))
         given, unknown = layout.translate(state, module)
         assert not unknown
         module.load_state_dict(given)
@@ -235,8 +235,6 @@ REFUSED = [
     (dict(use_global_mlp=False), "use_global_mlp is False.*Accepted: True"),
     (dict(use_cross_gating=False), "use_cross_gating is False.*Accepted: True"),
     (dict(num_outputs=1), "num_outputs is 1.*Accepted: 3"),
-    (dict(lrelu_slope=0.1), "lrelu_slope is 0.1.*0.2"),
-    (dict(grid_size_lr=(4, 4)), r"grid_size_lr is \(4, 4\).*\(8, 8\), as block_size_lr"),
     (dict(features="8"), "features is '8': give a whole number of at least 1"),
     (dict(num_supervision_scales=4), "num_supervision_scales is 4: give 1 to 3"),
     (dict(num_stages=0), "num_stages is 0: give a whole number of at least 1"),

@@ -10,15 +10,15 @@ from torch import nn
 
 import metamix
 from metamix.mixers.registry import describe_mixer
-from metamix.models import weights as metamix_weights
-from metamix.models.same_function import (
+from metamix.models.checkpoint import (
+    adapt_checkpoint,
     build_described,
     check_described_size,
     check_same_function,
     describe,
 )
-from metamix.models.weights import adapt_checkpoint, read_weights
 from metamix.weights.files import save_weights
+from metamix.weights.find import local_weights, read_weights
 from metamix.weights.metadata import ModelMetadata
 
 TINY = {"depths": (1, 1, 1), "dims": (16, 16, 32)}
@@ -84,9 +84,9 @@ def test_weights_of_the_same_function_load_without_a_warning(name, args, other, 
 
 
 @pytest.mark.parametrize("name, other, mixer_args, words", [
-    ("metaformer_pooling_nano", "metaformer_identity_nano", {}, r"stages.0 .*mixer pooling.*has identity.*dict"),
-    ("metaformer_pooling_nano", "metaformer_pooling_nano", {"pool_size": 7}, "has pooling.*pool_size=7"),
-    ("metaformer_minattn_s12", "metaformer_minattn_s12", {"num_heads": 4}, "has minattn.*num_heads=4"),
+    ("metaformer_pooling_nano", "metaformer_identity_nano", {}, r"stages.0 .*mixer pooling.*the mixer identity.*dict"),
+    ("metaformer_pooling_nano", "metaformer_pooling_nano", {"pool_size": 7}, "has the mixer pooling.*pool_size=7"),
+    ("metaformer_minattn_s12", "metaformer_minattn_s12", {"num_heads": 4}, "has the mixer minattn.*num_heads=4"),
 ])  # fmt: skip
 def test_load_state_dict_refuses_another_mixer(name, other, mixer_args, words, tmp_path):
     torch.save(create(name).state_dict(), tmp_path / "w.pt")
@@ -101,7 +101,7 @@ def test_load_state_dict_refuses_another_mixer(name, other, mixer_args, words, t
 def test_a_saved_state_dict_of_another_mixer_is_refused(tmp_path):
     file = tmp_path / "w.pt"
     torch.save(create("metaformer_pooling_nano", num_classes=10).state_dict(), file)
-    words = r"stages.0 holds weights of the mixer pooling\(\), but this model has identity\(\)"
+    words = r"stages.0 holds weights with the mixer pooling\(\), but this model has the mixer identity\(\)"
     for way in (
         {"checkpoint_path": file},
         {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}},
@@ -154,7 +154,7 @@ def test_another_mixer_with_weights_of_the_hub_is_warned_about(tmp_path, monkeyp
     file = tmp_path / "model.safetensors"
     save_weights(file, timm.create_model("metaformer_pooling_s12").state_dict(), {})
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(file))
-    monkeypatch.setattr("metamix.models.registry.reach_weights", lambda *_: None)
+    monkeypatch.setattr("metamix.models.registry.require_reachable", lambda *_: None)
     with pytest.warns(UserWarning, match="The checkpoint of metaformer_pooling_s12 holds .*pool_size=3.*pool_size=5"):
         timm.create_model("metaformer_pooling_s12", pretrained=True, mixer_args={"pool_size": 5})
 
@@ -185,7 +185,7 @@ def test_the_description_takes_no_memory_and_ignores_head_and_dropout():
 
 
 def test_shipped_weights_load_without_a_warning(caplog):
-    for name, tags in metamix_weights.local_weights().items():
+    for name, tags in local_weights().items():
         for tag in tags:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)

@@ -26,9 +26,9 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 
 from metamix.models import count_macs
+from metamix.models.checkpoint import layer_names
 from metamix.models.listing import model_info
 from metamix.models.registry import default_cfgs, register
-from metamix.models.weights import layer_names
 
 NAMES = list(default_cfgs)
 FAMILIES = [

@@ -14,12 +14,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv, save_for_hf
 
 import metamix
-from metamix.detection import load_detector
 from metamix.models import registry
-from metamix.models import weights as metamix_weights
-from metamix.models.backbone import build_backbone
-from metamix.segmentation.load import load_segmenter
-from metamix.weights.files import save_weights
+from metamix.models.checkpoint import layer_names
+from metamix.weights import find
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NANO = dict(depths=(1, 1, 1), dims=(24, 48, 96))
@@ -109,7 +106,7 @@ def test_features_only(name, saved):
 def test_other_channels(name, saved):
     """One channel gives the output of three equal ones; other numbers use timm's adapter in every first convolution."""
     model, file = saved(name)
-    first = metamix_weights.layer_names(model.default_cfg, "first_conv")
+    first = layer_names(model.default_cfg, "first_conv")
     if model.in_chans == 3:
         x = image(model, (32, 32))[:, :1]
         torch.testing.assert_close(
@@ -201,7 +198,7 @@ def test_misshapen_spatial_weights(name, saved):
             save_file({**model.state_dict(), key: torch.ones(5, *tensor.shape)}, file)
             last = key.rpartition("mixer.")[2]
             for kwargs in (dict(num_classes=7), dict(num_classes=7, img_size=64)):
-                with pytest.raises(ValueError, match=f"The checkpoint does not fit.*{last} (of shape )?\\("):
+                with pytest.raises(ValueError, match=f"safetensors does not fit.*{last} (of shape )?\\("):
                     create(name, file, **kwargs)
 
 
@@ -220,43 +217,6 @@ def test_a_model_is_made_for_the_images_of_its_weights(saved):
     save_file(model.state_dict(), file)
     overlay = dict(file=str(file), input_size=(3, 48, 48))
     assert same(create("metaformer_raft_nano", file, pretrained_cfg_overlay=overlay), model)
-
-
-OLD_NANO = "a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that reads it"
-
-
-@pytest.fixture(params=[{"model": "metaformer_raft_nano"}, {"model": "metaformer_raft_nano.digits"}, {}])
-def old_nano(request, tmp_path):
-    """Write a nano of the widths, depths and norms of version 0.1, with and without metadata. Return the file."""
-    norms = dict.fromkeys(("norm1", "norm2", "norm"), "groupnorm1")
-    model = timm.create_model("metaformer_raft_nano", dims=(48, 96, 160), depths=(2, 3, 3), mlp_ratio=4, **norms)
-    state = {name.replace("stem.3.0", "stem.3"): tensor for name, tensor in model.state_dict().items()}
-    file = tmp_path / "old.safetensors"
-    save_file(state, file, request.param)
-    return file
-
-
-def test_weights_of_the_nano_of_version_0_1_are_refused(old_nano):
-    load = {
-        "timm's checkpoint_path": lambda: timm.create_model("metaformer_raft_nano", checkpoint_path=str(old_nano)),
-        "timm's overlay": lambda: timm.create_model(
-            "metaformer_raft_nano", pretrained=True, pretrained_cfg_overlay=dict(file=str(old_nano))
-        ),
-        "a backbone": lambda: build_backbone("metaformer_raft_nano", checkpoint=old_nano),
-        "a classifier": lambda: metamix.load_classifier(old_nano, model="metaformer_raft_nano"),
-    }
-    for what, call in load.items():
-        with pytest.raises(ValueError) as error:
-            call()
-        assert OLD_NANO in str(error.value), what
-
-
-def test_detectors_and_segmenters_of_the_nano_of_version_0_1_are_refused(tmp_path):
-    file = tmp_path / "old.safetensors"
-    save_weights(file, {"backbone.body.stem.3.weight": torch.zeros(1)}, {"model": "metaformer_nin_nano"})
-    for load in (load_detector, load_segmenter):
-        with pytest.raises(ValueError, match=f"old.safetensors holds {OLD_NANO}"):
-            load(file)
 
 
 def test_only_the_head_may_be_missing(saved):
@@ -371,7 +331,7 @@ def test_the_hub_is_asked_by_timms_name(timm_s12, monkeypatch):
         return str(file)
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    monkeypatch.setattr("metamix.models.registry.reach_weights", lambda *_: None)
+    monkeypatch.setattr("metamix.models.registry.require_reachable", lambda *_: None)
     ours = timm.create_model("metaformer_pooling_s12", pretrained=True).eval()
     assert asked == [("timm/poolformer_s12.sail_in1k", "model.safetensors")]
     x = torch.randn(1, 3, 64, 64)
@@ -390,10 +350,10 @@ def put(folder, name, tag, state, **entries):
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     """Replace the folder of trained weights by an empty one."""
-    monkeypatch.setattr(metamix_weights, "weights_dir", lambda: tmp_path)
-    metamix_weights.local_cards.cache_clear()
+    monkeypatch.setattr(find, "weights_dir", lambda: tmp_path)
+    find.local_cards.cache_clear()
     yield tmp_path
-    metamix_weights.local_cards.cache_clear()
+    find.local_cards.cache_clear()
 
 
 HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other", input_size=(3, 224, 224))}
@@ -401,7 +361,7 @@ HUB = {"hub": dict(hf_hub_id="timm/some"), "hub_224": dict(hf_hub_id="timm/other
 
 def test_tags_and_their_default(weights):
     def order(tags):
-        metamix_weights.local_cards.cache_clear()
+        find.local_cards.cache_clear()
         return list(registry.tagged_cfgs("metaformer_pooling_nano", registry.CIFAR10, tags).tags)
 
     state = {"stem.weight": torch.ones(1)}
@@ -436,7 +396,7 @@ def test_a_broken_card_is_named(card, words, weights):
     put(weights, "metaformer_pooling_nano", "cifar10", {"stem.weight": torch.ones(1)})
     (weights / "metaformer_pooling_nano.cifar10.json").write_text(card)
     with pytest.raises(ValueError, match=f"metaformer_pooling_nano.cifar10.json is not a card of weights: .*{words}"):
-        metamix_weights.local_weights()
+        find.local_weights()
 
 
 def test_a_clone_loads_its_weights_without_network(saved, tmp_path):
@@ -492,7 +452,7 @@ def test_saved_for_the_hub_and_back(name, kwargs, tmp_path, monkeypatch):
     model = create(name, **kwargs)
     save_for_hf(model, tmp_path, safe_serialization=True)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
-    monkeypatch.setattr("metamix.models.registry.reach_weights", lambda *_: None)
+    monkeypatch.setattr("metamix.models.registry.require_reachable", lambda *_: None)
     x = torch.randn(1, model.in_chans, 64, 96)
     for source in (f"local-dir:{tmp_path}", "hf-hub:someone/some_model"):
         again = timm.create_model(source, pretrained=True).eval()

@@ -3,7 +3,6 @@
 import pytest
 from PIL import Image
 
-from metamix.weights.files import load_checkpoint, save_checkpoint
 from tests.helpers.running import assert_same_run, train
 
 
@@ -51,17 +50,6 @@ def test_a_finished_run_without_its_checkpoint_is_not_replaced(tmp_path, capsys)
     capsys.readouterr()
     train(*words, "--epochs", 1)
     assert "is finished" in capsys.readouterr().out
-
-
-def test_a_run_of_the_nano_of_version_0_1_is_not_continued(tmp_path):
-    words = ["--batch-size", 256, "--output", tmp_path]
-    train(*words, "--epochs", 1)
-    checkpoint = tmp_path / "checkpoint.pt"
-    state = load_checkpoint(checkpoint)
-    state["model"] = {name.replace("stem.3.0", "stem.3"): tensor for name, tensor in state["model"].items()}
-    save_checkpoint(checkpoint, state)
-    with pytest.raises(SystemExit, match="checkpoint.pt holds a nano model of version 0.1, .* metamix 0.1 is the last"):
-        train(*words, "--epochs", 2)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import metamix
-from metamix.classification.load import create_model
 from metamix.models.backbone import build_backbone
+from metamix.models.create import create_model
 from metamix.weights import download
-from metamix.weights.download import reach_weights
+from metamix.weights.download import require_reachable
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_without_a_network_the_error_comes_at_once_and_names_the_weights(load, n
 
 def test_cached_weights_need_no_network(no_network, tmp_path):
     with pytest.raises(OSError, match="are not in the cache"):
-        reach_weights("resnet18.a1_in1k")
+        require_reachable("resnet18.a1_in1k")
     path = tmp_path / "models--timm--resnet18.a1_in1k" / "snapshots" / "0" / "model.safetensors"
     path.parent.mkdir(parents=True)
     save_file({}, path)
-    reach_weights("resnet18.a1_in1k")
+    require_reachable("resnet18.a1_in1k")
 
 
 @pytest.mark.parametrize("cache_dir", [None, "other"])
@@ -80,5 +80,5 @@ def test_weights_with_an_address_lie_where_timm_looks(cache_dir, no_network, tmp
 
 
 def test_weights_of_files_need_no_hub(no_network):
-    reach_weights("metaformer_pooling_nano.digits")
-    reach_weights("local-dir:weights")
+    require_reachable("metaformer_pooling_nano.digits")
+    require_reachable("local-dir:weights")

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 from unittest.mock import Mock
 
 import pytest
@@ -13,7 +12,6 @@ from torch import nn
 from metamix.utils.files import atomic_write, write_text
 from metamix.weights.files import (
     load_checkpoint,
-    load_into,
     load_metadata,
     load_weights,
     save_checkpoint,
@@ -177,28 +175,6 @@ def test_a_run_folder_stands_for_its_newest_weights(net, tmp_path, caplog):
         f"the run in {tmp_path} is not finished: its weights are those of checkpoint.pt, step 12, which is newer than "
         f"model.safetensors of step 10"
     ]
-
-
-def test_weights_that_do_not_fit_are_refused(net):
-    tensors = net.state_dict()
-    fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
-    words = "f does not fit this Sequential: 5 weights of the model are not in it (such as 1.weight). Give --model with"
-    with pytest.raises(ValueError, match=re.escape(words)):
-        load_into(net, fewer, "f")
-    with pytest.raises(ValueError, match=re.escape("1 of its weights are not the model's (such as 3.weight)")):
-        load_into(net, tensors | {"3.weight": torch.ones(1)}, "f")
-    with pytest.raises(ValueError, match=re.escape("1 have another shape (such as 2.bias: (7,) there, (2,) here)")):
-        load_into(net, tensors | {"2.bias": torch.ones(7)}, "f")
-
-
-def test_only_the_head_may_be_missing(net):
-    tensors = {name: tensor + 1 for name, tensor in net.state_dict().items() if not name.startswith("2.")}
-    head = net[2].weight.clone()
-    assert load_into(net, tensors | {"2.weight": torch.ones(9, 4)}, "f", head=("2",)) == ["2.weight", "2.bias"]
-    assert torch.equal(net[2].weight, head) and torch.equal(net[0].weight, tensors["0.weight"])
-    del tensors["1.running_mean"]
-    with pytest.raises(ValueError, match="1 weights of the model are not in it"):
-        load_into(net, tensors, "f", head=("2",))
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from metamix.models.weights import weights_dir
 from metamix.weights.files import load_weights
+from metamix.weights.find import weights_dir
 from metamix.weights.metadata import ModelMetadata
 
 SHIPPED = sorted(weights_dir().glob("*.safetensors"))

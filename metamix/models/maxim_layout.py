@@ -1,20 +1,23 @@
-"""Format of MAXIM's checkpoints: the authors' flax names and layouts of the tensors in `MaximUNet`.
+"""Checkpoints of MAXIM's authors, github.com/google-research/maxim: their flax names and layouts of our tensors.
 
 The upper levels of their module tree differ from ours, so `unet_paths` walks both trees. Below, each class of ours has
 a counterpart, and `CHILDREN` maps our names of its children to theirs.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from metamix.layers import Mlp
 from metamix.mixers import Maxim
 from metamix.mixers.maxim import GatedMlp
+from metamix.weights.layout import Layout
 
-from .formats import Format
 from .maxim import (
     Blocks,
     ChannelAttention,
@@ -29,6 +32,7 @@ from .maxim import (
     SpatialGate,
 )
 from .metaformer import Block
+from .official import ModelAndLayout, accept, official
 
 CHILDREN: dict[type[nn.Module], dict[str, str]] = {
     Block: {"norm1": "LayerNorm_in", "mixer": ""},  # around a MAXIM mixer, without an MLP
@@ -75,8 +79,8 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 Paths = Iterator[tuple[nn.Module, str]]  # our modules that have parameters of their own, with their paths in flax
 
 
-def maxim_format(model: MaximUNet, state: Mapping[str, Any]) -> Format:
-    """Return the format of a checkpoint of the whole network.
+def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
+    """Return the layout of a checkpoint of the whole network.
 
     Args:
         model: the network that the checkpoint is for.
@@ -87,21 +91,21 @@ def maxim_format(model: MaximUNet, state: Mapping[str, Any]) -> Format:
     wanted = sum(isinstance(module, Rescale) for module in model.modules())
     if len(numbers) != wanted:  # some are missing, and errors name them by these numbers
         numbers = list(range(wanted))
-    return flax_format(model, unet_paths(model, numbers))
+    return flax_layout(model, unet_paths(model, numbers))
 
 
-def flax_format(model: nn.Module, paths: Paths) -> Format:
-    """Return the format of a flax tree whose modules have these paths."""
+def flax_layout(model: nn.Module, paths: Paths) -> Layout:
+    """Return the layout of a flax tree whose modules have these paths."""
     path_of = dict(paths)
     table = {}
     for prefix, module in model.named_modules():
         for kind, _ in module.named_parameters(recurse=False):
             leaf = "bias" if kind == "bias" else "kernel" if isinstance(module, CONVOLUTIONS) else "scale"
             table[f"{prefix}.{kind}".lstrip(".")] = f"{path_of[module]}/{leaf}".lstrip("/")
-    return Format(((r".+", lambda match: table[match[0]]),), flax_layout)
+    return Layout(((r".+", lambda match: table[match[0]]),), arrange_flax)
 
 
-def flax_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
+def arrange_flax(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
     """Bring a flax kernel into torch's layout.
 
     Flax has (in, out) for a linear map and (height, width, in, out) for a convolution. Its transposed convolution
@@ -118,7 +122,7 @@ def flax_layout(key: str, tensor: Tensor, model: nn.Module) -> Tensor:
 
 
 def unet_paths(model: MaximUNet, numbers: list[int]) -> Paths:
-    """Pair the modules with their paths; `numbers` are those of the UpSampleRatio modules, in order of creation."""
+    """Pair the modules with their paths; `numbers` count the UpSampleRatio modules, in order of creation."""
     rescales = (f"UpSampleRatio_{n}" for n in numbers)
     stages: list[Any] = list(model.stages)
     for s, stage in enumerate(stages):
@@ -169,3 +173,61 @@ def module_paths(module: nn.Module, path: str) -> Paths:
     for child, name in CHILDREN[type(module)].items():
         kind = path.rpartition("/")[2].removesuffix("GmlpLayer")
         yield from module_paths(getattr(module, child), f"{path}/{name.replace('*', kind)}".replace("//", "/"))
+
+
+# Defaults of the authors' class where `MaximUNet` has others, and what their variants change
+MAXIM_CLASS = dict(features=64, num_stages=2, num_groups=1, num_bottleneck_blocks=1, num_supervision_scales=1)
+MAXIM_VARIANTS = {
+    f"{size}-{stages}": dict(features=features, num_stages=stages, num_groups=2, num_bottleneck_blocks=2)
+    for size, features in (("S", 32), ("M", 64))
+    for stages in (1, 2, 3)
+}
+
+
+@official("maxim_mab", only=dict(use_bias=True, dropout_rate=0))
+def maxim_mab(
+    state: Mapping[str, Tensor],
+    *,
+    block_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    block_gmlp_factor: int = 2,
+    grid_gmlp_factor: int = 2,
+    input_proj_factor: int = 2,
+) -> ModelAndLayout:
+    """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
+    if "LayerNorm_in/scale" not in state:
+        raise ValueError(
+            "The checkpoint lacks LayerNorm_in/scale, from which the width follows: give the layer's own tree."
+        )
+    dim = len(state["LayerNorm_in/scale"])
+    mixer = Maxim(
+        dim,
+        size=block_size,
+        block_size=block_size,
+        grid_size=grid_size,
+        input_proj_factor=input_proj_factor,
+        block_gmlp_factor=block_gmlp_factor,
+        grid_gmlp_factor=grid_gmlp_factor,
+    )
+    # Their layer has a norm before and a residual around it: our block without the MLP half.
+    model = Block(
+        dim,
+        mixer,
+        norm1=partial(LayerNorm2d, eps=1e-6),
+        mlp_ratio=0,
+        layer_scale=0,
+    )
+    return model, flax_layout(model, module_paths(model, ""))
+
+
+@official(
+    "maxim",
+    same=tuple(inspect.signature(MaximUNet).parameters)[1:],
+    only=dict(use_bias=True, dropout_rate=0, use_global_mlp=True, use_cross_gating=True, num_outputs=3),
+    ignored=("lrelu_slope", "grid_size_lr"),
+)
+def maxim(state: Mapping[str, Tensor], *, variant: str | None = None, **arguments: Any) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' `MAXIM`, or of one of their variants."""
+    accept("variant", variant, [None, *MAXIM_VARIANTS], ", ".join(MAXIM_VARIANTS))
+    model = MaximUNet(**(MAXIM_CLASS | (MAXIM_VARIANTS[variant] if variant else {}) | arguments))
+    return model, maxim_layout(model, state)

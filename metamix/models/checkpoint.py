@@ -1,0 +1,258 @@
+"""Adapt a checkpoint to a model, and check that it fits and that both compute the same function.
+
+timm calls `checkpoint_filter` on every pretrained checkpoint. timm ignores missing tensors as soon as the number of
+classes differs, so the filter itself refuses a checkpoint that is not whole. For `checkpoint_path` timm calls
+`load_checkpoint_path`, which also sets the model's `pretrained_cfg` from the file's metadata.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from metamix.layers import resize_to
+from metamix.utils.timm_checkpoint_path import load_checkpoint_path_with
+from metamix.weights.files import unwrap
+from metamix.weights.find import cfg_of_file, local_weights, read_weights
+from metamix.weights.fit import check_fit, check_size, function_mismatch
+from metamix.weights.layout import Layout, layout_of
+from metamix.weights.metadata import ModelMetadata
+
+from .metaformer import Block, MetaFormer, Stage
+
+TRAINING_ONLY = (nn.Dropout, DropPath)  # they do nothing in eval mode, so weights do not depend on them
+
+# Adapting
+
+
+def checkpoint_filter(state: Mapping, model: MetaFormer) -> dict[str, Tensor]:
+    """Adapt a checkpoint to `model`: unwrap it, use our names, resample spatial weights to the model's image size.
+
+    Takes files of ours and those in a layout of `PUBLISHED`. The head may be missing or of other classes, and the first
+    convolution may have other channels: timm adapts both.
+
+    Raises:
+        ValueError: another tensor is missing, unknown or of a wrong shape; or the file is damaged, or the user named a
+            file with weights of another function. For weights that are registered for the model's name there is only a
+            warning, since the user chose another mixer on purpose.
+    """
+    cfg, metadata = model.pretrained_cfg, ModelMetadata()
+    name, file = cfg["architecture"], cfg.get("file")
+    given_tensors = cfg.get("state_dict") is not None  # the caller has compared their metadata
+    if file and not cfg.get("source") and not given_tensors:
+        state, metadata = read_weights(file)  # timm reads it without a look at checksums and metadata
+    source = file or f"The checkpoint of {name}"
+    tensors = adapt_checkpoint(model, unwrap(state), source)
+    if not given_tensors:
+        registered_files = [Path(tag["file"]) for tag in local_weights().get(name, {}).values()]
+        registered = not file or cfg.get("source") or Path(file) in registered_files
+        if registered and metadata.model is None:
+            metadata = ModelMetadata(model=name, model_args=model.pretrained_model_args)
+        check_same_function(model, metadata, source, refuse=not registered)
+    return tensors
+
+
+def adapt_checkpoint(
+    model: nn.Module, state: Mapping[str, Tensor], source: object, metadata: ModelMetadata | None = None
+) -> dict[str, Tensor]:
+    """Adapt the tensors of a file to a model of the zoo or of timm, as `checkpoint_filter` does.
+
+    Args:
+        model: the model; timm's own models use the filter of their family.
+        state: tensors by the file's names.
+        source: the file's name, for messages.
+        metadata: the file's metadata; a model of the zoo must compute what they describe.
+
+    Raises:
+        ValueError: tensors before the head do not fit, or the metadata describe another function.
+    """
+    unknown: set[str] = set()
+    name_in_file: Callable[[str], str] = str
+    if isinstance(model, MetaFormer):
+        tensors, unknown, layout = translate(state, model, source)
+        unknown -= {layout.name("head.weight"), layout.name("head.bias")}
+        name_in_file = layout.name
+    else:
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
+        try:
+            tensors = adapt(state, model)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+    cfg: Any = model.pretrained_cfg
+    check_fit(
+        tensors,
+        model.state_dict(keep_vars=True),
+        cfg["architecture"],
+        source,
+        unknown=unknown,
+        name_in_file=name_in_file,
+        head=layer_names(cfg, "classifier"),  # timm adapts both
+        first_convs=layer_names(cfg, "first_conv"),
+    )
+    if isinstance(model, MetaFormer):
+        check_same_function(model, metadata or ModelMetadata(), source)
+    return tensors
+
+
+def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
+    """Load a file into a model, for timm's `checkpoint_path`: the whole state, head included.
+
+    Spatial weights are resampled to the model's image size. A file of ours also sets the model's `pretrained_cfg`, and
+    with it how images are prepared.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
+    """
+    state, metadata = read_weights(path)
+    tensors, unknown, layout = translate(state, model, path)
+    name, of_model = model.pretrained_cfg["architecture"], model.state_dict(keep_vars=True)
+    check_fit(tensors, of_model, name, path, unknown=unknown, name_in_file=layout.name)
+    check_same_function(model, metadata, path)
+    if metadata.model is not None:
+        for key in ("tag", "hf_hub_id"):  # of the published weights
+            model.pretrained_cfg.pop(key, None)
+        model.pretrained_cfg |= metadata.pretrained_cfg() | cfg_of_file(path) | {"file": str(path)}
+    return model.load_state_dict(tensors)
+
+
+load_checkpoint_path_with(load_checkpoint_path, MetaFormer)
+
+
+def translate(
+    state: Mapping[str, Tensor], model: MetaFormer, source: object
+) -> tuple[dict[str, Tensor], set[str], Layout]:
+    """Rename tensors to our names, and resample spatial weights to the sizes of the model.
+
+    Returns:
+        The tensors, the names of those in the file that the model does not have, and the file's layout.
+
+    Raises:
+        ValueError: the state dict says that it is of another mixer, or a mixer's shapes belong to no image size.
+    """
+    notes = getattr(state, "_metadata", None)
+    for name, stage in model.named_modules():
+        note = notes.get(name) if isinstance(notes, dict) and isinstance(stage, Stage) else None
+        if isinstance(note, dict) and (problem := stage.mixer_mismatch(name, note)):
+            raise ValueError(f"{source}: {problem}")
+    layout = layout_of(state, model.state_dict())
+    short = (torch.float16, torch.bfloat16)  # of shipped weights; they are adapted in float32
+    state = {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in state.items()}
+    tensors, unknown = layout.translate(state, model)
+    return resample_spatial_weights(tensors, model, source), unknown, layout
+
+
+def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, source: object) -> dict[str, Tensor]:
+    """Resample spatial weights and position embeddings to the image size of `model`.
+
+    Raises:
+        ValueError: the shapes in a mixer belong to no image size.
+    """
+    state = dict(state)
+    if model.pos_embed is not None and "pos_embed" in state and state["pos_embed"].ndim == 4:
+        state["pos_embed"] = resize_to(state["pos_embed"], model.pos_embed.shape[-2:])
+    for name, block in model.named_modules():
+        if isinstance(block, Block):
+            prefix = f"{name}.mixer."
+            of_mixer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if of_mixer.keys() != block.mixer.state_dict().keys():
+                continue  # check_fit names what is missing
+            try:
+                adapted = block.mixer.adapt_state(of_mixer)
+            except (RuntimeError, IndexError, ValueError) as error:
+                shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in of_mixer.items())
+                raise ValueError(
+                    f"{source} does not fit: no image size explains the shapes in {prefix}: {shapes}."
+                ) from error
+            state |= {prefix + key: value for key, value in adapted.items()}
+    return state
+
+
+# Checking
+
+
+def layer_names(cfg: Mapping, key: str) -> tuple[str, ...]:
+    """Return the layers that `cfg[key]` names: one, several or none."""
+    names = cfg.get(key)
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: object, *, refuse: bool = True) -> None:
+    """Check that a model computes what the model of a weight file computes.
+
+    Args:
+        model: the model that the weights are for.
+        metadata: of the file; without a model's name nothing is checked.
+        source: the file's name, for messages.
+        refuse: raise if the models differ; else warn, for a user who chose another mixer on purpose.
+
+    Raises:
+        ValueError: the models compute different functions, or the file's model cannot be built.
+    """
+    if metadata.model is None:
+        return
+    alike = {"in_chans": model.in_chans} | ({"output_stride": model.output_stride} if model.output_stride else {})
+    theirs, name = build_described(metadata, source, **alike), metadata.architecture
+    problem = function_mismatch(describe(theirs), describe(model), f"{source} holds weights of {name}")
+    if problem and refuse:
+        args = f", **{metadata.model_args}" if metadata.model_args else ""
+        raise ValueError(
+            f"{problem} Build the model of the weights: timm.create_model({name!r}{args}), or load only the tensors "
+            f"with load_state_dict."
+        )
+    if problem:
+        warnings.warn(f"{problem} The weights are loaded as a start for training.", UserWarning, stacklevel=2)
+
+
+def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Refuse metadata that describe a model of the zoo much larger than the file, as `check_size` does.
+
+    Raises:
+        ValueError: the model is larger, or the metadata describe none.
+    """
+    name = metadata.architecture
+    if name is not None and timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
+        check_size(build_described(metadata, source), tensors, name, source)
+
+
+def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
+    """Build the model that metadata describe, on the meta device.
+
+    Args:
+        metadata: names the model and its arguments.
+        source: the file's name, for messages.
+        arguments: arguments that replace the metadata's.
+
+    Raises:
+        ValueError: the model is not registered, or does not take the arguments.
+    """
+    name = metadata.architecture or ""
+    if not timm.is_model(name):
+        raise ValueError(
+            f"{source} holds weights of {name}, which is not registered: import the module that registers it."
+        )
+    arguments = metadata.shape | metadata.model_args | arguments
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source}: {name} cannot be built with the arguments in its metadata: {error}") from None
+
+
+def describe(model: nn.Module) -> dict[str, str]:
+    """Return the options of each layer before the head, and of each stage's mixer, by name."""
+    parts = {}
+    for name, layer in model.named_modules():
+        if ".mixer" in name or name.startswith(("head", "global_pool")) or type(layer) is nn.Identity:
+            continue
+        if not isinstance(layer, TRAINING_ONLY) and not any(layer.children()):
+            parts[name] = repr(layer)
+    for i, stage in enumerate(getattr(model, "stages", ())):
+        if isinstance(stage, Stage):
+            parts[f"the mixer of stage {i}"] = stage.mixer_text(defaults=True)
+    return parts

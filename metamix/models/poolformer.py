@@ -1,0 +1,122 @@
+"""PoolFormer, "MetaFormer Is Actually What You Need for Vision" (arXiv 2111.11418): checkpoints of other code.
+
+The models are `metaformer_pooling_s12` to `..._m48` of the comparison family, see `metaformer_family.py`. Here are the
+layouts of github.com/sail-sg/poolformer and of timm's port of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from timm.layers import GroupNorm1 as TimmGroupNorm1
+from timm.layers import LayerNorm2d
+from timm.models.metaformer import Pooling as TimmPooling
+from torch import Tensor, nn
+
+from metamix.layers import GroupNorm1
+from metamix.weights.layout import PUBLISHED, Layout
+
+from .embed import ConvEmbed
+from .metaformer_family import metaformer
+from .official import ModelAndLayout, accept, official, refuse
+
+POOLFORMER = Layout((
+    (r"^stem\.", "patch_embed.proj."),
+    (r"^stages\.(\d+)\.downsample\.", lambda m: f"network.{2 * int(m[1]) - 1}.proj."),
+    (r"^stages\.(\d+)\.blocks\.", lambda m: f"network.{2 * int(m[1])}."),
+    (r"layer_scale(\d)\.gamma", r"layer_scale_\1"),
+))  # fmt: skip
+
+TIMM_POOLFORMER = Layout((
+    (r"^head\.", "head.fc."),
+    (r"^norm\.", "head.norm."),
+    (r"^stem\.", "stem.conv."),
+    (r"\.downsample\.", ".downsample.conv."),
+    (r"(layer_scale\d)\.gamma", r"\1.scale"),
+))  # fmt: skip
+
+PUBLISHED |= {"patch_embed.proj.weight": POOLFORMER, "stem.conv.weight": TIMM_POOLFORMER}
+
+
+@official("poolformer", same=("act_layer", "num_classes", "drop_path_rate"), only=dict(init_cfg=None, pretrained=None))
+def poolformer(
+    state: Mapping[str, Tensor],
+    *,
+    layers: Sequence[int],
+    embed_dims: Sequence[int],
+    mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+    downsamples: Sequence[bool] = (True, True, True, True),
+    pool_size: int = 3,
+    norm_layer: Callable[[int], nn.Module] = GroupNorm1,
+    in_patch_size: int = 7,
+    in_stride: int = 4,
+    in_pad: int = 2,
+    down_patch_size: int = 3,
+    down_stride: int = 2,
+    down_pad: int = 1,
+    drop_rate: float = 0.0,
+    use_layer_scale: bool = True,
+    layer_scale_init_value: float = 1e-5,
+    fork_feat: bool = False,
+    **arguments: Any,
+) -> ModelAndLayout:
+    """Build our model for the arguments of the authors' `PoolFormer`."""
+    if len(mlp_ratios) < len(layers):
+        refuse("mlp_ratios", mlp_ratios, f"one ratio for each of the {len(layers)} stages")
+    if any(not down and a == b for down, (a, b) in zip(downsamples, pairwise(embed_dims))):
+        refuse("downsamples", downsamples, "True for every stage but the last, or wherever the width changes")
+    accept("fork_feat", fork_feat, [False], "False; `features_only` of timm.create_model gives the stages' maps")
+    model = metaformer(
+        "metaformer_pooling_s12",
+        size="s12",
+        mixer="pooling",
+        mixer_args=dict(pool_size=pool_size),
+        depths=tuple(layers),
+        dims=tuple(embed_dims),
+        mlp_ratio=tuple(mlp_ratios[: len(layers)]),
+        norm1=norm_layer,
+        norm2=norm_layer,
+        norm=norm_layer,
+        stem=partial(ConvEmbed, kernel_size=in_patch_size, stride=in_stride, padding=in_pad),
+        downsample=partial(ConvEmbed, kernel_size=down_patch_size, stride=down_stride, padding=down_pad),
+        proj_drop_rate=drop_rate,  # theirs is the dropout of the MLPs
+        layer_scale=layer_scale_init_value if use_layer_scale else 0,
+        **arguments,
+    )
+    return model, POOLFORMER
+
+
+@official(
+    "timm_poolformer",
+    same=("in_chans", "num_classes", "global_pool", "drop_rate", "proj_drop_rate", "drop_path_rate"),
+    only=dict(mlp_bias=True, res_scale_init_values=None, downsample_norm=None, use_mlp_head=False),
+)
+def timm_poolformer(
+    state: Mapping[str, Tensor],
+    *,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    dims: Sequence[int] = (64, 128, 320, 512),
+    token_mixers: type[nn.Module] = TimmPooling,
+    mlp_act: type[nn.Module] = nn.GELU,
+    layer_scale_init_values: float = 1e-5,
+    norm_layers: type[nn.Module] = GroupNorm1,
+    output_norm: type[nn.Module] = LayerNorm2d,
+    **arguments: Any,
+) -> ModelAndLayout:
+    """Build our model for the arguments of timm's `MetaFormer` with pooling."""
+    # Defaults are as in timm's poolformer_*: timm's MetaFormer class has other models too.
+    accept("token_mixers", token_mixers, [TimmPooling], "timm's Pooling")
+    accept("norm_layers", norm_layers, [GroupNorm1, TimmGroupNorm1], "GroupNorm1")
+    accept("output_norm", output_norm, [LayerNorm2d], "LayerNorm2d, whose weights our GroupNorm before the mean takes")
+    model = metaformer(
+        "metaformer_pooling_s12",
+        size="s12",
+        mixer="pooling",
+        depths=tuple(depths),
+        dims=tuple(dims),
+        act_layer=mlp_act,
+        layer_scale=layer_scale_init_values or 0,
+        **arguments,
+    )
+    return model, TIMM_POOLFORMER

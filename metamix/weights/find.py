@@ -1,0 +1,134 @@
+"""Find the weights of the zoo by name, and say how to take weights that it does not ship.
+
+`weights_dir()` holds trained weights as NAME.TAG.safetensors, each with a card NAME.TAG.json. The `pretrained_cfg` of
+a card becomes the entry of that tag in timm, so that `timm.create_model("NAME.TAG", pretrained=True)` finds the file.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, is_model_pretrained
+from torch import Tensor
+
+from metamix.utils.files import shipped_folder
+from metamix.utils.text import did_you_mean
+
+from .files import ARTIFACT, load_metadata, load_weights
+from .metadata import ModelMetadata
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
+    """Read the tensors and the metadata of a weight file, a run folder, or shipped weights by name.
+
+    Raises:
+        ValueError: the file holds no weights that this version reads, or its metadata are refused.
+        FileNotFoundError: there is no such file.
+    """
+    tensors, metadata = load_weights(find_weights(path))
+    return tensors, ModelMetadata.from_dict(metadata, path)
+
+
+def cfg_of_file(path: str | Path) -> dict[str, Any]:
+    """Return entries of timm's `PretrainedCfg` for a weight file: its card's, or else its metadata's."""
+    path = Path(path)
+    for tags in local_weights().values():
+        for entries in tags.values():
+            if Path(entries["file"]) == path.resolve():
+                return entries
+    if not path.is_file():
+        return {}
+    return ModelMetadata.from_dict(load_metadata(path), path).pretrained_cfg()
+
+
+def weights_dir() -> Path:
+    """Return the folder of trained weights."""
+    return shipped_folder("weights")
+
+
+@cache
+def local_cards() -> dict[str, dict[str, dict]]:
+    """Read the cards in `weights_dir()` that have weights beside them.
+
+    Returns:
+        Cards by model name and tag. Their `pretrained_cfg` has entries of timm's `PretrainedCfg`; "file" is the path
+        of the weights.
+
+    Raises:
+        ValueError: a card cannot be read, or has entries that `PretrainedCfg` does not know.
+    """
+    cards: dict[str, dict[str, dict]] = {}
+    for card in sorted(weights_dir().glob("*.json")):
+        name, _, tag = card.stem.partition(".")
+        weights = card.with_suffix(".safetensors")
+        if not weights.is_file():
+            continue  # a clone without large files has only cards
+        try:
+            content = json.loads(card.read_text())
+            entries: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in content["pretrained_cfg"].items()
+            }
+            entries["file"] = str(weights)
+            PretrainedCfg(**entries)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{card} is not a card of weights: {error!r}. It needs pretrained_cfg with entries of timm's "
+                f"PretrainedCfg."
+            ) from error
+        cards.setdefault(name, {})[tag] = content | {"pretrained_cfg": entries}
+    return cards
+
+
+def local_weights() -> dict[str, dict[str, dict]]:
+    """Return the entries of timm's `PretrainedCfg` for each weight in `weights_dir()`, by model name and tag."""
+    return {name: {tag: card["pretrained_cfg"] for tag, card in tags.items()} for name, tags in local_cards().items()}
+
+
+def find_weights(checkpoint: str | Path) -> Path:
+    """Find a checkpoint: an existing path stays as it is, a name of shipped weights (NAME.digits) becomes its file.
+
+    Raises:
+        FileNotFoundError: there is neither; the message suggests a close name, or how to take published weights.
+        ValueError: it is a file of an exported model.
+    """
+    path = Path(checkpoint)
+    if path.suffix in (".onnx", ".xml", ".bin", ".pt2") and path.with_name(ARTIFACT).is_file():
+        raise ValueError(
+            f"{path} is a file of an exported model: metamix predict --model {path.parent} runs it. To train or eval, "
+            f"give the weights that it was exported from"
+        )
+    if path.exists():
+        return path
+    shipped = {f"{name}.{tag}": cfg["file"] for name, tags in local_weights().items() for tag, cfg in tags.items()}
+    if str(checkpoint) not in shipped:
+        if "." in str(checkpoint) and is_model_pretrained(str(checkpoint)):
+            raise FileNotFoundError(
+                f"{checkpoint} names published weights that metamix does not ship, and there is no such file. "
+                f"{advice_for_published(str(checkpoint))}"
+            )
+        if "." not in str(checkpoint) and timm.is_model(str(checkpoint)):
+            tags = timm.list_models(f"{checkpoint}.*", pretrained=True)
+            advice = "none are published: train it first"
+            if shipped_tags := [tag for tag in tags if tag in shipped]:
+                advice = f"give those of a tag: {', '.join(shipped_tags)}"
+            elif tags:
+                advice = f"its tags are {', '.join(tags)}. {advice_for_published(tags[0])}"
+            raise FileNotFoundError(f"{checkpoint} is a model and not its weights; {advice}")
+        beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
+        raise FileNotFoundError(f"there is no file {path}{did_you_mean(path, beside)}")
+    return Path(shipped[str(checkpoint)])
+
+
+def advice_for_published(name: str) -> str:
+    """Say how to use weights NAME.TAG that metamix does not ship."""
+    return (
+        f"To train or eval, give --model {name} --pretrained. To predict, write metamix export {name} --output NEW, "
+        f"then give --model NEW"
+    )
+
+
+def nothing_published(name: str) -> ValueError:
+    """Return the error for weights of a model that has none."""
+    return ValueError(f"No weights are published for {name}: leave pretrained out, or give a checkpoint.")

@@ -1,0 +1,155 @@
+"""Check that the weights of a file fit a model, before they are loaded.
+
+`check_fit` compares names and shapes, and looks for NaN. `function_mismatch` compares what two models compute: weights
+can fit a model that computes another function, since pooling has no parameters and a number of heads changes no shape.
+`check_size` refuses a file that describes a much larger model than it can hold, before that model takes memory.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .layout import OURS, Layout
+
+
+def check_fit(
+    tensors: Mapping[str, Tensor],
+    of_model: Mapping[str, Tensor],
+    model: str,
+    source: object,
+    *,
+    unknown: Collection[str] = (),
+    name_in_file: Callable[[str], str] = str,
+    head: Collection[str] = (),
+    first_convs: Collection[str] = (),
+) -> list[str]:
+    """Check that a file has exactly the tensors of a model, and that their values are finite.
+
+    Args:
+        tensors: of the file, by the model's names.
+        of_model: the model's `state_dict(keep_vars=True)`, which tells parameters from buffers.
+        model: what to call the model in messages.
+        source: the file, for messages.
+        unknown: the file's names of tensors that the model does not have.
+        name_in_file: the model's name of a tensor -> the file's, for messages.
+        head: layers whose tensors may be missing or of another shape.
+        first_convs: convolutions whose weights may have another number of input channels.
+
+    Returns:
+        The names of the head's tensors that the file does not have in the model's shape.
+
+    Raises:
+        ValueError: another tensor is missing, unknown or of a wrong shape; or a tensor has NaN, or infinity in a
+            parameter. A buffer may hold an infinite mask.
+    """
+    new: list[str] = []
+    missing, misshapen = set(), set()  # several tensors may come from one of the file
+    inside_head = tuple(f"{layer}." for layer in head)
+    any_channels = {f"{conv}.weight" for conv in first_convs}
+    for name, wanted in of_model.items():
+        shape = tensors[name].shape if name in tensors else None
+        fits = shape == wanted.shape
+        if shape and name in any_channels:
+            fits = shape[:1] + shape[2:] == wanted.shape[:1] + wanted.shape[2:]
+        if not fits and name.startswith(inside_head):
+            new.append(name)
+        elif shape is None:
+            missing.add(name_in_file(name))
+        elif not fits:
+            misshapen.add(f"has {name_in_file(name)} of shape {tuple(shape)} where the model has {tuple(wanted.shape)}")
+    problems = [
+        f"{what} {', '.join(sorted(names)[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for what, names in (("lacks", missing), ("has tensors that the model lacks:", unknown))
+        if names
+    ]
+    problems += sorted(misshapen)
+    if len(problems) > 6:
+        problems[6:] = [f"has {len(problems) - 6} more such tensors"]
+    if problems:
+        raise ValueError(
+            f"{source} does not fit {model}: it {'; it '.join(problems)}. Build the model that it was saved from, with "
+            f"the same arguments and number of classes (on the command line --model and --model-args); "
+            f"reset_classifier(N) then gives it a new head."
+        )
+    for name in (name for name in of_model if name in tensors and name not in new):
+        tensor = tensors[name]
+        if tensor.isnan().any() or (isinstance(of_model[name], nn.Parameter) and not tensor.isfinite().all()):
+            raise ValueError(
+                f"{source} cannot be used: its tensor {name_in_file(name)} holds NaN or infinity, as after a training "
+                f"that diverged. Take other weights, or train again with a lower --lr"
+            )
+    return new
+
+
+def load_into(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: object,
+    *,
+    name: str = "",
+    layout: Layout = OURS,
+    head: Collection[str] = (),
+) -> list[str]:
+    """Load the tensors of a file into a model. All must fit, except for the head's.
+
+    Args:
+        model: its weights are overwritten.
+        state: the file's tensors by its names.
+        source: the file, for messages.
+        name: what to call the model in messages; its class by default.
+        layout: how the file names and arranges the tensors.
+        head: layers that keep their own weights if the file has none that fit.
+
+    Returns:
+        Names of the head's weights that were kept.
+
+    Raises:
+        ValueError: the weights do not fit, or have NaN or infinity.
+    """
+    of_model = model.state_dict(keep_vars=True)
+    tensors, unknown = layout.translate(state, model)
+    unknown = {key for key in unknown if not key.startswith(tuple(f"{layer}." for layer in head))}
+    name = name or f"this {type(model).__name__}"
+    kept = check_fit(tensors, of_model, name, source, unknown=unknown, name_in_file=layout.name, head=head)
+    with torch.no_grad():
+        for key in of_model.keys() - set(kept):
+            of_model[key].copy_(tensors[key])
+    return kept
+
+
+def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weights: str) -> str | None:
+    """Say how a model differs from that of a file, or return None if both compute the same function.
+
+    Args:
+        theirs: the parts of the file's model as text, by name.
+        ours: the parts of the model that the weights are for.
+        weights: the file and what it holds, for the message.
+    """
+    parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
+    if not parts:
+        return None
+    part = min(parts)
+    return (
+        f"{weights} with {part} {theirs.get(part, 'missing')}, but this model has {part} {ours.get(part, 'missing')}. "
+        f"The tensors may fit, but the model computes something else."
+    )
+
+
+def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
+    """Refuse a file whose metadata describe a much larger model, of twice as many values and more.
+
+    Args:
+        described: the model, built on the meta device.
+        tensors: the file's tensors.
+        name, source: of the model and the file, for messages.
+
+    Raises:
+        ValueError: the model is much larger.
+    """
+    values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
+    if values > 2 * held + 1_000_000:
+        raise ValueError(
+            f"{source}: its metadata describe a {name} of {values:,} values, but the file holds {held:,}. Use a file "
+            f"that metamix wrote."
+        )

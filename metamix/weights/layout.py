@@ -1,0 +1,68 @@
+"""Layouts: how the authors of a paper name and arrange the tensors of a model in their files.
+
+Each family's file in `models/` states the layouts of its authors. `PUBLISHED` has the layouts that registered models
+load directly.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and arrangement of the tensors in a file.
+
+    Args:
+        names: (pattern, replacement) pairs of `re.sub`. Applied in turn to our name of a tensor, they give the file's.
+        arrange: (our name, the file's tensor, model) -> the tensor as our model has it.
+    """
+
+    names: Sequence[tuple[str, str | Callable]] = ()
+    arrange: Callable[[str, Tensor, nn.Module], Tensor] = lambda name, tensor, model: tensor
+
+    def name(self, ours: str) -> str:
+        """Return the file's name of a tensor of ours."""
+        for pattern, replacement in self.names:
+            ours = re.sub(pattern, replacement, ours)
+        return ours
+
+    def translate(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
+        """Translate the tensors of a file to our names and arrangement.
+
+        Returns:
+            The tensors that `model` has, by our names, and the file's names of all other tensors.
+        """
+        of_model = model.state_dict()
+        names = {ours: self.name(ours) for ours in of_model}
+        tensors = {
+            ours: self._convert(ours, state[name], model, of_model[ours])
+            for ours, name in names.items()
+            if name in state
+        }
+        return tensors, state.keys() - set(names.values())
+
+    def _convert(self, ours: str, tensor: Tensor, model: nn.Module, like: Tensor) -> Tensor:
+        """Convert one tensor to our arrangement. One of another size stays as it is, and `check_fit` reports it."""
+        try:
+            tensor = self.arrange(ours, tensor, model)
+        except RuntimeError:
+            return tensor
+        # Their linear maps are convolutions here, with kernels of 1x1 or as large as the map.
+        return tensor.reshape(like.shape) if like.ndim == 4 and tensor.shape == like.flatten(1).shape else tensor
+
+
+OURS = Layout()
+PUBLISHED: dict[str, Layout] = {}  # by the name of a tensor that no other layout has
+
+
+def layout_of(state: Collection[str], of_model: Collection[str] = ()) -> Layout:
+    """Return the published layout of a file, or our own.
+
+    Args:
+        state: the file's names of its tensors.
+        of_model: the model's names of its tensors; a stem of the user's may have the name of a published tensor.
+    """
+    return next((layout for name, layout in PUBLISHED.items() if name in state and name not in of_model), OURS)

@@ -1,0 +1,94 @@
+"""Check that weights fit a model: names, shapes and finite values, whoever loads them."""
+
+import re
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import metamix
+from metamix.models.backbone import build_backbone
+from metamix.models.checkpoint import adapt_checkpoint
+from metamix.models.official import SOURCES, load_official
+from metamix.weights.files import save_weights
+from metamix.weights.fit import function_mismatch, load_into
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_weights_that_do_not_fit_are_refused(net):
+    tensors = net.state_dict()
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("1.")}
+    lacks = "f does not fit this Sequential: it lacks 1.bias, 1.num_batches_tracked, 1.running_mean, 1.running_var and"
+    for state, words in (
+        (fewer, f"{lacks} 1 more. Build the model that it was saved from, with the same arguments"),
+        (tensors | {"3.weight": torch.ones(1)}, "it has tensors that the model lacks: 3.weight."),
+        (tensors | {"2.bias": torch.ones(7)}, "it has 2.bias of shape (7,) where the model has (2,)."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            load_into(net, state, "f")
+
+
+def test_only_the_head_may_be_missing(net):
+    tensors = {name: tensor + 1 for name, tensor in net.state_dict().items() if not name.startswith("2.")}
+    head = net[2].weight.clone()
+    assert load_into(net, tensors | {"2.weight": torch.ones(9, 4)}, "f", head=("2",)) == ["2.weight", "2.bias"]
+    assert torch.equal(net[2].weight, head) and torch.equal(net[0].weight, tensors["0.weight"])
+    del tensors["1.running_mean"]
+    with pytest.raises(ValueError, match="f does not fit this Sequential: it lacks 1.running_mean"):
+        load_into(net, tensors, "f", head=("2",))
+
+
+NAME, TINY = "metaformer_identity_nano", {"depths": (1, 1, 1), "dims": (8, 8, 16), "num_classes": 10}
+POOLFORMER = {"layers": [1, 1], "embed_dims": [8, 16], "num_classes": 10}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("load", [
+    lambda file: timm.create_model(NAME, checkpoint_path=file, **TINY),
+    lambda file: timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **TINY),
+    lambda file: build_backbone(NAME, checkpoint=file, out_indices=(1, 2), **TINY),
+    lambda file: metamix.load_classifier(file, model=NAME, model_args=TINY),
+])  # fmt: skip
+def test_every_way_to_load_a_file_refuses_nan(load, value, tmp_path):
+    state = timm.create_model(NAME, **TINY).state_dict()
+    save_weights(tmp_path / "w.safetensors", state, {})
+    load(tmp_path / "w.safetensors")
+    state["norm.weight"][3] = value
+    save_weights(tmp_path / "w.safetensors", state, {})
+    words = r"w.safetensors cannot be used: its tensor norm.weight holds NaN or infinity, as after a training that div"
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path / "w.safetensors")
+
+
+def test_files_of_other_models_and_authors_refuse_nan_too(tmp_path):
+    resnet = timm.create_model("test_resnet")
+    state = resnet.state_dict()
+    state["conv1.0.weight"][0] = torch.nan
+    with pytest.raises(ValueError, match=r"w.pth cannot be used: its tensor conv1.0.weight holds NaN"):
+        adapt_checkpoint(resnet, state, "w.pth")
+    image_model = metamix.create_image_model("wavemixsr_nano")
+    state = image_model.state_dict()
+    state["stem.0.bias"][0] = torch.nan
+    save_weights(tmp_path / "w.safetensors", state, {})
+    with pytest.raises(ValueError, match=r"w.safetensors cannot be used: its tensor stem.0.bias holds NaN"):
+        metamix.create_image_model("wavemixsr_nano", checkpoint=tmp_path / "w.safetensors")
+    model, layout = SOURCES["ninformer"]({})
+    state = {layout.name(name): tensor for name, tensor in model.state_dict().items()}
+    state["patcher.bias"] = torch.full_like(state["patcher.bias"], torch.nan)
+    with pytest.raises(ValueError, match="The checkpoint cannot be used: its tensor patcher.bias holds NaN"):
+        load_official("ninformer", state)
+
+
+def test_parts_that_differ_are_named():
+    assert function_mismatch({"norm": "a"}, {"norm": "a"}, "f holds weights") is None
+    text = function_mismatch({"norm": "a", "act": "b"}, {"norm": "a"}, "f holds weights")
+    assert text == (
+        "f holds weights with act b, but this model has act missing. The tensors may fit, but the model computes "
+        "something else."
+    )
