@@ -9,12 +9,7 @@ from typing import Any
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import (
-    create_image_model,
-    published_weights,
-    read_image_weights,
-    with_tag,
-)
+from metamix.models.image_models import create_image_model, published_weights, read_image_weights, with_tag
 from metamix.models.weights import find_weights
 
 from .data import RestorationData
