@@ -17,10 +17,9 @@ from torch import Tensor
 from benchmarks.paths import IMAGES
 from benchmarks.report.style import WIDTH
 from metamix.restoration.degradations import parse_degradations
-from metamix.restoration.inference import Restorer, enlarge
-from metamix.restoration.load import load_trained
+from metamix.restoration.inference import Restorer, enlarge, restore_colours
+from metamix.restoration.load import load_restorer
 from metamix.restoration.metric import Measure
-from metamix.restoration.predict import restore_colours
 from metamix.utils.files import atomic_write
 
 FILE = IMAGES / "restoration-views.jpg"
@@ -42,7 +41,7 @@ def restore(photograph: Tensor, degradation: str, tag: str) -> dict[str, Tensor]
     degraded = parse_degradations(degradation)(photograph, torch.Generator().manual_seed(0))
     images = {"input": enlarge(degraded, photograph.shape[-1] // degraded.shape[-1])}
     for model in MODELS[tag]:
-        trained = load_trained(None, model=f"{model}.{tag}", pretrained=True)
+        trained = load_restorer(None, model=f"{model}.{tag}", pretrained=True)
         restorer = Restorer(enlarge=trained.spec.enlarge)
         images[model] = restore_colours(trained.model, degraded, trained.spec.channels, restorer)
     return images

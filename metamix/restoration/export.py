@@ -15,18 +15,25 @@ import torch
 from torch import Tensor
 
 from metamix.deploy.report import Difference, missed_limits
+from metamix.deploy.runtime import ExportedModel
 from metamix.layers.padding import pad_for_graph, tiles
-from metamix.tasks.exportable import Comparison, Model, Request, readable_images, weight_path
+from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
+from metamix.tasks.load import refuse_name
 from metamix.utils.checks import parse_size
-from metamix.weights.metadata import ModelMetadata
+from metamix.utils.rules import is_whole, list_of, rules_of, whole
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
 from .inference import Restorer
-from .load import RestorationSpec, load_trained
+from .load import RestorationSpec, TrainedRestorer, load_restorer
 from .options import RestorationEvalOptions
 from .task import Restoration
 
 TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
 RANDOM_IMAGES = 4
+EXTRA = {  # what export.json says beside the spec
+    "scale": whole(1, MAX_SIDE),
+    "multiple": list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2),
+}
 
 
 class ExportableRestorer:
@@ -92,28 +99,51 @@ class ExportableRestorer:
         return Comparison(figures, scores, missed_limits(figures, precision))
 
 
-def open_restorer(request: Request) -> ExportableRestorer:
-    """Load an image model, with the images if a folder is given."""
-    file = request.source if weight_path(request.source) else None
-    name = request.model if file else request.source
-    task = None
-    if request.data_dir:
-        options = RestorationEvalOptions(
-            data_dir=request.data_dir, workers=0, checkpoint=file, model=name, pretrained=file is None
+def open_restorer(options: ExportOptions) -> ExportableRestorer:
+    """Load an image model, with the images if a folder is given.
+
+    Raises:
+        ValueError: the options do not fit, or there are no weights.
+    """
+    file = options.file
+    if file is None:
+        refuse_name(options.model, options.source)
+    if options.data:
+        raise ValueError(
+            f"data is {options.data}, but restoration reads one layout of folders: give only --data-dir DIR"
         )
-        model: Any
-        task, model, entries = Restoration.trained(options)
+    name = options.model if file else options.source
+    task = None
+    model: Any
+    if options.data_dir:
+        task, model, entries = Restoration.trained(
+            RestorationEvalOptions(
+                data_dir=options.data_dir, workers=0, checkpoint=file, model=name, pretrained=file is None
+            )
+        )
         metadata = ModelMetadata.from_dict(entries)
         spec = RestorationSpec(task.data.channels, task.model.enlarge, task.options.degradation)
     else:
-        found = load_trained(file, model=name, pretrained=file is None)
-        model, metadata, spec = found.model, found.metadata, found.spec
+        trained = load_restorer(file, model=name, pretrained=file is None)
+        model, metadata, spec = trained.model, trained.metadata, trained.spec
     rows, columns = (math.lcm(step, 2) for step in model.multiple)  # padding by reflection makes sides even
-    size = request.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
-    height, width = parse_size("img_size", size)
+    height, width = options.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
     if height % rows or width % columns:
         raise ValueError(
-            f"img_size is {height} x {width}, but {request.source} takes multiples of {rows} x {columns} pixels"
+            f"img_size is {height} x {width}, but {options.source} takes multiples of {rows} x {columns} pixels"
         )
     metadata = replace(metadata, task="restoration", img_size=(height, width), in_chans=model.in_chans)
-    return ExportableRestorer(model, metadata, spec, request.dynamic, task, request.images)
+    return ExportableRestorer(model, metadata, spec, options.dynamic, task, options.images)
+
+
+def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
+    """Use an exported model as a restorer.
+
+    Raises:
+        ValueError: export.json lacks what a restorer needs.
+    """
+    artifact, rules = exported.artifact, rules_of(RestorationSpec)
+    artifact.check(rules | EXTRA, {})
+    spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})
+    model = pad_for_graph(exported, artifact.extra, artifact.size)
+    return TrainedRestorer(artifact.model.model or "", model, spec, artifact.model, artifact.size)

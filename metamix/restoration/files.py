@@ -41,6 +41,7 @@ class Picture:
         bits: 8 or 16 a channel.
         profile: colour profile of the file (ICC), or None.
         lost: sentences on what the file has and the picture lacks.
+        name: the file, for messages.
     """
 
     colours: Tensor
@@ -48,16 +49,19 @@ class Picture:
     bits: int = 8
     profile: bytes | None = None
     lost: tuple[str, ...] = ()
+    name: str = "image"
 
 
-def read_picture(path: Path) -> Picture:
-    """Read an image file; of several pages, the first.
+def read_picture(source: str | Path | Image.Image) -> Picture:
+    """Read an image file, of several pages the first, or an image of Pillow, which is taken as 8 bits a channel.
 
     Raises:
         CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
     """
-    with as_corrupt_image(path):
-        image = read_image_file(path)
+    path = None if isinstance(source, Image.Image) else Path(source)
+    name = str(path or "image")
+    with as_corrupt_image(name):
+        image = source if isinstance(source, Image.Image) else read_image_file(source)
         profile, lost = image.info.get("icc_profile"), list[str]()
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # in MPO, a JPEG of cameras, the others are views of the first
@@ -66,18 +70,26 @@ def read_picture(path: Path) -> Picture:
             profile = None
             lost.append(f"the colour profile of {image.mode} is dropped, and the colours become RGB")
         layout = str(getattr(image, "tile", ""))  # of the samples in the file, such as "RGB;16B"; empty once decoded
-        if image.mode.startswith("I") or ";16" in layout:
+        if path and (image.mode.startswith("I") or ";16" in layout):
             is_grey = image.mode.startswith("I") or "LA;16" in layout  # Pillow calls grey with alpha RGBA
             orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)  # OpenCV turns TIFFs itself
             picture = _read_16_bits(path, is_grey, orientation, profile)
-            return replace(picture, lost=tuple(lost))
+            return replace(picture, lost=tuple(lost), name=name)
         image = to_eight_bits(ImageOps.exif_transpose(image))
         has_alpha = image.getbands()[-1] == "A" or "transparency" in image.info
         mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + "A" * has_alpha
         pixels = np.array(image.convert(mode))
     values = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
     colours, alpha = (values[:-1], values[-1:]) if has_alpha else (values, None)
-    return Picture(colours.contiguous(), alpha, 8, profile, tuple(lost))
+    return Picture(colours.contiguous(), alpha, 8, profile, tuple(lost), name)
+
+
+def to_image(picture: Picture) -> Image.Image:
+    """Make an image of Pillow, of 8 bits a channel and with the colour profile; values are clipped and rounded."""
+    pixels = _to_pixels(picture, 8).astype(np.uint8)
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    image.info |= {"icc_profile": picture.profile} if picture.profile else {}
+    return image
 
 
 def write_picture(picture: Picture, path: Path) -> None:
@@ -91,18 +103,21 @@ def write_picture(picture: Picture, path: Path) -> None:
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG" and picture.alpha is not None:
         raise DoesNotFit(f"{path}: the image has an alpha channel, which JPEG cannot hold: give --format png")
-    values = picture.colours if picture.alpha is None else torch.cat([picture.colours, picture.alpha])
-    bits = picture.bits if kind in HAVE_16_BITS else 8
-    pixels = to_levels(values.double(), 2**bits - 1).permute(1, 2, 0).numpy()  # (H, W, C)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if bits == 16:
-        content = _encode_16_bits(pixels.astype(np.uint16), path, picture.profile)
+    if picture.bits == 16 and kind in HAVE_16_BITS:
+        content = _encode_16_bits(_to_pixels(picture, 16).astype(np.uint16), path, picture.profile)
         with atomic_write(path) as file:
             file.write(content)
         return
-    image = Image.fromarray(pixels.astype(np.uint8).squeeze(-1) if len(values) == 1 else pixels.astype(np.uint8))
+    image = to_image(picture)
     with atomic_write(path) as file:
         image.save(file, kind, **SAVING[kind], **({"icc_profile": picture.profile} if picture.profile else {}))
+
+
+def _to_pixels(picture: Picture, bits: int) -> np.ndarray:
+    """Return the levels of a picture, with its alpha channel, as (H, W, C) float64."""
+    values = picture.colours if picture.alpha is None else torch.cat([picture.colours, picture.alpha])
+    return to_levels(values.double(), 2**bits - 1).permute(1, 2, 0).numpy()
 
 
 def _read_16_bits(path: Path, is_grey: bool, orientation: int, profile: bytes | None) -> Picture:

@@ -1,10 +1,10 @@
-"""Apply an image model to whole images: enlarging before, tiles, self-ensemble."""
+"""Apply an image model to whole images and to image files: enlarging before, tiles, self-ensemble."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from metamix.layers.image_inference import self_ensemble
 from metamix.layers.tiles import apply_in_tiles
+from metamix.utils.checks import DoesNotFit, check_finite
 
+from .colour import to_rgb, to_ycbcr
+from .files import Picture
 from .resize import resize_bicubic
 
 
@@ -50,10 +53,8 @@ def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
     """Check that a model can pool locally in windows of `side` pixels, if that is not 0.
 
     Raises:
-        ValueError: it has no channel attention, or the side is below 0.
+        ValueError: it has no channel attention.
     """
-    if side < 0:
-        raise ValueError(f"local_pooling is {side}, but it must be at least 0")
     if side and not hasattr(model, "set_local_pooling"):
         raise ValueError(f"local_pooling is {side}, but {name} has no channel attention to pool in: leave it out")
 
@@ -74,3 +75,42 @@ def pooled_locally(model: Any, side: int) -> Iterator[None]:
 def enlarge(images: Tensor, scale: int) -> Tensor:
     """Enlarge images bicubically, as MATLAB does; values stay from 0 to 1 where they were."""
     return images if scale == 1 else resize_bicubic(images, scale).clamp(0, 1)
+
+
+def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer: Restorer) -> Picture:
+    """Restore a decoded image file; alpha channel, bits and colour profile stay.
+
+    Args:
+        model: an image model in evaluation mode, on any device.
+        picture: the image.
+        channels: that the model takes: rgb, grey or y.
+        restorer: how the model is applied.
+
+    Raises:
+        DoesNotFit: the image is in colour, and the model takes grey images.
+        ValueError: the model returns values that are not finite.
+    """
+    colours, alpha = picture.colours, picture.alpha
+    is_grey = len(colours) == 1
+    if channels == "grey" and not is_grey:
+        raise DoesNotFit(
+            f"{picture.name} is in colour, and the model was trained on grey images: save it in grey, or give a model "
+            f"trained with --channels rgb or y"
+        )
+    colours = colours.expand(3, -1, -1) if channels == "rgb" else colours
+    restored = check_finite(restore_colours(model, colours, channels, restorer), picture.name)
+    if is_grey:
+        restored = restored.mean(0, keepdim=True)
+    if alpha is not None:
+        alpha = enlarge(alpha, restored.shape[-1] // alpha.shape[-1])
+    return replace(picture, colours=restored, alpha=alpha)
+
+
+def restore_colours(model: nn.Module, image: Tensor, channels: str, restorer: Restorer) -> Tensor:
+    """Restore an image (C, H, W) on the CPU; of an image in colour, only the luminance if channels is y."""
+    device = next(model.parameters()).device
+    if channels != "y" or len(image) == 1:
+        return restorer(model, image[None].to(device))[0].float().cpu()
+    ycbcr = to_ycbcr(image)
+    y = restorer(model, ycbcr[None, :1].to(device))[0].float().cpu()
+    return to_rgb(torch.cat([y, enlarge(ycbcr[1:], y.shape[-1] // ycbcr.shape[-1])]))

@@ -1,16 +1,18 @@
-"""Build image models for the data, and load trained ones from files."""
+"""Choose the arguments of image models for the data, and load trained models from files."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from PIL import Image
 from torch import nn
 
+from metamix.layers.padding import PadAndCrop, tiles
 from metamix.models.image_models import (
     create_image_model,
     preset_arguments,
@@ -24,6 +26,8 @@ from metamix.weights.find import find_weights, read_weights
 from metamix.weights.metadata import ModelMetadata
 
 from .degradations import PAIRS, parse_degradations
+from .files import read_picture, to_image
+from .inference import Restorer, check_local_pooling, restore_picture
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
 DEGRADATION = Rule("a string of at most 1,000 characters", lambda value: is_text(value) and len(value) <= 1000)
@@ -61,13 +65,56 @@ class RestorationSpec:
 
 
 @dataclass(frozen=True)
-class TrainedImageModel:
-    """A trained restoration model and how images are prepared for it."""
+class TrainedRestorer:
+    """A trained image model, or an exported one, and how images are prepared for it.
+
+    Attributes:
+        name: of the model, with its tag for published weights.
+        model: in evaluation mode; takes images (n, C, H, W) with values from 0 to 1 and returns restored ones.
+        spec: how images are prepared.
+        metadata: entries of the weight file.
+        graph_size: (height, width) of an exported graph of a fixed size; None for every other model.
+    """
 
     name: str
     model: nn.Module
     spec: RestorationSpec
     metadata: ModelMetadata
+    graph_size: tuple[int, int] | None = None
+
+    def predict(
+        self, images: Sequence[str | Path | Image.Image], *, tile: int = 512, overlap: int = 32, ensemble: bool = False
+    ) -> list[Image.Image]:
+        """Restore images.
+
+        Args:
+            images: files or PIL images.
+            tile: side of the tiles in pixels; 0 restores whole images at once.
+            overlap: least overlap of tiles in pixels.
+            ensemble: average over eight orientations, which takes eight times as long.
+
+        Returns:
+            PIL images of 8 bits a channel with the alpha channels and colour profiles of `images`. `metamix predict`
+            writes files, and keeps 16 bits.
+
+        Raises:
+            CorruptImage: an image cannot be read.
+            DoesNotFit: an image is in colour, and the model takes grey images.
+        """
+        restorer = self.restorer(tile, overlap, ensemble)
+        pictures = map(read_picture, images)
+        return [to_image(restore_picture(self.model, each, self.spec.channels, restorer)) for each in pictures]
+
+    def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
+        """Return how the model is applied; arguments as in `Restorer`. An exported graph chooses its own tiles.
+
+        Raises:
+            ValueError: the model cannot pool in windows.
+        """
+        check_local_pooling(self.model, self.name, pooling)
+        if isinstance(self.model, PadAndCrop):
+            tile, overlap = tiles(self.graph_size)
+        return Restorer(self.spec.enlarge, tile, overlap, ensemble, pooling, self.graph_size)
 
 
 def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale: int) -> tuple[dict[str, Any], int]:
@@ -107,14 +154,17 @@ def check_channels(name: str, taken: int, given: int) -> None:
         raise ValueError(f"{name} takes images of {plural(taken, 'channel')}, and the data have {given}: give {advice}")
 
 
-def load_trained(
+def load_restorer(
     checkpoint: str | Path | None,
     *,
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-) -> TrainedImageModel:
-    """Load a trained model.
+) -> TrainedRestorer:
+    """Load a trained image model.
+
+        restorer = metamix.load_restorer("runs/restoration-noise")
+        restorer.predict(["noisy.png"])[0].save("restored.png")
 
     Args:
         checkpoint: a run folder of `metamix train --task restoration`, a weight file, or a file of the authors.
@@ -151,4 +201,4 @@ def load_trained(
     if CHANNELS[spec.channels] != net.in_chans:
         raise ValueError(f"{path}: the model takes {net.in_chans} channels, but channels is {spec.channels!r}")
     metadata = replace(metadata, task="restoration", model=name, model_args=metadata.model_args | arguments)
-    return TrainedImageModel(name, net.eval(), spec, metadata)
+    return TrainedRestorer(name, net.eval(), spec, metadata)

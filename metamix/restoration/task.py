@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -20,7 +20,7 @@ from metamix.weights.metadata import ModelMetadata
 
 from .data import RestorationData
 from .inference import Restorer, check_local_pooling
-from .load import check_channels, load_trained
+from .load import check_channels, load_restorer
 from .loss import RestorationLoss
 from .metric import Measure, RestorationMetric
 from .model import RestorationModel
@@ -45,8 +45,8 @@ class Restoration:
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options
-        known = trained.extra.get("digest") if trained else None
-        tested = known.get("test", "") if isinstance(known, dict) else ""
+        digests = trained.extra.get("digest") if trained else None
+        tested = digests.get("test", "") if isinstance(digests, dict) else ""
         taken = trained.in_chans if trained else None
         self.data = RestorationData(options, seed, train=trained is None, tested=tested, taken=taken)
         self.title = f"{self.data.name}-{options.model}"
@@ -99,26 +99,26 @@ class Restoration:
         Raises:
             ValueError: there are no weights, or they do not fit the options or the data.
         """
-        found = load_trained(
+        trained = load_restorer(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
         )
-        metadata, spec = found.metadata, found.spec
-        check_local_pooling(found.model, found.name, options.local_pooling)
+        metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
+        check_local_pooling(trained.model, name, options.local_pooling)
         values = {f.name: getattr(options, f.name) for f in fields(RestorationDataOptions)}
-        values |= {"model": found.name, "model_args": metadata.model_args}
-        values |= {"channels": spec.channels, "degradation": spec.degradation}
-        share = metadata.extra.get("test_share")
-        values |= {"test_share": share} if isinstance(share, float) else {}
-        crop = metadata.extra.get("crop")  # of which multiply-adds are counted; the first shipped files do not say it
-        values |= {"crop": crop} if isinstance(crop, int) else {}
-        given = {name: getattr(options, name) for name in ("channels", "degradation", "test_share")}
-        values |= {name: value for name, value in given.items() if value is not None}
-        taken: Any = found.model.in_chans
-        task = cls(RestorationOptions(**values), trained=replace(metadata, in_chans=taken))
-        check_channels(found.name, taken, task.data.in_chans)
+        values |= {"model": name, "model_args": metadata.model_args}
+        values |= {"channels": trained.spec.channels, "degradation": trained.spec.degradation}
+        # The authors' files have neither. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
+        for entry, kind in {"test_share": float, "crop": int}.items():
+            if isinstance(value := metadata.extra.get(entry), kind):
+                values[entry] = value
+        for option in ("channels", "degradation", "test_share"):
+            if (value := getattr(options, option)) is not None:
+                values[option] = value
+        task = cls(RestorationOptions(**values), trained=replace(metadata, in_chans=in_chans))
+        check_channels(name, in_chans, task.data.in_chans)
         if options.pretrained:
-            task.model.notes.append(f"published weights {found.name}")
-        return task, found.model, metadata.to_dict()
+            task.model.notes.append(f"published weights {name}")
+        return task, trained.model, metadata.to_dict()
 
 
 def choose_measure(options: RestorationDataOptions, data: RestorationData) -> Measure:

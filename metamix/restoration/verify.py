@@ -1,6 +1,6 @@
 """Check the images of a restoration data set.
 
-    metamix verify DIR --task restoration            pairs: DIR/input and DIR/target, or in DIR/train and DIR/test
+    metamix verify DIR                               pairs: DIR/input and DIR/target, or in DIR/train and DIR/test
     metamix verify DIR --task restoration --clean    clean images, which training degrades
 
 Every image is decoded, and names, sizes and the scale of pairs are checked. Each problem is printed. The exit code is 1
@@ -9,16 +9,17 @@ if there is one.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.tasks.verify import VerifyOptions
+from metamix.utils.options import option
+from metamix.utils.text import plural, printable
 
 from .data import read_tensor
 from .degradations import PAIRS
@@ -26,65 +27,54 @@ from .options import RestorationOptions
 from .sources import Sample, find_roots, find_samples, leave_out, samples_of, scale_of_pair
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `metamix verify` for restoration.
+@dataclass
+class VerifyPairs(VerifyOptions):
+    """Check pairs of images, or clean images.
 
-    Returns:
-        1 if something is wrong, else 0.
+    Raises:
+        ValueError: an option does not fit the others.
     """
-    parser = argparse.ArgumentParser(
-        prog="metamix verify --task restoration",
-        description="Check the images of a restoration data set.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("data", type=Path, help="folder of the images, or one with train/ and test/")
-    parser.add_argument("--clean", action="store_true", help="the images are clean ones, without partners")
-    for name, what in (
-        ("input_folder", "folder of the degraded images of pairs"),
-        ("target_folder", "folder of the clean images of pairs"),
-        ("input_name", "name of the degraded image of the clean image {name}"),
-    ):
-        default = getattr(RestorationOptions, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=f"{what} (default: {default})")
-    args = parser.parse_args(argv)
-    with exit_with_message(ValueError):
-        options = RestorationOptions(
-            data_dir=str(args.data),
-            degradation="noise:0" if args.clean else PAIRS,
-            input_folder=args.input_folder,
-            target_folder=args.target_folder,
-            input_name=args.input_name,
-            crop=1,
+
+    clean: bool = option(False, "the images are clean ones, without partners")
+    input_folder: str = option(RestorationOptions.input_folder, "folder of the degraded images of pairs")
+    target_folder: str = option(RestorationOptions.target_folder, "folder of the clean images of pairs")
+    input_name: str = option(RestorationOptions.input_name, "name of the degraded image of the clean image {name}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_dir is not None:
+            raise ValueError(
+                f"data_dir is {self.data_dir}, but restoration reads one layout of folders: give the folder alone, "
+                f"metamix verify {self.data_dir}"
+            )
+        self.options = RestorationOptions(
+            data_dir=self.data,
+            degradation="noise:0" if self.clean else PAIRS,
+            input_folder=self.input_folder,
+            target_folder=self.target_folder,
+            input_name=self.input_name,
         )
-    return 1 if verify(options) else 0
 
-
-def verify(options: RestorationOptions) -> int:
-    """Print each problem of a data set, and their number.
-
-    Returns:
-        The number of problems.
-    """
-    paired = options.degradation == PAIRS
-    samples, unmatched = list[Sample](), list[str]()
-    roots = find_roots(options).values()
-    for root in roots:
-        try:
-            found = find_samples(root, options, paired)
-        except Unmatched as error:
-            unmatched += error.problems
-            found = samples_of(error.pairs)
-        except (ValueError, OSError) as error:
-            unmatched.append(str(error))
-            continue
-        samples += leave_out(found, root, roots)  # those of a folder inside come with that folder
-    problems = 0
-    for problem in chain(unmatched, find_problems(samples)):
-        print(printable(problem))
-        problems += 1
-    count = plural(len(samples), "pair" if paired else "image")
-    print(f"{plural(problems, 'problem')}; {count} checked" if problems else f"all {count} can be read")
-    return problems
+    def run(self) -> int:
+        samples, problems = list[Sample](), list[str]()
+        roots = find_roots(self.options).values()
+        for root in roots:
+            try:
+                inside = find_samples(root, self.options, not self.clean)
+            except Unmatched as error:
+                problems += error.problems
+                inside = samples_of(error.pairs)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+                continue
+            samples += leave_out(inside, root, roots)  # those of a folder inside come with that folder
+        count = 0
+        for problem in chain(problems, find_problems(samples)):
+            print(printable(problem))
+            count += 1
+        checked = plural(len(samples), "image" if self.clean else "pair")
+        print(f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read")
+        return count
 
 
 def find_problems(samples: Sequence[Sample]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from benchmarks.weight_cards import load_cards
 from metamix.models.image_models import create_image_model, tags_of
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import enlarge
-from metamix.restoration.load import load_trained
+from metamix.restoration.load import load_restorer
 from metamix.restoration.metric import Measure
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
@@ -30,7 +30,7 @@ PICTURES = {  # picture, degradation, least gain in dB
 
 @pytest.mark.parametrize("name", CARDS)
 def test_weights_by_name_restore_a_picture_they_never_saw(name):
-    card, trained = CARDS[name], load_trained(None, model=name, pretrained=True)
+    card, trained = CARDS[name], load_restorer(None, model=name, pretrained=True)
     assert name.partition(".")[2] in tags_of(name.partition(".")[0]) and trained.spec.degradation == card["degradation"]
     picture, degradation, gain = PICTURES[card["degradation"].partition(":")[0]]
     pixels = torch.from_numpy(picture()[100:292, 100:292])
@@ -49,8 +49,8 @@ def test_a_card_is_that_of_its_weights(name):
     assert (weights_dir() / f"{name}.safetensors").stat().st_size < 8e6
     words = shlex.split(command(card).replace("\\\n", " "))
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
-    options = {"restoration": lambda: find_task("restoration").Options}
-    recipe = parse(words, options, default_task="restoration", description="").flat()
+    options = {"restoration": lambda: find_task("restoration").part("task").Options}
+    recipe = parse(words, options, default_task=lambda options: "restoration", description="").flat()
     assert card["recipe"].items() <= recipe.items()
     text = (weights_dir() / f"{name}.md").read_text()
     assert f"| PSNR | {card['psnr']:.2f} dB, mean over {card['test_data']}, " in text

@@ -12,7 +12,7 @@ from metamix.restoration.inference import enlarge
 from metamix.restoration.options import RestorationOptions
 from metamix.restoration.resize import to_8_bits
 from metamix.restoration.transforms import TrainCrop
-from metamix.restoration.verify import main as verify
+from metamix.tasks.verify import main
 from tests.helpers.advice import follow_verify
 
 
@@ -26,6 +26,17 @@ def data(**options):
 
 def batches(found, epoch=0, rank=0, world=1, seed=0):
     return list(found.train_loader(2, rank, world, seed).epoch(epoch))
+
+
+def verify(*words):
+    """Run `metamix verify` and return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, words)))
+    return end.value.code
+
+
+def verify_clean(folder):
+    return verify(folder, "--task", "restoration", "--clean")
 
 
 def test_images_to_score_are_not_trained_on(clean):
@@ -53,7 +64,7 @@ def test_val_is_held_out_where_there_is_a_test_folder(clean, capsys):
     assert elsewhere.notes == [f"{root}/test is neither trained on nor scored, since --test-dir is given"]
     on_val = data(data_dir=root, test_dir=root / "val", degradation="noise:25")
     assert on_val.identity["samples"] == {"train": 3, "test": 1} and on_val.notes == elsewhere.notes
-    assert verify([str(root), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    assert verify_clean(root) == 0 and "all 6 images can be read" in capsys.readouterr().out
     for split in "train", "test", "val":
         clean(name=f"split/{split}", count=2)
     assert len(data(data_dir=root.parent / "split", degradation="noise:25").parts["holdout"]) == 2
@@ -250,14 +261,14 @@ def test_broken_images(clean, break_image):
 
 def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
     root = pairs()
-    assert verify([str(root)]) == 0 and "all 6 pairs can be read" in capsys.readouterr().out
+    assert verify(root) == 0 and "all 6 pairs can be read" in capsys.readouterr().out
     break_image(root / "train" / "target" / "1.png")
     (root / "train" / "input" / "1.png").write_bytes(b"no image")
     (root / "train" / "target" / "2.png").write_bytes(b"no image")
     image((39, 48)).save(root / "train" / "input" / "3.png")
     (root / "test" / "input" / "0.png").unlink()
     image((40, 48)).save(root / "test" / "input" / "9.png")
-    assert verify([str(root)]) == 1
+    assert verify(root) == 1
     said = capsys.readouterr().out
     for words in (
         "train/target/1.png: ",
@@ -273,13 +284,22 @@ def test_verify_lists_every_problem(pairs, clean, image, break_image, capsys):
 
 def test_verify_of_clean_images(clean, capsys):
     photos = clean()
-    assert verify([str(photos), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    assert verify_clean(photos) == 0 and "all 6 images can be read" in capsys.readouterr().out
     (photos / "test").mkdir()
     (photos / "5.png").rename(photos / "test" / "5.png")  # counted once
-    assert verify([str(photos), "--clean"]) == 0 and "all 6 images can be read" in capsys.readouterr().out
+    assert verify_clean(photos) == 0 and "all 6 images can be read" in capsys.readouterr().out
     for i in (1, 4):
         (photos / f"{i}.png").write_bytes(b"no image")
-    assert verify([str(photos), "--clean"]) == 1
+    assert verify_clean(photos) == 1
     said = capsys.readouterr().out
     assert "photos/1.png: " in said and "photos/4.png: " in said and "2 problems; 6 images checked" in said
-    assert verify([str(photos)]) == 1 and "there is no folder" in capsys.readouterr().out
+    assert verify(photos, "--task", "restoration") == 1 and "there is no folder" in capsys.readouterr().out
+
+
+def test_verify_of_options_that_do_not_fit(pairs, clean):
+    root, words = pairs(), ["--task", "restoration"]
+    assert verify(root / "train", "--target-folder", "input", "--input-folder", "target", *words) == 0
+    with pytest.raises(SystemExit, match="--input-folder target is for pairs, but degradation is noise:0"):
+        main([str(clean()), "--clean", "--input-folder", "target", *words])
+    with pytest.raises(SystemExit, match="data_dir is x, but restoration reads .*: give the folder alone, metamix ve"):
+        main(["folder", "--data-dir", "x", *words])

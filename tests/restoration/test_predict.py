@@ -12,12 +12,15 @@ import torch
 from PIL import Image, ImageCms
 from torch import nn
 
+import metamix
 import metamix.cli.main
-from metamix.restoration import predict
+from metamix.data import CorruptImage
+from metamix.restoration import load
 from metamix.restoration.files import read_picture, write_picture
-from metamix.restoration.inference import Restorer
-from metamix.restoration.load import RestorationSpec, TrainedImageModel, load_trained
-from metamix.restoration.predict import restore_colours, restore_file
+from metamix.restoration.inference import Restorer, restore_colours, restore_picture
+from metamix.restoration.load import RestorationSpec, TrainedRestorer, load_restorer
+from metamix.tasks.predict import main as predict
+from metamix.utils.checks import DoesNotFit
 
 
 class Shift(nn.Module):
@@ -33,16 +36,23 @@ class Shift(nn.Module):
         return (x + self.shift).repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2)
 
 
+def shifter(scale=1, channels="rgb"):
+    return TrainedRestorer("shift", Shift(scale).eval(), RestorationSpec(channels, 1, ""), None)
+
+
 @pytest.fixture
 def run(monkeypatch):
     """A maker of calls of `metamix predict` with a model that adds 0.6 of a grey level."""
 
     def call(*words, channels="rgb", scale=1):
-        model = Shift(scale).eval()
-        found = TrainedImageModel("shift", model, RestorationSpec(channels, 1, ""), None)
-        monkeypatch.setattr(predict, "load_trained", lambda *args, **options: found)
-        code = predict.main([*map(str, words), "--device", "cpu"])
-        return code, model
+        trained = shifter(scale, channels)
+        monkeypatch.setattr(load, "load_restorer", lambda *args, **options: trained)
+        try:
+            predict(["--task", "restoration", "--checkpoint", "shift", *map(str, words), "--device", "cpu"])
+        except SystemExit as end:
+            if end.code not in (0, 1):
+                raise
+            return end.code, trained.model
 
     return call
 
@@ -98,7 +108,7 @@ def test_values_that_are_not_finite_are_refused(clean):
     model = Shift().eval()
     model.shift.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="0.png: the model returns NaN or infinity: use other weights"):
-        restore_file(model, clean(count=1) / "0.png", "rgb", Restorer())
+        restore_picture(model, read_picture(clean(count=1) / "0.png"), "rgb", Restorer())
 
 
 def test_the_name_of_an_image_model_says_the_task(clean, tmp_path):
@@ -106,6 +116,41 @@ def test_the_name_of_an_image_model_says_the_task(clean, tmp_path):
     with pytest.raises(SystemExit) as exit:
         metamix.cli.main.main(["predict", *words, "--output", str(tmp_path / "out")])
     assert exit.value.code == 0 and Image.open(tmp_path / "out" / "0.png").size == (32, 24)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_restorers_take_files_and_images_of_pillow(mode, tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (20, 30, len(mode)), dtype=np.uint8).squeeze()
+    image = Image.fromarray(values)
+    image.save(tmp_path / "a.png", icc_profile=b"profile")
+    for source in image, tmp_path / "a.png", str(tmp_path / "a.png"):
+        (restored,) = shifter().predict([source])
+        added = np.ones(len(mode), int)
+        added[1:] -= mode == "LA"
+        added[3:] = 0
+        assert restored.mode == mode and (np.array(restored) == values.astype(int) + added.squeeze()).all()
+        assert restored.info.get("icc_profile") == (None if source is image else b"profile")
+
+
+def test_restorers_take_tiles_and_refuse_what_does_not_fit(clean, tmp_path):
+    photos, restorer = clean(count=1, size=(100, 70)), shifter()
+    restorer.predict([photos / "0.png"], tile=32, overlap=8)
+    assert len(restorer.model.seen) == 12
+    restorer.predict([photos / "0.png"], tile=0, ensemble=True)
+    assert max(shape[0] for shape in restorer.model.seen) == 4
+    with pytest.raises(DoesNotFit, match="0.png is in colour, and the model was trained on grey images"):
+        shifter(channels="grey").predict([photos / "0.png"])
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(CorruptImage, match="a.png: not an image of a known format"):
+        restorer.predict([tmp_path / "a.png"])
+
+
+def test_shipped_weights_by_name():
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8))
+    restorer = metamix.load("wavemixsr_nano.x2")
+    assert restorer.name == "wavemixsr_nano.x2" and restorer.spec.channels == "y" and restorer.graph_size is None
+    assert restorer.predict([small])[0].size == (32, 24)
+    assert metamix.load_restorer(None, model="wavemixsr_nano.x2", pretrained=True).metadata == restorer.metadata
 
 
 def test_tiles_bound_what_the_model_sees(clean, tmp_path, run):
@@ -264,16 +309,16 @@ def test_turned_photographs_are_written_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    restored = restore_file(Shift().eval(), tmp_path / "a.jpg", "rgb", Restorer())
+    restored = restore_picture(Shift().eval(), read_picture(tmp_path / "a.jpg"), "rgb", Restorer())
     write_picture(restored, tmp_path / "out.jpg")
     assert Image.open(tmp_path / "out.jpg").size == (20, 30)
 
 
 def test_weights_that_are_missing_or_of_another_task(tmp_path):
     with pytest.raises(ValueError, match="there are no weights: give --checkpoint FILE, or --model NAME --pretrained"):
-        load_trained(None)
+        load_restorer(None)
     with pytest.raises(FileNotFoundError):
-        load_trained(tmp_path / "nothing.safetensors")
+        load_restorer(tmp_path / "nothing.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+import metamix
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
 from metamix.restoration.data import RestorationData
 from metamix.restoration.inference import Restorer
-from metamix.restoration.load import load_trained
 from metamix.restoration.metric import Measure
 from metamix.restoration.options import RestorationEvalOptions, RestorationOptions
-from metamix.restoration.predict import main as predict
 from metamix.restoration.task import Restoration
 from metamix.training.recipe import parse
 from tests.helpers.running import assert_same_run, start_all, stopped_at
@@ -38,6 +37,13 @@ def evaluate(*words):
     metamix.cli.evaluate.main(
         list(map(str, ["--task", "restoration", "--device", "cpu", "--workers", 0, "--amp", "none", *words]))
     )
+
+
+def predict(*words):
+    """Run `metamix predict` and return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        metamix.cli.main.main(["predict", *map(str, words), "--device", "cpu"])
+    return end.value.code
 
 
 def read_csv(path):
@@ -69,12 +75,12 @@ def test_train_eval_and_predict(clean, tmp_path, capsys):
     assert len(rows) == 1 and float(rows[0]["psnr"]) == pytest.approx(result["psnr"], abs=1e-3)
     assert Image.open(out / "test_images.png").size[0] > 500
 
-    with pytest.raises(SystemExit) as end:
-        words = ["predict", photos, "--checkpoint", run, "--output", tmp_path / "new", "--device", "cpu"]
-        metamix.cli.main.main(list(map(str, words)))
-    assert end.value.code == 0 and sorted(p.name for p in (tmp_path / "new").glob("*.png")) == [
-        f"{i}.png" for i in range(6)
-    ]
+    assert predict(photos, "--checkpoint", run, "--output", tmp_path / "new") == 0
+    names = [f"{i}.png" for i in range(6)]
+    assert sorted(path.name for path in (tmp_path / "new").glob("*.png")) == names
+    restored = metamix.load(run).predict([photos / name for name in names])
+    for name, image in zip(names, restored, strict=True):
+        assert (np.array(image) == np.array(Image.open(tmp_path / "new" / name))).all()
 
 
 def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, capsys):
@@ -192,7 +198,7 @@ def test_a_recipe_without_numbers_is_one_for_photographs(clean):
     recipe = parse(
         ["--data-dir", "photos"],
         {"restoration": lambda: RestorationOptions},
-        default_task="restoration",
+        default_task=lambda options: "restoration",
         description="",
     )
     engine = recipe.engine
@@ -211,10 +217,13 @@ def test_local_pooling_of_scores_alone(clean, tmp_path):
         results[side] = result["psnr"]
     assert results[16] != results[0] and results[128] == pytest.approx(results[0], abs=1e-3)
     assert "by_class" not in result
-    found = load_trained(run)
+    model = metamix.load(run).model
     image = torch.rand(1, 3, 40, 40)
-    windows, whole = Restorer(pooling=16)(found.model, image), found.model(image)
-    assert not torch.equal(windows, whole) and torch.equal(found.model(image), whole)
+    windows, whole = Restorer(pooling=16)(model, image), model(image)
+    assert not torch.equal(windows, whole) and torch.equal(model(image), whole)
+    for side in (0, 16):
+        assert predict(photos, "--checkpoint", run, "--output", tmp_path / f"{side}", "--local-pooling", side) == 0
+    assert (np.array(Image.open(tmp_path / "0" / "0.png")) != np.array(Image.open(tmp_path / "16" / "0.png"))).any()
     with pytest.raises(
         SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention to pool in"
     ):
@@ -244,7 +253,7 @@ def test_super_resolution_of_the_luminance(model, clean, tmp_path, capsys):
     assert "border 2" in said
     small = tmp_path / "small.png"
     Image.open(photos / "0.png").convert("RGBA").save(small)
-    assert predict(list(map(str, [small, "--checkpoint", run, "--output", tmp_path / "new", "--device", "cpu"]))) == 0
+    assert predict(small, "--checkpoint", run, "--output", tmp_path / "new") == 0
     restored = Image.open(tmp_path / "new" / "small.png")
     assert restored.size == (84, 90) and restored.mode == "RGBA" and restored.getextrema()[3] == (255, 255)
 

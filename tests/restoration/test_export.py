@@ -1,22 +1,32 @@
 """Test exported image models: sizes, tiles, PSNR before and after, `metamix predict`."""
 
+from dataclasses import replace
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import metamix
-import metamix.cli.predict
-from metamix.deploy import export, load_exported
+import metamix.cli.main
+from metamix.deploy.artifact import Artifact
+from metamix.deploy.runtime import ExportedModel, load_exported
 from metamix.layers.padding import pad_for_graph, tiles
 from metamix.layers.tiles import apply_in_tiles
+from metamix.restoration.export import exported_restorer, open_restorer
 from metamix.restoration.inference import Restorer
-from metamix.tasks.export import open_model
-from metamix.tasks.exportable import Request
+from metamix.tasks.export import export
+from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
+from metamix.weights.metadata import ModelMetadata
 
 MAXIM = ("maxim_nano", dict(features=4, depth=1, block_size_hr=4, grid_size_hr=4, block_size_lr=4))
 WAVEMIX = ("wavemix_sisr_144_4", dict(dim=8, depth=1))
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
+needs_engines = pytest.mark.skipif(
+    bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install 'metamix[deploy]'"
+)
 
 
 @pytest.fixture
@@ -44,6 +54,7 @@ def weights(folder, name, model_args, degradation):
     return str(folder / "restorer.safetensors"), model.eval()
 
 
+@needs_engines
 @pytest.mark.parametrize(
     ("model", "degradation", "format", "dynamic"),
     [
@@ -73,7 +84,7 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
         torch.testing.assert_close(restored, apply_in_tiles(pad, image, tile=32, overlap=4), rtol=0, atol=1e-4)
     with pytest.raises(SystemExit) as exit:
         words = ["--output", str(tmp_path / "restored"), "--ensemble", "--format", "tif"]
-        metamix.cli.predict.main([str(photos / "0.png"), "--model", str(folder), *words])
+        metamix.cli.main.main(["predict", str(photos / "0.png"), "--model", str(folder), *words])
     assert exit.value.code == 0
     photo = torch.from_numpy(np.array(Image.open(photos / "0.png"))).permute(2, 0, 1)[None] / 255
     size = None if dynamic else (32, 32)
@@ -83,13 +94,17 @@ def test_scores_tiles_and_pictures(model, degradation, format, dynamic, photos, 
     with Image.open(tmp_path / "restored" / "0.tif") as picture:
         written = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert (written - 255 * expected[0].clamp(0, 1)).abs().max() < 0.51
+    restorer = metamix.load(folder)
+    (restored,) = restorer.predict([Image.open(photos / "0.png")], ensemble=True)
+    assert torch.equal(torch.from_numpy(np.array(restored)).permute(2, 0, 1), written)
+    assert restorer.graph_size == size and restorer.spec.degradation == degradation
 
 
 def test_file_that_does_not_name_its_model(tmp_path):
     file = str(tmp_path / "plain.pt")
     torch.save(metamix.create_image_model("wavemixsr_nano").state_dict(), file)
-    found = open_model(Request(file, model="wavemixsr_nano"))
-    assert found.metadata.task == "restoration" and found.metadata.model == "wavemixsr_nano"
+    metadata = open_restorer(ExportOptions(file, tmp_path / "out", model="wavemixsr_nano")).metadata
+    assert metadata.task == "restoration" and metadata.model == "wavemixsr_nano"
 
 
 def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
@@ -109,10 +124,53 @@ def test_image_that_fits_a_graph_that_is_no_square_is_not_tiled():
 
 def test_default_size_is_one_that_the_model_takes(tmp_path):
     source, model = weights(tmp_path, "maxim_nano", MAXIM[1] | dict(block_size_hr=3, grid_size_hr=3), "noise:25")
-    assert model.multiple == (24, 24) and open_model(Request(source)).metadata.img_size == (264, 264)
+    assert model.multiple == (24, 24) and open_restorer(ExportOptions(source, tmp_path)).metadata.img_size == (264, 264)
 
 
-def test_size_that_the_model_does_not_take(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(img_size=30), r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"),
+        (
+            dict(data="folder", data_dir="."),
+            "data is folder, but restoration reads one layout of folders: give only",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(options, words, tmp_path):
     source, _ = weights(tmp_path, *MAXIM, "noise:25")
-    with pytest.raises(ValueError, match=r"img_size is 30 x 30, but .* takes multiples of 8 x 8 pixels"):
-        export(source, output=tmp_path / "out", img_size=30)
+    with pytest.raises(ValueError, match=words):
+        open_restorer(ExportOptions(source, tmp_path / "out", **options))
+
+
+def test_names_of_weights_say_the_model(tmp_path):
+    options = ExportOptions("wavemixsr_nano.x2", tmp_path / "out")
+    assert open_restorer(options).extra == dict(
+        channels="y", enlarge=1, degradation="downscale:2", scale=2, multiple=[1, 1]
+    )
+    with pytest.raises(ValueError, match="model is maxim_nano, but wavemixsr_nano.x2 says what model it is: leave"):
+        open_restorer(replace(options, model="maxim_nano"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        ({"channels": "u"}, r"channels in extra is 'u'; accepted is one of rgb, grey, y.* Export the model again"),
+        ({"multiple": [8]}, r"multiple in extra is \[8\]; accepted is two whole numbers from 1 to 65,536"),
+        ({"scale": 0}, "scale in extra is 0; accepted is a whole number from 1 to 65,536"),
+        ({"enlarge": None}, "enlarge in extra is None; accepted is a whole number"),
+    ],
+)
+def test_damaged_exports_are_refused(change, words):
+    extra = dict(channels="rgb", enlarge=1, degradation="noise:25", scale=1, multiple=[8, 8])
+    metadata = ModelMetadata(task="restoration", model="maxim_nano")
+    artifact = Artifact("onnx", "fp32", metadata, (None, 3, 16, 24), ("restored",), extra | change)
+    exported = ExportedModel(lambda images: [images], artifact)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            exported_restorer(exported)
+        return
+    restorer, photo = exported_restorer(exported), Image.new("RGB", (30, 20), (10, 20, 30))
+    assert restorer.graph_size == (16, 24)
+    assert np.array_equal(np.array(restorer.predict([photo])[0]), np.array(photo))
