@@ -90,7 +90,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     loaded = metamix.load(folder)
     assert loaded.spec == trained.spec and loaded.graph_size == size
     assert (loaded.predict([pictures / "0.png"], flip=True)[0] == expected).float().mean() > 0.999
-    assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 16)
+    assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
 
 
 def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
@@ -159,7 +159,7 @@ def test_damaged_file_is_refused(change, words, tmp_path):
 
 
 @needs_engines
-def test_refusals(source, tmp_path):
+def test_refusals(source, scenes, tmp_path):
     with pytest.raises(ValueError, match="data is 'camvid'. Accepted: folder, ade20k, cityscapes"):
         export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
@@ -167,6 +167,6 @@ def test_refusals(source, tmp_path):
     with pytest.raises(
         ValueError, match="int8 is only written for classifiers, not for .*: take --precision fp32 or bf16"
     ):
-        export(source, output=tmp_path / "out", format="onnx", precision="int8", seconds=0)
+        export(source, output=tmp_path / "out", precision="int8", data="folder", data_dir=str(scenes))
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
         export(source, output=tmp_path / "out", data="folder", seconds=0)
