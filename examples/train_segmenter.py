@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+import metamix
 from metamix.cli.train import main as train
-from metamix.segmentation.predict import main as predict
+from metamix.segmentation.predict import LabelPixels
 
 CLASSES = ("sky", "ground", "house", "tree")
 COLOURS = ((120, 180, 240), (150, 140, 90), (200, 80, 70), (50, 120, 60))
@@ -62,7 +63,7 @@ def draw_set(root: Path, size: tuple[int, int] = (128, 96), **counts: int) -> No
 def main(folder: str, epochs: str = "10", images: int = 160) -> None:
     """Draw a data set, train Semantic FPN on it from scratch, and predict its test images."""
     root = Path(folder)
-    run, tests = str(root / "run"), str(root / "test" / "images")
+    run = str(root / "run")
     draw_set(root, train=images, test=images // 8)
     train(
         [
@@ -70,7 +71,7 @@ def main(folder: str, epochs: str = "10", images: int = 160) -> None:
             "--crop", "96,128", "--batch-size", "4", "--optimizer", "muon", "--lr", "5e-3", "--ema", "--epochs", epochs,
         ]
     )  # fmt: skip
-    predict([tests, "--checkpoint", run, "--output", str(root / "predicted")])
+    LabelPixels((root / "test" / "images",), output=root / "predicted").run(metamix.load(run))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import tv_tensors
@@ -22,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file, normalize
+from metamix.data.files import decode
 from metamix.data.loader import StreamLoader
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
@@ -32,7 +35,7 @@ from metamix.weights.checksums import digest
 from .labels import IGNORED, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions, verify_command
 from .sources import Split, check_sizes, open_set
-from .transforms import ResizeImage, resized_size, train_transform
+from .transforms import resize_image, resized_size, train_transform
 
 MEMORY_LIMIT = 2**30  # bytes of decoded images and masks that memory="auto" holds at most
 
@@ -174,7 +177,7 @@ class SegmentationData:
             if missing:
                 self.notes.append(f"{text}; see metamix verify")
         order = TrainOrder(len(images), batch_size, rank, world_size, seed)
-        return self._loader(images, order, train_transform(self.options, self.mean), seed, collate_crops)
+        return self._loader(images, order, OnPairs(train_transform(self.options, self.mean)), seed, collate_crops)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, whose images come one by one."""
@@ -182,21 +185,13 @@ class SegmentationData:
         for split in (name for name in self.parts if name != "train"):
             images = MaskedImages(self.parts[split], self.labels)
             order = EvalOrder(len(images), 1, rank, world_size)
-            loaders[split] = self._loader(
-                images, order, ResizeImage(self.options.min_size, self.options.max_size), 0, collate_pairs
-            )
+            resize = partial(resize_pair, min_size=self.options.min_size, max_size=self.options.max_size)
+            loaders[split] = self._loader(images, order, resize, 0, collate_pairs)
         return loaders
 
     def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
-        return StreamLoader(
-            images,
-            self.options,
-            order,
-            OnPairs(transform),
-            seed,
-            collate=collate,
-            verify=verify_command(self.options),
-        )
+        verify = verify_command(self.options)
+        return StreamLoader(images, self.options, order, transform, seed, collate=collate, verify=verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Normalise the images. The worker processes have augmented them."""
@@ -258,13 +253,21 @@ class MaskedImages:
         return sample.name, read_image(sample.image), read_mask(sample.mask, self.labels)
 
 
-def read_image(path: Path) -> Tensor:
-    """Read an image file as (3, H, W) uint8.
+def read_image(image: str | Path | Image.Image) -> Tensor:
+    """Read an image file, or an image of Pillow, as (3, H, W) uint8.
 
     Raises:
-        CorruptImage: the file cannot be read.
+        CorruptImage: it cannot be read.
     """
-    return F.pil_to_tensor(decode_file(path))
+    if isinstance(image, Image.Image):
+        return F.pil_to_tensor(decode(lambda: image, "image"))
+    return F.pil_to_tensor(decode_file(image))
+
+
+def resize_pair(pair: Pair, min_size: int, max_size: int) -> Pair:
+    """Resize the image of a sample to score; its mask keeps the size of the file."""
+    name, image, mask = pair
+    return name, resize_image(image, min_size, max_size), mask
 
 
 class OnPairs:

@@ -13,17 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from metamix.deploy.report import Difference, missed_limits
+from metamix.deploy.runtime import ExportedModel
 from metamix.layers.padding import pad_for_graph, tiles
-from metamix.tasks.exportable import Comparison, Model, Request, readable_images
-from metamix.utils.checks import parse_size
-from metamix.weights.metadata import ModelMetadata
+from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
+from metamix.utils.rules import is_whole, list_of, whole
+from metamix.weights.files import ARTIFACT
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
 from .inference import Predictor, best_labels
-from .load import load_segmenter
+from .load import SegmenterSpec, TrainedSegmenter, load_segmenter
 from .options import SegmentationEvalOptions
 from .task import Segmentation
 
 RANDOM_IMAGES = 4
+EXTRA = {  # what a segmenter reads from `Artifact.extra`
+    "scale": whole(1, MAX_SIDE),
+    "multiple": list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2),
+}
 
 
 class ExportableSegmenter:
@@ -93,31 +99,49 @@ def by_pixel(logits: Tensor) -> Tensor:
     return logits.movedim(1, -1).flatten(0, 2)
 
 
-def open_segmenter(request: Request) -> ExportableSegmenter:
-    """Load a segmenter that metamix trained, with its data set if a folder is given."""
-    found, task = load_segmenter(request.source), None
-    if request.dynamic and found.model.fixed_size:
-        height, width = found.model.fixed_size
+def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
+    """Load a segmenter that metamix trained, with its data set if a folder is given.
+
+    Raises:
+        ValueError: the options do not fit together or the segmenter, or the data have other classes.
+    """
+    if options.data and not options.data_dir:
+        raise ValueError(f"data is {options.data}: give its folder, --data-dir DIR, to compare {options.source} on it")
+    trained, task = load_segmenter(options.source), None
+    if options.dynamic and trained.fixed_size:
+        height, width = trained.fixed_size
         raise ValueError(
-            f"{found.spec.model} takes images of {height} x {width} pixels at most: leave --dynamic out, and larger "
+            f"{trained.spec.model} takes images of {height} x {width} pixels at most: leave --dynamic out, and larger "
             f"images are cut into tiles"
         )
-    metadata = ModelMetadata.from_dict(found.metadata, request.source)
-    size: Any = request.img_size or found.spec.crop
-    height, width = parse_size("img_size", size)
+    height, width = options.img_size or trained.spec.crop
     if height % 2 or width % 2:  # padding by reflection makes sides even
         raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
-    if request.data_dir:
-        data: Any = request.data or "folder"
-        tile, overlap = tiles(None if request.dynamic else (height, width))
-        options = SegmentationEvalOptions(
+    if options.data_dir:
+        data: Any = options.data or "folder"
+        tile, overlap = tiles(None if options.dynamic else (height, width))
+        eval_options = SegmentationEvalOptions(
             data=data,
-            data_dir=request.data_dir,
+            data_dir=options.data_dir,
             workers=0,
-            checkpoint=request.source,
+            checkpoint=options.source,
             tile=tile,  # for the note that says how the scores are made
             overlap=overlap,
         )
-        task = Segmentation.of(found, options)
+        task = Segmentation.for_trained(trained, eval_options)
+    metadata = ModelMetadata.from_dict(trained.metadata, options.source)
     metadata = replace(metadata, img_size=(height, width), in_chans=3)
-    return ExportableSegmenter(found.model, metadata, request.dynamic, task, request.images)
+    return ExportableSegmenter(trained.model, metadata, options.dynamic, task, options.images)
+
+
+def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
+    """Use an exported model as a segmenter.
+
+    Raises:
+        ValueError: export.json lacks what a segmenter needs.
+    """
+    artifact = exported.artifact
+    metadata = artifact.model.to_dict()
+    artifact.check(extra=EXTRA, model={})
+    spec = SegmenterSpec.from_dict(metadata, ARTIFACT)
+    return TrainedSegmenter(pad_for_graph(exported, artifact.extra, artifact.size), spec, metadata, artifact.size)

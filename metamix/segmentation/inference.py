@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metamix.data import normalize
 from metamix.layers import resize_to
 from metamix.layers.tiles import apply_in_tiles
 from metamix.utils.checks import check_finite
 
-from .transforms import Size
+from .transforms import Size, resize_image
+
+if TYPE_CHECKING:
+    from .load import SegmenterSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class View:
 
 PLAIN = (View(),)
 AT_ONCE = 16  # classes whose scores are resized together
+MOST_BYTES = 2**31  # of logits that are held at once
 
 
 @dataclass(frozen=True)
@@ -101,3 +109,38 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
 def make_views(scales: tuple[float, ...], flip: bool) -> tuple[View, ...]:
     """Return a view for each scale and, with `flip`, each mirrored one."""
     return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))
+
+
+def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Predictor) -> Tensor:
+    """Label the pixels of an image.
+
+    An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
+
+    Args:
+        model: a segmenter in evaluation mode, on any device.
+        spec: how images go into it.
+        image: (3, H, W) uint8, of any size.
+        predictor: how the model is applied.
+
+    Returns:
+        Labels (H, W) uint8, on the CPU.
+    """
+    size = image.shape[-2], image.shape[-1]
+    resized = resize_image(image, spec.min_size, spec.max_size)
+    normalized = normalize(resized[None].to(next(model.parameters()).device), spec.mean, spec.std)
+    side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
+    if predictor.tile and resized.shape == image.shape and max(size) > side:
+        return predict_blocks(model, normalized, predictor, side)
+    return predictor(model, normalized, size).cpu()
+
+
+def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: int) -> Tensor:
+    """Label an image (1, 3, H, W) in blocks of `side` pixels, each with a tile's width of the image around it."""
+    height, width = image.shape[-2:]
+    labels, margin = torch.zeros(height, width, dtype=torch.uint8), predictor.tile
+    for top, left in product(range(0, height, side), range(0, width, side)):
+        above, before = min(top, margin), min(left, margin)
+        block = image[..., top - above : top + side + margin, left - before : left + side + margin]
+        inner = predictor(model, block, (block.shape[-2], block.shape[-1]))[above:, before:]
+        labels[top : top + side, left : left + side] = inner[:side, :side].cpu()
+    return labels

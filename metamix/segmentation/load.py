@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from PIL import Image
+from torch import Tensor, nn
+
+from metamix.layers.padding import PadAndCrop, tiles
+from metamix.layers.tiles import check_tiles
 from metamix.models.checkpoint import check_described_size
 from metamix.utils.rules import (
     POSITIVE_SHARE,
@@ -35,9 +40,12 @@ from metamix.weights.metadata import (
     without_head,
 )
 
+from .data import read_image
+from .inference import Predictor, make_views, predict
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
 from .segmenters import HEADS, Segmenter, build_segmenter
+from .transforms import Size
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
@@ -130,44 +138,96 @@ class SegmenterSpec:
 
 @dataclass(frozen=True)
 class TrainedSegmenter:
-    """A segmenter in evaluation mode, how images go into it, and the metadata of its weights."""
+    """A trained segmenter.
 
-    model: Segmenter
+    Attributes:
+        model: in evaluation mode; takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
+        spec: how images go into it, and its classes.
+        metadata: entries of its weight file.
+        graph_size: (height, width) of the graph of an exported model; None for any size.
+    """
+
+    model: nn.Module
     spec: SegmenterSpec
     metadata: dict[str, Any]
+    graph_size: Size | None = None
+
+    @property
+    def fixed_size(self) -> Size | None:
+        """Return (height, width) of the largest images that the backbone takes; None for any size."""
+        return getattr(self.model, "fixed_size", None)
+
+    def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:
+        """Return how the model is applied to images; arguments as in `predict`.
+
+        Raises:
+            ValueError: the overlap is not smaller than the tile, or the backbone takes only smaller tiles.
+        """
+        if isinstance(self.model, PadAndCrop):
+            tile, overlap = tiles(self.graph_size)
+        check_tiles(tile, overlap)
+        check_tile(self.fixed_size, self.spec.model, tile)
+        return Predictor(tile, overlap, make_views((1.0,), flip), self.graph_size)
+
+    def predict(
+        self,
+        images: Sequence[str | Path | Image.Image],
+        *,
+        tile: int = 1024,
+        overlap: int = 128,
+        flip: bool = False,
+    ) -> list[Tensor]:
+        """Label the pixels of images of any size.
+
+        Args:
+            images: files or PIL images.
+            tile: side of the overlapping tiles that larger images are cut into, in pixels; 0 for whole images. The
+                tiles of an exported model follow from its graph.
+            overlap: least overlap of tiles in pixels.
+            flip: average over each image and its mirror image.
+
+        Returns:
+            Labels (H, W) uint8 of each image, on the CPU: 0, 1, ... in the order of `spec.classes`.
+
+        Raises:
+            CorruptImage: an image cannot be read.
+            ValueError: the tiles do not fit.
+        """
+        predictor = self.predictor(tile, overlap, flip)
+        return [predict(self.model, self.spec, read_image(image), predictor) for image in images]
 
 
-def load_segmenter(path: str | Path) -> TrainedSegmenter:
+def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
     """Load a segmenter that metamix trained.
 
     Args:
-        path: a run folder, or a weight file or checkpoint in it.
+        checkpoint: a run folder, or a weight file or checkpoint in it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    tensors, metadata = load_weights(find_weights(path))
-    spec = SegmenterSpec.from_dict(metadata, path)
-    check_described_size(ModelMetadata.from_dict(metadata, path), tensors, path)
+    tensors, metadata = load_weights(find_weights(checkpoint))
+    spec = SegmenterSpec.from_dict(metadata, checkpoint)
+    check_described_size(ModelMetadata.from_dict(metadata, checkpoint), tensors, checkpoint)
     model = spec.build()
-    load_into(model, tensors, str(path))
+    load_into(model, tensors, str(checkpoint))
     return TrainedSegmenter(model.eval(), spec, metadata)
 
 
-def check_tile(model: Segmenter, name: str, tile: int) -> None:
+def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
     """Check that a backbone that takes one size gets images in tiles.
 
     Args:
-        model: the segmenter.
+        fixed_size: (height, width) of the largest images that the backbone takes; None for any size.
         name: of the backbone, for the message.
         tile: side of the tiles in pixels; 0 for whole images.
 
     Raises:
         ValueError: images are not cut into tiles, or these are larger than the backbone takes.
     """
-    if model.fixed_size and not 0 < tile <= min(model.fixed_size):
-        (height, width), side = model.fixed_size, min(model.fixed_size)
+    if fixed_size and not 0 < tile <= min(fixed_size):
+        (height, width), side = fixed_size, min(fixed_size)
         raise ValueError(
             f"{name} takes images of {height} x {width} pixels at most: cut larger ones into tiles, --tile {side} "
             f"--overlap {side // 8}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,7 @@ class SegmentationModel:
         """
         options = self.options
         model = self._load(metadata)
-        check_tile(model, options.model, options.tile)
+        check_tile(model.fixed_size, options.model, options.tile)
         if options.aux_weight != SegmentationOptions.aux_weight and model.auxiliary is None:
             raise ValueError(
                 f"aux_weight is {options.aux_weight}, but {options.head} has no auxiliary head here: leave it out"
@@ -86,8 +87,8 @@ class SegmentationModel:
 
     def _freezes(self, loaded: bool) -> bool:
         """Return whether batch norms are frozen: those of loaded weights are, unless the options say otherwise."""
-        given = self.options.head_args.get("frozen_norms")
-        return loaded if given is None else given
+        frozen = self.options.head_args.get("frozen_norms")
+        return loaded if frozen is None else frozen
 
     def _normalize_as(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Normalise images as the weights were trained, unless the options say otherwise."""
@@ -107,24 +108,11 @@ class SegmentationModel:
 
     def spec(self) -> SegmenterSpec:
         """Return what is needed to build the segmenter again."""
-        options, data = self.options, self.data
-        return SegmenterSpec(
-            head=options.head,
-            head_args=options.head_args,
-            model=options.model,
-            model_args=options.model_args,
-            classes=data.classes,
-            crop=self.crop,
-            frozen_norms=self.frozen_norms,
-            mean=data.mean,
-            std=data.std,
-            min_size=options.min_size,
-            max_size=options.max_size,
-            ignore_index=options.ignore_index,
-            reduce_zero_label=options.reduce_zero_label,
-            palette=data.labels.palette,
-            train_on=self.train_on,
-        )
+        data, names = self.data, [field.name for field in fields(SegmenterSpec)]
+        values = {name: getattr(self.options, name) for name in names if hasattr(self.options, name)}
+        values |= dict(classes=data.classes, palette=data.labels.palette, mean=data.mean, std=data.std)
+        values |= dict(crop=self.crop, frozen_norms=self.frozen_norms, train_on=self.train_on)
+        return SegmenterSpec(**values)
 
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -36,16 +35,7 @@ NOT_MODEL_ARGS = {
     "checkpoint": "--checkpoint",
 }
 # Arguments of build_segmenter that do not belong in head_args.
-NOT_HEAD_ARGS: Mapping[str, str] = {
-    "head": "--head",
-    "backbone": "--model",
-    "backbone_args": "--model-args",
-    "num_classes": "the data set",
-    "in_chans": "the images, which are read in colour",
-    "img_size": "--crop",
-    "pretrained": "--pretrained",
-    "checkpoint": "--checkpoint",
-}
+NOT_HEAD_ARGS = {"head": "--head", "backbone": "--model", "backbone_args": "--model-args"} | NOT_MODEL_ARGS
 
 
 @dataclass
@@ -186,5 +176,6 @@ class SegmentationEvalOptions(SegmentationDataOptions):
 
 def verify_command(options: SegmentationOptions) -> str:
     """Return the command that lists what is wrong with a data set."""
-    flags = changed_flags(options, "data", "mask_name", "ignore_index", "reduce_zero_label")
-    return shlex.join(["metamix", "verify", "--task", "segmentation", options.data_dir, *flags])
+    data = [options.data_dir] if options.data == "folder" else [options.data, "--data-dir", options.data_dir]
+    flags = changed_flags(options, "mask_name", "ignore_index", "reduce_zero_label")
+    return shlex.join(["metamix", "verify", "--task", "segmentation", *data, *flags])

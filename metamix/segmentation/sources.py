@@ -14,7 +14,7 @@ The last three are read by torchvision's data sets. Splits are called train, val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,11 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
     root = Path(options.data_dir)
     names = [name for name in ("train", "val", "test") if (root / name / "images").is_dir()]
     if not names:
-        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise FileNotFoundError(
             f"there is no {root / 'train' / 'images'}, nor val or test; the folders in {root} are "
-            f"{', '.join(found) or 'none'}. Expected are SPLIT/images and SPLIT/masks, or give --data"
+            f"{', '.join(folders) or 'none'}. Expected are SPLIT/images and SPLIT/masks; for another layout give its "
+            f"name, such as cityscapes, as --data, or to metamix verify"
         )
     splits = {name: _pairs(root / name / "images", root / name / "masks", options.mask_name) for name in names}
     return MaskedSet(read_classes(root / "classes.txt"), splits, read_palette(root / "palette.txt"))
@@ -229,11 +230,14 @@ def check_sizes(samples: Split) -> list[tuple[int, int]]:
     """
     sizes = []
     for sample in samples:
-        (h, w), (mask_h, mask_w) = read_header(sample.image).size, read_header(sample.mask).size
-        if (h, w) != (mask_h, mask_w):
-            raise ValueError(
-                f"{sample.image} has {h} x {w} pixels and its mask {sample.mask} {mask_h} x {mask_w}: they must have "
-                f"one size"
-            )
-        sizes.append((h, w))
+        size, mask_size = read_header(sample.image).size, read_header(sample.mask).size
+        if size != mask_size:
+            raise ValueError(f"{sizes_differ(sample, size, mask_size)}: they must have one size")
+        sizes.append(size)
     return sizes
+
+
+def sizes_differ(sample: Sample, size: Sequence[int], mask_size: Sequence[int]) -> str:
+    """Say which sizes (height, width) an image and its mask have."""
+    (h, w), (mask_h, mask_w) = size, mask_size
+    return f"{sample.image} has {h} x {w} pixels and its mask {sample.mask} {mask_h} x {mask_w}"

@@ -12,5 +12,5 @@ SPEC = TaskSpec(
     export="metamix.segmentation.export:open_segmenter",
     exported="metamix.segmentation.export:exported_segmenter",
     less_memory="give smaller tiles, such as --tile 256",
-    folders=(frozenset({"images", "masks"}),),
+    folders=(frozenset({"images", "masks"}), frozenset({"leftImg8bit", "gtFine"})),
 )

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metamix.data.options import train_command
 from metamix.models.registry import check_model
@@ -20,7 +20,6 @@ from .model import SegmentationModel, make_predictors
 from .options import SegmentationDataOptions, SegmentationEvalOptions, SegmentationOptions
 from .pictures import SegmentationPictures
 from .published import WEIGHTS
-from .segmenters import Segmenter
 
 
 class Segmentation:
@@ -49,19 +48,19 @@ class Segmentation:
         self.loss = SegmentationLoss(options.loss, options.aux_weight, self.loss_weights)
 
     def _check_class_weights(self) -> None:
-        given, classes = self.options.class_weights, len(self.data.classes)
-        if not isinstance(given, str) and len(given) != classes:
+        weights, classes = self.options.class_weights, len(self.data.classes)
+        if not isinstance(weights, str) and len(weights) != classes:
             raise ValueError(
-                f"class_weights has {len(given)} numbers, and there are {classes} classes: give one for each, in the "
+                f"class_weights has {len(weights)} numbers, and there are {classes} classes: give one for each, in the "
                 f"order of classes.txt"
             )
 
     def loss_weights(self) -> Tensor | None:
         """Return the weights of the classes in the loss, (classes,); median and log read all masks to train on."""
-        given = self.options.class_weights
-        if isinstance(given, str):
-            return None if given == "none" else class_weights(given, self.data.pixel_counts())
-        return torch.tensor(given)
+        weights = self.options.class_weights
+        if isinstance(weights, str):
+            return None if weights == "none" else class_weights(weights, self.data.pixel_counts())
+        return torch.tensor(weights)
 
     @property
     def notes(self) -> list[str]:
@@ -75,11 +74,11 @@ class Segmentation:
         Raises:
             ValueError: there is no model or tag of that name, or no weights are published for it.
         """
-        if not any(name in known for known in WEIGHTS.values()):  # tags of whole segmenters, which timm does not know
+        if not any(name in names for names in WEIGHTS.values()):  # tags of whole segmenters, which timm does not know
             check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, Segmenter, dict[str, Any]]:
+    def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, nn.Module, dict[str, Any]]:
         """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
 
         Raises:
@@ -87,25 +86,25 @@ class Segmentation:
         """
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
-        found = load_segmenter(options.checkpoint)
-        check_tile(found.model, found.spec.model, options.tile)
-        return cls.of(found, options), found.model, found.metadata
+        trained = load_segmenter(options.checkpoint)
+        check_tile(trained.fixed_size, trained.spec.model, options.tile)
+        return cls.for_trained(trained, options), trained.model, trained.metadata
 
     @classmethod
-    def of(cls, found: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
+    def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
         """Make the task of a segmenter with the options that it was trained with.
 
         Raises:
             ValueError: the data have other classes.
         """
-        spec = found.spec
+        spec = trained.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
         values |= {field.name: getattr(options, field.name) for field in fields(SegmentationDataOptions)}
-        if options.data != "folder":  # whose values are known, whatever the masks of training held
+        if options.data != "folder":  # the values in the masks are known, whatever the masks of training held
             values |= dict(ignore_index=255, reduce_zero_label=False)
-        given = {name: getattr(options, name) for name in ("reduce_zero_label", "min_size", "max_size")}
-        values |= {name: value for name, value in given.items() if value is not None}
+        chosen = {name: getattr(options, name) for name in ("reduce_zero_label", "min_size", "max_size")}
+        values |= {name: value for name, value in chosen.items() if value is not None}
         values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}
         task = cls(SegmentationOptions(**values), trained=spec)
         if task.data.test_split in spec.train_on:

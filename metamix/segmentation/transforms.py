@@ -36,6 +36,13 @@ def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -
     return max(1, round(size[0] * factor * scale)), max(1, round(size[1] * factor * scale))
 
 
+def resize_image(image: Tensor, min_size: int, max_size: int) -> Tensor:
+    """Resize an image (3, H, W) to the size that `resized_size` returns for it."""
+    size = image.shape[-2], image.shape[-1]
+    resized = resized_size(size, min_size, max_size)
+    return image if resized == size else F.resize_image(image, list(resized), antialias=True)
+
+
 class RandomScale(v2.Transform):
     """Resize image and mask by a random factor."""
 
@@ -121,19 +128,3 @@ def train_transform(options: SegmentationOptions, mean: tuple[float, ...]) -> v2
         colours = v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)
         steps.append(v2.RandomApply([colours], p=options.photometric))
     return v2.Compose(steps)
-
-
-class ResizeImage(v2.Transform):
-    """Resize an image to score. Its mask keeps the size of the file."""
-
-    def __init__(self, min_size: int, max_size: int):
-        super().__init__()
-        self.min_size, self.max_size = min_size, max_size
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask):
-            return inpt
-        size = resized_size((inpt.shape[-2], inpt.shape[-1]), self.min_size, self.max_size)
-        if size == tuple(inpt.shape[-2:]):
-            return inpt
-        return self._call_kernel(F.resize, inpt, size=list(size), antialias=True)

@@ -48,7 +48,6 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
         ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of names"),
         ({"input_shape": [1, 3, 8]}, r"input_shape in the file is \[1, 3, 8\]; accepted is four whole numbers or null"),
-        ({"model": {"task": "segmentation"}}, r"there is no scale in extra\. Export the model again"),
         (
             {
                 "model": {"task": "restoration"},

@@ -21,8 +21,8 @@ from metamix.segmentation.labels import (
 from metamix.segmentation.options import SegmentationOptions, verify_command
 from metamix.segmentation.sources import open_set
 from metamix.segmentation.transforms import LimitedCrop, RandomScale, largest_share, resized_size, train_transform
-from metamix.segmentation.verify import main as verify
-from tests.helpers.advice import follow_verify
+from metamix.tasks.verify import main
+from tests.helpers.advice import exit_code, follow_verify
 
 ABC = ("a", "b", "c")
 
@@ -343,7 +343,7 @@ def test_the_advised_command_finds_the_unreadable_image(scenes, break_image, cap
 
 def test_the_advised_command_names_the_layout():
     command = verify_command(options("cities", data="cityscapes"))
-    assert command == "metamix verify --task segmentation cities --data cityscapes"
+    assert command == "metamix verify --task segmentation cityscapes --data-dir cities"
 
 
 def test_masks_to_score_are_read_before_training(scenes, break_image):
@@ -460,27 +460,49 @@ def test_voc_and_pets(tmp_path):
     assert open_set(options(tmp_path, data="voc")).find("val")[0].name == "val1"
 
 
-def test_verify_refuses_what_is_no_label(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        verify([str(tmp_path), "--ignore-index", "abc"])
-    assert "'abc' is not a number from 0 to 255, or none" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--ignore-index", "abc"], "ignore-index is 'abc', but must be a valid integer or none"),
+        (["--ignore-index", "256"], "ignore_index is 256, but it must be a whole number from 0 to 255, or none"),
+        (["--mask-name", "mask"], "mask_name is 'mask', but it must hold {name}"),
+        (["--data", "cityscapes"], "there is no option --data; did you mean '--data-dir'"),
+        (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
+        (["cityscapes"], "no data set is given: --data-dir FOLDER"),
+        (["cityscape", "--data-dir", "."], "data is 'cityscape'; did you mean 'cityscapes'"),
+        (["voc", "--data-dir", "nowhere"], "there is no folder nowhere"),
+    ],
+)
+def test_verify_refuses_mistakes(words, message, scenes):
+    place = [str(scenes())] if words[0].startswith("--") else []
+    with pytest.raises(SystemExit, match=message):
+        main(["--task", "segmentation", *place, *words])
+
+
+def test_verify_takes_the_task_from_the_folder(scenes, capsys, tmp_path):
+    assert exit_code(main, scenes()) == 0
+    assert "(ignored)" in capsys.readouterr().out
+    for folder in ("leftImg8bit", "gtFine"):
+        (tmp_path / "cities" / folder).mkdir(parents=True)
+    assert exit_code(main, "cityscapes", "--data-dir", tmp_path / "cities") == 1
+    assert "train: there is no " in capsys.readouterr().out
 
 
 def test_verify_draws_no_conclusion_from_masks_that_it_refuses(scenes, capsys):
     root = scenes(train=1, test=1)
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
-    assert verify([str(root)]) == 1
+    assert exit_code(main, root) == 1
     said = capsys.readouterr().out
     assert "masks/0.png has the label 7" in said and "\n1 problem\n" in said and "no pixel of" not in said
     assert "% of the pixels      test\n" in said
     write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
-    assert verify([str(root)]) == 1
+    assert exit_code(main, root) == 1
     assert capsys.readouterr().out.endswith("\n2 problems\n")
 
 
 def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
     root = scenes()
-    assert verify([str(root)]) == 0
+    assert exit_code(main, root) == 0
     said = capsys.readouterr().out
     assert "nothing is wrong" in said and "% of the pixels" in said and "(ignored)" in said
     break_image(root / "train" / "images" / "0.png")
@@ -488,7 +510,7 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
     write_mask(root / "val" / "masks" / "0.png", np.zeros((40, 47)))
     (root / "test" / "masks" / "0.png").rename(root / "test" / "masks" / "other.png")
     (root / "classes.txt").write_text("sky\nground\nhouse\ntree\nbox\n")
-    assert verify([str(root)]) == 1
+    assert exit_code(main, root) == 1
     said = capsys.readouterr().out
     for words in (
         "train/images/0.png: ",
@@ -501,4 +523,4 @@ def test_verify_finds_what_is_wrong(scenes, break_image, capsys):
     ):
         assert words in said, (words, said)
     with pytest.raises(SystemExit, match="^error: .*Expected are SPLIT/images and SPLIT/masks"):
-        verify([str(root / "train")])
+        main([str(root / "train")])

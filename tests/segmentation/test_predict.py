@@ -1,7 +1,6 @@
 """Labelling files: any size, tiles, what is left out, and weight files from strangers."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from metamix.segmentation import predict
+from metamix.segmentation import inference, load
 from metamix.segmentation.inference import Predictor, make_views
 from metamix.segmentation.load import SegmenterSpec, TrainedSegmenter
+from metamix.segmentation.predict import LabelPixels
+from metamix.tasks.predict import main
 from metamix.utils.checks import DoesNotFit
 from metamix.utils.rules import rules_of
+from tests.helpers.advice import exit_code
 
 SPEC = SegmenterSpec(
     head="semantic_fpn",
@@ -48,10 +50,12 @@ def run(monkeypatch):
     """A maker of calls of `metamix predict` with a model that finds the strongest channel."""
 
     def call(*words, **spec):
-        model = Colours().eval()
-        found = TrainedSegmenter(model, SegmenterSpec(**vars(SPEC) | spec), {})
-        monkeypatch.setattr(predict, "load_segmenter", lambda path: found)
-        return predict.main([*map(str, words), "--checkpoint", "x", "--device", "cpu"]), model
+        trained = TrainedSegmenter(Colours().eval(), SegmenterSpec(**vars(SPEC) | spec), {})
+        monkeypatch.setattr(load, "load_segmenter", lambda path: trained)
+        code = exit_code(main, *words, "--task", "segmentation", "--checkpoint", "x", "--device", "cpu")
+        if isinstance(code, str):
+            raise SystemExit(code)
+        return code, trained.model
 
     return call
 
@@ -138,7 +142,7 @@ def test_images_are_resized_as_in_training(photos, tmp_path, run):
 
 def test_large_images_are_predicted_in_blocks(photos, tmp_path, run, monkeypatch):
     whole = run(photos / "b.png", "--output", tmp_path / "whole", "--tile", 8, "--overlap", 2)[1]
-    monkeypatch.setattr(predict, "MOST_BYTES", 4 * 3 * 20**2)
+    monkeypatch.setattr(inference, "MOST_BYTES", 4 * 3 * 20**2)
     blocks = run(photos / "b.png", "--output", tmp_path / "blocks", "--tile", 8, "--overlap", 2)[1]
     assert len(blocks.sizes) > len(whole.sizes)  # tiles around blocks are predicted twice
     first, second = (np.array(Image.open(tmp_path / name / "masks" / "b.png")) for name in ("whole", "blocks"))
@@ -162,8 +166,8 @@ def test_images_that_an_exported_model_does_not_take_are_left_out(photos, tmp_pa
             return super().forward(x)
 
     Image.new("RGB", (20, 20)).save(photos / "small.png")
-    names = {photos / name: Path(name) for name in ("small.png", "b.png")}
-    assert predict.predict_all(Exported().eval(), SPEC, names, tmp_path / "out", Predictor()) == 1
+    options = LabelPixels((photos / "small.png", photos / "b.png"), output=tmp_path / "out")
+    assert options.run(TrainedSegmenter(Exported().eval(), SPEC, {})) == 1
     said = capsys.readouterr()
     assert f"left out: {photos / 'small.png'}: the exported model fails" in said.err
     assert "written: masks and overlays of 1 image to" in said.out

@@ -11,11 +11,12 @@ from PIL import Image
 import metamix.cli.evaluate
 import metamix.cli.main
 import metamix.cli.train
-from metamix.segmentation import predict
+import metamix.tasks.predict
 from metamix.segmentation.load import load_segmenter
 from metamix.segmentation.options import SegmentationEvalOptions
 from metamix.segmentation.task import Segmentation
 from metamix.weights.files import load_checkpoint
+from tests.helpers.advice import exit_code
 from tests.helpers.running import assert_same_run, metrics, start_all, stopped_at
 
 TINY = ["--model", "metaformer_identity_nano", "--model-args", "{depths: [1, 1, 1], dims: [8, 8, 16]}"]
@@ -62,14 +63,18 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert sum(int(n) for row in rows[1:] for n in row[1:]) == 2 * 48 * 39  # without the line of ignored pixels
     assert Image.open(out / "test_images.png").size[0] > 500 and Image.open(out / "test_confusion.png").size[0] > 200
 
-    with pytest.raises(SystemExit) as end:
-        words = ["predict", root / "test" / "images", "--checkpoint", run, "--output", new, "--device", "cpu"]
-        metamix.cli.main.main(list(map(str, words)))
-    assert end.value.code == 0 and (new / "classes.txt").read_text() == "sky\nground\nhouse\ntree\n"
+    images = [root / "test" / "images" / f"{i}.png" for i in range(2)]
+    words = ["predict", *images, "--checkpoint", run, "--output", new, "--device", "cpu"]
+    assert exit_code(metamix.cli.main.main, *words) == 0
+    assert (new / "classes.txt").read_text() == "sky\nground\nhouse\ntree\n"
+    trained = metamix.load(run)
+    assert trained.spec.classes == ("sky", "ground", "house", "tree") and trained.metadata["task"] == "segmentation"
+    labels = trained.predict([images[0], Image.open(images[1])])
     confusion = np.zeros((4, 4), dtype=int)
     for i in range(2):
         predicted, overlay = (Image.open(new / kind / f"{i}.png") for kind in ("masks", "overlays"))
         assert predicted.mode == "P" and overlay.mode == "RGB" and overlay.size == (48, 40)
+        assert labels[i].dtype == torch.uint8 and np.array_equal(labels[i], predicted)
         truth = np.array(Image.open(root / "test" / "masks" / f"{i}.png"))
         np.add.at(confusion, (truth[truth < 255], np.array(predicted)[truth < 255]), 1)
     assert confusion.tolist() == [[int(n) for n in row[1:]] for row in rows[1:]]
@@ -215,10 +220,9 @@ def test_a_backbone_of_one_size_is_scored_in_tiles(scenes, tmp_path):
     with pytest.raises(SystemExit, match=words):
         evaluate("--checkpoint", run, "--data-dir", root)
     evaluate("--checkpoint", run, "--data-dir", root, "--tile", 32, "--overlap", 4, "--output", tmp_path / "out")
-    words = [str(root / "train" / "images"), "--checkpoint", str(run), "--output", str(tmp_path / "labelled")]
-    with pytest.raises(SystemExit, match="at most: cut larger ones into tiles, --tile 32 --overlap 4"):
-        predict.main(words)
-    assert predict.main([*words, "--tile", "32", "--overlap", "4"]) == 0
+    words = [root / "train" / "images", "--checkpoint", run, "--output", tmp_path / "labelled", "--device", "cpu"]
+    assert "cut larger ones into tiles, --tile 32 --ov" in exit_code(metamix.tasks.predict.main, *words)
+    assert exit_code(metamix.tasks.predict.main, *words, "--tile", 32, "--overlap", 4) == 0
 
 
 MISTAKES = [

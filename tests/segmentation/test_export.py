@@ -1,22 +1,31 @@
 """Test exported segmenters: tiles, mean IoU before and after, `metamix predict`."""
 
+import json
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import metamix.cli.predict
+import metamix
+import metamix.tasks.predict
 from metamix.deploy import export, load_exported
+from metamix.deploy.artifact import Artifact, load_artifact
+from metamix.deploy.runtime import ExportedModel
 from metamix.layers.padding import pad_for_graph, tiles
 from metamix.segmentation.data import read_image
-from metamix.segmentation.export import open_segmenter
-from metamix.segmentation.inference import Predictor, make_views
+from metamix.segmentation.export import exported_segmenter, open_segmenter
+from metamix.segmentation.inference import Predictor, make_views, predict
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
-from metamix.segmentation.predict import predict
-from metamix.tasks.exportable import Request
+from metamix.tasks.exportable import ExportOptions
 from metamix.weights.files import save_weights
+from metamix.weights.metadata import ModelMetadata
+from tests.helpers.advice import exit_code
+
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
+needs_engines = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed: pip install 'metamix[deploy]'")
 
 SPEC = SegmenterSpec(
     head="semantic_fpn",
@@ -55,9 +64,9 @@ def scenes(tmp_path):
 @pytest.mark.parametrize(
     ("format", "dynamic"),
     [
-        ("openvino", True),
-        pytest.param("onnx", False, marks=pytest.mark.slow),
-        pytest.param("onnx", True, marks=pytest.mark.slow),
+        pytest.param("openvino", True, marks=needs_engines),
+        pytest.param("onnx", False, marks=[pytest.mark.slow, needs_engines]),
+        pytest.param("onnx", True, marks=[pytest.mark.slow, needs_engines]),
         pytest.param("torch", False, marks=pytest.mark.slow),
     ],
 )
@@ -70,16 +79,18 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     expected = load_segmenter(source).model(images).detach()
     torch.testing.assert_close(load_exported(folder)(images), expected, rtol=1e-4, atol=1e-4)
     pictures = scenes / "test" / "images"
-    with pytest.raises(SystemExit) as exit:
-        words = ["--model", str(folder), "--output", str(tmp_path / "found"), "--flip"]
-        metamix.cli.predict.main([str(pictures), *words])
-    assert exit.value.code == 0
-    found, size = load_segmenter(source), None if dynamic else (32, 32)
-    eager = pad_for_graph(found.model, {"scale": 1, "multiple": [1, 1]}, size)
+    words = [pictures, "--model", folder, "--output", tmp_path / "found"]
+    assert exit_code(metamix.tasks.predict.main, *words, "--flip") == 0
+    trained, size = load_segmenter(source), None if dynamic else (32, 32)
+    eager = pad_for_graph(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
     predictor = Predictor(*tiles(size), make_views((1.0,), True), whole=size)
-    expected = predict(eager, found.spec, read_image(pictures / "0.png"), predictor)
+    expected = predict(eager, trained.spec, read_image(pictures / "0.png"), predictor)
     with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
         assert (torch.from_numpy(np.array(mask)) == expected).float().mean() > 0.999
+    loaded = metamix.load(folder)
+    assert loaded.spec == trained.spec and loaded.graph_size == size
+    assert (loaded.predict([pictures / "0.png"], flip=True)[0] == expected).float().mean() > 0.999
+    assert "--tile has no effect on" in exit_code(metamix.tasks.predict.main, *words, "--tile", 256)
 
 
 def test_image_that_fits_a_graph_that_is_no_square_is_not_cut():
@@ -110,23 +121,45 @@ def test_backbone_of_one_size_gets_tiles(scenes, tmp_path):
     assert any("scores of tiles of 32 pixels" in note for note in report["notes"])
     assert report["parity"]["same_top1"] > 0.999
     with pytest.raises(ValueError, match="mixer_s32_224 takes images of 32 x 32 pixels at most: leave --dynamic out"):
-        open_segmenter(Request(mixer(tmp_path), dynamic=True))
+        open_segmenter(ExportOptions(mixer(tmp_path), tmp_path / "new", dynamic=True))
 
 
-def test_models_run_once_for_each_image(source, scenes):
-    exportable = open_segmenter(Request(source, data_dir=str(scenes)))
+def test_models_run_once_for_each_image(source, scenes, tmp_path):
+    exportable = open_segmenter(ExportOptions(source, tmp_path / "out", data_dir=str(scenes)))
     calls = []
 
     def exported(images):
         calls.append(images.shape)
         return exportable.model(images)
 
-    found = exportable.compare(exported, "fp32")
+    scores = exportable.compare(exported, "fp32").scores
     assert len(calls) == 2 * 2 * 2  # an image of 40 x 56 pixels in tiles of 32
-    assert found.scores["eager"] == found.scores["exported"]
+    assert scores["eager"] == scores["exported"]
 
 
-def test_refusals(source, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"extra": {}}, r"there is no scale in extra\. Export the model again"),
+        ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\]; accepted is two whole numbers"),
+        (
+            {"model": SPEC.to_dict() | {"crop": [0, 32]}},
+            "crop in the metadata is .0, 32.; accepted is height and width",
+        ),
+    ],
+)
+def test_damaged_file_is_refused(change, words, tmp_path):
+    shape, extra = (None, 3, None, None), {"scale": 1, "multiple": [1, 1]}
+    Artifact("onnx", "fp32", ModelMetadata.from_dict(SPEC.to_dict()), shape, ("logits",), extra).save(tmp_path)
+    file = tmp_path / "export.json"
+    assert exported_segmenter(ExportedModel(list, load_artifact(tmp_path))).spec == SPEC
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=words):
+        exported_segmenter(ExportedModel(list, load_artifact(tmp_path)))
+
+
+@needs_engines
+def test_refusals(source, scenes, tmp_path):
     with pytest.raises(ValueError, match="data is 'camvid'. Accepted: folder, ade20k, cityscapes"):
         export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
@@ -134,6 +167,6 @@ def test_refusals(source, tmp_path):
     with pytest.raises(
         ValueError, match="int8 is only written for classifiers, not for .*: take --precision fp32 or bf16"
     ):
-        export(source, output=tmp_path / "out", format="onnx", precision="int8", seconds=0)
+        export(source, output=tmp_path / "out", precision="int8", data="folder", data_dir=str(scenes))
     with pytest.raises(ValueError, match=r"data is folder: give its folder, --data-dir DIR, to compare .* on it"):
         export(source, output=tmp_path / "out", data="folder", seconds=0)
