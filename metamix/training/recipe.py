@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import os
@@ -28,7 +27,7 @@ from metamix.utils.options import (
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, is_whole, number
 from metamix.utils.text import did_you_mean, exit_with_message
-from metamix.utils.user_modules import add_imports, import_modules
+from metamix.utils.user_modules import import_modules
 from metamix.weights.files import RECIPE
 
 _run = partial(option, group="the run", on_resume="ignore")
@@ -202,9 +201,8 @@ def parse(
         SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
-        words = [_with_dashes(word) for word in argv]
         parser = _first_parser(f"{', '.join(tasks)} (default: {default_task})", description)
-        given = parser.parse_known_args(words)[0]
+        given = parser.parse_known_args(argv)[0]
         if len(given.config) > 1:
             raise ValueError(f"--config is given twice, {' and '.join(given.config)}; give one, and the rest as flags")
         path = find_config(given.config[0]) if given.config else Path()
@@ -220,17 +218,16 @@ def parse(
         classes = engine, tasks[task]()
         defaults = getattr(classes[1], "engine_defaults", {})
         options = with_defaults(options_of(*classes), defaults)
-        parser.add_argument("-h", "--help", action="help", help="show this help and exit")
 
-        def elsewhere(name: str) -> str:
+        def unknown_hint(name: str) -> str:
             having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
             if not having:
                 return ""
             advice = "" if given.task else f": add --task {having[0]}"
             return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
-        configured = parse_config(config, options, str(path), elsewhere)
-        flags = parse_flags(parser, words, options, elsewhere)
+        configured = parse_config(config, options, str(path), unknown_hint)
+        flags = parse_flags(parser, argv, options, unknown_hint, ["--config", "--task"])
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):
                 raise ValueError(f"{source} both say how long the run is; give one")
@@ -304,20 +301,10 @@ def _first_parser(tasks: str, description: str) -> Parser:
     parser = Parser(
         description=description,
         usage="%(prog)s [--config FILE] [--option value ...]",
-        epilog="Each task has options of its own: add --task NAME to --help. A config has the same options, with "
-        "underscores. Flags override the config.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
-        add_help=False,
-        allow_abbrev=False,
+        epilog="Each task has options of its own: add --task NAME to --help.\n"
+        "A config has the same options, with underscores. Flags override the config.",
     )
     config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
     parser.add_argument("--task", metavar="NAME", help=tasks)
-    add_imports(parser)
     return parser
-
-
-def _with_dashes(word: str) -> str:
-    """Write the flag in a word such as `--batch_size=64` with dashes."""
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if word.startswith("--") else word

@@ -1,8 +1,10 @@
 """Declare options as dataclass fields, and read them from YAML and from the command line.
 
 A field's name is its key in YAML and, with dashes, its flag. Its annotation is its type, which pydantic checks: bool,
-int, float, str, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
+int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `int | None`. Types with a rule, such as
 `Share`, also say which values are accepted; see `metamix.utils.rules`.
+
+`parse_command` reads the command line of a command, and `metamix.training.recipe.parse` those of train and eval.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .rules import members_of, rules_of, shown
 from .text import did_you_mean
+from .user_modules import add_imports, import_modules
 
+T = TypeVar("T")
 YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
-METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "YAML"}
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict: "YAML"}
 
 
 @dataclass
@@ -51,22 +55,37 @@ def option(
     group: str = "options",
     on_resume: Literal["refuse", "report", "ignore"] = "refuse",
     needs: str = "",
+    metavar: str = "",
 ) -> Any:
     """Declare an option as a field of a dataclass.
 
     Args:
-        default: value if the option is not given.
+        default: value if the option is not given; MISSING if it must be given.
         help: one sentence for --help.
         group: heading in --help.
         on_resume: what happens if the value changes when a run is continued: "refuse" (it would be another run),
             "report" (it is allowed and reported) or "ignore" (it is allowed: no number depends on it).
         needs: the option that must be set for this one to have an effect: its name, its name and value ("schedule
             poly"), or one of several ("mixup or cutmix").
+        metavar: word for the value in --help, such as FOLDER; if not given, it follows from the type.
     """
-    metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs}
+    metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs, "metavar": metavar}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
+    """Declare a positional argument of a command as a field of a dataclass.
+
+    The type `tuple[X, ...]` takes all words that are left, every other type one word.
+
+    Args:
+        help: one sentence for --help.
+        metavar: word for the argument in --help and in messages, such as IMAGE_OR_FOLDER.
+        default: value if the argument is not given; MISSING if it must be given.
+    """
+    return field(default=default, metadata={"help": help, "metavar": metavar, "positional": True})
 
 
 def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
@@ -127,52 +146,122 @@ def with_defaults(options: Mapping[str, tuple[Field, Any]], defaults: Mapping[st
 class Parser(argparse.ArgumentParser):
     """A parser that raises ValueError instead of printing the usage and exiting."""
 
+    def __init__(self, **settings: Any) -> None:
+        def formatter(prog: str) -> argparse.HelpFormatter:
+            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
+
+        super().__init__(formatter_class=formatter, add_help=False, allow_abbrev=False, **settings)
+        add_imports(self)
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
+def parse_command(
+    argv: Sequence[str],
+    cls: type[T],
+    *,
+    prog: str,
+    description: str,
+    epilog: str = "",
+    defaults: Mapping[str, Any] | None = None,
+    unknown_hint: Callable[[str], str] | None = None,
+) -> tuple[T, set[str]]:
+    """Read a command line into a dataclass. `--import MODULE` imports modules first; `--help` exits with 0.
+
+    Args:
+        argv: command-line arguments. After `--`, all of them are positional.
+        cls: dataclass, whose fields are declared with `option` and `positional`.
+        prog: name of the command, such as "metamix models".
+        description: text at the top of --help.
+        epilog: text at the end of --help.
+        defaults: defaults that differ from those of `cls`.
+        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
+
+    Returns:
+        The options, and the names of those that the command line gives.
+
+    Raises:
+        ValueError: an option is unknown, missing, of the wrong type or out of range, or has no effect.
+    """
+    options = with_defaults(options_of(cls), defaults or {})
+    words = [_placeholder(f, hint) for f, hint in options.values() if _is_positional(f)]
+    usage = " ".join([prog, *words, "[--option value ...]"])
+    parser = Parser(prog=prog, usage=usage, description=description, epilog=epilog)
+    values = parse_flags(parser, argv, options, unknown_hint)
+    for name, (f, _) in options.items():
+        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{_title(f)} is missing: {f.metadata['help']}. {prog} --help lists all options")
+    result = cls(**{**(defaults or {}), **values})
+    check_needs(values, vars(result), options)
+    return result, set(values)
+
+
 def parse_flags(
-    parser: Parser, words: Sequence[str], options: Mapping[str, tuple[Field, Any]], elsewhere: Callable[[str], str]
+    parser: Parser,
+    argv: Sequence[str],
+    options: Mapping[str, tuple[Field, Any]],
+    unknown_hint: Callable[[str], str] | None = None,
+    other_flags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Add a flag for each option to the parser, and return the values of those that are given.
+    """Add a flag for each option and --help to the parser, and return the values of the options that are given.
 
     Args:
         parser: reads the arguments.
-        words: command-line arguments.
-        options: field and type of each option, by its name.
-        elsewhere: returns a hint on the task that has an unknown option, or an empty string.
+        argv: command-line arguments. Flags may be written with underscores, too.
+        options: field and type of each option and positional argument, by its name.
+        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
+        other_flags: flags that the parser has already.
 
     Raises:
         ValueError: a flag is unknown, or a value has the wrong type.
     """
+    parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+    positionals = [f for f, _ in options.values() if _is_positional(f)]
+    if positionals:  # argparse does not read them: it accepts no flags between them
+        lines = [f"  {f.metadata['metavar']:<26}  {f.metadata['help']}" for f in positionals]
+        parser.description = "\n".join([parser.description or "", "", "arguments:", *lines])
     groups: dict[str, Any] = {"options": parser}
-    flags = ["--config", "--task", "--import"]
+    flags = ["--import", *other_flags]
     for name, (f, hint) in options.items():
+        if _is_positional(f):
+            continue
         title = f.metadata.get("group", "options")
         groups[title] = groups.get(title) or parser.add_argument_group(title)
-        kind = {"action": argparse.BooleanOptionalAction} if bool in members_of(hint) else {"metavar": _metavar(hint)}
+        kind = (
+            {"action": argparse.BooleanOptionalAction} if bool in members_of(hint) else {"metavar": _metavar(f, hint)}
+        )
         flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
         flags += flag.option_strings
-    given, unknown = parser.parse_known_args(words)
-    if unknown and unknown[0].startswith("--"):
-        wrong = unknown[0].partition("=")[0]
+    end = argv.index("--") if "--" in argv else len(argv)
+    given, words = parser.parse_known_args([_with_dashes(word) for word in argv[:end]])
+    import_modules(given.imports)
+    if wrong := next((word for word in words if word.startswith("-") and word != "-"), None):
+        if positionals and not wrong.startswith("--"):
+            raise ValueError(f"there is no option {wrong}; write -- before a name that begins with -")
+        wrong = wrong.partition("=")[0]
         name = wrong.removeprefix("--").removeprefix("no-").replace("-", "_")
-        raise ValueError(f"there is no option {wrong}{elsewhere(name) or did_you_mean(wrong, flags)}")
-    if unknown:
+        advice = unknown_hint(name) if unknown_hint else ""
+        raise ValueError(f"there is no option {wrong}{advice or did_you_mean(wrong, flags)}")
+    words += argv[end + 1 :]
+    values: dict[str, Any] = {name: value for name, value in vars(given).items() if name in options}
+    for f in positionals:
+        if words:
+            several = get_origin(options[f.name][1]) is tuple
+            values[f.name], words = (words, []) if several else (words[0], words[1:])
+    if words:
         raise ValueError(
-            f"{unknown[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
+            f"{words[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
         )
     return {
-        name: convert(value, options[name][1], _flag(name), text=True)
-        for name, value in vars(given).items()
-        if name in options
+        name: convert(value, options[name][1], _title(options[name][0]), text=True) for name, value in values.items()
     }
 
 
 def parse_config(
-    config: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]], path: str, elsewhere: Callable[[str], str]
+    config: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]], path: str, unknown_hint: Callable[[str], str]
 ) -> dict[str, Any]:
-    """Return the values of the options in a config that was read from `path`; `elsewhere` as for `parse_flags`.
+    """Return the values of the options in a config that was read from `path`; `unknown_hint` as for `parse_flags`.
 
     Raises:
         ValueError: a key is unknown, or a value has the wrong type.
@@ -180,7 +269,7 @@ def parse_config(
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key not in options:
-            raise ValueError(f"{path}: there is no option {key!r}{elsewhere(key) or did_you_mean(key, options)}")
+            raise ValueError(f"{path}: there is no option {key!r}{unknown_hint(key) or did_you_mean(key, options)}")
         values[key] = convert(value, options[key][1], f"{path}: {key}")
     return values
 
@@ -206,11 +295,19 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         return None
     if str in kinds and isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
         value = os.path.expanduser(value)
+    if Path in kinds and isinstance(value, str):
+        value = Path(os.path.expanduser(value) if value.startswith("~/") else value)
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
-    if tuple in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if (
+        tuple in kinds
+        and not {int, float} & {*kinds}
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+    ):
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
-    if tuple in kinds and isinstance(value, str) and value not in choices:
+    one_number = {int, float} & {*kinds} and "," not in str(value)  # for int | tuple[int, int]
+    if tuple in kinds and isinstance(value, str) and value not in choices and not one_number:
         value = value.strip()
         inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
@@ -288,6 +385,27 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _with_dashes(word: str) -> str:
+    """Write the flag in a word such as `--batch_size=64` with dashes."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _is_positional(field: Field) -> bool:
+    return "positional" in field.metadata
+
+
+def _title(field: Field) -> str:
+    """Return what messages call an option of the command line."""
+    return field.metadata["metavar"] if _is_positional(field) else _flag(field.name)
+
+
+def _placeholder(field: Field, hint: Any) -> str:
+    """Return a positional argument as the usage shows it, such as MODEL... or [PATTERN...]."""
+    word = field.metadata["metavar"] + "..." * (get_origin(hint) is tuple)
+    return word if field.default is MISSING else f"[{word}]"
+
+
 def _help(field: Field) -> str:
     """Return an option's help with its default, unless that is none, empty or off."""
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
@@ -295,8 +413,10 @@ def _help(field: Field) -> str:
     return f"{field.metadata['help']}{'' if hidden else f' (default: {default})'}".replace("%", "%%")
 
 
-def _metavar(hint: Any) -> str:
+def _metavar(field: Field, hint: Any) -> str:
     """Return what --help shows in place of the value, such as N or {cosine,linear}."""
+    if field.metadata.get("metavar"):
+        return field.metadata["metavar"]
     first = members_of(hint)[0]
     if get_origin(first) is Literal:
         return f"{{{','.join(map(str, get_args(first)))}}}"
