@@ -13,13 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from metamix.utils.checks import check_choice
 from metamix.utils.files import write_text
-from metamix.utils.rules import SHARE, Rule, check_entries, is_text, is_whole, list_of, one_of, rules_of, whole
+from metamix.utils.rules import Count, Rule, Share, check_entries, rule, rules_of
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
-from metamix.weights.metadata import INTERPOLATIONS, MAX_SIDE, ModelMetadata
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
 REPORT = "report.json"
 COMPILED = "model.compiled.pt2"
@@ -30,12 +32,9 @@ HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
 
-
-Shape = Annotated[
-    tuple[int | None, ...], list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
-]
-Names = Annotated[tuple[str, ...], list_of("a list of names", is_text, 0, 1_000)]
-Plain = Annotated[dict[str, Any], Rule("a mapping", lambda value: isinstance(value, dict))]
+Side = Count | None
+Shape = Annotated[tuple[Side, Side, Side, Side], Field(description="four whole numbers or null")]
+Names = Annotated[tuple[str, ...], Field(max_length=1_000, description="a list of names")]
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Artifact:
     model: ModelMetadata
     input_shape: Shape
     outputs: Names
-    extra: Plain = field(default_factory=dict)
-    versions: Plain = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -88,8 +87,9 @@ class Artifact:
 
 
 # What each task reads from `extra`, and what a file, which is untrusted, may say there.
-_WHOLE = whole(1, MAX_SIDE)
-_SIDES = list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2)
+_Whole = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_WHOLE = rule(_Whole)
+_SIDES = rule(Annotated[tuple[_Whole, _Whole], Field(description="two whole numbers from 1 to 65,536")])
 EXTRA_RULES: dict[str, dict[str, Rule]] = {
     "classification": {},
     "segmentation": {"scale": _WHOLE, "multiple": _SIDES},
@@ -97,21 +97,21 @@ EXTRA_RULES: dict[str, dict[str, Rule]] = {
         "scale": _WHOLE,
         "multiple": _SIDES,
         "enlarge": _WHOLE,
-        "channels": one_of(("rgb", "grey", "y")),
+        "channels": rule(Literal["rgb", "grey", "y"]),
     },
     "detection": {
-        "score_thresh": SHARE,
-        "nms_thresh": SHARE,
+        "score_thresh": rule(Share),
+        "nms_thresh": rule(Share),
         **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), _WHOLE),
     },
 }
 
-_KNOWN = Rule("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
+_KNOWN = rule(Any)  # `ModelMetadata` has checked the value
 # What each task reads from the metadata of the weights. Those of a segmenter are checked by `SegmenterSpec`.
 MODEL_RULES: dict[str, dict[str, Rule]] = {
     "classification": {
         **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), _KNOWN),
-        "interpolation": one_of([name for name in INTERPOLATIONS if name != "random"]),
+        "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
     },
     "segmentation": {},
     "restoration": {},
@@ -141,7 +141,7 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_format_and_precision(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
-    check_entries(raw, rules_of(Artifact), path, "the file", "Export the model again")
+    check_entries(raw, rules_of(Artifact, "model"), path, "the file", "Export the model again")
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
     artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from metamix.models.image_models import (
@@ -20,14 +21,14 @@ from metamix.models.image_models import (
 )
 from metamix.models.weights import find_weights
 from metamix.utils.checks import check_one_source
-from metamix.utils.rules import Rule, check_entries, is_text, one_of, rules_of, whole
+from metamix.utils.rules import check_entries, one_of, rules_of
 from metamix.utils.text import plural
 from metamix.weights.metadata import ModelMetadata
 
 from .degradations import PAIRS, parse_degradations
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
-DEGRADATION = Rule("a string of at most 1,000 characters", lambda value: is_text(value) and len(value) <= 1000)
+Degradation = Annotated[str, Field(max_length=1000, description="a string of at most 1,000 characters")]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class RestorationSpec:
     """
 
     channels: Annotated[str, one_of(CHANNELS)]
-    enlarge: Annotated[int, whole(1, 16)]
-    degradation: Annotated[str, DEGRADATION]
+    enlarge: Annotated[int, Field(ge=1, le=16)]
+    degradation: Degradation
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:

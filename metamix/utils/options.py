@@ -20,20 +20,19 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from .rules import members_of, rules_of, shown
+from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
 from .user_modules import add_imports, import_modules
 
 T = TypeVar("T")
-YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict: "YAML"}
 
 
 @dataclass
 class Options:
-    """Base class of options, which checks each value by the rule in its type.
+    """Base class of options, which checks each value by its type.
 
     A subclass with a `__post_init__` of its own calls `super().__post_init__()`.
 
@@ -42,10 +41,10 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for name, rule in rules_of(type(self)).items():
+        for name, limits in rules_of(type(self)).items():
             value = getattr(self, name)
-            if not rule.check(value):
-                raise ValueError(f"{name} is {shown(value)}, but it must be {rule.accepted}")
+            if not fits(value, limits):
+                raise ValueError(f"{name} is {shown(value)}, but it must be {accepted(limits, value)}")
 
 
 def option(
@@ -96,7 +95,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
     """
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
-        types = get_type_hints(cls)
+        types = get_type_hints(cls, include_extras=True)
         for f in fields(cls):
             if f.name in options:
                 raise TypeError(f"two options have the name {f.name!r}")
@@ -289,25 +288,20 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     Raises:
         ValueError: the value is of another type.
     """
-    kinds = [get_origin(member) or member for member in members_of(hint)]
-    choices = [choice for member in members_of(hint) if get_origin(member) is Literal for choice in get_args(member)]
+    original, members = value, members_of(hint)
+    kinds = {get_origin(member) or member for member in members}
+    choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
-    if str in kinds and isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
+    if isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
         value = os.path.expanduser(value)
     if Path in kinds and isinstance(value, str):
-        value = Path(os.path.expanduser(value) if value.startswith("~/") else value)
+        value = Path(value)
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
-    if (
-        tuple in kinds
-        and not {int, float} & {*kinds}
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-    ):
+    if tuple in kinds and not {int, float} & kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
-    one_number = {int, float} & {*kinds} and "," not in str(value)  # for int | tuple[int, int]
-    if tuple in kinds and isinstance(value, str) and value not in choices and not one_number:
+    if tuple in kinds and isinstance(value, str) and value not in choices and ("," in value or int not in kinds):
         value = value.strip()
         inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
@@ -315,17 +309,12 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         value = tuple(value)
     if "yes" in choices and isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
         value = "yes" if value else "no"
+    limits = rule(hint)
     try:
-        return TypeAdapter(hint).validate_python(value, strict=not text)
-    except ValidationError as error:
-        problems = error.errors()  # one for each member of a union
-    wrong, item = problems[0]["input"], "".join(f"[{i}]" for i in problems[0]["loc"] if isinstance(i, int))
-    accepted = [problem["msg"].removeprefix("Input should be ").partition(", unable")[0] for problem in problems]
-    accepted = [YAML_WORDS.get(words, words) for words in accepted] + ["none"] * (NoneType in kinds)
-    raise ValueError(
-        f"{where}{item} is {'empty' if wrong is None else repr(wrong)}, but must be "
-        f"{' or '.join(dict.fromkeys(accepted))}{did_you_mean(str(wrong), choices)}"
-    )
+        return limits.validate_python(value, strict=not text)
+    except ValidationError:
+        words = "empty" if original is None else shown(original)
+        raise ValueError(f"{where} is {words}, but it must be {accepted(limits, original)}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
