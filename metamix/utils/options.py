@@ -218,7 +218,7 @@ def parse_flags(
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     positionals = [f for f, _ in options.values() if _is_positional(f)]
     if positionals:  # argparse does not read them: it accepts no flags between them
-        lines = [f"  {f.metadata['metavar']:<26}  {f.metadata['help']}" for f in positionals]
+        lines = [f"  {f.metadata['metavar']:<20}  {f.metadata['help']}" for f in positionals]
         parser.description = "\n".join([parser.description or "", "", "arguments:", *lines])
     groups: dict[str, Any] = {"options": parser}
     flags = ["--import", *other_flags]
@@ -227,9 +227,8 @@ def parse_flags(
             continue
         title = f.metadata.get("group", "options")
         groups[title] = groups.get(title) or parser.add_argument_group(title)
-        kind = (
-            {"action": argparse.BooleanOptionalAction} if bool in members_of(hint) else {"metavar": _metavar(f, hint)}
-        )
+        is_switch = bool in members_of(hint)
+        kind = {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": _metavar(f, hint)}
         flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
         flags += flag.option_strings
     end = argv.index("--") if "--" in argv else len(argv)
@@ -246,8 +245,7 @@ def parse_flags(
     values: dict[str, Any] = {name: value for name, value in vars(given).items() if name in options}
     for f in positionals:
         if words:
-            several = get_origin(options[f.name][1]) is tuple
-            values[f.name], words = (words, []) if several else (words[0], words[1:])
+            values[f.name], words = (words, []) if _is_list(options[f.name][1]) else (words[0], words[1:])
     if words:
         raise ValueError(
             f"{words[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
@@ -293,8 +291,8 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
-    if isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
-        value = os.path.expanduser(value)
+    if isinstance(value, str):
+        value = _expand_home(value)
     if Path in kinds and isinstance(value, str):
         value = Path(value)
     if text and dict in kinds:
@@ -306,7 +304,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
         inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
     if tuple in kinds and isinstance(value, list):
-        value = tuple(value)
+        value = tuple(_expand_home(item) if isinstance(item, str) else item for item in value)
     if "yes" in choices and isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
         value = "yes" if value else "no"
     limits = rule(hint)
@@ -315,6 +313,11 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     except ValidationError:
         words = "empty" if original is None else shown(original)
         raise ValueError(f"{where} is {words}, but it must be {accepted(limits, original)}") from None
+
+
+def _expand_home(path: str) -> str:
+    """Expand ~/ in a path, as no shell does in YAML and after "="."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -384,6 +387,10 @@ def _is_positional(field: Field) -> bool:
     return "positional" in field.metadata
 
 
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(member) is tuple for member in members_of(hint))
+
+
 def _title(field: Field) -> str:
     """Return what messages call an option of the command line."""
     return field.metadata["metavar"] if _is_positional(field) else _flag(field.name)
@@ -391,7 +398,7 @@ def _title(field: Field) -> str:
 
 def _placeholder(field: Field, hint: Any) -> str:
     """Return a positional argument as the usage shows it, such as MODEL... or [PATTERN...]."""
-    word = field.metadata["metavar"] + "..." * (get_origin(hint) is tuple)
+    word = field.metadata["metavar"] + "..." * _is_list(hint)
     return word if field.default is MISSING else f"[{word}]"
 
 

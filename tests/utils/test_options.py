@@ -60,6 +60,7 @@ def test_every_way_to_write_an_argument(monkeypatch):
 def test_arguments_that_may_be_left_out():
     assert read("", Maybe) == (Maybe(None, ("*",)), set())
     assert read("folder a 'b*'", Maybe)[0] == Maybe(Path("folder"), ("a", "b*"))
+    assert read("'~/a'", Maybe)[0].data == Path.home() / "a"
 
 
 def test_help_shows_arguments_options_and_defaults(capsys):
