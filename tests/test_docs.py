@@ -71,8 +71,10 @@ def parse(monkeypatch):
         main([command, *rest])
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_after)
+    monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # what `parse_command` ends with
     monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # what train and eval begin with
-    monkeypatch.setattr("metamix.training.recipe.import_modules", Mock())  # modules that pages tell to write
+    for module in ("metamix.training.recipe", "metamix.utils.options"):
+        monkeypatch.setattr(f"{module}.import_modules", Mock())  # modules that pages tell to write
     return run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -17,18 +17,17 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
 from metamix.tasks.exportable import HELD_OUT_IMAGES, Comparison, ExportOptions, Model
 from metamix.utils.checks import parse_size
-from metamix.utils.rules import Rule, one_of
-from metamix.weights.metadata import INTERPOLATIONS, ModelMetadata
+from metamix.utils.rules import rule
+from metamix.weights.metadata import ModelMetadata
 
 from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
 RANDOM_IMAGES = 64
-_KNOWN = Rule("a value", lambda value: value is not None)  # `ModelMetadata` has checked the value
 METADATA = {  # what a classifier reads from export.json
-    **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), _KNOWN),
-    "interpolation": one_of([name for name in INTERPOLATIONS if name != "random"]),
+    **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # checked already
+    "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
 }
 BATCH_SIZE = 32  # of the comparison
 

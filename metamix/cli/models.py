@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from metamix.models import ImageModelInfo, ImageWeightsInfo, ModelInfo, WeightsInfo, list_all_models
+from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.text import exit_with_message, short_count
-from metamix.utils.user_modules import add_imports, import_modules
+
+
+@dataclass
+class ModelsOptions(Options):
+    """Options of `metamix models`."""
+
+    patterns: tuple[str, ...] = positional("names with wildcards: '*raft*'", metavar="PATTERN", default=("*",))
+    pretrained: bool = option(False, "only models with weights")
+    format: Literal["table", "json"] = option("table", "how the models are printed")
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the models whose names match. Exits with a message if none does."""
-    parser = argparse.ArgumentParser(
-        prog="metamix models", description="List models with their sizes and weights.", allow_abbrev=False
-    )
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN", default=["*"], help="name with wildcards: '*raft*'")
-    parser.add_argument("--pretrained", action="store_true", help="only models with weights")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="table or json (default: table)")
-    add_imports(parser)
-    options = parser.parse_args(argv)
     with exit_with_message(ValueError):
-        import_modules(options.imports)
+        options, _ = parse_command(
+            argv, ModelsOptions, prog="metamix models", description="List models with their sizes and weights."
+        )
         models = list_all_models(options.patterns, pretrained=options.pretrained)
     if options.format == "json":
         print(json.dumps([asdict(m) for m in models], indent=2))
@@ -42,10 +45,10 @@ def table(models: Sequence[ModelInfo | ImageModelInfo]) -> str:
         (ModelInfo, ("model", "parameters", "MACs", "images")),
         (ImageModelInfo, ("model", "parameters", "MACs a pixel", "images")),
     ):
-        own = [model for model in models if isinstance(model, kind)]
-        if own:
+        models_of_kind = [model for model in models if isinstance(model, kind)]
+        if models_of_kind:
             lines += [""] * bool(lines) + [line(header, width)]
-        for model in own:
+        for model in models_of_kind:
             lines += [line(cells(model), width), *map(weights_line, model.weights)]
     return "\n".join(lines)
 

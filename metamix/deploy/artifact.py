@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from metamix.utils.files import write_text
-from metamix.utils.rules import Rule, check_entries, is_text, is_whole, list_of, rules_of
+from metamix.utils.rules import Count, Rule, check_entries, rules_of
 from metamix.weights.files import ARTIFACT, CHECKPOINT, WEIGHTS
 from metamix.weights.metadata import ModelMetadata
 
@@ -26,11 +28,9 @@ REPORT = "report.json"
 VERSION = 1
 AGAIN = "Export the model again"
 
-Shape = Annotated[
-    tuple[int | None, ...], list_of("four whole numbers or null", lambda n: n is None or is_whole(n, 1), 4, 4)
-]
-Names = Annotated[tuple[str, ...], list_of("a list of names", is_text, 0, 1_000)]
-Plain = Annotated[dict[str, Any], Rule("a mapping", lambda value: isinstance(value, dict))]
+Side = Count | None
+Shape = Annotated[tuple[Side, Side, Side, Side], Field(description="four whole numbers or null")]
+Names = Annotated[tuple[str, ...], Field(max_length=1_000, description="a list of names")]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Artifact:
     model: ModelMetadata
     input_shape: Shape
     outputs: Names
-    extra: Plain = field(default_factory=dict)
-    versions: Plain = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -103,7 +103,7 @@ def load_artifact(folder: str | Path) -> Artifact:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_format(raw["format"], raw["precision"])
     known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
-    check_entries(raw, rules_of(Artifact), path, "the file", AGAIN)
+    check_entries(raw, rules_of(Artifact, "model"), path, "the file", AGAIN)
     for name in ("input_shape", "outputs"):
         known[name] = tuple(known[name])
     return Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})

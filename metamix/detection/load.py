@@ -7,21 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from metamix.models.backbone import EXTRA
 from metamix.models.checkpoint import check_described_size
-from metamix.utils.rules import (
-    REMEDY,
-    Flag,
-    Rule,
-    check_entries,
-    is_list,
-    is_text,
-    is_whole,
-    list_of,
-    one_of,
-    refuse_entry,
-    rules_of,
-)
+from metamix.utils.rules import REMEDY, check_entries, one_of, refuse_entry, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import load_into
@@ -40,21 +30,20 @@ from metamix.weights.metadata import (
 from .detectors import DETECTORS, Detector, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
 
-
-def _are_detector_args(value: Any) -> bool:
-    return isinstance(value, Mapping) and not NOT_DETECTOR_ARGS & value.keys() and all(map(is_setting, value.values()))
-
-
-def _are_levels(value: Any) -> bool:
-    return is_list(value, lambda index: is_whole(index, 0, 3), 1, 4) and list(value) == sorted(set(value))
-
-
 DetectorArgs = Annotated[
     dict[str, Any],
-    Rule("a mapping of options to numbers, without the options of metamix train", _are_detector_args),
+    where(
+        lambda args: not NOT_DETECTOR_ARGS & args.keys() and all(map(is_setting, args.values())),
+        "a mapping of options to numbers, without the options of metamix train",
+    ),
 ]
-Classes = Annotated[tuple[str, ...], list_of("a list of at least one name", is_text, 1, MAX_CLASSES)]
-Levels = Annotated[tuple[int, ...], Rule("an ascending list of 0 to 3", _are_levels)]
+Classes = Annotated[
+    tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES, description="a list of at least one name")
+]
+Levels = Annotated[
+    tuple[int, ...],
+    where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),
+]
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class DetectorSpec:
     out_indices: Levels
     extra: Annotated[str, one_of(EXTRA)]
     out_channels: Channels
-    frozen_norms: Flag
+    frozen_norms: bool
     min_size: Side
     max_size: Side
     anchor_scale: AnchorScale | None = None

@@ -7,10 +7,12 @@ import shlex
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from metamix.data.options import ReadingOptions, check_train_on
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import option
-from metamix.utils.rules import Share, number, whole
+from metamix.utils.rules import Share
 
 from .anchors import MAX_ANCHOR_SCALE
 
@@ -31,11 +33,9 @@ NOT_DETECTOR_ARGS = {"name", "backbone", "backbone_args", "num_classes", "resize
 
 MAX_SETTING = 65_536  # of any number in detector_args
 MAX_SIDE = 8192  # of resized images, in pixels
-Side = Annotated[int, whole(1, MAX_SIDE)]
-Channels = Annotated[int, whole(1, 4096)]
-AnchorScale = Annotated[
-    float, number(f"a number above 0 and at most {MAX_ANCHOR_SCALE}", lambda n: 0 < n <= MAX_ANCHOR_SCALE)
-]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
+AnchorScale = Annotated[float, Field(gt=0, le=MAX_ANCHOR_SCALE)]
 
 
 def is_setting(value: object) -> bool:
@@ -115,8 +115,8 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
     iou_crop: Share = option(0.0, "probability of SSD's random crop, which keeps some object", group="augmentation")
 
     def __post_init__(self) -> None:
-        self.take_anchor_scale()
         super().__post_init__()
+        self.take_anchor_scale()
         self.check_backbone(NOT_MODEL_ARGS)
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
@@ -146,6 +146,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
                     f"anchor_scale is {self.anchor_scale}, and detector_args has anchor_scale {old}; give one of them"
                 )
             self.anchor_scale = old
+            super().__post_init__()  # checks it
 
 
 def verify_command(options: DetectionDataOptions) -> str:

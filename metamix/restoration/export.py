@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from metamix.deploy.report import Difference, missed_limits
@@ -20,7 +21,7 @@ from metamix.layers.padding import pad_for_graph, tiles
 from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
 from metamix.tasks.load import refuse_name
 from metamix.utils.checks import parse_size
-from metamix.utils.rules import is_whole, list_of, rules_of, whole
+from metamix.utils.rules import rule, rules_of
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
 from .inference import Restorer
@@ -30,9 +31,10 @@ from .task import Restoration
 
 TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
 RANDOM_IMAGES = 4
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 EXTRA = {  # what export.json says beside the spec
-    "scale": whole(1, MAX_SIDE),
-    "multiple": list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2),
+    "scale": rule(Side),
+    "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import nn
 
 from metamix.layers.padding import PadAndCrop, tiles
@@ -20,7 +21,7 @@ from metamix.models.image_models import (
     with_tag,
 )
 from metamix.utils.checks import check_one_source
-from metamix.utils.rules import Rule, check_entries, is_text, one_of, rules_of, whole
+from metamix.utils.rules import check_entries, one_of, rules_of
 from metamix.utils.text import plural
 from metamix.weights.find import find_weights, read_weights
 from metamix.weights.metadata import ModelMetadata
@@ -30,7 +31,7 @@ from .files import read_picture, to_image
 from .inference import Restorer, check_local_pooling, restore_picture
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
-DEGRADATION = Rule("a string of at most 1,000 characters", lambda value: is_text(value) and len(value) <= 1000)
+Degradation = Annotated[str, Field(max_length=1000, description="a string of at most 1,000 characters")]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class RestorationSpec:
     """
 
     channels: Annotated[str, one_of(CHANNELS)]
-    enlarge: Annotated[int, whole(1, 16)]
-    degradation: Annotated[str, DEGRADATION]
+    enlarge: Annotated[int, Field(ge=1, le=16)]
+    degradation: Degradation
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:

@@ -7,16 +7,17 @@ tiles are padded to its size by reflection.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.padding import pad_for_graph, tiles
 from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
-from metamix.utils.rules import is_whole, list_of, whole
+from metamix.utils.rules import rule
 from metamix.weights.files import ARTIFACT
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
@@ -26,9 +27,10 @@ from .options import SegmentationEvalOptions
 from .task import Segmentation
 
 RANDOM_IMAGES = 4
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 EXTRA = {  # what a segmenter reads from `Artifact.extra`
-    "scale": whole(1, MAX_SIDE),
-    "multiple": list_of("two whole numbers from 1 to 65,536", lambda n: is_whole(n, 1, MAX_SIDE), 2, 2),
+    "scale": rule(Side),
+    "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
 }
 
 

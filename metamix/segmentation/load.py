@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
 from metamix.models.checkpoint import check_described_size
-from metamix.utils.rules import (
-    POSITIVE_SHARE,
-    SHARE,
-    Flag,
-    Rule,
-    check_entries,
-    is_list,
-    is_text,
-    is_whole,
-    list_of,
-    one_of,
-    rules_of,
-)
+from metamix.utils.rules import PositiveShare, Share, check_entries, one_of, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import load_into
@@ -42,7 +31,7 @@ from metamix.weights.metadata import (
 
 from .data import read_image
 from .inference import Predictor, make_views, predict
-from .labels import MAX_CLASSES, MIN_CLASSES, Palette
+from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
 from .segmenters import HEADS, Segmenter, build_segmenter
 from .transforms import Size
@@ -50,24 +39,23 @@ from .transforms import Size
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
 
-def _is_colour(value: Any) -> bool:
-    return is_list(value, lambda n: is_whole(n, 0, 255), 3, 3)
-
-
 HeadArgs = Annotated[
     dict[str, Any],
-    Rule(
-        "a mapping of options to plain values, without those of metamix train",
-        lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
-    ),
+    where(NOT_HEAD_ARGS.keys().isdisjoint, "a mapping of options to plain values, without those of metamix train"),
 ]
-Classes = Annotated[
-    tuple[str, ...], list_of(f"a list of {MIN_CLASSES} to {MAX_CLASSES} names", is_text, MIN_CLASSES, MAX_CLASSES)
+Names = Field(
+    min_length=MIN_CLASSES, max_length=MAX_CLASSES, description=f"a list of {MIN_CLASSES} to {MAX_CLASSES} names"
+)
+Classes = Annotated[tuple[str, ...], Names]
+CropSide = Annotated[int, Field(ge=1, le=MAX_CROP)]
+Crop = Annotated[tuple[CropSide, CropSide], Field(description="height and width in pixels")]
+Three = Field(min_length=3, max_length=3)
+Mean = Annotated[tuple[Share, ...], Three, Field(description="three numbers from 0 to 1")]
+Std = Annotated[tuple[PositiveShare, ...], Three, Field(description="three numbers above 0 and at most 1")]
+Colours = Annotated[
+    tuple[tuple[MaskValue, MaskValue, MaskValue], ...],
+    Field(max_length=MAX_CLASSES + 1, description="a list of colours"),
 ]
-Crop = Annotated[tuple[int, int], list_of("height and width in pixels", lambda n: is_whole(n, 1, MAX_CROP), 2, 2)]
-Mean = Annotated[tuple[float, ...], list_of("three numbers from 0 to 1", SHARE.check, 3, 3)]
-Std = Annotated[tuple[float, ...], list_of("three numbers above 0 and at most 1", POSITIVE_SHARE.check, 3, 3)]
-Colours = Annotated[Palette, list_of("a list of colours", _is_colour, 0, MAX_CLASSES + 1)]
 
 
 @dataclass(frozen=True)
@@ -92,13 +80,13 @@ class SegmenterSpec:
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
     classes: Classes
     crop: Crop
-    frozen_norms: Flag
+    frozen_norms: bool
     mean: Mean
     std: Std
     min_size: Side = 0
     max_size: Side = 0
     ignore_index: MaskValue | None = 255
-    reduce_zero_label: Flag = False
+    reduce_zero_label: bool = False
     palette: Colours | None = None
     train_on: SplitNames = ("train",)
 

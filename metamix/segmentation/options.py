@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
 from metamix.layers.tiles import check_tiles
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
-from metamix.utils.rules import NotNegative, PositiveShare, Share, whole
+from metamix.utils.rules import NotNegative, PositiveShare, Share
 from metamix.weights.metadata import MAX_SIDE
 
 from .loss import WEIGHTED, parse_loss
@@ -23,8 +25,8 @@ _loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
 MAX_CROP = 8192  # sides in pixels
-MaskValue = Annotated[int, whole(0, 255)]
-Side = Annotated[int, whole(0, MAX_SIDE)]
+MaskValue = Annotated[int, Field(ge=0, le=255)]
+Side = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 
 # Arguments of the backbone that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {

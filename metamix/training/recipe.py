@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from metamix.utils.files import shipped_folder
 from metamix.utils.options import (
     Options,
@@ -26,7 +28,7 @@ from metamix.utils.options import (
     read_yaml,
     with_defaults,
 )
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Rule, ShareBelowOne, is_whole, number
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne
 from metamix.utils.text import did_you_mean, exit_with_message
 from metamix.utils.user_modules import import_modules
 from metamix.weights.files import RECIPE
@@ -37,9 +39,9 @@ _optimizer = partial(option, group="optimizer", on_resume="report")
 _average = partial(option, group="weight averaging", on_resume="report")
 _speed = partial(option, group="precision and speed", on_resume="report")
 
-Seed = Annotated[int, Rule("a whole number of at least 0 and below 2^63", lambda n: is_whole(n, 0, 2**63 - 1))]
-Minutes = Annotated[float, Rule("a number of at least 0", lambda n: isinstance(n, (int, float)) and n >= 0)]
-GradientNorm = Annotated[float, number("a finite number above 0; leave it out to clip nothing", lambda n: n > 0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number of at least 0 and below 2^63")]
+Minutes = Annotated[float, Field(ge=0, allow_inf_nan=True, description="a number of at least 0")]
+GradientNorm = Annotated[float, Field(gt=0, description="a finite number above 0; leave it out to clip nothing")]
 
 
 @dataclass

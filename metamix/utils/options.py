@@ -20,20 +20,19 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from .rules import members_of, rules_of, shown
+from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
 from .user_modules import add_imports, import_modules
 
 T = TypeVar("T")
-YAML_WORDS = {"a valid tuple": "a list [a, b]", "a valid dictionary": "a mapping {key: value}"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict: "YAML"}
 
 
 @dataclass
 class Options:
-    """Base class of options, which checks each value by the rule in its type.
+    """Base class of options, which checks each value by its type.
 
     A subclass with a `__post_init__` of its own calls `super().__post_init__()`.
 
@@ -42,10 +41,10 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for name, rule in rules_of(type(self)).items():
+        for name, limits in rules_of(type(self)).items():
             value = getattr(self, name)
-            if not rule.check(value):
-                raise ValueError(f"{name} is {shown(value)}, but it must be {rule.accepted}")
+            if not fits(value, limits):
+                raise ValueError(f"{name} is {shown(value)}, but it must be {accepted(limits, value)}")
 
 
 def option(
@@ -96,7 +95,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
     """
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
-        types = get_type_hints(cls)
+        types = get_type_hints(cls, include_extras=True)
         for f in fields(cls):
             if f.name in options:
                 raise TypeError(f"two options have the name {f.name!r}")
@@ -219,7 +218,7 @@ def parse_flags(
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     positionals = [f for f, _ in options.values() if _is_positional(f)]
     if positionals:  # argparse does not read them: it accepts no flags between them
-        lines = [f"  {f.metadata['metavar']:<26}  {f.metadata['help']}" for f in positionals]
+        lines = [f"  {f.metadata['metavar']:<20}  {f.metadata['help']}" for f in positionals]
         parser.description = "\n".join([parser.description or "", "", "arguments:", *lines])
     groups: dict[str, Any] = {"options": parser}
     flags = ["--import", *other_flags]
@@ -228,9 +227,8 @@ def parse_flags(
             continue
         title = f.metadata.get("group", "options")
         groups[title] = groups.get(title) or parser.add_argument_group(title)
-        kind = (
-            {"action": argparse.BooleanOptionalAction} if bool in members_of(hint) else {"metavar": _metavar(f, hint)}
-        )
+        is_switch = bool in members_of(hint)
+        kind = {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": _metavar(f, hint)}
         flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
         flags += flag.option_strings
     end = argv.index("--") if "--" in argv else len(argv)
@@ -247,8 +245,7 @@ def parse_flags(
     values: dict[str, Any] = {name: value for name, value in vars(given).items() if name in options}
     for f in positionals:
         if words:
-            several = get_origin(options[f.name][1]) is tuple
-            values[f.name], words = (words, []) if several else (words[0], words[1:])
+            values[f.name], words = (words, []) if _is_list(options[f.name][1]) else (words[0], words[1:])
     if words:
         raise ValueError(
             f"{words[0]!r} is not an option; write --name value, or --name and --no-name without a value for a switch"
@@ -289,43 +286,38 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
     Raises:
         ValueError: the value is of another type.
     """
-    kinds = [get_origin(member) or member for member in members_of(hint)]
-    choices = [choice for member in members_of(hint) if get_origin(member) is Literal for choice in get_args(member)]
+    original, members = value, members_of(hint)
+    kinds = {get_origin(member) or member for member in members}
+    choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if NoneType in kinds and str(value).lower() in ("", "none", "null"):
         return None
-    if str in kinds and isinstance(value, str) and value.startswith("~/"):  # no shell expands it in YAML or after "="
-        value = os.path.expanduser(value)
+    if isinstance(value, str):
+        value = _expand_home(value)
     if Path in kinds and isinstance(value, str):
-        value = Path(os.path.expanduser(value) if value.startswith("~/") else value)
+        value = Path(value)
     if text and dict in kinds:
         value = _parse_yaml(value, f"{where} {value!r}", "; write '{key: value}'")
-    if (
-        tuple in kinds
-        and not {int, float} & {*kinds}
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-    ):
+    if tuple in kinds and not {int, float} & kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = [value]  # in YAML, `crop: 64` is `crop: [64]`
-    one_number = {int, float} & {*kinds} and "," not in str(value)  # for int | tuple[int, int]
-    if tuple in kinds and isinstance(value, str) and value not in choices and not one_number:
+    if tuple in kinds and isinstance(value, str) and value not in choices and ("," in value or int not in kinds):
         value = value.strip()
         inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # not stages.[01]
         value = [word.strip() for word in inside.split(",") if word.strip()]
     if tuple in kinds and isinstance(value, list):
-        value = tuple(value)
+        value = tuple(_expand_home(item) if isinstance(item, str) else item for item in value)
     if "yes" in choices and isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
         value = "yes" if value else "no"
+    limits = rule(hint)
     try:
-        return TypeAdapter(hint).validate_python(value, strict=not text)
-    except ValidationError as error:
-        problems = error.errors()  # one for each member of a union
-    wrong, item = problems[0]["input"], "".join(f"[{i}]" for i in problems[0]["loc"] if isinstance(i, int))
-    accepted = [problem["msg"].removeprefix("Input should be ").partition(", unable")[0] for problem in problems]
-    accepted = [YAML_WORDS.get(words, words) for words in accepted] + ["none"] * (NoneType in kinds)
-    raise ValueError(
-        f"{where}{item} is {'empty' if wrong is None else repr(wrong)}, but must be "
-        f"{' or '.join(dict.fromkeys(accepted))}{did_you_mean(str(wrong), choices)}"
-    )
+        return limits.validate_python(value, strict=not text)
+    except ValidationError:
+        words = "empty" if original is None else shown(original)
+        raise ValueError(f"{where} is {words}, but it must be {accepted(limits, original)}") from None
+
+
+def _expand_home(path: str) -> str:
+    """Expand ~/ in a path, as no shell does in YAML and after "="."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -395,6 +387,10 @@ def _is_positional(field: Field) -> bool:
     return "positional" in field.metadata
 
 
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(member) is tuple for member in members_of(hint))
+
+
 def _title(field: Field) -> str:
     """Return what messages call an option of the command line."""
     return field.metadata["metavar"] if _is_positional(field) else _flag(field.name)
@@ -402,7 +398,7 @@ def _title(field: Field) -> str:
 
 def _placeholder(field: Field, hint: Any) -> str:
     """Return a positional argument as the usage shows it, such as MODEL... or [PATTERN...]."""
-    word = field.metadata["metavar"] + "..." * (get_origin(hint) is tuple)
+    word = field.metadata["metavar"] + "..." * _is_list(hint)
     return word if field.default is MISSING else f"[{word}]"
 
 

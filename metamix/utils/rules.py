@@ -1,123 +1,124 @@
-"""Declare in the type of a dataclass field which values an option or an entry of a file may have, and check them.
+"""Check values by their types, with pydantic, and say in words what a type accepts.
 
-    size: Annotated[int, whole(1, 16)]
-    flip: Share
+    size: Annotated[int, Field(ge=1, le=16)]
+    head: Literal["small", "large"]
+    crop: Annotated[tuple[Side, Side], Field(description="height and width in pixels")]
 
-`rules_of` reads the rules of a dataclass. Options check their values when they are made, and `check_entries` checks
-those of a file.
+Options and entries of files are checked alike: True, 3.0 and "3" are no whole numbers, NaN and infinity are no numbers,
+and a list is accepted for a tuple. The words follow from the type, unless `Field(description=...)` gives others.
 """
 
-import sys
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeGuard, Union, get_args, get_origin, get_type_hints
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
 
 from .text import did_you_mean
 
 REMEDY = "Give a file that metamix train wrote"
 
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ShareBetween = Annotated[float, Field(gt=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
-@dataclass(frozen=True)
-class Rule:
-    """What a value may be.
+WORDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a string",
+    "path": "a path",
+    "boolean": "true or false",
+    "object": "a mapping {key: value}",
+    "null": "none",
+}
+LIMITS = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
-    Attributes:
-        accepted: in words.
-        check: whether a value is accepted.
-        choices: words that are accepted; messages name the nearest.
-    """
-
-    accepted: str
-    check: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
-
-
-def whole(low: int, high: int | None = None) -> Rule:
-    """Accept whole numbers from `low` to `high`."""
-    accepted = f"of at least {low}" if high is None else f"from {low} to {high:,}"
-    return Rule(f"a whole number {accepted}", lambda value: is_whole(value, low, high))
-
-
-def number(accepted: str, within: Callable[[float], bool]) -> Rule:
-    """Accept finite numbers that `within` accepts; `accepted` says it in words."""
-    return Rule(accepted, lambda value: is_number(value) and within(value))
+Rule: TypeAlias = TypeAdapter[Any]
 
 
-def one_of(choices: Collection[str]) -> Rule:
-    """Accept one of the words."""
-    return Rule(f"one of {', '.join(choices)}", lambda value: is_text(value) and value in choices, tuple(choices))
+def rule(hint: Any) -> Rule:
+    """Make the rule that accepts the values of a type."""
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
-def list_of(accepted: str, check: Callable[[Any], bool], least: int, most: int) -> Rule:
-    """Accept lists of `least` to `most` values that `check` accepts; `accepted` says it in words."""
-    return Rule(accepted, lambda value: is_list(value, check, least, most))
+def rules_of(cls: Any, *without: str) -> dict[str, Rule]:
+    """Return the rules of a dataclass's fields, by name, without some fields."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: rule(hints[field.name]) for field in fields(cls) if field.name not in without}
 
 
-def is_text(value: object) -> TypeGuard[str]:
-    """Return whether a value is a string."""
-    return isinstance(value, str)
+def one_of(words: Iterable[str]) -> GetPydanticSchema:
+    """Limit a type to some words."""
+    return GetPydanticSchema(lambda _, handler: handler(Literal.__getitem__(tuple(words))))
 
 
-def is_whole(value: object, low: int, high: int | None = None) -> TypeGuard[int]:
-    """Return whether a value is an int from `low` to `high`. True, False and numpy's integers are not accepted."""
-    return type(value) is int and low <= value and (high is None or value <= high)
+def where(check: Callable[[Any], object], accepted: str) -> GetPydanticSchema:
+    """Limit a type to values that `check` accepts; `accepted` says it in words."""
+
+    def validate(value: Any) -> Any:
+        if not check(value):
+            raise ValueError
+        return value
+
+    return GetPydanticSchema(
+        lambda hint, handler: handler(Annotated[hint, AfterValidator(validate), Field(description=accepted)])
+    )
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite number. True and False are not accepted."""
-    # Not math.isfinite, which raises OverflowError for an int that no float can hold.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def members_of(hint: Any) -> list[Any]:
+    """Return the types of a union, or the one type, without their constraints."""
+    if get_origin(hint) is Annotated:
+        return members_of(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [member for part in get_args(hint) for member in members_of(part)]
+    return [hint]
 
 
-def is_list(value: object, check: Callable[[Any], bool], least: int, most: int) -> bool:
-    """Return whether a value is a list of `least` to `most` values that `check` accepts."""
-    return isinstance(value, (list, tuple)) and least <= len(value) <= most and all(map(check, value))
+def fits(value: object, rule: Rule) -> bool:
+    """Return whether a rule accepts a value."""
+    if isinstance(value, list):
+        value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    try:
+        rule.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
-SHARE = number("a number from 0 to 1", lambda n: 0 <= n <= 1)
-POSITIVE_SHARE = number("a number above 0 and at most 1", lambda n: 0 < n <= 1)
-
-Text = Annotated[str, Rule("a string", is_text)]
-Flag = Annotated[bool, Rule("true or false", lambda value: isinstance(value, bool))]
-Share = Annotated[float, SHARE]
-PositiveShare = Annotated[float, POSITIVE_SHARE]
-ShareBelowOne = Annotated[float, number("a number of at least 0 and below 1", lambda n: 0 <= n < 1)]
-ShareBetween = Annotated[float, number("a number above 0 and below 1", lambda n: 0 < n < 1)]
-NotNegative = Annotated[float, number("a finite number of at least 0", lambda n: n >= 0)]
-Positive = Annotated[float, number("a finite number above 0", lambda n: n > 0)]
-Natural = Annotated[int, whole(0)]
-Count = Annotated[int, whole(1)]
+def accepted(rule: Rule, value: object) -> str:
+    """Say what a rule accepts instead of a value. The sentence ends with the nearest word, or with a full stop."""
+    schema = rule.json_schema()
+    words = [word for part in schema.get("anyOf", [schema]) for word in part.get("enum", [part.get("const", "")])]
+    return f"{_describe(schema)}{did_you_mean(value, words)}"
 
 
-def rules_of(cls: type) -> dict[str, Rule]:
-    """Return the rules in the types of a dataclass's fields, by name.
-
-    A type such as `Share | None` accepts None, too, and `Share | Literal["auto"]` the word.
-    """
-    rules: dict[str, Rule] = {}
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        members = members_of(hint)
-        words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
-        if NoneType in members:
-            words.append(None)
-        for member in members:
-            for rule in getattr(member, "__metadata__", ()):
-                if isinstance(rule, Rule):
-                    rules[name] = accept_also(words, rule) if words else rule
-    return rules
-
-
-def members_of(hint: Any) -> tuple[Any, ...]:
-    """Return the types of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def accept_also(words: Collection[str | None], rule: Rule) -> Rule:
-    """Accept what another rule accepts, and some words, or None."""
-    accepted = " or ".join("none" if word is None else word for word in words)
-    check = rule.check
-    return replace(rule, accepted=f"{rule.accepted}, or {accepted}", check=lambda value: value in words or check(value))
+def _describe(schema: Mapping[str, Any]) -> str:
+    """Say which values a JSON schema accepts."""
+    if "description" in schema:
+        return schema["description"]
+    if "anyOf" in schema:
+        return ", or ".join(map(_describe, schema["anyOf"]))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "const" in schema:
+        return schema["const"]
+    if schema["type"] == "array":
+        item = _describe(schema.get("items") or schema["prefixItems"][0])
+        return "a list [a, b] of " + re.sub("^a (whole number|number|string|path)", r"\1s", item)
+    words = WORDS[schema.get("format", schema["type"])]
+    if {"minimum", "maximum"} <= schema.keys():
+        return f"{words} from {schema['minimum']:,} to {schema['maximum']:,}"
+    limits = [f"{limit} {schema[key]:,}" for key, limit in LIMITS.items() if key in schema]
+    if words == "a number" and limits and not {"maximum", "exclusiveMaximum"} & schema.keys():
+        words = "a finite number"
+    return " ".join([words, " and ".join(limits)]).rstrip()
 
 
 def shown(value: object) -> str:
@@ -155,9 +156,8 @@ def check_entry(
     name: str, value: Any, rule: Rule, source: object, place: str = "the metadata", remedy: str = REMEDY
 ) -> None:
     """Check one entry as `check_entries` does."""
-    if not rule.check(value):
-        accepted = f"{rule.accepted}{did_you_mean(value, rule.choices)}"
-        raise ValueError(f"{source}: {name} in {place} is {shown(value)}; accepted is {accepted} {remedy}")
+    if not fits(value, rule):
+        raise ValueError(f"{source}: {name} in {place} is {shown(value)}; accepted is {accepted(rule, value)} {remedy}")
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:

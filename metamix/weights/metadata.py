@@ -10,28 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, GetPydanticSchema
 from torch import Tensor
 
 from metamix.utils.rules import (
-    Rule,
+    Positive,
     ShareBelowOne,
-    Text,
-    accept_also,
     check_entries,
     check_entry,
-    is_list,
-    is_number,
-    is_text,
-    is_whole,
-    list_of,
-    number,
-    one_of,
     refuse_entry,
+    rule,
     rules_of,
     shown,
-    whole,
+    where,
 )
 
 # Arguments of timm.create_model that are not the model's own: where weights come from, and what wraps the model.
@@ -41,8 +34,6 @@ TIMM_ARGS = (
     "features_only", "feature_cfg", "feature_cls", "feature_mode", "out_indices", "output_fmt", "flatten_sequential",
     "kwargs_filter", "device", "dtype",
 )  # fmt: skip
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
-MEMORY = ("auto", "yes", "no")
 MAX_CLASSES, MAX_CHANNELS = 100_000, 64
 MAX_IMG_SIZE = 8192  # sides in pixels of the images that a model is built for
 MAX_SIDE = 65_536  # of any image, in pixels
@@ -54,44 +45,35 @@ MAX_NESTING = 4  # lists and dicts inside each other in model_args
 REMEDY = "Use a file that metamix wrote, or save the tensors without metadata"
 
 
-def _is_img_size(value: object) -> bool:
-    return is_whole(value, 1, MAX_IMG_SIZE) or is_list(value, lambda side: is_whole(side, 1, MAX_IMG_SIZE), 2, 2)
-
-
-NUM_CLASSES, IN_CHANS = whole(0, MAX_CLASSES), whole(1, MAX_CHANNELS)
-IMG_SIZE = Rule(f"a side in pixels from 1 to {MAX_IMG_SIZE:,}, or (height, width)", _is_img_size)
+NumClasses = Annotated[int, Field(ge=0, le=MAX_CLASSES)]
+InChans = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Side = Annotated[int, Field(ge=1, le=MAX_IMG_SIZE)]
+ImgSize = Annotated[
+    Side | tuple[Side, Side], Field(description=f"a side in pixels from 1 to {MAX_IMG_SIZE:,}, or (height, width)")
+]
 ModelName = Annotated[
     str,
-    Rule(
+    where(
+        lambda name: re.fullmatch(r"\w[\w.\-]{0,199}", name),
         "the name of a registered model, such as metaformer_raft_s12; not a hub or path",
-        lambda value: is_text(value) and re.fullmatch(r"\w[\w.\-]{0,199}", value) is not None,
     ),
 ]
-ModelArgs = Annotated[
-    dict[str, Any], Rule("a mapping of argument names to plain values", lambda value: isinstance(value, Mapping))
-]
+ModelArgs = Annotated[dict[Any, Any], Field(description="a mapping of argument names to plain values")]
+Channels = Field(min_length=1, max_length=MAX_CHANNELS)
 Mean = Annotated[
-    tuple[float, ...],
-    list_of(f"a list of 1 to {MAX_CHANNELS} numbers, one per channel", is_number, 1, MAX_CHANNELS),
+    tuple[float, ...], Channels, Field(description=f"a list of 1 to {MAX_CHANNELS} numbers, one per channel")
 ]
 Std = Annotated[
-    tuple[float, ...],
-    list_of(
-        f"a list of 1 to {MAX_CHANNELS} numbers above 0, one per channel",
-        lambda n: is_number(n) and n > 0,
-        1,
-        MAX_CHANNELS,
-    ),
+    tuple[Positive, ...],
+    Channels,
+    Field(description=f"a list of 1 to {MAX_CHANNELS} numbers above 0, one per channel"),
 ]
-CropPct = Annotated[float, number("a number above 0 and at most 2", lambda n: 0 < n <= 2)]
-Classes = Annotated[tuple[str, ...], list_of(f"a list of at most {MAX_CLASSES:,} names", is_text, 0, MAX_CLASSES)]
+CropPct = Annotated[float, Field(gt=0, le=2)]
+Classes = Annotated[
+    tuple[str, ...], Field(max_length=MAX_CLASSES, description=f"a list of at most {MAX_CLASSES:,} names")
+]
 
 # Rules of the entries of model_args
-
-
-def _is_depth(value: object) -> bool:
-    """Return whether a value is a possible number of blocks, or one for each stage."""
-    return is_whole(value, 0, MAX_BLOCKS) or is_list(value, lambda n: is_whole(n, 0, MAX_BLOCKS), 1, 16)
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:
@@ -109,17 +91,20 @@ def _is_plain(value: object, depth: int = 0) -> bool:
     return all(_is_plain(item, depth + 1) for item in value)
 
 
-PLAIN = Rule(
-    f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these", _is_plain
+Blocks = Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
+StageBlocks = Annotated[tuple[Blocks, ...], Field(min_length=1, max_length=16)]
+PLAIN = where(
+    _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"
 )
-BLOCKS = Rule(f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers", _is_depth)
-REFUSED = Rule("no such entry: arguments of the constructor only, never a source of weights", lambda value: False)
+BLOCKS = Field(description=f"a number of blocks up to {MAX_BLOCKS}, or a list of 1 to 16 such numbers")
+REFUSED = where(lambda value: False, "no such entry: arguments of the constructor only, never a source of weights")
+ANY_ARGUMENT = rule(Annotated[Any, PLAIN])
 ARGUMENTS = {
-    "num_classes": accept_also([None], NUM_CLASSES),
-    "in_chans": accept_also([None], IN_CHANS),
-    "img_size": accept_also([None], IMG_SIZE),
-    **dict.fromkeys(DEPTHS, BLOCKS),
-    **dict.fromkeys(TIMM_ARGS, REFUSED),
+    "num_classes": rule(NumClasses | None),
+    "in_chans": rule(InChans | None),
+    "img_size": rule(ImgSize | None),
+    **dict.fromkeys(DEPTHS, rule(Annotated[Blocks | StageBlocks, BLOCKS])),
+    **dict.fromkeys(TIMM_ARGS, rule(Annotated[Any, REFUSED])),
 }
 
 
@@ -144,20 +129,20 @@ class ModelMetadata:
         extra: every other entry, unchecked; the task that wrote it must check it.
     """
 
-    task: Text | None = None
+    task: str | None = None
     model: ModelName | None = None
     model_args: ModelArgs = field(default_factory=dict)
-    num_classes: Annotated[int, NUM_CLASSES] | None = None
-    in_chans: Annotated[int, IN_CHANS] | None = None
-    img_size: Annotated[int | tuple[int, int], IMG_SIZE] | None = None
+    num_classes: NumClasses | None = None
+    in_chans: InChans | None = None
+    img_size: ImgSize | None = None
     mean: Mean | None = None
     std: Std | None = None
-    interpolation: Annotated[str, one_of(INTERPOLATIONS)] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] | None = None
     crop_pct: CropPct | None = None
     classes: Classes | None = None
-    data: Text | None = None
+    data: str | None = None
     holdout: ShareBelowOne | None = None
-    memory: Annotated[str, one_of(MEMORY)] | None = None
+    memory: Literal["auto", "yes", "no"] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -176,7 +161,7 @@ class ModelMetadata:
             raise ValueError(
                 f"{source}: its metadata are a {type(raw).__name__}, not a mapping of names to plain values."
             )
-        rules = rules_of(cls)
+        rules = rules_of(cls, "extra")
         entries = {name: raw[name] for name in rules if raw.get(name) is not None}
         check_entries(entries, {name: rules[name] for name in entries}, source, remedy=REMEDY)
         _check_model_args(entries.get("model_args", {}), source)
@@ -223,14 +208,14 @@ def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
     """Raise ValueError if `model_args` has an argument that a file may not set, or a value out of range."""
     for name, value in arguments.items():
         place = f"model_args[{shown(name)}]"
-        if not (is_text(name) and name.isidentifier()):
+        if not (isinstance(name, str) and name.isidentifier()):
             refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
-        check_entry(place, value, ARGUMENTS.get(name, PLAIN), source, remedy=REMEDY)
+        check_entry(place, value, ARGUMENTS.get(name, ANY_ARGUMENT), source, remedy=REMEDY)
 
 
 # Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
 
-SplitNames = Annotated[tuple[str, ...], list_of("a list of splits", is_text, 0, MAX_LENGTH)]
+SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH, description="a list of splits")]
 
 
 def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:
@@ -266,12 +251,10 @@ def check_trained_with(option: str, trained: str, chosen: str, source: object) -
         raise ValueError(f"{source} was trained with the {option} {trained}, not {chosen}: give --{option} {trained}")
 
 
-def arguments_without(names: Collection[str]) -> Rule:
-    """Make a rule that accepts a mapping of arguments without these names."""
-    return Rule(
-        f"a mapping of arguments without {', '.join(sorted(names))}",
-        lambda value: isinstance(value, Mapping) and value.keys().isdisjoint(names),
-    )
+def arguments_without(names: Collection[str]) -> GetPydanticSchema:
+    """Limit a mapping of arguments to those without these names."""
+    accepted = f"a mapping of arguments without {', '.join(sorted(names))}"
+    return where(lambda arguments: arguments.keys().isdisjoint(names), accepted)
 
 
 def without_head(

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         benchmark(["metaformer_nin_s12"], engines=["eager", "compile"], precisions=["int8"])
     with pytest.raises(ValueError, match=r"models are \[\], batch sizes \[1\], runs 1: give one of each at least"):
         benchmark([], engines=["eager"], batch_sizes=[1])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="--batch-sizes is '1,x', but it must be a list .* of whole numbers"):
         metamix.cli.benchmark.main(["metaformer_nin_s12", "--batch-sizes", "1,x"])
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]'"):
