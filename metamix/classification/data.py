@@ -21,6 +21,7 @@ from metamix.data.loader import MemoryLoader, StreamLoader
 from metamix.data.memory import in_memory
 from metamix.data.options import train_command
 from metamix.data.sources import digest
+from metamix.tasks.registry import task_of_data
 from metamix.training.task import Batch
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
@@ -47,6 +48,8 @@ class ClassificationData:
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options, self.name = options, data_name(options)
         self.notes: list[str] = []
+        if other := task_of_data(options.data, options.data_dir):
+            raise ValueError(f"{options.data_dir or options.data} is a data set of {other}: add --task {other}")
         self.splits = open_data(
             options.data,
             root=options.data_dir,

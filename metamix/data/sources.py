@@ -261,10 +261,6 @@ def _open_splits(
         return open_huggingface(rest, str(root) if root else None, test_on)
     if kind == "wds":
         return open_webdataset(Path(root or "data", rest), test_on)
-    if name == "coco":
-        raise ValueError("data is 'coco', a data set of boxes: add --task detection")
     known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
     advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
-    if os.path.isdir(os.path.join(name, "annotations")):
-        advice = " It holds annotations of boxes: add --task detection."
     raise ValueError(f"no data set is called {name!r}{did_you_mean(name, known)}{advice} Known are {', '.join(known)}")

@@ -13,4 +13,5 @@ SPEC = TaskSpec(
     exported="metamix.detection.exported:exported_detector",
     less_memory="give --device cpu, or smaller images",
     folders=(frozenset({"annotations"}),),
+    data_sets=("coco",),
 )

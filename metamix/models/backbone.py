@@ -300,7 +300,7 @@ def load_body(
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
-        if metadata.task not in (None, "classification"):
+        if metadata.task and metadata.num_classes is None:
             raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
             raise ValueError(

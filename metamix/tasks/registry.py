@@ -35,7 +35,7 @@ def register_task(spec: TaskSpec) -> None:
     Raises:
         ValueError: another task has its name.
     """
-    if TASKS.get(spec.name, spec) != spec:
+    if spec.name in TASKS and find_task(spec.name) != spec:
         raise ValueError(f"there is a task {spec.name!r} already: choose another name")
     TASKS[spec.name] = spec
 
@@ -86,12 +86,29 @@ def is_exported(place: str | Path | None) -> bool:
     return place is not None and (Path(place) / ARTIFACT).is_file()
 
 
-def task_of_folder(folder: str | os.PathLike[str] | None) -> str | None:
-    """Return the task whose data sets look like a folder; None if there is none."""
+def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False) -> str | None:
+    """Return the task whose data sets look like a folder; None if there is none.
+
+    Args:
+        folder: of a data set.
+        alone: whether the folder, or one of its splits, must hold nothing else than what tells the task.
+    """
     if not folder or not os.path.isdir(folder):
         return None
-    names = set(os.listdir(folder))
-    for split in ("train", "val"):
-        if os.path.isdir(os.path.join(folder, split)):
-            names |= set(os.listdir(os.path.join(folder, split)))
-    return next((task for task in TASKS if any(group <= names for group in find_task(task).folders)), None)
+    places = [folder, *(os.path.join(folder, split) for split in ("train", "val", "test"))]
+    listings = [set(os.listdir(place)) for place in places if os.path.isdir(place)]
+    return next(
+        (
+            task
+            for task in TASKS
+            for group in find_task(task).folders
+            if any(names == group if alone else names >= group for names in listings)
+        ),
+        None,
+    )
+
+
+def task_of_data(name: str, folder: str | None = None) -> str | None:
+    """Return the task that reads a data set of this name, or a folder of this layout; None if several may."""
+    named = next((task for task in TASKS if name in find_task(task).data_sets), None)
+    return named or task_of_folder(name) or task_of_folder(folder, alone=True)

@@ -32,6 +32,7 @@ class TaskSpec:
         models: function that returns the names of models that only this task trains; "" for none.
         suffixes: of weight files that only this task reads.
         folders: names in the folder of a data set by which it is recognised; any of the groups will do.
+        data_sets: names of data sets that only this task reads.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TaskSpec:
     models: str = ""
     suffixes: tuple[str, ...] = ()
     folders: tuple[frozenset[str], ...] = ()
+    data_sets: tuple[str, ...] = ()
 
     def part(self, role: str) -> Any:
         """Import the part of a role, such as "load"."""

@@ -81,8 +81,18 @@ def test_a_file_of_another_function_is_refused(weights):
             start()
 
 
-def test_the_data_of_detection_point_to_its_task():
-    with pytest.raises(ValueError, match="data is 'coco', a data set of boxes: add --task detection"):
+@pytest.mark.parametrize(
+    "task, folders",
+    [("detection", ["annotations"]), ("segmentation", ["images", "masks"]), ("restoration", ["input", "target"])],
+)
+def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
+    for folder in folders:
+        (tmp_path / "train" / folder).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a data set of {task}: add --task {task}$"):
+        small_task(data="folder", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path} is a data set of {task}: add --task {task}$"):
+        small_task(data=str(tmp_path))
+    with pytest.raises(ValueError, match="^coco is a data set of detection: add --task detection$"):
         small_task(data="coco")
 
 
@@ -109,7 +119,7 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
         )
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
     with pytest.raises(
-        ValueError, match=r"r.pth has no weights of the head of test_resnet \(fc\); is it another model?"
+        ValueError, match="r.pth does not fit test_resnet: it lacks "
     ):
         Classification.trained(
             ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")

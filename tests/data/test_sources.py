@@ -77,9 +77,6 @@ def test_bad_words_are_refused(given, words):
 
 
 def test_a_path_for_a_name_is_understood(tmp_path):
-    (tmp_path / "boxes" / "annotations").mkdir(parents=True)
-    with pytest.raises(ValueError, match="boxes'. It holds annotations of boxes: add --task detection. Known are"):
-        open_data(str(tmp_path / "boxes"))
     with pytest.raises(ValueError, match=f"For its images write --data folder --data-dir {tmp_path}"):
         open_data(str(tmp_path))
     (tmp_path / "my images").mkdir()
@@ -177,17 +174,6 @@ def test_one_class_can_be_tested_but_not_trained_on(folder):
         shutil.rmtree(root / "train" / label)
     with pytest.raises(ValueError, match=f"{root}/train must hold one folder .* per class, two at least; found dog"):
         open_data("folder", root=root)
-
-
-@pytest.mark.parametrize("folders, task", [(("images", "masks"), "segmentation"), (("input", "target"), "restoration")])
-def test_a_data_set_of_another_task_is_refused(tmp_path, folders, task):
-    for split in ("train", "val"):
-        for name in folders:
-            (tmp_path / split / name).mkdir(parents=True)
-            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "a.png")
-    words = f"train holds {' and '.join(folders)}, a data set of {task}: leave out --data folder and add --task {task}"
-    with pytest.raises(ValueError, match=words):
-        open_data("folder", root=tmp_path)
 
 
 def test_a_class_is_a_folder_at_the_top(folder):

@@ -30,10 +30,6 @@ LAYOUT = (
 )
 
 
-# What the training split of another task holds in place of classes.
-OTHER_TASKS = {"segmentation": {"images", "masks"}, "restoration": {"input", "target"}}
-
-
 def open_folder(
     root: str | Path | None, test_on: str = "", *, train_required: bool = True
 ) -> tuple[ImageSplit | None, ImageSplit]:
@@ -101,12 +97,6 @@ def _holds_classes(root: Path) -> bool:
 
 def _check_classes(train: FolderImages | TarImages, place: Path) -> None:
     """Raise ValueError if the training split, from `place`, is of another task or has a single class."""
-    for task, folders in OTHER_TASKS.items():
-        if set(train.classes) == folders:
-            raise ValueError(
-                f"{place.absolute()} holds {' and '.join(sorted(folders))}, a data set of {task}: leave out --data "
-                f"folder and add --task {task}"
-            )
     if len(train.classes) < 2:
         raise ValueError(
             f"{place.absolute()} must hold one folder of images per class, two at least; found {train.classes[0]}"

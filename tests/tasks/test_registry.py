@@ -1,0 +1,93 @@
+"""The registry is the one place outside a task's folder that names the task."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import metamix
+from metamix.tasks import registry
+from metamix.tasks.registry import TASKS, find_task, register_task, task_of_folder
+
+PACKAGE = Path(metamix.__file__).parent
+OWN = [PACKAGE / name for name in ("classification", "detection", "segmentation", "restoration")]
+SOURCES = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != Path(registry.__file__) and not any(path.is_relative_to(folder) for folder in OWN)
+]
+NAMES = re.compile(r"\b(classification|detection|segmentation|restoration)\b")
+
+
+def names_of_tasks(code):
+    """Return the lines of imports and of string literals, docstrings apart, that name a task."""
+    tree = ast.parse(code)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            words = f"{node.module} {' '.join(alias.name for alias in node.names)}"
+        elif isinstance(node, ast.Import):
+            words = " ".join(alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            words = node.value
+        else:
+            continue
+        if NAMES.search(words):
+            yield f"line {node.lineno}: {words}"
+
+
+def test_no_other_file_names_a_task():
+    lines = [f"{path.relative_to(PACKAGE)} {line}" for path in SOURCES for line in names_of_tasks(path.read_text())]
+    assert not lines, "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "code", ["from metamix.detection import load", "import metamix.restoration", "task = 'segmentation'"]
+)
+def test_a_name_would_be_seen(code):
+    assert list(names_of_tasks(f'"""Documentation may say segmentation."""\n{code}'))
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("role", ["task", "load", "predict", "verify", "export", "exported"])
+def test_every_part_exists(name, role):
+    assert callable(find_task(name).part(role))
+
+
+def test_public_names_are_the_parts():
+    for name in (*registry.PUBLIC, "load", "export"):
+        assert callable(getattr(metamix, name)) and name in dir(metamix)
+    assert metamix.detection.load_detector is metamix.load_detector
+    with pytest.raises(AttributeError, match="has no attribute 'load_nothing'"):
+        metamix.load_nothing  # noqa: B018
+
+
+def test_a_name_is_taken_once(monkeypatch):
+    monkeypatch.setattr(registry, "TASKS", dict(TASKS))
+    spec = find_task("detection")
+    register_task(spec)
+    with pytest.raises(ValueError, match="there is a task 'segmentation' already: choose another name"):
+        register_task(type(spec)(**vars(spec) | {"name": "segmentation"}))
+
+
+@pytest.mark.parametrize(
+    "task, folders",
+    [
+        ("detection", ["annotations", "images"]),
+        ("segmentation", ["train/images", "train/masks"]),
+        ("restoration", ["test/input", "test/target"]),
+        ("restoration", ["input", "target"]),
+        (None, ["train/cat", "train/dog"]),
+        (None, []),
+    ],
+)
+def test_a_folder_tells_its_task(task, folders, tmp_path):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    assert task_of_folder(tmp_path) == task
