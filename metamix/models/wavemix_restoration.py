@@ -115,12 +115,8 @@ class WaveMixSisr(GradCheckpointing):
     Args:
         in_chans: image channels.
         scale: 2, or 1 to fold 2 x 2 pixels into channels before the stem.
-        dim: channels.
-        depth: blocks.
         level: levels of the wavelet transform, 1 to 4.
-        mult: hidden width of a block's MLP over `dim`.
-        ff_channel: width after it, 0 for `dim`.
-        proj_drop: dropout in the blocks.
+        dim, depth, mult, ff_channel, proj_drop: as in `WaveMixSR`.
         residual: add the image, bilinearly enlarged to the result's size, to the result.
 
     Raises:
