@@ -203,7 +203,10 @@ class SegmentationData:
 
 
 class MaskedImages:
-    """The images and masks of a split, as `StreamLoader` reads them."""
+    """Read the images and masks of a split for `StreamLoader`.
+
+    Methods raise `BadMask` for a mask with a value that is not a label.
+    """
 
     def __init__(self, samples: Split, labels: Labels):
         self.samples, self.labels = samples, labels
@@ -213,11 +216,7 @@ class MaskedImages:
         return len(self.samples)
 
     def load(self) -> None:
-        """Decode all images and masks into memory; those that cannot be read are left out.
-
-        Raises:
-            BadMask: a mask has a value that is not a label.
-        """
+        """Decode all images and masks into memory; those that cannot be read are left out."""
         for i in tqdm(range(len(self)), desc="decoding", unit="img", leave=False, disable=None):
             try:
                 self.loaded[i] = self.read(i)
@@ -225,11 +224,7 @@ class MaskedImages:
                 continue
 
     def mask(self, index: int) -> Tensor:
-        """Return a mask as labels (H, W) uint8, all of them ignored if it cannot be read.
-
-        Raises:
-            BadMask: it has a value that is not a label.
-        """
+        """Return a mask as labels (H, W) uint8; for a mask that cannot be read, a single ignored pixel."""
         if index in self.loaded:
             return self.loaded[index][2]
         try:
@@ -241,12 +236,7 @@ class MaskedImages:
         return str(self.samples[index].image)
 
     def read(self, index: int) -> Pair:
-        """Read an image and its mask.
-
-        Raises:
-            CorruptImage: one of them cannot be decoded.
-            BadMask: the mask has a value that is not a label.
-        """
+        """Read an image and its mask; raises CorruptImage if one of them cannot be decoded."""
         if index in self.loaded:
             return self.loaded[index]
         sample = self.samples[index]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
@@ -38,34 +38,27 @@ class ExportableSegmenter:
     """A segmenter, and the data set that it is compared on.
 
     Args:
-        model: in evaluation mode.
-        metadata: of its weights, with the size of the tiles.
-        dynamic: whether the graph takes any size.
+        trained: the segmenter.
+        options: of the export.
         task: the task on a data set; None for random images.
-        images: most images to compare on; None for all.
     """
 
     outputs: tuple[str, ...] = ("logits",)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        metadata: ModelMetadata,
-        dynamic: bool,
-        task: Segmentation | None = None,
-        images: int | None = None,
-    ):
-        self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
-        assert isinstance(metadata.img_size, tuple)
-        self.size = metadata.img_size
-        self.fixed = None if dynamic else self.size
+    def __init__(self, trained: TrainedSegmenter, options: ExportOptions, task: Segmentation | None):
+        self.model, self.task, self.images = trained.model, task, options.images
+        height, width = options.img_size or trained.spec.crop
+        self.size = height, width
+        metadata = ModelMetadata.from_dict(trained.metadata, options.source)
+        self.metadata = replace(metadata, img_size=self.size, in_chans=3)
+        self.fixed = None if options.dynamic else self.size
         self.extra: dict[str, Any] = {"scale": 1, "multiple": [1, 1]}
         self.predictor = Predictor(*tiles(self.fixed), whole=self.fixed)
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
         """Return normally distributed images of the graph's size, with `larger` pixels added to each side."""
-        shape = count, self.metadata.in_chans or 3, *(side + larger for side in self.size)
+        shape = count, 3, *(side + larger for side in self.size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
@@ -78,10 +71,8 @@ class ExportableSegmenter:
             figures: dict[str, Any] = {"on": "random images"} | difference.result(len(tries))
             return Comparison(figures, problems=missed_limits(figures, precision))
         metric = self.task.metric
-        models = {
-            "eager": pad_for_graph(self.model, self.extra, self.fixed),
-            "exported": pad_for_graph(exported, self.extra, self.fixed),
-        }
+        run: dict[str, Model] = {"eager": self.model, "exported": exported}
+        models = {name: pad_for_graph(model, self.extra, self.fixed) for name, model in run.items()}
         states = {name: metric.start() for name in models}
         done = 0
         for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
@@ -121,19 +112,12 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
         raise ValueError(f"img_size is {height} x {width}: give even numbers of pixels")
     if options.data_dir:
         data: Any = options.data or "folder"
-        tile, overlap = tiles(None if options.dynamic else (height, width))
+        tile, overlap = tiles(None if options.dynamic else (height, width))  # for the note on how scores are made
         eval_options = SegmentationEvalOptions(
-            data=data,
-            data_dir=options.data_dir,
-            workers=0,
-            checkpoint=options.source,
-            tile=tile,  # for the note that says how the scores are made
-            overlap=overlap,
+            data=data, data_dir=options.data_dir, workers=0, checkpoint=options.source, tile=tile, overlap=overlap
         )
         task = Segmentation.for_trained(trained, eval_options)
-    metadata = ModelMetadata.from_dict(trained.metadata, options.source)
-    metadata = replace(metadata, img_size=(height, width), in_chans=3)
-    return ExportableSegmenter(trained.model, metadata, options.dynamic, task, options.images)
+    return ExportableSegmenter(trained, options, task)
 
 
 def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:

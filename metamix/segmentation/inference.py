@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from .load import SegmenterSpec
 
 
-@dataclass(frozen=True)
-class View:
-    """One way to look at an image: its scale and whether it is mirrored."""
-
-    scale: float = 1.0
-    mirrored: bool = False
-
-
-PLAIN = (View(),)
 AT_ONCE = 16  # classes whose scores are resized together
 MOST_BYTES = 2**31  # of logits that are held at once
 
@@ -43,14 +34,21 @@ class Predictor:
         tile: side of the tiles in pixels of the image that the model gets; 0 for the whole image at once.
         overlap: least overlap of neighbouring tiles in pixels; their logits are averaged with weights that fall
             towards the edge.
-        views: of the image. Their probabilities are averaged at the size of the image that the model gets.
-        whole: (height, width) up to which an image is not cut into tiles, for a model that takes no squares.
+        flip, scales: whether to look at the mirror image too, and at which sizes, as factors on the image's. The
+            probabilities are averaged at the size of the image that the model gets.
+        whole: (height, width) up to which an image is not cut into tiles, for a model whose input is not square.
     """
 
     tile: int = 0
     overlap: int = 0
-    views: tuple[View, ...] = PLAIN
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
     whole: Size | None = None
+
+    @property
+    def averages(self) -> bool:
+        """Return whether there are other views than the image itself."""
+        return self.flip or self.scales != (1.0,)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor, size: Size) -> Tensor:
@@ -62,27 +60,27 @@ class Predictor:
             size: (H', W'), height and width of the result; logits, or mean probabilities, are resized to it
                 bilinearly.
         """
-        if self.views == PLAIN:
+        if not self.averages:
             return best_labels(self.logits(model, image), size)
         total = torch.zeros((), device=image.device)
-        for view in self.views:
-            total = total + self.view_logits(model, image, view).softmax(1)
+        for scale, mirrored in product(self.scales, (False, True) if self.flip else (False,)):
+            total = total + self.view_logits(model, image, scale, mirrored).softmax(1)
         return best_labels(total, size)
 
-    def view_logits(self, model: nn.Module, image: Tensor, view: View) -> Tensor:
-        """Return the logits (1, classes, H, W) of a view, for the image as it is."""
-        seen = image.flip(-1) if view.mirrored else image
-        if view.scale != 1:
-            sides = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
-            seen = F.interpolate(seen, sides, mode="bilinear", antialias=True)
-        logits = resize_to(self.logits(model, seen), image.shape[-2:], "bilinear")
-        return logits.flip(-1) if view.mirrored else logits
+    def view_logits(self, model: nn.Module, image: Tensor, scale: float, mirrored: bool) -> Tensor:
+        """Return the logits (1, classes, H, W) of a view, resized and mirrored back to the image."""
+        view = image.flip(-1) if mirrored else image
+        if scale != 1:
+            sides = [max(1, round(side * scale)) for side in image.shape[-2:]]
+            view = F.interpolate(view, sides, mode="bilinear", antialias=True)
+        logits = resize_to(self.logits(model, view), image.shape[-2:], "bilinear")
+        return logits.flip(-1) if mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """Return logits (1, classes, H, W) in float32.
 
         Raises:
-            ValueError: one of them is not finite. Its pixel would get label 0.
+            ValueError: a logit is not finite. Its pixel would get label 0.
         """
         logits = apply_in_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
         return check_finite(logits.float())
@@ -90,10 +88,10 @@ class Predictor:
     def describe(self) -> str:
         """Describe tiles, scales and flips in words."""
         text = f"tiles of {self.tile} pixels that overlap by {self.overlap} or more" if self.tile else "whole images"
-        if self.views == PLAIN:
+        if not self.averages:
             return text
-        scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys(view.scale for view in self.views))
-        return f"{text}, mean over scales {scales}" + (" and flips" if any(v.mirrored for v in self.views) else "")
+        scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys(self.scales))
+        return f"{text}, mean over scales {scales}" + (" and flips" if self.flip else "")
 
 
 def best_labels(scores: Tensor, size: Size) -> Tensor:
@@ -104,11 +102,6 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
         better = values > best
         best, labels = torch.where(better, values, best), torch.where(better, places.byte() + first, labels)
     return labels
-
-
-def make_views(scales: tuple[float, ...], flip: bool) -> tuple[View, ...]:
-    """Return a view for each scale and, with `flip`, each mirrored one."""
-    return tuple(View(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,)))
 
 
 def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Predictor) -> Tensor:

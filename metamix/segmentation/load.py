@@ -30,7 +30,7 @@ from metamix.weights.metadata import (
 )
 
 from .data import read_image
-from .inference import Predictor, make_views, predict
+from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
 from .segmenters import HEADS, Segmenter, build_segmenter
@@ -114,14 +114,8 @@ class SegmenterSpec:
             weights: `pretrained` or `checkpoint` of `build_segmenter`, to load weights of the backbone.
         """
         arguments: dict[str, Any] = self.head_args | {"frozen_norms": self.frozen_norms} | weights
-        return build_segmenter(
-            self.head,
-            backbone=self.model,
-            num_classes=len(self.classes),
-            img_size=self.crop,
-            backbone_args=self.model_args,
-            **arguments,
-        )
+        arguments |= {"img_size": self.crop, "backbone_args": self.model_args}
+        return build_segmenter(self.head, self.model, len(self.classes), **arguments)
 
 
 @dataclass(frozen=True)
@@ -155,15 +149,10 @@ class TrainedSegmenter:
             tile, overlap = tiles(self.graph_size)
         check_tiles(tile, overlap)
         check_tile(self.fixed_size, self.spec.model, tile)
-        return Predictor(tile, overlap, make_views((1.0,), flip), self.graph_size)
+        return Predictor(tile, overlap, flip, whole=self.graph_size)
 
     def predict(
-        self,
-        images: Sequence[str | Path | Image.Image],
-        *,
-        tile: int = 1024,
-        overlap: int = 128,
-        flip: bool = False,
+        self, images: Sequence[str | Path | Image.Image], *, tile: int = 1024, overlap: int = 128, flip: bool = False
     ) -> list[Tensor]:
         """Label the pixels of images of any size.
 
@@ -204,16 +193,7 @@ def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
 
 
 def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
-    """Check that a backbone that takes one size gets images in tiles.
-
-    Args:
-        fixed_size: (height, width) of the largest images that the backbone takes; None for any size.
-        name: of the backbone, for the message.
-        tile: side of the tiles in pixels; 0 for whole images.
-
-    Raises:
-        ValueError: images are not cut into tiles, or these are larger than the backbone takes.
-    """
+    """Raise ValueError if a backbone gets larger images than `fixed_size`; tile 0 means whole images of any size."""
     if fixed_size and not 0 < tile <= min(fixed_size):
         (height, width), side = fixed_size, min(fixed_size)
         raise ValueError(

@@ -118,10 +118,7 @@ class SegmentationMetric:
     """
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        normalize: Callable[[Tensor], Tensor],
-        predictors: Mapping[str, Predictor],
+        self, classes: Sequence[str], normalize: Callable[[Tensor], Tensor], predictors: Mapping[str, Predictor]
     ):
         self.classes, self.normalize, self.predictors = tuple(classes), normalize, predictors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from metamix.weights.find import find_weights
 from metamix.weights.metadata import check_trained_with
 
 from .data import SegmentationData
-from .inference import PLAIN, Predictor, make_views
+from .inference import Predictor
 from .load import SegmenterSpec, check_tile, load_initial_weights
 from .metric import describe_scores
 from .options import SegmentationOptions
@@ -117,11 +117,9 @@ class SegmentationModel:
 
 def make_predictors(options: SegmentationOptions) -> dict[str, Predictor]:
     """Make the predictors by the prefix of their scores: "", and "augmented_" if flips or scales are asked for."""
-    predictors = {"": Predictor(options.tile, options.overlap)}
-    views = make_views(options.test_scales, options.test_flip)
-    if views != PLAIN:
-        predictors["augmented_"] = Predictor(options.tile, options.overlap, views)
-    return predictors
+    plain = Predictor(options.tile, options.overlap)
+    augmented = replace(plain, flip=options.test_flip, scales=options.test_scales)
+    return {"": plain, "augmented_": augmented} if augmented.averages else {"": plain}
 
 
 def describe_new(names: Sequence[str]) -> str:

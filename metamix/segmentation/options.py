@@ -138,22 +138,18 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
             raise ValueError(
                 f"crop is {self.crop}, but it must be a side in pixels, or height,width, of at most {MAX_CROP}"
             )
-        self.check_statistics()
+        check_both(self.mean, self.std)
+        for values, low in ((self.mean, 0.0), (self.std, 1e-6)):
+            if values is not None and not (len(values) == 3 and all(low <= value <= 1 for value in values)):
+                raise ValueError(f"mean {self.mean} and std {self.std} must have three values from 0 to 1")
         if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
             raise ValueError(
                 f"class_weights does nothing for the loss {self.loss}: leave it out, or add {' or '.join(WEIGHTED)} to "
                 f"the loss, such as ce+{self.loss}"
             )
-        given = self.class_weights
-        if not isinstance(given, str) and not (all(0 <= w < float("inf") for w in given) and any(given)):
-            raise ValueError(f"class_weights is {given}, but weights must be finite and at least 0, and one above 0")
-
-    def check_statistics(self) -> None:
-        """Check that mean and std are given together, or neither."""
-        check_both(self.mean, self.std)
-        for values, low in ((self.mean, 0.0), (self.std, 1e-6)):
-            if values is not None and not (len(values) == 3 and all(low <= value <= 1 for value in values)):
-                raise ValueError(f"mean {self.mean} and std {self.std} must have three values from 0 to 1")
+        weights = self.class_weights
+        if not isinstance(weights, str) and not (all(0 <= w < float("inf") for w in weights) and any(weights)):
+            raise ValueError(f"class_weights is {weights}, but weights must be finite and at least 0, and one above 0")
 
     @property
     def crop_size(self) -> tuple[int, int]:

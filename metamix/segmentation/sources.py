@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def open_folder(options: SegmentationDataOptions) -> MaskedSet:
             f"{', '.join(folders) or 'none'}. Expected are SPLIT/images and SPLIT/masks; for another layout give its "
             f"name, such as cityscapes, as --data, or to metamix verify"
         )
-    splits = {name: _pairs(root / name / "images", root / name / "masks", options.mask_name) for name in names}
+    splits = {
+        name: partial(_find_pairs, root / name / "images", root / name / "masks", options.mask_name) for name in names
+    }
     return MaskedSet(read_classes(root / "classes.txt"), splits, read_palette(root / "palette.txt"))
 
 
@@ -125,7 +128,7 @@ def open_ade20k(options: SegmentationDataOptions) -> MaskedSet:
         raise FileNotFoundError(f"there is no {table}: it comes with ADEChallengeData2016 and names the classes")
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
     splits = {
-        name: _pairs(root / "images" / folder, root / "annotations" / folder)
+        name: partial(_find_pairs, root / "images" / folder, root / "annotations" / folder)
         for name, folder in (("train", "training"), ("val", "validation"))
     }
     classes = tuple(row[-1].split(",")[0].strip() for row in rows)
@@ -151,7 +154,7 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
 
     return MaskedSet(
         tuple(row.name for row in table),
-        {split: _of_torchvision(find, split) for split in ("train", "val")},
+        _in_torchvision(find, "train", "val"),
         tuple(row.color for row in table),
         values,
     )
@@ -166,7 +169,7 @@ def open_voc(options: SegmentationDataOptions) -> MaskedSet:
 
     colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
     values = {i: i for i in range(len(VOC_CLASSES))} | {255: IGNORED}
-    return MaskedSet(VOC_CLASSES, {split: _of_torchvision(find, split) for split in ("train", "val")}, colours, values)
+    return MaskedSet(VOC_CLASSES, _in_torchvision(find, "train", "val"), colours, values)
 
 
 def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
@@ -178,8 +181,7 @@ def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
         )
         return [_sample(image, mask) for image, mask in zip(found._images, found._segs)]
 
-    splits = {split: _of_torchvision(find, split) for split in ("train", "test")}
-    return MaskedSet(PET_CLASSES, splits, values={1: 0, 2: 1, 3: 2})
+    return MaskedSet(PET_CLASSES, _in_torchvision(find, "train", "test"), values={1: 0, 2: 1, 3: 2})
 
 
 OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
@@ -191,16 +193,16 @@ OPENERS: dict[str, Callable[[SegmentationDataOptions], MaskedSet]] = {
 }
 
 
-def _of_torchvision(find: Callable[[str], Split], split: str) -> Finder:
-    """Turn torchvision's error about missing files into one for the command line."""
+def _in_torchvision(find: Callable[[str], Split], *splits: str) -> dict[str, Finder]:
+    """Make the functions that find splits; torchvision's error about missing files becomes one of the command line."""
 
-    def find_or_say() -> Split:
+    def find_or_say(split: str) -> Split:
         try:
             return find(split)
         except RuntimeError as error:
             raise FileNotFoundError(str(error).replace("download=True", "--download with metamix train")) from None
 
-    return find_or_say
+    return {split: partial(find_or_say, split) for split in splits}
 
 
 def _sample(image: Path, mask: Path, root: Path | None = None) -> Sample:
@@ -208,13 +210,9 @@ def _sample(image: Path, mask: Path, root: Path | None = None) -> Sample:
     return Sample(name, image, mask)
 
 
-def _pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Finder:
-    """Match images and masks by their names without extensions, once the split is asked for."""
-
-    def find() -> Split:
-        return samples_of(match_partners(images, masks, "--mask-name", mask_name))
-
-    return find
+def _find_pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Split:
+    """Match the images and masks of two folders by their names without extensions."""
+    return samples_of(match_partners(images, masks, "--mask-name", mask_name))
 
 
 def samples_of(pairs: Pairs) -> Split:

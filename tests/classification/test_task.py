@@ -118,9 +118,7 @@ def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
             ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
         )
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
-    with pytest.raises(
-        ValueError, match="r.pth does not fit test_resnet: it lacks "
-    ):
+    with pytest.raises(ValueError, match="r.pth does not fit test_resnet: it lacks "):
         Classification.trained(
             ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from metamix.segmentation.inference import AT_ONCE, Predictor, View, make_views
+from metamix.segmentation.inference import AT_ONCE, Predictor
 from metamix.segmentation.metric import (
     SHOWN,
     SegmentationMetric,
@@ -176,8 +176,7 @@ def test_tiles_and_views():
     many = torch.randn(1, 40, 20, 33)  # more classes than are resized at once
     larger = nn.functional.interpolate(many, (40, 66), mode="bilinear")[0].argmax(0)
     assert Predictor()(identity, many, (40, 66)).equal(larger.byte())
-    assert make_views((0.5, 1.0), True) == (View(0.5), View(0.5, True), View(), View(1.0, True))
-    text = Predictor(512, 128, make_views((0.5, 1.0), True)).describe()
+    text = Predictor(512, 128, flip=True, scales=(0.5, 1.0)).describe()
     assert text == "tiles of 512 pixels that overlap by 128 or more, mean over scales 0.5, 1 and flips"
 
 
@@ -190,7 +189,7 @@ def test_views_average_probabilities():
         seen.append(x)
         return x * torch.linspace(0, 3, x.shape[-1])
 
-    found = Predictor(views=make_views((0.5, 1.0), True))(model, image, (12, 16))
+    found = Predictor(flip=True, scales=(0.5, 1.0))(model, image, (12, 16))
     small = nn.functional.interpolate(image, (6, 8), mode="bilinear", antialias=True)
     inputs = [small, small.flip(-1), image, image.flip(-1)]
     assert all(torch.allclose(x, wanted, atol=1e-6) for x, wanted in zip(seen, inputs, strict=True))
@@ -203,7 +202,7 @@ def test_views_average_probabilities():
 def test_views_are_averaged_at_the_size_of_the_models_image():
     """Probabilities of many classes at the size of a large photograph would take gigabytes."""
     image, sizes = torch.randn(1, 40, 6, 8), []
-    predictor = Predictor(views=make_views((1.0,), True))
+    predictor = Predictor(flip=True)
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from metamix.segmentation import inference, load
-from metamix.segmentation.inference import Predictor, make_views
+from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, TrainedSegmenter
 from metamix.segmentation.predict import LabelPixels
 from metamix.tasks.predict import main
@@ -153,7 +153,7 @@ def test_weights_of_nan_are_refused():
     """They would label every pixel as class 0."""
     model = Colours().eval()
     model.weight.data.fill_(torch.nan)
-    for predictor in (Predictor(), Predictor(8, 2), Predictor(views=make_views((1.0,), True))):
+    for predictor in (Predictor(), Predictor(8, 2), Predictor(flip=True)):
         with pytest.raises(ValueError, match="the model returns NaN or infinity: use other weights"):
             predictor(model, torch.rand(1, 3, 16, 16), (16, 16))
 

@@ -30,7 +30,7 @@ def train(*words):
 
 
 def evaluate(*words):
-    words = ["--task", "segmentation", "--device", "cpu", "--workers", 0, "--amp", "none", *words]
+    words = ["--device", "cpu", "--workers", 0, "--amp", "none", *words]  # the weights name the task
     metamix.cli.evaluate.main(list(map(str, words)))
 
 
@@ -48,7 +48,7 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     with pytest.raises(
         SystemExit, match="run has weights of segmentation, not of a classifier: add --task segmentation"
     ):
-        metamix.cli.evaluate.main(["--checkpoint", str(run), "--data", "digits"])
+        metamix.cli.evaluate.main(["--task", "classification", "--checkpoint", str(run), "--data", "digits"])
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
