@@ -35,7 +35,7 @@ def free_options(task: str) -> set[str]:
     """Return the options that do not change a result: where a run writes, on which device, how it is logged."""
     return {
         field.name
-        for options in (EngineOptions, find_task(task).Options)
+        for options in (EngineOptions, find_task(task).part("task").Options)
         for field in fields(options)
         if field.metadata["on_resume"] == "ignore"
     }

@@ -226,8 +226,8 @@ def read_recipes(task: str) -> dict[Path, dict]:
     """Return all options of each recipe in configs/ for a task."""
 
     def read(path: Path) -> dict:
-        words, tasks = ["--config", str(path)], {task: lambda: find_task(task).Options}
-        return parse(words, tasks, default_task=task, description="").flat()
+        words, tasks = ["--config", str(path)], {task: lambda: find_task(task).part("task").Options}
+        return parse(words, tasks, default_task=lambda options: task, description="").flat()
 
     paths = sorted(CONFIGS.glob("*/*.yaml"))
     return {path: read(path) for path in paths if read_yaml(path).get("task", "classification") == task}

@@ -31,7 +31,7 @@ from .colour import to_y
 from .degradations import PAIRS, parse_degradations
 from .files import read_picture
 from .options import RestorationOptions, verify_command
-from .sources import Sample, digest_of, find_roots, find_samples, leave_out, scale_of_pairs, test_folders
+from .sources import Sample, digest_of, find_roots, find_samples, leave_out, scale_of_pair, test_folders
 from .transforms import Pair, TrainCrop, WholeImage
 
 
@@ -77,7 +77,10 @@ class RestorationData:
         self.name = Path(scored or options.data_dir or options.test_dir).resolve().name
         self.channels = self._choose_channels(everything, taken)
         self.in_chans = 3 if self.channels == "rgb" else 1
-        self.scale = scale_of_pairs(everything) if self.paired else self.chain.scale
+        scale = None
+        for sample in everything if self.paired else []:
+            scale = scale_of_pair(sample, scale)
+        self.scale = scale or self.chain.scale
         if train and options.crop > 1:
             self._check_crops(parts["train"])
         self.parts = {

@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -127,10 +127,7 @@ class Jpeg:
     """Compress with JPEG, as Pillow does at its default chroma subsampling."""
 
     quality: Range = value(1, 100)
-
-    @property
-    def reach(self) -> int:
-        return 8
+    reach: ClassVar[int] = 8
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         pixels = to_levels(image).byte().permute(1, 2, 0).numpy()
@@ -174,10 +171,7 @@ class Rain:
     """Add bright streaks: single drops, blurred along a line near the vertical."""
 
     amount: Range = value(0, 1000)
-
-    @property
-    def reach(self) -> int:
-        return 10
+    reach: ClassVar[int] = 10
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         share = self.amount.draw(rng) / 1000
@@ -244,27 +238,27 @@ def parse_degradations(text: str) -> Chain:
 def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
     if name not in DEGRADATIONS:
-        known = [*DEGRADATIONS, PAIRS]
+        names = [*DEGRADATIONS, PAIRS]
         raise ValueError(
-            f"there is no degradation {name!r}{did_you_mean(name, known)} Degradations: {', '.join(known)}."
+            f"there is no degradation {name!r}{did_you_mean(name, names)} Degradations: {', '.join(names)}."
         )
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     switches = [f.name for f in options if "low" not in f.metadata]
     ranges = [f for f in options if "low" in f.metadata]
-    given = [(word, _parse_range(word)) for word in words if word not in switches]
-    strange = [word for word, found in given if found is None]
-    if strange or not 1 <= len(given) <= len(ranges):
+    numbers = [(word, _parse_range(word)) for word in words if word not in switches]
+    strange = [word for word, number in numbers if number is None]
+    if strange or not 1 <= len(numbers) <= len(ranges):
         kind = f"neither a value nor a switch of {name}" if switches else "not a value"
-        problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(given), 'value')}"
+        problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(numbers), 'value')}"
         labels = ((f.name.upper() if f in ranges else f.name, f.default is MISSING) for f in options)
         shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)
         example = f"{name}:2" if ranges[0].metadata["whole"] else f"{name}:2 or {name}:1-3"
         raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
     values: dict[str, Any] = {}
-    for f, (word, found) in zip(ranges, given):
-        _check_range(found, word, f.metadata, text)
-        values[f.name] = found
+    for f, (word, number) in zip(ranges, numbers):
+        _check_range(number, word, f.metadata, text)
+        values[f.name] = number
     return cls(**values | {switch: True for switch in switches if switch in words})
 
 
@@ -277,10 +271,10 @@ def _parse_range(word: str) -> Range | None:
         return None
 
 
-def _check_range(found: Any, word: str, limits: Mapping[str, Any], step: str) -> None:
+def _check_range(number: Any, word: str, limits: Mapping[str, Any], step: str) -> None:
     least, most, whole = (limits[key] for key in ("low", "high", "whole"))
-    fits = not whole or (found.low == found.high and found.low.is_integer())
-    if not (least <= found.low <= found.high <= most and fits):
+    fits = not whole or (number.low == number.high and number.low.is_integer())
+    if not (least <= number.low <= number.high <= most and fits):
         accepted = f"a whole number from {least} to {most}" if whole else f"a number or LOW-HIGH, {least} to {most}"
         raise ValueError(f"degradation {step!r}: {word} is out of range; accepted is {accepted}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -20,7 +20,6 @@ from metamix.deploy.runtime import ExportedModel
 from metamix.layers.padding import pad_for_graph, tiles
 from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
 from metamix.tasks.load import refuse_name
-from metamix.utils.checks import parse_size
 from metamix.utils.rules import rule, rules_of
 from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
@@ -42,32 +41,29 @@ class ExportableRestorer:
     """An image model, and the images that it is compared on.
 
     Args:
-        model: in evaluation mode.
-        metadata: of its weights, with the size of the tiles.
-        spec: how images go into it.
-        dynamic: whether the graph takes any size.
+        trained: the model.
+        options: of the export.
         task: the task on a folder of images; None for random images.
-        images: most images to compare on; None for all.
+
+    Raises:
+        ValueError: the model does not take images of this size.
     """
 
     outputs: tuple[str, ...] = ("restored",)
 
-    def __init__(
-        self,
-        model: Any,
-        metadata: ModelMetadata,
-        spec: RestorationSpec,
-        dynamic: bool,
-        task: Restoration | None = None,
-        images: int | None = None,
-    ):
-        self.model, self.metadata, self.spec, self.task, self.images = model.eval(), metadata, spec, task, images
-        size: Any = metadata.img_size
-        self.size = parse_size("img_size", size)
-        self.dynamic = dynamic
-        self.extra: dict[str, Any] = {
-            **vars(spec), "scale": model.scale, "multiple": list(model.multiple),
-        }  # fmt: skip
+    def __init__(self, trained: TrainedRestorer, options: ExportOptions, task: Restoration | None = None):
+        self.model = cast(Any, trained.model)
+        self.spec, self.dynamic, self.images, self.task = trained.spec, options.dynamic, options.images, task
+        rows, columns = (math.lcm(step, 2) for step in self.model.multiple)  # padding by reflection makes sides even
+        height, width = options.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
+        if height % rows or width % columns:
+            raise ValueError(
+                f"img_size is {height} x {width}, but {options.source} takes multiples of {rows} x {columns} pixels"
+            )
+        self.size = height, width
+        in_chans = self.model.in_chans
+        self.metadata = replace(trained.metadata, task="restoration", img_size=self.size, in_chans=in_chans)
+        self.extra = vars(self.spec) | {"scale": self.model.scale, "multiple": list(self.model.multiple)}
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int, larger: int = 0) -> Tensor:
@@ -77,27 +73,24 @@ class ExportableRestorer:
 
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        difference = Difference()
+        difference, scores, on = Difference(), {}, "random images"
         if self.task is None:
             for images in [*self.examples(RANDOM_IMAGES).split(1), *([self.examples(1, 2)] if self.dynamic else [])]:
                 difference.update(self.model(images), exported(images))
-            figures: dict[str, Any] = {"on": "random images"} | difference.result()
-            return Comparison(figures, problems=missed_limits(figures, precision))
-        metric = self.task.metric
-        states = {"eager": metric.start(), "exported": metric.start()}
-        size = None if self.dynamic else self.size
-        models = {
-            "eager": pad_for_graph(self.model, self.extra, size),
-            "exported": pad_for_graph(exported, self.extra, size),
-        }
-        restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
-        for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
-            outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
-            difference.update(outputs["eager"], outputs["exported"])
-            for name, output in outputs.items():
-                metric.update(states[name], output, batch)
-        figures = {"on": f"{self.task.data.name}, test"} | difference.result()
-        scores = {name: metric.result([state]) for name, state in states.items()}
+        else:
+            metric, on = self.task.metric, f"{self.task.data.name}, test"
+            size = None if self.dynamic else self.size
+            graphs: dict[str, Model] = {"eager": self.model, "exported": exported}
+            models = {name: pad_for_graph(graph, self.extra, size) for name, graph in graphs.items()}
+            states = {name: metric.start() for name in models}
+            restorer = Restorer(self.spec.enlarge, *tiles(size), whole=size)
+            for batch in readable_images(self.task.data.eval_loaders(1, 0, 1)["test"], self.images):
+                outputs = {name: restorer(model, batch["image"][0][None]) for name, model in models.items()}
+                difference.update(outputs["eager"], outputs["exported"])
+                for name, output in outputs.items():
+                    metric.update(states[name], output, batch)
+            scores = {name: metric.result([state]) for name, state in states.items()}
+        figures: dict[str, Any] = {"on": on} | difference.result()
         return Comparison(figures, scores, missed_limits(figures, precision))
 
 
@@ -114,28 +107,14 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
         raise ValueError(
             f"data is {options.data}, but restoration reads one layout of folders: give only --data-dir DIR"
         )
-    name = options.model if file else options.source
-    task = None
-    model: Any
-    if options.data_dir:
-        task, model, entries = Restoration.trained(
-            RestorationEvalOptions(
-                data_dir=options.data_dir, workers=0, checkpoint=file, model=name, pretrained=file is None
-            )
-        )
-        metadata = ModelMetadata.from_dict(entries)
-        spec = RestorationSpec(task.data.channels, task.model.enlarge, task.options.degradation)
-    else:
-        trained = load_restorer(file, model=name, pretrained=file is None)
-        model, metadata, spec = trained.model, trained.metadata, trained.spec
-    rows, columns = (math.lcm(step, 2) for step in model.multiple)  # padding by reflection makes sides even
-    height, width = options.img_size or (-(-TILE // rows) * rows, -(-TILE // columns) * columns)
-    if height % rows or width % columns:
-        raise ValueError(
-            f"img_size is {height} x {width}, but {options.source} takes multiples of {rows} x {columns} pixels"
-        )
-    metadata = replace(metadata, task="restoration", img_size=(height, width), in_chans=model.in_chans)
-    return ExportableRestorer(model, metadata, spec, options.dynamic, task, options.images)
+    weights: Any = {"checkpoint": file, "model": options.model if file else options.source, "pretrained": not file}
+    if not options.data_dir:
+        return ExportableRestorer(load_restorer(**weights), options)
+    eval_options = RestorationEvalOptions(data_dir=options.data_dir, workers=0, **weights)
+    task, model, entries = Restoration.trained(eval_options)
+    spec = RestorationSpec(task.data.channels, task.model.enlarge, task.options.degradation)
+    metadata = ModelMetadata.from_dict(entries)
+    return ExportableRestorer(TrainedRestorer(task.options.model, model, spec, metadata), options, task)
 
 
 def exported_restorer(exported: ExportedModel) -> TrainedRestorer:

@@ -148,11 +148,12 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
     return arguments, scale // model.scale
 
 
-def check_channels(name: str, taken: int, given: int) -> None:
+def check_channels(name: str, of_model: int, of_data: int) -> None:
     """Raise ValueError if a model, or weights, take images of another number of channels than the data have."""
-    if taken != given:
-        advice = "--channels y (the luminance) or grey" if taken == 1 else "--channels rgb"
-        raise ValueError(f"{name} takes images of {plural(taken, 'channel')}, and the data have {given}: give {advice}")
+    if of_model != of_data:
+        advice = "--channels y (the luminance) or grey" if of_model == 1 else "--channels rgb"
+        channels = plural(of_model, "channel")
+        raise ValueError(f"{name} takes images of {channels}, and the data have {of_data}: give {advice}")
 
 
 def load_restorer(

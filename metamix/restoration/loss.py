@@ -24,44 +24,13 @@ from metamix.utils.weighted_sum import parse_weighted_sum
 
 from .metric import WINDOW, ssim
 
-
-def charbonnier_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean of sqrt((x - y)^2 + 1e-6) over images (B, C, H, W)."""
-    return ((x - y).square() + 1e-6).sqrt().mean()
-
-
-def l1_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean absolute difference of images (B, C, H, W)."""
-    return (x - y).abs().mean()
-
-
-def mse_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean squared difference of images (B, C, H, W)."""
-    return (x - y).square().mean()
-
-
-def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the negative PSNR in dB, mean over images (B, C, H, W) of values from 0 to 1."""
-    return 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean()
-
-
-def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute 1 - SSIM, mean over images (B, C, H, W) of values from 0 to 1."""
-    return 1 - ssim(x, y).mean()
-
-
-def fft_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean absolute difference of the Fourier transforms (real and imaginary parts) of (B, C, H, W)."""
-    return torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "charbonnier": charbonnier_loss,
-    "l1": l1_loss,
-    "mse": mse_loss,
-    "psnr": psnr_loss,
-    "ssim": ssim_loss,
-    "fft": fft_loss,
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of output and target, images (B, C, H, W)
+    "charbonnier": lambda x, y: ((x - y).square() + 1e-6).sqrt().mean(),
+    "l1": lambda x, y: (x - y).abs().mean(),
+    "mse": lambda x, y: (x - y).square().mean(),
+    "psnr": lambda x, y: 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean(),
+    "ssim": lambda x, y: 1 - ssim(x, y).mean(),
+    "fft": lambda x, y: torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean(),
 }
 
 

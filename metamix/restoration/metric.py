@@ -27,7 +27,7 @@ from .inference import Restorer, enlarge
 from .resize import to_8_bits, to_float64, to_levels
 
 WINDOW, SIGMA = 11, 1.5
-BEST_PSNR = 100.0  # dB; what an image that equals its target counts in a mean
+BEST_PSNR = 100.0  # dB; stands in means for the infinite PSNR of an image that equals its target
 SHOWN = 4  # images of each process that are kept for the contact sheet
 LABELS = {"rgb": "RGB", "y": "Y (BT.601, 16 to 235)", "grey": "grey"}  # of the channels that are compared
 
@@ -97,9 +97,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Compute the SSIM of images (B, C, H, W) with values from 0 to 1 and sides of at least 11: (B,)."""
     place = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     line = torch.exp(-place.square() / (2 * SIGMA**2))
-    line = line / line.sum()
-
-    weights = line.tolist()
+    weights = (line / line.sum()).tolist()
 
     def blur(images: Tensor) -> Tensor:
         for dim in (-2, -1):  # shifted images are added: three times as fast as a float64 convolution of torch 2.13
@@ -179,6 +177,6 @@ def mean_scores(states: Sequence[State]) -> dict[str, float]:
     """
     rows, means = all_rows(states), {}
     for name in ("psnr", "ssim", "input_psnr", "input_ssim"):
-        if known := [min(row[name], BEST_PSNR) for row in rows if not math.isnan(row[name])]:
-            means[name] = sum(known) / len(known)
+        if scores := [min(row[name], BEST_PSNR) for row in rows if not math.isnan(row[name])]:
+            means[name] = sum(scores) / len(scores)
     return means

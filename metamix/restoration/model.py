@@ -46,11 +46,6 @@ class RestorationModel:
         if self.enlarge > 1:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
 
-    @property
-    def crop(self) -> int:
-        """Return the side of the training crops that the model takes, in pixels."""
-        return self.options.crop * self.enlarge // self.data.scale
-
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model, with published weights or those of a checkpoint if they are asked for.
 
@@ -64,8 +59,8 @@ class RestorationModel:
         elif metadata is None and options.pretrained:
             weights = published_weights(options.model)
             self.notes.append(f"published weights {with_tag(options.model)}")
-        if weights and (taken := read_weights(weights)[1].in_chans):
-            check_channels(options.checkpoint or options.model, taken, self.data.in_chans)
+        if weights and (in_chans := read_weights(weights)[1].in_chans):
+            check_channels(options.checkpoint or options.model, in_chans, self.data.in_chans)
         model = create_image_model(options.model, checkpoint=weights, **self.arguments)
         check_local_pooling(model, options.model, options.local_pooling)
         scale = self.data.scale
@@ -84,6 +79,7 @@ class RestorationModel:
         options, data = self.options, self.data
         arguments = {name: value for name, value in self.arguments.items() if name != "in_chans"}
         spec = RestorationSpec(data.channels, self.enlarge, options.degradation)
+        crop = options.crop * self.enlarge // data.scale  # side of the crops that the model takes, in pixels
         return {
             "task": "restoration",
             "model": options.model,
@@ -97,5 +93,5 @@ class RestorationModel:
             "measured": self.measured,
             **data.identity,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "macs": count_macs(model, (data.in_chans, self.crop, self.crop)),
+            "macs": count_macs(model, (data.in_chans, crop, crop)),
         }

@@ -14,7 +14,6 @@ the exit code is then 1.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,7 +44,9 @@ class RestoreImages(PredictOptions):
 
     output: Path = option(Path("restored"), "folder of the restored images")
     ensemble: bool = option(False, "average over eight orientations; takes eight times as long")
-    format: Literal["keep", "png", "jpg", "webp", "tif"] = option("keep", "format of the restored files")
+    format: Literal["keep", "png", "jpg", "webp", "tif"] = option(
+        "keep", "format of the restored files; keep: that of the image if it can be written, else png"
+    )
     tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
     overlap: int = option(32, "least overlap of tiles in pixels")
     local_pooling: Natural = option(
@@ -55,7 +56,15 @@ class RestoreImages(PredictOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_tiles(self.tile, self.overlap)
-        self.files = name_outputs(self.images, self.output, self.format)
+        names = change_extensions(paths_inside(self.images, without=[self.output]), self.extension)
+        self.files = {path: self.output / name for path, name in names.items()}
+        check_outputs(self.files, marker=self.output / RECORDS)
+
+    def extension(self, path: Path) -> str:
+        """Return the extension of the file that is written for an image."""
+        if self.format != "keep":
+            return f".{self.format}"
+        return path.suffix if path.suffix.lower() in FORMATS else ".png"
 
     def run(self, trained: TrainedRestorer) -> int:
         restorer = trained.restorer(self.tile, self.overlap, self.ensemble, self.local_pooling)
@@ -70,27 +79,3 @@ class RestoreImages(PredictOptions):
         restored = predict_images(self.files, restore, self.output / RECORDS)
         print(printable(f"written: {plural(restored, 'image')} to {self.output}"))
         return len(self.files) - restored
-
-
-def name_outputs(places: Sequence[Path], output: Path, form: str) -> dict[Path, Path]:
-    """Return the file that each image is written to.
-
-    Images of an earlier run, where `output` lies in one of the folders, are left out.
-
-    Args:
-        form: extension of all files without its dot; "keep" for that of the image if it can be written, else png.
-
-    Raises:
-        FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or a file that no earlier run wrote would be overwritten.
-    """
-
-    def extension(path: Path) -> str:
-        if form != "keep":
-            return f".{form}"
-        return path.suffix if path.suffix.lower() in FORMATS else ".png"
-
-    names = change_extensions(paths_inside(places, without=[output]), extension)
-    files = {path: output / name for path, name in names.items()}
-    check_outputs(files, marker=output / RECORDS)
-    return files

@@ -86,9 +86,9 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
             raise FileNotFoundError(f"there is no folder {root}")
         return [Sample(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()]
     if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
-        found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
-            f"there is no folder {missing}{did_you_mean(missing.name, found)} Pairs need {inputs} and {targets}; for "
+            f"there is no folder {missing}{did_you_mean(missing.name, folders)} Pairs need {inputs} and {targets}; for "
             f"clean images that are to be degraded, give --degradation, such as noise:25 (metamix verify: --clean); "
             f"images without targets are restored by metamix predict"
         )
@@ -109,18 +109,6 @@ def samples_of(pairs: Pairs) -> list[Sample]:
 def digest_of(samples: Sequence[Sample]) -> str:
     """Hash the names and the file sizes of samples."""
     return digest((sample.name, *sample.file_sizes) for sample in samples)
-
-
-def scale_of_pairs(samples: Sequence[Sample]) -> int:
-    """Return how many times larger targets are than inputs: whole, and the same for all pairs.
-
-    Raises:
-        ValueError: see `scale_of_pair`.
-    """
-    scale = None
-    for sample in samples:
-        scale = scale_of_pair(sample, scale)
-    return scale or 1
 
 
 def scale_of_pair(sample: Sample, expected: int | None) -> int:

@@ -104,16 +104,13 @@ class Restoration:
         )
         metadata, name, in_chans = trained.metadata, trained.name, cast(int, trained.model.in_chans)
         check_local_pooling(trained.model, name, options.local_pooling)
-        values = {f.name: getattr(options, f.name) for f in fields(RestorationDataOptions)}
-        values |= {"model": name, "model_args": metadata.model_args}
-        values |= {"channels": trained.spec.channels, "degradation": trained.spec.degradation}
+        values: dict[str, Any] = {"channels": trained.spec.channels, "degradation": trained.spec.degradation}
         # The authors' files have neither. Files of metamix 0.1 lack the crop, for which multiply-adds are counted.
         for entry, kind in {"test_share": float, "crop": int}.items():
-            if isinstance(value := metadata.extra.get(entry), kind):
-                values[entry] = value
-        for option in ("channels", "degradation", "test_share"):
-            if (value := getattr(options, option)) is not None:
-                values[option] = value
+            values |= {entry: value} if isinstance(value := metadata.extra.get(entry), kind) else {}
+        asked = [*(f.name for f in fields(RestorationDataOptions)), "channels", "degradation", "test_share"]
+        values |= {option: value for option in asked if (value := getattr(options, option)) is not None}
+        values |= {"model": name, "model_args": metadata.model_args}
         task = cls(RestorationOptions(**values), trained=replace(metadata, in_chans=in_chans))
         check_channels(name, in_chans, task.data.in_chans)
         if options.pretrained:
