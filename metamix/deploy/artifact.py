@@ -32,10 +32,6 @@ HINT = "INFERENCE_PRECISION_HINT"  # OpenVINO's name
 HINTS = {"fp32": {HINT: "f32"}, "bf16": {HINT: "bf16"}, "int8": {HINT: "bf16"}}
 PRECISIONS = tuple(HINTS)
 
-Side = Count | None
-Shape = Annotated[tuple[Side, Side, Side, Side], Field(description="four whole numbers or null")]
-Names = Annotated[tuple[str, ...], Field(max_length=1_000, description="a list of names")]
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -54,8 +50,8 @@ class Artifact:
     format: str
     precision: str
     model: ModelMetadata
-    input_shape: Shape
-    outputs: Names
+    input_shape: Annotated[tuple[Count | None, ...], Field(min_length=4, max_length=4)]
+    outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]
     extra: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
@@ -89,7 +85,7 @@ class Artifact:
 # What each task reads from `extra`, and what a file, which is untrusted, may say there.
 _Whole = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _WHOLE = rule(_Whole)
-_SIDES = rule(Annotated[tuple[_Whole, _Whole], Field(description="two whole numbers from 1 to 65,536")])
+_SIDES = rule(tuple[_Whole, _Whole])
 EXTRA_RULES: dict[str, dict[str, Rule]] = {
     "classification": {},
     "segmentation": {"scale": _WHOLE, "multiple": _SIDES},

@@ -28,7 +28,6 @@ from metamix.weights.metadata import ModelMetadata
 from .degradations import PAIRS, parse_degradations
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
-Degradation = Annotated[str, Field(max_length=1000, description="a string of at most 1,000 characters")]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class RestorationSpec:
 
     channels: Annotated[str, one_of(CHANNELS)]
     enlarge: Annotated[int, Field(ge=1, le=16)]
-    degradation: Degradation
+    degradation: Annotated[str, Field(max_length=1000)]
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:

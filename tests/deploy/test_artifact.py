@@ -45,8 +45,11 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: torch, onnx, openvino."),
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
-        ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of names"),
-        ({"input_shape": [1, 3, 8]}, r"input_shape in the file is \[1, 3, 8\]; accepted is four whole numbers or null"),
+        ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of 0 to 1,000 strings"),
+        (
+            {"input_shape": [1, 3, 8]},
+            r"input_shape in the file is \[1, 3, 8\]; accepted is a list of 4 whole numbers of at least 1, or none",
+        ),
         ({"model": {"task": "segmentation"}}, r"there is no scale in extra\. Export the model again"),
         (
             {
