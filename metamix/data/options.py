@@ -6,10 +6,26 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from metamix.utils.options import Options, changed_flags, option
-from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share, ShareBelowOne
+from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, Share, ShareBelowOne, where
+
+Splits = Annotated[
+    tuple[str, ...],
+    where(lambda splits: 0 < len(splits) == len(set(splits)), "splits, each once, such as train or train,val"),
+]
+Template = Annotated[str, where(lambda name: "{name}" in name, "a string that holds {name}, such as {name}x2")]
+Factor = Annotated[float, Field(gt=0, lt=16)]
+Factors = Annotated[
+    tuple[Factor, ...],
+    where(
+        lambda factors: len(factors) == 2 and factors[0] <= factors[1],
+        "two factors above 0 and below 16, the smaller first: 0.5,2",
+    ),
+]
 
 _source = partial(option, group="data")
 _augment = partial(option, group="augmentation")
@@ -102,20 +118,6 @@ def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) ->
     if (mean is None) != (std is None):
         given, missing = ("std", "mean") if mean is None else ("mean", "std")
         raise ValueError(f"{given} is given, but {missing} is not: give both or neither")
-
-
-def check_template(option: str, template: str, example: str) -> None:
-    """Raise ValueError if a template of file names has no place for {name}."""
-    if "{name}" not in template:
-        raise ValueError(f"{option} is {template!r}, but it must hold {{name}}, such as {example!r}")
-
-
-def check_train_on(train_on: Sequence[str]) -> None:
-    """Raise ValueError if there is no split to train on, or one twice."""
-    if not train_on or len(set(train_on)) < len(train_on):
-        raise ValueError(
-            f"train_on is {','.join(train_on)!r}; name the splits to train on, each once: train or train,val"
-        )
 
 
 def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str], *, train: bool) -> tuple[str, bool]:

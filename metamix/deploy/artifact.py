@@ -28,10 +28,6 @@ REPORT = "report.json"
 VERSION = 1
 AGAIN = "Export the model again"
 
-Side = Count | None
-Shape = Annotated[tuple[Side, Side, Side, Side], Field(description="four whole numbers or null")]
-Names = Annotated[tuple[str, ...], Field(max_length=1_000, description="a list of names")]
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -50,8 +46,8 @@ class Artifact:
     format: str
     precision: str
     model: ModelMetadata
-    input_shape: Shape
-    outputs: Names
+    input_shape: Annotated[tuple[Count | None, ...], Field(min_length=4, max_length=4)]
+    outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]
     extra: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 

@@ -37,9 +37,7 @@ DetectorArgs = Annotated[
         "a mapping of options to numbers, without the options of metamix train",
     ),
 ]
-Classes = Annotated[
-    tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES, description="a list of at least one name")
-]
+Classes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 Levels = Annotated[
     tuple[int, ...],
     where(lambda levels: levels and [*levels] == sorted({*levels} & {0, 1, 2, 3}), "an ascending list of 0 to 3"),

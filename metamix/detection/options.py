@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from metamix.data.options import ReadingOptions, check_train_on
+from metamix.data.options import Factors, ReadingOptions, Splits
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Share
@@ -79,9 +78,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         "backbone: a model of metamix or timm; several names, a,b,c, are trained one after the other and compared",
         group="model",
     )
-    train_on: tuple[str, ...] = option(
-        ("train",), "splits to train on; val is held out unless it is one of them", group="data"
-    )
+    train_on: Splits = option(("train",), "splits to train on; val is held out unless it is one of them", group="data")
     min_size: Side = option(800, "shorter side of the images, in pixels", group="data")
     max_size: Side = option(1333, "limit of the longer side of the images, in pixels", group="data")
 
@@ -106,7 +103,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
     flip: Share = option(0.5, "probability of a horizontal flip", group="augmentation")
     flip_vertical: Share = option(0.0, "probability of a vertical flip", group="augmentation")
-    scales: tuple[float, ...] = option(
+    scales: Factors = option(
         (1.0, 1.0), "smallest and largest factor on the size, drawn for each image", group="augmentation"
     )
     photometric: Share = option(
@@ -118,8 +115,6 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
         super().__post_init__()
         self.take_anchor_scale()
         self.check_backbone(NOT_MODEL_ARGS)
-        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
-            raise ValueError(f"scales is {self.scales}, but two factors are needed, the smaller first: 0.8,1.25")
         if taken := NOT_DETECTOR_ARGS & self.detector_args.keys():
             raise ValueError(
                 f"detector_args has {', '.join(sorted(taken))}, but there are flags for that: --min-size and "
@@ -133,7 +128,6 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
                 )
         if self.anchor_scale != "auto" and self.detector != "retinanet":
             raise ValueError(f"anchor_scale is {self.anchor_scale}, but only retinanet takes it, not {self.detector}")
-        check_train_on(self.train_on)
         if self.min_size > self.max_size:
             raise ValueError(f"min_size is {self.min_size}, above max_size, which is {self.max_size}; lower min_size")
 

@@ -31,7 +31,6 @@ from .files import read_picture, to_image
 from .inference import Restorer, check_local_pooling, restore_picture
 
 CHANNELS = {"rgb": 3, "grey": 1, "y": 1}
-Degradation = Annotated[str, Field(max_length=1000, description="a string of at most 1,000 characters")]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class RestorationSpec:
 
     channels: Annotated[str, one_of(CHANNELS)]
     enlarge: Annotated[int, Field(ge=1, le=16)]
-    degradation: Degradation
+    degradation: Annotated[str, Field(max_length=1000)]
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:

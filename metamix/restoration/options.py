@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from metamix.data.options import ReadingOptions, check_template
+from metamix.data.options import ReadingOptions, Template
 from metamix.layers.tiles import check_tiles
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
@@ -36,7 +36,9 @@ class RestorationDataOptions(ReadingOptions):
     )
     input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir, train/ or test/")
     target_folder: str = _data("target", "pairs: folder of the clean images")
-    input_name: str = _data("{name}", "pairs: name of the degraded image of the clean image {name}, such as '{name}x2'")
+    input_name: Template = _data(
+        "{name}", "pairs: name of the degraded image of the clean image {name}, such as '{name}x2'"
+    )
 
     score_channel: Literal["auto", "rgb", "y", "grey"] = _score(
         "auto", "channels that PSNR and SSIM compare; auto: y (BT.601, 16 to 235) for super-resolution, else rgb"
@@ -58,7 +60,6 @@ class RestorationDataOptions(ReadingOptions):
         super().__post_init__()
         if not self.data_dir and not self.test_dir:
             raise ValueError("no images are given: --data-dir FOLDER")
-        check_template("input_name", self.input_name, "{name}x2")
         check_tiles(self.tile, self.overlap)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
 from metamix.models.checkpoint import check_described_size
-from metamix.utils.rules import PositiveShare, Share, check_entries, one_of, rules_of, where
+from metamix.utils.rules import check_entries, one_of, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import load_into
@@ -32,7 +32,7 @@ from metamix.weights.metadata import (
 from .data import read_image
 from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES
-from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
+from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
 from .transforms import Size
 
@@ -43,19 +43,8 @@ HeadArgs = Annotated[
     dict[str, Any],
     where(NOT_HEAD_ARGS.keys().isdisjoint, "a mapping of options to plain values, without those of metamix train"),
 ]
-Names = Field(
-    min_length=MIN_CLASSES, max_length=MAX_CLASSES, description=f"a list of {MIN_CLASSES} to {MAX_CLASSES} names"
-)
-Classes = Annotated[tuple[str, ...], Names]
-CropSide = Annotated[int, Field(ge=1, le=MAX_CROP)]
-Crop = Annotated[tuple[CropSide, CropSide], Field(description="height and width in pixels")]
-Three = Field(min_length=3, max_length=3)
-Mean = Annotated[tuple[Share, ...], Three, Field(description="three numbers from 0 to 1")]
-Std = Annotated[tuple[PositiveShare, ...], Three, Field(description="three numbers above 0 and at most 1")]
-Colours = Annotated[
-    tuple[tuple[MaskValue, MaskValue, MaskValue], ...],
-    Field(max_length=MAX_CLASSES + 1, description="a list of colours"),
-]
+Classes = Annotated[tuple[str, ...], Field(min_length=MIN_CLASSES, max_length=MAX_CLASSES)]
+Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(max_length=MAX_CLASSES + 1)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ class SegmenterSpec:
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
     classes: Classes
-    crop: Crop
+    crop: tuple[CropSide, CropSide]
     frozen_norms: bool
     mean: Mean
     std: Std

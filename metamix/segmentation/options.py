@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from metamix.data.options import ReadingOptions, check_both, check_template, check_train_on
+from metamix.data.options import Factor, Factors, ReadingOptions, Splits, Template, check_both
 from metamix.layers.tiles import check_tiles
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
@@ -27,6 +27,13 @@ _score = partial(option, group="scoring", on_resume="report")
 MAX_CROP = 8192  # sides in pixels
 MaskValue = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=0, le=MAX_SIDE)]
+CropSide = Annotated[int, Field(ge=1, le=MAX_CROP)]
+Crop = Annotated[
+    tuple[CropSide, ...],
+    Field(min_length=1, max_length=2, description=f"a side in pixels, or height,width, of at most {MAX_CROP}"),
+]
+Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
+Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]
 
 # Arguments of the backbone that do not belong in model_args, and what sets them.
 NOT_MODEL_ARGS = {
@@ -49,24 +56,19 @@ class SegmentationDataOptions(ReadingOptions):
     )
     data_dir: str = _data("", "folder of the data set", on_resume="ignore")
     test_on: str = _data("", "split to score at the end; empty: test, or val if there is no test")
-    mask_name: str = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
+    mask_name: Template = _data("{name}", "folder: name of the mask of the image {name}, such as '{name}_mask'")
     download: bool = _data(False, "voc and oxford_pets: fetch what is missing", on_resume="ignore")
 
     tile: int = _score(0, "score in tiles of this side, in pixels of the resized image; 0: whole images")
     overlap: int = _score(0, "least overlap of neighbouring tiles in pixels", needs="tile")
     test_flip: bool = _score(False, "also report scores of the mean over the image and its mirror image")
-    test_scales: tuple[float, ...] = _score(
+    test_scales: Annotated[tuple[Factor, ...], Field(min_length=1)] = _score(
         (1.0,), "also report scores of the mean over these scales, such as 0.75,1,1.25"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_template("mask_name", self.mask_name, "{name}_mask")
         check_tiles(self.tile, self.overlap)
-        if not self.test_scales or not all(0 < scale < 16 for scale in self.test_scales):
-            raise ValueError(
-                f"test_scales is {self.test_scales}, but factors above 0 and below 16 are needed, such as 0.75,1,1.25"
-            )
 
 
 @dataclass
@@ -82,26 +84,22 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     min_size: Side = _data(0, "shorter side that images are resized to, in pixels; 0: images keep their size")
     max_size: Side = _data(0, "limit of the longer side of resized images, in pixels; 0: no limit")
 
-    train_on: tuple[str, ...] = _data(
+    train_on: Splits = _data(
         ("train",), "splits to train on; val is held out unless it is one of them or scored at the end"
     )
     memory: Literal["auto", "yes", "no"] = _data(
         "auto", "decode the images to train on at the start; auto: if they take at most 1 GiB", on_resume="ignore"
     )
-    mean: tuple[float, ...] | None = _data(
-        None, "mean of each channel, of pixel values from 0 to 1; none: the backbone's"
-    )
-    std: tuple[float, ...] | None = _data(None, "standard deviation of each channel; none: the backbone's")
+    mean: Mean | None = _data(None, "mean of each channel, of pixel values from 0 to 1; none: the backbone's")
+    std: Std | None = _data(None, "standard deviation of each channel; none: the backbone's")
 
     head: str = _model("semantic_fpn", "semantic_fpn, upernet or wavemix")
     head_args: dict[str, Any] = option(
         {}, "more arguments of the segmenter, such as '{neck_channels: 64}'", group="model"
     )
 
-    scales: tuple[float, ...] = _augment((0.5, 2.0), "smallest and largest factor on the size, drawn for each image")
-    crop: tuple[int, ...] = _augment(
-        (512,), "height and width of the crops to train on in pixels; one number: a square"
-    )
+    scales: Factors = _augment((0.5, 2.0), "smallest and largest factor on the size, drawn for each image")
+    crop: Crop = _augment((512,), "height and width of the crops to train on in pixels; one number: a square")
     crop_share: PositiveShare = _augment(
         0.75, "largest share of one class in a crop; ten crops are tried; 1: the first is taken"
     )
@@ -129,19 +127,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")
-        check_train_on(self.train_on)
-        if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < 16:
-            raise ValueError(
-                f"scales is {self.scales}, but two factors above 0 and below 16 are needed, the smaller first: 0.5,2"
-            )
-        if len(self.crop) not in (1, 2) or not all(1 <= side <= MAX_CROP for side in self.crop):
-            raise ValueError(
-                f"crop is {self.crop}, but it must be a side in pixels, or height,width, of at most {MAX_CROP}"
-            )
         check_both(self.mean, self.std)
-        for values, low in ((self.mean, 0.0), (self.std, 1e-6)):
-            if values is not None and not (len(values) == 3 and all(low <= value <= 1 for value in values)):
-                raise ValueError(f"mean {self.mean} and std {self.std} must have three values from 0 to 1")
         if not parse_loss(self.loss).keys() & set(WEIGHTED) and self.class_weights != "none":
             raise ValueError(
                 f"class_weights does nothing for the loss {self.loss}: leave it out, or add {' or '.join(WEIGHTED)} to "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from metamix.utils.options import (
     dump_yaml,
     option,
     options_of,
-    parse_config,
     parse_flags,
     read_yaml,
     with_defaults,
@@ -85,7 +83,7 @@ class EngineOptions(Options):
     layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
-    lr_factors: dict[str, Any] = option(
+    lr_factors: dict[str, NotNegative] = option(
         {},
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         group="optimizer",
@@ -129,9 +127,6 @@ class EngineOptions(Options):
             raise ValueError(f"min_lr is {self.min_lr}, above lr, which is {self.lr}; lower min_lr")
         if self.warmup_epochs and self.warmup_lr > self.lr:
             raise ValueError(f"warmup_lr is {self.warmup_lr}, above lr, which is {self.lr}; lower warmup_lr")
-        for part, factor in self.lr_factors.items():
-            if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
-                raise ValueError(f"lr_factors has {factor!r} for {part}, but a factor is a number of at least 0")
         if self.score == "ema" and not self.ema:
             raise ValueError("score is 'ema', but no average is kept; add --ema, or use --score last")
         if self.score == "auto":
@@ -231,7 +226,12 @@ def parse(
             advice = "" if given.task else f": add --task {having[0]}"
             return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
-        configured = parse_config(config, options, str(path), unknown_hint)
+        for name in config:
+            if name not in options:
+                raise ValueError(
+                    f"{path}: there is no option {name!r}{unknown_hint(name) or did_you_mean(name, options)}"
+                )
+        configured = {name: convert(value, options[name][1], f"{path}: {name}") for name, value in config.items()}
         flags = parse_flags(parser, argv, options, unknown_hint, ["--config", "--task"])
         for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
             if "epochs" in values and values.get("iterations"):

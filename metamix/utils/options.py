@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -146,10 +147,8 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises ValueError instead of printing the usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
-        def formatter(prog: str) -> argparse.HelpFormatter:
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
-
-        super().__init__(formatter_class=formatter, add_help=False, allow_abbrev=False, **settings)
+        layout: Any = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
+        super().__init__(formatter_class=layout, add_help=False, allow_abbrev=False, **settings)
         add_imports(self)
 
     def error(self, message: str) -> NoReturn:
@@ -253,22 +252,6 @@ def parse_flags(
     return {
         name: convert(value, options[name][1], _title(options[name][0]), text=True) for name, value in values.items()
     }
-
-
-def parse_config(
-    config: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]], path: str, unknown_hint: Callable[[str], str]
-) -> dict[str, Any]:
-    """Return the values of the options in a config that was read from `path`; `unknown_hint` as for `parse_flags`.
-
-    Raises:
-        ValueError: a key is unknown, or a value has the wrong type.
-    """
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if key not in options:
-            raise ValueError(f"{path}: there is no option {key!r}{unknown_hint(key) or did_you_mean(key, options)}")
-        values[key] = convert(value, options[key][1], f"{path}: {key}")
-    return values
 
 
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:

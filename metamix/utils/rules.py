@@ -109,12 +109,20 @@ def _describe(schema: Mapping[str, Any]) -> str:
         return f"one of {', '.join(schema['enum'])}"
     if "const" in schema:
         return schema["const"]
-    if schema["type"] == "array":
-        item = _describe(schema.get("items") or schema["prefixItems"][0])
-        return "a list [a, b] of " + re.sub("^a (whole number|number|string|path)", r"\1s", item)
+    parts = schema.get("items") or schema.get("prefixItems", [None])[0] or schema.get("additionalProperties")
+    if isinstance(parts, Mapping):
+        items = re.sub("^a ((finite |whole )?number|string|path)", r"\1s", _describe(parts))
+        least, most = schema.get("minItems", 0), schema.get("maxItems", 0)
+        if schema["type"] == "object":
+            return f"a mapping {{key: value}} of {items}"
+        if most:
+            return f"a list of {least if least == most else f'{least} to {most:,}'} {items}"
+        return f"a list [a, b] of {items}"
     words = WORDS[schema.get("format", schema["type"])]
     if {"minimum", "maximum"} <= schema.keys():
         return f"{words} from {schema['minimum']:,} to {schema['maximum']:,}"
+    if "maxLength" in schema:
+        return f"{words} of at most {schema['maxLength']:,} characters"
     limits = [f"{limit} {schema[key]:,}" for key, limit in LIMITS.items() if key in schema]
     if words == "a number" and limits and not {"maximum", "exclusiveMaximum"} & schema.keys():
         words = "a finite number"
@@ -149,17 +157,13 @@ def check_entries(
     for name, rule in rules.items():
         if name not in values:
             raise ValueError(f"{source}: there is no {name} in {place}. {remedy}")
-        check_entry(name, values[name], rule, source, place, remedy)
-
-
-def check_entry(
-    name: str, value: Any, rule: Rule, source: object, place: str = "the metadata", remedy: str = REMEDY
-) -> None:
-    """Check one entry as `check_entries` does."""
-    if not fits(value, rule):
-        raise ValueError(f"{source}: {name} in {place} is {shown(value)}; accepted is {accepted(rule, value)} {remedy}")
+        if not fits(values[name], rule):
+            raise ValueError(
+                f"{source}: {name} in {place} is {shown(values[name])}; accepted is {accepted(rule, values[name])} "
+                f"{remedy}"
+            )
 
 
 def refuse_entry(name: str, value: object, accepted: str, source: object, remedy: str = REMEDY) -> NoReturn:
-    """Raise the error of `check_entry` for an entry that does not fit another; `accepted` says what would."""
+    """Raise the error of `check_entries` for an entry that does not fit another; `accepted` says what would."""
     raise ValueError(f"{source}: {name} in the metadata is {shown(value)}; accepted is {accepted}. {remedy}")

@@ -19,7 +19,6 @@ from metamix.utils.rules import (
     Positive,
     ShareBelowOne,
     check_entries,
-    check_entry,
     refuse_entry,
     rule,
     rules_of,
@@ -60,18 +59,10 @@ ModelName = Annotated[
 ]
 ModelArgs = Annotated[dict[Any, Any], Field(description="a mapping of argument names to plain values")]
 Channels = Field(min_length=1, max_length=MAX_CHANNELS)
-Mean = Annotated[
-    tuple[float, ...], Channels, Field(description=f"a list of 1 to {MAX_CHANNELS} numbers, one per channel")
-]
-Std = Annotated[
-    tuple[Positive, ...],
-    Channels,
-    Field(description=f"a list of 1 to {MAX_CHANNELS} numbers above 0, one per channel"),
-]
+Mean = Annotated[tuple[float, ...], Channels]
+Std = Annotated[tuple[Positive, ...], Channels]
 CropPct = Annotated[float, Field(gt=0, le=2)]
-Classes = Annotated[
-    tuple[str, ...], Field(max_length=MAX_CLASSES, description=f"a list of at most {MAX_CLASSES:,} names")
-]
+Classes = Annotated[tuple[str, ...], Field(max_length=MAX_CLASSES)]
 
 # Rules of the entries of model_args
 
@@ -210,12 +201,12 @@ def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
         place = f"model_args[{shown(name)}]"
         if not (isinstance(name, str) and name.isidentifier()):
             refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
-        check_entry(place, value, ARGUMENTS.get(name, ANY_ARGUMENT), source, remedy=REMEDY)
+        check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=REMEDY)
 
 
 # Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
 
-SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH, description="a list of splits")]
+SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
 
 
 def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:

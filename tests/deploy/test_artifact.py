@@ -12,7 +12,9 @@ from metamix.classification.load import load_classifier
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, load_artifact
 from metamix.deploy.formats import check_format
+from metamix.deploy.runtime import ExportedModel
 from metamix.detection import load_detector
+from metamix.tasks.registry import DEFAULT, find_task
 from metamix.weights.metadata import ModelMetadata
 
 ARTIFACT = Artifact(
@@ -46,23 +48,11 @@ def test_is_read_as_it_was_written(tmp_path):
         ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
         ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: torch, onnx, openvino."),
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
-        ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of names"),
-        ({"input_shape": [1, 3, 8]}, r"input_shape in the file is \[1, 3, 8\]; accepted is four whole numbers or null"),
+        ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of 0 to 1,000 strings"),
         (
-            {
-                "model": {"task": "restoration"},
-                "extra": {"scale": 1, "multiple": [8, 8], "enlarge": 1, "channels": "u"},
-            },
-            r"channels in extra is 'u'; accepted is one of rgb, grey, y",
+            {"input_shape": [1, 3, 8]},
+            r"input_shape in the file is \[1, 3, 8\]; accepted is a list of 4 whole numbers of at least 1, or none",
         ),
-        ({"model": {"task": "depth"}}, r"is a model of the task 'depth'; accepted are classification, segmentation"),
-        ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
-        ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
-        (
-            {"model": KNOWN | {"interpolation": "random"}},
-            r"interpolation in model is 'random'; accepted is one of nearest",
-        ),
-        ({"model": {"task": "detection", "classes": ["cat"], "mean": [0.5]}}, r"there is no std in model"),
         ({"model": {"mean": 3}}, r"mean in the metadata is 3; accepted is a list of 1 to 64 numbers"),
     ],
 )
@@ -72,6 +62,36 @@ def test_damaged_file_is_refused(tmp_path, change, words):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=words):
         load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {"task": "segmentation"}}, r"there is no scale in extra\. Export the model again"),
+        (
+            {
+                "model": {"task": "restoration"},
+                "extra": {"scale": 1, "multiple": [8, 8], "enlarge": 1, "channels": "u"},
+            },
+            r"channels in extra is 'u'; accepted is one of rgb, grey, y",
+        ),
+        ({"model": {"task": "depth"}}, r"there is no task 'depth'. Tasks: classification, detection"),
+        ({"model": {}}, r"there is no num_classes in model\. Export the model again"),
+        ({"model": KNOWN | {"mean": None}}, r"there is no mean in model\. Export the model again"),
+        (
+            {"model": KNOWN | {"interpolation": "random"}},
+            r"interpolation in model is 'random'; accepted is one of nearest",
+        ),
+        ({"model": {"task": "detection", "classes": ["cat"], "mean": [0.5]}}, r"there is no std in model"),
+    ],
+)
+def test_what_a_task_reads_is_checked(tmp_path, change, words):
+    ARTIFACT.save(tmp_path)
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    artifact = load_artifact(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        find_task(artifact.model.task or DEFAULT).part("exported")(ExportedModel(None, artifact))
 
 
 def test_lacking_entry_is_named(tmp_path):

@@ -206,10 +206,10 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
         ({"head_args": {"checkpoint": "x"}}, "head_args in the metadata is"),
         ({"head_args": {"neck_channels": 1e9}}, "x, head_args: model_args.'neck_channels'. in the metadata is"),
         ({"model_args": {"img_size": 8}}, "model_args in the metadata is"),
-        ({"classes": ["one"]}, "classes in the metadata is .'one'.; accepted is a list of 2 to 255 names"),
-        ({"crop": [0, 32]}, "crop in the metadata is .0, 32.; accepted is height and width in pixels"),
+        ({"classes": ["one"]}, "classes in the metadata is .'one'.; accepted is a list of 2 to 255 strings"),
+        ({"crop": [0, 32]}, "crop in the metadata is .0, 32.; accepted is a list of 2 whole numbers from 1 to 8,192"),
         ({"std": [0.5, 0.5, 0]}, "std in the metadata is"),
-        ({"mean": [0.5]}, "mean in the metadata is .0.5.; accepted is three numbers from 0 to 1"),
+        ({"mean": [0.5]}, "mean in the metadata is .0.5.; accepted is a list of 3 numbers from 0 to 1"),
         ({"min_size": -1}, "min_size in the metadata is -1"),
         (
             {"ignore_index": 256},
@@ -217,7 +217,7 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
         ),
         ({"palette": [[0, 0]]}, "palette in the metadata is"),
         ({"frozen_norms": 1}, "frozen_norms in the metadata is 1; accepted is true or false"),
-        ({"train_on": 5}, "train_on in the metadata is 5; accepted is a list of splits"),
+        ({"train_on": 5}, "train_on in the metadata is 5; accepted is a list of 0 to 1,000 strings"),
     ],
 )
 def test_metadata_of_strangers_are_checked(entry, words):

@@ -232,7 +232,10 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
             "--import no_such_mixers failed: No module named 'no_such_mixers'; give a module",
         ),
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
-        (["--lr-factors", "{0: 0.1}"], "--lr-factors is '{0: 0.1}', but it must be a mapping {key: value}."),
+        (
+            ["--lr-factors", "{0: 0.1}"],
+            "--lr-factors is '{0: 0.1}', but it must be a mapping {key: value} of finite",
+        ),
         (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),
         (["--power", "2"], "--power has no effect without --schedule poly; give both or neither"),
         (
