@@ -1,14 +1,19 @@
-"""Follow the advice in error messages."""
+"""Run commands that always exit, and follow the advice in error messages."""
 
 import shlex
 
 import pytest
 
-import metamix.cli.verify
+import metamix.tasks.verify
+
+
+def exit_code(main, *words):
+    """Run the `main` of a command, and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return ended.value.code
 
 
 def follow_verify(message):
     """Run the `metamix verify` that a message ends with, and return its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        metamix.cli.verify.main(shlex.split(str(message).partition("metamix verify ")[2]))
-    return ended.value.code
+    return exit_code(metamix.tasks.verify.main, *shlex.split(str(message).partition("metamix verify ")[2]))
