@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .exported import Objects
+from .detectors import Objects
 
 MOST_PIXELS = 0.5  # that a box may differ
 MOST_UNMATCHED = 0.001  # share of the boxes

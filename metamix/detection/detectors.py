@@ -30,6 +30,8 @@ from metamix.utils.text import did_you_mean
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
 
+Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and of detections "scores" (n,)
+
 
 class Detector(BackboneMixin):
     """Add what a trainer needs to torchvision's detectors, and a check of the labels.

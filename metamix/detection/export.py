@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from metamix.layers import round_up
-from metamix.tasks.exportable import Comparison, Model, Request, readable_images
-from metamix.utils.checks import parse_size
+from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
 from metamix.weights.metadata import ModelMetadata
 
 from .box_match import BoxMatch
-from .detectors import FCOS, Detector, RetinaNet
-from .exported import ExportedDetector, Objects, Size, suppress
+from .detectors import FCOS, Detector, Objects, RetinaNet
+from .exported import ExportedDetector, Size, suppress
 from .load import load_detector
 from .options import DetectionEvalOptions
 from .task import Detection
@@ -55,8 +54,8 @@ class DetectorGraph(nn.Module):
         maps = list(self.backbone(images).values())
         strides = [(stride, stride) for stride in self.anchors.strides]
         anchors = self.anchors.grid_anchors([x.shape[-2:] for x in maps], strides)
-        found = [self.best(self.head([x]), level) for x, level in zip(maps, anchors)]
-        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*found))
+        candidates = [self.best(self.head([x]), level) for x, level in zip(maps, anchors)]
+        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*candidates))
         return boxes, scores, labels
 
     def best(self, outputs: dict[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,34 +190,43 @@ def least_side(model: Detector) -> int:
     return (int(max(backbone.strides)) // step + 1) * step
 
 
-def open_detector(request: Request) -> ExportableDetector:
-    """Load a detector that metamix trained, with its data set if a folder is given."""
+def open_detector(options: ExportOptions) -> ExportableDetector:
+    """Load a detector that metamix trained, with its data set if a folder is given.
+
+    Raises:
+        ValueError: the options do not fit the detector, or it is no RetinaNet or FCOS.
+    """
+    source = options.source
+    if options.data not in (None, "coco"):
+        raise ValueError(f"data is {options.data}, but detection reads one layout of folders: give only --data-dir DIR")
+    if options.data and not options.data_dir:
+        raise ValueError(f"data is {options.data}: give its folder, --data-dir DIR, to compare {source} on it")
     task = None
     model: Any
-    if request.data_dir:
-        options = DetectionEvalOptions(checkpoint=request.source, data_dir=request.data_dir, workers=0)
-        task, model, entries = Detection.trained(options)
+    if options.data_dir:
+        eval_options = DetectionEvalOptions(checkpoint=source, data_dir=options.data_dir, workers=0)
+        task, model, entries = Detection.trained(eval_options)
     else:
-        trained = load_detector(request.source)
+        trained = load_detector(source)
         model, entries = trained.model, trained.metadata
     if not isinstance(model, (RetinaNet, FCOS)):
-        raise ValueError(f"{request.source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported")
-    metadata = ModelMetadata.from_dict(entries, request.source)
+        raise ValueError(f"{source} is a {type(model).__name__}; only RetinaNet and FCOS can be exported")
     step = model.backbone.size_divisible
-    size = request.img_size or round_up((model.transform.min_size[-1], model.transform.max_size), (step, step))
-    height, width = parse_size("img_size", size)
+    shorter, longer = model.transform.min_size[-1], model.transform.max_size
+    size: Any = options.img_size
+    height, width = size or round_up((shorter, longer), (step, step))
     if height % step or width % step:
-        raise ValueError(f"img_size is {height} x {width}, but {request.source} takes multiples of {step} pixels")
-    if request.dynamic:  # torch.export would fix the size if a map of the example were a single pixel
+        raise ValueError(f"img_size is {height} x {width}, but {source} takes multiples of {step} pixels")
+    if options.dynamic:  # torch.export would fix the size if a map of the example were a single pixel
         least = 2 * math.ceil(max(model.backbone.strides))
         height, width = round_up((max(height, least), max(width, least)), (step, step))
+    metadata = ModelMetadata.from_dict(entries, source)
     metadata = replace(metadata, img_size=(height, width), in_chans=len(model.transform.image_mean))
-    least = least_side(model) if request.dynamic and request.format == "torch" else 1
-    found = ExportableDetector(model, metadata, request.dynamic, task, request.images, least)
-    shorter, most = model.transform.min_size[-1], model.transform.max_size
-    if not request.dynamic and max(height, width) > round_up((most, most), (step, step))[0]:
-        found.notes.append(
-            f"images are resized as in training, to a shorter side of {shorter} but at most {most} pixels: the rest of "
-            f"{height} x {width} is padding, which costs time and changes scores"
+    least = least_side(model) if options.dynamic and options.format == "torch" else 1
+    exportable = ExportableDetector(model, metadata, options.dynamic, task, options.images, least)
+    if not options.dynamic and max(height, width) > round_up((longer, longer), (step, step))[0]:
+        exportable.notes.append(
+            f"images are resized as in training, to a shorter side of {shorter} but at most {longer} pixels: the rest "
+            f"of {height} x {width} is padding, which costs time and changes scores"
         )
-    return found
+    return exportable

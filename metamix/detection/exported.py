@@ -1,25 +1,52 @@
 """Run an exported detector: prepare images, and suppress boxes that overlap a better one.
 
-`ExportedDetector` is called like the detector itself. The graph and its outputs are described in `detection`.
+`ExportedDetector` is called like the detector itself. `metamix.detection.export` describes the graph and its outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers import round_up
 from metamix.tasks.exportable import Model
-from metamix.weights.metadata import ModelMetadata
+from metamix.utils.rules import Share, rule, rules_of
+from metamix.weights.files import ARTIFACT
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata
+
+from .detectors import Objects
+from .load import DetectorSpec, TrainedDetector
 
 Size = tuple[int, int]
-Objects = dict[str, Tensor]
+SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
+    "score_thresh": rule(Share),
+    "nms_thresh": rule(Share),
+    **dict.fromkeys(
+        ("detections_per_img", "min_size", "max_size", "multiple", "least"),
+        rule(Annotated[int, Field(ge=1, le=MAX_SIDE)]),
+    ),
+}
+METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in ("classes", "mean", "std")}
+
+
+def exported_detector(exported: ExportedModel) -> TrainedDetector:
+    """Use an exported model as a detector.
+
+    Raises:
+        ValueError: export.json lacks what a detector needs.
+    """
+    artifact = exported.artifact
+    artifact.check(SETTINGS, METADATA)
+    model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()
+    metadata = artifact.model.to_dict()
+    return TrainedDetector(model, DetectorSpec.from_dict(metadata, ARTIFACT), metadata)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, settings: dict[str, Any]) -> Objects:
@@ -44,7 +71,7 @@ class ExportedDetector(nn.Module):
 
     Args:
         model: the graph.
-        metadata: class names, mean and std.
+        metadata: holds mean and std.
         size: (H, W) of the graph; None for a dynamic one.
         settings: `Artifact.extra`.
 
@@ -56,14 +83,7 @@ class ExportedDetector(nn.Module):
         super().__init__()
         self.run, self.size, self.settings = model, size, settings
         self.score_thresh = settings["score_thresh"]
-        self.classes = metadata.classes or ()
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
-
-    @classmethod
-    def of(cls, exported: ExportedModel) -> ExportedDetector:
-        """Make a detector of an exported model."""
-        artifact = exported.artifact
-        return cls(exported, artifact.model, artifact.size, artifact.extra)
 
     def forward(self, images: Sequence[Tensor]) -> list[Objects]:
         return [self.find(image) for image in images]
@@ -77,10 +97,9 @@ class ExportedDetector(nn.Module):
         """Return the objects of an image in its own pixels, from outputs of the graph and the size in `prepare`."""
         settings = self.settings | {"score_thresh": self.score_thresh}
         boxes, scores, labels = (output[0] for output in outputs)
-        found = suppress(boxes, scores, labels, size, settings)
+        objects = suppress(boxes, scores, labels, size, settings)
         height, width = image.shape[-2:]
-        found["boxes"] = found["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)
-        return found
+        return objects | {"boxes": objects["boxes"] * torch.tensor([width / size[1], height / size[0]] * 2)}
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Size]:
         """Normalise, resize and pad an image as in evaluation, but not beyond H x W; return its size too."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+from PIL import Image
 from pydantic import Field
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+from metamix.data.files import decode, decode_file
 from metamix.models.backbone import EXTRA
 from metamix.models.checkpoint import check_described_size
 from metamix.utils.rules import REMEDY, check_entries, one_of, refuse_entry, rules_of, where
@@ -27,7 +32,7 @@ from metamix.weights.metadata import (
     without_head,
 )
 
-from .detectors import DETECTORS, Detector, accepted_options, build_detector
+from .detectors import DETECTORS, Detector, Objects, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
 
 DetectorArgs = Annotated[
@@ -129,30 +134,79 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector in evaluation mode, the arguments that build it, and the metadata of its weights."""
+    """A trained detector.
 
-    model: Detector
+    Attributes:
+        model: in evaluation mode, called like a detector of torchvision.
+        spec: the arguments that build it.
+        metadata: entries of its weight file.
+    """
+
+    model: nn.Module
     spec: DetectorSpec
     metadata: dict[str, Any]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the labels 1, 2, ..."""
+        return self.spec.classes
 
-def load_detector(path: str | Path) -> TrainedDetector:
-    """Load a detector that metamix trained. Its `spec.classes` are the names of the labels 1, 2, ...
+    def predict(self, images: Sequence[str | Path | Image.Image], threshold: float = 0.5) -> list[Objects]:
+        """Find the objects in each image, the highest score first.
+
+        Args:
+            images: files or PIL images.
+            threshold: least score of an object. It may be lower than the `score_thresh` of the detector.
+
+        Returns:
+            For each image "boxes" (n, 4), "labels" (n,), "scores" (n,) and, with Mask R-CNN, "masks" (n, 1, H, W), on
+            the CPU. Boxes are x1, y1, x2, y2 in pixels of the upright image.
+
+        Raises:
+            CorruptImage: an image cannot be read.
+        """
+        return [self.find(read_pixels(image), threshold) for image in images]
+
+    @torch.no_grad()
+    def find(self, pixels: Tensor, threshold: float) -> Objects:
+        """Find the objects of one image, (3, H, W) uint8, as `predict` does."""
+        head: Any = getattr(self.model, "roi_heads", self.model)  # which the R-CNNs have
+        trained_threshold = head.score_thresh
+        head.score_thresh = min(trained_threshold, threshold)
+        try:
+            (objects,) = self.model([pixels.to(next(self.model.parameters()).device) / 255])
+        finally:
+            head.score_thresh = trained_threshold
+        sure = (objects["scores"] >= threshold) & (objects["labels"] > 0)
+        return {key: value[sure].cpu() for key, value in objects.items()}
+
+
+def read_pixels(image: str | Path | Image.Image) -> Tensor:
+    """Read an image file or convert a PIL image, upright and in colour: (3, H, W) uint8."""
+    upright = decode(lambda: image, "image") if isinstance(image, Image.Image) else decode_file(image)
+    return pil_to_tensor(upright)
+
+
+def load_detector(checkpoint: str | Path) -> TrainedDetector:
+    """Load a detector that metamix trained.
+
+        detector = metamix.load_detector("runs/bccd-retinanet-metaformer_raft_nano-seed0")
+        (cells,) = detector.predict(["cells.jpg"])
 
     Args:
-        path: a run folder, or a weight file or checkpoint in it.
+        checkpoint: a run folder, or a weight file or checkpoint in it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    tensors, metadata = load_weights(find_weights(path))
-    spec = DetectorSpec.from_dict(metadata, path)
-    known = ModelMetadata.from_dict(metadata, path)
-    check_described_size(replace(known, img_size=None), tensors, path)  # img_size is that of the detector
+    tensors, metadata = load_weights(find_weights(checkpoint))
+    spec = DetectorSpec.from_dict(metadata, checkpoint)
+    described = ModelMetadata.from_dict(metadata, checkpoint)
+    check_described_size(replace(described, img_size=None), tensors, checkpoint)  # img_size is of the detector
     model = spec.build()
-    load_into(model, tensors, str(path))
-    set_statistics(model, known, path)
+    load_into(model, tensors, str(checkpoint))
+    set_statistics(model, described, checkpoint)
     return TrainedDetector(model.eval(), spec, metadata)
 
 

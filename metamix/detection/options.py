@@ -145,4 +145,4 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
 def verify_command(options: DetectionDataOptions) -> str:
     """Return the command that lists what is wrong with a data set."""
-    return shlex.join(["metamix", "verify", "--task", "detection", options.data_dir])
+    return shlex.join(["metamix", "verify", options.data_dir])

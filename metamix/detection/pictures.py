@@ -17,12 +17,11 @@ from metamix.utils.figures import plain, save_figure
 from metamix.utils.files import write_text
 
 from .data import DetectionData
+from .detectors import Objects
 from .metric import DetectionMetric, Detections, Scores, from_coco, table
 
 SHOWN = 4  # number of the best and of the worst images to draw
 SURE = 0.5  # least score of the detections that are drawn
-
-Objects = dict[str, Tensor]  # "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, and of detections "scores" (n,)
 
 
 class DetectionPictures:

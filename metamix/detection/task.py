@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from metamix.data.options import train_command
 from metamix.models.registry import check_model
 from metamix.utils.options import changed_flags
 
 from .anchors import choose_anchor_scale
 from .data import DetectionData
-from .detectors import Detector
 from .load import DetectorSpec, load_detector
 from .loss import detection_loss
 from .metric import DetectionMetric
@@ -57,12 +58,12 @@ class Detection:
         check_model(name, pretrained)
 
     @classmethod
-    def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, Detector, dict[str, Any]]:
+    def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:
         """Load the detector of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
-        found = load_detector(options.checkpoint)
-        spec = found.spec
+        detector = load_detector(options.checkpoint)
+        spec = detector.spec
         values = {name: value for name, value in vars(spec).items() if name not in ("classes", "frozen_norms")}
         values |= {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
         values |= {name: value for name, value in vars(options).items() if name != "checkpoint"}
@@ -79,4 +80,4 @@ class Detection:
                 f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
                 f"first: {train_command(options.checkpoint, *flags)}"
             )
-        return task, found.model, found.metadata
+        return task, detector.model, detector.metadata

@@ -1,6 +1,6 @@
 """Find what is wrong with a data set in COCO's format.
 
-    metamix verify --task detection FOLDER                         all splits, as metamix.detection.coco finds them
+    metamix verify FOLDER                                          all splits, as metamix.detection.coco finds them
     metamix verify --task detection FILE.json --images FOLDER      one annotation file
 
 Each problem is one line: the file, the image, the annotation, and what is wrong. The exit code is 1 if there is any.
@@ -10,9 +10,11 @@ boxes train as background.
 At the end, the sizes of the boxes are printed, in pixels of the resized training images, beside RetinaNet's anchors.
 """
 
-import argparse
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from typing import Any
 import torch
 
 from metamix.data import CorruptImage
-from metamix.utils.arguments import positive
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.tasks.verify import VerifyOptions
+from metamix.utils.options import option
+from metamix.utils.rules import Count
+from metamix.utils.text import plural, printable
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
@@ -155,77 +159,58 @@ class BoxSizes:
         )
 
 
-def verify(data: Path, images: Path | None = None, *, min_size: int = 800, max_size: int = 1333) -> int:
-    """Print each problem of a data set or an annotation file, their number, background images, and sizes of boxes.
+@dataclass
+class VerifyAnnotations(VerifyOptions):
+    """Check a data set in COCO's format, or one annotation file.
 
-    Args:
-        data: folder of a data set, or an annotation file.
-        images: image folder of an annotation file; its own folder if None.
-        min_size, max_size: shorter side of the images in training, and the limit of the longer side, in pixels.
-
-    Returns:
-        The number of problems.
+    The problems are printed, then background images and sizes of boxes.
 
     Raises:
-        FileNotFoundError, ValueError: the folder holds no data set, or one split twice.
+        FileNotFoundError: there is no such file or folder, or the folder holds no data set.
+        ValueError: the options do not fit, or the folder holds a split twice.
     """
-    if not data.exists():
-        raise FileNotFoundError(f"there is no file or folder {data}")
-    found = find_splits(data) if data.is_dir() else None
-    splits = list(found.values()) if found else [(data, images or data.parent)]
-    count, boxes = 0, BoxSizes(min_size, max_size)
-    notes: list[str] = []
-    first: tuple[Path, tuple[str, ...]] | None = None
-    for path, folder in sorted(splits, key=lambda split: "train" not in split[0].stem):  # its classes are expected
-        entries, broken = read(path)
-        problems: list[Iterable[str]] = [broken if folder else [no_images_message(path)]]
-        if entries and folder:
-            problems.append(find_problems(path, entries, folder))
-        if entries:
-            classes = class_names(entries)
-            first = first or (path, classes)
-            problems.append(filter(None, [class_problem(path, classes, *first)]))
-            notes += filter(None, [describe_background(path, entries), boxes.describe(path, entries)])
-        for problem in chain(*problems):  # each is printed when it is found
-            print(printable(problem))
-            count += 1
-    paths = [path for path, _ in splits]
-    files = ", ".join(map(str, paths))
-    print(plural(count, "problem") if count else printable(f"{files}: nothing is wrong"))
-    if found:
-        for names in (("train",), ("val", "test")):
-            if found.keys().isdisjoint(names):
-                files = " or ".join(f"instances_{name}.json" for name in names)
-                print(printable(f"note: {data / 'annotations'} has no {files}, and metamix train needs one"))
-    for note in notes:
-        print(printable(note))
-    return count
 
+    images: Path | None = option(None, "folder of the images of an annotation file; none: where the file is")
+    min_size: Count = option(800, "shorter side of the training images, in pixels")
+    max_size: Count = option(1333, "limit of their longer side, in pixels")
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `metamix verify` for detection.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_dir and self.data != "coco":
+            raise ValueError(f"--data-dir is the folder of the data set coco, not of {self.data}: leave it out")
+        self.path = Path(self.data_dir or self.data)
+        if not self.path.exists():
+            raise FileNotFoundError(f"there is no file or folder {self.path}")
+        if self.min_size > self.max_size:
+            raise ValueError(f"--min-size is {self.min_size}, above --max-size, which is {self.max_size}")
+        if self.images and self.path.is_dir():
+            raise ValueError(f"--images is for one annotation file, and {self.path} is a folder: leave it out")
 
-    Returns:
-        1 if something is wrong, else 0.
-    """
-    parser = argparse.ArgumentParser(
-        prog="metamix verify --task detection",
-        description="Find what is wrong with a data set in COCO's format.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("data", type=Path, help="folder of a data set, or one annotation file")
-    parser.add_argument("--images", type=Path, help="folder of the images that an annotation file names")
-    parser.add_argument(
-        "--min-size", type=positive, default=800, help="shorter side of the training images, in pixels (default: 800)"
-    )
-    parser.add_argument(
-        "--max-size", type=positive, default=1333, help="limit of their longer side, in pixels (default: 1333)"
-    )
-    options = parser.parse_args(argv)
-    with exit_with_message(ValueError, OSError):
-        if options.min_size > options.max_size:
-            raise ValueError(f"--min-size is {options.min_size}, above --max-size, which is {options.max_size}")
-        if options.images and options.data.is_dir():
-            raise ValueError(f"--images is for one annotation file, and {options.data} is a folder: leave it out")
-        found = verify(options.data, options.images, min_size=options.min_size, max_size=options.max_size)
-    return 1 if found else 0
+    def run(self) -> int:
+        splits = find_splits(self.path) if self.path.is_dir() else {}
+        files = list(splits.values()) or [(self.path, self.images or self.path.parent)]
+        count, boxes = 0, BoxSizes(self.min_size, self.max_size)
+        notes: list[str | None] = []
+        first: tuple[Path, tuple[str, ...]] | None = None
+        for path, folder in sorted(files, key=lambda file: "train" not in file[0].stem):  # its classes are expected
+            entries, broken = read(path)
+            problems: list[Iterable[str | None]] = [broken if folder else [no_images_message(path)]]
+            if entries and folder:
+                problems.append(find_problems(path, entries, folder))
+            if entries:
+                classes = class_names(entries)
+                first = first or (path, classes)
+                problems.append([class_problem(path, classes, *first)])
+                notes += describe_background(path, entries), boxes.describe(path, entries)
+            for problem in filter(None, chain(*problems)):  # each is printed when it is found
+                print(printable(problem))
+                count += 1
+        names = ", ".join(str(path) for path, _ in files)
+        print(plural(count, "problem") if count else printable(f"{names}: nothing is wrong"))
+        for wanted in (("train",), ("val", "test")):
+            if splits and splits.keys().isdisjoint(wanted):
+                names = " or ".join(f"instances_{name}.json" for name in wanted)
+                print(printable(f"note: {self.path / 'annotations'} has no {names}, and metamix train needs one"))
+        for note in filter(None, notes):
+            print(printable(note))
+        return count

@@ -1,13 +1,11 @@
 """COCO's scores against known values, and the conversion of detections to COCO's format and back."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from metamix.detection.coco import find_splits, open_split
+from metamix.detection.load import TrainedDetector
 from metamix.detection.metric import from_coco, score, table, to_coco
-from metamix.detection.predict import predict
 from metamix.detection.task import Detection, DetectionOptions
 from tests.helpers.detectors import SMALL
 from tests.helpers.shapes import SQUARE, draw, write
@@ -242,7 +240,7 @@ def test_scores_do_not_depend_on_batch_or_processes(five_sizes):
     split = task.data.scored["test"]
     predicted = []
     for i, image_id in enumerate(split.ids):
-        _, objects = predict(model, Path(split.path(i)), threshold=0)
+        (objects,) = TrainedDetector(model, task.model.spec(), {}).predict([split.path(i)], threshold=0.001)
         predicted += to_coco(objects, image_id, split)
     assert predicted == alone
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from pathlib import Path
+import shlex
 
 import pytest
 import timm
@@ -15,14 +15,14 @@ import metamix.cli.evaluate
 from metamix.detection.data import DetectionData
 from metamix.detection.metric import score
 from metamix.detection.pictures import draw_grid, draw_image
-from metamix.detection.predict import draw_all
-from metamix.detection.predict import main as predict
 from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOptions
-from metamix.detection.verify import verify
+from metamix.detection.verify import VerifyAnnotations
+from metamix.tasks.predict import main as predict
 from metamix.training.engine import Engine
 from metamix.training.signals import Stopped
 from metamix.weights.files import load_weights, save_weights
 from tests.helpers import shapes
+from tests.helpers.advice import exit_code
 from tests.helpers.detectors import DETECTION, SMALL
 from tests.helpers.running import assert_same_run, metrics, start_all, train
 
@@ -35,29 +35,11 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "fcos"
-    train(
-        *DETECTION,
-        "--detector",
-        "fcos",
-        "--data-dir",
-        data,
-        "--output",
-        folder,
-        "--epochs",
-        6,
-        "--batch-size",
-        4,
-        "--lr",
-        2e-3,
-        "--eval-every",
-        3,
-        "--model-args",
-        "{depths: [1, 1, 1], dims: [24, 48, 96]}",
-        "--scales",
-        "0.9,1.1",
-        "--flip-vertical",
-        0.5,
+    words = shlex.split(
+        "--detector fcos --epochs 6 --batch-size 4 --lr 2e-3 --eval-every 3 --scales 0.9,1.1 --flip-vertical 0.5 "
+        "--model-args '{depths: [1, 1, 1], dims: [24, 48, 96]}'"
     )
+    train(*DETECTION, *words, "--data-dir", data, "--output", folder)
     return folder
 
 
@@ -138,7 +120,7 @@ def test_eval_needs_no_images_of_training(tmp_path):
 def test_missing_images_are_refused_before_training(tmp_path):
     folder = shapes.write(tmp_path / "shapes", train=4, val=2, test=2)
     (folder / "images" / "test_1.png").unlink()
-    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; metamix verify --task detec"
+    words = r"1 of the 2 images of .*instances_test.json are not there .*test_1.png.; metamix verify .*shapes names all"
     with pytest.raises(ValueError, match=words):
         Detection(DetectionOptions(data_dir=str(folder)))
 
@@ -147,7 +129,7 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
     truth = json.loads((data / "annotations" / "instances_test.json").read_text())
     image = truth["images"][0]
     path = data / "images" / image["file_name"]
-    assert predict([str(path), "--checkpoint", str(trained), "--output", str(tmp_path), "--threshold", "0.3"]) == 0
+    assert exit_code(predict, path, "--checkpoint", trained, "--output", tmp_path, "--threshold", 0.3) == 0
     (record,) = json.loads((tmp_path / "predictions.json").read_text())
     assert record["image"] == str(path) and (record["width"], record["height"]) == (96, 64)
     assert (tmp_path / "test_0.png").stat().st_size > 0
@@ -164,52 +146,19 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
             assert near[:1] == [objects[annotation["category_id"]]]
 
     for words, error in (
-        ([str(path), "--checkpoint", str(tmp_path)], "there is no file .*model.safetensors"),
-        ([str(path.with_name("x.png")), "--checkpoint", str(trained)], "there is no image .*x.png"),
-        ([str(path), "--checkpoint", str(trained), "--output", str(path.parent)], "would be overwritten: give another"),
-        ([str(path), "--checkpoint", str(trained), "--threshold", "1.5"], "'1.5' is not a number from 0 to 1"),
-        ([str(path), "--checkpoint", str(trained), "--device", "gpu"], "device is 'gpu'; accepted are auto, cpu"),
-        ([str(path), "--checkpoint", str(trained), "--thresh", "0.3"], "unrecognized arguments: --thresh 0.3"),
+        ([path, "--checkpoint", tmp_path], "there is no file .*model.safetensors"),
+        ([path.with_name("x.png"), "--checkpoint", trained], "there is no image .*x.png"),
+        ([path, "--checkpoint", trained, "--output", path.parent], "would be overwritten: give another"),
+        ([path, "--checkpoint", trained, "--threshold", 1.5], "threshold is 1.5, but it must be a number from 0 to 1"),
+        ([path, "--checkpoint", trained, "--thresh", 0.3], "there is no option --thresh; did you mean '--threshold'"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            predict(words)
-        assert re.search(error, f"{stop.value} {capsys.readouterr().err}")
+        assert re.search(error, exit_code(predict, *words))
+    words = [path, "--checkpoint", trained, "--output", tmp_path, "--device", "gpu"]
+    assert "device is 'gpu'; accepted are auto, cpu" in exit_code(predict, *words)
 
-    assert predict([__file__, str(path), "--checkpoint", str(trained), "--output", str(tmp_path)]) == 1
+    assert exit_code(predict, __file__, path, "--checkpoint", trained, "--output", tmp_path) == 1
     assert "left out: " in (told := capsys.readouterr().err) and "test_task.py: not an image of a known" in told
     assert [r["image"] for r in json.loads((tmp_path / "predictions.json").read_text())] == [str(path)]
-
-
-@pytest.mark.parametrize("detector, option", [("retinanet", "score_thresh"), ("faster_rcnn", "box_score_thresh")])
-def test_predict_takes_a_lower_threshold_than_the_detector(few, tmp_path, detector, option):
-    _, model = build(few, detector=detector, detector_args={option: 0.99})
-    pictures = {few / "images" / "test_0.png": tmp_path / "a.png"}
-    assert draw_all(model, ("disc", "square"), pictures, tmp_path, 0.001) == 0
-    (record,) = json.loads((tmp_path / "predictions.json").read_text())
-    assert record["objects"] and all(found["score"] < 0.99 for found in record["objects"])
-    with pytest.raises(OSError, match=r"the folder .*a.png could not be made \(File exists\); give another --output"):
-        draw_all(model, ("disc", "square"), pictures, tmp_path / "a.png", 0.001)
-
-
-def test_predict_takes_folders(trained, tmp_path, capsys):
-    """Pictures keep the paths of their images; those of an earlier run and other files are not taken for images."""
-    folder = tmp_path / "photos"
-    (folder / "trip").mkdir(parents=True)
-    for name in ("1.png", "1.jpg", "2.png", "trip/1.png"):
-        shapes.draw([(shapes.SQUARE, 5, 6, 20)]).save(folder / name)
-    (folder / "notes.txt").write_text("no image")
-    words = [str(folder), "--checkpoint", str(trained), "--output", str(folder / "found")]
-    for _ in range(2):
-        assert predict(words) == 0
-        records = json.loads((folder / "found" / "predictions.json").read_text())
-        assert {Path(record["image"]).relative_to(folder).as_posix() for record in records} == {
-            "1.jpg", "1.png", "2.png", "trip/1.png",
-        }  # fmt: skip
-        pictures = {path.relative_to(folder / "found").as_posix() for path in (folder / "found").rglob("*.png")}
-        assert pictures == {"1.jpg.png", "1.png.png", "2.png", "trip/1.png"}
-    (folder / "trip" / "1.png").unlink()
-    with pytest.raises(SystemExit, match=f"^error: there is no image in {folder / 'trip'}; expected files such as"):
-        predict([str(folder / "trip"), "--checkpoint", str(trained)])
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
@@ -347,7 +296,7 @@ def test_unusable_annotations_are_noted(tmp_path):
     task, _ = build(folder)
     assert task.data.notes == [
         f"left out: 2 annotations of {folder / 'annotations' / f'instances_{split}.json'}; "
-        f"metamix verify --task detection {folder} names what is wrong"
+        f"metamix verify {folder} names what is wrong"
         for split in ("train", "test")
     ]
     assert set(task.data.scored) == {"test"}
@@ -467,7 +416,7 @@ def test_missing_split_says_which_file_to_add(tmp_path, gone, wanted, use, optio
     )
     with pytest.raises(ValueError, match=f"^{words}$"):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
-    verify(folder)
+    VerifyAnnotations(str(folder)).run()
     files = {"val": "instances_val.json or instances_test.json", "train": "instances_train.json"}[gone]
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert notes == [f"note: {annotations} has no {files}, and metamix train needs one"]

@@ -5,12 +5,14 @@ import re
 
 import pytest
 
-from metamix.detection.verify import main
+from metamix.tasks.verify import main
+from tests.helpers.advice import exit_code
 
 
 def verify(capsys, *words):
-    code = main([str(word) for word in words])
-    return code, capsys.readouterr().out
+    """Run `metamix verify`, which recognises a folder by its annotations."""
+    task = ["--task", "detection"] * str(words[0]).endswith(".json")
+    return exit_code(main, *words, *task), capsys.readouterr().out
 
 
 def test_good_data_set_passes(coco, capsys):
@@ -173,6 +175,12 @@ def test_folder_without_a_data_set_is_refused(tmp_path):
         ([tmp_path, "--images", tmp_path], "--images is for one annotation file"),
         ([tmp_path / "nowhere"], "there is no file or folder"),
         ([tmp_path, "--min-size", 9, "--max-size", 8], "--min-size is 9, above --max-size, which is 8"),
+        ([tmp_path, "--min-size", 0], "min_size is 0, but it must be a whole number of at least 1"),
+        (["cells", "--data-dir", tmp_path], "--data-dir is the folder of the data set coco, not of cells: leave it"),
     ):
-        with pytest.raises(SystemExit, match=f"^error: {said}"):
-            main([str(word) for word in words])
+        assert re.match(f"error: {said}", exit_code(main, "--task", "detection", *words))
+
+
+def test_the_data_set_may_be_named_as_for_training(coco, capsys):
+    code, out = verify(capsys, "coco", "--data-dir", coco(train=3, val=3, test=3))
+    assert code == 0 and "nothing is wrong" in out

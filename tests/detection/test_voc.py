@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from metamix.detection.coco import find_splits, open_split
-from metamix.detection.verify import main as verify
 from metamix.detection.voc import main
+from metamix.tasks.verify import main as verify
+from tests.helpers.advice import exit_code
 
 OBJECT = """<object><name>{name}</name>{difficult}<part><name>head</name></part>
 <bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
@@ -47,7 +48,7 @@ def test_boxes_start_at_0_and_include_the_last_pixel(voc, tmp_path, capsys):
     (tmp_path / "set" / "images").symlink_to(voc / "JPEGImages")
     source = open_split(find_splits(tmp_path / "set"), "train")
     assert [source.read(i)[1]["labels"].tolist() for i in range(3)] == [[2], [1], []]  # difficult objects are left out
-    assert verify([str(tmp_path / "set")]) == 0
+    assert exit_code(verify, tmp_path / "set") == 0
     assert "without a box, background in training: 1" in capsys.readouterr().out
 
 

@@ -1,28 +1,38 @@
-"""Test exported detectors: boxes against torchvision's, COCO's scores, `metamix predict`."""
+"""Exported detectors: boxes against torchvision's, COCO's scores, `metamix predict`."""
 
 import json
 import re
 from copy import deepcopy
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-import metamix.cli.predict
+import metamix
 from metamix.deploy import export, load_exported
+from metamix.deploy.artifact import Artifact
+from metamix.deploy.runtime import ExportedModel
 from metamix.detection.box_match import BoxMatch
 from metamix.detection.export import ExportableDetector, open_detector
-from metamix.detection.exported import ExportedDetector
-from metamix.detection.load import DetectorSpec, load_detector
+from metamix.detection.exported import ExportedDetector, exported_detector
+from metamix.detection.load import DetectorSpec, TrainedDetector, load_detector
 from metamix.detection.options import DetectionEvalOptions
-from metamix.detection.predict import draw_all
+from metamix.detection.predict import FindObjects
 from metamix.detection.task import Detection
-from metamix.tasks.exportable import Request
+from metamix.tasks.exportable import ExportOptions
+from metamix.tasks.predict import main as predict
 from metamix.utils.checks import DoesNotFit
 from metamix.weights.files import save_weights
 from metamix.weights.metadata import ModelMetadata
 from tests.helpers import shapes
+from tests.helpers.advice import exit_code
 from tests.helpers.running import ROOT
+
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if find_spec(name) is None]
+needs_engines = pytest.mark.skipif(
+    bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install 'metamix[deploy]'"
+)
 
 SPEC = DetectorSpec(
     detector="retinanet",
@@ -53,6 +63,11 @@ def weights(folder, **changes):
     return str(folder / "detector.safetensors")
 
 
+def options(source, **changes):
+    """Return options of an export."""
+    return ExportOptions(source, "out", **changes)
+
+
 def small(metadata):
     """Return metadata for a graph of 64 x 96 pixels."""
     return replace(ModelMetadata.from_dict(metadata), img_size=(64, 96))
@@ -66,7 +81,8 @@ QUICK = [("retinanet", "openvino", 1), ("fcos", "onnx", 0)]
     ("detector", "format", "dynamic"),
     [cell if cell in QUICK else pytest.param(*cell, marks=pytest.mark.slow) for cell in CELLS],
 )
-def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, capsys):
+@needs_engines
+def test_boxes_and_scores(detector, format, dynamic, tmp_path):
     data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
     changes = dict(detector=detector, anchor_scale=4.0 if detector == "retinanet" else None)
     if format == "torch":  # whose dynamic programs take no map of a single pixel
@@ -77,28 +93,29 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, caps
     assert report["parity"]["largest_difference_px"] < 0.05
     if dynamic:  # a fixed graph resizes images that do not fit it, which changes scores
         assert report["scores"]["exported"] == pytest.approx(report["scores"]["eager"], abs=0.5)
-    graph, images = load_exported(folder), open_detector(Request(source)).examples(2)  # several images at once
+    graph, images = load_exported(folder), open_detector(options(source)).examples(2)  # several images at once
     for together, alone in zip(graph(images), zip(*(graph(image) for image in images.split(1)))):
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
     # An image that fills a fixed graph needs no padding; a dynamic graph pads as the detector does.
-    exported = ExportedDetector.of(load_exported(folder))
+    exported = metamix.load(folder)
+    assert exported.spec == load_detector(source).spec
     eager, match = load_detector(source).model, BoxMatch(0.3, 300)
     with torch.no_grad():
         for size in [(128, 192), (75, 60), (130, 70)] if dynamic else [(128, 192)]:
             image = torch.rand(3, *size)
-            match.update(eager([image])[0], exported([image])[0])
+            match.update(eager([image])[0], exported.model([image])[0])
     assert match.objects > 20 and not match.unmatched and match.largest < 0.1
     picture = next((data / "images").rglob("*.png"), None) or next((data / "images").rglob("*.jpg"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit:
-        metamix.cli.predict.main([str(picture), "--model", str(folder), "--threshold", "0.3", "--output", "found"])
-    assert exit.value.code == 0
-    (record,) = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    words = [picture, "--model", folder, "--threshold", 0.3, "--output", tmp_path / "drawn"]
+    assert exit_code(predict, *words) == 0
+    (record,) = json.loads((tmp_path / "drawn" / "predictions.json").read_text())
     assert record["objects"] and {entry["class"] for entry in record["objects"]} <= {"disc", "square"}
+    (objects,) = exported.predict([picture], threshold=0.3)
+    assert [entry["score"] for entry in record["objects"]] == [round(score, 4) for score in objects["scores"].tolist()]
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "words"),
+    ("changes", "given", "words"),
     [
         ({}, dict(img_size=(60, 64)), r"img_size is 60 x 64, but .* takes multiples of 16 pixels"),
         (
@@ -108,12 +125,37 @@ def test_boxes_and_scores(detector, format, dynamic, tmp_path, monkeypatch, caps
         ),
     ],
 )
-def test_refusals(changes, options, words, tmp_path):
+def test_refusals(changes, given, words, tmp_path):
     spec = DetectorSpec(**vars(SPEC) | changes)
     metadata = spec.to_dict() | dict(mean=[0.5] * 3, std=[0.25] * 3, img_size=64)
     save_weights(tmp_path / "d.safetensors", spec.build().state_dict(), metadata)
     with pytest.raises(ValueError, match=words):
-        export(str(tmp_path / "d.safetensors"), output=tmp_path / "out", **options)
+        open_detector(options(str(tmp_path / "d.safetensors"), **given))
+
+
+def test_refusals_of_data():
+    with pytest.raises(ValueError, match="^data is voc, but detection reads one layout of folders: give only --data-d"):
+        open_detector(options("run", data="voc", data_dir="cells"))
+    with pytest.raises(ValueError, match="^data is coco: give its folder, --data-dir DIR, to compare run on it$"):
+        open_detector(options("run", data="coco"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "model", "words"),
+    [
+        ({"nms_thresh": 7}, {}, "nms_thresh in extra is 7; accepted is a number from 0 to 1. Export the model again"),
+        ({"multiple": [32]}, {}, r"multiple in extra is \[32\]; accepted is a whole number from 1 to 65,536"),
+        ({}, {"std": None}, "there is no std in model. Export the model again"),
+        ({}, {"classes": None}, "there is no classes in model. Export the model again"),
+        ({}, {"detector": "retinanet2"}, "detector in the metadata is 'retinanet2'; accepted is one of retinanet, fco"),
+    ],
+)
+def test_damaged_exports_are_refused(extra, model, words, tmp_path):
+    exportable = open_detector(options(weights(tmp_path)))
+    metadata = ModelMetadata.from_dict(exportable.metadata.to_dict() | model)
+    artifact = Artifact("onnx", "fp32", metadata, (None, 3, 64, 96), exportable.outputs, exportable.extra | extra)
+    with pytest.raises(ValueError, match=f"^export.json: {words}"):
+        exported_detector(ExportedModel(lambda images: [], artifact))
 
 
 @pytest.mark.parametrize("with_data", [False, True])
@@ -134,15 +176,15 @@ def test_images_without_objects_still_compare_boxes(with_data, tmp_path):
 
 def test_exported_models_run_once_for_each_image(tmp_path):
     data = shapes.write(tmp_path / "shapes", train=1, val=1, test=2)
-    exportable = open_detector(Request(weights(tmp_path), data_dir=str(data)))
+    exportable = open_detector(options(weights(tmp_path), data_dir=str(data)))
     calls = []
 
     def exported(images):
         calls.append(images.shape)
         return exportable.model(images)
 
-    found = exportable.compare(exported, "fp32")
-    assert len(calls) == 2 and found.parity["objects"] > 20 and not found.problems
+    comparison = exportable.compare(exported, "fp32")
+    assert len(calls) == 2 and comparison.parity["objects"] > 20 and not comparison.problems
 
 
 def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
@@ -153,25 +195,26 @@ def test_bf16_that_finds_nothing_is_not_accepted(tmp_path):
         boxes, scores, labels = exportable.model(images)
         return boxes, torch.full_like(scores, torch.nan), labels
 
-    found = exportable.compare(damaged, "bf16")
-    assert re.match(r"it finds no object, and the eager model finds \d+", found.problems[0])
+    comparison = exportable.compare(damaged, "bf16")
+    assert re.match(r"it finds no object, and the eager model finds \d+", comparison.problems[0])
     graph = deepcopy(exportable.model).bfloat16()
     rounded = exportable.compare(lambda images: [x.float() for x in graph(images.bfloat16())], "bf16")
     assert rounded.parity["objects"] > 20 and not rounded.problems
 
 
+@needs_engines
 def test_the_snippet_for_detectors(tmp_path, monkeypatch):
     """The snippet of docs/deploy.md finds what the detector finds."""
     source = weights(tmp_path)
     export(source, output=tmp_path / "cells", format="openvino", dynamic=True, seconds=0)
     snippet = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path)
-    names = {"image": torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))}
+    shapes.draw([(shapes.SQUARE, 5, 6, 20), (shapes.DISC, 40, 30, 25)], (90, 70)).save("cells.jpg")
+    names = {}
     exec(compile(snippet, "snippet", "exec"), names)
-    with torch.no_grad():
-        (expected,) = load_detector(source).model([names["image"]])
-    assert len(expected["boxes"]) > 0 and len(names["found"]["boxes"]) == len(expected["boxes"])
-    near = (names["found"]["boxes"] - expected["boxes"]).abs().amax(1) < 0.5
+    (expected,) = load_detector(source).predict(["cells.jpg"])
+    assert len(expected["boxes"]) > 0 and len(names["cells"]["boxes"]) == len(expected["boxes"])
+    near = (names["cells"]["boxes"] - expected["boxes"]).abs().amax(1) < 0.5
     assert near.float().mean() > 0.9  # boxes of nearly equal scores may change places
 
 
@@ -180,48 +223,22 @@ def test_predict_takes_a_lower_threshold_than_the_detector(tmp_path):
     exportable = ExportableDetector(trained.model, small(trained.metadata), False)
     shapes.draw([]).save(tmp_path / "a.png")
     exported = ExportedDetector(exportable.model, exportable.metadata, (64, 96), exportable.extra)
-    assert draw_all(exported, SPEC.classes, {tmp_path / "a.png": tmp_path / "out.png"}, tmp_path, 0.3) == 0
-    (record,) = json.loads((tmp_path / "predictions.json").read_text())
-    assert record["objects"] and all(0.3 <= found["score"] <= 0.999 for found in record["objects"])
+    command = FindObjects((tmp_path / "a.png",), threshold=0.3, output=tmp_path / "out")
+    assert command.run(TrainedDetector(exported, SPEC, {})) == 0
+    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert record["objects"] and all(0.3 <= entry["score"] <= 0.999 for entry in record["objects"])
 
 
 def test_dynamic_program_of_torch_gets_thin_images_padded(tmp_path):
     source = weights(tmp_path)
-    exportable = open_detector(Request(source, dynamic=True, format="torch"))
+    exportable = open_detector(options(source, dynamic=True, format="torch"))
     assert exportable.extra["least"] == 80  # the first multiple of 16 above the coarsest stride, 64
     for extra, padded in (
         (exportable.extra, (80, 96)),
-        (open_detector(Request(source, dynamic=True)).extra, (16, 96)),
+        (open_detector(options(source, dynamic=True)).extra, (16, 96)),
     ):
         exported = ExportedDetector(exportable.model, exportable.metadata, None, extra)
         assert exported.prepare(torch.rand(3, 20, 300))[0].shape[1:] == padded
-
-
-def test_predict_leaves_out_images_that_the_model_does_not_take(tmp_path, capsys):
-    class Picky(torch.nn.Linear):
-        score_thresh = 0.0
-
-        def forward(self, images):
-            if images[0].shape[-1] == 30:
-                raise DoesNotFit("the model takes no images of 20 x 30")
-            if images[0].shape[-1] == 40:
-                raise KeyboardInterrupt
-            return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}]
-
-    paths = [tmp_path / f"{width}.png" for width in (20, 30, 25, 40)]
-    for path in paths:
-        shapes.draw([], (int(path.stem), 20)).save(path)
-    for end, given in (("returns", paths[:3]), ("is stopped", paths)):
-        (tmp_path / "predictions.json").unlink(missing_ok=True)
-        pictures = {path: tmp_path / "out" / path.name for path in given}
-        if end == "returns":
-            assert draw_all(Picky(1, 1), SPEC.classes, pictures, tmp_path, 0.3) == 1
-            assert f"left out: {paths[1]}: the model takes no images of 20 x 30" in capsys.readouterr().err
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                draw_all(Picky(1, 1), SPEC.classes, pictures, tmp_path, 0.3)
-        records = json.loads((tmp_path / "predictions.json").read_text())
-        assert [record["image"] for record in records] == [str(paths[0]), str(paths[2])]
 
 
 def objects(shift=0.0, score=0.9, label=1):
@@ -252,4 +269,4 @@ def test_a_dynamic_program_of_torch_refuses_smaller_images(tmp_path):
     assert len(program(torch.zeros(1, 3, 80, 96))) == 3
     with pytest.raises(DoesNotFit, match=r"model.pt2 takes no images of 64 x 96 \(Guard .*: resize them, or export to"):
         program(torch.zeros(1, 3, 64, 96))
-    assert len(ExportedDetector.of(program)([torch.rand(3, 20, 300)])) == 1  # is padded
+    assert len(metamix.load(folder).model([torch.rand(3, 20, 300)])) == 1  # is padded
