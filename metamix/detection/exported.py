@@ -25,12 +25,13 @@ from .detectors import Objects
 from .load import DetectorSpec, TrainedDetector
 
 Size = tuple[int, int]
+Pixels = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
     "score_thresh": rule(Share),
     "nms_thresh": rule(Share),
     **dict.fromkeys(
         ("detections_per_img", "min_size", "max_size", "multiple", "least"),
-        rule(Annotated[int, Field(ge=1, le=MAX_SIDE)]),
+        rule(Pixels),
     ),
 }
 METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in ("classes", "mean", "std")}
