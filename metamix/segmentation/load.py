@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from metamix.data import normalize
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
 from metamix.models.checkpoint import check_described_size
@@ -30,12 +32,13 @@ from metamix.weights.metadata import (
 )
 
 from .data import read_image
-from .inference import Predictor, predict
+from .inference import Predictor, predict_blocks
 from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
-from .transforms import Size
+from .transforms import Size, resize_image
 
+MOST_BYTES = 2**31  # of logits that are held at once
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
 
@@ -160,7 +163,28 @@ class TrainedSegmenter:
             ValueError: the tiles do not fit.
         """
         predictor = self.predictor(tile, overlap, flip)
-        return [predict(self.model, self.spec, read_image(image), predictor) for image in images]
+        return [self.label(read_image(image), predictor) for image in images]
+
+    def label(self, image: Tensor, predictor: Predictor) -> Tensor:
+        """Label the pixels of an image.
+
+        An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
+
+        Args:
+            image: (3, H, W) uint8, of any size.
+            predictor: how the model is applied.
+
+        Returns:
+            Labels (H, W) uint8, on the CPU.
+        """
+        model, spec = self.model, self.spec
+        size = image.shape[-2], image.shape[-1]
+        resized = resize_image(image, spec.min_size, spec.max_size)
+        normalized = normalize(resized[None].to(next(model.parameters()).device), spec.mean, spec.std)
+        side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
+        if predictor.tile and resized.shape == image.shape and max(size) > side:
+            return predict_blocks(model, normalized, predictor, side)
+        return predictor(model, normalized, size).cpu()
 
 
 def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
