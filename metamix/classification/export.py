@@ -16,7 +16,7 @@ from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
 from metamix.tasks.exportable import HELD_OUT_IMAGES, Comparison, ExportOptions, Model
-from metamix.utils.checks import parse_size
+from metamix.tasks.simple import BATCH_SIZE, SimpleExport
 from metamix.utils.rules import rule
 from metamix.weights.metadata import ModelMetadata
 
@@ -24,15 +24,13 @@ from .load import Classifier, load_classifier
 from .options import ClassificationEvalOptions
 from .task import Classification
 
-RANDOM_IMAGES = 64
 METADATA = {  # what a classifier reads from export.json
     **dict.fromkeys(("num_classes", "in_chans", "img_size", "mean", "std", "crop_pct"), rule(Any)),  # checked already
     "interpolation": rule(Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
 }
-BATCH_SIZE = 32  # of the comparison
 
 
-class ExportableClassifier:
+class ExportableClassifier(SimpleExport):
     """A classifier, and the data set that it is compared and calibrated on.
 
     Args:
@@ -43,7 +41,7 @@ class ExportableClassifier:
         dynamic: whether the graph takes any size.
     """
 
-    outputs: tuple[str, ...] = ("logits",)
+    outputs = ("logits",)
 
     def __init__(
         self,
@@ -53,9 +51,8 @@ class ExportableClassifier:
         images: int | None = None,
         dynamic: bool = False,
     ):
-        self.model, self.metadata, self.task, self.images = model.eval(), metadata, task, images
-        self.dynamic = dynamic
-        self.extra: dict[str, Any] = {}
+        super().__init__(model, metadata, dynamic, ranked=True)
+        self.task, self.images = task, images
         self.notes = list(task.notes) if task else []
 
     def examples(self, count: int) -> Tensor:
@@ -64,40 +61,22 @@ class ExportableClassifier:
         images = next(iter(self.batches(self.task.data.splits.test, count)))[0]
         return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]  # torch.export fixes a batch of one
 
-    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
-        """Return normally distributed values in the shape of prepared images."""
-        size: Any = self.metadata.img_size
-        height, width = parse_size("img_size", size)
-        shape = count, self.metadata.in_chans or 3, height + taller, width + wider
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
     @torch.inference_mode()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        problems = self.problems_of_another_size(exported, precision) if self.dynamic else []
-        difference = Difference(ranked=True)
         if self.task is None:
-            for images in self.random(RANDOM_IMAGES).split(BATCH_SIZE):
-                difference.update(self.model(images), exported(images))
-            figures: dict[str, Any] = {"on": "random images"} | difference.result()
-            return Comparison(figures, problems=missed_limits(figures, precision) + problems)
+            return super().compare(exported, precision)
         metric, source = self.task.metric, self.task.data.splits.test
         states = {"eager": metric.start(), "exported": metric.start()}
+        difference = Difference(ranked=True)
         for images, batch in self.batches(source, BATCH_SIZE, self.images):
             outputs = {"eager": self.model(images), "exported": exported(images)}
             difference.update(outputs["eager"], outputs["exported"])
             for name, logits in outputs.items():
                 metric.update(states[name], logits, batch)
-        figures = {"on": f"{self.task.data.name}, test"} | difference.result()
+        figures: dict[str, Any] = {"on": f"{self.task.data.name}, test"} | difference.result()
         scores = {name: metric.result([state]) for name, state in states.items()}
-        return Comparison(figures, scores, missed_limits(figures, precision) + problems)
-
-    def problems_of_another_size(self, exported: Model, precision: str) -> list[str]:
-        """Compare the models on images that are larger than the example of the export."""
-        images = self.random(2, taller=32, wider=16)
-        difference = Difference(ranked=True)
-        difference.update(self.model(images), exported(images))
-        size = " x ".join(map(str, images.shape[2:]))
-        return [f"on images of {size} pixels, {problem}" for problem in missed_limits(difference.result(), precision)]
+        problems = [*missed_limits(figures, precision), *self.problems_of_larger(exported, precision)]
+        return Comparison(figures, scores, problems)
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         for images, _ in self.batches(self.training_images(), batch_size, count):

@@ -4,7 +4,7 @@ from .augment import Augment, normalize
 from .files import CorruptImage, decode_file, read_image_file
 from .loader import eval_loader, train_loader
 from .memory import channel_statistics, image_size
-from .options import DataOptions, LocationOptions, SourceOptions
+from .options import DataOptions, LocationOptions, ReadingOptions, SourceOptions
 from .sources import Source, Splits, open_data
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CorruptImage",
     "DataOptions",
     "LocationOptions",
+    "ReadingOptions",
     "Source",
     "SourceOptions",
     "Splits",

@@ -47,7 +47,10 @@ def find_task(name: str) -> TaskSpec:
         ValueError: there is no task of that name.
     """
     if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}.")
+        raise ValueError(
+            f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}. A task of your own needs "
+            f"--import MODULE, in Python the import of its module"
+        )
     spec = TASKS[name]
     return import_part(spec) if isinstance(spec, str) else spec
 

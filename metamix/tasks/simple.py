@@ -1,0 +1,255 @@
+"""Parts of a small task: one output for each image, images of one size. docs/extend.md shows a task made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from metamix.data import CorruptImage, decode_file
+from metamix.data.loader import Samples, StreamLoader
+from metamix.data.options import ReadingOptions
+from metamix.data.order import EvalOrder, TrainOrder
+from metamix.deploy.report import Difference, missed_limits
+from metamix.models import count_macs
+from metamix.models.registry import check_model
+from metamix.training.task import Batch, Loss, Metric, State
+from metamix.utils.checks import parse_size
+from metamix.utils.text import printable
+from metamix.weights.checksums import digest
+from metamix.weights.metadata import ModelMetadata
+
+from .exportable import Comparison, Model
+
+RANDOM_IMAGES, BATCH_SIZE = 64, 32  # of the comparison of an exported model
+
+
+class SimpleData:
+    """Load samples from files.
+
+    Args:
+        splits: "train" and "test", and "holdout" if there is one.
+        options: how files are read.
+        transform: turns a sample of `Samples.read` into an image (C, H, W) uint8 and a label, a number.
+        verify: command that lists broken images, for messages.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Samples],
+        options: ReadingOptions,
+        transform: Callable[[Any], tuple[Tensor, float]],
+        verify: str = "metamix verify",
+    ):
+        self.splits, self.options, self.transform, self.verify = splits, options, transform, verify
+        files = (Path(samples.path(i)) for samples in splits.values() for i in range(len(samples)))
+        self.identity: dict[str, Any] = {
+            "samples": {split: len(samples) for split, samples in splits.items()},
+            "digest": digest((file.name, file.stat().st_size if file.is_file() else 0) for file in files),
+        }
+
+    def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
+        """Make the training loader, see `metamix.training.task.TaskData`."""
+        samples = self.splits["train"]
+        order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
+        return StreamLoader(samples, self.options, order, self.transform, seed, verify=self.verify)
+
+    def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
+        """Make the loader of each split that can be scored."""
+        share = max(1, batch_size // world_size)
+        return {
+            split: StreamLoader(
+                samples,
+                self.options,
+                EvalOrder(len(samples), share, rank, world_size),
+                self.transform,
+                verify=self.verify,
+            )
+            for split, samples in self.splits.items()
+            if split != "train"
+        }
+
+    def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
+        """Scale pixels to values from 0 to 1."""
+        return batch | {"image": batch["image"] / 255}
+
+
+@dataclass
+class SimpleModel:
+    """Build a model and describe it.
+
+    Attributes:
+        make: builds the model, with the weights to start from.
+        about: plain values for the metadata of its weights; at least task, model, data, in_chans and img_size.
+        identity: of the data.
+    """
+
+    make: Callable[[], nn.Module]
+    about: dict[str, Any]
+    identity: Mapping[str, Any]
+    frozen_helpers: tuple[nn.Module, ...] = ()
+
+    def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build the model; a checkpoint's weights are loaded by the engine."""
+        return self.make()
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Describe the model for the summary and for the metadata of its weights."""
+        size = self.about["in_chans"], self.about["img_size"], self.about["img_size"]
+        parameters = sum(weight.numel() for weight in model.parameters())
+        return self.about | dict(self.identity) | {"parameters": parameters, "macs": count_macs(model, size)}
+
+
+class MeanMetric:
+    """Average a value over all images that can be read.
+
+    Args:
+        name: of the score.
+        compute: (outputs (n, ...), labels (n,)) -> values (n,).
+    """
+
+    def __init__(self, name: str, compute: Callable[[Tensor, Tensor], Tensor]):
+        self.name, self.compute = name, compute
+
+    def start(self) -> State:
+        return {"sum": 0.0, "count": 0}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["image"] / 255)
+
+    def update(self, state: State, outputs: Iterable[Any], batch: Batch) -> None:
+        values = self.compute(torch.stack([*outputs]).float().cpu(), batch["label"].cpu())
+        readable = batch["index"].cpu() >= 0
+        state["sum"] += float(values[readable].sum())
+        state["count"] += int(readable.sum())
+
+    def result(self, states: list[State]) -> dict[str, float]:
+        return {self.name: sum(state["sum"] for state in states) / sum(state["count"] for state in states)}
+
+    def by_class(self, states: list[State]) -> dict[str, Any]:
+        return {}
+
+
+class NoPictures:
+    """Draw nothing and advise nothing."""
+
+    def draw(self, states: list[State], folder: Path) -> list[Path]:
+        return []
+
+    def report(self, states: list[State]) -> str:
+        return ""
+
+    def advice(self, states: list[State]) -> str:
+        return ""
+
+
+@dataclass
+class SimpleTask:
+    """Hold the parts of a task, see `metamix.training.task.Task`."""
+
+    title: str
+    data: SimpleData
+    model: SimpleModel
+    loss: Loss
+    metric: Metric
+    pictures: Any = field(default_factory=NoPictures)
+    notes: list[str] = field(default_factory=list)
+    one_shape = True
+
+    @staticmethod
+    def check_model(name: str, pretrained: bool) -> None:
+        """Raise ValueError if timm knows no model of this name, or no weights of it if `pretrained`."""
+        check_model(name, pretrained)
+
+
+@dataclass(frozen=True)
+class SimpleTrained:
+    """A trained model whose outputs are what it predicts.
+
+    Attributes:
+        model: in evaluation mode.
+        metadata: of its weights.
+        prepare: turns an image into what `SimpleData`'s transform makes of it, (C, H, W) uint8.
+    """
+
+    model: nn.Module
+    metadata: ModelMetadata
+    prepare: Callable[[Image.Image], Tensor]
+
+    @property
+    def spec(self) -> ModelMetadata:
+        return self.metadata
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Tensor]:
+        """Return the output of each image, on the CPU; images are files or PIL images."""
+        opened = (image if isinstance(image, Image.Image) else decode_file(image) for image in images)
+        device = next(self.model.parameters()).device
+        return [self.model(self.prepare(image)[None].to(device) / 255)[0].cpu() for image in opened]
+
+
+def count_broken(samples: Samples) -> int:
+    """Print why each sample that cannot be read is broken, and return their number."""
+    count = 0
+    for i in range(len(samples)):
+        try:
+            samples.read(i)
+        except CorruptImage as error:
+            print(printable(str(error)))
+            count += 1
+    return count
+
+
+class SimpleExport:
+    """A model with one output for each image, compared on random images.
+
+    Args:
+        model: called with prepared images (n, C, H, W).
+        metadata: of its weights, with `in_chans` and `img_size`.
+        dynamic: whether the graph takes any size.
+        ranked: whether the outputs are scores of classes.
+    """
+
+    outputs: tuple[str, ...] = ("output",)
+
+    def __init__(self, model: nn.Module, metadata: ModelMetadata, dynamic: bool = False, *, ranked: bool = False):
+        self.model, self.metadata, self.dynamic, self.ranked = model.eval(), metadata, dynamic, ranked
+        self.extra: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def examples(self, count: int) -> Tensor:
+        """Return random images."""
+        return self.random(count)
+
+    def random(self, count: int, taller: int = 0, wider: int = 0) -> Tensor:
+        """Return normally distributed values in the shape of prepared images."""
+        size: Any = self.metadata.img_size
+        height, width = parse_size("img_size", size)
+        shape = count, self.metadata.in_chans or 3, height + taller, width + wider
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def compare(self, exported: Model, precision: str) -> Comparison:
+        """Compare the models on random images, for a dynamic graph also on larger ones."""
+        difference = Difference(self.ranked)
+        for images in self.random(RANDOM_IMAGES).split(BATCH_SIZE):
+            difference.update(self.model(images), exported(images))
+        figures: dict[str, Any] = {"on": "random images"} | difference.result()
+        return Comparison(
+            figures, problems=[*missed_limits(figures, precision), *self.problems_of_larger(exported, precision)]
+        )
+
+    def problems_of_larger(self, exported: Model, precision: str) -> Iterator[str]:
+        """Compare the models of a dynamic graph on images that are larger than the example of the export."""
+        if self.dynamic:
+            images = self.random(2, taller=32, wider=16)
+            difference = Difference(self.ranked)
+            difference.update(self.model(images), exported(images))
+            size = " x ".join(map(str, images.shape[2:]))
+            for problem in missed_limits(difference.result(), precision):
+                yield f"on images of {size} pixels, {problem}"
