@@ -69,8 +69,8 @@ def field_problems(data: Entries) -> Iterator[str]:
             for field, (types, accepted) in fields.items():
                 value: Any = entry.get(field)
                 if type(value) not in types:
-                    found = f"no {field}" if value is None else f"the {field} {value!r}"
-                    yield f"{key}[{place}] has {found}; it must be {accepted}"
+                    wrong = f"no {field}" if value is None else f"the {field} {value!r}"
+                    yield f"{key}[{place}] has {wrong}; it must be {accepted}"
                 elif field == "file_name" and leaves_folder(value):
                     yield f"{key}[{place}] has the file_name {value!r}; it must be a path inside the image folder"
 
@@ -161,9 +161,9 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
 
 def run_length_problem(segmentation: dict[str, Any], height: int | None, width: int | None) -> str | None:
     """Describe why run lengths do not fit an image, or return None. A size that is not known is not checked."""
-    found, counts = segmentation.get("size"), segmentation.get("counts")
-    if height is not None and width is not None and found != [height, width]:
-        return f"its segmentation is of height and width {found}, but the image of {[height, width]}"
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if height is not None and width is not None and size != [height, width]:
+        return f"its segmentation is of height and width {size}, but the image of {[height, width]}"
     if isinstance(counts, str):
         counts = decode_runs(counts)
         if counts is None or any(count < 0 for count in counts):

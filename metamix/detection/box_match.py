@@ -25,20 +25,20 @@ class BoxMatch:
 
     def __init__(self, threshold: float, most: int):
         self.threshold, self.most = threshold, most
-        self.images = self.objects = self.given = self.unmatched = 0
+        self.images = self.objects = self.detected = self.unmatched = 0
         self.largest = 0.0
 
-    def update(self, expected: Objects, given: Objects) -> None:
-        """Add the objects of one image."""
+    def update(self, expected: Objects, detected: Objects) -> None:
+        """Add the objects of one image: those of the first detector, and those to find them among."""
         self.images += 1
-        self.given += int(given["scores"].isfinite().sum())
+        self.detected += int(detected["scores"].isfinite().sum())
         last = float(expected["scores"][-1]) if len(expected["scores"]) == self.most else self.threshold
         for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"]):
             if score <= last * (1 + SAME_SCORE):
                 continue
             self.objects += 1
-            alike = (given["labels"] == label) & ((given["scores"] - score).abs() < SAME_SCORE * score)
-            distances = (given["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
+            alike = (detected["labels"] == label) & ((detected["scores"] - score).abs() < SAME_SCORE * score)
+            distances = (detected["boxes"][alike] - box).abs().amax(1) if alike.any() else torch.tensor([torch.inf])
             distance = float(distances.min())
             if not distance <= 16:  # another object, or not a number
                 self.unmatched += 1
@@ -55,9 +55,9 @@ class BoxMatch:
         }
 
     def problems(self, precision: str) -> list[str]:
-        """Say in words which limits are missed. In bf16 the only one is that something is found."""
+        """Say in words which limits are missed. In bf16 boxes may differ, so only a model that finds nothing fails."""
         if precision != "fp32":
-            blind = self.objects and not self.given
+            blind = self.objects and not self.detected
             return [f"it finds no object, and the eager model finds {self.objects}"] if blind else []
         problems = []
         if self.largest > MOST_PIXELS:

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage, decode_file
@@ -127,21 +126,6 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
     return image
 
 
-class ImagesAndObjects(CocoDetection):
-    """Read images and objects through torchvision's data set, without crowds: those are only for scoring."""
-
-    def __init__(self, images: Path, coco):
-        VisionDataset.__init__(self, images)
-        self.coco = coco
-        self.ids = sorted(coco.imgs)
-
-    def _load_image(self, id: int) -> Image.Image:
-        return read_annotated_image(Path(self.root), self.coco.imgs[id])
-
-    def _load_target(self, id: int) -> list[Entry]:
-        return [annotation for annotation in super()._load_target(id) if not annotation["iscrowd"]]
-
-
 class CocoSplit:
     """The images and objects of one split, in the order of the image ids.
 
@@ -166,8 +150,6 @@ class CocoSplit:
         self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
         if masks:
             self.check_masks()
-        keys = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
-        self.samples = wrap_dataset_for_transforms_v2(ImagesAndObjects(images, self.coco), target_keys=keys)
 
     def check_masks(self) -> None:
         """Raise ValueError unless every object has a segmentation that can be drawn as a mask."""
@@ -232,7 +214,7 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
-        """Read an image and its objects; crowds are left out.
+        """Read an image and its objects; crowds, which only scoring needs, are left out.
 
         Returns:
             The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
@@ -241,17 +223,19 @@ class CocoSplit:
         Raises:
             CorruptImage: the image cannot be read.
         """
-        image, target = self.samples[index]
-        image = to_image(image)
+        entry = self.coco.imgs[self.ids[index]]
+        image = to_image(read_annotated_image(self.images, entry))
         size = tuple(image.shape[-2:])
-        if "boxes" not in target:  # an image without objects
-            target = {
-                "boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
-                "labels": torch.zeros(0, dtype=torch.int64),
-            }
-            if self.masks:
-                target["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
-        target["labels"] = torch.tensor([self.labels[c] for c in target["labels"].tolist()], dtype=torch.int64)
+        objects = [each for each in self.coco.imgToAnns[entry["id"]] if not each["iscrowd"]]
+        boxes = torch.tensor([each["bbox"] for each in objects]).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": torch.tensor([self.labels[each["category_id"]] for each in objects], dtype=torch.int64),
+        }
+        if self.masks:
+            masks = [torch.from_numpy(self.coco.annToMask(each)) for each in objects]
+            target["masks"] = tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8))
         return image, target
 
 

@@ -70,10 +70,10 @@ class DetectionMetric:
         """Add the objects of each image to the state."""
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
-        for index, found in zip(batch["index"].tolist(), outputs, strict=True):
-            if index >= 0 and found is not None:  # an image that cannot be read is not scored
+        for index, objects in zip(batch["index"].tolist(), outputs, strict=True):
+            if index >= 0 and objects is not None:  # an image that cannot be read is not scored
                 state["seen"].append(split.ids[index])
-                state["results"] += to_coco(found, split.ids[index], split)
+                state["results"] += to_coco(objects, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Return COCO's AP, AP50, AP75 and AP by size, of boxes and, for Mask R-CNN, of masks."""
@@ -154,8 +154,7 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
     truth = copy.copy(split.coco)  # the evaluation writes into it
     truth.anns = {i: dict(annotation) for i, annotation in split.coco.anns.items()}
     with contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes(prepare_detections(split, results, kind))
-        evaluation = COCOeval(truth, found, kind)
+        evaluation = COCOeval(truth, truth.loadRes(prepare_detections(split, results, kind)), kind)
         evaluation.params.imgIds = list(split.ids if image_ids is None else image_ids)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -46,10 +46,10 @@ class DetectionPictures:
         split = self.data.scored_split(states)
         ranked = sorted(scores.images, key=scores.images.__getitem__, reverse=True)
         chosen = ranked if len(ranked) <= 2 * SHOWN else [*ranked[:SHOWN], *ranked[-SHOWN:]]
-        found: dict[int, Detections] = {image_id: [] for image_id in chosen}
+        detections: dict[int, Detections] = {image_id: [] for image_id in chosen}
         for detection in (d for state in states for d in state["results"]):
-            if detection["image_id"] in found and detection["score"] >= SURE:
-                found[detection["image_id"]].append(detection)
+            if detection["image_id"] in detections and detection["score"] >= SURE:
+                detections[detection["image_id"]].append(detection)
         rows = []
         for image_id in chosen:
             try:
@@ -57,7 +57,7 @@ class DetectionPictures:
             except CorruptImage:  # reported by the loader
                 continue
             title = f"{split.coco.imgs[image_id]['file_name']}, F1 {scores.images[image_id]:.2f}"
-            rows.append((title, image, truth, from_coco(found[image_id], split)))
+            rows.append((title, image, truth, from_coco(detections[image_id], split)))
         return rows
 
     def report(self, states: list[State]) -> str:
@@ -118,10 +118,10 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
     grid = figure.subplots(lines, 4, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for i, (title, image, truth, found) in enumerate(rows):
+    for i, (title, image, truth, detected) in enumerate(rows):
         left, right = grid[i // 2, 2 * (i % 2) : 2 * (i % 2) + 2]
         draw_objects(left, image, truth, classes, named=False)
-        draw_objects(right, image, found, classes, named=False)
+        draw_objects(right, image, detected, classes, named=False)
         left.set_title(f"{plain(title)}: truth", fontsize="small")
         right.set_title("found", fontsize="small")
     shown = sorted({label for _, _, *both in rows for objects in both for label in objects["labels"].tolist()})

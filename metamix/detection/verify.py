@@ -77,8 +77,10 @@ def find_problems(annotations: Path, entries: Entries, images: Path) -> Iterator
         if problem:
             yield f"{annotations}: {named}, annotation {annotation['id']}: {problem}"
     for image in entries["images"]:
-        if problem := file_problem(image, images):
-            yield f"{annotations}: {name(image)}: {problem}"
+        try:
+            read_annotated_image(images, image)
+        except CorruptImage as error:
+            yield f"{annotations}: {name(image)}: it cannot be used: {error}"
 
 
 def name(image: Entry) -> str:
@@ -106,15 +108,6 @@ def box_problem(annotation: Entry, image: Entry, classes: set[int]) -> str | Non
     return None
 
 
-def file_problem(image: Entry, folder: Path) -> str | None:
-    """Describe why the file of an image cannot be used, or return None."""
-    try:
-        read_annotated_image(folder, image)
-    except CorruptImage as error:
-        return f"it cannot be used: {error}"
-    return None
-
-
 def describe_background(path: Path, entries: Entries) -> str | None:
     """Say how many images of an annotation file have no box that can be used; None if each has one."""
     by_id = {image["id"]: image for image in entries["images"]}
@@ -130,33 +123,6 @@ def describe_background(path: Path, entries: Entries) -> str | None:
     if not empty:
         return None
     return f"{path}: images without a box, background in training: {len(empty):,}, first {name(empty[0])}"
-
-
-class BoxSizes:
-    """Say how large boxes are, beside the anchors that RetinaNet would be trained with.
-
-    The anchors are chosen for train, or else for the first file with boxes.
-
-    Args:
-        min_size, max_size: shorter side of the images in training, and the limit of the longer side, in pixels.
-    """
-
-    def __init__(self, min_size: int, max_size: int):
-        self.min_size, self.max_size = min_size, max_size
-        self.chosen: tuple[Path, float] | None = None
-
-    def describe(self, path: Path, entries: Entries) -> str | None:
-        """Describe the boxes of an annotation file; None if it has none in images of known size."""
-        images = {image["id"]: image for image in entries["images"]}
-        sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))
-        if not len(sizes):
-            return None
-        source, scale = self.chosen = self.chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))
-        anchors = retinanet_sizes(RETINANET_STRIDES, scale)
-        return (
-            f"{path}: at {self.min_size} x {self.max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
-            f"(retinanet with anchor_scale {scale:g}{'' if source == path else f', as for {source.name}'})"
-        )
 
 
 @dataclass
@@ -179,6 +145,7 @@ class VerifyAnnotations(VerifyOptions):
         if self.data_dir and self.data != "coco":
             raise ValueError(f"--data-dir is the folder of the data set coco, not of {self.data}: leave it out")
         self.path = Path(self.data_dir or self.data)
+        self.chosen: tuple[Path, float] | None = None  # anchor scale, and the file that it was chosen for
         if not self.path.exists():
             raise FileNotFoundError(f"there is no file or folder {self.path}")
         if self.min_size > self.max_size:
@@ -189,7 +156,7 @@ class VerifyAnnotations(VerifyOptions):
     def run(self) -> int:
         splits = find_splits(self.path) if self.path.is_dir() else {}
         files = list(splits.values()) or [(self.path, self.images or self.path.parent)]
-        count, boxes = 0, BoxSizes(self.min_size, self.max_size)
+        count = 0
         notes: list[str | None] = []
         first: tuple[Path, tuple[str, ...]] | None = None
         for path, folder in sorted(files, key=lambda file: "train" not in file[0].stem):  # its classes are expected
@@ -201,7 +168,7 @@ class VerifyAnnotations(VerifyOptions):
                 classes = class_names(entries)
                 first = first or (path, classes)
                 problems.append([class_problem(path, classes, *first)])
-                notes += describe_background(path, entries), boxes.describe(path, entries)
+                notes += describe_background(path, entries), self.describe_boxes(path, entries)
             for problem in filter(None, chain(*problems)):  # each is printed when it is found
                 print(printable(problem))
                 count += 1
@@ -214,3 +181,23 @@ class VerifyAnnotations(VerifyOptions):
         for note in filter(None, notes):
             print(printable(note))
         return count
+
+    def describe_boxes(self, path: Path, entries: Entries) -> str | None:
+        """Say how large the boxes of an annotation file are, beside the anchors that RetinaNet would be trained with.
+
+        The anchors are chosen for train, or else for the first file with boxes.
+
+        Returns:
+            None if no box is in an image of known size.
+        """
+        images = {image["id"]: image for image in entries["images"]}
+        sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))
+        if not len(sizes):
+            return None
+        self.chosen = self.chosen or (path, choose_anchor_scale(sizes, RETINANET_STRIDES))
+        source, scale = self.chosen
+        anchors = retinanet_sizes(RETINANET_STRIDES, scale)
+        return (
+            f"{path}: at {self.min_size} x {self.max_size}, {describe_sizes(sizes, (anchors[0][0], anchors[-1][-1]))} "
+            f"(retinanet with anchor_scale {scale:g}{'' if source == path else f', as for {source.name}'})"
+        )

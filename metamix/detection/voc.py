@@ -72,18 +72,18 @@ def convert(folder: Path, split: str | None = None) -> Entries:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_split(folder: Path, split: str, known: Collection[str]) -> list[str]:
+def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str]:
     """Return the images, without suffix, that a list in ImageSets/Main names.
 
     In VOC's lists of one class a flag follows the name: 1, -1, or 0 for difficult. Names may have spaces, so a line
-    that is the name of an annotation, one of `known`, has no flag.
+    that is one of `annotated`, the images with an annotation, has no flag.
     """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         splits = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(splits) or 'none'}")
     lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
-    return [line if line in known else FLAG.sub("", line) for line in lines]
+    return [line if line in annotated else FLAG.sub("", line) for line in lines]
 
 
 def parse(path: Path) -> ElementTree.Element:
@@ -96,21 +96,21 @@ def parse(path: Path) -> ElementTree.Element:
 
 def text(element: ElementTree.Element, name: str, path: Path) -> str:
     """Return the text of a child; ValueError if there is none."""
-    found = element.findtext(name)
-    if found is None:
+    content = element.findtext(name)
+    if content is None:
         raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
-    return found.strip()
+    return content.strip()
 
 
 def number(element: ElementTree.Element, name: str, path: Path) -> float:
     """Return the number in a child; ValueError if there is none."""
-    found = text(element, name, path)
+    digits = text(element, name, path)
     try:
-        value = float(found)
+        value = float(digits)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{path} has {found!r} in <{name.replace('/', '><')}>, where a number of pixels is needed")
+        raise ValueError(f"{path} has {digits!r} in <{name.replace('/', '><')}>, where a number of pixels is needed")
     return value
 
 

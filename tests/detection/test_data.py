@@ -146,7 +146,7 @@ def test_broken_training_image_is_replaced_and_named(coco, options, tmp_path, ca
     batches = list(DetectionData(replace(options, corrupt_limit=0.3)).train_loader(8, 0, 1, 0).epoch(0))
     assert len(batches[0]["image"]) == 8
     assert "train_0.png" in caplog.text and "train_1.png" in caplog.text
-    with pytest.raises(CorruptImage, match="cannot be read.*metamix verify --task detection '.*my shapes'$") as error:
+    with pytest.raises(CorruptImage, match="cannot be read.*metamix verify '.*my shapes'$") as error:
         list(DetectionData(replace(options, corrupt_limit=0.2)).train_loader(8, 0, 1, 0).epoch(0))
     assert follow_verify(error.value) == 1
     said = capsys.readouterr().out
