@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamix.data import normalize
 from metamix.layers import resize_to
 from metamix.layers.tiles import apply_in_tiles
 from metamix.utils.checks import check_finite
 
-from .transforms import Size, resize_image
-
-if TYPE_CHECKING:
-    from .load import SegmenterSpec
-
+from .transforms import Size
 
 AT_ONCE = 16  # classes whose scores are resized together
 MOST_BYTES = 2**31  # of logits that are held at once
@@ -104,27 +98,20 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
     return labels
 
 
-def predict(model: nn.Module, spec: SegmenterSpec, image: Tensor, predictor: Predictor) -> Tensor:
-    """Label the pixels of an image.
+def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
+    """Return labels (H', W') uint8 on the CPU.
 
     An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
 
     Args:
-        model: a segmenter in evaluation mode, on any device.
-        spec: how images go into it.
-        image: (3, H, W) uint8, of any size.
+        model, image, size: as for `Predictor`.
+        classes: number of classes.
         predictor: how the model is applied.
-
-    Returns:
-        Labels (H, W) uint8, on the CPU.
     """
-    size = image.shape[-2], image.shape[-1]
-    resized = resize_image(image, spec.min_size, spec.max_size)
-    normalized = normalize(resized[None].to(next(model.parameters()).device), spec.mean, spec.std)
-    side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
-    if predictor.tile and resized.shape == image.shape and max(size) > side:
-        return predict_blocks(model, normalized, predictor, side)
-    return predictor(model, normalized, size).cpu()
+    side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * classes)))
+    if predictor.tile and image.shape[-2:] == size and max(size) > side:
+        return predict_blocks(model, image, predictor, side)
+    return predictor(model, image, size).cpu()
 
 
 def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: int) -> Tensor:

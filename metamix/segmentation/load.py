@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from PIL import Image
 from torch import Tensor, nn
 
+from metamix.data import normalize
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
 from metamix.models.same_function import check_described_size
@@ -18,7 +19,6 @@ from metamix.utils.rules import (
     POSITIVE_SHARE,
     SHARE,
     Flag,
-    Rule,
     check_entries,
     is_list,
     is_text,
@@ -44,7 +44,7 @@ from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES, Palette
 from .options import MAX_CROP, NOT_HEAD_ARGS, NOT_MODEL_ARGS, MaskValue, Side
 from .segmenters import HEADS, Segmenter, build_segmenter
-from .transforms import Size
+from .transforms import Size, resize_image
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
@@ -53,13 +53,6 @@ def _is_colour(value: Any) -> bool:
     return is_list(value, lambda n: is_whole(n, 0, 255), 3, 3)
 
 
-HeadArgs = Annotated[
-    dict[str, Any],
-    Rule(
-        "a mapping of options to plain values, without those of metamix train",
-        lambda value: isinstance(value, Mapping) and not NOT_HEAD_ARGS.keys() & value.keys(),
-    ),
-]
 Classes = Annotated[
     tuple[str, ...], list_of(f"a list of {MIN_CLASSES} to {MAX_CLASSES} names", is_text, MIN_CLASSES, MAX_CLASSES)
 ]
@@ -86,7 +79,7 @@ class SegmenterSpec:
     """
 
     head: Annotated[str, one_of(HEADS)]
-    head_args: HeadArgs
+    head_args: Annotated[dict[str, Any], arguments_without(NOT_HEAD_ARGS)]
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
     classes: Classes
@@ -182,7 +175,14 @@ class TrainedSegmenter:
             ValueError: the tiles do not fit.
         """
         predictor = self.predictor(tile, overlap, flip)
-        return [predict(self.model, self.spec, read_image(image), predictor) for image in images]
+        return [self.label(read_image(image), predictor) for image in images]
+
+    def label(self, image: Tensor, predictor: Predictor) -> Tensor:
+        """Label the pixels of an image (3, H, W) uint8: (H, W) uint8, on the CPU."""
+        spec, size = self.spec, (image.shape[-2], image.shape[-1])
+        resized = resize_image(image, spec.min_size, spec.max_size)[None]
+        normalized = normalize(resized.to(next(self.model.parameters()).device), spec.mean, spec.std)
+        return predict(self.model, normalized, size, len(spec.classes), predictor)
 
 
 def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
@@ -216,9 +216,8 @@ def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
 def load_initial_weights(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
     """Load the weights of a segmenter of the same build, to fine-tune it.
 
-    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then.
-
-    Layers that depend on the classes keep their new weights where the file has other classes.
+    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then. Layers that
+    depend on the classes keep their new weights if the file has other classes.
 
     Returns:
         The names of the weights that were not loaded.

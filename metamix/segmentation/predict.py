@@ -30,7 +30,6 @@ from metamix.utils.options import option
 from metamix.utils.text import plural, printable
 
 from .data import read_image
-from .inference import predict
 from .labels import colours_of, index_image, read_classes
 from .load import TrainedSegmenter
 from .pictures import overlay
@@ -67,7 +66,7 @@ class LabelPixels(PredictOptions):
 
         def label(path: Path, name: Path) -> dict[str, str]:
             image = read_image(path)
-            labels = predict(trained.model, spec, image, predictor)
+            labels = trained.label(image, predictor)
             save(output / MASKS / name, index_image(labels, colours))
             save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
             return {"mask": (Path(MASKS) / name).as_posix()}
