@@ -16,6 +16,7 @@ from metamix.utils.checks import check_finite
 from .transforms import Size
 
 AT_ONCE = 16  # classes whose scores are resized together
+MOST_BYTES = 2**31  # of logits that are held at once
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,22 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
         better = values > best
         best, labels = torch.where(better, values, best), torch.where(better, places.byte() + first, labels)
     return labels
+
+
+def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
+    """Return labels (H', W') uint8 on the CPU.
+
+    An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
+
+    Args:
+        model, image, size: as for `Predictor`.
+        classes: number of classes.
+        predictor: how the model is applied.
+    """
+    side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * classes)))
+    if predictor.tile and image.shape[-2:] == size and max(size) > side:
+        return predict_blocks(model, image, predictor, side)
+    return predictor(model, image, size).cpu()
 
 
 def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: int) -> Tensor:

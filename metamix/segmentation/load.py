@@ -32,13 +32,12 @@ from metamix.weights.metadata import (
 )
 
 from .data import read_image
-from .inference import Predictor, predict_blocks
+from .inference import Predictor
 from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
 from .transforms import Size, resize_image
 
-MOST_BYTES = 2**31  # of logits that are held at once
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 
 
@@ -67,7 +66,7 @@ class SegmenterSpec:
     """
 
     head: Annotated[str, one_of(HEADS)]
-    head_args: HeadArgs
+    head_args: Annotated[dict[str, Any], arguments_without(NOT_HEAD_ARGS)]
     model: ModelName
     model_args: Annotated[dict[str, Any], arguments_without(NOT_MODEL_ARGS)]
     classes: Classes
@@ -218,9 +217,8 @@ def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
 def load_initial_weights(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
     """Load the weights of a segmenter of the same build, to fine-tune it.
 
-    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then.
-
-    Layers that depend on the classes keep their new weights where the file has other classes.
+    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then. Layers that
+    depend on the classes keep their new weights if the file has other classes.
 
     Returns:
         The names of the weights that were not loaded.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,15 +45,10 @@ class VerifyMasks(VerifyOptions):
                 f"there is no folder {name}: give one with SPLIT/images and SPLIT/masks, or the name of another layout "
                 f"({', '.join(OPENERS)}) and --data-dir FOLDER"
             )
-        options = SegmentationOptions(
-            data=name,  # type: ignore[arg-type]  # `open_set` checks it
-            data_dir=folder or "",
-            mask_name=self.mask_name,
-            ignore_index=self.ignore_index,
-            reduce_zero_label=self.reduce_zero_label,
-        )
-        masked = open_set(options)
-        labels = masked.labels(options.ignore_index, options.reduce_zero_label)
+        values: Any = {field: getattr(self, field) for field in ("mask_name", "ignore_index", "reduce_zero_label")}
+        values |= {"data": name, "data_dir": folder or ""}
+        masked = open_set(SegmentationOptions(**values))
+        labels = masked.labels(self.ignore_index, self.reduce_zero_label)
         problems, counts = 0, {}
         for split in masked.splits:
             try:
