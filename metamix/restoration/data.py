@@ -176,30 +176,17 @@ class RestorationData:
         options, samples = self.options, self.parts["train"]
         order = TrainOrder(len(samples) * options.crops, batch_size, rank, world_size, seed)
         transform = TrainCrop(options.crop, options.flip, options.rotate, self.chain, self.scale, self.enlarge)
-        return self._loader(samples, order, transform, seed, collate_crops)
+        verify = verify_command(options, options.data_dir)
+        return StreamLoader(samples, options, order, transform, seed, collate=collate_crops, verify=verify)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, whose images come whole, one by one."""
-        loaders = {}
+        options, transform, loaders = self.options, WholeImage(self.chain), {}
         for split, samples in self.scored.items():
             order = EvalOrder(len(samples), 1, rank, world_size)
-            folder = self.options.test_dir if split == "test" else ""
-            loaders[split] = self._loader(samples, order, WholeImage(self.chain), 0, collate_pairs, folder)
+            verify = verify_command(options, (split == "test" and options.test_dir) or options.data_dir)
+            loaders[split] = StreamLoader(samples, options, order, transform, 0, collate=collate_pairs, verify=verify)
         return loaders
-
-    def _loader(
-        self, samples: Samples, order: Any, transform: Any, seed: int, collate: Any, folder: str = ""
-    ) -> StreamLoader:
-        """Make a loader; `folder` is that of the images if it is not data_dir."""
-        return StreamLoader(
-            samples,
-            self.options,
-            order,
-            transform,
-            seed,
-            collate=collate,
-            verify=verify_command(self.options, folder or self.options.data_dir),
-        )
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Mix neighbouring crops, and their targets in the same ratio. The worker processes have done all else."""

@@ -14,6 +14,7 @@ The target of a smaller scale is the target, shrunk as MAXIM shrinks its inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +35,14 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of output and targe
 }
 
 
-def parse_loss(text: str) -> dict[str, float]:
-    """Read a weighted sum such as "charbonnier+0.1*fft" into weights by name.
-
-    Raises:
-        ValueError: an unknown or repeated name, or a weight that is not a number above 0.
-    """
-    return parse_weighted_sum(text, LOSSES)
+parse_loss = partial(parse_weighted_sum, names=LOSSES)
 
 
 class RestorationLoss:
     """Sum losses with weights, over all images that the model returns.
 
     Args:
-        text: the weighted sum, see `parse_loss`.
+        text: weighted sum of losses, such as "charbonnier+0.1*fft".
         crop: side of the target crops in pixels.
 
     Raises:
