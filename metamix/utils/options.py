@@ -33,7 +33,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options, which checks each value by its type.
+    """Base class of options, which checks each value by its type. A path is accepted for a string.
 
     A subclass with a `__post_init__` of its own calls `super().__post_init__()`.
 
@@ -44,7 +44,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, limits in rules_of(type(self)).items():
             value = getattr(self, name)
-            if not fits(value, limits):
+            if not fits(value, limits) and not (isinstance(value, Path) and fits(str(value), limits)):
                 raise ValueError(f"{name} is {shown(value)}, but it must be {accepted(limits, value)}")
 
 

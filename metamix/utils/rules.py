@@ -14,7 +14,8 @@ from dataclasses import fields
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic_core import core_schema
 
 from .text import did_you_mean
 
@@ -68,7 +69,8 @@ def where(check: Callable[[Any], object], accepted: str) -> GetPydanticSchema:
         return value
 
     return GetPydanticSchema(
-        lambda hint, handler: handler(Annotated[hint, AfterValidator(validate), Field(description=accepted)])
+        lambda hint, handler: core_schema.no_info_after_validator_function(validate, handler(hint)),
+        lambda schema, handler: handler(schema) | {"description": accepted},
     )
 
 
@@ -105,10 +107,10 @@ def _describe(schema: Mapping[str, Any]) -> str:
         return schema["description"]
     if "anyOf" in schema:
         return ", or ".join(map(_describe, schema["anyOf"]))
+    if "const" in schema:  # before pydantic 2.10 beside an enum
+        return schema["const"]
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
-    if "const" in schema:
-        return schema["const"]
     parts = schema.get("items") or schema.get("prefixItems", [None])[0] or schema.get("additionalProperties")
     if isinstance(parts, Mapping):
         items = re.sub("^a ((finite |whole )?number|string|path)", r"\1s", _describe(parts))
@@ -120,10 +122,10 @@ def _describe(schema: Mapping[str, Any]) -> str:
         return f"a list [a, b] of {items}"
     words = WORDS[schema.get("format", schema["type"])]
     if {"minimum", "maximum"} <= schema.keys():
-        return f"{words} from {schema['minimum']:,} to {schema['maximum']:,}"
+        return f"{words} from {schema['minimum']:,.10g} to {schema['maximum']:,.10g}"
     if "maxLength" in schema:
         return f"{words} of at most {schema['maxLength']:,} characters"
-    limits = [f"{limit} {schema[key]:,}" for key, limit in LIMITS.items() if key in schema]
+    limits = [f"{limit} {schema[key]:,.10g}" for key, limit in LIMITS.items() if key in schema]
     if words == "a number" and limits and not {"maximum", "exclusiveMaximum"} & schema.keys():
         words = "a finite number"
     return " ".join([words, " and ".join(limits)]).rstrip()

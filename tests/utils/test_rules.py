@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -28,7 +29,8 @@ class Toys(Options):
 
 
 @pytest.mark.parametrize(
-    "values", [{"size": 16}, {"count": 3}, {"border": 0}, {"share": 1}, {"weight": 1e300}, {"name": ""}]
+    "values",
+    [{"size": 16}, {"count": 3}, {"border": 0}, {"share": 1}, {"weight": 1e300}, {"name": ""}, {"name": Path("a")}],
 )
 def test_values_that_a_rule_accepts(values):
     assert vars(Toys(**values)).items() >= values.items()
@@ -41,6 +43,7 @@ def test_values_that_a_rule_accepts(values):
         ({"size": 4.0}, "size is 4.0, but it must be a whole number"),
         ({"size": True}, "size is True, but"),
         ({"size": np.int64(4)}, "size is np.int64.4., but"),
+        ({"name": 3}, "name is 3, but it must be a string.$"),
         ({"size": None}, "size is None, but"),
         ({"count": 0}, "count is 0, but it must be a whole number of at least 1, or none.$"),
         (
