@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 
 import yaml
@@ -31,20 +31,24 @@ def read_run(run: Path) -> tuple[dict, dict]:
     return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
 
 
+def options_of(task: str) -> list[Field]:
+    """Return the options of the engine and of a task."""
+    return [field for options in (EngineOptions, find_task(task).Options) for field in fields(options)]
+
+
 def free_options(task: str) -> set[str]:
     """Return the options that do not change a result: where a run writes, on which device, how it is logged."""
-    return {
-        field.name
-        for options in (EngineOptions, find_task(task).Options)
-        for field in fields(options)
-        if field.metadata["on_resume"] == "ignore"
-    }
+    return {field.name for field in options_of(task) if field.metadata["on_resume"] == "ignore"}
 
 
 def differences(recipe: dict, other: dict) -> dict:
-    """Return the options in which `other` differs from `recipe`, with its values. The seed is not compared."""
-    ignored = free_options(recipe.get("task", "classification")) | {"seed"}
-    keys = sorted((recipe.keys() | other.keys()) - ignored)
+    """Return the options in which `other` differs from `recipe`, with its values. The seed is not compared.
+
+    A recipe of an earlier version may lack an option. It had the effect of the default.
+    """
+    task = recipe.get("task", "classification")
+    recipe, other = ({field.name: field.default for field in options_of(task)} | each for each in (recipe, other))
+    keys = sorted((recipe.keys() | other.keys()) - free_options(task) - {"seed"})
     return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}
 
 

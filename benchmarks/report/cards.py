@@ -124,7 +124,7 @@ The test split was scored once, after training. The accuracy above is that of th
 
 def header(card: dict, arxiv: str) -> str:
     """Make the YAML block that Hugging Face reads, without its fences."""
-    data = card["name"].split(".")[1].partition("_")[0]  # cifar10 of cifar10_e48, which was trained for 48 epochs
+    data = card["name"].partition(".")[2]
     result = EvalResult(
         task_type="image-classification",
         dataset_type=data,

@@ -114,8 +114,9 @@ def sizes_table(tag: str) -> str:
     header, rows = ["mixer"], []
     for side in ADAPTED:
         header += [f"{side} px: as it is", "made for it", "resized to 32", "fine-tuned"]
-    for mixer, card in by_mixer(load_cards(tag)).items():
-        scores = found[card["name"]]
+    for mixer in list_mixers():
+        if not (scores := found.get(f"metaformer_{mixer}_nano.{tag}")):
+            continue
         tuned = {side: run["top1"] for side, run in scores.get("tuned", {}).items()}
         forms = [scores["top1"], scores["made"], scores["resized"], tuned]
         cells = [f"{form[side]:.1f}" if side in form else "" for side in map(str, ADAPTED) for form in forms]

@@ -1,6 +1,6 @@
 """Make the tables of deployed models from results/deploy.json, and the picture of the engines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,7 @@ from benchmarks.markdown import table, wrap
 from benchmarks.measure.deploy import LOWER, load
 from benchmarks.paths import DOCS, IMAGES
 from benchmarks.report.style import WIDTH, save
-from benchmarks.weight_cards import load_cards, weights_digest
+from benchmarks.weight_cards import load_cards, load_former, weights_digest
 from metamix.mixers import list_mixers
 from metamix.utils.text import plural
 
@@ -78,21 +78,22 @@ def digits(ms: float) -> str:
 
 def accuracy_table() -> str:
     """Make a table of accuracy and sizes in lower precision for each machine."""
-    parts = scored_parts()
-    if not parts:
+    parts, former = scored_parts(load_cards()), scored_parts(load_former())
+    if not (parts := parts or former):
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
+    gone = ", which are no longer shipped," if parts is former else ""
     note = (
-        f"Loses: points of test accuracy that the `{tag}` weights lose. Files: their size in int8, and its share of "
-        f"that in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
+        f"Loses: points of test accuracy that the `{tag}` weights{gone} lose. Files: their size in int8, and its "
+        f"share of that in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])
 
 
-def scored_parts() -> list[dict]:
-    """Return the accuracies of each machine, without those of weights that have been replaced."""
-    shipped = {weights_digest(card) for card in load_cards()}
+def scored_parts(cards: Sequence[dict]) -> list[dict]:
+    """Return the accuracies of the weights of these cards, by machine."""
+    shipped = {weights_digest(card) for card in cards}
     parts = load("accuracy").get("parts", [])
     current = [part | {"rows": [row for row in part["rows"] if row.get("weights") in shipped]} for part in parts]
     return [part for part in current if part["rows"]]
@@ -136,7 +137,7 @@ def points(batch: int = 1) -> dict[Cell, dict[str, tuple[float, float]]]:
     Accuracy is that on the machine of the speed where it was measured there, else that on another.
     """
     timed = load("speed")
-    parts = sorted(scored_parts(), key=lambda part: part["machine"] == timed.get("machine"))
+    parts = sorted(scored_parts(load_cards()), key=lambda part: part["machine"] == timed.get("machine"))
     scored = [row for part in parts for row in part["rows"]]
     tops = {}
     for row in scored:

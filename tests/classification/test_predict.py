@@ -12,7 +12,7 @@ from metamix.classification.predict import main
 from metamix.data import open_data
 from metamix.data.find import find_images, list_images
 
-WEIGHTS = ["--checkpoint", "metaformer_identity_nano.digits", "--device", "cpu"]
+WEIGHTS = ["--checkpoint", "metaformer_pooling_nano.digits", "--device", "cpu"]
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_bf16(format, weights, tmp_path):
 
 def test_on_the_command_line(tmp_path, capsys):
     """Export shipped weights, compare them on their data set, and label images with the result."""
-    folder, name = tmp_path / "out", "metaformer_identity_nano.digits"
+    folder, name = tmp_path / "out", "metaformer_pooling_nano.digits"
     words = ["--data", "digits", "--images", "50", "--seconds", "0.1"]
     metamix.cli.export.main([name, "--output", str(folder), *words])
     said = capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_compiled_package(weights, tmp_path, caplog):
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_int8(format, tmp_path):
     """The limit is decided on training images that calibration does not see; the test split is only reported."""
-    folder, name = tmp_path / "out", "metaformer_identity_nano.digits"
+    folder, name = tmp_path / "out", "metaformer_pooling_nano.digits"
     options = dict(format=format, precision="int8", data="digits", images=100, calibration_images=32, seconds=0)
     report = export(name, output=folder, max_drop=1.0, **options)
     quantization = report["quantization"]
@@ -157,19 +157,19 @@ def test_int8(format, tmp_path):
 
 
 def test_small_training_splits_keep_a_fifth_for_the_score():
-    classifier = open_classifier(Request("metaformer_identity_nano.digits", data="digits"))
+    classifier = open_classifier(Request("metaformer_pooling_nano.digits", data="digits"))
     total = len(classifier.training_images())
     assert classifier.calibration_count(32) == 32
     assert classifier.calibration_count(10_000) == total - total // 5
 
 
 def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
-    classifier = open_classifier(Request("metaformer_identity_nano.digits", data="digits"))
+    classifier = open_classifier(Request("metaformer_pooling_nano.digits", data="digits"))
     splits = classifier.task.data.splits
     classifier.task.data.splits = replace(splits, test=splits.test.subset(slice(1)))
     monkeypatch.setattr(sys.modules["metamix.tasks.export"], "open_model", lambda request: classifier)
     options = dict(format="torch", data="digits", seconds=0)
-    export("metaformer_identity_nano.digits", output=tmp_path / "out", **options)
+    export("metaformer_pooling_nano.digits", output=tmp_path / "out", **options)
     assert load_exported(tmp_path / "out")(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
 
 
@@ -183,7 +183,7 @@ def test_file_that_does_not_name_its_model(tmp_path):
     metamix.cli.export.main([*words, "--model", name])
     model = load_exported(folder)
     assert model(torch.zeros(2, *model.artifact.input_shape[1:])).shape == (2, 3)
-    assert len(open_classifier(Request("metaformer_identity_nano.digits", model=name)).metadata.classes) == 10
+    assert len(open_classifier(Request("metaformer_pooling_nano.digits", model=name)).metadata.classes) == 10
 
 
 def test_a_refused_export_keeps_the_earlier_one(weights, tmp_path, monkeypatch):
@@ -221,8 +221,8 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"metaformer_raft_s12 names a model but no weights: train it, and export the run folder. metamix bench",
         ),
         (
-            dict(source="metaformer_raft_nano", data="digits"),
-            r"names a model but no weights: give those of a tag, metaformer_raft_nano.cifar10, metaformer_raft",
+            dict(source="metaformer_pooling_nano", data="digits"),
+            r"names a model but no weights: give those of a tag, metaformer_pooling_nano.cifar10, metaformer_p",
         ),
         (dict(precision="int8", data="digits", max_drop=-1), r"max_drop is -1: give the points that int8 may lose"),
         (dict(max_drop=0.5), r"max_drop is 0.5, but it only limits int8: leave it out, or give --precision int8"),
@@ -238,7 +238,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
     ],
 )
 def test_refusals(options, words, tmp_path):
-    given = dict(source="metaformer_identity_nano.digits", output=tmp_path / "out") | options
+    given = dict(source="metaformer_pooling_nano.digits", output=tmp_path / "out") | options
     with pytest.raises((ValueError, OSError), match=words):
         export(**given)
 
@@ -308,14 +308,14 @@ def test_folder_that_is_no_export(tmp_path):
 def test_output_that_holds_other_files(name, tmp_path):
     (tmp_path / name).write_text("years of work")
     with pytest.raises(ValueError, match=rf"holds other files \({name}\): give a new folder"):
-        export("metaformer_identity_nano.digits", output=tmp_path)
+        export("metaformer_pooling_nano.digits", output=tmp_path)
     with pytest.raises(ValueError, match=rf"{name} is a file: give a folder"):
-        export("metaformer_identity_nano.digits", output=tmp_path / name)
+        export("metaformer_pooling_nano.digits", output=tmp_path / name)
 
 
 def test_options_without_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="images is 5, but there are none to compare on: give --data and --data-dir"):
-        export("metaformer_identity_nano.digits", output=tmp_path / "out", images=5)
+        export("metaformer_pooling_nano.digits", output=tmp_path / "out", images=5)
     with pytest.raises(ValueError, match="data is folder, but restoration reads one layout of folders"):
         export("wavemixsr_nano.x2", output=tmp_path / "out", data="folder", data_dir=str(tmp_path))
 
@@ -323,7 +323,7 @@ def test_options_without_data_are_refused(tmp_path):
 def test_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"OpenVINO is missing: pip install 'metamix\[deploy\]', or only openvino"):
-        export("metaformer_identity_nano.digits", output=tmp_path / "out", format="openvino")
+        export("metaformer_pooling_nano.digits", output=tmp_path / "out", format="openvino")
     with pytest.raises(SystemExit, match=r"error: OpenVINO is missing"):
         metamix.cli.export.main(["resnet18", "--format", "openvino", "--output", str(tmp_path / "out")])
 

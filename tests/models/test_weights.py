@@ -225,7 +225,7 @@ def test_a_model_is_made_for_the_images_of_its_weights(saved):
 OLD_NANO = "a nano model of version 0.1, which had other layers: metamix 0.1 is the last version that reads it"
 
 
-@pytest.fixture(params=[{"model": "metaformer_raft_nano"}, {"model": "metaformer_raft_nano.digits"}, {}])
+@pytest.fixture(params=[{"model": "metaformer_raft_nano"}, {"model": "metaformer_raft_nano.cifar10"}, {}])
 def old_nano(request, tmp_path):
     """Write a nano of the widths, depths and norms of version 0.1, with and without metadata. Return the file."""
     norms = dict.fromkeys(("norm1", "norm2", "norm"), "groupnorm1")
