@@ -146,11 +146,12 @@ class Variant:
     Attributes:
         about: the change, in words.
         parent: the variant that is changed, if any.
-        model: arguments of `metaformer_<mixer>_nano`; stem and downsampling are names in `EMBEDS`.
+        model: arguments of `metaformer_<mixer>_<size>`; stem and downsampling are names in `EMBEDS`.
         recipe: options of the training engine.
         data: options of data, augmentation and loss.
         augment: constructor of the augmentation.
         share: the run's budget as a multiple of `BUDGET`.
+        size: size of the model; a variant with a parent has the parent's.
     """
 
     about: str
@@ -160,6 +161,7 @@ class Variant:
     data: Mapping[str, Any] = field(default_factory=dict)
     augment: type[Augment] = Augment
     share: float = 1.0
+    size: str = "nano"
 
 
 def norms(name: str) -> dict[str, str]:
@@ -281,6 +283,7 @@ def resolve(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
         model={**base.model, **variant.model},
         recipe={**base.recipe, **variant.recipe},
         data={**base.data, **variant.data},
+        size=base.size,
     )
 
 

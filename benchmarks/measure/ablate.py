@@ -1,4 +1,4 @@
-"""Measure what each choice in the nano models is worth: short runs at equal multiply-adds, results/ablations.json.
+"""Measure what each choice in the small models is worth: short runs at equal multiply-adds, results/ablations.json.
 
     python -m benchmarks.measure.ablate --list
     python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 nano:raft:0
@@ -73,7 +73,7 @@ def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str, teacher:
             )
         data["teacher_checkpoint"] = teacher
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
-    model = f"metaformer_{mixer}_nano"
+    model = f"metaformer_{mixer}_{variant.size}"
     arguments = with_embeds(variant.model)
     options = ClassificationOptions(**data, model=model, model_args=arguments, data_dir=data_dir)
     return Recipe("classification", engine, options)
@@ -159,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if is_done(load_rows(args.results), name, mixer, seed):
             continue
         variant = resolve(name)
-        row = {"variant": name, "parent": variant.parent, "about": variant.about, "mixer": mixer, "seed": seed}
+        row = {"variant": name, "parent": variant.parent, "about": variant.about, "size": variant.size}
+        row |= {"mixer": mixer, "seed": seed}
         with exit_with_message(ValueError, OSError):
             recipe = make_recipe(variant, mixer, seed, args.data_dir, args.teacher)
             row |= train(recipe, variant.share * args.budget, variant.augment)

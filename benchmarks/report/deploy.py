@@ -85,7 +85,8 @@ def accuracy_table() -> str:
     gone = ", which are no longer shipped," if parts is former else ""
     note = (
         f"Loses: points of test accuracy that the `{tag}` weights{gone} lose. Files: their size in int8, and its "
-        f"share of that in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
+        f"share of that in fp32. Not quantized: layers kept in fp32 in ONNX and in OpenVINO, with "
+        f"`--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]
     return "\n\n".join([wrap(note), *tables])

@@ -44,6 +44,12 @@ def test_variant_overrides_its_ancestors():
     assert (found.about, found.parent) == ("third", "b")
 
 
+def test_variant_is_of_the_size_of_its_parent():
+    known = {"a": variants.Variant("first", size="s12"), "b": variants.Variant("second", "a")}
+    assert variants.resolve("b", known).size == "s12"
+    assert ablate.make_recipe(variants.resolve("b", known), "raft", 0, "data").options.model == "metaformer_raft_s12"
+
+
 def test_every_parent_is_a_variant():
     assert all(v.parent in variants.VARIANTS for v in variants.VARIANTS.values() if v.parent)
 
@@ -140,7 +146,7 @@ def test_tiny_run_is_scored_on_the_holdout_and_written_once(dark_and_light, tmp_
     ablate.main(words)
     ablate.main(words)  # finished already
     (found,) = json.loads(file.read_text())
-    assert (found["variant"], found["images"]) == ("wide", 50)
+    assert (found["variant"], found["size"], found["images"]) == ("wide", "nano", 50)
     assert found["epochs"] == pytest.approx(50 / 30, abs=0.01)  # 36 images make three full batches
     assert 0 <= found["holdout_top1"] <= 100 and found["model_args"]["stem"] == "conv-bn-act stem"
 
