@@ -1,22 +1,13 @@
-"""Make the pages of the restoration weights, and the tables of docs/restoration.md from results/."""
+"""Make the tables of docs/restoration.md from results/ and the cards in weights/."""
 
 import json
-
-from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 
 from benchmarks.markdown import table, wrap
 from benchmarks.measure import restoration_memory
 from benchmarks.measure.restoration import FILE, SIDE
-from benchmarks.report.models import arxiv_link, image_arxiv_of
-from benchmarks.weight_cards import commit_in_words, load_cards, model_of
+from benchmarks.weight_cards import load_cards
 from metamix.utils.text import plural, short_count
 
-JOBS = {
-    "noise": "removes Gaussian noise of sigma {value} from {colour} images",
-    "downscale": "enlarges images {value} times; it takes the luminance, and the colours are only upsampled",
-    "jpeg": "removes artifacts of JPEG of quality {value} from {colour} images",
-}
-COLOURS = {"rgb": "colour", "grey": "grey", "y": "luminance"}
 NAMES = {"bsd68": "BSD68", "set12": "Set12", "set5/hr": "Set5", "set14": "Set14"}
 # Means over the images as the papers print them. Their PSNR may differ in rounding.
 REFERENCES = {
@@ -112,98 +103,3 @@ def cpu(machine: dict) -> str:
 def per_pixel(card: dict) -> float:
     """Return the multiply-adds for each pixel of the restored image."""
     return card["macs"] / card["crop"] ** 2
-
-
-def page(card: dict, command: str) -> str:
-    """Make the page of a card: header and text.
-
-    Args:
-        command: that trained the weights, as an indented block.
-    """
-    name, arxiv = card["name"], image_arxiv_of(model_of(card))
-    kind, _, value = card["degradation"].partition(":")
-    job = JOBS[kind].format(value=value.replace("-", " to "), colour=COLOURS[card["channels"]])
-    weights = {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
-    rows = [
-        ("PSNR", f"{card['psnr']:.2f} dB, mean over {card['test_data']}, with {weights}"),
-        ("SSIM", f"{card['ssim']:.4f}"),
-        ("of the input", f"PSNR {card['input_psnr']:.2f} dB, SSIM {card['input_ssim']:.4f}"),
-        ("compared", card["measured"]),
-        ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
-        ("float16", f"changes the PSNR by {card['float16_changes_psnr']:.5f} dB"),
-        ("multiply-adds", f"{per_pixel(card):,.0f} for each pixel of the result"),
-        ("training", f"{card['seconds'] / 60:.0f} minutes"),
-        ("versions", ", ".join(f"{package} {version}" for package, version in card["versions"].items())),
-        ("commit", commit_in_words(card["commit"])),
-        ("license", "Apache-2.0 for these weights; the photographs have their own terms"),
-    ]
-    intro = f"{model_of(card)} (arXiv {arxiv_link(arxiv)}) {job}. Trained on {card['data']}."
-    takes = f"The model takes images (B, {card['in_chans']}, H, W) of any size, with values from 0 to 1"
-    if card["enlarge"] > 1:
-        takes += f", enlarged {card['enlarge']} times: `predict` does that, `metamix.restoration.inference.enlarge` too"
-    limits = [
-        *card["limits"],
-        *["It takes grey files only: `predict` leaves out those in colour."] * (card["channels"] == "grey"),
-        "It knows only this degradation. Other noise, blur or compression of real photographs is another job.",
-        "One seed was trained.",
-    ]
-    return f"""---
-{header(card, arxiv)}
----
-
-# {name}
-
-{wrap(intro)}
-
-## Use
-
-    metamix predict photos --task restoration --model {name} --pretrained --output restored
-
-```python
-import metamix
-
-model = metamix.create_image_model("{name}", pretrained=True).eval()
-```
-
-{wrap(takes + ".")}
-
-## Results
-
-| | |
-|---|---|
-{chr(10).join(f"| {key} | {value} |" for key, value in rows)}
-
-## Recipe
-
-From a clone of metamix:
-
-{command}
-
-## Limits
-
-{chr(10).join(f"- {line}" for line in limits)}
-"""
-
-
-def header(card: dict, arxiv: str) -> str:
-    """Make the YAML block that Hugging Face reads, without its fences."""
-    results = [
-        EvalResult(
-            task_type="image-to-image",
-            dataset_type=card["name"].partition(".")[2],
-            dataset_name=card["test_data"],
-            dataset_split="test",
-            metric_type=metric,
-            metric_name=metric.upper(),
-            metric_value=card[metric],
-        )
-        for metric in ("psnr", "ssim")
-    ]
-    return ModelCardData(
-        license=card["license"],
-        library_name="metamix",
-        tags=["image-to-image", "metamix", f"arxiv:{arxiv}"],
-        metrics=["psnr", "ssim"],
-        model_name=card["name"],
-        eval_results=results,
-    ).to_yaml()
