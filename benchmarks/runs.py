@@ -1,8 +1,6 @@
-"""Read finished runs, compare their recipes, and collect them in a file of results/."""
+"""Read finished runs and compare their recipes."""
 
-import argparse
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 
@@ -10,8 +8,6 @@ import yaml
 
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import EngineOptions
-from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message
 
 
 def read_run(run: Path) -> tuple[dict, dict]:
@@ -50,22 +46,3 @@ def differences(recipe: dict, other: dict) -> dict:
     recipe, other = ({field.name: field.default for field in options_of(task)} | each for each in (recipe, other))
     keys = sorted((recipe.keys() | other.keys()) - free_options(task) - {"seed"})
     return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}
-
-
-def collect_runs(argv: Sequence[str] | None, description: str, file: Path, add: Callable[[dict, Path], None]) -> None:
-    """Add the runs that a command line names to a result file.
-
-    Args:
-        argv: words of the command line; None for those of this process.
-        description: text of --help.
-        file: JSON file, which is made if it is missing.
-        add: function that adds a run folder to the content of the file.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    args = parser.parse_args(argv)
-    results = json.loads(file.read_text()) if file.exists() else {}
-    with exit_with_message(ValueError, OSError):
-        for run in args.runs:
-            add(results, run)
-        write_text(file, json.dumps(results, indent=1) + "\n")

@@ -22,7 +22,7 @@ from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 from benchmarks.markdown import wrap
 from benchmarks.paths import ROOT
 from benchmarks.report.models import arxiv_link, arxiv_of, image_arxiv_of
-from benchmarks.report.restoration import per_pixel
+from benchmarks.report.tasks import per_pixel
 from benchmarks.weight_cards import commit_in_words, image_size, load_cards, model_of, standard_error
 from metamix.models.weights import weights_dir
 from metamix.tasks.registry import find_task
@@ -256,13 +256,14 @@ def cost_rows(card: dict) -> list[tuple[str, str]]:
         return [("speed", "not measured")]
     cost = card["cost"]
     where = f"{cost['cpu']}, {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']}"
-    return [
-        (
-            what,
-            f"{cost[f'{key}_img_per_s']:,.0f} img/s, {cost[f'{key}_mib']:,} MiB above torch and the model ({where})",
+    rows = []
+    for mode, key in (("training", "train"), ("inference", "infer")):
+        speed, memory = (
+            f"{cost[f'{key}_img_per_s']:,.0f} img/s",
+            f"{cost[f'{key}_mib']:,} MiB above torch and the model",
         )
-        for what, key in (("training", "train"), ("inference", "infer"))
-    ]
+        rows.append((mode, f"{speed}, {memory} ({where})"))
+    return rows
 
 
 def limits(card: dict) -> list[str]:
