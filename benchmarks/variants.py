@@ -31,6 +31,8 @@ class ConvStem(CeilEmbed, nn.Sequential):
         )
 
 
+MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))
+
 # Names that variants give to stems and downsamplings.
 EMBEDS: dict[str, Callable[..., nn.Module]] = {"conv-bn-act-conv stem": ConvStem, "conv": DOWNSAMPLE}
 
@@ -60,7 +62,7 @@ class Variant:
 VARIANTS = {
     "nano": Variant(
         "dims 64/128/192, depths 2/4/2, ratio 4; learned mixers are paid for by the MLPs; Muon's rate 1e-2",
-        recipe=dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5)),
+        recipe=MUON,
     ),
     "nano-mlps": Variant(
         "the MLPs have ratio 4 with every mixer, so learned mixers cost more", "nano", model={"mlp_ratio": 4.0}
