@@ -1,8 +1,23 @@
-"""Define where the benchmarks read and write."""
+"""Define where the benchmarks read and write, and read and write result files."""
 
+import json
 from pathlib import Path
+from typing import Any
+
+from metamix.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"
+
+
+def read_json(path: Path, otherwise: Any = None) -> Any:
+    """Read a JSON file. If it does not exist, return `otherwise` unless that is None."""
+    return otherwise if otherwise is not None and not path.exists() else json.loads(path.read_text())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, and its folder if that does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,17 +1,13 @@
-"""Read finished runs, compare their recipes, and collect them in a file of results/."""
+"""Read finished runs and compare their recipes."""
 
-import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 
 import yaml
 
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import EngineOptions
-from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message
 
 
 def read_run(run: Path) -> tuple[dict, dict]:
@@ -31,37 +27,22 @@ def read_run(run: Path) -> tuple[dict, dict]:
     return json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
 
 
+def options_of(task: str) -> list[Field]:
+    """Return the options of the engine and of a task."""
+    return [field for options in (EngineOptions, find_task(task).part("task").Options) for field in fields(options)]
+
+
 def free_options(task: str) -> set[str]:
     """Return the options that do not change a result: where a run writes, on which device, how it is logged."""
-    return {
-        field.name
-        for options in (EngineOptions, find_task(task).part("task").Options)
-        for field in fields(options)
-        if field.metadata["on_resume"] == "ignore"
-    }
+    return {field.name for field in options_of(task) if field.metadata["on_resume"] == "ignore"}
 
 
 def differences(recipe: dict, other: dict) -> dict:
-    """Return the options in which `other` differs from `recipe`, with its values. The seed is not compared."""
-    ignored = free_options(recipe.get("task", "classification")) | {"seed"}
-    keys = sorted((recipe.keys() | other.keys()) - ignored)
-    return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}
+    """Return the options in which `other` differs from `recipe`, with its values. The seed is not compared.
 
-
-def collect_runs(argv: Sequence[str] | None, description: str, file: Path, add: Callable[[dict, Path], None]) -> None:
-    """Add the runs that a command line names to a result file.
-
-    Args:
-        argv: words of the command line; None for those of this process.
-        description: text of --help.
-        file: JSON file, which is made if it is missing.
-        add: function that adds a run folder to the content of the file.
+    A recipe of an earlier version may lack an option. It had the effect of the default.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    args = parser.parse_args(argv)
-    results = json.loads(file.read_text()) if file.exists() else {}
-    with exit_with_message(ValueError, OSError):
-        for run in args.runs:
-            add(results, run)
-        write_text(file, json.dumps(results, indent=1) + "\n")
+    task = recipe.get("task", "classification")
+    recipe, other = ({field.name: field.default for field in options_of(task)} | each for each in (recipe, other))
+    keys = sorted((recipe.keys() | other.keys()) - free_options(task) - {"seed"})
+    return {key: other.get(key) for key in keys if other.get(key) != recipe.get(key)}

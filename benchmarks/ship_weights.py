@@ -1,17 +1,18 @@
-"""Add a trained model to weights/: its tensors, and a card that says how they were made.
+"""Add a trained model to weights/: its tensors in float16, and a card that says how they were made.
 
     python -m benchmarks.ship_weights RUN --tag digits --spread RUN RUN RUN
     python -m benchmarks.ship_weights RUN --tag cifar10 --data-name "CIFAR-10, JPEG copy" --spread SHORT SHORT SHORT
+    python -m benchmarks.ship_weights RUN --tag noise25 --data-name "400 photographs of BSD500" --test-name BSD68
     python -m benchmarks.ship_weights weights/NAME.TAG.json --spread SHORT SHORT SHORT
 
-RUN is the folder of the run whose weights are shipped. `--spread` names runs of one recipe with different seeds; they
-may be shorter than RUN, and the card says how they differ. The third form replaces the spread of weights that are
-shipped already.
+RUN is the folder of the run whose weights are shipped, of classification or of restoration. Its data must lie where
+they were. `--spread` names runs of one classification recipe with different seeds; they may be shorter than RUN, and
+the card says how they differ. The last form replaces the spread of weights that are shipped already.
 
-Tensors are stored in float16 if that changes the test accuracy by less than a tenth of its standard error, else in
-float32. The accuracy on the card is that of the stored tensors, computed in float32. `benchmarks.measure.weights_speed`
-adds speed and memory to the card, and `benchmarks.report.cards` makes its page. The card keeps the learning curve, so
-the run folder is not needed afterwards.
+The scores on the card are those of the stored tensors, computed in float32. A run whose scores change in float16 is
+refused. `benchmarks.measure.weights_speed` adds speed and memory to the card of a classifier,
+`benchmarks.measure.restoration` scores restoration weights on more images, and `benchmarks.report.cards` makes the
+pages. The card keeps the learning curve, so the run folder is not needed afterwards.
 """
 
 import argparse
@@ -19,116 +20,161 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import metamix  # noqa: F401 - registers the models with timm
+from benchmarks.report.cards import JOBS
 from benchmarks.runs import differences, free_options, read_run
-from benchmarks.scoring import score
+from benchmarks.scoring import score, score_restoration
 from benchmarks.weight_cards import half, standard_error, write_card, write_weights
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.models.create import create_model
 from metamix.models.timm_interface import shapes
+from metamix.restoration.options import RestorationEvalOptions
+from metamix.restoration.task import Restoration
 from metamix.training.reports import read_metrics
 from metamix.utils.text import exit_with_message
 from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
 
+ALLOWED = 0.01  # dB that float16 may change the PSNR
+COPIED = ("in_chans", "channels", "enlarge", "degradation", "scale", "samples", "measured", "seconds")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run; or a card, to replace its spread")
+    parser.add_argument("--tag", help="short name of the data or of the job, such as digits or noise25")
+    parser.add_argument("--data-name", help="name of the training data on the card; needed for folders")
+    parser.add_argument("--test-name", help="restoration: name of the scored images on the card, such as BSD68")
+    parser.add_argument("--limit", help="restoration: sentence on what the weights cannot do, for the card")
     parser.add_argument(
-        "run",
-        type=Path,
-        help="folder of a finished run of train.py; or a card, to replace its spread",
-    )
-    parser.add_argument("--tag", help="short name of the data, such as digits or cifar10")
-    parser.add_argument("--data-name", help="name of the data on the card; needed for --data folder")
-    parser.add_argument(
-        "--spread",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="RUN",
-        help="runs of one recipe with different seeds",
+        "--spread", nargs="+", type=Path, default=[], metavar="RUN", help="runs of one recipe with different seeds"
     )
     args = parser.parse_args(argv)
     of_card = args.run.suffix == ".json"
     if of_card and (args.tag or args.data_name or not args.spread):
         parser.error(f"{args.run} is a card, which already has a tag and data: give only --spread RUN RUN ...")
     if not of_card and not args.tag:
-        parser.error("give --tag, the short name of the data, such as digits or cifar10")
+        parser.error("give --tag, the short name of the data or of the job, such as digits or noise25")
     with exit_with_message(ValueError, OSError):
-        if of_card:
-            print(add_spread(args.run, args.spread))
-        else:
-            print(ship(args.run, args.tag, args.data_name, args.spread))
+        print(add_spread(args.run, args.spread) if of_card else ship(args))
 
 
-def ship(run: Path, tag: str, data_name: str | None, spread: Sequence[Path]) -> str:
-    """Write the weights and the card of a run.
-
-    Returns:
-        What was written, in one line.
+def ship(args: argparse.Namespace) -> str:
+    """Write the weights and the card of a run, and return what was written in one line.
 
     Raises:
         ValueError: the run cannot be shipped.
     """
-    summary, recipe = read_run(run)
-    if recipe["task"] != "classification":
+    summary, recipe = read_run(args.run)
+    describe = {"classification": describe_classifier, "restoration": describe_restorer}.get(recipe["task"])
+    if describe is None:
+        raise ValueError(f"{args.run} is a run of --task {recipe['task']}: give one of classification or restoration")
+    tensors, about = load_weights(args.run)
+    card = {
+        "name": f"{about['model'].partition('.')[0]}.{args.tag}",
+        "task": recipe["task"],
+        **describe(args, summary, recipe, tensors, about),
+        "weights": about["weights"],
+        "stored_as": "float16",
+        "parameters": about["parameters"],
+        "macs": about["macs"],
+        "recipe": {key: value for key, value in recipe.items() if key not in free_options(recipe["task"])},
+        "versions": summary["versions"],
+        "commit": summary["commit"],
+        "license": "apache-2.0",
+    }
+    replaced = weights_dir() / f"{card['name']}.json"
+    if replaced.exists() and (cost := json.loads(replaced.read_text()).get("cost")):
+        card["cost"] = cost  # does not depend on the weights
+    metric = "psnr" if card["task"] == "restoration" else "top1"
+    return f"{write_weights(card, half(tensors), about | {metric: card[metric]})}, {metric} {card[metric]:.2f}"
+
+
+def describe_classifier(
+    args: argparse.Namespace, summary: dict, recipe: dict, tensors: dict[str, torch.Tensor], about: dict
+) -> dict[str, Any]:
+    """Return what only the card of a classifier says."""
+    if recipe["data"] == "folder" and not args.data_name:
         raise ValueError(
-            f"{run} is a run of --task {recipe['task']}: only runs of --task classification can be shipped"
+            f"{args.run} was trained on a folder, {summary['data']!r}: give --data-name with the name of the data, "
+            f"such as 'CIFAR-10, JPEG copy'"
         )
-    if recipe["data"] == "folder" and not data_name:
-        raise ValueError(
-            f"{run} was trained on a folder, {summary['data']!r}: give --data-name with the name of the data, such as "
-            f"'CIFAR-10, JPEG copy'"
-        )
-    seeds = measure_spread(run, spread or [run])
-    tensors, about = load_weights(run)
+    spread = measure_spread(args.run, args.spread or [args.run])
     options = {key: value for key, value in recipe.items() if key in ClassificationOptions.__dataclass_fields__}
     options |= {"mean": about["mean"], "std": about["std"]}  # otherwise computed again, over all of train
     task = Classification(ClassificationOptions(**options))
     if not same_by_name(task, tensors):
         raise ValueError(
-            f"{run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: register "
-            f"the model under a name of its own"
+            f"{args.run} has model_args {recipe['model_args']}, but weights must load by the model's name alone: "
+            f"register the model under a name of its own"
         )
-    accuracy, stored = accuracy_of(task, tensors), accuracy_of(task, half(tensors))
-    allowed = standard_error(accuracy, about["samples"]["test"]) / 10
-    if is_half := abs(stored - accuracy) <= allowed:
-        tensors, accuracy = half(tensors), stored
-    card = {
-        "name": f"{about['model'].partition('.')[0]}.{tag}",
-        "task": about["task"],
-        "data": data_name or about["data"],
+    accuracy, stored = (accuracy_of(task, state) for state in (tensors, half(tensors)))
+    check_half(args.run, "accuracy", accuracy, stored, standard_error(accuracy, about["samples"]["test"]))
+    column = "holdout_ema_top1" if about["weights"] == "ema" else "holdout_top1"
+    rows = read_metrics(args.run / "metrics.csv")
+    return {
+        "data": args.data_name or about["data"],
         "samples": about["samples"],
-        "top1": round(accuracy, 2),
-        "spread": seeds,
-        "weights": about["weights"],
-        "stored_as": "float16" if is_half else "float32",
-        "parameters": about["parameters"],
-        "macs": about["macs"],
-        "curve": read_curve(run, about["weights"]),
-        "recipe": {key: value for key, value in recipe.items() if key not in free_options(recipe["task"])},
-        "versions": summary["versions"],
-        "commit": summary["commit"],
-        "license": "apache-2.0",
+        "top1": round(stored, 2),
+        "spread": spread,
+        "curve": {
+            "train_loss": [float(row["train_loss"]) for row in rows],
+            "holdout_top1": [float(row[column]) if row.get(column) else None for row in rows],  # not in every epoch
+        },
         "pretrained_cfg": {
             "input_size": [about["in_chans"], about["img_size"], about["img_size"]],
             "num_classes": about["num_classes"],
             "label_names": about["classes"],
-            "mean": about["mean"],
-            "std": about["std"],
-            "interpolation": about["interpolation"],
-            "crop_pct": about["crop_pct"],
+            **{key: about[key] for key in ("mean", "std", "interpolation", "crop_pct")},
         },
     }
-    replaced = weights_dir() / f"{card['name']}.json"
-    if replaced.exists() and (cost := json.loads(replaced.read_text()).get("cost")):
-        card["cost"] = cost  # does not depend on the weights
-    return f"{write_weights(card, tensors, about | {'top1': card['top1']})}, top1 {card['top1']:.2f}"
+
+
+def describe_restorer(
+    args: argparse.Namespace, summary: dict, recipe: dict, tensors: dict[str, torch.Tensor], about: dict
+) -> dict[str, Any]:
+    """Return what only the card of an image restoration model says."""
+    if not (args.data_name and args.test_name):
+        raise ValueError(
+            f"{args.run} was trained on folders: give --data-name and --test-name, the names of the images"
+        )
+    if (kind := summary["degradation"].partition(":")[0]) not in JOBS:
+        raise ValueError(f"{args.run} has the degradation {kind}: add its words to JOBS in benchmarks/report/cards.py")
+    options = {name: recipe[name] for name in RestorationEvalOptions.__dataclass_fields__ if name in recipe}
+    task, model, _ = Restoration.trained(RestorationEvalOptions(**options | {"checkpoint": str(args.run)}))
+    trained = score_restoration(task, model)
+    model.load_state_dict(half(tensors))
+    stored = score_restoration(task, model)
+    check_half(args.run, "PSNR", trained["psnr"], stored["psnr"], ALLOWED)
+    return {
+        "data": args.data_name,
+        "test_data": args.test_name,
+        **{name: round(stored[name], 4) for name in ("psnr", "ssim", "input_psnr", "input_ssim")},
+        "float16_changes_psnr": round(stored["psnr"] - trained["psnr"], 5),
+        **{name: summary[name] for name in COPIED},
+        "crop": recipe["crop"],
+        "curve": {"train_loss": [float(row["train_loss"]) for row in read_metrics(args.run / "metrics.csv")]},
+        "limits": [args.limit] if args.limit else [],
+        "pretrained_cfg": {},  # timm has no use for image models
+    }
+
+
+def check_half(run: Path, metric: str, trained: float, stored: float, allowed: float) -> None:
+    """Check that float16 changes a score by at most `allowed`.
+
+    Raises:
+        ValueError: it changes it by more.
+    """
+    if abs(stored - trained) > allowed:
+        raise ValueError(
+            f"{run} has the {metric} {trained:.3f}, and {stored:.3f} in float16: weights/ takes only models that "
+            f"keep their {metric} within {allowed:.3f}"
+        )
 
 
 def add_spread(card_path: Path, spread: Sequence[Path]) -> str:
@@ -137,14 +183,6 @@ def add_spread(card_path: Path, spread: Sequence[Path]) -> str:
     card["spread"] = measure_spread(card_path, spread)
     write_card(card)
     return f"{card_path.name}: top1 {', '.join(f'{top1:.2f}' for top1 in card['spread']['top1'])} over seeds"
-
-
-def read_curve(run: Path, weights: str) -> dict[str, list[float | None]]:
-    """Read training loss and held-out accuracy in percent of each epoch; None for epochs that were not scored."""
-    column = "holdout_ema_top1" if weights == "ema" else "holdout_top1"
-    rows = read_metrics(run / "metrics.csv")
-    scores = [float(row[column]) if row.get(column) else None for row in rows]
-    return {"train_loss": [float(row["train_loss"]) for row in rows], "holdout_top1": scores}
 
 
 def measure_spread(run: Path, spread: Sequence[Path]) -> dict:

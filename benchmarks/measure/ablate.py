@@ -1,11 +1,12 @@
-"""Measure what each choice in the nano models is worth: short runs at equal multiply-adds, results/ablations.json.
+"""Measure what each choice in the small models is worth: short runs at equal multiply-adds, results/ablations.json.
 
     python -m benchmarks.measure.ablate --list
-    python -m benchmarks.measure.ablate --data-dir DIR --runs wide:pooling:0 nano:raft:0
+    python -m benchmarks.measure.ablate --data-dir DIR --runs nano:raft:0 nano-relu:raft:0
 
 A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
 not used. Every run spends the same number of multiply-adds on images (`BUDGET`), so a model of twice the cost sees half
-the images. Each finished run is added to the result file at once; runs that are in the file are skipped.
+the images. Each finished run is added to the result file at once; runs that are in the file are skipped. The file also
+has runs of variants that led to `nano` or were given up; their rows name the commit that has their code.
 
 Runs with a teacher need weights that were trained on the same 90 %:
 
@@ -24,11 +25,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.timing import append_row, load_rows, machine
-from benchmarks.paths import RESULTS
+from benchmarks.measure.timing import append_row, machine
+from benchmarks.paths import RESULTS, read_json
 from benchmarks.variants import VARIANTS, Variant, resolve, with_embeds
 from metamix.classification.task import Classification, ClassificationOptions
-from metamix.data import Augment
 from metamix.mixers import list_mixers
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_schedule
@@ -73,7 +73,7 @@ def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str, teacher:
             )
         data["teacher_checkpoint"] = teacher
     engine = EngineOptions(**ENGINE | dict(variant.recipe), seed=seed)
-    model = f"metaformer_{mixer}_nano"
+    model = f"metaformer_{mixer}_{variant.size}"
     arguments = with_embeds(variant.model)
     options = ClassificationOptions(**data, model=model, model_args=arguments, data_dir=data_dir)
     return Recipe("classification", engine, options)
@@ -84,19 +84,10 @@ def steps_within(budget: float, macs: int, batch_size: int) -> int:
     return max(1, round(budget / (macs * batch_size)))
 
 
-def train(recipe: Recipe, budget: float, augment: type[Augment] = Augment) -> dict[str, Any]:
+def train(recipe: Recipe, budget: float) -> dict[str, Any]:
     """Train within the budget, score the held-out images, and return cost and scores."""
     with ProcessGroup.start(recipe.engine.device) as group:
         task = Classification(recipe.options, recipe.engine.seed)
-        data = task.data
-        data.transform = augment(
-            recipe.options,
-            seed=recipe.engine.seed,
-            mean=data.mean,
-            std=data.std,
-            size=data.size,
-            num_classes=len(data.classes),
-        )
         engine = Engine(task, recipe, group, Run(None))
         steps = steps_within(budget, engine.about["macs"], recipe.engine.batch_size)
         epochs = steps / engine.steps_per_epoch
@@ -156,13 +147,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, variant in VARIANTS.items():
             print(f"{name:16} {variant.parent or '':16} {variant.about}")
     for name, mixer, seed in args.runs:
-        if is_done(load_rows(args.results), name, mixer, seed):
+        if is_done(read_json(args.results, []), name, mixer, seed):
             continue
         variant = resolve(name)
-        row = {"variant": name, "parent": variant.parent, "about": variant.about, "mixer": mixer, "seed": seed}
+        row = {"variant": name, "parent": variant.parent, "about": variant.about, "size": variant.size}
+        row |= {"mixer": mixer, "seed": seed}
         with exit_with_message(ValueError, OSError):
             recipe = make_recipe(variant, mixer, seed, args.data_dir, args.teacher)
-            row |= train(recipe, variant.share * args.budget, variant.augment)
+            row |= train(recipe, args.budget)
         row |= {
             "model_args": dict(variant.model),
             "recipe": {**variant.recipe, **variant.data},

@@ -114,13 +114,10 @@ def augment(images: Tensor, epoch: int, seed: int, margin: int = 2) -> Tensor:
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
     moves = torch.randint(2 * margin + 1, (len(images), 2), generator=generator)
-    padded, moved = F.pad(images, (margin,) * 4, mode="reflect"), torch.empty_like(images)
-    height, width = images.shape[-2:]
-    for y in range(2 * margin + 1):
-        for x in range(2 * margin + 1):
-            chosen = (moves[:, 0] == y) & (moves[:, 1] == x)
-            moved[chosen] = padded[chosen, :, y : y + height, x : x + width]
-    return moved
+    padded, (height, width) = F.pad(images, (margin,) * 4, mode="reflect"), images.shape[-2:]
+    y, x = moves[:, :1] + torch.arange(height), moves[:, 1:] + torch.arange(width)  # (N, H), (N, W)
+    image, channel = torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[:, None, None]
+    return padded[image, channel, y[:, None, :, None], x[:, None, None, :]]
 
 
 def scaled(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

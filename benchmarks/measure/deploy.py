@@ -12,7 +12,6 @@ the shipped models of a tag in lower precision and compares accuracy on the test
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -22,18 +21,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.markdown import table
-from benchmarks.measure.arguments import list_of
-from benchmarks.measure.timing import today
-from benchmarks.paths import RESULTS
+from benchmarks.measure.timing import list_of, today
+from benchmarks.paths import RESULTS, read_json, write_json
 from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
-from metamix.deploy.artifact import HINTS
-from metamix.deploy.benchmark import ENGINES, PRECISIONS, BenchmarkedModel, cells_of
-from metamix.deploy.extras import PACKAGES, installed, need
-from metamix.deploy.runtime import compile_openvino
-from metamix.utils.files import write_text
+from metamix.deploy.benchmark import ENGINES, FORMAT_OF, PRECISIONS, BenchmarkedModel, cells_of
+from metamix.deploy.extras import installed, need
+from metamix.deploy.formats.openvino import compile_openvino
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message
 
@@ -46,7 +41,7 @@ LOWER = ("onnx int8", "openvino bf16", "openvino int8")
 
 def convert(options: argparse.Namespace) -> None:
     """Write the files of all models that `speed` needs."""
-    cells = [cell for cell in cells_of(options.engines, options.precisions) if cell[0] in PACKAGES]
+    cells = [cell for cell in cells_of(options.engines, options.precisions) if cell[0] in FORMAT_OF]
     for name in options.models:
         start = time.perf_counter()
         subject = BenchmarkedModel(name, None, options.folder)
@@ -83,11 +78,11 @@ def reference_of(name: str) -> str:
     return REFERENCE if name.endswith("_s12") else "metaformer_identity_nano"
 
 
-def add_speeds(found: dict, names: Sequence[str], result: dict) -> dict:
+def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
     """Replace the rows of models by new ones; rows of another machine, other engines or threads are dropped.
 
     Args:
-        found: earlier result, empty if there is none.
+        earlier: earlier result, empty if there is none.
         names: of the models.
         result: of `benchmark` for these models.
     """
@@ -97,25 +92,25 @@ def add_speeds(found: dict, names: Sequence[str], result: dict) -> dict:
         versions = {name: version for name, version in one.get("versions", {}).items() if name != "metamix"}
         return [versions, *(one.get(key) for key in ("machine", "threads", "runs"))]
 
-    same = conditions(found) == conditions(result)
+    same = conditions(earlier) == conditions(result)
     reference = result.pop("reference")
     base = {row["batch"]: row["ms"] for row in reversed(result["rows"]) if row["model"] == reference}
     own = [row for row in result["rows"] if row["model"] in names]
     fresh = [row | {"reference": reference, "reference_ms": base[row["batch"]]} for row in own]
-    kept = [row for row in found["rows"] if row["model"] not in names] if same else []
-    failed = {cell: why for cell, why in found["failed"].items() if cell.split()[0] not in names} if same else {}
+    kept = [row for row in earlier["rows"] if row["model"] not in names] if same else []
+    failed = {cell: why for cell, why in earlier["failed"].items() if cell.split()[0] not in names} if same else {}
     return result | {"rows": kept + fresh, "failed": failed | result["failed"]}
 
 
 def load(part: str) -> dict:
     """Read a part of the result file; empty if there is none."""
-    return json.loads(FILE.read_text()).get(part, {}) if FILE.exists() else {}
+    return read_json(FILE, {}).get(part, {})
 
 
 def save(part: str, result: dict) -> None:
     """Replace a part of the result file."""
-    found = json.loads(FILE.read_text()) if FILE.exists() else {}
-    write_text(FILE, json.dumps(found | {part: result}, indent=1) + "\n")
+    earlier = read_json(FILE, {})
+    write_json(FILE, earlier | {part: result})
 
 
 def profile(options: argparse.Namespace) -> None:
@@ -127,10 +122,10 @@ def profile(options: argparse.Namespace) -> None:
             subject = BenchmarkedModel(name, None, options.folder or Path(temporary))
             row = {"model": name, "precision": options.precision, "batch": options.batch_size}
             row |= {"shares": operator_shares(subject, options.precision, options.batch_size, threads)}
-            found = load("profile")
-            same = all(found.get(key) == value for key, value in about.items())
+            earlier = load("profile")
+            same = all(earlier.get(key) == value for key, value in about.items())
             cell = ("model", "precision", "batch")
-            kept = [old for old in found["rows"] if any(old[key] != row[key] for key in cell)] if same else []
+            kept = [old for old in earlier["rows"] if any(old[key] != row[key] for key in cell)] if same else []
             save("profile", about | {"measured": today(), "rows": [*kept, row]})
             print(name, *(f"{kind} {share:.1%}" for kind, share in row["shares"].items() if share >= 0.01), flush=True)
 
@@ -147,7 +142,7 @@ def operator_shares(
     graph = need("openvino").Core().read_model(str(subject.file("openvino", precision)))
     images = subject.images[torch.arange(batch) % len(subject.images)].numpy()
     graph.reshape(list(images.shape))
-    request = compile_openvino(graph, threads, HINTS[precision] | {"PERF_COUNT": "YES"}).create_infer_request()
+    request = compile_openvino(graph, threads, precision, {"PERF_COUNT": "YES"}).create_infer_request()
     request.infer([images])
     shortest: dict[tuple[str, str], float] = {}
     for _ in range(runs):
@@ -179,30 +174,25 @@ def accuracy(options: argparse.Namespace) -> None:
                     max_drop=options.max_drop if precision == "int8" else None,
                     **place,
                 )
-            row = {
-                "model": card["name"],
-                "weights": weights_digest(card),
-                "format": format,
-                "precision": precision,
-                "limit": options.max_drop,
-            }
+            row = {"model": card["name"], "weights": weights_digest(card), "format": format, "precision": precision}
+            row |= {"limit": options.max_drop, "quantization": report["quantization"]}
             row |= {"eager_top1": report["scores"]["eager"]["top1"], "top1": report["scores"]["exported"]["top1"]}
             row |= {"fp32_bytes": sum(fp32["files"].values()), "bytes": sum(report["files"].values())}
-            rows.append(row | {"quantization": report["quantization"]})
-            print(accuracy_table(rows[-1:]).splitlines()[-1], flush=True)
+            rows.append(row)
+            print(*(row[key] for key in ("model", "format", "precision", "eager_top1", "top1", "bytes")), flush=True)
         save("accuracy", add_accuracy(load("accuracy"), about, rows))
 
 
-def add_accuracy(found: dict, about: dict, rows: list[dict]) -> dict:
+def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
     """Replace the rows of a model on this machine; those of another tag are dropped.
 
     Args:
-        found: earlier result, empty if there is none.
+        earlier: earlier result, empty if there is none.
         about: tag, machine and date of the new rows.
         rows: of one model.
     """
     fresh = {cell_of(row) for row in rows}
-    parts = [part for part in found.get("parts", []) if part["tag"] == about["tag"]]
+    parts = [part for part in earlier.get("parts", []) if part["tag"] == about["tag"]]
     others = [part for part in parts if part["machine"] != about["machine"]]
     own = [row for part in parts if part not in others for row in part["rows"] if cell_of(row) not in fresh]
     return {"parts": [*others, about | {"rows": own + rows}]}
@@ -211,25 +201,6 @@ def add_accuracy(found: dict, about: dict, rows: list[dict]) -> dict:
 def cell_of(row: dict) -> tuple[str, str, str]:
     """Return what a row of `accuracy` is about."""
     return row["model"], row["format"], row["precision"]
-
-
-def accuracy_table(rows: Sequence[dict]) -> str:
-    """Make the table of what lower precision costs and saves."""
-    cells = []
-    for row in rows:
-        found = row["quantization"]
-        cells.append([
-            f"`{row['model']}`",
-            f"{row['format']} {row['precision']}",
-            f"{row['eager_top1']:.2f}",
-            f"{row['top1']:.2f}",
-            f"{row['eager_top1'] - row['top1']:+.2f}",
-            f"{row['bytes'] / 1000:,.0f} kB",
-            f"{row['bytes'] / row['fp32_bytes']:.0%}",
-            f"{len(found['kept'])} of {found['layers']}" if found else "",
-        ])  # fmt: skip
-    header = ["model", "export", "top-1 of fp32, %", "its own, %", "lost", "files", "of fp32's", "layers kept in fp32"]
-    return table(header, cells)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,9 +27,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from benchmarks.markdown import table
 from benchmarks.measure import reference_models, timing
-from benchmarks.measure.arguments import add_images, add_modes
 from benchmarks.measure.speed import MODELS
-from benchmarks.measure.timing import Subject
+from benchmarks.measure.timing import Subject, add_cells
 from benchmarks.paths import RESULTS
 from metamix.models import count_macs
 from metamix.utils.system import keep_freed_memory
@@ -131,12 +130,12 @@ class OpTimer(TorchDispatchMode):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         if not op.is_view:
-            given, returned = tensors((args, kwargs)), tensors(out)
-            shapes = " ".join("x".join(map(str, t.shape)) for t in given if t.ndim)
+            inputs, outputs = tensors((args, kwargs)), tensors(out)
+            shapes = " ".join("x".join(map(str, t.shape)) for t in inputs if t.ndim)
             count = FLOP.get(op.overloadpacket)
             flop = count(*args, **kwargs, out_val=out) if count else 0
             sums = self.sums[self.part, label(op, args), shapes]
-            for i, value in enumerate((seconds, flop, sum(t.nbytes for t in given + returned), 1)):
+            for i, value in enumerate((seconds, flop, sum(t.nbytes for t in inputs + outputs), 1)):
                 sums[i] += value
         return out
 
@@ -180,30 +179,23 @@ def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
     Returns:
         Rows; `slowest` are the shapes that lose most.
     """
-    sums = {}
+    sums = defaultdict(lambda: dict(calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest=""))
     for op in ops:
         roof = 1000 * max(op["flop"] / flops, op["bytes"] / bandwidth)
-        key = op["part"], op["op"]
-        row = sums.setdefault(
-            key, dict(part=op["part"], op=op["op"], calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest="")
-        )
+        total = sums[op["part"], op["op"]]
         for name in ("calls", "ms", "flop", "bytes"):
-            row[name] += op[name]
-        row["roof_ms"] += roof
-        if op["ms"] - roof > row["most"]:
-            row["most"], row["slowest"] = op["ms"] - roof, op["shapes"]
-    total = sum(row["ms"] for row in sums.values())
+            total[name] += op[name]
+        total["roof_ms"] += roof
+        if op["ms"] - roof > total["most"]:
+            total["most"], total["slowest"] = op["ms"] - roof, op["shapes"]
+    spent = sum(total["ms"] for total in sums.values())
     rows = []
-    for row in sorted(sums.values(), key=lambda row: row["roof_ms"] - row["ms"]):
-        flop, nbytes, ms = row.pop("flop"), row.pop("bytes"), row.pop("ms")
-        roof, _, slowest = row.pop("roof_ms"), row.pop("most"), row.pop("slowest")
-        row |= dict(
-            ms=round(ms, 3),
-            share=round(ms / total, 4),
-            gflops=round(flop / ms / 1e6, 1),
-            gbytes=round(nbytes / ms / 1e6, 1),
-        )
-        rows.append(row | dict(of_roof=round(roof / ms, 3), lost_ms=round(ms - roof, 3), slowest=slowest))
+    for (part, op), total in sorted(sums.items(), key=lambda item: item[1]["roof_ms"] - item[1]["ms"]):
+        ms, roof = total["ms"], total["roof_ms"]
+        row = dict(part=part, op=op, calls=total["calls"], ms=round(ms, 3), share=round(ms / spent, 4))
+        row |= dict(gflops=round(total["flop"] / ms / 1e6, 1), gbytes=round(total["bytes"] / ms / 1e6, 1))
+        row |= dict(of_roof=round(roof / ms, 3), lost_ms=round(ms - roof, 3), slowest=total["slowest"])
+        rows.append(row)
     return rows
 
 
@@ -256,15 +248,8 @@ def print_row(row: dict, ops: int) -> None:
         f"limits, GFLOP/s and GB/s: {roofs}\n"
         f"time: {parts}\n"
     )
-    header = ["part", "op", "calls", "ms", "share", "GFLOP/s", "GB/s", "of limit", "lost, ms", "shapes that lose most"]
-    lines = [
-        [
-            *(op["part"], op["op"], op["calls"], f"{op['ms']:.2f}", f"{op['share']:.0%}", f"{op['gflops']:.0f}"),
-            *(f"{op['gbytes']:.0f}", f"{op['of_roof']:.0%}", f"{op['lost_ms']:.2f}", op["slowest"]),
-        ]
-        for op in row["ops"][:ops]
-    ]
-    print(table(header, lines), flush=True)
+    columns = list(row["ops"][0])
+    print(table(columns, [[op[column] for column in columns] for op in row["ops"][:ops]]), flush=True)
 
 
 def main() -> None:
@@ -272,11 +257,8 @@ def main() -> None:
     parser.add_argument(
         "--models", type=lambda s: s.split(","), default=list(MODELS), help="names, separated by commas"
     )
-    add_modes(parser)
-    add_images(parser)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each row; 5 turns at least")
+    add_cells(parser)
     parser.add_argument("--ops", type=int, default=6, help="ops to print for each row; the file has all")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", type=Path, default=RESULTS / "roofline.json")
     options = parser.parse_args()
     reference_models.check_names(options.models, None)

@@ -12,8 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.measure import reference_models, timing
-from benchmarks.measure.arguments import list_of
-from benchmarks.measure.timing import Subject
+from benchmarks.measure.timing import Subject, list_of
 from benchmarks.paths import RESULTS
 from metamix.mixers import list_mixers
 from metamix.utils.system import keep_freed_memory

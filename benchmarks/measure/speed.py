@@ -2,10 +2,15 @@
 
     python -m benchmarks.measure.speed
     python -m benchmarks.measure.speed --models metaformer_raft_s12,poolformer_s12,resnet18
+    python -m benchmarks.measure.speed --published --authors CLONES
 
 `--models` takes any name that timm knows, ours among them, and the packages and authors' code of
 benchmarks/measure/reference_models.py. The default is the s12 model of each mixer and models of timm of about the same
 cost. Results are merged into results/speed.json, with the machine, the commit and the date.
+
+`--published` times the papers' models in our code and in the authors' code, in turns, at their own batch and size:
+results/authors_speed.json. CLONES holds the authors' repositories, each in a folder of its name. timm's PoolFormer and
+the package `wavemix` need no clone. A model whose authors' code is missing is left out.
 
 Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is that of
 three training steps in a new process, above what it held after its imports.
@@ -20,8 +25,7 @@ import torch
 
 from benchmarks.markdown import table
 from benchmarks.measure import reference_models, timing
-from benchmarks.measure.arguments import add_images, add_modes, add_run
-from benchmarks.measure.timing import FORMATS, Subject
+from benchmarks.measure.timing import FORMATS, Subject, add_cells
 from benchmarks.paths import RESULTS
 from metamix import list_mixers
 from metamix.utils.system import keep_freed_memory
@@ -30,6 +34,15 @@ from metamix.utils.timing import interleaved
 REFERENCE = "poolformer_s12"
 PEERS = ("poolformer_s12", "mixer_b16_224", "vit_xsmall_patch16_clip_224")
 MODELS = tuple(f"metaformer_{mixer}_s12" for mixer in list_mixers())
+# Published models: the authors' model in `reference_models`, images in a step, side of the images in pixels.
+PUBLISHED = {
+    "metaformer_pooling_s12": ("poolformer_s12", 8, 224),
+    "raftmlp_s": ("authors_raftmlp_s", 8, 224),
+    "wavemix_192_16": ("authors_wavemix_192_16", 2, 224),
+    "wavemix_144_7": ("authors_wavemix_144_7", 32, 32),
+    "ninformer_cifar": ("authors_ninformer_cifar", 128, 32),
+    "minattn_symmetric_nomlp_h4_cifar": ("authors_minattn_symmetric_nomlp_h4_cifar", 256, 32),
+}
 
 
 class Bench:
@@ -74,7 +87,7 @@ class Bench:
         Returns:
             {name: {"format", "ms", "compiled_ms"}}
         """
-        steps, found = {}, {}
+        steps, times = {}, {}
         for name, batch, size in models:
             try:
                 memory_format = self.format(name, batch, size, mode, precision)
@@ -85,13 +98,13 @@ class Bench:
                     raise
                 print(f"{name} fails, {precision} {mode}: {str(error).splitlines()[0]}")
                 continue
-            found[name] = {"format": memory_format}
+            times[name] = {"format": memory_format}
             steps[name, "ms"] = subject.step(mode, precision)
             if name in compiled:
                 steps[name, "compiled_ms"] = subject.step(mode, precision, compiled=True)
         for (name, what), median in interleaved(steps, seconds).items():
-            found[name][what] = round(1000 * median, 3)
-        return found
+            times[name][what] = round(1000 * median, 3)
+        return times
 
     def peak_mib(self, name: str, batch: int, size: int, precision: str) -> int:
         memory_format = self.format(name, batch, size, "train", precision)
@@ -110,39 +123,77 @@ def training_mib(name, batch, size, precision, memory_format, device, authors) -
     return round(timing.memory_mib(device=device) - before)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", type=lambda s: s.split(","), default=[*MODELS, *PEERS], help="names, separated by commas"
-    )
-    add_modes(parser)
-    add_images(parser)
-    add_run(parser)
-    parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
-    parser.add_argument("--output", type=Path, default=RESULTS / "speed.json", help="JSON file")
-    options = parser.parse_args()
-    names = list(dict.fromkeys([options.reference, *options.models]))
+def compare_all(options: argparse.Namespace) -> list[dict]:
+    """Time all models in turns and return the rows."""
+    names = list(dict.fromkeys([options.reference, *(options.models or [*MODELS, *PEERS])]))
     reference_models.check_names(names, options.authors)
-    keep_freed_memory()
     bench, rows = Bench(options.device, options.authors), []
     for mode, precision in product(options.mode, options.precision):
         models = [(name, options.batch, options.size) for name in names]
-        compiled = names if options.compile else ()
-        found = bench.measure(models, mode, precision, options.seconds * len(models), compiled)
-        if options.reference not in found:
+        times = bench.measure(models, mode, precision, options.seconds * len(models), names if options.compile else ())
+        if options.reference not in times:
             continue
-        for name, cell in found.items():
+        for name, cell in times.items():
             row = dict(model=name, mode=mode, precision=precision, batch=options.batch, size=options.size, **cell)
-            row |= dict(reference=options.reference, ratio=round(found[options.reference]["ms"] / cell["ms"], 3))
+            row |= dict(reference=options.reference, ratio=round(times[options.reference]["ms"] / cell["ms"], 3))
             if mode == "train":
                 row["peak_mib"] = bench.peak_mib(name, options.batch, options.size, precision)
             rows.append(row)
-    machine = timing.machine(options.device)
-    timing.save(options.output, machine, rows, ("model", "mode", "precision", "batch", "size", "reference"))
-    columns = ["model", "mode", "precision", "format", "ms", "ratio"]
-    columns += ["compiled_ms"] * options.compile + ["peak_mib"] * ("train" in options.mode)
-    print(f"batch {options.batch}, {options.size} pixels; ratio: times as fast as {options.reference}; {machine}\n")
-    print(table(columns, [[row.get(column, "") for column in columns] for row in rows]))
+    return rows
+
+
+def compare_published(options: argparse.Namespace) -> list[dict]:
+    """Time each published model and its authors' in turns and return the rows."""
+    rows = []
+    for name in options.models or PUBLISHED:
+        if need := reference_models.lacks(PUBLISHED[name][0], options.authors):
+            print(f"Not timed: {name}, since {PUBLISHED[name][0]} {need}.")
+            continue
+        bench = Bench(options.device, options.authors)
+        for mode, precision in product(options.mode, options.precision):
+            rows.append(compare(bench, name, mode, precision, options.seconds, options.compile))
+            print(*(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def compare(bench: Bench, name: str, mode: str, precision: str, seconds: float, compile: bool) -> dict:
+    """Time a published model and its authors' in turns.
+
+    Returns:
+        A result row. `ratio` is the authors' time over ours; it is missing if their code fails.
+    """
+    authors, batch, size = PUBLISHED[name]
+    pair = [(each, batch, size) for each in (name, authors)]
+    times = bench.measure(pair, mode, precision, seconds * len(pair), [name] if compile else [])
+    row = dict(model=name, mode=mode, precision=precision, batch=batch, size=size)
+    row |= {key: value for key, value in times[name].items() if key != "format"}
+    if authors in times:
+        theirs = times[authors]["ms"]
+        row |= dict(authors_ms=theirs, ratio=round(theirs / row["ms"], 3))
+        if (mode, precision) == ("train", "fp32"):
+            row["mib"], row["authors_mib"] = (bench.peak_mib(*each, precision) for each in pair)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--published", action="store_true", help="time the papers' models beside their authors' code")
+    parser.add_argument("--models", type=lambda s: s.split(","), help="names, separated by commas")
+    add_cells(parser)
+    parser.add_argument("--compile", action="store_true", help="time torch.compile of the models too")
+    parser.add_argument("--authors", type=Path, help="folder with clones of the authors' repositories")
+    parser.add_argument("--reference", default=REFERENCE, help="model that ratios refer to")
+    parser.add_argument("--output", type=Path, help="JSON file (default: speed.json or authors_speed.json of results/)")
+    options = parser.parse_args()
+    if options.published and (unknown := sorted(set(options.models or ()) - PUBLISHED.keys())):
+        parser.error(f"--published does not know {', '.join(unknown)}. Accepted: {', '.join(PUBLISHED)}.")
+    keep_freed_memory()
+    rows = compare_published(options) if options.published else compare_all(options)
+    output = options.output or RESULTS / ("authors_speed.json" if options.published else "speed.json")
+    key = ("model", "mode", "precision") + (() if options.published else ("batch", "size", "reference"))
+    timing.save(output, timing.machine(options.device), rows, key)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    print("", table(columns, [[row.get(column, "") for column in columns] for row in rows]), sep="\n")
 
 
 if __name__ == "__main__":

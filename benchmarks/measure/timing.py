@@ -1,15 +1,16 @@
-"""Run steps of models, measure the memory of a process, and save result files.
+"""Share what measurements need: arguments, steps of models, the memory of a process, and result files.
 
 Timed processes keep freed memory (`metamix.utils.system.keep_freed_memory`), as training does. Otherwise glibc may
 return large freed blocks to the system, which clears their pages again: a third of the time of fp32 inference of
 poolformer_s12. Peak memory is measured in other processes, which do not keep it.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,12 +19,39 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from benchmarks.paths import read_json, write_json
 from metamix.utils.files import write_text
 from metamix.utils.system import commit, cpu_fields
+from metamix.utils.text import did_you_mean
 
 PRECISIONS = ("fp32", "bf16")
 MODES = ("infer", "train")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def list_of(accepted: Sequence[str]) -> Callable[[str], list[str]]:
+    """Make an argparse type for a comma-separated list of some of `accepted`."""
+
+    def parse(words: str) -> list[str]:
+        chosen = words.split(",")
+        for word in chosen:
+            if word not in accepted:
+                raise argparse.ArgumentTypeError(
+                    f"{word!r}{did_you_mean(word, accepted)} Accepted: {', '.join(accepted)}."
+                )
+        return chosen
+
+    return parse
+
+
+def add_cells(parser: argparse.ArgumentParser) -> None:
+    """Add --mode, --precision, --batch, --size, --seconds and --device."""
+    parser.add_argument("--mode", type=list_of(MODES), default=list(MODES), help="comma list of infer, train")
+    parser.add_argument(
+        "--precision", type=list_of(PRECISIONS), default=list(PRECISIONS), help="comma list of fp32, bf16"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images in a step")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
 
 
 class Subject:
@@ -123,7 +151,7 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
     measurement can be made in parts. Rows of another machine or other versions are dropped, with a note. Each row
     gets commit and date.
     """
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = read_json(path, {})
     origin = {"commit": commit(), "date": today()}
     fresh = {tuple(row[k] for k in key): row | origin for row in rows}
     kept = old.get("rows", [])
@@ -132,20 +160,17 @@ def save(path: Path, machine: dict, rows: list[dict], key: tuple[str, ...]) -> l
         kept = []
     kept = {tuple(row[k] for k in key): row for row in kept}
     rows = list((kept | fresh).values())
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    write_json(path, {"machine": machine, "rows": rows})
     return rows
 
 
-def load_rows(path: Path) -> list[dict]:
-    """Return the rows of a result file that is a list of rows; none if it does not exist."""
-    return json.loads(path.read_text()) if path.exists() else []
-
-
 def append_row(path: Path, row: dict) -> None:
-    """Add a row to such a file, on a line of its own. The file is read again: another process may have added rows."""
+    """Add a row to a file that is a list of rows, on a line of its own.
+
+    The file is read again, since another process may have added rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in [*load_rows(path), row]) + "\n]\n")
+    write_text(path, "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in [*read_json(path, []), row]) + "\n]\n")
 
 
 def today() -> str:

@@ -18,7 +18,6 @@ imports, and the private memory of its loader's workers.
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -42,14 +41,13 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 from benchmarks.measure.timing import machine
-from benchmarks.paths import RESULTS, ROOT
+from benchmarks.paths import RESULTS, ROOT, write_json
 from metamix.classification.task import Classification, ClassificationOptions
 from metamix.training.engine import Engine
 from metamix.training.optimization import make_optimizer
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.run_folder import Run
-from metamix.utils.files import write_text
 
 WORKERS = 2
 LR, WEIGHT_DECAY, INTERPOLATION = 1e-3, 0.05, "bilinear"
@@ -197,33 +195,15 @@ def run_script(path: Path, case: Case) -> dict:
     """Run timm's training script and end it once it has printed the speeds of enough updates."""
     start = "import runpy, sys, metamix; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     with tempfile.TemporaryDirectory() as output:
-        options = {
-            "--data-dir": case.folder,
-            "--model": case.model,
-            "--num-classes": 10,
-            "--batch-size": case.batch_size,
-            "--opt": "adamw",
-            "--lr": LR,
-            "--weight-decay": WEIGHT_DECAY,
-            "--amp-dtype": "bfloat16",
-            "--device": "cpu",
-            "--workers": WORKERS,
-            "--color-jitter": 0,
-            "--smoothing": 0,
-            "--train-interpolation": INTERPOLATION,
-            "--epochs": 1,
-            "--log-interval": 1,
-            "--output": output,
-        }
-        words = [str(word) for pair in options.items() for word in pair]
-        process = subprocess.Popen(
-            [sys.executable, "-c", start, str(path), "--amp", "--channels-last", *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+        words = (
+            f"--model {case.model} --num-classes 10 --batch-size {case.batch_size} --opt adamw --lr {LR} "
+            f"--weight-decay {WEIGHT_DECAY} --amp --amp-dtype bfloat16 --channels-last --device cpu "
+            f"--workers {WORKERS} --color-jitter 0 --smoothing 0 --train-interpolation {INTERPOLATION} --epochs 1 "
+            f"--log-interval 1"
         )
+        command = [sys.executable, "-c", start, path, "--data-dir", case.folder, "--output", output, *words.split()]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
         try:
             speeds = updates(process.stdout, case.settle + case.turns * case.steps)[case.settle :]
             used = memory(process.pid)
@@ -243,15 +223,15 @@ def updates(lines: Iterable[str], count: int) -> list[float]:
     Raises:
         ValueError: the output ends before.
     """
-    found, last = [], []
+    speeds, last = [], []
     for line in lines:
         last = [*last[-4:], line]
         if match := re.search(r"Train: \d+ \[ *\d+/\d+ .*?Time: [\d.]+s, +([\d.]+)/s", line):
-            found.append(float(match[1]))
-            if len(found) == count:
-                return found
+            speeds.append(float(match[1]))
+            if len(speeds) == count:
+                return speeds
     raise ValueError(
-        f"timm's script reported {len(found)} updates and {count} are needed; it ended with\n{''.join(last)}"
+        f"timm's script reported {len(speeds)} updates and {count} are needed; it ended with\n{''.join(last)}"
     )
 
 
@@ -309,7 +289,7 @@ def main() -> None:
             results["cases"].append(
                 {"name": case.name, "model": case.model, "batch_size": case.batch_size, "loops": loops}
             )
-    write_text(FILE, json.dumps(results, indent=1) + "\n")
+    write_json(FILE, results)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ def subject(name: str) -> Subject:
 def added_memory(name: str, precision: str) -> dict[str, int]:
     """Return the MiB that inference, and then training, add to the peak of a process that holds torch and the model."""
     one = subject(name)
-    before, found = memory_mib(), {}
+    before, added = memory_mib(), {}
     for mode in MODES:
         for _ in range(3):
             one.step(mode, precision)()
-        found[f"{mode}_mib"] = round(memory_mib() - before)
-    return found
+        added[f"{mode}_mib"] = round(memory_mib() - before)
+    return added
 
 
 def main(argv: Sequence[str] | None = None) -> None:

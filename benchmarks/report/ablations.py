@@ -1,12 +1,11 @@
 """Make the tables of docs/ablations.md from results/ablations.json and results/ceiling.json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.measure import ablate, ceiling
-from benchmarks.variants import VARIANTS
+from benchmarks.paths import read_json
 from metamix import list_models
 from metamix.models.metaformer_family import NANO
 
@@ -28,9 +27,10 @@ def mixers_table() -> str:
 
 
 def load_rows() -> list[Row]:
-    """Read the runs, in the order of the variants."""
-    order = list(VARIANTS)
-    return sorted(json.loads(ablate.FILE.read_text()), key=lambda row: order.index(row["variant"]))
+    """Read the runs, those of a variant together."""
+    rows = read_json(ablate.FILE)
+    order = list(dict.fromkeys(row["variant"] for row in rows))
+    return sorted(rows, key=lambda row: order.index(row["variant"]))
 
 
 def lay_out_mixers(rows: Sequence[Row]) -> str:
@@ -97,20 +97,9 @@ def gain(row: Row, rows: Sequence[Row]) -> float | None:
 def ceiling_table() -> str:
     """Make the table of the dense-convolution net, one line for each run."""
     header = "scored on", "seed", "params", "MMACs", "epochs", "FLOPs", "minutes", "one view, %", "six views, %"
-    return table(
-        header,
-        [
-            [
-                row["split"],
-                row["seed"],
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['macs'] / 1e6:.0f}",
-                row["epochs"],
-                f"{row['flops']:.1e}",
-                f"{row['minutes']:.0f}",
-                f"{row['top1']:.2f}",
-                f"{row['top1_six_views']:.2f}",
-            ]
-            for row in json.loads(ceiling.FILE.read_text())
-        ],
-    )
+    rows = []
+    for row in read_json(ceiling.FILE):
+        size = f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.0f}"
+        cost = row["epochs"], f"{row['flops']:.1e}", f"{row['minutes']:.0f}"
+        rows.append([row["split"], row["seed"], *size, *cost, f"{row['top1']:.2f}", f"{row['top1_six_views']:.2f}"])
+    return table(header, rows)

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData  # installed with timm
 
 from benchmarks.markdown import wrap
 from benchmarks.paths import ROOT
-from benchmarks.report import restoration
-from benchmarks.report.models import arxiv_link, arxiv_of
-from benchmarks.weight_cards import commit_in_words, image_size, load_cards, standard_error
+from benchmarks.report.models import arxiv_link, arxiv_of, image_arxiv_of
+from benchmarks.report.tasks import per_pixel
+from benchmarks.weight_cards import commit_in_words, image_size, load_cards, model_of, standard_error
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
 from metamix.utils.options import read_yaml
@@ -30,6 +31,12 @@ from metamix.utils.text import short_count
 from metamix.weights.find import weights_dir
 
 CONFIGS = ROOT / "configs"
+JOBS = {
+    "noise": "removes Gaussian noise of sigma {value} from {colour} images",
+    "downscale": "enlarges images {value} times; it takes the luminance, and the colours are only upsampled",
+    "jpeg": "removes artifacts of JPEG of quality {value} from {colour} images",
+}
+COLOURS = {"rgb": "colour", "grey": "grey", "y": "luminance"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pages() -> dict[Path, str]:
     """Make the pages of all cards."""
-    texts = {card["name"]: page(card) for card in load_cards()}
-    texts |= {card["name"]: restoration.page(card, command(card)) for card in load_cards(task="restoration")}
-    return {weights_dir() / f"{name}.md": text for name, text in texts.items()}
+    cards = [*load_cards(), *load_cards(task="restoration")]
+    return {weights_dir() / f"{card['name']}.md": page(card) for card in cards}
 
 
 def stale() -> list[str]:
@@ -62,30 +68,87 @@ def stale() -> list[str]:
 
 def page(card: dict) -> str:
     """Make the page of a card: header and text."""
-    name, model, cfg = card["name"], card["recipe"]["model"], card["pretrained_cfg"]
-    mode, colour = ("L", "grey") if cfg["input_size"][0] == 1 else ("RGB", "colour")
-    what, arxiv = describe(model)
-    intro = (
-        f"An image classifier: {what} (arXiv {arxiv_link(arxiv)}), trained on {card['data']}: "
-        f"{card['samples']['train']:,} {colour} images of {image_size(card)} pixels in {cfg['num_classes']} classes."
-    )
-    test = [
-        "python eval.py",
-        f"--model {model}",
-        f"--checkpoint weights/{name}.safetensors",
-        f"--data {card['recipe']['data']}",
+    parts = {"classification": classifier, "restoration": restorer}[card["task"]](card)
+    rows = [
+        *parts["rows"],
+        ("versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
+        ("commit", commit_in_words(card["commit"])),
+        ("license", f"Apache-2.0 for these weights; the {parts['owned']} have their own terms"),
     ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    limits = [textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ") for line in parts["limits"]]
     return f"""---
-{header(card, arxiv)}
+{header(card, parts)}
 ---
 
-# {name}
+# {card["name"]}
 
-{wrap(intro)}
+{wrap(parts["intro"])}
 
 ## Use
 
-```python
+{parts["use"]}
+
+## Results
+
+| | |
+|---|---|
+{table}
+
+## Recipe
+
+From a clone of metamix:
+
+{command(card)}{parts["test"]}
+
+## Limits
+
+{chr(10).join(limits)}
+"""
+
+
+def header(card: dict, parts: dict) -> str:
+    """Make the YAML block that Hugging Face reads, without its fences."""
+    results = [
+        EvalResult(
+            task_type=parts["kind"],
+            dataset_type=card["name"].partition(".")[2],
+            dataset_name=parts["scored_on"],
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=value,
+        )
+        for metric, name, value in parts["scores"]
+    ]
+    return ModelCardData(
+        license=card["license"],
+        library_name=parts["library"],
+        tags=[parts["kind"], "metamix", f"arxiv:{parts['arxiv']}"],
+        datasets=parts["datasets"],
+        metrics=[metric for metric, *_ in parts["scores"]],
+        model_name=card["name"],
+        eval_results=results,
+    ).to_yaml()
+
+
+def classifier(card: dict) -> dict[str, Any]:
+    """Return what the page of a classifier says."""
+    name, model, cfg = card["name"], card["recipe"]["model"], card["pretrained_cfg"]
+    mode, colour = ("L", "grey") if cfg["input_size"][0] == 1 else ("RGB", "colour")
+    what, arxiv = describe(model)
+    test = [f"--model {model}", f"--checkpoint weights/{name}.safetensors", f"--data {card['recipe']['data']}"]
+    return {
+        "kind": "image-classification",
+        "library": "timm",
+        "arxiv": arxiv,
+        "datasets": [name.partition(".")[2]],
+        "scored_on": card["data"],
+        "scores": [("accuracy", "top-1 accuracy, %", card["top1"])],
+        "owned": "data",
+        "intro": f"An image classifier: {what} (arXiv {arxiv_link(arxiv)}), trained on {card['data']}: "
+        f"{card['samples']['train']:,} {colour} images of {image_size(card)} pixels in {cfg['num_classes']} classes.",
+        "use": f"""```python
 import metamix, timm
 
 model = timm.create_model("{name}", pretrained=True).eval()
@@ -98,51 +161,75 @@ def classify(image):  # a PIL image
 ```
 
 The model accepts images of other sizes, with lower accuracy. `num_classes=N` gives a new head for fine-tuning,
-`features_only=True` gives the feature maps.
-
-## Results
-
-| | |
-|---|---|
-{table(card)}
-
-## Recipe
-
-From a clone of metamix:
-
-{command(card)}
+`features_only=True` gives the feature maps.""",
+        "rows": [
+            (
+                "test accuracy",
+                f"{card['top1']:.2f} % of {card['samples']['test']:,} images, with {kind_of_weights(card)}",
+            ),
+            ("over seeds", spread_in_words(card["spread"])),
+            ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
+            ("multiply-adds", f"{short_count(card['macs'])} for one image of {image_size(card)}"),
+            *cost_rows(card),
+        ],
+        "test": f"""
 
 The test split was scored once, after training. The accuracy above is that of the stored weights in float32:
 
-{command_block(*test, *data_dir(card), "--amp none")}
-
-## Limits
-
-{limits(card)}
-"""
+{command_block("python eval.py", *test, *data_dir(card), "--amp none")}""",
+        "limits": limits(card),
+    }
 
 
-def header(card: dict, arxiv: str) -> str:
-    """Make the YAML block that Hugging Face reads, without its fences."""
-    data = card["name"].split(".")[1].partition("_")[0]  # cifar10 of cifar10_e48, which was trained for 48 epochs
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type=data,
-        dataset_name=card["data"],
-        dataset_split="test",
-        metric_type="accuracy",
-        metric_name="top-1 accuracy, %",
-        metric_value=card["top1"],
-    )
-    return ModelCardData(
-        license=card["license"],
-        library_name="timm",
-        tags=["image-classification", "metamix", f"arxiv:{arxiv}"],
-        datasets=[data],
-        metrics=["accuracy"],
-        model_name=card["name"],
-        eval_results=[result],
-    ).to_yaml()
+def restorer(card: dict) -> dict[str, Any]:
+    """Return what the page of an image restoration model says."""
+    name, arxiv = card["name"], image_arxiv_of(model_of(card))
+    kind, _, value = card["degradation"].partition(":")
+    job = JOBS[kind].format(value=value.replace("-", " to "), colour=COLOURS[card["channels"]])
+    takes = f"The model takes images (B, {card['in_chans']}, H, W) of any size, with values from 0 to 1"
+    if card["enlarge"] > 1:
+        takes += f", enlarged {card['enlarge']} times: `predict` does that, `metamix.restoration.inference.enlarge` too"
+    return {
+        "kind": "image-to-image",
+        "library": "metamix",
+        "arxiv": arxiv,
+        "datasets": None,
+        "scored_on": card["test_data"],
+        "scores": [(metric, metric.upper(), card[metric]) for metric in ("psnr", "ssim")],
+        "owned": "photographs",
+        "intro": f"{model_of(card)} (arXiv {arxiv_link(arxiv)}) {job}. Trained on {card['data']}.",
+        "use": f"""    metamix predict photos --task restoration --model {name} --pretrained --output restored
+
+```python
+import metamix
+
+model = metamix.create_image_model("{name}", pretrained=True).eval()
+```
+
+{wrap(takes + ".")}""",
+        "rows": [
+            ("PSNR", f"{card['psnr']:.2f} dB, mean over {card['test_data']}, with {kind_of_weights(card)}"),
+            ("SSIM", f"{card['ssim']:.4f}"),
+            ("of the input", f"PSNR {card['input_psnr']:.2f} dB, SSIM {card['input_ssim']:.4f}"),
+            ("compared", card["measured"]),
+            ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
+            ("float16", f"changes the PSNR by {card['float16_changes_psnr']:.5f} dB"),
+            ("multiply-adds", f"{per_pixel(card):,.0f} for each pixel of the result"),
+            ("training", f"{card['seconds'] / 60:.0f} minutes"),
+        ],
+        "test": "",
+        "limits": [
+            *card["limits"],
+            *["It takes grey files only: `predict` leaves out those in colour."] * (card["channels"] == "grey"),
+            "It knows only this degradation. Other noise, blur or compression of real photographs is another job.",
+            "One seed was trained.",
+        ],
+    }
+
+
+def kind_of_weights(card: dict) -> str:
+    """Say which weights of the run these are."""
+    return {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
 
 
 def describe(model: str) -> tuple[str, str]:
@@ -152,22 +239,6 @@ def describe(model: str) -> tuple[str, str]:
         text = import_module(f"metamix.mixers.{mixer}").__doc__
         return f"the MetaFormer skeleton of size {size} with the mixer `{mixer}`", re.search(r"\d{4}\.\d{5}", text)[0]
     return f"`{model}`", arxiv_of(model)
-
-
-def table(card: dict) -> str:
-    """Make the rows of the table of results."""
-    weights = {"ema": "the moving average of the weights", "last": "the weights of the last step"}[card["weights"]]
-    rows = [
-        ("test accuracy", f"{card['top1']:.2f} % of {card['samples']['test']:,} images, with {weights}"),
-        ("over seeds", spread_in_words(card["spread"])),
-        ("parameters", f"{card['parameters']:,}, stored as {card['stored_as']}"),
-        ("multiply-adds", f"{short_count(card['macs'])} for one image of {image_size(card)}"),
-        *cost_rows(card),
-        ("versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
-        ("commit", commit_in_words(card["commit"])),
-        ("license", "Apache-2.0 for these weights; the data have their own terms"),
-    ]
-    return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
 def spread_in_words(spread: dict) -> str:
@@ -185,16 +256,17 @@ def cost_rows(card: dict) -> list[tuple[str, str]]:
         return [("speed", "not measured")]
     cost = card["cost"]
     where = f"{cost['cpu']}, {cost['threads']} threads, {cost['precision']}, batches of {cost['batch_size']}"
-    return [
-        (
-            what,
-            f"{cost[f'{key}_img_per_s']:,.0f} img/s, {cost[f'{key}_mib']:,} MiB above torch and the model ({where})",
+    rows = []
+    for mode, key in (("training", "train"), ("inference", "infer")):
+        speed, memory = (
+            f"{cost[f'{key}_img_per_s']:,.0f} img/s",
+            f"{cost[f'{key}_mib']:,} MiB above torch and the model",
         )
-        for what, key in (("training", "train"), ("inference", "infer"))
-    ]
+        rows.append((mode, f"{speed}, {memory} ({where})"))
+    return rows
 
 
-def limits(card: dict) -> str:
+def limits(card: dict) -> list[str]:
     """List what the model cannot do and what its accuracy does not show."""
     classes, test = card["pretrained_cfg"]["label_names"], card["samples"]["test"]
     lines = [
@@ -207,7 +279,7 @@ def limits(card: dict) -> str:
         lines.append("One seed was trained, so the spread over seeds is unknown.")
     elif card["spread"]["changed"]:
         lines.append("The spread over seeds comes from other runs than the one that made these weights: see the table.")
-    return "\n".join(textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ") for line in lines)
+    return lines
 
 
 def command(card: dict) -> str:

@@ -1,25 +1,17 @@
 """Make the tables that compare the mixers, from the cards in weights/ and results/image_sizes.json."""
 
-import json
 from collections.abc import Sequence
 
 from benchmarks.markdown import table, table_of_filled, wrap
-from benchmarks.measure import paired
-from benchmarks.measure.image_sizes import FILE
+from benchmarks.measure.accuracy import IMAGE_SIZES, PAIRS
+from benchmarks.paths import read_json
 from benchmarks.runs import differences
 from benchmarks.weight_cards import by_mixer, image_size, load_cards, model_of, standard_error
 from metamix import list_mixers
 from metamix.utils.text import short_count
 
-COLUMNS = [
-    "test accuracy, %",
-    "over seeds, %",
-    "parameters",
-    "MACs",
-    "training, img/s",
-    "inference, img/s",
-    "memory, MiB",
-]
+COLUMNS = ["test accuracy, %", "over seeds, %", "parameters", "MACs", "training, img/s", "inference, img/s"]
+COLUMNS += ["memory, MiB"]
 ADAPTED = (24, 40)  # sides of images in pixels
 # Accuracy in % that a paper reports for its model, on the data of the shipped weights.
 PUBLISHED = {"wavemixlite_8_10": 99, "wavemixlite_32_7": 80}
@@ -110,12 +102,13 @@ def varying(recipes: Sequence[dict]) -> list[str]:
 
 def sizes_table(tag: str) -> str:
     """Make the table of accuracy at other image sizes, and of what helps. Columns without a value are left out."""
-    found = json.loads(FILE.read_text())[tag]["sizes"]
+    sizes = read_json(IMAGE_SIZES)[tag]["sizes"]
     header, rows = ["mixer"], []
     for side in ADAPTED:
         header += [f"{side} px: as it is", "made for it", "resized to 32", "fine-tuned"]
-    for mixer, card in by_mixer(load_cards(tag)).items():
-        scores = found[card["name"]]
+    for mixer in list_mixers():
+        if not (scores := sizes.get(f"metaformer_{mixer}_nano.{tag}")):
+            continue
         tuned = {side: run["top1"] for side, run in scores.get("tuned", {}).items()}
         forms = [scores["top1"], scores["made"], scores["resized"], tuned]
         cells = [f"{form[side]:.1f}" if side in form else "" for side in map(str, ADAPTED) for form in forms]
@@ -125,16 +118,16 @@ def sizes_table(tag: str) -> str:
 
 def pairs_table(tag: str) -> str:
     """Make the table of accuracy from one view and from six, and of McNemar's test against identity and pooling."""
-    found = json.loads(paired.FILE.read_text())[tag]
-    others = [mixer for mixer in ("identity", "pooling") if mixer in found["top1"]]
+    result = read_json(PAIRS)[tag]
+    others = [mixer for mixer in ("identity", "pooling") if mixer in result["top1"]]
     rows = [
         [
             f"`{mixer}`",
             f"{top1['one_view']:.2f}",
             f"{top1['six_views']:.2f}",
-            *("" if mixer == other else against(mixer, other, found["pairs"]) for other in others),
+            *("" if mixer == other else against(mixer, other, result["pairs"]) for other in others),
         ]
-        for mixer, top1 in found["top1"].items()
+        for mixer, top1 in result["top1"].items()
     ]
     header = ["mixer", "one view, %", "six views, %", *(f"against `{other}`" for other in others)]
     return table(header, rows)
@@ -147,7 +140,7 @@ def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
             counts = pair["only_first"], pair["only_second"]
             mine, theirs = counts if pair["first"] == mixer else counts[::-1]
             return f"{mine} : {theirs}, p {pair['p']:.1g}"
-    raise ValueError(f"{paired.FILE.name} does not compare {mixer} with {other}: measure it again")
+    raise ValueError(f"{PAIRS.name} does not compare {mixer} with {other}: measure it again")
 
 
 def published_table() -> str:
@@ -155,17 +148,8 @@ def published_table() -> str:
     cards = [card for card in load_cards() if model_of(card) in PUBLISHED]
     rows = []
     for card in cards:
-        error = 2 * standard_error(card["top1"], card["samples"]["test"])
-        rows.append(
-            [
-                f"`{model_of(card)}`",
-                card["data"],
-                f"{card['top1']:.2f} ± {error:.2f}",
-                PUBLISHED[model_of(card)],
-                card["recipe"]["epochs"],
-                f"{card['parameters']:,}",
-                short_count(card["macs"]),
-            ]
-        )
+        name, error = model_of(card), 2 * standard_error(card["top1"], card["samples"]["test"])
+        cost = card["recipe"]["epochs"], f"{card['parameters']:,}", short_count(card["macs"])
+        rows.append([f"`{name}`", card["data"], f"{card['top1']:.2f} ± {error:.2f}", PUBLISHED[name], *cost])
     header = ["model", "data", "test accuracy, %", "in the paper, %", "epochs", "parameters", "MACs"]
     return f"{table(header, rows)}\n\nOne seed each; ± is two standard errors."

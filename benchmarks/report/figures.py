@@ -10,6 +10,7 @@ time and memory against image size.
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,8 +22,20 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from benchmarks.paths import IMAGES
 from benchmarks.report import deploy
 from benchmarks.report.speed import scaling_curves
-from benchmarks.report.style import COLORS, WIDTH, save
 from benchmarks.weight_cards import by_mixer, load_cards
+from metamix.mixers import list_mixers
+from metamix.utils.figures import save_figure
+
+# The palette of Okabe and Ito, and grey for identity.
+COLORS = dict(zip(list_mixers(), ("#777777", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")))
+ENGINE_COLORS = {"eager": "#777777", "compile": "#cc79a7", "onnxruntime": "#d55e00", "openvino": "#0072b2"}
+LINES = {"fp32": "-", "bf16": "--", "int8": ":"}
+WIDTH = 8.8  # inches
+
+
+def save(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG with 200 pixels an inch."""
+    save_figure(path, figure, dpi=200)
 
 
 def draw_curves(path: Path, family: dict[str, dict]) -> None:
@@ -130,6 +143,39 @@ def draw_scaling(path: Path, curves: dict[str, dict]) -> None:
     save(path, figure)
 
 
+def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[float, float]]]) -> None:
+    """Draw accuracy against latency, a line for each engine and precision, with a point for each mixer."""
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for (engine, precision), own in cells.items():
+        style = {"color": ENGINE_COLORS[engine], "ls": LINES[precision], "marker": "o", "ms": 4, "lw": 1.6}
+        axes.plot(*zip(*own.values()), **style, label=deploy.title(engine, precision))
+    accuracies: dict[str, list[float]] = {}
+    for own in cells.values():
+        for mixer, (_, top1) in own.items():
+            accuracies.setdefault(mixer, []).append(top1)
+    right = axes.secondary_yaxis("right")
+    heights = apart({mixer: median(values) for mixer, values in accuracies.items()}, axes.get_ylim())
+    right.set_yticks(list(heights.values()), list(heights))
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+    axes.set(xscale="log", xlabel="latency of one image, ms", ylabel="test accuracy, %")
+    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    save(path, figure)
+
+
+def apart(heights: Mapping[str, float], limits: tuple[float, float]) -> dict[str, float]:
+    """Move labels up until each is a line of text above the one below it."""
+    least, below, moved = 0.045 * (limits[1] - limits[0]), float("-inf"), {}
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        below = moved[name] = max(height, below + least)
+    return moved
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     family = by_mixer(load_cards("cifar10"))
@@ -138,7 +184,7 @@ def main() -> None:
     draw_curves(IMAGES / "cifar10-curves.png", family)
     draw_scaling(IMAGES / "scaling.png", scaling_curves())
     if engines:
-        deploy.draw_engines(deploy.PICTURE, engines)
+        draw_engines(IMAGES / "cifar10-engines.png", engines)
 
 
 if __name__ == "__main__":

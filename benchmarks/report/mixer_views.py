@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from benchmarks.paths import IMAGES
-from benchmarks.report.style import WIDTH, save
+from benchmarks.report.figures import WIDTH, save
 from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import load_family
 from metamix.classification.pictures import draw_confusion
@@ -165,9 +165,9 @@ def draw_bands(path: Path, model: nn.Module, images: Tensor, shown: Tensor) -> N
     with torch.no_grad():
         for i, (name, mixer) in enumerate(blocks_of(model)):
             if name in ("1.1", "2.1"):
-                found = bands(mixer, inputs[i])
-                largest = torch.stack(list(found.values())).amax((0, 2, 3)).view(-1, 1, 1)
-                columns += [(f"{name} {band}", values / largest) for band, values in found.items()]
+                maps = bands(mixer, inputs[i])
+                largest = torch.stack(list(maps.values())).amax((0, 2, 3)).view(-1, 1, 1)
+                columns += [(f"{name} {band}", values / largest) for band, values in maps.items()]
     save(
         path,
         draw_rows(
@@ -182,22 +182,28 @@ def draw_rows(shown: Tensor, columns: Sequence[tuple[str, Tensor]], label: str, 
     Returns:
         Figure, axes and colour bar.
     """
-    rows, count = len(shown), 1 + len(columns)
-    figure = Figure(figsize=(WIDTH, 0.93 * rows + 0.9), layout="compressed")
+    figure, grid = new_grid(len(shown), 1 + len(columns), 0.93 * len(shown) + 0.9)
+    for image, line, *maps in zip(shown, grid, *(maps for _, maps in columns)):
+        line[0].imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        for axes, values in zip(line[1:], maps):
+            last = axes.imshow(values.numpy(), norm=norm, cmap=cmap)
+    for axes, title in zip(grid[0], ("image", *(title for title, _ in columns))):
+        axes.set_title(title, fontsize=9)
+    return figure, grid, add_bar(figure, grid, last, label)
+
+
+def new_grid(rows: int, columns: int, height: float):
+    """Make a figure of `height` inches with a grid of axes without ticks."""
+    figure = Figure(figsize=(WIDTH, height), layout="compressed")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(rows, count, squeeze=False)
-    for i in range(rows):
-        grid[i, 0].imshow(shown[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        for axes, (title, maps) in zip(grid[i, 1:], columns):
-            last = axes.imshow(maps[i].numpy(), norm=norm, cmap=cmap)
-            if i == 0:
-                axes.set_title(title, fontsize=9)
-    grid[0, 0].set_title("image", fontsize=9)
-    for axes in grid.flat:
-        axes.set(xticks=(), yticks=())
-    bar = figure.colorbar(last, ax=grid, location="bottom", aspect=50, shrink=0.8, pad=0.03)
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=dict(xticks=(), yticks=()))
+
+
+def add_bar(figure: Figure, grid, image, label: str):
+    """Add a colour bar for all axes below them."""
+    bar = figure.colorbar(image, ax=grid, location="bottom", aspect=50, shrink=0.8, pad=0.03)
     bar.set_label(label, fontsize=9)
-    return figure, grid, bar
+    return bar
 
 
 def raft_matrices(mixer: nn.Module) -> dict[str, Tensor]:
@@ -217,23 +223,17 @@ def draw_matrices(
     path: Path, model: nn.Module, *, matrices: Callable[[nn.Module], dict[str, Tensor]], axis: str
 ) -> None:
     """Draw a column for each block and a row for each of its `matrices(mixer)`; `axis` names their rows and columns."""
-    found = [(name, matrices(mixer)) for name, mixer in blocks_of(model)]
-    rows = list(found[0][1])
-    figure = Figure(figsize=(WIDTH, 1.06 * len(rows) + 1.0), layout="compressed")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(len(rows), len(found), squeeze=False)
-    for column, (name, of_block) in enumerate(found):
-        for i, row in enumerate(rows):
-            matrix = of_block[row]
-            axes = grid[i, column]
+    blocks = [(name, matrices(mixer)) for name, mixer in blocks_of(model)]
+    rows = list(blocks[0][1])
+    figure, grid = new_grid(len(rows), len(blocks), 1.06 * len(rows) + 1.0)
+    for (name, by_row), column in zip(blocks, grid.T):
+        for axes, matrix in zip(column, by_row.values()):
             last = axes.imshow((matrix / matrix.abs().max()).numpy(), norm=CenteredNorm(0, 1), cmap="RdBu_r")
-            axes.set(xticks=(), yticks=())
-            if i == 0:
-                axes.set_title(f"block {name}\n{len(matrix)}x{len(matrix)}", fontsize=9)
-            if column == 0:
-                axes.set_ylabel(row, fontsize=9)
-    bar = figure.colorbar(last, ax=grid, location="bottom", aspect=50, shrink=0.8, pad=0.03)
-    bar.set_label(f"relative to the largest entry of the matrix (outputs down, inputs across: {axis})", fontsize=9)
+        first = by_row[rows[0]]
+        column[0].set_title(f"block {name}\n{len(first)}x{len(first)}", fontsize=9)
+    for axes, row in zip(grid[:, 0], rows):
+        axes.set_ylabel(row, fontsize=9)
+    add_bar(figure, grid, last, f"relative to the largest entry of the matrix (outputs down, inputs across: {axis})")
     save(path, figure)
 
 

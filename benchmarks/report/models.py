@@ -50,32 +50,19 @@ def image_models() -> str:
     rows = []
     for model in list_image_models():
         scores = [f" {w.psnr:.2f} dB on {w.test_data}" if w.psnr is not None else "" for w in model.weights]
-        rows.append(
-            [
-                f"`{model.name}`",
-                short_count(model.parameters),
-                short_count(model.macs_per_pixel),
-                f"{model.in_chans}",
-                f"x{model.scale}" if model.scale > 1 else "same",
-                arxiv_link(image_arxiv_of(model.name)),
-                ", ".join(f"`{w.tag}`{score}" for w, score in zip(model.weights, scores)),
-            ]
-        )
+        size = short_count(model.parameters), short_count(model.macs_per_pixel), model.in_chans
+        weights = ", ".join(f"`{w.tag}`{score}" for w, score in zip(model.weights, scores))
+        factor = f"x{model.scale}" if model.scale > 1 else "same"
+        rows.append([f"`{model.name}`", *size, factor, arxiv_link(image_arxiv_of(model.name)), weights])
     return table(["name", "parameters", "MACs a pixel", "channels", "size", "paper", "weights"], rows)
 
 
 def weights() -> str:
     """Make the table of the classifiers in weights/."""
-    rows = [
-        [
-            f"`{card['name']}`",
-            card["data"],
-            f"{card['top1']:.2f}",
-            card["recipe"]["epochs"],
-            short_count(card["parameters"]),
-        ]
-        for card in load_cards()
-    ]
+    rows = []
+    for card in load_cards():
+        size = card["recipe"]["epochs"], short_count(card["parameters"])
+        rows.append([f"`{card['name']}`", card["data"], f"{card['top1']:.2f}", *size])
     return table(["name", "data", "test accuracy, %", "epochs", "parameters"], rows)
 
 
@@ -87,8 +74,8 @@ def size_cells(name: str) -> list[str]:
 def tags(name: str) -> str:
     """List the tags of a model's weights, with the accuracy that we measured or that the authors published."""
     measured = {card["name"]: f" {card['top1']:.1f} %" for card in load_cards() if model_of(card) == name}
-    found = timm.list_pretrained(f"{name}.*")
-    return ", ".join(f"`{tagged.partition('.')[2]}`{measured.get(tagged) or published(tagged)}" for tagged in found)
+    names = timm.list_pretrained(f"{name}.*")
+    return ", ".join(f"`{tagged.partition('.')[2]}`{measured.get(tagged) or published(tagged)}" for tagged in names)
 
 
 def published(tagged: str) -> str:

@@ -15,7 +15,7 @@ from skimage import data
 from torch import Tensor
 
 from benchmarks.paths import IMAGES
-from benchmarks.report.style import WIDTH
+from benchmarks.report.figures import WIDTH
 from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import Restorer, enlarge, restore_colours
 from metamix.restoration.load import load_restorer

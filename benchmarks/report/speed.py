@@ -1,15 +1,14 @@
 """Make the tables of speed and memory, from the files in results/."""
 
-import json
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from math import log
 from statistics import linear_regression
 
 from benchmarks.markdown import table, wrap
-from benchmarks.measure.inference_memory import SIZES
+from benchmarks.measure.memory import INFERENCE, SIZES
 from benchmarks.measure.speed import REFERENCE
-from benchmarks.paths import RESULTS
+from benchmarks.paths import RESULTS, read_json
 from metamix.mixers import list_mixers
 
 BATCH, SIZE = 8, 224  # of the rows that the tables show
@@ -27,9 +26,6 @@ def mixers_table() -> str:
     """Make the table of the s12 models and models of about the same cost."""
     place, models = load("speed.json", batch=BATCH, size=SIZE, reference=REFERENCE)
 
-    def cell(row: dict) -> str:
-        return f"{milliseconds(row['ms'])}, {row['ratio']:.2f}{compiled(row)}"
-
     def memory(cells: Cells) -> str:
         return " / ".join(
             f"{cells['train', p]['peak_mib']}" if ("train", p) in cells else "-" for p in ("fp32", "bf16")
@@ -40,16 +36,12 @@ def mixers_table() -> str:
         f"relative to timm's `{REFERENCE}`. Memory: what training adds to a process that has imported torch, in fp32 / "
         f"bf16."
     )
-    return f"{wrap(note)}\n\n{by_precision(models, cell, ('training memory, MiB', memory))}"
+    return f"{wrap(note)}\n\n{by_precision(models, step, ('training memory, MiB', memory))}"
 
 
 def authors_table() -> str:
     """Make the table of the papers' models beside their authors' code."""
     place, models = load("authors_speed.json")
-
-    def cell(row: dict) -> str:
-        ratio = f", {row['ratio']:.2f}" if "ratio" in row else ""
-        return f"{milliseconds(row['ms'])}{ratio}{compiled(row)}"
 
     def memory(cells: Cells) -> str:
         row = cells.get(("train", "fp32"))
@@ -60,23 +52,21 @@ def authors_table() -> str:
         f"run. The batches differ, so compare times within a row. Memory: what fp32 training adds to a process that "
         f"has imported torch, ours / the authors'."
     )
-    return f"{wrap(note)}\n\n{by_precision(models, cell, ('fp32 training memory, MiB', memory))}"
+    return f"{wrap(note)}\n\n{by_precision(models, step, ('fp32 training memory, MiB', memory))}"
 
 
 def roofline_table() -> str:
     """Make the table of speed relative to the machine's convolutions."""
     place, models = load("roofline.json", batch=BATCH, size=SIZE)
 
-    def cell(row: dict) -> str:
-        return f"{row['of_convolution']:.0%}"
-
     note = f"GFLOP/s relative to the faster of a 1x1 and a 3x3 convolution in the same run, {place}."
-    return f"{wrap(note)}\n\n{by_precision(models, cell)}"
+    shares = by_precision(models, lambda row: f"{row['of_convolution']:.0%}")
+    return f"{wrap(note)}\n\n{shares}"
 
 
 def memory_table() -> str:
     """Make the table of inference memory by mixer."""
-    rows = json.loads((RESULTS / "inference_memory.json").read_text())
+    rows = read_json(INFERENCE)
     lines = []
     for name, group in groupby(rows, key=lambda row: row["model"]):
         own = list(group)
@@ -88,7 +78,7 @@ def memory_table() -> str:
 
 def scaling_table() -> str:
     """Make the table of how time and memory grow with the number of pixels."""
-    found, curves = json.loads((RESULTS / "scaling.json").read_text()), scaling_curves()
+    result, curves = read_json(RESULTS / "scaling.json"), scaling_curves()
     rows = [
         [
             *(f"`{mixer}`", f"{curve['ms'][0]:.0f} ms", f"{curve['ms'][-1]:.0f} ms", f"{curve['mib'][-1]:.0f} MiB"),
@@ -98,13 +88,13 @@ def scaling_table() -> str:
     ]
     sizes = next(iter(curves.values()))["sizes"]
     header = ["s12 with", f"{sizes[0]} px", f"{sizes[-1]} px", f"memory at {sizes[-1]} px"]
-    place = where(found["machine"], found["rows"])
+    place = where(result["machine"], result["rows"])
     return f"Measured {place}.\n\n{table([*header, 'exponent of time', 'exponent of memory'], rows)}"
 
 
 def scaling_curves() -> dict[str, dict]:
     """Return {mixer: {"sizes", "ms", "mib", "time", "memory"}}; the last two are exponents over pixels."""
-    rows, curves = json.loads((RESULTS / "scaling.json").read_text())["rows"], {}
+    rows, curves = read_json(RESULTS / "scaling.json")["rows"], {}
     for mixer in list_mixers():
         own = sorted((row for row in rows if row["mixer"] == mixer), key=lambda row: row["size"])
         if own:
@@ -121,30 +111,17 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 def train_loop_table() -> str:
     """Make the table of our training loop beside timm's."""
-    results = json.loads((RESULTS / "train_loop.json").read_text())
+    results = read_json(RESULTS / "train_loop.json")
     names = {"ours": "metamix", "bare": "the step alone", "timm": "timm's parts", "script": "timm's script"}
     rows = []
     for case in results["cases"]:
-        ours = case["loops"]["ours"]
+        ours = case["loops"]["ours"]["img_per_s"]
         for loop, row in case["loops"].items():
-            rows.append(
-                [
-                    f"{case['name']}, `{case['model']}`",
-                    names[loop],
-                    row["img_per_s"],
-                    f"{ours['img_per_s'] / row['img_per_s']:.2f}",
-                    f"{row['process_mib'] - row['imports_mib']} MiB" if "imports_mib" in row else "",
-                    f"{row['workers_mib']} MiB",
-                ]
-            )
-    header = [
-        "images and model",
-        "loop",
-        "img/s",
-        "metamix relative to it",
-        "memory added by training",
-        "workers' memory",
-    ]
+            added = f"{row['process_mib'] - row['imports_mib']} MiB" if "imports_mib" in row else ""
+            speed = row["img_per_s"], f"{ours / row['img_per_s']:.2f}"
+            rows.append([f"{case['name']}, `{case['model']}`", names[loop], *speed, added, f"{row['workers_mib']} MiB"])
+    header = ["images and model", "loop", "img/s", "metamix relative to it", "memory added by training"]
+    header.append("workers' memory")
     note = (
         f"Training in bf16 {where(results['machine'])}. The step alone trains on one random batch, without data or "
         f"augmentation."
@@ -154,12 +131,12 @@ def train_loop_table() -> str:
 
 def load(name: str, **only) -> tuple[str, dict[str, Cells]]:
     """Read a result file: (where it was measured, {model: {(mode, precision): row}}) of the rows that match `only`."""
-    found = json.loads((RESULTS / name).read_text())
-    rows = [row for row in found["rows"] if only.items() <= row.items()]
+    result = read_json(RESULTS / name)
+    rows = [row for row in result["rows"] if only.items() <= row.items()]
     models: dict[str, Cells] = {}
     for row in rows:
         models.setdefault(row["model"], {})[row["mode"], row["precision"]] = row
-    return where(found["machine"], rows), models
+    return where(result["machine"], rows), models
 
 
 def by_precision(
@@ -186,5 +163,8 @@ def milliseconds(ms: float) -> str:
     return f"{ms:.{0 if ms > 100 else 1}f} ms"
 
 
-def compiled(row: dict) -> str:
-    return f"; compiled {milliseconds(row['compiled_ms'])}" if "compiled_ms" in row else ""
+def step(row: dict) -> str:
+    """Format the time of a step, its ratio to that of the reference, and its time with torch.compile."""
+    ratio = f", {row['ratio']:.2f}" if "ratio" in row else ""
+    compiled = f"; compiled {milliseconds(row['compiled_ms'])}" if "compiled_ms" in row else ""
+    return f"{milliseconds(row['ms'])}{ratio}{compiled}"

@@ -7,25 +7,17 @@ A table goes between the markers `<!-- name -->` and `<!-- /name -->` of a page,
 """
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.paths import DOCS, ROOT
-from benchmarks.report import (
-    ablations,
-    comparison,
-    deploy,
-    detection,
-    minattn,
-    models,
-    restoration,
-    segmentation,
-    speed,
-)
-from benchmarks.report.sections import fill
+from benchmarks.measure import collect
+from benchmarks.paths import DOCS, ROOT, read_json
+from benchmarks.report import ablations, comparison, deploy, models, speed, tasks
 from metamix.utils.files import write_text
-from metamix.utils.text import exit_with_message
+from metamix.utils.text import did_you_mean, exit_with_message
 
+SECTION = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 SECTIONS = {
     "family": models.family,
     "papers": models.papers,
@@ -33,21 +25,20 @@ SECTIONS = {
     "weights": models.weights,
     "cifar10": lambda: comparison.family_table("cifar10"),
     "cifar10-pairs": lambda: comparison.pairs_table("cifar10"),
-    "cifar10-e48": lambda: comparison.pairs_table("cifar10_e48"),
-    "cifar10-sizes": lambda: comparison.sizes_table("cifar10"),
+    "cifar10-e24": lambda: comparison.pairs_table("cifar10_e24"),
+    "cifar10-sizes": lambda: comparison.sizes_table("cifar10_e24"),
     "published": comparison.published_table,
-    "minattn": minattn.variants_table,
-    "deploy-batch-1": lambda: deploy.speed_table(1),
-    "deploy-batch-8": lambda: deploy.speed_table(8),
-    "deploy-nanos": deploy.nanos_table,
-    "deploy-picture": deploy.picture,
+    "minattn": lambda: tasks.minattn_table(read_json(collect.MINATTN)),
+    "deploy-batch-1": lambda: deploy.speed_table("s12", 1),
+    "deploy-batch-8": lambda: deploy.speed_table("s12", 8),
+    "deploy-nanos": lambda: deploy.speed_table("nano", 1),
     "deploy-accuracy": deploy.accuracy_table,
-    "detection": detection.scores_table,
-    "detection-memory": detection.memory_table,
-    "restoration-scores": restoration.scores_table,
-    "restoration-cost": restoration.cost_table,
-    "restoration-memory": restoration.memory_table,
-    "segmentation": segmentation.scores_table,
+    "detection": lambda: tasks.detection_table(read_json(collect.DETECTION)),
+    "detection-memory": tasks.detection_memory_table,
+    "restoration-scores": tasks.restoration_table,
+    "restoration-cost": tasks.restoration_cost_table,
+    "restoration-memory": tasks.restoration_memory_table,
+    "segmentation": lambda: tasks.segmentation_table(read_json(collect.SEGMENTATION)["rows"]),
     "speed-mixers": speed.mixers_table,
     "speed-authors": speed.authors_table,
     "roofline": speed.roofline_table,
@@ -59,6 +50,24 @@ SECTIONS = {
     "ablations-shares": ablations.shares_table,
     "ceiling": ablations.ceiling_table,
 }
+
+
+def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
+    """Return the page with every marked section made anew.
+
+    Args:
+        page: Markdown text.
+        sections: functions that make the text of a section, by name.
+
+    Raises:
+        ValueError: a marker names no section, or is not closed.
+    """
+    for name in re.findall(r"<!-- ([\w-]+) -->", page):
+        if name not in sections:
+            raise ValueError(f"<!-- {name} --> names no section{did_you_mean(name, sections)}")
+        if page.count(f"<!-- {name} -->") != 1 or page.count(f"<!-- /{name} -->") != 1:
+            raise ValueError(f"<!-- {name} --> must appear once, and <!-- /{name} --> once after it")
+    return SECTION.sub(lambda match: f"<!-- {match[1]} -->\n\n{sections[match[1]]()}\n\n<!-- /{match[1]} -->", page)
 
 
 def pages() -> dict[Path, str]:
@@ -86,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
     args = parser.parse_args(argv)
     with exit_with_message(ValueError, OSError):
-        found = stale()
-        if args.check and found:
-            names = ", ".join(str(path.relative_to(ROOT)) for path in found)
+        changed = stale()
+        if args.check and changed:
+            names = ", ".join(str(path.relative_to(ROOT)) for path in changed)
             raise ValueError(f"stale, run `python -m benchmarks.report.tables`: {names}")
-        for path, text in found.items():
+        for path, text in changed.items():
             write_text(path, text)
             print(f"written: {path}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,7 +31,7 @@ from metamix.weights.metadata import (
 )
 
 from .data import read_image
-from .inference import Predictor
+from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
@@ -165,25 +164,11 @@ class TrainedSegmenter:
         return [self.label(read_image(image), predictor) for image in images]
 
     def label(self, image: Tensor, predictor: Predictor) -> Tensor:
-        """Label the pixels of an image.
-
-        An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
-
-        Args:
-            image: (3, H, W) uint8, of any size.
-            predictor: how the model is applied.
-
-        Returns:
-            Labels (H, W) uint8, on the CPU.
-        """
-        model, spec = self.model, self.spec
-        size = image.shape[-2], image.shape[-1]
-        resized = resize_image(image, spec.min_size, spec.max_size)
-        normalized = normalize(resized[None].to(next(model.parameters()).device), spec.mean, spec.std)
-        side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * len(spec.classes))))
-        if predictor.tile and resized.shape == image.shape and max(size) > side:
-            return predict_blocks(model, normalized, predictor, side)
-        return predictor(model, normalized, size).cpu()
+        """Label the pixels of an image (3, H, W) uint8: (H, W) uint8, on the CPU."""
+        spec, size = self.spec, (image.shape[-2], image.shape[-1])
+        resized = resize_image(image, spec.min_size, spec.max_size)[None]
+        normalized = normalize(resized.to(next(self.model.parameters()).device), spec.mean, spec.std)
+        return predict(self.model, normalized, size, len(spec.classes), predictor)
 
 
 def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from benchmarks.measure import image_sizes, paired
+from benchmarks.measure import accuracy
+from benchmarks.paths import read_json
 from benchmarks.report import comparison
 from benchmarks.weight_cards import by_mixer, load_cards, tags
 
-CARDS = by_mixer(load_cards("digits"))
+CARDS = by_mixer(load_cards("cifar10"))
 
 
 @pytest.mark.parametrize("tag", tags())
@@ -22,16 +23,15 @@ def test_missing_models_and_speeds_are_marked(monkeypatch):
     card = {key: value for key, value in CARDS["identity"].items() if key != "cost"}
     monkeypatch.setattr(comparison, "load_cards", lambda tag: [card])
     text = comparison.family_table("absent")
-    assert "| `raft` | not trained |  |  |" in text and "| `identity` | 99.72 | 1.51 M | 73 M |" in text
+    assert "| `raft` | not trained |  |  |" in text and "| `identity` | 88.11 | 1.51 M | 73.6 M |" in text
     assert "img/s" not in text and "Speed" not in text and "One seed each." in text
 
 
 def test_unequal_recipes_are_noted():
     other = CARDS["raft"] | {"recipe": CARDS["raft"]["recipe"] | {"lr": 0.5}}
     assert "The recipes differ in `lr`" in comparison.notes([CARDS["identity"], other], relative=True)
-    assert "All models follow one recipe of 15 epochs" in comparison.notes(
-        [CARDS["identity"], CARDS["raft"]], relative=True
-    )
+    said = comparison.notes([CARDS["identity"], CARDS["raft"]], relative=True)
+    assert "All models follow one recipe of 48 epochs" in said.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,16 @@ def test_what_the_runs_of_a_spread_were(changed, said):
 
 
 def test_a_card_whose_accuracy_is_not_reproduced_is_refused(monkeypatch):
-    card = CARDS["identity"] | {"top1": 12.34}
-    monkeypatch.setattr(image_sizes, "SIZES", (32,))
+    (card,) = load_cards("digits")
+    card["top1"] = 12.34
+    monkeypatch.setattr(accuracy, "SIZES", (32,))
     with pytest.raises(ValueError, match=r"scores 99.72 % on these data, but its card says 12.34 %: give --data-dir"):
-        image_sizes.score_sizes({}, [card], None)
+        accuracy.score_sizes({}, [card], None)
 
 
 def test_known_weights_are_not_scored_again():
-    known = image_sizes.json.loads(image_sizes.FILE.read_text())["digits"]["sizes"]
-    assert image_sizes.score_sizes(known, list(CARDS.values()), "no data needed") == known
+    known = read_json(accuracy.IMAGE_SIZES)["digits"]["sizes"]
+    assert accuracy.score_sizes(known, load_cards("digits"), "no data needed") == known
 
 
 def finished_run(folder, **recipe):
@@ -83,43 +84,42 @@ def finished_run(folder, **recipe):
 def test_what_helps_at_other_sizes(tmp_path, monkeypatch):
     sizes = {"24": 60.54, "32": 87.0, "40": 70.0}
     scores = {"top1": sizes, "made": sizes, "resized": {"24": 80.0, "40": 85.0}, "tuned": {"24": {"top1": 85.94}}}
-    monkeypatch.setattr(comparison, "FILE", tmp_path / "sizes.json")
-    comparison.FILE.write_text(json.dumps({"digits": {"sizes": {"metaformer_raft_nano.digits": scores}}}))
-    monkeypatch.setattr(comparison, "load_cards", lambda tag: [CARDS["raft"]])
+    monkeypatch.setattr(comparison, "IMAGE_SIZES", tmp_path / "sizes.json")
+    comparison.IMAGE_SIZES.write_text(json.dumps({"digits": {"sizes": {"metaformer_raft_nano.digits": scores}}}))
     (line,) = comparison.sizes_table("digits").splitlines()[2:]
     assert line == "| `raft` | 60.5 | 60.5 | 80.0 | 85.9 | 70.0 | 70.0 | 85.0 |"
 
 
 def test_fine_tuning_runs_are_read(tmp_path):
-    ((name, size, scores),) = image_sizes.read_tuned([finished_run(tmp_path / "run")], ["a.digits"])
+    ((name, size, scores),) = accuracy.read_tuned([finished_run(tmp_path / "run")], ["a.digits"])
     assert (name, size, scores["top1"], scores["lr"]) == ("a.digits", "24", 85.94, 0.002)
 
 
 @pytest.mark.parametrize("recipe", [{"pretrained": False}, {"model": "b.digits"}])
 def test_runs_that_did_not_fine_tune_the_weights_are_refused(tmp_path, recipe):
     with pytest.raises(ValueError, match=r"give runs of `metamix train --pretrained --model NAME` .* of a.digits"):
-        image_sizes.read_tuned([finished_run(tmp_path / "run", **recipe)], ["a.digits"])
+        accuracy.read_tuned([finished_run(tmp_path / "run", **recipe)], ["a.digits"])
 
 
 @pytest.mark.parametrize("words, tag", [(["--tag", "digitz"], "'digitz'"), ([], "None")])
 def test_an_unknown_tag_is_refused(words, tag):
-    with pytest.raises(SystemExit, match=f"^error: --tag is {tag}, and weights/ has cards of cifar10, cifar10_e48, "):
-        image_sizes.main(words)
+    with pytest.raises(SystemExit, match=f"^error: --tag is {tag}, and weights/ has cards of cifar10, digits, mnist: "):
+        accuracy.main(["sizes", *words])
 
 
 def test_pairs_name_this_mixer_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
+    monkeypatch.setattr(comparison, "PAIRS", tmp_path / "paired.json")
     pairs = [
         {"first": "identity", "second": "pooling", "only_first": 30, "only_second": 50, "p": 0.034},
         {"first": "identity", "second": "raft", "only_first": 20, "only_second": 90, "p": 1.2e-9},
     ]
     top1 = {"identity": 80.0, "pooling": 82.0, "raft": 87.0}
     found = {"images": 1000, "top1": {m: {"one_view": v, "six_views": v + 1} for m, v in top1.items()}, "pairs": pairs}
-    paired.FILE.write_text(json.dumps({"digits": found}))
+    comparison.PAIRS.write_text(json.dumps({"digits": found}))
     with pytest.raises(ValueError, match="does not compare raft with pooling"):
         comparison.pairs_table("digits")
     pairs.append({"first": "raft", "second": "pooling", "only_first": 60, "only_second": 10, "p": 0.001})
-    paired.FILE.write_text(json.dumps({"digits": found}))
+    comparison.PAIRS.write_text(json.dumps({"digits": found}))
     text = comparison.pairs_table("digits")
     assert "| `raft` | 87.00 | 88.00 | 90 : 20, p 1e-09 | 60 : 10, p 0.001 |" in text
     assert "| `identity` | 80.00 | 81.00 |  | 30 : 50, p 0.03 |" in text

@@ -6,19 +6,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.measure import detection
-from benchmarks.report import detection as report
+from benchmarks.measure import collect
+from benchmarks.report.tasks import detection_table
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Return a function that makes finished run folders."""
-    monkeypatch.setattr(detection, "PICTURE", tmp_path / "best.jpg")
+    monkeypatch.setattr(collect, "PICTURE", tmp_path / "best.jpg")
 
     def make(mixer, ap50, seed=0, **recipe):
         folder = tmp_path / f"{mixer}-{seed}"
         folder.mkdir()
-        summary = dict.fromkeys(detection.KEPT, 0) | dict(
+        summary = dict.fromkeys(collect.DETECTION_KEYS, 0) | dict(
             model=f"metaformer_{mixer}_nano",
             data="bccd",
             AP=ap50 / 2,
@@ -44,17 +44,17 @@ def run(tmp_path, monkeypatch):
 
 
 def picture_height():
-    return Image.open(detection.PICTURE).height
+    return Image.open(collect.PICTURE).height
 
 
 def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):
     results = {}
-    detection.add(results, run("raft", 60))
-    detection.add(results, run("nin", 80))
+    collect.add_detection(results, run("raft", 60))
+    collect.add_detection(results, run("nin", 80))
     assert picture_height() == 80
-    detection.add(results, run("pooling", 70))
+    collect.add_detection(results, run("pooling", 70))
     assert picture_height() == 80
-    lines = report.render(results).split("\n")
+    lines = detection_table(results).split("\n")
     assert lines[2] == "| `metaformer_nin_nano` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 1 |"
     assert [line.split("_")[1] for line in lines[2:5]] == ["nin", "pooling", "raft"]
     note = " ".join(lines[6:])
@@ -64,28 +64,28 @@ def test_rows_are_sorted_and_the_best_run_gives_the_picture(run):
 def test_seeds_of_a_model_share_a_line(run):
     results = {}
     for seed, ap50 in enumerate((60, 63, 66)):
-        detection.add(results, run("raft", ap50, seed))
-    (line,) = (line for line in report.render(results).split("\n") if "raft" in line)
+        collect.add_detection(results, run("raft", ap50, seed))
+    (line,) = (line for line in detection_table(results).split("\n") if "raft" in line)
     assert line == "| `metaformer_raft_nano` | 31.5 ± 1.5 | 63.0 ± 3.0 | 21.0 ± 1.0 | 12.3 ± 0.0 | 1.23 M | 3 |"
 
 
 def test_a_run_made_again_replaces_its_row(run, tmp_path):
     results = {}
     folder = run("raft", 60)
-    detection.add(results, folder)
+    collect.add_detection(results, folder)
     folder.rename(tmp_path / "old")
-    detection.add(results, run("raft", 50))
+    collect.add_detection(results, run("raft", 50))
     assert [row["AP50"] for row in results["rows"]] == [50]
 
 
 def test_a_run_of_another_recipe_or_none_is_refused(run, tmp_path):
     results = {}
-    detection.add(results, run("raft", 60))
+    collect.add_detection(results, run("raft", 60))
     with pytest.raises(
         ValueError, match="nin-0 followed another recipe than the runs in detection.json: lr 0.2 and not 0.1"
     ):
-        detection.add(results, run("nin", 90, lr=0.2))
+        collect.add_detection(results, run("nin", 90, lr=0.2))
     with pytest.raises(ValueError, match="pretrained True: name the weights by their tag"):
-        detection.add(results, run("nin", 90, seed=1, pretrained=True))
+        collect.add_detection(results, run("nin", 90, seed=1, pretrained=True))
     with pytest.raises(ValueError, match="has no summary.json: give the folder of a finished run"):
-        detection.add(results, tmp_path)
+        collect.add_detection(results, tmp_path)

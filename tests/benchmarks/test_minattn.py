@@ -6,9 +6,9 @@ import pytest
 import timm
 import yaml
 
-from benchmarks.measure import minattn
-from benchmarks.report import minattn as report
-from metamix.models.minattn import variant
+from benchmarks.measure import collect
+from benchmarks.report import tasks
+from metamix.models.minattn import ROWS, variant
 
 RECIPE = dict(
     erase=0,
@@ -36,15 +36,15 @@ def run(folder, model, **recipe):
 
 
 def test_every_variant_has_a_model_and_a_row_of_the_reproduction():
-    assert set(report.REPRODUCTION) == set(minattn.ROWS)
-    names = {variant(*row, data) for row in minattn.ROWS for data in minattn.DATA}
+    assert set(tasks.REPRODUCTION) == set(ROWS)
+    names = {variant(*row, data) for row in ROWS for data in collect.MINATTN_DATA}
     assert names == set(timm.list_models("minattn_*"))
 
 
 def test_the_table_has_ours_beside_theirs(tmp_path):
     results = {}
-    minattn.add(results, run(tmp_path / "a", "minattn_symmetric_nomlp_h1_cifar"))
-    text = report.render(results)
+    collect.add_minattn(results, run(tmp_path / "a", "minattn_symmetric_nomlp_h1_cifar"))
+    text = tasks.minattn_table(results)
     assert "| symmetric | no | 1 |  | not trained | 82.02 | 77,322 | 56.78 | 9.84 |" in text
     assert "| collapsed | yes | 1 |  | not trained | 98.39 |  | not trained |  |" in text
     flat = " ".join(text.split())
@@ -53,11 +53,10 @@ def test_the_table_has_ours_beside_theirs(tmp_path):
 
 def test_other_models_and_recipes_are_refused(tmp_path):
     results = {}
-    minattn.add(results, run(tmp_path / "a", "minattn_full_mlp_h1_cifar"))
-    with pytest.raises(
-        ValueError, match="b differs from the runs in minattn.json in flip, lr: train it with their recipe"
-    ):
-        minattn.add(results, run(tmp_path / "b", "minattn_full_mlp_h4_cifar", lr=0.1, flip=0.5))
+    collect.add_minattn(results, run(tmp_path / "a", "minattn_full_mlp_h1_cifar"))
+    words = "b followed another recipe than the runs in minattn.json: flip 0.5 and not 0, lr 0.1 and not 0.001"
+    with pytest.raises(ValueError, match=words):
+        collect.add_minattn(results, run(tmp_path / "b", "minattn_full_mlp_h4_cifar", lr=0.1, flip=0.5))
     with pytest.raises(ValueError, match="c trained metaformer_minattn_nano: give runs of configs"):
-        minattn.add(results, run(tmp_path / "c", "metaformer_minattn_nano"))
+        collect.add_minattn(results, run(tmp_path / "c", "metaformer_minattn_nano"))
     assert [*results["cifar"]["rows"]] == ["minattn_full_mlp_h1_cifar"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.measure import paired
+from benchmarks.measure import accuracy
 from benchmarks.weight_cards import load_family
 
 
@@ -14,33 +14,33 @@ def test_mcnemar_counts_images_that_one_model_alone_classifies():
         "a": torch.tensor([True] * 9 + [False] * 3),
         "b": torch.tensor([True] * 2 + [False] * 7 + [True] * 1 + [False] * 2),
     }
-    (pair,) = paired.compare(right)
+    (pair,) = accuracy.compare(right)
     assert (pair["only_first"], pair["only_second"]) == (7, 1)
     assert pair["p"] == pytest.approx(2 * (1 + 8) / 2**8, rel=0.01)  # two tails of 8 tosses of a coin
 
 
 def test_models_that_agree_do_not_differ():
     right = torch.tensor([True, False])
-    assert paired.compare({"a": right, "b": right})[0]["p"] == 1.0
+    assert accuracy.compare({"a": right, "b": right})[0]["p"] == 1.0
 
 
 def test_shipped_weights_reproduce_their_cards(monkeypatch, tmp_path):
-    monkeypatch.setattr(paired, "FILE", tmp_path / "paired.json")
-    monkeypatch.setattr(paired, "load_family", lambda tag: {"pooling": load_family(tag)["pooling"]})
-    paired.main(["--tag", "digits"])
-    found = json.loads(paired.FILE.read_text())
-    assert paired.from_hex(found["digits"]["top1"]["pooling"]["right"], 360).sum() == 359
-    monkeypatch.setattr(paired, "is_right", None)  # known weights are not scored again
-    paired.main(["--tag", "digits"])
-    assert json.loads(paired.FILE.read_text()) == found
+    monkeypatch.setattr(accuracy, "PAIRS", tmp_path / "paired.json")
+    monkeypatch.setattr(accuracy, "load_family", lambda tag: {"pooling": load_family(tag)["pooling"]})
+    accuracy.main(["pairs", "--tag", "digits"])
+    found = json.loads(accuracy.PAIRS.read_text())
+    assert accuracy.from_hex(found["digits"]["top1"]["pooling"]["right"], 360).sum() == 359
+    monkeypatch.setattr(accuracy, "is_right", None)  # known weights are not scored again
+    accuracy.main(["pairs", "--tag", "digits"])
+    assert json.loads(accuracy.PAIRS.read_text()) == found
 
 
 def test_other_data_are_refused(monkeypatch):
     card = load_family("digits")["pooling"]
     with pytest.raises(ValueError, match="on these data, but its card says 50"):
-        paired.measure({"pooling": card | {"top1": 50.0}}, None, {})
+        accuracy.score_pairs({"pooling": card | {"top1": 50.0}}, None, {})
 
 
 def test_a_tag_without_the_compared_models_is_refused():
-    with pytest.raises(SystemExit, match="'mnist', which no metaformer_.*_nano has: give one of cifar10, cif"):
-        paired.main(["--tag", "mnist"])
+    with pytest.raises(SystemExit, match="'mnist', which no metaformer_.*_nano has: give one of cifar10, digits"):
+        accuracy.main(["pairs", "--tag", "mnist"])

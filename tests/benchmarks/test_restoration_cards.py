@@ -1,14 +1,17 @@
 """Test the shipped restoration weights: by name they restore pictures of scikit-image, and pages are fresh."""
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 
-from benchmarks import ship_restoration
-from benchmarks.report.cards import command
+import metamix.cli.main
+from benchmarks import ship_weights, weight_cards
+from benchmarks.report.cards import command, page
 from benchmarks.weight_cards import load_cards
 from metamix.models.image_models import create_image_model, tags_of
 from metamix.restoration.degradations import parse_degradations
@@ -17,6 +20,7 @@ from metamix.restoration.load import load_restorer
 from metamix.restoration.metric import Measure
 from metamix.tasks.registry import find_task
 from metamix.training.recipe import parse
+from metamix.weights.files import load_weights
 from metamix.weights.find import weights_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,4 +63,27 @@ def test_a_card_is_that_of_its_weights(name):
 
 def test_other_runs_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"has no summary.json: give the folder of a finished run"):
-        ship_restoration.main([str(tmp_path), "--tag", "noise25", "--data-name", "photographs", "--test-name", "BSD68"])
+        ship_weights.main([str(tmp_path), "--tag", "noise25", "--data-name", "photographs", "--test-name", "BSD68"])
+
+
+def test_a_run_becomes_a_weight_and_a_card(tmp_path, monkeypatch, capsys):
+    folder, run = tmp_path / "photos", tmp_path / "run"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(data.astronaut()[32 * i : 32 * i + 32, 100:132]).save(folder / f"{i}.png")
+    words = "train --task restoration --model wavemixsr_nano --degradation downscale:2 --channels y --crop 16"
+    where = ["--data-dir", str(folder), "--output", str(run), "--epochs", "1", "--batch-size", "2", "--device", "cpu"]
+    metamix.cli.main.main([*words.split(), *where])
+    for module in (ship_weights, weight_cards):
+        monkeypatch.setattr(module, "weights_dir", lambda: tmp_path)
+    names = ["--data-name", "astronauts", "--test-name", "an astronaut"]
+    ship_weights.main([str(run), "--tag", "few", *names, "--limit", "It is a test."])
+    weights = tmp_path / "wavemixsr_nano.few.safetensors"
+    shipped = json.loads(weights.with_suffix(".json").read_text())
+    assert capsys.readouterr().out.endswith(f"{weights.name}: float16, 0.39 MB, psnr {shipped['psnr']:.2f}\n")
+    assert (shipped["task"], shipped["degradation"], shipped["crop"]) == ("restoration", "downscale:2", 16)
+    assert {tensor.dtype for tensor in load_weights(weights)[0].values()} <= {torch.float16, torch.int64}
+    text = page(shipped)
+    assert "- It is a test.\n" in text and "Trained on astronauts." in text
+    with pytest.raises(SystemExit, match="was trained on folders: give --data-name and --test-name"):
+        ship_weights.main([str(run), "--tag", "few"])

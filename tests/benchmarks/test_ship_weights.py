@@ -150,7 +150,7 @@ def test_a_card_gets_its_spread_later(runs, weights, capsys):
         ),
         (
             lambda runs, new: [changed(runs / "long", new, task="detection")],
-            "is a run of --task detection: only runs of --task classification can be shipped",
+            "is a run of --task detection: give one of classification or restoration",
         ),
     ],
 )

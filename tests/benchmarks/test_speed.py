@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
-from benchmarks.measure import authors_speed, reference_models, roofline, timing
-from benchmarks.measure.arguments import list_of
-from benchmarks.measure.speed import Bench
+from benchmarks.measure import reference_models, roofline, timing
+from benchmarks.measure.speed import PUBLISHED, Bench, compare
+from benchmarks.measure.timing import list_of
 from benchmarks.report import speed
 from metamix.models import count_macs
 
@@ -48,15 +48,15 @@ def test_peak_memory_of_a_fresh_process_is_its_own():
 
 
 def test_the_ratio_is_the_authors_time_over_ours(monkeypatch):
-    model = authors_speed.MODELS["raftmlp_s"]
-    times = {"raftmlp_s": {"format": "channels_last", "ms": 50.0}, model.authors: {"format": "contiguous", "ms": 75.0}}
+    authors, *_ = PUBLISHED["raftmlp_s"]
+    times = {"raftmlp_s": {"format": "channels_last", "ms": 50.0}, authors: {"format": "contiguous", "ms": 75.0}}
     monkeypatch.setattr(Bench, "measure", lambda self, models, *_: {n: times[n] for n, _, _ in models if n in times})
     bench = Bench("cpu", None)
-    row = authors_speed.compare(bench, "raftmlp_s", "infer", "fp32", 1.0, False)
+    row = compare(bench, "raftmlp_s", "infer", "fp32", 1.0, False)
     assert (row["ms"], row["authors_ms"], row["ratio"]) == (50.0, 75.0, 1.5)
-    del times[model.authors]  # their code fails
+    del times[authors]  # their code fails
     for mode in ("infer", "train"):
-        assert "ratio" not in authors_speed.compare(bench, "raftmlp_s", mode, "fp32", 1.0, False)
+        assert "ratio" not in compare(bench, "raftmlp_s", mode, "fp32", 1.0, False)
 
 
 def test_peers_are_of_equal_cost():

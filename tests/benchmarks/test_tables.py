@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.paths import DOCS, IMAGES, ROOT
 from benchmarks.report import tables
-from benchmarks.report.sections import fill
+from benchmarks.report.tables import fill
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 

@@ -83,6 +83,6 @@ def test_a_published_teacher_of_other_classes_is_refused(three_classes):
 
 def test_a_teacher_of_another_function_is_refused():
     """The tensors of pooling fit identity."""
-    teacher = dict(teacher="metaformer_pooling_nano", teacher_checkpoint="metaformer_identity_nano.digits")
-    with pytest.raises(ValueError, match="weights of metaformer_identity_nano.*, not of metaformer_pooling_nano; name"):
+    teacher = dict(teacher="metaformer_identity_nano", teacher_checkpoint="metaformer_pooling_nano.digits")
+    with pytest.raises(ValueError, match="weights of metaformer_pooling_nano.*, not of metaformer_identity_nano; name"):
         small_task(**teacher).model.build()

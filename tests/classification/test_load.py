@@ -99,13 +99,13 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         metamix.load_classifier("maxim_nano.noise25")
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
         metamix.load_classifier(tmp_path / "nowhere")
-    words = "there is no file metaformer_raft_nano.digit; did you mean 'metaformer_raft_nano.digits'"
+    words = "there is no file metaformer_pooling_nano.digit; did you mean 'metaformer_pooling_nano.digits'"
     with pytest.raises(FileNotFoundError, match=words):
-        metamix.load_classifier("metaformer_raft_nano.digit")
+        metamix.load_classifier("metaformer_pooling_nano.digit")
     for name, words in (
         (
             "metaformer_pooling_nano",
-            "give those of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.cifar10_e48, ",
+            "give those of a tag: metaformer_pooling_nano.cifar10, metaformer_pooling_nano.digits",
         ),
         ("metaformer_raft_s12", "none are published: train it first"),
         (

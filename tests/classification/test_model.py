@@ -38,23 +38,23 @@ def test_fine_tuning_makes_a_new_head_for_other_classes(weights, three_classes):
 
 
 def test_fine_tuning_begins_from_weights_that_ship():
-    net = small_task(model="metaformer_identity_nano.digits", model_args={}, pretrained=True).model.build()
-    shipped = timm.create_model("metaformer_identity_nano.digits", pretrained=True)
+    net = small_task(model="metaformer_pooling_nano.digits", model_args={}, pretrained=True).model.build()
+    shipped = timm.create_model("metaformer_pooling_nano.digits", pretrained=True)
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), shipped.parameters()))
 
 
 @pytest.mark.parametrize(
     "name, taken",
     [
-        ("metaformer_identity_nano", "cifar10; adapted: stem.0 from 3 to 1 channels"),
-        ("metaformer_identity_nano.digits", "digits"),
+        ("metaformer_pooling_nano", "cifar10; adapted: stem.0 from 3 to 1 channels"),
+        ("metaformer_pooling_nano.digits", "digits"),
     ],
 )
 def test_the_note_says_which_published_weights_were_taken(name, taken):
     """A name without a tag stands for the weights of some data set."""
     digits = small_task(model=name, model_args={}, pretrained=True)
     digits.model.build()
-    assert digits.notes == [f"published weights metaformer_identity_nano.{taken}"]
+    assert digits.notes == [f"published weights metaformer_pooling_nano.{taken}"]
 
 
 def test_the_note_says_that_published_weights_get_a_new_head(tmp_path):
@@ -141,7 +141,7 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
             "No weights are published for metaformer_identity_s12: leave pretrained out, or give a checkpoint.",
         ),
         (
-            {"model": "metaformer_identity_nano.digitz"},
+            {"model": "metaformer_pooling_nano.digitz"},
             "metaformer_identity_nano has no tag 'digitz'; did you mean 'digits'? It has ",
         ),
     ],

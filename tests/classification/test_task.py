@@ -140,21 +140,21 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
 
 def test_published_weights_of_other_images_are_named():
     """A name without a tag stands for weights that the user may not expect."""
-    options = ClassificationEvalOptions(model="metaformer_identity_nano", pretrained=True, data="digits")
-    words = r"metaformer_identity_nano.cifar10 was trained for 3 channels and digits has 1"
+    options = ClassificationEvalOptions(model="metaformer_pooling_nano", pretrained=True, data="digits")
+    words = r"metaformer_pooling_nano.cifar10 was trained for 3 channels and digits has 1"
     with pytest.raises(ValueError, match=words):
         Classification.trained(options)
     with pytest.raises(ValueError, match="--pretrained evaluates published weights of a model: give its name, --model"):
         Classification.trained(ClassificationEvalOptions(pretrained=True))
     options.model += ".digits"
     task, *_ = Classification.trained(options)
-    assert task.notes == ["published weights metaformer_identity_nano.digits"]
+    assert task.notes == ["published weights metaformer_pooling_nano.digits"]
     assert task.data.classes == tuple("0123456789")
 
 
 def test_another_crop_than_the_middle_is_noted(monkeypatch):
     monkeypatch.setattr("metamix.classification.task.timm_config", lambda model: {"crop_mode": "squash"})
-    options = ClassificationEvalOptions(model="metaformer_identity_nano.digits", pretrained=True, data="digits")
+    options = ClassificationEvalOptions(model="metaformer_pooling_nano.digits", pretrained=True, data="digits")
     assert (
         "images are cropped to the middle; timm has crop_mode 'squash' here" in Classification.trained(options)[0].notes
     )

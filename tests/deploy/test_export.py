@@ -221,8 +221,8 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"metaformer_raft_s12 names a model but no weights: train it, and export the run folder. metamix bench",
         ),
         (
-            dict(source="metaformer_raft_nano", data="digits"),
-            r"names a model but no weights: give those of a tag, metaformer_raft_nano.cifar10, metaformer_raft",
+            dict(source="metaformer_pooling_nano", data="digits"),
+            r"names a model but no weights: give those of a tag, metaformer_pooling_nano.cifar10, metaformer_p",
         ),
         (
             dict(precision="int8", data="digits", max_drop=-1),

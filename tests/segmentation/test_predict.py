@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from metamix.segmentation import load
+from metamix.segmentation import inference, load
 from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, TrainedSegmenter
 from metamix.segmentation.predict import LabelPixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -60,21 +60,24 @@ def open_openvino(model: Any, threads: int | None = None, precision: str = "fp32
     return lambda images: [np.array(output) for output in compiled([images]).values()]
 
 
-def compile_openvino(model: Any, threads: int | None = None, precision: str = "fp32") -> Any:
+def compile_openvino(
+    model: Any, threads: int | None = None, precision: str = "fp32", properties: Mapping[str, Any] | None = None
+) -> Any:
     """Compile a model for OpenVINO's CPU plugin, and return the `openvino.CompiledModel`.
 
     Args:
         model: path of an .xml, or an `openvino.Model`.
         threads: None for OpenVINO's own number.
         precision: of the model; one that the CPU has no instructions for is computed in fp32.
+        properties: more of OpenVINO's properties.
     """
     core = need("openvino").Core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    properties: dict[str, Any] = {HINT: HINTS[precision if has_bf16 else "fp32"]}
+    settings: dict[str, Any] = {HINT: HINTS[precision if has_bf16 else "fp32"]} | dict(properties or {})
     if threads:
-        properties["INFERENCE_NUM_THREADS"] = threads
+        settings["INFERENCE_NUM_THREADS"] = threads
     model = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
-    return core.compile_model(model, "CPU", properties)
+    return core.compile_model(model, "CPU", settings)
 
 
 class OpenVinoFile:

@@ -1,0 +1,177 @@
+"""Score the shipped weights of one tag on test images: pair by pair, and at other image sizes.
+
+    python -m benchmarks.measure.accuracy pairs --tag cifar10 --data-dir cifar10
+    python -m benchmarks.measure.accuracy sizes --tag digits
+    python -m benchmarks.measure.accuracy sizes --tag cifar10 --data-dir cifar10 --tuned runs/raft-24
+
+pairs, results/paired.json: for each pair of mixers the numbers of images that only the first and only the second
+classifies correctly, and the p-value of McNemar's exact test. Accuracy is given for one view of an image and for six.
+
+sizes, results/image_sizes.json: each is scored as it is (`top1`), made for the size by `img_size=` (`made`), and on the
+images resized to the size of training (`resized`). Runs that fine-tuned weights at such a size are added as `tuned`.
+
+Only weights that changed since the last measurement are scored.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from benchmarks.paths import RESULTS, read_json, write_json
+from benchmarks.runs import read_run
+from benchmarks.scoring import check_reproduced, load, score, six_views, tag_parser, task_of
+from benchmarks.weight_cards import load_family, weights_digest
+from metamix.classification.task import Classification
+from metamix.utils.text import exit_with_message
+
+PAIRS, IMAGE_SIZES = RESULTS / "paired.json", RESULTS / "image_sizes.json"
+SIZES = (24, 32, 40)  # sides in pixels, for models that were trained at 32
+
+
+@torch.no_grad()
+def is_right(task: Classification, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return which test images a model classifies correctly, (n,) bool: from one view, and from six."""
+    one, six = [], []
+    for batch in task.data.eval_loaders(256, 0, 1)["test"]:
+        images = task.metric.normalize(batch["image"]).contiguous(memory_format=torch.channels_last)
+        logits = [(weight, model(view)) for weight, view in six_views(images)]
+        one.append(logits[0][1].argmax(1) == batch["label"])
+        six.append(sum(weight * scores for weight, scores in logits).argmax(1) == batch["label"])
+    return torch.cat(one), torch.cat(six)
+
+
+def compare(right: dict[str, Tensor]) -> list[dict]:
+    """Compare all pairs of models, from which images each classifies correctly, {name: (n,) bool}."""
+    pairs = []
+    for a, b in combinations(right, 2):
+        only_a, only_b = int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())
+        p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+        pairs.append({"first": a, "second": b, "only_first": only_a, "only_second": only_b, "p": float(f"{p:.2g}")})
+    return pairs
+
+
+def to_hex(right: Tensor) -> str:
+    """Pack (n,) bool into hexadecimal digits, eight values in two digits."""
+    return np.packbits(right.numpy()).tobytes().hex()
+
+
+def from_hex(text: str, count: int) -> Tensor:
+    """Unpack `count` values that `to_hex` packed."""
+    return torch.from_numpy(np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool))
+
+
+def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
+    """Score the models of the cards, {mixer: card}; `known` is the last result, with weights that need no new score.
+
+    Raises:
+        ValueError: the accuracy on a card is not reproduced, so the data or the weights are not those of the card.
+    """
+    scored = {}
+    for mixer, card in cards.items():
+        digest = weights_digest(card)
+        scored[mixer] = known.get("top1", {}).get(mixer, {})
+        if scored[mixer].get("weights") == digest:
+            continue
+        one, six = is_right(task_of(card, data_dir), load(card))
+        top1 = {"one_view": 100 * one.float().mean().item(), "six_views": 100 * six.float().mean().item()}
+        scored[mixer] = {name: round(value, 2) for name, value in top1.items()}
+        check_reproduced(card, scored[mixer]["one_view"])
+        print(mixer, scored[mixer], flush=True)
+        scored[mixer] |= {"weights": digest, "right": to_hex(one)}
+    images = next(iter(cards.values()))["samples"]["test"]
+    pairs = compare({mixer: from_hex(entry["right"], images) for mixer, entry in scored.items()})
+    return {"images": images, "top1": scored, "pairs": pairs}
+
+
+class Resized(nn.Module):
+    """A model that resizes images to squares of `side` pixels first, by bicubic interpolation."""
+
+    def __init__(self, model: nn.Module, side: int):
+        super().__init__()
+        self.model, self.side = model, side
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True))
+
+
+def score_sizes(known: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
+    """Return `known` with the scores of the weights that it lacks: {name: {"weights", "top1", "made", "resized"}}.
+
+    The last three are {size: accuracy}, with sizes as text.
+
+    Raises:
+        ValueError: the accuracy on the card is not reproduced, so the data or the weights are not those of the card.
+    """
+    known = dict(known)
+    for card in cards:
+        name, trained_at = card["name"], card["pretrained_cfg"]["input_size"][1]
+        digest = weights_digest(card)
+        scores = known.get(name, {})
+        if (scores.get("weights") == digest and "resized" in scores) or trained_at not in SIZES:
+            continue
+        model, tasks = load(card), {size: task_of(card, data_dir, size) for size in SIZES}
+        top1 = {str(size): round(score(task, model)[0], 2) for size, task in tasks.items()}
+        check_reproduced(card, top1[str(trained_at)])
+        made = {str(size): round(score(task, load(card, img_size=size))[0], 2) for size, task in tasks.items()}
+        others = {size: task for size, task in tasks.items() if size != trained_at}
+        resized = {str(size): round(score(task, Resized(model, trained_at))[0], 2) for size, task in others.items()}
+        tuned = {"tuned": scores["tuned"]} if scores.get("weights") == digest and "tuned" in scores else {}
+        known[name] = {"weights": digest, "top1": top1, "made": made, "resized": resized} | tuned
+        print(f"{name}: {top1}, made for the size: {made}, resized: {resized}", flush=True)
+    return known
+
+
+def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, str, dict]]:
+    """Read finished runs that fine-tuned shipped weights at another size.
+
+    Args:
+        runs: their folders.
+        names: of the shipped weights.
+
+    Returns:
+        For each run the name of the weights, the size as text, and its scores.
+
+    Raises:
+        ValueError: a run is not finished, or it did not start from such weights.
+    """
+    tuned = []
+    for run in runs:
+        summary, recipe = read_run(run)
+        if not recipe["pretrained"] or recipe["model"] not in names:
+            raise ValueError(
+                f"{run} trained {recipe['model']}: give runs of `metamix train --pretrained --model NAME` with a NAME "
+                f"of {', '.join(names)}"
+            )
+        scores = {key: summary[key] for key in ("top1", "epochs", "seed", "seconds", "commit")} | {"lr": recipe["lr"]}
+        tuned.append((recipe["model"], str(summary["img_size"]), scores))
+    return tuned
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tag_parser(__doc__)
+    parser.add_argument("part", choices=("pairs", "sizes"), help="what is compared")
+    parser.add_argument("--tuned", nargs="+", type=Path, default=[], metavar="RUN", help="folders of fine-tuning runs")
+    args = parser.parse_args(argv)
+    file = PAIRS if args.part == "pairs" else IMAGE_SIZES
+    with exit_with_message(ValueError, OSError):
+        family, results = load_family(args.tag), read_json(file, {})
+        if args.part == "pairs":
+            results[args.tag] = score_pairs(family, args.data_dir, results.get(args.tag, {}))
+        else:
+            cards = list(family.values())
+            tuned = read_tuned(args.tuned, [card["name"] for card in cards])
+            known = score_sizes(results.get(args.tag, {}).get("sizes", {}), cards, args.data_dir)
+            for name, size, scores in tuned:
+                known[name].setdefault("tuned", {})[size] = scores
+            results[args.tag] = {"sizes": known}
+        write_json(file, results)
+
+
+if __name__ == "__main__":
+    main()

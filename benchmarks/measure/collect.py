@@ -1,0 +1,125 @@
+"""Collect finished runs of one comparison in results/detection.json, segmentation.json or minattn.json.
+
+    python -m benchmarks.measure.collect detection runs/bccd-retinanet-*
+    python -m benchmarks.measure.collect segmentation runs/camvid-semantic_fpn-*
+    python -m benchmarks.measure.collect minattn runs/minattn-*
+
+Detection also gets the picture of the best run, and its runs must follow one recipe: a run that differs in more than
+its model, its seed and `--pretrained` is refused. The runs of minattn, the minimal attention variants, are those of
+configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.paths import IMAGES, RESULTS, read_json, write_json
+from benchmarks.runs import differences, free_options, read_run
+from metamix.models.minattn import ROWS, variant
+from metamix.utils.text import exit_with_message
+
+DETECTION, SEGMENTATION, MINATTN = (RESULTS / f"{name}.json" for name in ("detection", "segmentation", "minattn"))
+PICTURE = IMAGES / "detection.jpg"
+DETECTION_KEYS = ("model", "data", "AP", "AP50", "AP75", "parameters", "samples", "epochs", "steps", "seconds")
+DETECTION_KEYS += ("weights", "seed", "commit", "versions")
+SEGMENTATION_KEYS = ("model", "head", "data", "test_split", "measured", "miou", "pixel_accuracy", "mean_accuracy")
+SEGMENTATION_KEYS += ("boundary_f", "parameters", "macs", "samples", "epochs", "steps", "seconds")
+SEGMENTATION_KEYS += ("weights", "seed", "commit", "versions")
+MINATTN_KEYS = ("top1", "parameters", "seconds", "seed", "commit")
+MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
+
+
+def add_detection(results: dict, run: Path) -> None:
+    """Add a run to `results`, or replace the earlier run of its model and seed.
+
+    Raises:
+        ValueError: the run is not finished, or it followed another recipe than the others.
+    """
+    summary, recipe = read_run(run)
+    pretrained = recipe.get("pretrained", False)
+    if pretrained != ("." in summary["model"]):
+        raise ValueError(
+            f"{run} trained {summary['model']} with pretrained {pretrained}: name the weights by their tag, "
+            f"--model NAME.TAG --pretrained, or give neither"
+        )
+    shared = without(recipe, free_options("detection") | {"model", "seed", "pretrained"})
+    check_recipe(run, results.setdefault("recipe", shared), shared, DETECTION)
+    scores = json.loads((run / "test_scores.json").read_text())
+    row = {key: summary[key] for key in DETECTION_KEYS} | {"classes": scores["classes"]}
+    others = [other for other in results.get("rows", ()) if any(other[key] != row[key] for key in ("model", "seed"))]
+    results["rows"] = sorted([*others, row], key=lambda row: -row["AP50"])
+    if results["rows"][0] is row:
+        Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)
+
+
+def add_segmentation(results: dict, run: Path) -> None:
+    """Add the scores, cost and recipe of a run to `results`, or replace the earlier run of the same recipe and seed.
+
+    Raises:
+        ValueError: the run is not finished.
+    """
+    summary, recipe = read_run(run)
+    row = {key: summary[key] for key in SEGMENTATION_KEYS}
+    row["recipe"] = without(recipe, free_options("segmentation"))
+    rows = [other for other in results.get("rows", ()) if other["recipe"] != row["recipe"]]
+    results["rows"] = sorted([*rows, row], key=lambda row: -row["miou"])
+
+
+def add_minattn(results: dict, run: Path) -> None:
+    """Add a run to `results`, or replace the earlier run of its model.
+
+    Raises:
+        ValueError: the run is not finished, trained another model, or followed another recipe than the others.
+    """
+    summary, recipe = read_run(run)
+    data = summary["model"].rpartition("_")[2]
+    if summary["model"] not in (variant(*row, data) for row in ROWS for data in MINATTN_DATA):
+        raise ValueError(f"{run} trained {summary['model']}: give runs of configs/{{mnist,cifar10}}/minattn.yaml")
+    shared = without(recipe, free_options("classification") | {"model"})
+    part = results.setdefault(data, {"recipe": shared, "rows": {}})
+    check_recipe(run, part["recipe"], shared, MINATTN)
+    part["rows"][summary["model"]] = {key: summary[key] for key in MINATTN_KEYS}
+
+
+def without(recipe: dict, ignored: set[str]) -> dict:
+    """Return the options of a recipe that are not ignored."""
+    return {key: value for key, value in recipe.items() if key not in ignored}
+
+
+def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
+    """Check that a run followed the recipe of the runs in a result file.
+
+    Raises:
+        ValueError: an option differs.
+    """
+    if changed := differences(recipe, other):
+        options = ", ".join(f"{key} {value} and not {recipe.get(key)}" for key, value in changed.items())
+        raise ValueError(
+            f"{run} followed another recipe than the runs in {file.name}: {options}; leave it out, or remove "
+            f"{file.name} to begin a new comparison"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    kinds = {
+        "detection": (DETECTION, add_detection),
+        "segmentation": (SEGMENTATION, add_segmentation),
+        "minattn": (MINATTN, add_minattn),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=kinds, help="the comparison")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    args = parser.parse_args(argv)
+    file, add = kinds[args.kind]
+    results = read_json(file, {})
+    with exit_with_message(ValueError, OSError):
+        for run in args.runs:
+            add(results, run)
+        write_json(file, results)
+
+
+if __name__ == "__main__":
+    main()
