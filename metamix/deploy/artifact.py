@@ -83,8 +83,8 @@ class Artifact:
 
     def save(self, folder: Path) -> None:
         """Write export.json."""
-        known = asdict(self) | {"model": self.model.to_dict()}
-        write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
+        entries = asdict(self) | {"model": self.model.to_dict()}
+        write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | entries, indent=2) + "\n")
 
 
 # What each task reads from `extra`, and what a file, which is untrusted, may say there.
@@ -134,17 +134,17 @@ def load_artifact(folder: str | Path) -> Artifact:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): export the model again") from None
     if not isinstance(raw, Mapping) or raw.get("version") != VERSION:
-        found = raw.get("version") if isinstance(raw, Mapping) else type(raw).__name__
-        raise ValueError(f"{path} is of version {found!r}, this metamix reads {VERSION}: export the model again")
+        version = raw.get("version") if isinstance(raw, Mapping) else type(raw).__name__
+        raise ValueError(f"{path} is of version {version!r}, this metamix reads {VERSION}: export the model again")
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_format_and_precision(raw["format"], raw["precision"])
-    known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
+    values: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
     check_entries(raw, rules_of(Artifact), path, "the file", "Export the model again")
     for name in ("input_shape", "outputs"):
-        known[name] = tuple(known[name])
-    artifact = Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
+        values[name] = tuple(values[name])
+    artifact = Artifact(**values | {"model": ModelMetadata.from_dict(raw["model"], path)})
     if artifact.task not in EXTRA_RULES:
         raise ValueError(f"{path} is a model of the task {artifact.task!r}; accepted are {', '.join(EXTRA_RULES)}")
     rules = EXTRA_RULES[artifact.task]

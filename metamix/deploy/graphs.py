@@ -27,11 +27,7 @@ class GraphError(ValueError):
 
 
 class Bfloat16(nn.Module):
-    """Compute a model in bf16, with images and outputs in float32.
-
-    Args:
-        model: is converted in place.
-    """
+    """Compute a model in bf16, with images and outputs in float32. The model is converted in place."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
