@@ -26,8 +26,7 @@ from metamix.utils.arguments import add_device, positive
 from metamix.utils.checks import check_finite
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.system import prepare_device
-from metamix.utils.tables import csv_text
-from metamix.utils.text import exit_with_message, plural, printable
+from metamix.utils.text import csv_text, exit_with_message, plural, printable
 
 from .load import Classifier, load_classifier
 

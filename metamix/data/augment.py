@@ -174,7 +174,7 @@ def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability:
     Args:
         image: (n, H, W, C), n even.
         target: (n, classes).
-        mixup, cutmix: alpha of each; 0 turns it off. If both are on, one of them is chosen at random.
+        mixup, cutmix: alpha of each; 0 turns it off. If both are on, each batch gets one of them at random.
         probability: probability that the batch is mixed.
     """
     if np.random.rand() >= probability:

@@ -41,7 +41,7 @@ class Restoration:
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
-    one_shape = False  # images to score differ in size
+    same_image_shape = False  # images to score differ in size
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options

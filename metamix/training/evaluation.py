@@ -26,10 +26,10 @@ def evaluate(
 
     Args:
         metric: turns predictions into scores.
-        model: is set to evaluation mode.
+        model: the model; it is left in evaluation mode.
         loader: yields this rank's batches; the loaders of all ranks together yield every sample once.
-        group: the processes to combine the scores of.
-        dtype: autocast's, None for float32.
+        group: the processes whose scores are combined.
+        dtype: of autocast; None for float32.
         memory_format: of the images.
 
     Returns:

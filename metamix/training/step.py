@@ -45,7 +45,7 @@ class TrainStep:
         """Train on this rank's share of a global batch.
 
         Returns:
-            Names and values of the loss and the task's other scalars, on the device: means over this rank's samples.
+            Names and values of the loss and of the task's other scalars: means over this rank's samples, on the device.
         """
         options, group = self.options, self.group
         torch.manual_seed(_step_seed(options.seed, self.done, group.rank))
@@ -97,7 +97,7 @@ class TrainStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.done = state["step"]
-        self.schedule.step_update(max(self.done - 1, 0))  # so that `lr` is right if the epoch has no step left
+        self.schedule.step_update(max(self.done - 1, 0))  # for `lr`, in case no step is left in the epoch
 
     def _accumulate_gradients(self, batch: Batch) -> tuple[list[str], Tensor]:
         """Run forward and backward over all micro-batches, each weighted by its number of samples."""
