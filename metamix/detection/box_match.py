@@ -55,7 +55,7 @@ class BoxMatch:
         }
 
     def problems(self, precision: str) -> list[str]:
-        """Say in words which limits are missed. In bf16 the only one is that something is found."""
+        """Say in words which limits are missed. In bf16 the only limit is that the model finds some object."""
         if precision != "fp32":
             blind = self.objects and not self.given
             return [f"it finds no object, and the eager model finds {self.objects}"] if blind else []

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection, VisionDataset, wrap_dataset_for_transforms_v2
 from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage, decode_file
@@ -54,7 +53,7 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
         images = next((candidate for candidate in candidates if candidate.is_dir()), None)
         name = re.sub(r"(19|20)\d\d$", "", name)
         if name in splits:
-            raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep one of them there")
+            raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep only one of them there")
         splits[name] = path, images
     if not splits:
         raise FileNotFoundError(
@@ -127,21 +126,6 @@ def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
     return image
 
 
-class ImagesAndObjects(CocoDetection):
-    """Read images and objects through torchvision's data set, without crowds: those are only for scoring."""
-
-    def __init__(self, images: Path, coco):
-        VisionDataset.__init__(self, images)
-        self.coco = coco
-        self.ids = sorted(coco.imgs)
-
-    def _load_image(self, id: int) -> Image.Image:
-        return read_annotated_image(Path(self.root), self.coco.imgs[id])
-
-    def _load_target(self, id: int) -> list[Entry]:
-        return [annotation for annotation in super()._load_target(id) if not annotation["iscrowd"]]
-
-
 class CocoSplit:
     """The images and objects of one split, in the order of the image ids.
 
@@ -166,8 +150,6 @@ class CocoSplit:
         self.labels = {category: label for label, category in enumerate(self.category_ids, start=1)}
         if masks:
             self.check_masks()
-        keys = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
-        self.samples = wrap_dataset_for_transforms_v2(ImagesAndObjects(images, self.coco), target_keys=keys)
 
     def check_masks(self) -> None:
         """Raise ValueError unless every object has a segmentation that can be drawn as a mask."""
@@ -210,7 +192,7 @@ class CocoSplit:
     def digest(self) -> str:
         """Hash the names and sizes of the image files and their objects, with nothing decoded.
 
-        It stays the same where the data set is moved as a whole.
+        It stays the same when the data set moves as a whole.
         """
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
@@ -232,7 +214,7 @@ class CocoSplit:
         return str(self.images / self.coco.imgs[self.ids[index]]["file_name"])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
-        """Read an image and its objects; crowds are left out.
+        """Read an image and its objects. Crowds are left out: only scores use them.
 
         Returns:
             The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
@@ -241,17 +223,20 @@ class CocoSplit:
         Raises:
             CorruptImage: the image cannot be read.
         """
-        image, target = self.samples[index]
-        image = to_image(image)
-        size = tuple(image.shape[-2:])
-        if "boxes" not in target:  # an image without objects
-            target = {
-                "boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
-                "labels": torch.zeros(0, dtype=torch.int64),
-            }
-            if self.masks:
-                target["masks"] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
-        target["labels"] = torch.tensor([self.labels[c] for c in target["labels"].tolist()], dtype=torch.int64)
+        image_id = self.ids[index]
+        image = to_image(read_annotated_image(self.images, self.coco.imgs[image_id]))
+        size = (image.shape[-2], image.shape[-1])
+        objects = [annotation for annotation in self.coco.imgToAnns[image_id] if not annotation["iscrowd"]]
+        boxes = torch.tensor([annotation["bbox"] for annotation in objects]).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # width and height become x2 and y2
+        labels = [self.labels[annotation["category_id"]] for annotation in objects]
+        target: dict[str, Tensor] = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+        }
+        if self.masks:
+            masks = [torch.from_numpy(self.coco.annToMask(annotation)) for annotation in objects]
+            target["masks"] = tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8))
         return image, target
 
 
@@ -293,7 +278,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add iscrowd and area, which files of other tools lack.
+    """Convert the box to floats, and add iscrowd and area, which some tools do not write.
 
     Raises:
         ValueError: the box is not four numbers.

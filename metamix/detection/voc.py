@@ -35,7 +35,7 @@ def convert(folder: Path, split: str | None = None) -> Entries:
         The content of an annotation file in COCO's format.
 
     Raises:
-        FileNotFoundError: there are no annotations, no such split, or an image of it has no annotation.
+        FileNotFoundError: there are no annotations, there is no such split, or an image of the split has no annotation.
         ValueError: an annotation is not VOC's.
     """
     files = sorted((folder / "Annotations").glob("*.xml"))
@@ -72,18 +72,18 @@ def convert(folder: Path, split: str | None = None) -> Entries:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_split(folder: Path, split: str, known: Collection[str]) -> list[str]:
-    """Return the images, without suffix, that a list in ImageSets/Main names.
+def read_split(folder: Path, split: str, annotated: Collection[str]) -> list[str]:
+    """Return the names, without suffix, of the images that a list in ImageSets/Main has.
 
-    In VOC's lists of one class a flag follows the name: 1, -1, or 0 for difficult. Names may have spaces, so a line
-    that is the name of an annotation, one of `known`, has no flag.
+    In VOC's lists of one class a flag follows the name: 1, -1, or 0 for difficult. Names may have spaces, so a
+    line that is one of the `annotated` names has no flag.
     """
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         splits = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(f"there is no {path}; splits of {folder}: {', '.join(splits) or 'none'}")
     lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
-    return [line if line in known else FLAG.sub("", line) for line in lines]
+    return [line if line in annotated else FLAG.sub("", line) for line in lines]
 
 
 def parse(path: Path) -> ElementTree.Element:
@@ -96,21 +96,21 @@ def parse(path: Path) -> ElementTree.Element:
 
 def text(element: ElementTree.Element, name: str, path: Path) -> str:
     """Return the text of a child; ValueError if there is none."""
-    found = element.findtext(name)
-    if found is None:
+    content = element.findtext(name)
+    if content is None:
         raise ValueError(f"{path} has no <{name.replace('/', '><')}>: it is not a VOC annotation")
-    return found.strip()
+    return content.strip()
 
 
 def number(element: ElementTree.Element, name: str, path: Path) -> float:
     """Return the number in a child; ValueError if there is none."""
-    found = text(element, name, path)
+    content = text(element, name, path)
     try:
-        value = float(found)
+        value = float(content)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{path} has {found!r} in <{name.replace('/', '><')}>, where a number of pixels is needed")
+        raise ValueError(f"{path} has {content!r} in <{name.replace('/', '><')}>, where a number of pixels is needed")
     return value
 
 
