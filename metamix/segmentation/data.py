@@ -1,10 +1,9 @@
 """Load images and masks in batches, augmented by worker processes.
 
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
-target holds labels, 255 for ignored pixels. A batch to score holds lists: images of their sizes after resizing,
-targets of the size of their files. An image that cannot be read is replaced by the next one, and its index by -1:
-metrics leave it out. A mask with a value that is not a label stops the run. Every random number is a function of (seed,
-epoch, index).
+target holds labels, 255 for ignored pixels. A batch to score holds lists: resized images, and targets of the size of
+their files. An image that cannot be read is replaced by the next one, and its index by -1: metrics leave it out. A mask
+with a value that is not a label stops the run. Every random number is a function of (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file, normalize
-from metamix.data.loader import StreamLoader
+from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
-from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
 from metamix.weights.checksums import digest
 
@@ -43,15 +41,15 @@ class SegmentationData:
     """Open the splits of a data set, check them, and make their loaders.
 
     Args:
-        options: of training, or of evaluation with those of training filled in.
-        train: whether there is to be a training split.
+        options: of training; for an evaluation, with the values of training filled in.
+        train: whether to open the training split.
 
     Attributes:
         name: name of the data set's folder.
         labels: classes, and the labels of the values in mask files.
         parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
-        test_split: name in the data set of the split that is scored as "test".
-        mean, std: of the channels, for values from 0 to 1; the task sets those of loaded weights.
+        test_split: the data set's name for the split that is scored as "test".
+        mean, std: of the channels, for values from 0 to 1. The task replaces them if loaded weights have others.
         identity: values that must be the same when a run is resumed.
         notes: what the user should know.
 
@@ -178,25 +176,16 @@ class SegmentationData:
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
         """Make the loaders of the splits to score, whose images come one by one."""
-        loaders = {}
+        loaders, transform = {}, ResizeImage(self.options.min_size, self.options.max_size)
         for split in (name for name in self.parts if name != "train"):
             images = MaskedImages(self.parts[split], self.labels)
             order = EvalOrder(len(images), 1, rank, world_size)
-            loaders[split] = self._loader(
-                images, order, ResizeImage(self.options.min_size, self.options.max_size), 0, collate_pairs
-            )
+            loaders[split] = self._loader(images, order, transform, 0, collate_pairs)
         return loaders
 
     def _loader(self, images: MaskedImages, order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
-        return StreamLoader(
-            images,
-            self.options,
-            order,
-            OnPairs(transform),
-            seed,
-            collate=collate,
-            verify=verify_command(self.options),
-        )
+        verify = verify_command(self.options)
+        return StreamLoader(images, self.options, order, OnPairs(transform), seed, collate=collate, verify=verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Normalise the images. The worker processes have augmented them."""
@@ -208,7 +197,7 @@ class SegmentationData:
 
 
 class MaskedImages:
-    """The images and masks of a split, as `StreamLoader` reads them."""
+    """Read the images and masks of a split for `StreamLoader`."""
 
     def __init__(self, samples: Split, labels: Labels):
         self.samples, self.labels = samples, labels
@@ -230,7 +219,7 @@ class MaskedImages:
                 continue
 
     def mask(self, index: int) -> Tensor:
-        """Return a mask as labels (H, W) uint8, all of them ignored if it cannot be read.
+        """Return a mask as labels (H, W) uint8; for a mask that cannot be read, a single ignored pixel.
 
         Raises:
             BadMask: it has a value that is not a label.

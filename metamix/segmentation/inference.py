@@ -35,8 +35,8 @@ class Predictor:
         tile: side of the tiles in pixels of the image that the model gets; 0 for the whole image at once.
         overlap: least overlap of neighbouring tiles in pixels; their logits are averaged with weights that fall
             towards the edge.
-        views: of the image. Their probabilities are averaged at the size of the image that the model gets.
-        whole: (height, width) up to which an image is not cut into tiles, for a model that takes no squares.
+        views: ways to look at the image. Their probabilities are averaged at the size of the image that the model gets.
+        whole: (height, width) up to which an image is not cut into tiles, for a model whose input is not square.
     """
 
     tile: int = 0
@@ -62,7 +62,7 @@ class Predictor:
         return best_labels(total, size)
 
     def view_logits(self, model: nn.Module, image: Tensor, view: View) -> Tensor:
-        """Return the logits (1, classes, H, W) of a view, for the image as it is."""
+        """Return the logits (1, classes, H, W) of a view, resized and mirrored back to the image."""
         seen = image.flip(-1) if view.mirrored else image
         if view.scale != 1:
             sides = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
@@ -74,7 +74,7 @@ class Predictor:
         """Return logits (1, classes, H, W) in float32.
 
         Raises:
-            ValueError: one of them is not finite. Its pixel would get label 0.
+            ValueError: a logit is not finite. Its pixel would get label 0.
         """
         logits = apply_in_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
         return check_finite(logits.float())

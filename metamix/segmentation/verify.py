@@ -24,7 +24,7 @@ from metamix.utils.text import exit_with_message, plural, printable
 from .data import read_image
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import SegmentationOptions
-from .sources import OPENERS, MaskedSet, Sample, open_set, samples_of
+from .sources import OPENERS, MaskedImage, MaskedSet, open_set, samples_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +106,7 @@ def verify(found: MaskedSet, labels: Labels) -> int:
     return problems
 
 
-def check_samples(samples: Sequence[Sample], labels: Labels, counts: Tensor) -> Iterator[str]:
+def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor) -> Iterator[str]:
     """Describe each problem of images and masks, and count the pixels of each label."""
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         try:
