@@ -50,7 +50,7 @@ class Range:
 
 
 def value(low: float, high: float = math.inf, *, default: Range | None = None, whole: bool = False) -> Any:
-    """Declare a value of a degradation and what it may be."""
+    """Declare a value of a degradation, with its limits."""
     metadata = {"low": low, "high": high, "whole": whole}
     return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
 
@@ -127,10 +127,7 @@ class Jpeg:
     """Compress with JPEG, as Pillow does at its default chroma subsampling."""
 
     quality: Range = value(1, 100)
-
-    @property
-    def reach(self) -> int:
-        return 8
+    reach = 8
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         pixels = to_levels(image).byte().permute(1, 2, 0).numpy()
@@ -174,10 +171,7 @@ class Rain:
     """Add bright streaks: single drops, blurred along a line near the vertical."""
 
     amount: Range = value(0, 1000)
-
-    @property
-    def reach(self) -> int:
-        return 10
+    reach = 10
 
     def __call__(self, image: Tensor, rng: Generator) -> Tensor:
         share = self.amount.draw(rng) / 1000
@@ -206,9 +200,9 @@ class Chain:
     Attributes:
         steps: the degradations.
         scale: how many times smaller the result is.
-        reach: pixels around a crop that are degraded with it, a multiple of `scale`. The crop's border then equals that
-            of the whole image. Exceptions: random numbers, JPEG's blocks and the depth of haze, which start at the
-            degraded part.
+        reach: how many pixels around a crop are degraded with it, a multiple of `scale`. The border of the crop is then
+            the same as if the whole image were degraded, except that random numbers, JPEG's blocks and the depth of
+            haze start at the degraded part.
     """
 
     steps: Sequence[Any] = ()
@@ -236,7 +230,7 @@ def parse_degradations(text: str) -> Chain:
     """Read a chain such as "blur:0.5-3,noise:25"; "pairs" is a chain without steps.
 
     Raises:
-        ValueError: an unknown name, or a value that is missing, no number, or out of range.
+        ValueError: a name is unknown, or a value is missing, not a number, or out of range.
     """
     return Chain() if text == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
 
@@ -244,27 +238,27 @@ def parse_degradations(text: str) -> Chain:
 def _parse_step(text: str) -> Any:
     name, *words = text.split(":")
     if name not in DEGRADATIONS:
-        known = [*DEGRADATIONS, PAIRS]
+        names = [*DEGRADATIONS, PAIRS]
         raise ValueError(
-            f"there is no degradation {name!r}{did_you_mean(name, known)} Degradations: {', '.join(known)}."
+            f"there is no degradation {name!r}{did_you_mean(name, names)} Degradations: {', '.join(names)}."
         )
     cls = DEGRADATIONS[name]
     options = fields(cls)  # type: ignore[arg-type]
     switches = [f.name for f in options if "low" not in f.metadata]
     ranges = [f for f in options if "low" in f.metadata]
-    given = [(word, _parse_range(word)) for word in words if word not in switches]
-    strange = [word for word, found in given if found is None]
-    if strange or not 1 <= len(given) <= len(ranges):
+    numbers = [(word, _parse_range(word)) for word in words if word not in switches]
+    strange = [word for word, number in numbers if number is None]
+    if strange or not 1 <= len(numbers) <= len(ranges):
         kind = f"neither a value nor a switch of {name}" if switches else "not a value"
-        problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(given), 'value')}"
+        problem = f": {strange[0]!r} is {kind}" if strange else f" has {plural(len(numbers), 'value')}"
         labels = ((f.name.upper() if f in ranges else f.name, f.default is MISSING) for f in options)
         shape = name + "".join(f":{label}" if needed else f"[:{label}]" for label, needed in labels)
         example = f"{name}:2" if ranges[0].metadata["whole"] else f"{name}:2 or {name}:1-3"
         raise ValueError(f"degradation {text!r}{problem}; write it as {shape}, such as {example}")
     values: dict[str, Any] = {}
-    for f, (word, found) in zip(ranges, given):
-        _check_range(found, word, f.metadata, text)
-        values[f.name] = found
+    for f, (word, number) in zip(ranges, numbers):
+        _check_range(number, word, f.metadata, text)
+        values[f.name] = number
     return cls(**values | {switch: True for switch in switches if switch in words})
 
 
@@ -277,10 +271,10 @@ def _parse_range(word: str) -> Range | None:
         return None
 
 
-def _check_range(found: Any, word: str, limits: Mapping[str, Any], step: str) -> None:
+def _check_range(number: Any, word: str, limits: Mapping[str, Any], step: str) -> None:
     least, most, whole = (limits[key] for key in ("low", "high", "whole"))
-    fits = not whole or (found.low == found.high and found.low.is_integer())
-    if not (least <= found.low <= found.high <= most and fits):
+    fits = not whole or (number.low == number.high and number.low.is_integer())
+    if not (least <= number.low <= number.high <= most and fits):
         accepted = f"a whole number from {least} to {most}" if whole else f"a number or LOW-HIGH, {least} to {most}"
         raise ValueError(f"degradation {step!r}: {word} is out of range; accepted is {accepted}")
 

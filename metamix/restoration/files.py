@@ -1,7 +1,7 @@
 """Read and write image files of 8 and 16 bits a channel, with their alpha channels and colour profiles.
 
-Pillow reads and writes 8 bits, and has no colour images of 16. Those of PNG and TIFF go through OpenCV, which writes
-grey images with an alpha channel as colour images, and no colour profiles into TIFF.
+Pillow reads and writes 8 bits, and has no colour images of 16 bits. OpenCV reads and writes PNG and TIFF files of 16
+bits. It turns grey images with an alpha channel into colour images, and writes no colour profiles into TIFF.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Picture:
         alpha: (1, H, W) float32, or None.
         bits: 8 or 16 a channel.
         profile: colour profile of the file (ICC), or None.
-        lost: sentences on what the file has and the picture lacks.
+        lost: sentences that say what the picture has lost of the file.
     """
 
     colours: Tensor
@@ -51,10 +51,10 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read an image file; of several pages, the first.
+    """Read an image file; if it has several pages, the first one.
 
     Raises:
-        CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
+        CorruptImage: the file cannot be read, or it has 16 bits a channel and OpenCV is missing.
     """
     with as_corrupt_image(path):
         image = read_image_file(path)

@@ -27,7 +27,8 @@ class Restorer:
         overlap: least overlap of neighbouring tiles in pixels.
         ensemble: average over the eight orientations.
         pooling: side in pixels of the windows that channel attention averages over; 0 for the whole image.
-        whole: (height, width) up to which an enlarged image is not cut into tiles, for a model that takes no squares.
+        whole: (height, width) up to which an enlarged image is not cut into tiles, for a model whose input is not
+            square.
     """
 
     enlarge: int = 1
@@ -50,7 +51,7 @@ def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
     """Check that a model can pool locally in windows of `side` pixels, if that is not 0.
 
     Raises:
-        ValueError: it has no channel attention, or the side is below 0.
+        ValueError: the model has no channel attention, or the side is below 0.
     """
     if side < 0:
         raise ValueError(f"local_pooling is {side}, but it must be at least 0")

@@ -3,17 +3,18 @@
     charbonnier   mean of sqrt((x - y)^2 + 1e-6)
     l1            mean of |x - y|
     mse           mean of (x - y)^2
-    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR, mean over images
+    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR in dB, mean over images
     ssim          1 - SSIM, mean over images
     fft           mean of |Re(FFT x - FFT y)| and |Im(FFT x - FFT y)|, with the orthonormal FFT of each channel
 
 If a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
-The target of a smaller scale is the target, shrunk as MAXIM shrinks its inputs.
+For an image of a smaller scale, the target is shrunk as MAXIM shrinks its inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,61 +25,24 @@ from metamix.utils.weighted_sum import parse_weighted_sum
 
 from .metric import WINDOW, ssim
 
-
-def charbonnier_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean of sqrt((x - y)^2 + 1e-6) over images (B, C, H, W)."""
-    return ((x - y).square() + 1e-6).sqrt().mean()
-
-
-def l1_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean absolute difference of images (B, C, H, W)."""
-    return (x - y).abs().mean()
-
-
-def mse_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean squared difference of images (B, C, H, W)."""
-    return (x - y).square().mean()
-
-
-def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the negative PSNR in dB, mean over images (B, C, H, W) of values from 0 to 1."""
-    return 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean()
-
-
-def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute 1 - SSIM, mean over images (B, C, H, W) of values from 0 to 1."""
-    return 1 - ssim(x, y).mean()
-
-
-def fft_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean absolute difference of the Fourier transforms (real and imaginary parts) of (B, C, H, W)."""
-    return torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "charbonnier": charbonnier_loss,
-    "l1": l1_loss,
-    "mse": mse_loss,
-    "psnr": psnr_loss,
-    "ssim": ssim_loss,
-    "fft": fft_loss,
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of images x and y, (B, C, H, W), as above
+    "charbonnier": lambda x, y: ((x - y).square() + 1e-6).sqrt().mean(),
+    "l1": lambda x, y: (x - y).abs().mean(),
+    "mse": lambda x, y: (x - y).square().mean(),
+    "psnr": lambda x, y: 10 * ((x - y).square().mean((1, 2, 3)) + 1e-8).log10().mean(),
+    "ssim": lambda x, y: 1 - ssim(x, y).mean(),
+    "fft": lambda x, y: torch.view_as_real(torch.fft.rfft2(x - y, norm="ortho")).abs().mean(),
 }
 
 
-def parse_loss(text: str) -> dict[str, float]:
-    """Read a weighted sum such as "charbonnier+0.1*fft" into weights by name.
-
-    Raises:
-        ValueError: an unknown or repeated name, or a weight that is not a number above 0.
-    """
-    return parse_weighted_sum(text, LOSSES)
+parse_loss = partial(parse_weighted_sum, names=LOSSES)  # "charbonnier+0.1*fft" becomes weights by name
 
 
 class RestorationLoss:
     """Sum losses with weights, over all images that the model returns.
 
     Args:
-        text: the weighted sum, see `parse_loss`.
+        text: the weighted sum, see `parse_weighted_sum`.
         crop: side of the target crops in pixels.
 
     Raises:
@@ -93,7 +57,7 @@ class RestorationLoss:
             )
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss, and log each term, unweighted, of the last image; all in float32."""
+        """Compute the loss in float32; also return the terms of the last image, without their weights."""
         outputs, target = model(batch["image"]), batch["target"]
         outputs = outputs if isinstance(outputs, list) else [outputs]
         with torch.autocast(target.device.type, enabled=False):

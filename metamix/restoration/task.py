@@ -45,10 +45,11 @@ class Restoration:
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options
-        known = trained.extra.get("digest") if trained else None
-        tested = known.get("test", "") if isinstance(known, dict) else ""
-        taken = trained.in_chans if trained else None
-        self.data = RestorationData(options, seed, train=trained is None, tested=tested, taken=taken)
+        digests = trained.extra.get("digest") if trained else None
+        test_digest = digests.get("test", "") if isinstance(digests, dict) else ""
+        channels = trained.in_chans if trained else None
+        train = trained is None
+        self.data = RestorationData(options, seed, train=train, test_digest=test_digest, model_channels=channels)
         self.title = f"{self.data.name}-{options.model}"
         self.measure = choose_measure(options, self.data)
         ensemble = ", restored in eight orientations" if options.ensemble else ""

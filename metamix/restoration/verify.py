@@ -23,7 +23,7 @@ from metamix.utils.text import exit_with_message, plural, printable
 from .data import read_tensor
 from .degradations import PAIRS
 from .options import RestorationOptions
-from .sources import Sample, find_roots, find_samples, leave_out, samples_of, scale_of_pair
+from .sources import ImagePair, find_roots, find_samples, leave_out, samples_of, scale_of_pair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def verify(options: RestorationOptions) -> int:
         The number of problems.
     """
     paired = options.degradation == PAIRS
-    samples, unmatched = list[Sample](), list[str]()
+    samples, unmatched = list[ImagePair](), list[str]()
     roots = find_roots(options).values()
     for root in roots:
         try:
@@ -87,7 +87,7 @@ def verify(options: RestorationOptions) -> int:
     return problems
 
 
-def find_problems(samples: Sequence[Sample]) -> Iterator[str]:
+def find_problems(samples: Sequence[ImagePair]) -> Iterator[str]:
     """Decode the images of both sides, and describe each that cannot be read and each pair of another scale."""
     scale = None
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
