@@ -71,7 +71,7 @@ def train_loader(
     Args:
         source: the images to train on.
         options: how images are read and cropped.
-        seed: of the run; the order and the workers' random numbers depend on it.
+        seed: the run's seed. The order of samples and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
             `len(source)`.
@@ -337,7 +337,7 @@ class CorruptImages(dict[str, str]):
         total: number of images of the source.
         limit: share of the images that may be broken.
         command: the command that lists all broken images, for the message.
-        order: of the loader. Training replaces a broken image, evaluation does not score it.
+        order: the loader's order. Training replaces a broken image, evaluation does not score it.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):

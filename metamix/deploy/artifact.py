@@ -49,7 +49,7 @@ class Artifact:
         input_shape: (batch, channels, height, width) of the input `images`, float32; None for a side that may vary.
         outputs: names of the outputs.
         extra: what the task needs to run the model, such as the multiple and the scale of a restorer.
-        versions: of the packages that made it.
+        versions: versions of the packages that made it.
     """
 
     format: str

@@ -151,9 +151,9 @@ class BenchmarkedModel:
     """A model that is timed, with random weights and images.
 
     Args:
-        name: of the model.
+        name: name of the model.
         img_size: side of the images in pixels; None for the model's own.
-        folder: for the model's files, whose names begin with `name`.
+        folder: holds the model's files, whose names begin with `name`.
     """
 
     def __init__(self, name: str, img_size: int | None, folder: Path):

@@ -135,10 +135,10 @@ def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) ->
     """Sort the layers by the error of the int8 model in which only that layer stays in fp32, smallest first.
 
     Args:
-        quantizer: of the file.
-        file: in fp32.
+        quantizer: quantizes the file.
+        file: the model in fp32.
         scratch: file to write int8 models to.
-        images: to calibrate on, and to compare the outputs on.
+        images: used for calibration, and for the comparison of outputs.
     """
     expected = open_file(file)(images)
 

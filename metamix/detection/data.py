@@ -32,7 +32,7 @@ class DetectionData:
     """Open the splits of a data set in COCO's format and make their loaders.
 
     Args:
-        options: of training.
+        options: options of training.
         train: whether to open the splits to train on; for an evaluation, their images may be gone.
 
     Attributes:
@@ -42,7 +42,7 @@ class DetectionData:
         test_split: the data set's name for the split that is scored as "test".
         classes: class names, the same in all splits.
         identity: values that must be the same when a run is resumed.
-        notes: what was left out.
+        notes: sentences on annotations that were left out.
 
     Raises:
         FileNotFoundError: the folder holds no data set, or a split has no image folder.

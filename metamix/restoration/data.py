@@ -38,8 +38,8 @@ class RestorationData:
     """Find the images, check them, and make their loaders.
 
     Args:
-        options: of training; for an evaluation, with the degradation and the channels of training filled in.
-        seed: of the augmentation.
+        options: options of training; for an evaluation, with degradation and channels of training filled in.
+        seed: seed of the augmentation.
         train: whether to open the training split.
         test_digest: digest of the images that were scored when the model to evaluate was trained; "" if unknown.
         model_channels: number of channels that the model to evaluate takes; None in training.

@@ -288,8 +288,8 @@ def line_kernel(length: float, angle: float) -> Tensor:
     """Return the kernel (k, k) of a line of `length` pixels through the centre; its values sum to 1.
 
     Args:
-        length: in pixels, at least 1.
-        angle: in radians from the horizontal.
+        length: length in pixels, at least 1.
+        angle: angle to the horizontal in radians.
     """
     radius = math.ceil((length - 1) / 2)
     side = 2 * radius + 1

@@ -120,7 +120,7 @@ class RestorationMetric(Metric):
     """Score restored images, and the inputs before restoration.
 
     Args:
-        measure: what is compared.
+        measure: says what is compared.
         restorer: how the model is applied to an image.
     """
 

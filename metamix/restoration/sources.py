@@ -6,7 +6,7 @@
     DIR/input/a.png, DIR/target/a.png              pairs
     DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
 
-The images of a pair have the same name, without extension.
+The images of a pair are matched by their names without extensions.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class SegmentationData:
     """Open the splits of a data set, check them, and make their loaders.
 
     Args:
-        options: of training; for an evaluation, with the values of training filled in.
+        options: options of training; for an evaluation, with the values of training filled in.
         train: whether to open the training split.
 
     Attributes:
@@ -49,7 +49,7 @@ class SegmentationData:
         labels: classes, and the labels of the values in mask files.
         parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
         test_split: the data set's name for the split that is scored as "test".
-        mean, std: of the channels, for values from 0 to 1. The task replaces them if loaded weights have others.
+        mean, std: mean and deviation of the channels, for values from 0 to 1. Loaded weights may bring others.
         identity: values that must be the same when a run is resumed.
         notes: what the user should know.
 

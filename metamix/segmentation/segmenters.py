@@ -120,7 +120,7 @@ class BackboneRequest:
     """What the function of a head needs to build the backbone, and the number of classes.
 
     Attributes:
-        name: of the backbone.
+        name: name of the backbone.
         num_classes: number of classes.
         weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
         model_args: arguments of the backbone without `img_size`.
@@ -268,8 +268,8 @@ def build_segmenter(
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
         frozen_norms: whether to freeze the backbone's batch norms; None freezes them if weights are loaded.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
-        options: of the head. Default widths are the published ones, but 64 for a backbone whose widest map has at most
-            192 channels, such as the models of size nano.
+        options: options of the head. Default widths are the published ones, but 64 for a backbone whose widest map has
+            at most 192 channels, such as the models of size nano.
 
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
