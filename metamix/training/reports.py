@@ -99,12 +99,9 @@ def compare_runs(folders: Sequence[Path]) -> str:
     sheet, picture = (folders[0].parent / f"compared-{data}.{kind}" for kind in ("csv", "png"))
     write_text(sheet, csv_text(rows))
     _draw_comparison(picture, summaries, histories)
-    return f"{_align(rows)}\n\nwritten: {sheet} {picture}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, "", f"written: {sheet} {picture}"])
 
 
 def _draw_comparison(path: Path, summaries: Sequence[Row], histories: Sequence[Sequence[Row]]) -> None:

@@ -48,7 +48,8 @@ class TrainStep:
             Names and values of the loss and of the task's other scalars: means over this rank's samples, on the device.
         """
         options, group = self.options, self.group
-        torch.manual_seed(_step_seed(options.seed, self.done, group.rank))
+        seed = np.random.SeedSequence((options.seed, self.done, group.rank)).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))
         self.schedule.step_update(self.done)
         batch = self.task.data.augment(self._to_device(batch), self.done // self.steps_per_epoch, self.done)
         names, losses = self._accumulate_gradients(self._to_device(batch))  # augmenting may change the memory format
@@ -159,7 +160,3 @@ def explain_batch_norm() -> Iterator[None]:
             f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
             f"--batch-size, --micro-batch if it is set, or larger images or crops"
         ) from error
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
