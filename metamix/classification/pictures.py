@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metamix.training.reports import left_out
 from metamix.training.task import State
-from metamix.utils.figures import draw_confusion, plain, save_figure
+from metamix.utils.figures import draw_confusion, figure_text, save_figure
 
 from .metric import class_scores, total_confusion
 
@@ -54,7 +54,7 @@ def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: 
     rows = range(len(shown))
     for shift, name, values in ((-0.2, "recall", recall), (0.2, "precision", precision)):
         axes.barh([row + shift for row in rows], [values[i] or 0.0 for i in shown], height=0.38, label=name)
-    axes.set_yticks(rows, [f"{plain(classes[i])} ({images[i]:,})" for i in shown])
+    axes.set_yticks(rows, [f"{figure_text(classes[i])} ({images[i]:,})" for i in shown])
     axes.invert_yaxis()
     title = "classes (images)" if len(shown) == len(tested) else f"the {most} of {len(tested)} classes of lowest recall"
     axes.set(xlim=(0, 100), xlabel="%", title=title)

@@ -36,7 +36,7 @@ class Classification:
 
     Options: type = ClassificationOptions
     EvalOptions: type = ClassificationEvalOptions
-    one_shape = True
+    same_image_shape = True
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options

@@ -51,10 +51,10 @@ class Augment:
 
     Args:
         options: which augmentations, and how strong.
-        seed: of the run; random numbers depend on it, the epoch, the step and the sample.
+        seed: the run's seed. Random numbers depend on it, the epoch, the step and the sample.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
-        num_classes: of the data set, for mixed targets.
+        num_classes: number of classes in mixed targets.
         cropped: skip the steps before normalisation; the workers that stream images have done them.
 
     Raises:
@@ -174,7 +174,7 @@ def mix(image: Tensor, target: Tensor, mixup: float, cutmix: float, probability:
     Args:
         image: (n, H, W, C), n even.
         target: (n, classes).
-        mixup, cutmix: alpha of each; 0 turns it off. If both are on, one of them is chosen at random.
+        mixup, cutmix: alpha of each; 0 turns it off. If both are on, each batch gets one of them at random.
         probability: probability that the batch is mixed.
     """
     if np.random.rand() >= probability:

@@ -75,7 +75,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         with Image.open(path) as image:
-            # Of a turned TIFF, Pillow 13 gives the upright size; its tags are those of the pixels in the file.
+            # For a turned TIFF, Pillow 13 returns the upright size; its tags hold the size before turning.
             width, height = (image.tag_v2[256], image.tag_v2[257]) if isinstance(image, TiffImageFile) else image.size
             has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode the PNG to look for it
             turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation: a quarter turn
@@ -92,13 +92,13 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(open_image()))
-        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow drops it with a warning
+        if isinstance(image.info.get("transparency"), bytes):  # a palette's, which Pillow would drop with a warning
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
 def decode_file(path: str | Path, mode: str = "RGB") -> Image.Image:
-    """Decode an image file; errors and conversion are those of `decode`."""
+    """Decode an image file; `decode` says how it is converted and which errors it raises."""
     return decode(lambda: read_image_file(path), path, mode)
 
 

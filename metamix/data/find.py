@@ -7,8 +7,7 @@ from pathlib import Path
 
 from metamix.utils.text import did_you_mean
 
-from .files import list_files
-from .formats.base import is_image, natural_order, warn_of_other_formats
+from .formats.base import list_image_paths
 
 
 def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Path]:
@@ -21,24 +20,24 @@ def find_images(places: Sequence[Path], without: Sequence[Path] = ()) -> list[Pa
     Raises:
         FileNotFoundError: a file is missing, or a folder holds only results of earlier runs.
     """
-    found: dict[Path, None] = {}
+    images: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
             if not place.exists():
                 raise FileNotFoundError(f"there is no image {place}")
-            found[place] = None
+            images[place] = None
             continue
         paths = list_images(place).values()
         skipped = [folder for folder in map(Path.resolve, without) if not place.resolve().is_relative_to(folder)]
         kept = [path for path in paths if not any(path.resolve().is_relative_to(folder) for folder in skipped)]
         if not kept:
             raise FileNotFoundError(f"{place} holds only results of earlier runs: give the folder of the input images")
-        found |= dict.fromkeys(kept)
-    return list(found)
+        images |= dict.fromkeys(kept)
+    return list(images)
 
 
 def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[Path, Path]:
-    """Return, for each image of `find_images`, its path inside the folder that was given; a file's is its name."""
+    """Find images as `find_images` does, each with its path inside the folder that was given; a file has its name."""
     return {
         path: path.relative_to(place if place.is_dir() else place.parent)
         for place in places
@@ -47,16 +46,14 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """List the images below a folder by their relative paths, in natural order; warn of formats that are not read.
+    """List the images below a folder by their relative paths, in natural order.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    files = list_files(folder)
-    warn_of_other_formats(files, folder)
-    names = sorted(filter(is_image, files), key=natural_order)
+    names = list_image_paths(folder)
     if not names:
         raise FileNotFoundError(f"there is no image in {folder}; expected files such as .png and .jpg")
     return {name: folder / name for name in names}
@@ -81,11 +78,11 @@ Pairs = dict[str, tuple[Path, Path]]  # by the first file's relative path withou
 
 
 class Unmatched(ValueError):
-    """Raised if files have no partner.
+    """Some files have no partner.
 
     Attributes:
-        problems: a sentence on each of them.
-        pairs: the files that have one, as `match_partners` returns them.
+        problems: a sentence on each file without a partner.
+        pairs: the files that have a partner, as `match_partners` returns them.
     """
 
     def __init__(self, problems: list[str], pairs: Pairs, option: str, template: str):
@@ -98,10 +95,10 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
     """Match the images of two folders by their relative paths without extensions.
 
     Args:
-        folder: of the images that name their partners.
-        partner_folder: of the partners.
+        folder: holds the images.
+        partner_folder: holds their partners.
         option: the command's option for `template`, for messages.
-        template: name of the partner of {name}.
+        template: name of a partner without extension, in which {name} stands for the name of its image.
 
     Raises:
         Unmatched: an image of either folder has no partner.

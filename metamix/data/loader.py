@@ -40,8 +40,8 @@ Batch = dict[str, Any]
 Transform = Callable[[Image.Image], Tensor]
 
 
-class Samples(Protocol):
-    """What workers read: a `Source`, or samples of another kind."""
+class SampleReader(Protocol):
+    """Read samples in worker processes; a `Source` does so for labelled images."""
 
     def __len__(self) -> int: ...
 
@@ -65,13 +65,13 @@ def train_loader(
     `len(loader)` is the number of steps in an epoch, and `loader.epoch(epoch, start=0)` yields their batches.
 
     A batch is {"image": (n, C, H, W) uint8, channels_last, "label": (n,) int64, "index": (n,) int64}, with n =
-    batch_size / world_size. Images from memory are those of the data set. Streamed images are cropped, flipped and put
-    through `auto_augment` by the workers. `Augment` does the rest.
+    batch_size / world_size. Images from memory are as the data set has them. Streamed images have been cropped, flipped
+    and put through `auto_augment` by the workers. `Augment` does the rest.
 
     Args:
         source: the images to train on.
         options: how images are read and cropped.
-        seed: of the run; the order and the workers' random numbers depend on it.
+        seed: the run's seed. The order of samples and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
             `len(source)`.
@@ -121,12 +121,12 @@ class MemoryLoader:
             return numbers[i]
 
         for i in range(len(numbers)):
-            found, broken = first_readable(len(numbers), i, row, source.path)
+            readable, broken = first_readable(len(numbers), i, row, source.path)
             for path, reason in broken:
                 self.corrupt.add(path, reason)
-            rows.append(found)
+            rows.append(readable)
             index.append(-1 if broken and not isinstance(order, TrainOrder) else i)
-        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # of sample i: its row in images, its index
+        self.rows, self.index = torch.tensor(rows), torch.tensor(index)  # of each sample: row in `images`, "index"
 
     def __len__(self) -> int:
         return len(self.order)
@@ -148,14 +148,14 @@ class StreamLoader:
 
     Args:
         samples: what the workers read.
-        transform: applied to each sample by the workers.
+        transform: what the workers do to each sample.
         collate: makes a batch of transformed samples; the loader adds their "index".
         verify: the command that lists all broken images, for a message.
     """
 
     def __init__(
         self,
-        samples: Samples,
+        samples: SampleReader,
         options: ReadingOptions,
         order: Order,
         transform: Callable[[Any], Any],
@@ -178,7 +178,7 @@ class StreamLoader:
             pin_memory=torch.cuda.is_initialized(),  # a GPU that is not used needs no pinned memory
             generator=torch.Generator(),  # by default every epoch draws from the run's generator
         )
-        # At exit Python sends workers one SIGTERM and waits for them. They survive the first, so end them before.
+        # At exit Python sends workers one SIGTERM and waits, but they survive the first: end them before that.
         weakref.finalize(self, setattr, self.loader, "_iterator", None)
 
     def __len__(self) -> int:
@@ -229,13 +229,10 @@ def survive_first_signal(worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Batch one epoch. A sample is (epoch, index), since workers outlive epochs and need the number."""
+    """Batch one epoch. A sample is (epoch, index), since workers live on and need the number of the epoch."""
 
     def __init__(self, order: Order):
         self.order, self.epoch, self.start = order, 0, 0
-
-    def __len__(self) -> int:
-        return len(self.order) - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for index in self.order.epoch(self.epoch, self.start):
@@ -245,7 +242,7 @@ class EpochSampler(Sampler):
 class TransformedSamples:
     """Read samples in workers. Random numbers are seeded anew for each sample."""
 
-    def __init__(self, samples: Samples, transform: Callable[[Any], Any], seed: int, order: Order):
+    def __init__(self, samples: SampleReader, transform: Callable[[Any], Any], seed: int, order: Order):
         self.samples, self.transform, self.seed = samples, transform, seed
         self.scored = not isinstance(order, TrainOrder)
 
@@ -292,6 +289,18 @@ def collate_images(samples: list[tuple[Tensor, int]]) -> Batch:
     }
 
 
+def collate_pairs(samples: list[Any]) -> Batch:
+    """Make a batch of (name, image, target) samples, such as an image and its mask, with lists of both."""
+    names, images, targets = (list(column) for column in zip(*samples))
+    return {"image": images, "target": targets, "name": names}
+
+
+def collate_crops(samples: list[Any]) -> Batch:
+    """Make a batch of (name, image, target) samples of one size, with tensors of images and targets."""
+    batch = collate_pairs(samples)
+    return batch | {key: torch.stack(batch[key]) for key in ("image", "target")}
+
+
 def train_transform(source: Source, options: DataOptions) -> OnImages:
     """Make timm's random transform of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
@@ -325,10 +334,10 @@ class CorruptImages(dict[str, str]):
     """Collect the images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
 
     Args:
-        total: images of the source.
-        limit: share of them that may be broken.
-        command: lists all broken images, for the message.
-        order: of the loader: training replaces a broken image, evaluation does not score it.
+        total: number of images of the source.
+        limit: share of the images that may be broken.
+        command: the command that lists all broken images, for the message.
+        order: the loader's order. Training replaces a broken image, evaluation does not score it.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):

@@ -51,14 +51,14 @@ def in_memory(source: Source, options: SourceOptions) -> bool:
 def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     """Return mean and standard deviation per channel, for pixel values from 0 to 1.
 
-    They are those of the options if given. Otherwise they are computed from all readable images of the split (holdout
-    included) if it is in memory, and are ImageNet's if it is not.
+    If the options do not give them, they are computed from all readable images of a split in memory, holdout included.
+    A split that is streamed gets ImageNet's.
 
     Args:
         source: the training source.
 
     Raises:
-        ValueError: the options have only one of the two, or values that do not fit.
+        ValueError: the options give only one of the two, or values that do not fit the images.
     """
     check_both(options.mean, options.std)
     if options.mean is not None and options.std is not None:
@@ -81,12 +81,12 @@ def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], channels:
 
 
 def pixels(source: Source, options: SourceOptions) -> Pixels:
-    """Decode all images of a source's split, once.
+    """Decode all images of a source's split, and keep them for later calls.
 
     Images of another size than `image_size` are resized by their shorter side and cropped to the middle.
 
     Raises:
-        ValueError: no `img_size` is given, and an image differs from the size that all seemed to have.
+        ValueError: no `img_size` is given, and an image has another size than all images seemed to have.
     """
     size = image_size(source, options)
     done = _decoded.setdefault(source.images, {})

@@ -1,4 +1,4 @@
-"""Order samples: which of them each process takes in each step.
+"""Choose the samples that each process takes in each step, and their order.
 
 The samples of a step are a slice of a permutation that depends only on (seed, epoch). Rank r takes the r-th of
 `world_size` parts of the slice. So the global batch is the same on any number of processes, and an epoch can start at
@@ -9,22 +9,11 @@ repeat is augmented anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .counter_rng import ORDER, generator
-
-
-class Order(Protocol):
-    """The samples that this rank takes in each step."""
-
-    def __len__(self) -> int:
-        """Return the number of steps in an epoch."""
-
-    def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
-        """Return the numbers of the samples in every step from `start` on."""
 
 
 class TrainOrder:
@@ -44,6 +33,7 @@ class TrainOrder:
         self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __len__(self) -> int:
+        """Return the number of steps in an epoch."""
         return max(1, self.total // self.batch_size)
 
     def permutation(self, rng: torch.Generator) -> Tensor:
@@ -51,6 +41,7 @@ class TrainOrder:
         return torch.randperm(self.total, generator=rng)
 
     def epoch(self, epoch: int, start: int) -> list[Tensor]:
+        """Return the numbers of this rank's samples in every step from `start` on."""
         order = self.permutation(generator(self.seed, ORDER, epoch))
         order = number_repeats(order.repeat(-(-self.batch_size // self.total)), self.total)
         return [order[step * self.batch_size :][: self.batch_size][self.part] for step in range(start, len(self))]
@@ -66,11 +57,8 @@ def number_repeats(order: Tensor, total: int) -> Tensor:
 class BalancedOrder(TrainOrder):
     """Order samples at random, equally many of each class, for data sets with rare classes.
 
-    An epoch has as many samples as the source. Samples of rare classes are repeated, and some of frequent ones left
-    out.
-
-    Args:
-        labels: (total,) int64.
+    An epoch has as many samples as the source: samples of rare classes are repeated, and some samples of frequent
+    classes are left out. The labels are (total,) int64.
     """
 
     def __init__(self, labels: Tensor, batch_size: int, rank: int, world_size: int, seed: int):
@@ -102,3 +90,6 @@ class EvalOrder:
 
     def epoch(self, epoch: int, start: int) -> Sequence[Tensor]:
         return self.batches[start:]
+
+
+Order = TrainOrder | EvalOrder

@@ -23,7 +23,7 @@ def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], st
 
     Args:
         names: relative paths of images, as `find.paths_inside` returns them.
-        extension: of the file that is written for an image, such as ".png".
+        extension: returns the extension of the file that is written for an image, such as ".png".
     """
     changed = {path: name.with_suffix(extension(path)) for path, name in names.items()}
     times = Counter(changed.values())

@@ -60,8 +60,8 @@ class Splits:
 
     def sources(self) -> dict[str, Source]:
         """Return the splits that are not None, by name: train, holdout, test."""
-        found = {"train": self.train, "holdout": self.holdout, "test": self.test}
-        return {name: source for name, source in found.items() if source is not None}
+        splits = {"train": self.train, "holdout": self.holdout, "test": self.test}
+        return {name: source for name, source in splits.items() if source is not None}
 
     @cached_property
     def digest(self) -> dict[str, str]:
@@ -85,16 +85,16 @@ def open_data(
     """Open the data set called `name`. A few images are opened to find their size.
 
     Args:
-        root: folder of the data set; none for digits. For torchvision's data sets, `data` if not given.
+        root: folder of the data set; digits needs none, and torchvision's data sets are in `data` by default.
         holdout: share of train, at least 0 and below 1, kept out for tuning. It is stratified by class, and the same
             for runs of all seeds.
-        download: fetch a data set of torchvision that is missing.
+        download: fetch a data set of torchvision if it is missing.
         memory: whether to hold the images in memory: "yes", "no", or "auto" for squares of one size, at most 96 pixels
             and 2 GiB in all. Each process of a run holds its own copy.
         test_on: split to score; empty for the first of val, valid, validation, test that exists.
         test_share: share of the images of a folder without a test split that is scored and not trained on; 1 for all.
             It is stratified by class, and the same for runs of all seeds.
-        classes: class names of the trained model to evaluate. Labels are numbered in their order.
+        classes: class names of the trained model to evaluate, if there is one. Labels are numbered in their order.
         fine_tune: command that fine-tunes this model on the data, for a message.
         train_required: refuse a folder without a training split.
 
@@ -165,7 +165,7 @@ def _choose_holdout(labels: Tensor, share: float) -> Tensor:
 
 
 def _are_numbers(classes: tuple[str, ...]) -> bool:
-    """Return whether classes have numbers and no names, as those of WebDataset shards."""
+    """Return whether classes are named 0, 1, ...: WebDataset shards number their classes and give no names."""
     return classes == tuple(map(str, range(len(classes))))
 
 

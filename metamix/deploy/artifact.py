@@ -40,7 +40,7 @@ class Artifact:
         input_shape: (batch, channels, height, width) of the input `images`, float32; None for a side that may vary.
         outputs: names of the outputs.
         extra: what the task needs to run the model, such as the multiple and the scale of a restorer.
-        versions: of the packages that made it.
+        versions: versions of the packages that made it.
     """
 
     format: str
@@ -73,8 +73,8 @@ class Artifact:
 
     def save(self, folder: Path) -> None:
         """Write export.json."""
-        known = asdict(self) | {"model": self.model.to_dict()}
-        write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | known, indent=2) + "\n")
+        entries = asdict(self) | {"model": self.model.to_dict()}
+        write_text(folder / ARTIFACT, json.dumps({"version": VERSION} | entries, indent=2) + "\n")
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -92,8 +92,8 @@ def load_artifact(folder: str | Path) -> Artifact:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): export the model again") from None
     if not isinstance(raw, Mapping) or raw.get("version") != VERSION:
-        found = raw.get("version") if isinstance(raw, Mapping) else type(raw).__name__
-        raise ValueError(f"{path} is of version {found!r}, this metamix reads {VERSION}: export the model again")
+        version = raw.get("version") if isinstance(raw, Mapping) else type(raw).__name__
+        raise ValueError(f"{path} is of version {version!r}, this metamix reads {VERSION}: export the model again")
     missing = [f.name for f in fields(Artifact) if f.name not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")

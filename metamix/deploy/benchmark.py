@@ -61,14 +61,14 @@ def benchmark(
     Args:
         models: names that timm knows, ours among them.
         engines: keys of `ENGINES`.
-        precisions: "fp32", "bf16" and "int8"; each engine is timed in those that it has.
+        precisions: "fp32", "bf16" and "int8"; each engine is timed in the precisions that it has.
         batch_sizes: images in a call.
         img_size: side of the images in pixels; None for each model's own.
-        threads: to compute with; None for torch's number.
+        threads: number of threads to compute with; None for torch's number.
         seconds: for each model, engine, precision and batch in each run; five calls at least.
-        runs: repetitions, whose medians are reported.
-        reference: model whose eager fp32 the others are compared with; None for the first one.
-        folder: for the converted models. Those that it has are not converted again. None: they are not kept.
+        runs: number of repetitions; the medians over them are reported.
+        reference: model whose speed in eager fp32 the others are compared with; None for the first one.
+        folder: keeps the converted models; a model that is in it is not converted again. None keeps no models.
 
     Returns:
         {"machine", "threads", "versions", "measured", "runs", "reference", "rows", "failed"}. A row has "model",
@@ -99,8 +99,8 @@ def benchmark(
             for batch in batch_sizes:
                 steps: dict[tuple[BenchmarkedModel, Cell], Step] = {}
                 for subject in subjects:
-                    own = [("eager", "fp32")] if subject.name == reference else []
-                    for cell in dict.fromkeys([*own, *(cells if subject.name in models else [])]):
+                    base = [("eager", "fp32")] if subject.name == reference else []
+                    for cell in dict.fromkeys([*base, *(cells if subject.name in models else [])]):
                         try:
                             step = subject.step(*cell, batch)
                             step()
@@ -108,10 +108,10 @@ def benchmark(
                             failed[" ".join((subject.name, *cell))] = str(error).partition("\n")[0]
                         else:
                             steps[subject, cell] = step
-                found = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
-                base = [run.get((subjects[0], ("eager", "fp32"))) for run in found]
+                timings = [interleaved(steps, seconds * len(steps)) for _ in range(runs)]
+                compared = [run.get((subjects[0], ("eager", "fp32"))) for run in timings]
                 for subject, cell in steps:
-                    rows.append(make_row(subject, *cell, batch, [run[subject, cell] for run in found], base))
+                    rows.append(make_row(subject, *cell, batch, [run[subject, cell] for run in timings], compared))
     finally:
         torch.set_num_threads(before)
     return {
@@ -133,13 +133,13 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
         ValueError: an unknown engine or precision, or no pair.
         ImportError: the package of an engine is missing.
     """
-    for what, given, known in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
-        for word in given:
-            check_choice(what, word, known)
+    for what, words, accepted in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
+        for word in words:
+            check_choice(what, word, accepted)
     cells = [(engine, p) for engine in engines for p in ENGINES[engine] if p in precisions]
     if not cells:
-        accepted = "; ".join(f"{engine} has {', '.join(own)}" for engine, own in ENGINES.items())
-        raise ValueError(f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: {accepted}")
+        pairs = "; ".join(f"{engine} has {', '.join(names)}" for engine, names in ENGINES.items())
+        raise ValueError(f"{', '.join(engines)} cannot compute in {', '.join(precisions)}: {pairs}")
     for cell in cells:
         for package in packages(*cell):
             need(package)
@@ -158,9 +158,9 @@ class BenchmarkedModel:
     """A model that is timed, with random weights and images.
 
     Args:
-        name: of the model.
-        img_size: side of its images in pixels; None for its own.
-        folder: for its files, which begin with the name.
+        name: name of the model.
+        img_size: side of the images in pixels; None for the model's own.
+        folder: holds the model's files, whose names begin with `name`.
     """
 
     def __init__(self, name: str, img_size: int | None, folder: Path):
@@ -231,7 +231,7 @@ def make_row(
     seconds: Sequence[float],
     base: Sequence[float | None],
 ) -> dict[str, Any]:
-    """Make a row of the result from the seconds of a call in each run; `base` are the reference's."""
+    """Make a row of the result from the seconds of a call in each run; `base` has the reference's seconds."""
     spent = median(seconds)
     speedups = [round(b / s, 2) for s, b in zip(seconds, base) if b is not None]
     return {
@@ -251,10 +251,10 @@ def make_row(
 def table(result: Mapping[str, Any]) -> str:
     """Write a result of `benchmark` as text: where it was measured, a line for each row, and what failed."""
     machine = result["machine"]
-    known = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
+    software = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "metamix")
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     lines = [
-        f"{machine['cpu']}, {threads}, {result['measured']}; {known}",
+        f"{machine['cpu']}, {threads}, {result['measured']}; {software}",
         f"speedup: times as fast as {result['reference']} in eager fp32 at the same batch",
         "",
     ]

@@ -26,11 +26,11 @@ def need(package: str) -> Any:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages, without those that are installed under another name, as onnxruntime-gpu is."""
-    found = {}
+    """Return the versions of packages. A package under another name, such as onnxruntime-gpu, is left out."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -61,12 +61,12 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a leaner copy of a model that computes the same in evaluation.
 
     The given model stays as it is. The copy is only for inference: it is in evaluation mode and needs no gradients.
-    Of layers that are not metamix's, dropout is removed and BatchNorm is folded inside `nn.Sequential`.
+    In layers that are not metamix's, dropout is removed and BatchNorm is folded inside `nn.Sequential`.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.
-        images: what the model is called with; the copy is then only for this height and width. Without them it takes
-            any size, as the model does.
+        images: an example; the copy then takes only images of this height and width. Without an example it takes any
+            size that the model takes.
     """
     fused = deepcopy(model).eval().requires_grad_(False)
     sizes = {} if images is None else record_sizes(fused, images)
@@ -147,7 +147,7 @@ def fold_batch_norm(mlp: BandMlp) -> None:
 
 
 def fold_next_norms(layers: nn.Sequential) -> None:
-    """Fold each BatchNorm that follows a convolution, such as those of stems and downsamplings."""
+    """Fold each BatchNorm that follows a convolution, as in stems and downsamplings."""
     children: list[tuple[str, Any]] = list(layers.named_children())
     for (name, layer), (following, norm) in pairwise(children):
         if type(layer) in CONVOLUTIONS and has_statistics(norm):
@@ -196,8 +196,8 @@ def last_layer(block: Block) -> Any:
 
 def scale_outputs(layer: Any, scale: Tensor) -> bool:
     """Multiply the output channels of a layer, in place; return False if it has no weight for each channel."""
-    known = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS)
-    if type(layer) not in known or layer.weight is None:
+    scalable = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, *GROUP_NORMS, *LAYER_NORMS)
+    if type(layer) not in scalable or layer.weight is None:
         return False
     axis = 1 if type(layer) is nn.ConvTranspose2d else 0
     for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -287,7 +287,7 @@ class Constant(nn.Module):
 
 
 def convolution(weight: Tensor, bias: Tensor | None, **options: Any) -> nn.Conv2d:
-    """Make a convolution with these weights; `options` are those of `nn.Conv2d`."""
+    """Make a convolution with these weights; `options` are passed to `nn.Conv2d`."""
     out, into, height, width = weight.shape
     into *= options.get("groups", 1)
     conv = nn.Conv2d(into, out, (height, width), bias=bias is not None, device="meta", **options)

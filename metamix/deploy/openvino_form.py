@@ -13,14 +13,11 @@ from .fuse import GROUP_NORMS, LAYER_NORMS
 
 
 class ChannelNorm(nn.Module):
-    """Normalise (B, C, H, W) over C without moving the channels last.
+    """Normalise (B, C, H, W) over C without moving the channels last, with the parameters of `norm`.
 
     Why: OpenVINO 2026.4 computes timm's `LayerNorm2d` as transposes and several kernels of its own. As sums over
     the channels they fuse: between 1x1 convolutions on 56 x 56 maps, a model of such norms is 1.5 times as fast in
     fp32 and 2.2 times in int8.
-
-    Args:
-        norm: whose parameters to use.
     """
 
     def __init__(self, norm: LayerNorm2d):
@@ -34,13 +31,10 @@ class ChannelNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalise the groups of (B, C, H, W), with weights of shape (1, C, 1, 1).
+    """Normalise the groups of (B, C, H, W) with the parameters of `norm`, as weights of shape (1, C, 1, 1).
 
     Why: OpenVINO 2026.4 gives the weights of a group norm the shape (C, 1, 1). If int8 separates them from the
-    norm, their lower rank forces another memory layout than that of the convolutions, and OpenVINO reorders maps.
-
-    Args:
-        norm: whose parameters to use.
+    norm, their lower rank forces a memory layout that the convolutions do not have, and OpenVINO reorders maps.
     """
 
     def __init__(self, norm: nn.GroupNorm):

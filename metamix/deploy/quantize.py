@@ -1,6 +1,6 @@
 """Quantize model files to int8 after training: NNCF for OpenVINO, ONNX Runtime for ONNX.
 
-    found = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3)
+    result = quantize_file(Path("model.xml"), calibration_batches, score, max_drop=0.3)
 
 Weights get a scale per output channel, activations one scale per tensor from the calibration images. If the score drops
 by more than the limit, layers are ranked by how much closer the outputs come to those of fp32 when only that layer is
@@ -29,13 +29,13 @@ class QuantizationError(ValueError):
 
 @dataclass(frozen=True)
 class Quantized:
-    """What the quantization of a file did.
+    """The result of quantizing a file.
 
     Attributes:
         fp32: score before.
         int8: score after.
         layers: number of convolutions and matrix products.
-        kept: names of those that stay in fp32.
+        kept: names of the layers that stay in fp32.
     """
 
     fp32: float
@@ -88,22 +88,22 @@ def open_quantizer(file: Path, folder: Path) -> Quantizer:
 def search(
     quantizer: Quantizer, file: Path, output: Path, batches: Sequence[np.ndarray], score: Score, max_drop: float
 ) -> Quantized:
-    """Write the int8 model to `output`, with as few layers in fp32 as the limit allows; arguments as above."""
+    """Write the int8 model to `output`, with few layers in fp32; arguments as in `quantize_file`."""
     before = score(open_file(file))
     ranked: list[str] = []
     count = 0
     while True:
         quantizer.quantize(output, batches, ranked[:count])
-        found = Quantized(
+        result = Quantized(
             before, score(open_file(output, precision="int8")), len(quantizer.layers), tuple(ranked[:count])
         )
-        if found.drop <= max_drop:
-            return found
+        if result.drop <= max_drop:
+            return result
         count = max(1, 2 * count)
         if count > len(quantizer.layers) // 2:
             raise QuantizationError(
-                f"int8 loses {found.drop:.2f} points on training images held out, with {len(found.kept)} of "
-                f"{found.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take fp32 "
+                f"int8 loses {result.drop:.2f} points on training images held out, with {len(result.kept)} of "
+                f"{result.layers} layers in fp32; the limit is {max_drop:g}: accept a larger --max-drop, or take fp32 "
                 f"or bf16"
             )
         ranked = ranked or rank(quantizer, file, output, batches[0])
@@ -113,10 +113,10 @@ def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) ->
     """Sort the layers by the error of the int8 model in which only that layer stays in fp32, smallest first.
 
     Args:
-        quantizer: of the file.
-        file: in fp32.
+        quantizer: quantizes the file.
+        file: the model in fp32.
         scratch: file to write int8 models to.
-        images: to calibrate on, and to compare the outputs on.
+        images: used for calibration, and for the comparison of outputs.
     """
     expected = open_file(file)(images)
 

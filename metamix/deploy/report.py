@@ -28,21 +28,21 @@ class Difference:
     largest: float = 0.0
     count: int = 0
     same: int = 0
-    # Values, their sum, the sum of their squares, that of their differences.
+    # Number of expected values, their sum, the sum of their squares, and the sum of squared differences.
     _sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
-    def update(self, expected: Tensor, given: Tensor) -> None:
-        """Add the outputs (n, ...) for the same images."""
-        expected, given = expected.double(), given.double()
-        self.largest = max(self.largest, float((expected - given).abs().max()))
-        if not given.isfinite().all():
+    def update(self, expected: Tensor, actual: Tensor) -> None:
+        """Add the outputs (n, ...) of both models for the same images."""
+        expected, actual = expected.double(), actual.double()
+        self.largest = max(self.largest, float((expected - actual).abs().max()))
+        if not actual.isfinite().all():
             self.largest = float("inf")
-        squares = expected.square().sum(), (expected - given).square().sum()
+        squares = expected.square().sum(), (expected - actual).square().sum()
         for i, value in enumerate((expected.new_tensor(expected.numel()), expected.sum(), *squares)):
             self._sums[i] += value.item()
         self.count += len(expected)
         if self.ranked:
-            self.same += int((expected.argmax(1) == given.argmax(1)).sum())
+            self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
 
     @property
     def deviation(self) -> float:
@@ -51,7 +51,7 @@ class Difference:
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
     def result(self, images: int | None = None) -> dict[str, float]:
-        """Return the figures for the report; `images` is their number if outputs are not one for each."""
+        """Return the figures for the report; give the number of `images` if an image has several outputs."""
         count, _, _, squares = self._sums
         unit = self.deviation or 1.0
         figures = {
@@ -89,7 +89,7 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
 
 
 def speeds(models: Mapping[str, Callable[[Tensor], object]], image: Tensor, seconds: float) -> dict[str, dict]:
-    """Measure the latency of batches of 1 and 8, and the throughput of the latter; models take turns.
+    """Measure the latency of batches of 1 and 8, and the throughput with batches of 8; models take turns.
 
     Args:
         models: by name.
@@ -101,12 +101,12 @@ def speeds(models: Mapping[str, Callable[[Tensor], object]], image: Tensor, seco
     """
     batches = {n: image.repeat(n, 1, 1, 1) for n in (1, 8)}
     steps = {(name, n): partial(model, batch) for name, model in models.items() for n, batch in batches.items()}
-    found = interleaved(steps, seconds)
+    medians = interleaved(steps, seconds)
     return {
         name: {
-            "batch_1_ms": round(1000 * found[name, 1], 3),
-            "batch_8_ms": round(1000 * found[name, 8], 3),
-            "img_per_s": round(8 / found[name, 8], 1),
+            "batch_1_ms": round(1000 * medians[name, 1], 3),
+            "batch_8_ms": round(1000 * medians[name, 8], 3),
+            "img_per_s": round(8 / medians[name, 8], 1),
         }
         for name in models
     }

@@ -43,7 +43,7 @@ class ExportedModel(nn.Module):
             images: (n, C, H, W) float32, a tensor or a numpy array.
 
         Returns:
-            The output, of the kind of `images`: a tensor or an array; a tuple if there are several outputs.
+            The output, a tensor or an array as `images` are; a tuple if there are several outputs.
 
         Raises:
             DoesNotFit: the model does not take images of this shape; it is a ValueError.
@@ -84,8 +84,8 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
 
     Args:
         folder: what `metamix export` wrote.
-        threads: that the engine computes with; None for its default, all cores. With a torch.export model the number
-            holds for all of torch in this process: torch has no number for one model.
+        threads: number of threads for the engine; None for its default, all cores. For a torch.export model the number
+            holds for all of torch in this process, since torch has no number for a single model.
 
     Raises:
         FileNotFoundError: the folder holds no exported model.

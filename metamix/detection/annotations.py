@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]  # an image, an annotation or a category
-Entries = dict[str, list[Entry]]  # those of a file, by the keys of FIELDS
+Entries = dict[str, list[Entry]]  # all entries of a file, by the keys of FIELDS
 
 # `type(value) in types` refuses True as an integer. pycocotools would split a string id into its characters.
 INTEGER = (int,), "an integer"
@@ -54,7 +54,7 @@ def class_names(data: Entries) -> tuple[str, ...]:
 
 
 def class_problem(path: Path, classes: Sequence[str], first: Path, expected: Sequence[str]) -> str | None:
-    """Describe how the classes of a file differ from those of the first one, or return None."""
+    """Describe how the classes of a file differ from the classes of the first file, or return None."""
     if tuple(classes) == tuple(expected):
         return None
     return (
@@ -81,7 +81,7 @@ def leaves_folder(name: str) -> bool:
 
 
 def duplicates(data: Entries) -> Iterator[str]:
-    """Describe each duplicate id, which would mix up two images, and class name, which would merge two classes."""
+    """Describe duplicate ids, which would mix up two entries, and duplicate class names, which would merge classes."""
     for key, field in (("images", "id"), ("annotations", "id"), ("categories", "id"), ("categories", "name")):
         seen = set()
         for entry in data[key]:
@@ -102,7 +102,7 @@ def is_coordinate(value: Any) -> bool:
 def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bool:
     """Return whether no detector could find the object.
 
-    Its image or class is unknown, or its box is empty, not finite or outside the image.
+    This is so if its image or class is unknown, or if its box is empty, not finite or outside the image.
     """
     if image is None or annotation["category_id"] not in classes:
         return True
@@ -114,11 +114,11 @@ def is_unusable(annotation: Entry, image: Entry | None, classes: set[int]) -> bo
 def box_sizes(annotations: Iterable[Entry], images: Mapping[int, Entry], min_size: int, max_size: int) -> list[float]:
     """Return the square root of each box's area, in pixels of the image resized as for training.
 
-    Crowds, unusable boxes and those of images without width and height are left out.
+    Crowds, unusable boxes, and the boxes of images without width and height are left out.
 
     Args:
-        images: entries of `images` by id.
-        min_size, max_size: shorter side of the resized image, and the limit of its longer side.
+        images: entries of `images`, by id.
+        min_size, max_size: shorter side of the resized image, and limit of its longer side, in pixels.
     """
     sizes = []
     for annotation in annotations:
@@ -178,8 +178,9 @@ def run_length_problem(segmentation: dict[str, Any], height: int | None, width: 
 def decode_runs(text: str) -> list[int] | None:
     """Decode compressed `counts`, COCO's text form of run lengths; None if it is damaged or cut off.
 
-    A character is 48 + five bits of a run, the lowest first, + 32 if more bits follow. Bit 16 of the last one is the
-    sign. From the fourth run on, the difference to the run two before is stored.
+    A character is 48 + five bits of a run, + 32 if more bits of the run follow; low bits come first. The highest of the
+    five bits of a run's last character is the sign. From the fourth run on, the difference to the run two places before
+    is stored.
     """
     runs: list[int] = []
     value = bits = 0

@@ -53,7 +53,7 @@ def find_splits(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
         images = next((candidate for candidate in candidates if candidate.is_dir()), None)
         name = re.sub(r"(19|20)\d\d$", "", name)
         if name in splits:
-            raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep one of them there")
+            raise ValueError(f"{splits[name][0]} and {path} are both the split {name!r}: keep only one of them there")
         splits[name] = path, images
     if not splits:
         raise FileNotFoundError(
@@ -192,7 +192,7 @@ class CocoSplit:
     def digest(self) -> str:
         """Hash the names and sizes of the image files and their objects, with nothing decoded.
 
-        It stays the same where the data set is moved as a whole.
+        It stays the same when the data set moves as a whole.
         """
         return digest(row for i in self.ids for row in self.describe_sample(i))
 
@@ -277,7 +277,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add iscrowd and area, which files of other tools lack.
+    """Convert the box to floats, and add iscrowd and area, which some tools do not write.
 
     Raises:
         ValueError: the box is not four numbers.

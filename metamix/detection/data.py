@@ -32,17 +32,17 @@ class DetectionData:
     """Open the splits of a data set in COCO's format and make their loaders.
 
     Args:
-        options: of training.
-        train: whether the splits to train on are opened; their images may be gone in evaluation.
+        options: options of training.
+        train: whether to open the splits to train on; for an evaluation, their images may be gone.
 
     Attributes:
         name: name of the folder.
         train: splits to train on; empty without the argument `train`.
         scored: splits to score: "test", and "holdout" if val is not trained on.
-        test_split: name in the data set of the split that is scored as "test".
+        test_split: the data set's name for the split that is scored as "test".
         classes: class names, the same in all splits.
         identity: values that must be the same when a run is resumed.
-        notes: what was left out.
+        notes: sentences on annotations that were left out.
 
     Raises:
         FileNotFoundError: the folder holds no data set, or a split has no image folder.
@@ -126,32 +126,22 @@ class DetectionData:
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
         """Make the loader of augmented images of all splits to train on."""
-        samples = Samples(self.train)
+        samples = JoinedSplits(self.train)
         order = TrainOrder(len(samples), batch_size, rank, world_size, seed)
-        return self._loader(samples, order, train_transform(self.options), seed)
+        return self._loader(samples, order, train_transform(self.options), seed, collate)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
-        """Make the loaders of the splits to score: those of all ranks together yield every image once, in order."""
+        """Make the loaders of the splits to score; the loaders of all ranks together yield every image once."""
         size = max(1, min(batch_size // world_size, EVAL_BATCH))
-        return {
-            name: self._loader(
-                Samples([split]), EvalOrder(len(split), size, rank, world_size), v2.Identity(), split=name
-            )
-            for name, split in self.scored.items()
-        }
+        loaders = {}
+        for name, split in self.scored.items():
+            order = EvalOrder(len(split), size, rank, world_size)
+            loaders[name] = self._loader(JoinedSplits([split]), order, v2.Identity(), 0, partial(collate, split=name))
+        return loaders
 
-    def _loader(
-        self, samples: "Samples", order: Any, transform: Any, seed: int = 0, split: str | None = None
-    ) -> StreamLoader:
-        return StreamLoader(
-            samples,
-            self.options,
-            order,
-            transform,
-            seed,
-            collate=partial(collate, split=split),
-            verify=verify_command(self.options),
-        )
+    def _loader(self, samples: "JoinedSplits", order: Any, transform: Any, seed: int, collate: Any) -> StreamLoader:
+        verify = verify_command(self.options)
+        return StreamLoader(samples, self.options, order, transform, seed, collate=collate, verify=verify)
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
         """Scale the images to values from 0 to 1. The worker processes have augmented them."""
@@ -163,7 +153,7 @@ class DetectionData:
 
 
 def train_transform(options: DetectionOptions) -> v2.Compose:
-    """Make the random crop, flips, resizing and change of colours. Boxes follow; empty ones are dropped."""
+    """Make the random crop, flips, resizing and change of colours. Boxes follow; empty boxes are dropped."""
     low, high = (max(1, round(options.min_size * scale)) for scale in options.scales)
     return v2.Compose(
         [
@@ -183,8 +173,8 @@ def train_transform(options: DetectionOptions) -> v2.Compose:
     )
 
 
-class Samples:
-    """Number the images of several splits one after the other, as `StreamLoader` reads them."""
+class JoinedSplits:
+    """Read the images of several splits for `StreamLoader`, numbered one split after the other."""
 
     def __init__(self, splits: Sequence[CocoSplit]):
         self.places = [(split, i) for split in splits for i in range(len(split))]

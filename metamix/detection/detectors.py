@@ -137,12 +137,12 @@ def build_detector(
         backbone: name of a timm model, or a backbone that `build_backbone` returned.
         num_classes: number of object classes, without the background.
         backbone_args: arguments of `build_backbone` for a backbone given by name, such as
-            `dict(pretrained=True, out_channels=128)`. Levels that it does not name are those of the published detector.
+            `dict(pretrained=True, out_channels=128)`. By default the pyramid has the levels of the published detector.
         resize_in_training: resize training images as in evaluation; False if they already have their final size.
-        options: arguments of torchvision's detector. min_size and max_size are in pixels: images are resized to a
-            shorter side of min_size (default 800), but a longer side of at most max_size (1333). Others are
-            score_thresh and detections_per_img (box_score_thresh and so on for the R-CNNs), and for RetinaNet
-            anchor_scale, the smallest anchor in strides (default 4).
+        options: arguments of torchvision's detector. Images are resized to a shorter side of min_size pixels (default
+            800), but to a longer side of at most max_size pixels (1333). Other options are score_thresh and
+            detections_per_img (box_score_thresh and so on for the R-CNNs), and for RetinaNet anchor_scale, the smallest
+            anchor in strides (default 4).
 
     Raises:
         ValueError: for an unknown detector, model or option, a backbone without a pyramid, or no class.
@@ -155,7 +155,7 @@ def build_detector(
         raise ValueError(f"num_classes is {num_classes}; a detector needs at least 1 class, background not counted.")
     accepted = accepted_options(name)
     for option in options:
-        if option not in accepted:  # torchvision ignores unknown ones
+        if option not in accepted:  # torchvision ignores unknown options
             advice = f"Pass an argument of the backbone with backbone_args=dict({option}=...)."
             if option in SET_HERE:
                 advice = f"metamix makes the {option} itself."
@@ -183,7 +183,7 @@ def build_detector(
 
 
 def accepted_options(name: str) -> set[str]:
-    """Return the names of the options of a detector: ours, torchvision's, and those of its image transform."""
+    """Return the names of all options of a detector: metamix's, torchvision's, and the image transform's."""
     cls = DETECTORS[name]
     classes = (cls, cls.__bases__[1], GeneralizedRCNNTransform)
     options = {parameter for each in classes for parameter in inspect.signature(each).parameters}
@@ -192,7 +192,7 @@ def accepted_options(name: str) -> set[str]:
 
 
 class Transform(GeneralizedRCNNTransform):
-    """Normalise and resize images as torchvision does, but antialiased, as the transforms of training images are."""
+    """Normalise and resize images as torchvision does, but with antialiasing, as the training transforms do."""
 
     @classmethod
     def like(cls, other: GeneralizedRCNNTransform, resize_in_training: bool) -> "Transform":
@@ -222,7 +222,7 @@ class Transform(GeneralizedRCNNTransform):
 
 
 def rcnn_parts(backbone: Backbone) -> dict[str, nn.Module]:
-    """Build what both R-CNNs share: the anchors of the proposals, and the pooling of boxes from the maps."""
+    """Build the parts that both R-CNNs have: the anchors of the proposals, and the pooling of boxes from the maps."""
     anchors = Anchors(backbone.strides, [[8 * stride] for stride in backbone.strides], (0.5, 1.0, 2.0))
     return dict(rpn_anchor_generator=anchors, box_roi_pool=roi_align(backbone, 7))
 

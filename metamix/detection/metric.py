@@ -21,7 +21,7 @@ from .coco import CocoSplit
 from .data import DetectionData
 from .options import DetectionOptions
 
-# The first nine of COCO's twelve numbers; the others are AR by size.
+# The first nine of COCO's twelve numbers; the last three are AR by size.
 SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100")
 
 Detections = list[dict[str, Any]]
@@ -90,7 +90,7 @@ class DetectionMetric:
         return self.scores(states).classes
 
     def scores(self, states: list[State], kind: str = "bbox") -> Scores:
-        """Return all scores of "bbox" or "segm". They are kept for the same states: they take minutes on large sets."""
+        """Return all scores of "bbox" or "segm". They take minutes on large sets, so they are kept for these states."""
         if self._scored[0] is not states:
             self._scored = states, {}
         if kind not in self._scored[1]:
@@ -177,8 +177,8 @@ def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: 
 def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Detections:
     """Copy detections for pycocotools, which adds to them.
 
-    Boxes are left out if masks are measured. pycocotools fails at an empty list, so no detections become one that
-    scores 0, which changes no result.
+    Boxes are left out if masks are measured. pycocotools fails at an empty list. It gets a detection with the score 0
+    instead, which changes no result.
     """
     if not results:
         return [{"image_id": split.ids[0], "category_id": split.category_ids[0], "bbox": [0, 0, 1, 1], "score": 0.0}]
@@ -187,9 +187,9 @@ def prepare_detections(split: CocoSplit, results: Detections, kind: str) -> Dete
 
 
 def f1_by_image(evaluation) -> dict[int, float]:
-    """Compute 2 TP / (detections + objects) at IoU 0.5 of each image, of the detections that score 0.5 or more.
+    """Compute F1 = 2 TP / (detections + objects) of each image at IoU 0.5, for the detections that score 0.5 or more.
 
-    An image without objects and detections has 1.
+    An image without objects and detections gets 1.
     """
     parameters = evaluation.params
     hits, total = (dict.fromkeys(map(int, parameters.imgIds), 0) for _ in range(2))

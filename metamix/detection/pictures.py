@@ -12,8 +12,8 @@ from torch import Tensor
 
 from metamix.data import CorruptImage
 from metamix.training.reports import left_out
-from metamix.training.task import State
-from metamix.utils.figures import plain, save_figure
+from metamix.training.task import Pictures, State
+from metamix.utils.figures import figure_text, save_figure
 from metamix.utils.files import write_text
 
 from .data import DetectionData
@@ -24,17 +24,14 @@ SHOWN = 4  # number of the best and of the worst images to draw
 SURE = 0.5  # least score of the detections that are drawn
 
 
-class DetectionPictures:
-    """Draw precision over recall and the best and the worst images, and write all scores."""
+class DetectionPictures(Pictures):
+    """Draw precision over recall and the best and the worst images, and write the scores of each class."""
 
     def __init__(self, metric: DetectionMetric, data: DetectionData):
         self.metric, self.data = metric, data
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
-        """Draw precision over recall and the best and worst images, and write the scores of each class."""
-        curves, images, numbers = (
-            Path(folder) / f"test_{name}" for name in ("curves.png", "images.png", "scores.json")
-        )
+        curves, images, numbers = (folder / f"test_{name}" for name in ("curves.png", "images.png", "scores.json"))
         scores = self.metric.scores(states)
         draw_precision_recall(curves, scores)
         draw_grid(images, self.best_and_worst(states, scores), self.data.classes)
@@ -65,10 +62,6 @@ class DetectionPictures:
         unreadable = len(self.data.scored_split(states)) - sum(len(state["seen"]) for state in states)
         return "\n".join(filter(None, [table(self.metric.scores(states)), left_out(unreadable)]))
 
-    def advice(self, states: list[State]) -> str:
-        """Return nothing: low scores alone do not say what to do."""
-        return ""
-
 
 def colour_of(label: int, classes: Sequence[str]) -> tuple[float, float, float, float]:
     """Return the colour of a class, as RGBA."""
@@ -91,7 +84,7 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
             axes.text(
                 x1 if at_right else x0,
                 y0,
-                plain(text),
+                figure_text(text),
                 color="white",
                 fontsize=7,
                 verticalalignment="top" if at_top else "bottom",
@@ -108,11 +101,7 @@ def draw_image(path: Path, image: Tensor, objects: Objects, classes: Sequence[st
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], classes: Sequence[str]) -> None:
-    """Draw images with ground truth and detections side by side, two images in a row.
-
-    Args:
-        rows: title, image, ground truth and detections of each image.
-    """
+    """Draw ground truth and detections side by side, two images a row; `rows` has title, image and both of each."""
     lines = max(1, -(-len(rows) // 2))
     figure = Figure(figsize=(13, 2.6 * lines + 0.4), layout="constrained")
     grid = figure.subplots(lines, 4, squeeze=False)
@@ -122,10 +111,10 @@ def draw_grid(path: Path, rows: Sequence[tuple[str, Tensor, Objects, Objects]], 
         left, right = grid[i // 2, 2 * (i % 2) : 2 * (i % 2) + 2]
         draw_objects(left, image, truth, classes, named=False)
         draw_objects(right, image, detected, classes, named=False)
-        left.set_title(f"{plain(title)}: truth", fontsize="small")
+        left.set_title(f"{figure_text(title)}: truth", fontsize="small")
         right.set_title("found", fontsize="small")
     shown = sorted({label for _, _, *both in rows for objects in both for label in objects["labels"].tolist()})
-    handles = [Patch(color=colour_of(label, classes), label=plain(classes[label - 1])) for label in shown]
+    handles = [Patch(color=colour_of(label, classes), label=figure_text(classes[label - 1])) for label in shown]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize="small")
     save_figure(path, figure)
@@ -138,7 +127,7 @@ def draw_precision_recall(path: Path, scores: Scores) -> None:
     recall = [i / 100 for i in range(101)]
     curves = list(scores.precision.items())
     for name, precision in curves if len(curves) <= 10 else ():
-        axes.plot(recall, precision, label=f"{plain(name)}, AP50 {scores.classes[name]['AP50']:.1f}")
+        axes.plot(recall, precision, label=f"{figure_text(name)}, AP50 {scores.classes[name]['AP50']:.1f}")
     if len(curves) > 1:
         mean = sum(precision for _, precision in curves) / len(curves)
         axes.plot(recall, mean, color="black", label=f"all classes, AP50 {scores.summary['AP50']:.1f}")

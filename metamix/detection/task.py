@@ -30,7 +30,7 @@ class Detection:
     """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions
-    one_shape = False
+    same_image_shape = False
 
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options

@@ -35,7 +35,7 @@ def convert(folder: Path, split: str | None = None) -> Entries:
         The content of an annotation file in COCO's format.
 
     Raises:
-        FileNotFoundError: there are no annotations, no such split, or an image of it has no annotation.
+        FileNotFoundError: there are no annotations, there is no such split, or an image of the split has no annotation.
         ValueError: an annotation is not VOC's.
     """
     files = sorted((folder / "Annotations").glob("*.xml"))

@@ -11,16 +11,13 @@ from .memory_format import is_channels_last
 
 @register_notrace_module
 class GELU(nn.GELU):
-    """`nn.GELU` in its erf form, for tensors of any shape.
+    """`nn.GELU` for tensors of any shape.
 
     Why: torch 2.13's fast CPU kernel takes contiguous tensors only; on a channels_last map in bf16 `nn.GELU` takes
     twice as long. So the map is viewed as contiguous rows.
     Reproducer: tests/layers/test_workarounds.py::test_gelu_of_a_channels_last_map
     Remove when: that test skips on the oldest supported torch.
     """
-
-    def __init__(self):
-        super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu(x, self.approximate)

@@ -1,8 +1,7 @@
-"""Gradient checkpointing: keep only the input of a layer for the backward pass, and compute the rest again there."""
+"""Gradient checkpointing: keep only a layer's input for the backward pass, which computes the layer again."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 
 import torch
 from timm.models import checkpoint
@@ -22,12 +21,7 @@ def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tens
     if torch.compiler.is_compiling():  # torch.compile updates the statistics once, and accepts no contexts
         return checkpoint(function, x)
     # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.
-    return checkpoint(function, x, use_reentrant=False, context_fn=partial(first_and_second_pass, layer))
-
-
-def first_and_second_pass(layer: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Return the contexts for the forward pass of a layer, and for its repetition in the backward pass."""
-    return nullcontext(), keep_statistics(layer)
+    return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(layer)))
 
 
 class CheckpointedSequential(nn.Sequential):
@@ -45,7 +39,7 @@ class GradCheckpointing(nn.Module):
     """Give a model of `CheckpointedSequential` parts the switch that timm's models have."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each layer in these parts for the backward pass, and compute the rest again there."""
+        """Turn gradient checkpointing on or off in all these parts."""
         for module in self.modules():
             if isinstance(module, CheckpointedSequential):
                 module.grad_checkpointing = enable

@@ -11,7 +11,7 @@ from .graph import fx_leaf, may_vary
 
 @register_notrace_module
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of one group, padded with zeros, that pads maps one pixel wide itself.
+    """`nn.Conv2d` of one group and zero padding, which pads maps one pixel wide before it calls torch.
 
     Why: on a CPU in bf16, torch 2.13 leaves part of the weight's gradient uninitialized if the input is one pixel wide
     and the convolution pads it.
@@ -38,10 +38,10 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvWeights(nn.Module):
-    """Weight and bias of a convolution that the owner applies by itself, in another shape.
+    """Hold weight and bias of a convolution that the owner applies by itself, in another shape.
 
-    It is not an `nn.Conv2d`, since its forward would never be called: tools that wrap convolutions, such as LoRA, would
-    have no effect. The names, shapes and initial values are those of one.
+    Names, shapes and initial values are the same as in `nn.Conv2d`. It is none, since its forward would never be
+    called: tools that wrap convolutions, such as LoRA, would have no effect.
     """
 
     groups = 1
@@ -51,9 +51,6 @@ class ConvWeights(nn.Module):
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=bias)
         self.in_channels, self.kernel_size = in_channels, conv.kernel_size
         self.weight, self.bias = conv.weight, conv.bias
-
-    def extra_repr(self) -> str:
-        return f"weight={tuple(self.weight.shape)}"
 
 
 @fx_leaf

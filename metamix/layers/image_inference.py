@@ -2,8 +2,8 @@
 
     self_ensemble(model, image)      the mean over eight orientations
 
-It takes any callable that turns images (B, C, H, W) into images (B, C', s H, s W) of one scale s. `tiles.py` runs such
-a callable on large images.
+The model is any callable that turns images (B, C, H, W) into images (B, C', s H, s W) of one scale s. `tiles.py` runs
+such a callable on large images.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ def check_multiples(x: Tensor, multiple: Size, model: object) -> None:
     (h, w), (mh, mw) = x.shape[-2:], multiple
     if h % mh or w % mw:
         raise ValueError(
-            f"Images of {h} x {w}: {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad them. "
-            f"After model.eval() it takes any size."
+            f"Images have {h} x {w} pixels, but {type(model).__name__} trains on multiples of {mh} x {mw}: crop or pad "
+            f"them. After model.eval() it takes any size."
         )
 
 

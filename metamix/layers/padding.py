@@ -19,7 +19,7 @@ class PadAndCrop(nn.Module):
     Args:
         model: (n, C, H, W) -> (n, C', s H, s W).
         scale: s.
-        sides: (height, width) that the model takes multiples of; images are padded to the next ones.
+        sides: (height, width). The model takes multiples of them, and images are padded to the next multiples.
     """
 
     def __init__(self, model: Model, scale: int, sides: Size):
@@ -38,7 +38,7 @@ def pad_for_graph(model: Model, extra: dict[str, Any], size: Size | None) -> Pad
 
     Args:
         model: the graph.
-        extra: `Artifact.extra`, with its scale and the multiples that a dynamic graph takes.
+        extra: `Artifact.extra`, with the scale of the graph and the multiples of sides that a dynamic graph takes.
         size: (height, width) of the graph; None for a dynamic one, which takes images of any size.
     """
     height, width = size or extra["multiple"]
@@ -46,9 +46,9 @@ def pad_for_graph(model: Model, extra: dict[str, Any], size: Size | None) -> Pad
 
 
 def tiles(size: Size | None) -> Size:
-    """Return side and overlap of the square tiles for images that are larger than the graph of this size.
+    """Return side and overlap of the square tiles that larger images are cut into, for a graph of this size.
 
-    The side is the graph's shorter one; 0 for no tiles.
+    The side of a tile is the graph's shorter side. A graph of any size needs no tiles: both are 0.
     """
     side = 0 if size is None else min(size)
     return side, side // 8

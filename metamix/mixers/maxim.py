@@ -35,8 +35,8 @@ class Maxim(nn.Module):
         block_size: (fh, fw), height and width of a block in tokens, or one number for both.
         grid_size: (gh, gw), number of cells down and across, or one number for both.
         input_proj_factor: f, width of both branches together over C.
-        block_gmlp_factor: width inside the block branch's gated MLP over its own.
-        grid_gmlp_factor: width inside the grid branch's gated MLP over its own.
+        block_gmlp_factor: width inside the gated MLP of the block branch, over the width of its input.
+        grid_gmlp_factor: width inside the gated MLP of the grid branch, over the width of its input.
         proj_drop: dropout of the output.
     """
 

@@ -43,7 +43,7 @@ class MinAttn(nn.Module):
 
     Args:
         num_heads: heads; must divide `dim`.
-        qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky", see above.
+        qk: form of the similarity: "separate", "collapsed", "shared" or "cholesky"; see above.
         value: whether to use the value map and the output projection.
         context: side or (h, w) of the grid that keys and values are averaged to, at most `size`; None for all tokens.
         positions: whether to add a learned bias for each head and offset.
@@ -71,7 +71,7 @@ class MinAttn(nn.Module):
             raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels: choose a divisor of {dim}.")
         if qk == "collapsed" and num_heads > 1:
             raise ValueError(
-                f"qk='collapsed' is one matrix for one head, num_heads is {num_heads}: use 1, or qk='shared'."
+                f"qk='collapsed' is one matrix for one head, but num_heads is {num_heads}: use 1, or qk='shared'."
             )
         self.heads = num_heads
         self.symmetric = qk in ("shared", "cholesky")
@@ -119,7 +119,7 @@ class PositionBias(nn.Module):
 
     Args:
         heads: number of heads.
-        size: (h, w) of the context that the table of offsets is made for; the table is resampled for others.
+        size: (h, w) of the context that the table of offsets is made for. Other sizes get a resampled table.
     """
 
     def __init__(self, heads: int, size: tuple[int, int]):
@@ -144,7 +144,7 @@ def offset_biases(context: Tensor, table: Tensor) -> Tensor:
 
     Args:
         context: the map, (B, C, h, w); its values are not used.
-        table: biases by the place of the query minus that of the key, (1, heads, h', w').
+        table: biases by offset, the place of the query minus the place of the key, (1, heads, h', w').
 
     Returns:
         (heads, h w, h w).

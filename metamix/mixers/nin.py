@@ -67,8 +67,8 @@ class Nin(nn.Module):
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the token MLP of a state saved for another grid."""
-        own = {k: state[f"token_mlp.{k}"] for k in ("fc1.weight", "fc2.weight", "fc2.bias")}
-        return {**state, **{f"token_mlp.{k}": v for k, v in self.token_mlp.adapt_state(own).items()}}
+        weights = {k: state[f"token_mlp.{k}"] for k in ("fc1.weight", "fc2.weight", "fc2.bias")}
+        return state | {f"token_mlp.{k}": v for k, v in self.token_mlp.adapt_state(weights).items()}
 
 
 class TokenMlp(nn.Module):

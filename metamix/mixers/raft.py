@@ -20,7 +20,7 @@ Cost: 2 e r (H + W) multiply-adds per value, so H * W * (H + W) in all. With "br
 beyond `size`.
 
 Departure from the authors' code: their norm sees the channels in the order (c r), ours in the stream's order (r c). The
-norm's weights in a checkpoint of theirs are permuted on loading.
+norm's weights in a checkpoint of the authors are permuted on loading.
 """
 
 import torch
@@ -85,8 +85,8 @@ class Raft(nn.Module):
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample both MLPs of a state saved for another map size."""
         for name, mlp in (("vertical", self.vertical), ("horizontal", self.horizontal)):
-            own = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-            state = {**state, **{f"{name}.{k}": v for k, v in mlp.adapt_state(own).items()}}
+            weights = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            state = state | {f"{name}.{k}": v for k, v in mlp.adapt_state(weights).items()}
         return state
 
 

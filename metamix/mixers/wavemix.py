@@ -17,8 +17,8 @@ longer than Haar's two taps gives bands larger than half of the map; then the cr
 the number of tokens; most of it is the transposed convolution with 4 C_ff multiply-adds per value.
 
 Departures from the authors' code: their detail channels are ordered by channel (c0-LH, c0-HL, c0-HH, c1-LH ...), ours
-by band. The first convolution of each MLP in a checkpoint of theirs is permuted on loading. Their code does not run on
-odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` says why the latter.
+by band. The first convolution of each MLP in an authors' checkpoint is permuted on loading. Their code does not run on
+odd maps. The options norm="group" and upsample="bilinear" are ours; `models/wavemix.py` says why "bilinear".
 """
 
 import pywt

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from metamix.data.augment import neighbour
 from metamix.data.counter_rng import MIX, seeded, stratified_choice
-from metamix.data.loader import StreamLoader
+from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.order import EvalOrder, TrainOrder
-from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
 from metamix.utils.text import plural
 
@@ -31,7 +30,7 @@ from .colour import to_y
 from .degradations import PAIRS, parse_degradations
 from .files import read_picture
 from .options import RestorationOptions, verify_command
-from .sources import Sample, digest_of, find_roots, find_samples, leave_out, scale_of_pair, test_folders
+from .sources import ImagePair, digest_of, find_roots, find_samples, leave_out, scale_of_pair, test_folders
 from .transforms import Pair, TrainCrop, WholeImage
 
 
@@ -39,15 +38,15 @@ class RestorationData:
     """Find the images, check them, and make their loaders.
 
     Args:
-        options: of training, or of evaluation with the degradation and channels of training filled in.
-        seed: of the augmentation.
-        train: whether there is to be a training split.
-        tested: digest of the images that were scored in training; empty if it is not known.
-        taken: channels that the model to evaluate takes; None in training.
+        options: options of training; for an evaluation, with degradation and channels of training filled in.
+        seed: seed of the augmentation.
+        train: whether to open the training split.
+        test_digest: digest of the images that were scored when the model to evaluate was trained; "" if unknown.
+        model_channels: number of channels that the model to evaluate takes; None in training.
 
     Attributes:
         name: name of the data set.
-        scale: size of the clean images over that of the degraded ones.
+        scale: how many times larger the clean images are than the degraded ones.
         enlarge: factor by which degraded crops are enlarged for the model; the task sets it once it knows the model.
         in_chans: channels of the images, 1 or 3.
         scored_in_grey: number of grey images to score.
@@ -55,7 +54,8 @@ class RestorationData:
         notes: what the user should know.
 
     Raises:
-        ValueError: images without a partner, of sizes that do not fit, smaller than the crop, or of other channels.
+        ValueError: images have no partner, have sizes that do not fit, are smaller than the crop, or have colours
+            although the channels are grey.
         FileNotFoundError: a folder is missing or empty.
     """
 
@@ -65,17 +65,17 @@ class RestorationData:
         seed: int = 0,
         *,
         train: bool = True,
-        tested: str = "",
-        taken: int | None = None,
+        test_digest: str = "",
+        model_channels: int | None = None,
     ):
         self.options, self.seed, self.notes, self.enlarge = options, seed, list[str](), 1
         self.chain = parse_degradations(options.degradation)
         self.paired = options.degradation == PAIRS
-        parts = self._find(train, tested)
+        parts = self._find(train, test_digest)
         everything = [sample for samples in parts.values() for sample in samples]
         scored = options.test_dir if not train else ""
         self.name = Path(scored or options.data_dir or options.test_dir).resolve().name
-        self.channels = self._choose_channels(everything, taken)
+        self.channels = self._choose_channels(everything, model_channels)
         self.in_chans = 3 if self.channels == "rgb" else 1
         scale = None
         for sample in everything if self.paired else []:
@@ -84,7 +84,7 @@ class RestorationData:
         if train and options.crop > 1:
             self._check_crops(parts["train"])
         self.parts = {
-            split: Samples(samples, self.channels, self.scale, studio_range=split == "train")
+            split: RestorationSplit(samples, self.channels, self.scale, studio_range=split == "train")
             for split, samples in parts.items()
         }
         self.scored_in_grey = sum(sample.grey for sample in parts["test"])
@@ -98,11 +98,11 @@ class RestorationData:
         }
 
     @property
-    def scored(self) -> dict[str, Samples]:
+    def scored(self) -> dict[str, RestorationSplit]:
         """Return the splits to score: "test", and "holdout" if there are a folder val and another one to test on."""
         return {split: samples for split, samples in self.parts.items() if split != "train"}
 
-    def _find(self, train: bool, tested: str) -> dict[str, list[Sample]]:
+    def _find(self, train: bool, test_digest: str) -> dict[str, list[ImagePair]]:
         """Find the samples of each split by the layout of the folders."""
         options = self.options
         roots, folders = find_roots(options), test_folders(options)
@@ -135,24 +135,24 @@ class RestorationData:
             "test": [sample for sample, out in zip(samples, held) if out],
         }
         note = f"{count} of {len(samples)} images {'is' if count == 1 else 'are'} scored"
-        if train or digest_of(parts["test"]) == tested:
+        if train or digest_of(parts["test"]) == test_digest:
             note += " and not trained on"
-        elif tested:
+        elif test_digest:
             note += ", which may have been trained on"
         self.notes.append(f"{note} (--test-dir FOLDER for others)")
         return parts if train else {"test": parts["test"]}
 
-    def _choose_channels(self, samples: Sequence[Sample], taken: int | None) -> str:
-        """Return rgb, grey or y; ValueError if grey was asked for and an image has colours."""
+    def _choose_channels(self, samples: Sequence[ImagePair], model_channels: int | None) -> str:
+        """Return rgb, grey or y; raise ValueError if grey was asked for and an image has colours."""
         asked = self.options.channels
         coloured = [sample for sample in samples if not sample.grey]
         if asked == "grey" and coloured:
             path = coloured[0].input if coloured[0].header.grey else coloured[0].target
-            advice = {1: "y for its luminance", 3: "rgb"}.get(taken or 0, "rgb, or y for its luminance")
+            advice = {1: "y for its luminance", 3: "rgb"}.get(model_channels or 0, "rgb, or y for its luminance")
             raise ValueError(f"channels is grey, but {path} is in colour: give --channels {advice}")
         return asked if asked != "auto" else "rgb" if coloured else "grey"
 
-    def _check_crops(self, samples: Sequence[Sample]) -> None:
+    def _check_crops(self, samples: Sequence[ImagePair]) -> None:
         crop = self.options.crop
         for sample in samples:
             h, w = (side - side % self.scale for side in sample.header.size)
@@ -189,7 +189,7 @@ class RestorationData:
         return loaders
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Mix neighbouring crops, and their targets in the same ratio. The worker processes have done all else."""
+        """Mix neighbouring crops and, in the same ratio, their targets. Worker processes have done everything else."""
         if not self.options.mixup:
             return batch
         with seeded(self.seed, MIX, epoch, step):
@@ -198,17 +198,17 @@ class RestorationData:
         return batch | mixed
 
 
-class Samples:
+class RestorationSplit:
     """Read the images of a split for `StreamLoader`. Numbers beyond the last image begin again with the first.
 
     Args:
-        samples: of the split.
+        samples: the images of the split.
         channels: rgb, grey or y.
-        scale: that the sides of clean images are cut to multiples of.
-        studio_range: with y, scale grey images to studio range too.
+        scale: clean images are cut so that their sides are multiples of it.
+        studio_range: with the channels y, scale grey images to studio range too.
     """
 
-    def __init__(self, samples: Sequence[Sample], channels: str, scale: int, *, studio_range: bool):
+    def __init__(self, samples: Sequence[ImagePair], channels: str, scale: int, *, studio_range: bool):
         self.samples, self.channels, self.scale, self.studio_range = samples, channels, scale, studio_range
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ class Range:
 
 
 def value(low: float, high: float = math.inf, *, default: Range | None = None, whole: bool = False) -> Any:
-    """Declare a value of a degradation and what it may be."""
+    """Declare a value of a degradation, with its limits."""
     metadata = {"low": low, "high": high, "whole": whole}
     return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
 
@@ -200,9 +200,9 @@ class Chain:
     Attributes:
         steps: the degradations.
         scale: how many times smaller the result is.
-        reach: pixels around a crop that are degraded with it, a multiple of `scale`. The crop's border then equals that
-            of the whole image. Exceptions: random numbers, JPEG's blocks and the depth of haze, which start at the
-            degraded part.
+        reach: how many pixels around a crop are degraded with it, a multiple of `scale`. The border of the crop is then
+            the same as if the whole image were degraded, except that random numbers, JPEG's blocks and the depth of
+            haze start at the degraded part.
     """
 
     steps: Sequence[Any] = ()
@@ -230,7 +230,7 @@ def parse_degradations(text: str) -> Chain:
     """Read a chain such as "blur:0.5-3,noise:25"; "pairs" is a chain without steps.
 
     Raises:
-        ValueError: an unknown name, or a value that is missing, no number, or out of range.
+        ValueError: a name is unknown, or a value is missing, not a number, or out of range.
     """
     return Chain() if text == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
 
@@ -288,8 +288,8 @@ def line_kernel(length: float, angle: float) -> Tensor:
     """Return the kernel (k, k) of a line of `length` pixels through the centre; its values sum to 1.
 
     Args:
-        length: in pixels, at least 1.
-        angle: in radians from the horizontal.
+        length: length in pixels, at least 1.
+        angle: angle to the horizontal in radians.
     """
     radius = math.ceil((length - 1) / 2)
     side = 2 * radius + 1

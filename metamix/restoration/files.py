@@ -1,7 +1,7 @@
 """Read and write image files of 8 and 16 bits a channel, with their alpha channels and colour profiles.
 
-Pillow reads and writes 8 bits, and has no colour images of 16. Those of PNG and TIFF go through OpenCV, which writes
-grey images with an alpha channel as colour images, and no colour profiles into TIFF.
+Pillow reads and writes 8 bits, and has no colour images of 16 bits. OpenCV reads and writes PNG and TIFF files of 16
+bits. It turns grey images with an alpha channel into colour images, and writes no colour profiles into TIFF.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_picture(source: str | Path | Image.Image) -> Picture:
     """Read an image file, of several pages the first, or an image of Pillow, which is taken as 8 bits a channel.
 
     Raises:
-        CorruptImage: it cannot be read, or has 16 bits a channel and OpenCV is missing.
+        CorruptImage: the file cannot be read, or it has 16 bits a channel and OpenCV is missing.
     """
     path = None if isinstance(source, Image.Image) else Path(source)
     name = str(path or "image")

@@ -30,7 +30,8 @@ class Restorer:
         overlap: least overlap of neighbouring tiles in pixels.
         ensemble: average over the eight orientations.
         pooling: side in pixels of the windows that channel attention averages over; 0 for the whole image.
-        whole: (height, width) up to which an enlarged image is not cut into tiles, for a model that takes no squares.
+        whole: (height, width) up to which an enlarged image is not cut into tiles, for a model whose input is not
+            square.
     """
 
     enlarge: int = 1

@@ -3,12 +3,12 @@
     charbonnier   mean of sqrt((x - y)^2 + 1e-6)
     l1            mean of |x - y|
     mse           mean of (x - y)^2
-    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR, mean over images
+    psnr          10 log10(MSE of an image + 1e-8): the negative PSNR in dB, mean over images
     ssim          1 - SSIM, mean over images
     fft           mean of |Re(FFT x - FFT y)| and |Im(FFT x - FFT y)|, with the orthonormal FFT of each channel
 
 If a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
-The target of a smaller scale is the target, shrunk as MAXIM shrinks its inputs.
+For an image of a smaller scale, the target is shrunk as MAXIM shrinks its inputs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RestorationLoss:
             )
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss, and log each term, unweighted, of the last image; all in float32."""
+        """Compute the loss in float32; also return the terms of the last image, without their weights."""
         outputs, target = model(batch["image"]), batch["target"]
         outputs = outputs if isinstance(outputs, list) else [outputs]
         with torch.autocast(target.device.type, enabled=False):

@@ -3,10 +3,9 @@
     PSNR = 10 log10(1 / MSE)        for values from 0 to 1; the mean is over all pixels and channels of an image
     SSIM = mean of (2 m n + c1)(2 s_xy + c2) / ((m^2 + n^2 + c1)(s_x^2 + s_y^2 + c2))
 
-SSIM is that of Wang et al. (2004): a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, windows
-that lie inside the image, no downsampling; with several channels, their mean. A score of a set is the mean over its
-images. Numbers of different channels, borders or rounding must not be compared, so `Measure.describe` is printed beside
-them.
+SSIM is defined as by Wang et al. (2004): a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, only
+windows inside the image, no downsampling, and the mean over channels. The score of a set is the mean over its images.
+Scores of different channels, borders or rounding must not be compared, so `Measure.describe` is printed beside them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.training.task import Batch, State
+from metamix.training.task import Batch, Metric, State
 from metamix.utils.checks import check_finite
 
 from .colour import to_grey, to_y
@@ -38,8 +37,8 @@ class Measure:
 
     Attributes:
         channel: "rgb" for all channels as they are, "y" for the luminance in studio range, or "grey" for the luma in
-            full range. Images of one channel are compared as they are: with the channels y, a grey file counts as its
-            own luminance. Read with the channels rgb, it has three equal channels, whose luminance is in studio range.
+            full range. Images of one channel are compared as they are: if the channels of the data are y, a grey file
+            is its own luminance. If they are rgb, it has three equal channels, whose luminance is in studio range.
         border: pixels that are left out at each side.
         rounding: clip and round the restored image to 8 bits first, as a file would hold it.
     """
@@ -49,7 +48,7 @@ class Measure:
     rounding: bool = True
 
     def prepare(self, image: Tensor, round_it: bool | None = None) -> Tensor:
-        """Return what is compared of an image (C, H, W) with values from 0 to 1, in float64.
+        """Return the part of an image (C, H, W) that is compared, with values from 0 to 1, in float64.
 
         Raises:
             ValueError: nothing is left inside the border.
@@ -117,11 +116,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return likeness.mean((1, 2, 3))
 
 
-class RestorationMetric:
+class RestorationMetric(Metric):
     """Score restored images, and the inputs before restoration.
 
     Args:
-        measure: what is compared.
+        measure: says what is compared.
         restorer: how the model is applied to an image.
     """
 
@@ -160,10 +159,6 @@ class RestorationMetric:
             raise ValueError("no image could be read, so there is nothing to score")
         return mean_scores(states)
 
-    def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
-        """Return nothing: images have no classes."""
-        return {}
-
 
 def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
     """Return the scores of all images in their order."""
@@ -173,7 +168,7 @@ def all_rows(states: Sequence[State]) -> list[dict[str, Any]]:
 def mean_scores(states: Sequence[State]) -> dict[str, float]:
     """Return the means over all images, PSNR first.
 
-    SSIM is the mean over the images that are as large as its window; it is left out if there is none.
+    SSIM is the mean over the images that are at least as large as its window. It is left out if there are none.
     """
     rows, means = all_rows(states), {}
     for name in ("psnr", "ssim", "input_psnr", "input_ssim"):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from metamix.training.reports import left_out
 from metamix.training.task import State
-from metamix.utils.figures import plain, save_figure
+from metamix.utils.figures import figure_text, save_figure
 from metamix.utils.files import write_text
-from metamix.utils.tables import csv_text
+from metamix.utils.text import csv_text
 
 from .metric import SHOWN, all_rows, mean_scores
 
 COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
-ZOOM = 64  # pixels of the side of the zoomed crop
+ZOOM = 64  # side of the zoomed crops in pixels
 
 
 class RestorationPictures:
@@ -25,7 +25,7 @@ class RestorationPictures:
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the contact sheet and write a CSV with a row for each image; return the files."""
-        sheet, table = (Path(folder) / f"test_{name}" for name in ("images.png", "scores.csv"))
+        sheet, table = (folder / f"test_{name}" for name in ("images.png", "scores.csv"))
         rows = all_rows(states)
         scores = {row["index"]: row for row in rows}
         shown = sorted((item for state in states for item in state["shown"]), key=lambda item: item[0])[:SHOWN]
@@ -72,7 +72,7 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
                 axes.imshow(error.numpy(), cmap="magma", vmin=0, vmax=32)
             else:
                 axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
-        line[0].set_title(plain(title), fontsize="small", loc="left")
+        line[0].set_title(figure_text(title), fontsize="small", loc="left")
         for axes, name in zip(line[1:], titles[1:]):
             axes.set_title(name, fontsize="small")
     save_figure(path, figure)

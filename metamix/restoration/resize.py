@@ -16,7 +16,7 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
 
     Args:
         images: values from 0 to 1.
-        scale: size of the result over that of the images.
+        scale: size of the result over the size of the images.
         rounding: clip and round to 8 bits after the rows and after the columns, as MATLAB does for images of 8 bits.
             Otherwise the result may lie a little outside the range of the images.
 

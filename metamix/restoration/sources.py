@@ -6,7 +6,7 @@
     DIR/input/a.png, DIR/target/a.png              pairs
     DIR/train/input, DIR/train/target, DIR/test/input, DIR/test/target
 
-Names of pairs are matched without their endings.
+The images of a pair are matched by their names without extensions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TEST_FOLDERS = ("test", "val")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A clean image and, for pairs, its degraded version; `name` is the clean one's path inside its folder."""
+class ImagePair:
+    """A clean image, and its degraded version if there is one; `name` is the clean image's path inside its folder."""
 
     name: str
     target: Path
@@ -46,12 +46,12 @@ class Sample:
 
     @cached_property
     def grey(self) -> bool:
-        """Return whether no image of the sample has colours."""
+        """Return whether neither image has colours."""
         return self.header.grey and (self.input is None or read_header(self.input).grey)
 
 
 def test_folders(options: RestorationDataOptions) -> list[Path]:
-    """List the folders test and val of the data set, as far as they exist."""
+    """List the folders test and val of the data set; leave out what does not exist."""
     folders = [Path(options.data_dir, name) for name in TEST_FOLDERS if options.data_dir]
     return [folder for folder in folders if folder.is_dir()]
 
@@ -72,19 +72,21 @@ def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
     return roots
 
 
-def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[Sample]:
+def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[ImagePair]:
     """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without extensions.
 
     Raises:
         Unmatched: an image has no partner.
-        ValueError: two images have one name.
+        ValueError: two images have the same name.
         FileNotFoundError: there are no images.
     """
     inputs, targets = root / options.input_folder, root / options.target_folder
     if not paired:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
-        return [Sample(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()]
+        return [
+            ImagePair(name, path, None) for name, path in list_images(targets if targets.is_dir() else root).items()
+        ]
     if missing := next((place for place in (inputs, targets) if not place.is_dir()), None):
         folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
@@ -95,23 +97,23 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
     return samples_of(match_partners(targets, inputs, "--input-name", options.input_name))
 
 
-def leave_out(samples: Sequence[Sample], root: Path, folders: Iterable[Path]) -> list[Sample]:
+def leave_out(samples: Sequence[ImagePair], root: Path, folders: Iterable[Path]) -> list[ImagePair]:
     """Return the samples of `root` without those in the folders that are inside it."""
     inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
     return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
 
 
-def samples_of(pairs: Pairs) -> list[Sample]:
+def samples_of(pairs: Pairs) -> list[ImagePair]:
     """Return the samples of matched clean and degraded images."""
-    return [Sample(name, target, degraded) for name, (target, degraded) in pairs.items()]
+    return [ImagePair(name, target, degraded) for name, (target, degraded) in pairs.items()]
 
 
-def digest_of(samples: Sequence[Sample]) -> str:
+def digest_of(samples: Sequence[ImagePair]) -> str:
     """Hash the names and the file sizes of samples."""
     return digest((sample.name, *sample.file_sizes) for sample in samples)
 
 
-def scale_of_pair(sample: Sample, expected: int | None) -> int:
+def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
     """Return how many times larger the target is than the input.
 
     The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.

@@ -41,14 +41,18 @@ class Restoration:
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
-    one_shape = False  # images to score differ in size
+    same_image_shape = False  # images to score differ in size
 
     def __init__(self, options: RestorationOptions, seed: int = 0, trained: ModelMetadata | None = None):
         self.options = options
         digests = trained.extra.get("digest") if trained else None
-        tested = digests.get("test", "") if isinstance(digests, dict) else ""
-        taken = trained.in_chans if trained else None
-        self.data = RestorationData(options, seed, train=trained is None, tested=tested, taken=taken)
+        self.data = RestorationData(
+            options,
+            seed,
+            train=trained is None,
+            test_digest=digests.get("test", "") if isinstance(digests, dict) else "",
+            model_channels=trained.in_chans if trained else None,
+        )
         self.title = f"{self.data.name}-{options.model}"
         self.measure = choose_measure(options, self.data)
         ensemble = ", restored in eight orientations" if options.ensemble else ""

@@ -24,7 +24,7 @@ from metamix.utils.text import plural, printable
 from .data import read_tensor
 from .degradations import PAIRS
 from .options import RestorationOptions
-from .sources import Sample, find_roots, find_samples, leave_out, samples_of, scale_of_pair
+from .sources import ImagePair, find_roots, find_samples, leave_out, samples_of, scale_of_pair
 
 
 @dataclass
@@ -56,7 +56,7 @@ class VerifyPairs(VerifyOptions):
         )
 
     def run(self) -> int:
-        samples, problems = list[Sample](), list[str]()
+        samples, problems = list[ImagePair](), list[str]()
         roots = find_roots(self.options).values()
         for root in roots:
             try:
@@ -77,7 +77,7 @@ class VerifyPairs(VerifyOptions):
         return count
 
 
-def find_problems(samples: Sequence[Sample]) -> Iterator[str]:
+def find_problems(samples: Sequence[ImagePair]) -> Iterator[str]:
     """Decode the images of both sides, and describe each that cannot be read and each pair of another scale."""
     scale = None
     for sample in tqdm(samples, unit="img", leave=False, disable=None):

@@ -1,10 +1,9 @@
 """Load images and masks in batches, augmented by worker processes.
 
 A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "index": (n,) int64, "name": a list}. The
-target holds labels, 255 for ignored pixels. A batch to score holds lists: images of their sizes after resizing,
-targets of the size of their files. An image that cannot be read is replaced by the next one, and its index by -1:
-metrics leave it out. A mask with a value that is not a label stops the run. Every random number is a function of (seed,
-epoch, index).
+target holds labels, 255 for ignored pixels. A batch to score holds lists: resized images, and targets of the size of
+their files. An image that cannot be read is replaced by the next one, and its index by -1: metrics leave it out. A mask
+with a value that is not a label stops the run. Every random number is a function of (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from tqdm import tqdm
 
 from metamix.data import CorruptImage, decode_file, normalize
 from metamix.data.files import decode
-from metamix.data.loader import StreamLoader
+from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
-from metamix.data.pairs import collate_crops, collate_pairs
 from metamix.training.task import Batch
 from metamix.weights.checksums import digest
 
@@ -46,15 +44,15 @@ class SegmentationData:
     """Open the splits of a data set, check them, and make their loaders.
 
     Args:
-        options: of training, or of evaluation with those of training filled in.
-        train: whether there is to be a training split.
+        options: options of training; for an evaluation, with the values of training filled in.
+        train: whether to open the training split.
 
     Attributes:
         name: name of the data set's folder.
         labels: classes, and the labels of the values in mask files.
         parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
-        test_split: name in the data set of the split that is scored as "test".
-        mean, std: of the channels, for values from 0 to 1; the task sets those of loaded weights.
+        test_split: the data set's name for the split that is scored as "test".
+        mean, std: mean and deviation of the channels, for values from 0 to 1. Loaded weights may bring others.
         identity: values that must be the same when a run is resumed.
         notes: what the user should know.
 

@@ -7,6 +7,9 @@
 
 All take the list of a backbone's maps, (B, C_i, H_i, W_i). They return scores (B, num_classes, H_0, W_0), except
 `FCNHead`, whose scores have the size of its level, and `DeconvHead`, whose scores are larger than the last map.
+
+Arguments of all heads are `in_channels`, the channels of each map, `num_classes`, `channels`, the width of the
+convolutions, and, except for `DeconvHead`, `dropout`, the share of channels dropped before the classifier.
 """
 
 from collections.abc import Sequence
@@ -30,14 +33,8 @@ class ConvBnRelu(nn.Sequential):
 class SemanticFPNHead(nn.Module):
     """The head of Semantic FPN (Kirillov et al., arXiv 1901.02446) as PoolFormer uses it.
 
-    Level i has i convolutions, level 0 has one. Each is followed by an upsampling to the next finer level. The results
-    are summed.
-
-    Args:
-        in_channels: channels of each level; a level has half the height and width of the one before it.
-        num_classes: classes.
-        channels: width of the convolutions.
-        dropout: share of channels dropped before the classifier.
+    Level i has i convolutions, level 0 has one. Each is followed by an upsampling to the next finer level, which has
+    twice the height and width. The results are summed.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 128, dropout: float = 0.1):
@@ -65,10 +62,6 @@ class UPerHead(nn.Module):
     """The head of UPerNet (Xiao et al., arXiv 1807.10221), with the layers of mmsegmentation's.
 
     Args:
-        in_channels: channels of each level.
-        num_classes: classes.
-        channels: width of all convolutions.
-        dropout: share of channels dropped before the classifier.
         pool_sizes: sides of the grids that the coarsest level is averaged over.
     """
 
@@ -115,11 +108,7 @@ class FCNHead(nn.Module):
     """A convolution and a classifier on one of the levels.
 
     Args:
-        in_channels: channels of each level.
-        num_classes: classes.
         level: index of the level.
-        channels: width of the convolution.
-        dropout: share of channels dropped before the classifier.
     """
 
     def __init__(
@@ -139,8 +128,7 @@ class DeconvHead(nn.Sequential):
     """The head of WaveMix: transposed convolutions with nothing between them, then a 1x1 convolution.
 
     Args:
-        in_channels: channels of the map.
-        num_classes: classes.
+        in_channels: channels of the last map.
         channels: width after each transposed convolution, which doubles height and width.
     """
 

@@ -40,7 +40,7 @@ class Labels:
     Attributes:
         classes: names of the labels 0, 1, ...
         table: labels of the values 0 to 255, int16; IGNORED and REFUSED are possible.
-        palette: colours of the classes, for masks in colour and for pictures; one more is that of ignored pixels.
+        palette: colours of the classes, for masks in colour and for pictures. The colour of ignored pixels may follow.
         advice: what to do about a value that is refused.
     """
 
@@ -76,7 +76,7 @@ def make_labels(
         classes: names of the classes.
         ignore_index: value of ignored pixels in the files; None if there is none.
         reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
-        palette: colours of the classes.
+        palette: colours of the classes, see `Labels`.
 
     Raises:
         ValueError: there are too few or too many classes, or the palette has another number of colours.
@@ -108,11 +108,11 @@ def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palet
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
-    """Suggest another ignored value if masks show only one class: the ignored one may be the second.
+    """Suggest not to ignore a value if masks show only one class, since the ignored value may be meant as the other.
 
     Args:
-        counts: (256,), the pixels of each label.
-        labels: of the masks.
+        counts: (256,), number of pixels of each label.
+        labels: classes and labels of the masks.
 
     Returns:
         The end of a message, "; 255 is ignored: ...", or "" if several classes have pixels or nothing is ignored.
@@ -129,11 +129,12 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 
     Raises:
         CorruptImage: the file cannot be decoded.
-        BadMask: a value or a colour in it is not a label, it has colours and the data set no palette, or it is a JPEG.
+        BadMask: a value or a colour is not a label, the mask is in colour but the data set has no palette, or the file
+            is a JPEG.
     """
     with as_corrupt_image(path):
         file = read_image_file(path)
-        image = ImageOps.exif_transpose(file)  # as images are turned
+        image = ImageOps.exif_transpose(file)  # images are turned upright too
         image.load()
     if file.format == "JPEG":
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
@@ -148,29 +149,29 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
     if image.mode == "P" and labels.palette is not None:
         _check_own_palette(image, labels, labels.palette, path)
     inside = (values >= 0) & (values < len(labels.table))
-    found = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
-    if (refused := found == REFUSED).any():
+    mapped = np.where(inside, labels.table[np.where(inside, values, 0)], REFUSED)
+    if (refused := mapped == REFUSED).any():
         wrong = np.unique(values[refused]).tolist()
         shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise BadMask(
             f"{path} has the label {shown} at {int(refused.sum()):,} pixels, but there are {len(labels.classes)} "
             f"classes and accepted are {labels.accepted()}: {labels.advice}"
         )
-    return torch.from_numpy(found.astype(np.uint8))
+    return torch.from_numpy(mapped.astype(np.uint8))
 
 
 def _check_own_palette(image: Image.Image, labels: Labels, palette: Palette, path: Path) -> None:
     """Raise BadMask if a PNG with a palette shows a class in the colour of another class."""
-    own = [tuple(colour) for colour in np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()]
+    colours = [tuple(colour) for colour in np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()]
     of_classes = palette[: len(labels.classes)]
     for index in np.flatnonzero(image.histogram()).tolist():
         label = int(labels.table[index])
-        if label in (IGNORED, REFUSED) or index >= len(own) or own[index] == palette[label]:
+        if label in (IGNORED, REFUSED) or index >= len(colours) or colours[index] == palette[label]:
             continue
-        if own[index] in of_classes:
-            other = labels.classes[of_classes.index(own[index])]
+        if colours[index] in of_classes:
+            other = labels.classes[of_classes.index(colours[index])]
             raise BadMask(
-                f"{path} shows the value {index}, {labels.classes[label]}, in {own[index]}, which is the colour of "
+                f"{path} shows the value {index}, {labels.classes[label]}, in {colours[index]}, which is the colour of "
                 f"{other} in palette.txt: correct palette.txt, or save the mask in RGB to have its colours read"
             )
 
@@ -187,18 +188,18 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
             f"{path} is in colour, and palette.txt has {twice[0]} twice: give each class its own colour, or save masks "
             f"as PNGs of indices"
         )
-    found = np.full(colours.shape[:2], IGNORED, dtype=np.uint8)
+    result = np.full(colours.shape[:2], IGNORED, dtype=np.uint8)
     unknown = np.ones(colours.shape[:2], dtype=bool)
     for i, colour in enumerate(labels.palette):
         of_class = (colours == colour).all(-1)
-        found[of_class] = i if i in labels.table else IGNORED  # --ignore-index may be the value of a class
+        result[of_class] = i if i in labels.table else IGNORED  # --ignore-index may be the value of a class
         unknown &= ~of_class
     if unknown.any():
         raise BadMask(
             f"{path} has the colour {tuple(colours[unknown][0].tolist())}, which is not in palette.txt: correct the "
             f"mask, or add a last line with the colour of ignored pixels"
         )
-    return found
+    return result
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -206,7 +207,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a name is there twice, a line between names is empty, or there is no name.
+        ValueError: a name appears twice, a line between names is empty, or there is no name.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {ADVICE}")
@@ -238,7 +239,7 @@ def read_palette(path: Path) -> Palette | None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file, without empty ones at its end.
+    """Read the lines of a text file, without empty lines at its end.
 
     Raises:
         ValueError: the file is not in UTF-8.
@@ -250,9 +251,9 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def colours_of(count: int, palette: Palette | None = None) -> np.ndarray:
-    """Return the colours of `count` classes, (256, 3) uint8; ignored pixels are black unless the palette says more.
+    """Return the colours of `count` classes, (256, 3) uint8; ignored pixels are black unless the palette has a colour.
 
-    Without a palette they are matplotlib's, and PASCAL VOC's for more than 20 classes.
+    Without a palette, up to 20 classes get matplotlib's colours, and more get PASCAL VOC's.
     """
     colours = np.zeros((256, 3), dtype=np.uint8)
     if palette is None:
@@ -278,7 +279,7 @@ def voc_colour(index: int) -> Colour:
 
 
 def index_image(labels: Tensor, colours: np.ndarray) -> Image.Image:
-    """Make a palette image of labels (H, W), whose pixels are the labels and whose colours show them."""
+    """Make an image of labels (H, W): its pixels are the labels, and its palette has the colours."""
     image = Image.fromarray(labels.cpu().numpy().astype(np.uint8), mode="P")
     image.putpalette(colours.astype(np.uint8).tobytes())
     return image

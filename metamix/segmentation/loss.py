@@ -7,9 +7,9 @@
     dice      1 - Dice coefficient of the softmax, mean over the classes
     lovasz    Lovasz softmax, mean over the classes that are present
 
-The last three are those of segmentation_models_pytorch. Every loss is computed for each image and averaged over images,
-so that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all pixels;
-ignored ones count as 0.
+segmentation_models_pytorch computes the last three. Every loss is computed for each image and averaged over images, so
+that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all pixels;
+ignored pixels count as 0.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 def ohem_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
     """Compute the cross-entropy, mean over the hard pixels of each image and over images."""
     with torch.no_grad():
-        plain = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none").flatten(1)  # (n, H W)
-        kept = max(1, int(KEPT * plain.shape[1]))
-        least = plain.kthvalue(plain.shape[1] - kept + 1, dim=1, keepdim=True).values.clamp(max=-math.log(HARD))
-        hard = (plain >= least) & (target.flatten(1) != IGNORED)
+        losses = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none").flatten(1)  # (n, H W)
+        kept = max(1, int(KEPT * losses.shape[1]))
+        least = losses.kthvalue(losses.shape[1] - kept + 1, dim=1, keepdim=True).values.clamp(max=-math.log(HARD))
+        hard = (losses >= least) & (target.flatten(1) != IGNORED)
     pixels = F.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="none").flatten(1)
     return ((pixels * hard).sum(1) / hard.sum(1).clamp(min=1)).mean()
 
@@ -68,8 +68,8 @@ def dice_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
 def lovasz_loss(logits: Tensor, target: Tensor, weights: Weights) -> Tensor:
     """Compute the Lovasz softmax loss, mean over images; `weights` are not used."""
     loss = smp_losses().LovaszLoss("multiclass", ignore_index=IGNORED)
-    known = [(one[None], mask[None]) for one, mask in zip(logits, target) if (mask != IGNORED).any()]
-    return sum((loss(one, mask) for one, mask in known), logits.sum() * 0) / len(logits)
+    labelled = [(one[None], mask[None]) for one, mask in zip(logits, target) if (mask != IGNORED).any()]
+    return sum((loss(one, mask) for one, mask in labelled), logits.sum() * 0) / len(logits)
 
 
 WEIGHTED = ("ce", "ohem")  # the losses that take class weights
@@ -104,7 +104,7 @@ def parse_loss(text: str) -> dict[str, float]:
     """Read a weighted sum such as "ce+0.5*dice" into weights by name.
 
     Raises:
-        ValueError: an unknown or repeated name, a weight that is not a number above 0, or a library that is missing.
+        ValueError: a name is unknown or repeated, a weight is not a number above 0, or a library is missing.
     """
     weights = parse_weighted_sum(text, LOSSES)
     if weights.keys() & {"focal", "dice", "lovasz"}:
@@ -131,12 +131,12 @@ def class_weights(rule: str, counts: Tensor) -> Tensor:
 
 
 class SegmentationLoss:
-    """Sum losses with weights, and add those of the auxiliary outputs.
+    """Sum weighted losses of the main output and of the auxiliary outputs.
 
     Args:
-        text: the sum, see `parse_loss`.
+        text: the weighted sum, see `parse_loss`.
         aux_weight: weight of each auxiliary output.
-        weights: returns those of the classes, (classes,), or None, which weights them alike. It is called at the first
+        weights: returns the weights of the classes, (classes,), or None for equal weights. It is called at the first
             batch, since it may read all masks.
     """
 
@@ -148,7 +148,7 @@ class SegmentationLoss:
         return self.find_weights()
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch and the terms of the main output, in float32, and the share of right pixels."""
+        """Compute the loss of a batch in float32; also return the terms of the main output and the pixel accuracy."""
         outputs, target = model(batch["image"]), batch["target"]
         main, *auxiliary = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         with torch.autocast(target.device.type, enabled=False):
@@ -172,7 +172,7 @@ class SegmentationLoss:
 
 @torch.no_grad()
 def right_pixels(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the share of pixels that are not ignored and have the largest logit at their label, mean over images."""
-    known = (target != IGNORED).flatten(1)
-    right = (logits.argmax(1) == target).flatten(1) & known
-    return (right.sum(1) / known.sum(1).clamp(min=1)).mean()
+    """Return the share of labelled pixels whose largest logit is at their label, mean over images."""
+    labelled = (target != IGNORED).flatten(1)
+    right = (logits.argmax(1) == target).flatten(1) & labelled
+    return (right.sum(1) / labelled.sum(1).clamp(min=1)).mean()

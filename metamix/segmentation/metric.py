@@ -6,10 +6,10 @@ With the confusion matrix C, whose rows are labels and columns predictions, over
     accuracy_k = C_kk / sum of row k                            mean accuracy: over the classes that occur as labels
     pixel accuracy = trace C / sum C
 
-    boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k within a distance of a
-                                        boundary pixel of the truth; R: the same with prediction and truth swapped
+    boundary F_k = 2 P R / (P + R)      P: share of the predicted boundary pixels of class k that are near a boundary
+                                        pixel of the truth; R: the same with prediction and truth swapped
 
-The distance is 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A boundary pixel has a neighbour, above,
+Near means within 0.75 % of the image's diagonal (Csurka et al., BMVC 2013). A boundary pixel has a neighbour, above,
 below, left or right, of another class that is not ignored. Boundary pixels are counted over all images, so the state
 holds only counts.
 """
@@ -39,11 +39,11 @@ def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Count the pixels of each label and prediction: (classes, classes) int64, rows are labels.
 
     Args:
-        truth: labels (H, W); IGNORED ones are left out.
+        truth: labels (H, W); IGNORED pixels are left out.
         predicted: labels (H, W).
     """
-    known = truth != IGNORED
-    pairs = truth[known].long() * classes + predicted[known].long()
+    labelled = truth != IGNORED
+    pairs = truth[labelled].long() * classes + predicted[labelled].long()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
@@ -56,31 +56,32 @@ def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor]:
 def boundary_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Count boundary pixels of one image by class: (4, classes) int64.
 
-    The rows are: predicted ones, those of them near the truth, those of the truth, those of them near predicted ones.
+    The rows count predicted boundary pixels, predicted boundary pixels near a true one, true boundary pixels, and true
+    boundary pixels near a predicted one.
     """
     predicted = torch.where(truth == IGNORED, truth, predicted)
     labels = torch.cat([truth.unique(), predicted.unique()]).unique()
     labels = labels[labels < classes]
     boundaries = [boundary(labelled) & (labelled == labels[:, None, None]) for labelled in (predicted, truth)]
     radius = TOLERANCE * math.hypot(*truth.shape)
-    found, real = boundaries
-    near_found, near_real = (dilate(pixels, radius) for pixels in boundaries)
+    drawn, real = boundaries
+    near_drawn, near_real = (dilate(pixels, radius) for pixels in boundaries)
     counts = torch.zeros(4, classes, dtype=torch.int64, device=truth.device)
-    for row, pixels in zip(counts, (found, found & near_real, real, real & near_found)):
+    for row, pixels in zip(counts, (drawn, drawn & near_real, real, real & near_drawn)):
         row[labels.long()] = pixels.sum((1, 2))
     return counts
 
 
 def boundary(labels: Tensor) -> Tensor:
     """Find the pixels of (H, W) with a neighbour of another label, neither being ignored: (H, W) bool."""
-    found = torch.zeros_like(labels, dtype=torch.bool)
+    edges = torch.zeros_like(labels, dtype=torch.bool)
     for dim in (0, 1):
         length = labels.shape[dim] - 1
         first, second = labels.narrow(dim, 0, length), labels.narrow(dim, 1, length)
         differ = (first != second) & (first != IGNORED) & (second != IGNORED)
-        found.narrow(dim, 0, length).logical_or_(differ)
-        found.narrow(dim, 1, length).logical_or_(differ)
-    return found
+        edges.narrow(dim, 0, length).logical_or_(differ)
+        edges.narrow(dim, 1, length).logical_or_(differ)
+    return edges
 
 
 def dilate(pixels: Tensor, radius: float) -> Tensor:
@@ -100,12 +101,12 @@ def dilate(pixels: Tensor, radius: float) -> Tensor:
 def boundary_scores(counts: Tensor) -> Tensor:
     """Compute the boundary F-score of each class, (classes,) float64, from `boundary_counts` of all images.
 
-    NaN for classes without a boundary in truth and predictions.
+    A class without a boundary in truth and predictions gets NaN.
     """
-    found, right, real, recalled = counts.double()
-    precision, recall = right / found.clamp(min=1), recalled / real.clamp(min=1)
+    drawn, right, real, recalled = counts.double()
+    precision, recall = right / drawn.clamp(min=1), recalled / real.clamp(min=1)
     scores = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    return torch.where(found + real > 0, scores, math.nan)
+    return torch.where(drawn + real > 0, scores, math.nan)
 
 
 class SegmentationMetric:
@@ -165,7 +166,7 @@ class SegmentationMetric:
             state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the scores in percent, mean IoU first; without boundary F if no class has a boundary.
+        """Compute the scores in percent, mean IoU first. Boundary F is missing if no class has a boundary.
 
         Raises:
             ValueError: there is no pixel to score.
@@ -178,8 +179,8 @@ class SegmentationMetric:
             iou, accuracy = class_scores(confusion)
             pixel = int(confusion.trace()) / int(confusion.sum())
             edges = boundary_scores(total(states, f"{prefix}boundary"))
-            found = (float(iou.nanmean()), pixel, float(accuracy.nanmean()), float(edges.nanmean()))
-            scores |= {prefix + name: 100 * value for name, value in zip(SCORES, found) if not math.isnan(value)}
+            values = (float(iou.nanmean()), pixel, float(accuracy.nanmean()), float(edges.nanmean()))
+            scores |= {prefix + name: 100 * value for name, value in zip(SCORES, values) if not math.isnan(value)}
         return scores
 
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:

@@ -11,10 +11,10 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from metamix.training.reports import left_out
-from metamix.training.task import State
-from metamix.utils.figures import draw_confusion, plain, save_figure
+from metamix.training.task import Pictures, State
+from metamix.utils.figures import draw_confusion, figure_text, save_figure
 from metamix.utils.files import write_text
-from metamix.utils.tables import csv_text
+from metamix.utils.text import csv_text
 
 from .labels import IGNORED, Labels, colours_of
 from .metric import SegmentationMetric, Shown, images_to_show, total
@@ -23,7 +23,7 @@ OPACITY = 0.55  # of the colours over an image
 MOST_NAMED = 40  # classes in a legend
 
 
-class SegmentationPictures:
+class SegmentationPictures(Pictures):
     """Show the states of `SegmentationMetric`."""
 
     def __init__(self, metric: SegmentationMetric, labels: Labels):
@@ -31,9 +31,7 @@ class SegmentationPictures:
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
         """Draw the best and worst images and the confusion matrix, and write the matrix as a CSV; return the files."""
-        images, matrix, table = (
-            Path(folder) / f"test_{name}" for name in ("images.png", "confusion.png", "confusion.csv")
-        )
+        images, matrix, table = (folder / f"test_{name}" for name in ("images.png", "confusion.png", "confusion.csv"))
         confusion, scores = total(states, "confusion"), self.metric.result(states)
         draw_images(images, images_to_show(states), self.labels)
         title = f"{int(confusion.sum()):,} pixels, mean IoU {scores['miou']:.2f} %"
@@ -54,10 +52,6 @@ class SegmentationPictures:
         lines.append(left_out(sum(state["unreadable"] for state in states)))
         return "\n".join(filter(None, lines))
 
-    def advice(self, states: list[State]) -> str:
-        """Return nothing: low scores alone do not say what to do."""
-        return ""
-
 
 def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
     """Draw image, truth, prediction and errors of images, a row each."""
@@ -72,12 +66,12 @@ def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
         pictures = (image.permute(1, 2, 0).numpy(), colours[truth.numpy()], colours[predicted.numpy()])
         for axes, picture in zip(line, (*pictures, error_map(truth, predicted))):
             axes.imshow(picture)
-        line[0].set_title(plain(f"{name}, mean IoU {100 * iou:.1f} %"), fontsize="small", loc="left")
+        line[0].set_title(figure_text(f"{name}, mean IoU {100 * iou:.1f} %"), fontsize="small", loc="left")
         for axes, title in zip(line[1:], titles[1:]):
             axes.set_title(title, fontsize="small")
         present |= set(truth.unique().tolist()) | set(predicted.unique().tolist())
     handles = [
-        Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=plain(labels.classes[k]))
+        Patch(facecolor=tuple(colours[k] / 255), edgecolor="grey", label=figure_text(labels.classes[k]))
         for k in sorted(present - {IGNORED})[:MOST_NAMED]
     ]
     if IGNORED in present:
@@ -88,7 +82,7 @@ def draw_images(path: Path, rows: Sequence[Shown], labels: Labels) -> None:
 
 
 def error_map(truth: Tensor, predicted: Tensor) -> np.ndarray:
-    """Show wrong pixels in red, right ones in white and ignored ones in grey: (H, W, 3) uint8."""
+    """Show wrong pixels in red, right pixels in white and ignored pixels in grey: (H, W, 3) uint8."""
     picture = np.full((*truth.shape, 3), 255, dtype=np.uint8)
     picture[(truth != predicted).numpy()] = (200, 30, 30)
     picture[(truth == IGNORED).numpy()] = (150, 150, 150)

@@ -49,7 +49,7 @@ from .heads import DeconvHead, FCNHead, SemanticFPNHead, UPerHead
 from .published import load_published, published_segmenter
 
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
-FEW_CHANNELS = 192  # a backbone whose widest map has no more gets a narrow neck and head
+FEW_CHANNELS = 192  # of the widest map; backbones with no more than this get a narrow neck and head
 
 
 class Segmenter(BackboneMixin):
@@ -61,7 +61,7 @@ class Segmenter(BackboneMixin):
         auxiliary: a second head, only for training; None if there is none.
         num_classes: classes, the background included if it is one.
         classifier: names of the layers whose shape depends on the number of classes.
-        in_chans: image channels.
+        in_chans: number of image channels.
         mean, std: per image channel, for images on a scale from 0 to 1.
         fixed_size: (H, W) of the largest images for a backbone of one size, such as an MLP-Mixer; None for any size.
     """
@@ -116,15 +116,15 @@ def last_layer(module: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Request:
-    """The backbone to build a head on, and the number of classes.
+class BackboneRequest:
+    """What the function of a head needs to build the backbone, and the number of classes.
 
     Attributes:
-        name: the backbone.
-        num_classes: classes.
+        name: name of the backbone.
+        num_classes: number of classes.
         weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
         model_args: arguments of the backbone without `img_size`.
-        img_size: image size that spatial weights are made for; None for the backbone's own.
+        img_size: image size that spatial weights are made for; None for the backbone's default.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Request:
 
 
 def semantic_fpn(
-    request: Request,
+    request: BackboneRequest,
     *,
     neck_channels: int | None = None,
     head_channels: int | None = None,
@@ -169,14 +169,13 @@ def semantic_fpn(
     """Build a segmenter with Semantic FPN; see `build_segmenter`."""
     plan, levels = request.levels(finest_stride)
     backbone = request.build(plan, levels, neck_channels or default_width(256, plan))
-    classes, width = request.num_classes, head_channels or default_width(128, plan)
-    head = SemanticFPNHead(backbone.channels, classes, channels=width, dropout=dropout)
-    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
-    return Segmenter(backbone, head, classes, second)
+    width = head_channels or default_width(128, plan)
+    head = SemanticFPNHead(backbone.channels, request.num_classes, channels=width, dropout=dropout)
+    return with_auxiliary(backbone, head, auxiliary, auxiliary_channels or default_width(256, plan), dropout)
 
 
 def upernet(
-    request: Request,
+    request: BackboneRequest,
     *,
     head_channels: int | None = None,
     finest_stride: int = 4,
@@ -187,10 +186,9 @@ def upernet(
     """Build a segmenter with UPerNet; see `build_segmenter`."""
     plan, levels = request.levels(finest_stride)
     backbone = request.build(plan, levels, None)
-    classes, width = request.num_classes, head_channels or default_width(512, plan)
-    head = UPerHead(backbone.channels, classes, channels=width, dropout=dropout)
-    second = fcn_head(backbone, classes, auxiliary_channels or default_width(256, plan), dropout) if auxiliary else None
-    return Segmenter(backbone, head, classes, second)
+    width = head_channels or default_width(512, plan)
+    head = UPerHead(backbone.channels, request.num_classes, channels=width, dropout=dropout)
+    return with_auxiliary(backbone, head, auxiliary, auxiliary_channels or default_width(256, plan), dropout)
 
 
 def default_width(channels: int, plan: Plan) -> int:
@@ -198,13 +196,14 @@ def default_width(channels: int, plan: Plan) -> int:
     return channels if max(plan.dims) > FEW_CHANNELS else 64
 
 
-def fcn_head(backbone: Backbone, num_classes: int, channels: int, dropout: float) -> FCNHead:
-    """Build an auxiliary head on stride 16, or on the finest level if that is coarser."""
-    level = max(0, len(backbone.channels) - 2)
-    return FCNHead(backbone.channels, num_classes, level=level, channels=channels, dropout=dropout)
+def with_auxiliary(backbone: Backbone, head: Any, auxiliary: bool, width: int, dropout: float) -> Segmenter:
+    """Build a segmenter, with an auxiliary head on stride 16, or on the finest level if that is coarser."""
+    classes, level = head.classifier.out_channels, max(0, len(backbone.channels) - 2)
+    second = FCNHead(backbone.channels, classes, level=level, channels=width, dropout=dropout) if auxiliary else None
+    return Segmenter(backbone, head, classes, second)
 
 
-def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> Segmenter:
+def wavemix(request: BackboneRequest, *, head_channels: Sequence[int] | None = None) -> Segmenter:
     """Build a segmenter with WaveMix's head; see `build_segmenter`."""
     name, probe = request.name, build_probe(request.name, request.model_args)
     info = probe.feature_info
@@ -212,8 +211,8 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
     doublings = round(math.log2(stride))
     if 2**doublings != stride:
         raise ValueError(
-            f"The last maps of {name} have stride {stride}, and the wavemix head doubles their sides up to those of "
-            f"the image: take a backbone whose stride is a power of 2, or another head."
+            f"The last maps of {name} have stride {stride}, but the wavemix head can only double their sides: take a "
+            f"backbone whose stride is a power of 2, or another head."
         )
     if stride < 4:
         refuse_fine_maps(name, stride)
@@ -228,7 +227,7 @@ def wavemix(request: Request, *, head_channels: Sequence[int] | None = None) -> 
     return Segmenter(backbone, DeconvHead(dim, request.num_classes, channels=channels), request.num_classes)
 
 
-def last_map_backbone(request: Request, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
+def last_map_backbone(request: BackboneRequest, index: int, stride: int, dim: int, size: tuple[int, int]) -> Backbone:
     """Build a backbone that returns only its last map; arguments as in `load_body`."""
     pretrained, checkpoint, batch_norms = (request.weights[key] for key in ("pretrained", "checkpoint", "batch_norms"))
     body = load_body(request.name, (index,), pretrained, checkpoint, size, request.padded_args(stride))
@@ -264,13 +263,13 @@ def build_segmenter(
             of timm's models, any size up to this one. It does nothing for backbones without spatial weights, such as
             resnet18.
         pretrained: load the published weights: of the whole segmenter for a name with a tag in
-            `published_segmenters.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With
-            another number of classes the classifier is new.
+            `published.WEIGHTS`, such as "wavemix_192_16_l3.cityscapes", or else of the backbone. With another number of
+            classes the classifier is newly initialised.
         checkpoint: load the backbone's weights from this file or run folder of a classifier.
-        frozen_norms: freeze the backbone's batch norms; None: if weights are loaded. Others are trained.
+        frozen_norms: whether to freeze the backbone's batch norms; None freezes them if weights are loaded.
         backbone_args: more arguments of the backbone, such as `dict(drop_path_rate=0.1)`.
-        options: of the head. Widths that are not given are the published ones, or 64 for a backbone whose widest map
-            has at most 192 channels, such as those of the size nano.
+        options: options of the head. Default widths are the published ones, but 64 for a backbone whose widest map has
+            at most 192 channels, such as the models of size nano.
 
             - neck_channels (semantic_fpn): width of the feature pyramid, 256.
             - head_channels: width of the head, 128 for semantic_fpn and 512 for upernet. For wavemix a list of the
@@ -309,7 +308,7 @@ def build_segmenter(
     # Batch norms of a whole segmenter are frozen after its weights are loaded.
     batch_norms = "freeze" if freeze and not (whole and pretrained) else "train"
     weights = dict(pretrained=pretrained and not whole, checkpoint=checkpoint, batch_norms=batch_norms)
-    request = Request(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
+    request = BackboneRequest(backbone, num_classes, weights, dict(in_chans=in_chans) | model_args, img_size)
     model = HEADS[head](request, **options)
     model.fixed_size = find_fixed_size(backbone, request.padded_args(model.backbone.size_divisible))
     if whole and pretrained:
@@ -324,18 +323,18 @@ def build_segmenter(
 def check_options(head: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that a head does not have, or a number out of range."""
     accepted = [name for name in inspect.signature(HEADS[head]).parameters if name != "request"]
-    for name, given in options.items():
+    for name, value in options.items():
         if name not in accepted:
             raise ValueError(
                 f"{head} has no option {name!r}{did_you_mean(name, accepted)} Pass an argument of the "
                 f"backbone with backbone_args=dict({name}=...), on the command line with --model-args. Options of "
                 f"{head}: {', '.join(accepted)}."
             )
-        if name not in WIDTHS or given is None:
+        if name not in WIDTHS or value is None:
             continue
-        if head == "wavemix" and not isinstance(given, (list, tuple)):
-            raise ValueError(f"{name} is {given!r}: give a list of widths, one after each doubling, such as [128, 64].")
-        for width in given if head == "wavemix" else [given]:
+        if head == "wavemix" and not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} is {value!r}: give a list of widths, one after each doubling, such as [128, 64].")
+        for width in value if head == "wavemix" else [value]:
             check_count(name, width, least=1)
     if options.get("finest_stride", 4) not in tuple(FINEST):  # a list has no hash
         raise ValueError(f"finest_stride is {options['finest_stride']!r}; accepted are {', '.join(map(str, FINEST))}.")

@@ -1,15 +1,15 @@
 """Find the images and masks of a data set.
 
     folder        DIR/classes.txt, DIR/train/images/a.jpg, DIR/train/masks/a.png; likewise val and test.
-                  classes.txt has one name a line, label 0 first. palette.txt may have a line "red green blue" for each
-                  class, and one more for ignored pixels
+                  classes.txt has one name a line, label 0 first. palette.txt is optional: a line "red green blue" for
+                  each class, and perhaps one more for ignored pixels
     ade20k        DIR/images/training, DIR/annotations/training, likewise validation; the 150 names are in
                   DIR/objectInfo150.txt. 0 means "other" and is ignored
     cityscapes    DIR/leftImg8bit and DIR/gtFine, with the 19 classes that are scored
     voc           DIR/VOCdevkit/VOC2012, 20 classes and the background
     oxford_pets   DIR/oxford-iiit-pet: pet, background and border
 
-The last three are read by torchvision's data sets. Splits are called train, val and test.
+torchvision's data sets read the last three. Splits are called train, val and test.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PET_CLASSES = ("pet", "background", "border")
 
 
 @dataclass(frozen=True)
-class Sample:
+class MaskedImage:
     """An image and its mask; `name` is the image's path inside its split, without extension."""
 
     name: str
@@ -46,7 +46,7 @@ class Sample:
     mask: Path
 
 
-Split = list[Sample]
+Split = list[MaskedImage]
 Finder = Callable[[], Split]
 
 
@@ -56,7 +56,7 @@ class MaskedSet:
 
     Attributes:
         classes: names of the classes.
-        splits: by its name, a function that finds the samples of a split.
+        splits: functions that find the samples of a split, by the name of the split.
         palette: colours of the classes, if the data set has some.
         values: labels of all values in the mask files, for data sets whose values are known.
     """
@@ -148,9 +148,9 @@ def open_cityscapes(options: SegmentationDataOptions) -> MaskedSet:
                 raise FileNotFoundError(
                     f"there is no {path}: give --data-dir with the folders leftImg8bit and gtFine of Cityscapes"
                 )
-        found: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
-        pairs = zip(found.images, (targets[0] for targets in found.targets))
-        return [_sample(Path(image), Path(mask), Path(found.images_dir)) for image, mask in sorted(pairs)]
+        data: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
+        pairs = zip(data.images, (targets[0] for targets in data.targets))
+        return [_sample(Path(image), Path(mask), Path(data.images_dir)) for image, mask in sorted(pairs)]
 
     return MaskedSet(
         tuple(row.name for row in table),
@@ -164,8 +164,8 @@ def open_voc(options: SegmentationDataOptions) -> MaskedSet:
     """Open PASCAL VOC 2012."""
 
     def find(split: str) -> Split:
-        found = torchvision_sets.VOCSegmentation(options.data_dir, "2012", split, download=options.download)
-        return [_sample(Path(image), Path(mask)) for image, mask in zip(found.images, found.masks)]
+        data = torchvision_sets.VOCSegmentation(options.data_dir, "2012", split, download=options.download)
+        return [_sample(Path(image), Path(mask)) for image, mask in zip(data.images, data.masks)]
 
     colours = (*map(voc_colour, range(len(VOC_CLASSES))), voc_colour(255))
     values = {i: i for i in range(len(VOC_CLASSES))} | {255: IGNORED}
@@ -176,10 +176,10 @@ def open_oxford_pets(options: SegmentationDataOptions) -> MaskedSet:
     """Open the trimaps of the Oxford-IIIT pets."""
 
     def find(split: str) -> Split:
-        found = torchvision_sets.OxfordIIITPet(
+        data = torchvision_sets.OxfordIIITPet(
             options.data_dir, "trainval" if split == "train" else split, "segmentation", download=options.download
         )
-        return [_sample(image, mask) for image, mask in zip(found._images, found._segs)]
+        return [_sample(image, mask) for image, mask in zip(data._images, data._segs)]
 
     return MaskedSet(PET_CLASSES, _in_torchvision(find, "train", "test"), values={1: 0, 2: 1, 3: 2})
 
@@ -205,9 +205,9 @@ def _in_torchvision(find: Callable[[str], Split], *splits: str) -> dict[str, Fin
     return {split: partial(find_or_say, split) for split in splits}
 
 
-def _sample(image: Path, mask: Path, root: Path | None = None) -> Sample:
+def _sample(image: Path, mask: Path, root: Path | None = None) -> MaskedImage:
     name = image.relative_to(root).with_suffix("").as_posix() if root else image.stem
-    return Sample(name, image, mask)
+    return MaskedImage(name, image, mask)
 
 
 def _find_pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Split:
@@ -217,7 +217,7 @@ def _find_pairs(images: Path, masks: Path, mask_name: str = "{name}") -> Split:
 
 def samples_of(pairs: Pairs) -> Split:
     """Return the samples of matched images and masks."""
-    return [Sample(stem, image, mask) for stem, (image, mask) in pairs.items()]
+    return [MaskedImage(stem, image, mask) for stem, (image, mask) in pairs.items()]
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
@@ -235,7 +235,7 @@ def check_sizes(samples: Split) -> list[tuple[int, int]]:
     return sizes
 
 
-def sizes_differ(sample: Sample, size: Sequence[int], mask_size: Sequence[int]) -> str:
+def sizes_differ(sample: MaskedImage, size: Sequence[int], mask_size: Sequence[int]) -> str:
     """Say which sizes (height, width) an image and its mask have."""
     (h, w), (mask_h, mask_w) = size, mask_size
     return f"{sample.image} has {h} x {w} pixels and its mask {sample.mask} {mask_h} x {mask_w}"

@@ -35,7 +35,7 @@ class Segmentation:
     """
 
     Options, EvalOptions = SegmentationOptions, SegmentationEvalOptions
-    one_shape = False  # images to score may differ in size
+    same_image_shape = False  # images to score may differ in size
 
     def __init__(self, options: SegmentationOptions, seed: int = 0, trained: SegmenterSpec | None = None):
         self.options = options

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from .labels import IGNORED
 from .options import SegmentationOptions
 
-TRIES = 10  # crops that are looked at before one with too large a share of one class is taken
+TRIES = 10  # crops that are drawn at most; the last one is taken even if one class has too large a share
 
 Size = tuple[int, int]
 
@@ -27,8 +27,8 @@ def resized_size(size: Size, min_size: int, max_size: int, scale: float = 1.0) -
 
     Args:
         size: (height, width).
-        min_size: 0 keeps the size, which `scale` then multiplies.
-        max_size: limit of the longer side in pixels, before `scale` is applied; 0: no limit.
+        min_size: shorter side in pixels, before `scale` is applied; 0 keeps the size of the image.
+        max_size: limit of the longer side in pixels, before `scale` is applied; 0 for no limit.
     """
     factor = min_size / min(size) if min_size else 1.0
     if max_size:
@@ -53,12 +53,10 @@ class RandomScale(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         low, high = self.scales
         scale = low + (high - low) * float(torch.rand(()))
-        size = mask_size(flat_inputs)
-        return {"size": resized_size(size, self.min_size, self.max_size, scale), "same": size}
+        height, width = find_mask(flat_inputs).shape[-2:]
+        return {"size": resized_size((height, width), self.min_size, self.max_size, scale)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if params["size"] == params["same"]:
-            return inpt
         return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)
 
 
@@ -78,8 +76,8 @@ class LimitedCrop(v2.Transform):
         self.size, self.share, self.fill = size, share, fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        (height, width), (h, w) = self.size, mask_size(flat_inputs)
         mask = find_mask(flat_inputs)
+        (height, width), (h, w) = self.size, mask.shape[-2:]
         place = {"top": 0, "left": 0, "height": min(height, h), "width": min(width, w)}
         for _ in range(TRIES if self.share < 1 else 1):
             place["top"], place["left"] = (
@@ -101,12 +99,6 @@ class LimitedCrop(v2.Transform):
 def find_mask(inputs: list[Any]) -> tv_tensors.Mask:
     """Return the mask among the inputs of a transform."""
     return next(value for value in inputs if isinstance(value, tv_tensors.Mask))
-
-
-def mask_size(inputs: list[Any]) -> Size:
-    """Return height and width of the mask among the inputs of a transform."""
-    height, width = find_mask(inputs).shape[-2:]
-    return height, width
 
 
 def largest_share(mask: Tensor) -> float:

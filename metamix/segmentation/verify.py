@@ -27,7 +27,7 @@ from metamix.utils.text import plural, printable
 from .data import read_image
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import MaskValue, SegmentationOptions
-from .sources import OPENERS, Sample, open_set, samples_of, sizes_differ
+from .sources import OPENERS, MaskedImage, open_set, samples_of, sizes_differ
 
 
 @dataclass
@@ -78,7 +78,7 @@ class VerifyMasks(VerifyOptions):
         return problems
 
 
-def check_samples(samples: Sequence[Sample], labels: Labels, counts: Tensor) -> Iterator[str]:
+def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor) -> Iterator[str]:
     """Describe each problem of images and masks, and count the pixels of each label."""
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         try:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamix.data import CorruptImage, decode_file
-from metamix.data.loader import Samples, StreamLoader
+from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import ReadingOptions
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.deploy.report import Difference, missed_limits
@@ -35,13 +35,13 @@ class SimpleData:
     Args:
         splits: "train" and "test", and "holdout" if there is one.
         options: how files are read.
-        transform: turns a sample of `Samples.read` into an image (C, H, W) uint8 and a label, a number.
+        transform: turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a label, a number.
         verify: command that lists broken images, for messages.
     """
 
     def __init__(
         self,
-        splits: Mapping[str, Samples],
+        splits: Mapping[str, SampleReader],
         options: ReadingOptions,
         transform: Callable[[Any], tuple[Tensor, float]],
         verify: str = "metamix verify",
@@ -159,7 +159,7 @@ class SimpleTask:
     metric: Metric
     pictures: Any = field(default_factory=NoPictures)
     notes: list[str] = field(default_factory=list)
-    one_shape = True
+    same_image_shape = True
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
@@ -193,7 +193,7 @@ class SimpleTrained:
         return [self.model(self.prepare(image)[None].to(device) / 255)[0].cpu() for image in opened]
 
 
-def count_broken(samples: Samples) -> int:
+def count_broken(samples: SampleReader) -> int:
     """Print why each sample that cannot be read is broken, and return their number."""
     count = 0
     for i in range(len(samples)):

@@ -39,8 +39,8 @@ def to_device(value: Any, device: torch.device, memory_format: torch.memory_form
     Args:
         value: a tensor, a container of tensors, or anything else, which is returned as it is.
         device: target device.
-        memory_format: for tensors of four dimensions; the copy then does not block the CPU. None copies synchronously
-            and keeps the format.
+        memory_format: format for tensors of four dimensions. If it is given, copying does not block the CPU; None
+            copies synchronously and keeps the format.
     """
     if isinstance(value, Tensor):
         if memory_format is not None and value.ndim == 4:

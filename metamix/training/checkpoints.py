@@ -21,7 +21,7 @@ from .recipe import Recipe, resume_changes
 _logger = logging.getLogger(__name__)
 
 DIGEST = "digest"  # key of the data's digest in `TaskData.identity`
-ENTRIES = (  # of a checkpoint
+ENTRIES = (  # what a checkpoint must hold
     "recipe", "about", "step", "steps_per_epoch", "history", "sums", "seconds", "epoch_seconds",
     "model", "ema", "optimizer", "scaler",
 )  # fmt: skip
@@ -39,7 +39,7 @@ class Checkpoints:
     def __init__(self, folder: Path | None, minutes: float):
         self.path = folder / CHECKPOINT if folder is not None else None
         self.minutes = minutes
-        self.last: tuple[Path | None, int] | None = None  # written or resumed, and its step
+        self.last: tuple[Path | None, int] | None = None  # the newest good checkpoint and its step
         self._written_at = time.monotonic()
 
     @property
@@ -48,7 +48,7 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
-        """Read the run folder's checkpoint, or that of `--resume` while the folder has none.
+        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names.
 
         Returns:
             The file and its content; None if there is nothing to resume.
@@ -71,7 +71,7 @@ class Checkpoints:
         """Replace the checkpoint; the previous one stays until the new one is complete.
 
         Raises:
-            OSError: it cannot be written; says which checkpoint is still good.
+            OSError: it cannot be written; the message says which checkpoint is still good.
         """
         assert self.path is not None, "a dry run writes nothing"
         try:
@@ -82,7 +82,7 @@ class Checkpoints:
             ) from error
 
     def written(self, step: int, path: Path | None = None) -> None:
-        """Remember the newest checkpoint, on every rank; `path` is given if it belongs to another run."""
+        """Remember the newest checkpoint, on every rank; `path` names the checkpoint of another run."""
         self._written_at, self.last = time.monotonic(), (path or self.path, step)
 
     @property
@@ -96,13 +96,13 @@ class Checkpoints:
 def check_resumable(
     path: Path, state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any], steps_per_epoch: int
 ) -> list[str]:
-    """Check that a recipe continues a checkpoint.
+    """Check that a recipe can continue a checkpoint.
 
     Returns:
-        A sentence on each changed option that is allowed to change.
+        A sentence on each option that changed; only options that may change get this far.
 
     Raises:
-        ValueError: it is another run, on other data, or has no step left for the changed recipe.
+        ValueError: the checkpoint belongs to another run or other data, or no step is left for the changed recipe.
     """
     changes = resume_changes(state["recipe"], recipe)
     if state["step"] >= recipe.engine.epochs * steps_per_epoch and changes.keys() - {"score"}:
@@ -124,9 +124,9 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
     """Check that a run was made with the data that are given now; warn if the run has no digest of its data.
 
     Args:
-        saved: the run's entries about its data. Those that it lacks are not compared: older runs have fewer.
-        identity: the task's entries about its data.
-        source: the run, named in messages.
+        saved: what the run recorded about its data. Older runs recorded less; only what they have is compared.
+        identity: the task's description of the data that are given now.
+        source: the run, for messages.
 
     Raises:
         ValueError: the data differ.

@@ -42,7 +42,8 @@ class NotFinite(RuntimeError):
 class Engine:
     """Build model, optimizer and loaders from a task and a recipe; `fit` trains, `evaluate` scores.
 
-    In a block `with engine.stop_signal`, both save and raise Stopped at SIGTERM or Ctrl-C; a second one acts at once.
+    Inside `with engine.stop_signal`, SIGTERM or Ctrl-C makes both save and raise Stopped; a second signal ends the
+    process at once.
 
     Raises:
         ValueError: task, recipe and machine do not fit together. Nothing has been trained then.
@@ -51,12 +52,12 @@ class Engine:
     def __init__(self, task: Task, recipe: Recipe, group: ProcessGroup, run: Run):
         options = recipe.engine
         self.task, self.recipe, self.options, self.group, self.run = task, recipe, options, group, run
-        _configure_torch(options.seed, group.device, options.deterministic, one_shape=task.one_shape)
+        _configure_torch(options.seed, group.device, options.deterministic, same_image_shape=task.same_image_shape)
         self.memory_format = memory_format(options.channels_last)
         self.checkpoints = Checkpoints(run.folder, options.checkpoint_minutes)
-        self._found = self.checkpoints.find(options.resume, group)
+        self._unresumed = self.checkpoints.find(options.resume, group)
         with group.local_main_first():  # it may download weights
-            self.model = self._place(task.model.build(self._found and self._found[1]["about"]))
+            self.model = self._place(task.model.build(self._unresumed and self._unresumed[1]["about"]))
         for helper in task.model.frozen_helpers:
             self._place(helper).eval().requires_grad_(False)
         freeze(self.model, options.freeze)
@@ -68,7 +69,7 @@ class Engine:
         self.stepper = TrainStep(task, self.model, options, group, self.steps_per_epoch)
 
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch
-        self.seconds = 0.0  # of training in finished epochs, over all parts of the run
+        self.seconds = 0.0  # of training in all finished epochs, also before a resume
         self.losses = LossMeter()
         self.stopwatch = Stopwatch()
         self.stop_signal = StopSignal()
@@ -88,7 +89,7 @@ class Engine:
         """Train up to the last epoch.
 
         Raises:
-            Stopped: at a signal, after the state was saved.
+            Stopped: at a signal, once the state is saved.
             NotFinite: a loss or a weight is infinite or NaN.
             OSError: the checkpoint cannot be written.
         """
@@ -131,7 +132,7 @@ class Engine:
             The scores by name and the metric's states of all ranks.
 
         Raises:
-            Stopped: at a signal, if there is one process. Resuming scores the split again.
+            Stopped: at a signal, if the run has a single process. A resumed run scores the split again.
         """
         model = self.stepper.weights(weights)
         self.group.broadcast(model.buffers())  # batch statistics differ between ranks, which see other samples
@@ -158,14 +159,14 @@ class Engine:
         self.checkpoints.written(self.step)
 
     def resume(self) -> bool:
-        """Continue from the checkpoint that was found when the model was built; return False if there was none.
+        """Continue from the checkpoint that the engine read before it built the model; return False if there was none.
 
         Raises:
             ValueError: the checkpoint belongs to another model, recipe or data set.
         """
-        if self._found is None:
+        if self._unresumed is None:
             return False
-        (path, state), self._found = self._found, None
+        (path, state), self._unresumed = self._unresumed, None
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
         self.stepper.load_state_dict(state, str(path))
         self.history, self.seconds = state["history"], state["seconds"]
@@ -237,7 +238,7 @@ class Engine:
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.stepper.lr}
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.losses.epoch_sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
-            self.save()  # keeps the epoch's steps if the run is killed while scoring
+            self.save()  # a run that is killed while it scores then keeps the steps of this epoch
             row |= {f"holdout_{name}": value for name, value in self.evaluate("holdout")[0].items()}
             if options.ema:
                 row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}
@@ -307,9 +308,9 @@ class Engine:
             )
 
 
-def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, one_shape: bool) -> None:
+def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, same_image_shape: bool) -> None:
     """Set torch's global switches and seed for a run."""
-    torch.backends.cudnn.benchmark = one_shape and not deterministic
+    torch.backends.cudnn.benchmark = same_image_shape and not deterministic
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # in a sweep, forget earlier models
     if deterministic:

@@ -26,11 +26,11 @@ def evaluate(
 
     Args:
         metric: turns predictions into scores.
-        model: is set to evaluation mode.
+        model: the model; it is left in evaluation mode.
         loader: yields this rank's batches; the loaders of all ranks together yield every sample once.
-        group: the processes to combine the scores of.
-        dtype: autocast's, None for float32.
-        memory_format: of the images.
+        group: the processes whose scores are combined.
+        dtype: dtype of autocast; None for float32.
+        memory_format: memory format of the images.
 
     Returns:
         The scores by name, the same on all ranks, and the states of all ranks, on the CPU.

@@ -18,12 +18,12 @@ class LossMeter:
     """
 
     def __init__(self) -> None:
-        self.epoch_sums: dict[str, float] = {}  # over the steps of this epoch, by name
+        self.epoch_sums: dict[str, float] = {}  # of each loss over the steps of this epoch
         self.pending: list[Tensor] = []  # (losses,) for each step since the last `reduce`
         self._names: list[str] = []
 
     def add(self, names: list[str], losses: Tensor) -> None:
-        """Add the losses of one step, which have the same names at every step."""
+        """Add the losses of one step; all steps have the same names."""
         self._names = names
         self.pending.append(losses)
 
@@ -50,7 +50,7 @@ class LossMeter:
 
 
 class Stopwatch:
-    """Add up the seconds of training in an epoch, without those of evaluation and of pauses between runs."""
+    """Measure the training time of an epoch. Time for evaluation and between two runs does not count."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

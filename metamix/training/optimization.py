@@ -32,7 +32,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         ValueError: the name or an argument is unknown.
     """
     name = options.optimizer.lower()
-    names = [known for known in list_optimizers() if known != "adahessian"]  # needs second derivatives
+    names = [each for each in list_optimizers() if each != "adahessian"]  # it needs second derivatives
     if name not in names:
         raise ValueError(
             f"there is no optimizer {options.optimizer!r}{did_you_mean(name, names)} "
@@ -71,8 +71,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
 def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
     """Give Muon the dense convolutions of one input channel: token MLPs of raft and nin, stems for grey images.
 
-    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 gives every weight of that shape to AdamW, as it
-    does with the weights of depthwise convolutions.
+    Their weights, (n, 1, h, w), are matrices of n x (h w). timm 1.0.31 gives every weight of that shape to AdamW, since
+    the weights of depthwise convolutions have it too.
     """
     fallback = {p for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
     for module in model.modules():
@@ -86,19 +86,20 @@ def route_to_muon(optimizer: Muon, model: nn.Module) -> None:
 def set_muon_dtype(device: torch.device) -> None:
     """Let Muon orthogonalize in float32 on a CPU without bf16 instructions, which emulates bf16 25 times slower.
 
-    timm 1.0.31 has no option for it, so its function is replaced, for all optimizers of the process.
+    timm 1.0.31 has no option for this, so this replaces timm's function, for all optimizers of the process.
     """
     slow = device.type == "cpu" and not cpu_has_bf16()
     timm.optim.muon.zeropower_via_newtonschulz = partial(NEWTON_SCHULZ, dtype=torch.float32) if slow else NEWTON_SCHULZ
 
 
 def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
-    """Multiply the learning rates of parts of a model, by groups of their own; timm's schedulers keep the factors.
+    """Multiply the learning rates of parts of a model; timm's schedulers keep the factors.
 
     Args:
-        optimizer: its parameter groups are split in place.
+        optimizer: it is changed in place: the weights of each part move to parameter groups with the factor.
         model: the model that it trains.
-        factors: by the part's name, see `find_weights_of`. A weight of several parts gets the product.
+        factors: factor of each part, by the part's name; see `find_weights_of`. A weight that belongs to several parts
+            gets the product of their factors.
 
     Raises:
         ValueError: a name matches nothing.
@@ -117,7 +118,7 @@ def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, fl
 
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Load moments and step counts from a checkpoint; keep the settings of the present recipe, such as rates.
+    """Load moments and step counts from a checkpoint; settings such as learning rates come from the recipe.
 
     Raises:
         ValueError: the recipe divides the weights into other groups than the checkpoint.
@@ -139,8 +140,8 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
             if isinstance(moment, Tensor) and moment.shape == weight.shape:
                 # Use the memory format of the weight: fused kernels read both in the order of memory.
                 moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
-    for group, own in zip(optimizer.param_groups, fresh):
-        group.update(own)
+    for group, settings in zip(optimizer.param_groups, fresh):
+        group.update(settings)
 
 
 def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch: int) -> Scheduler:

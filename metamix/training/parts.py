@@ -20,8 +20,7 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
         ValueError: a name matches nothing, or nothing is left to train.
     """
     for part in parts:
-        found = find_weights_of(model, part, "freeze")
-        for weight in found:
+        for weight in find_weights_of(model, part, "freeze"):
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(f"nothing is left to train: freeze is {','.join(parts)}")
@@ -38,21 +37,15 @@ def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Paramet
     Raises:
         ValueError: the name matches nothing.
     """
-    found = [
-        weight
-        for name, weight in model.named_parameters()
-        if name == part
-        or name.startswith(part + ".")
-        or fnmatch.fnmatch(name, part)
-        or fnmatch.fnmatch(name, part + ".*")
-    ]
-    if not found:
+    # A dot after each name lets one pattern match both the parameter itself and all parameters of a module.
+    weights = [weight for name, weight in model.named_parameters() if fnmatch.fnmatch(f"{name}.", f"{part}.*")]
+    if not weights:
         modules = [name for name, _ in model.named_modules() if name]
         raise ValueError(
             f"{option} names {part!r}, but no weight of this model is under it{did_you_mean(part, modules)} "
             f"Its parts: {', '.join(name for name, _ in model.named_children())}."
         )
-    return found
+    return weights
 
 
 def train_mode(model: nn.Module) -> None:

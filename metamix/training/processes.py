@@ -23,7 +23,7 @@ from metamix.utils.system import prepare_device
 class ProcessGroup:
     """This process's rank among the processes of the run, and its device.
 
-    If there are several processes, leaving its `with` block ends this one.
+    In a run of several processes, leaving the `with` block of a group ends the process.
     """
 
     rank: int
@@ -109,13 +109,13 @@ class ProcessGroup:
                 self.all_gather(done)
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Sum over all ranks, in place; the same on each rank."""
+        """Sum tensors over all ranks, in place; every rank gets the same sums."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in the order of the ranks, on every rank."""
+        """Return the values of all ranks, in the order of their numbers; every rank gets them."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -132,16 +132,16 @@ class ProcessGroup:
         Raises:
             ValueError: some ranks see it and others do not.
         """
-        found = self.all_gather(exists)
-        if any(found) and not all(found):
+        seen = self.all_gather(exists)
+        if any(seen) and not all(seen):
             raise ValueError(
-                f"rank {found.index(False)} does not see {path}; put the run folder on a file system that all nodes "
+                f"rank {seen.index(False)} does not see {path}; put the run folder on a file system that all nodes "
                 f"share"
             )
-        return all(found)
+        return all(seen)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite the tensors with those of rank 0."""
+        """Copy the tensors of rank 0 over the tensors of all other ranks."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)

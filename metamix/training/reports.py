@@ -13,13 +13,12 @@ from matplotlib.ticker import MaxNLocator
 
 from metamix.utils.figures import save_figure
 from metamix.utils.files import write_text
-from metamix.utils.tables import csv_text
-from metamix.utils.text import plural
+from metamix.utils.text import csv_text, plural
 from metamix.weights.files import SUMMARY
 
 Row = Mapping[str, Any]  # one epoch
 
-GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; longer ones first
+GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; holdout_ema comes before its own prefix holdout
 
 
 def split_column(name: str) -> tuple[str, str]:
@@ -61,7 +60,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def left_out(unreadable: int) -> str:
-    """Say how many images could not be read; empty if there are none."""
+    """Say how many images could not be read; return "" if there are none."""
     return f"left out: {plural(unreadable, 'image')} that could not be read" if unreadable else ""
 
 
@@ -100,12 +99,9 @@ def compare_runs(folders: Sequence[Path]) -> str:
     sheet, picture = (folders[0].parent / f"compared-{data}.{kind}" for kind in ("csv", "png"))
     write_text(sheet, csv_text(rows))
     _draw_comparison(picture, summaries, histories)
-    return f"{_align(rows)}\n\nwritten: {sheet} {picture}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, "", f"written: {sheet} {picture}"])
 
 
 def _draw_comparison(path: Path, summaries: Sequence[Row], histories: Sequence[Sequence[Row]]) -> None:

@@ -3,11 +3,11 @@
     recipe.yaml         every option, as resolved
     log.txt             the lines that were printed to the terminal
     metrics.csv         one row per epoch; seconds, img_per_s and memory_gib depend on the machine
-    curves.png          the same as curves
+    curves.png          curves of metrics.csv
     checkpoint.pt       everything that is needed to resume
     model.safetensors   the trained weights, described by their metadata
     summary.json        the result
-    state.txt           one word: running, stopped, failed, scored (pictures are missing) or finished
+    state.txt           one word: running, stopped, failed, scored (pictures are still to be drawn) or finished
     test_*.png          the task's pictures of the test split
 
 Only rank 0 writes.
@@ -98,7 +98,7 @@ class Run:
             write_text(self.folder / STATE, state + "\n")
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """Show the progress of an epoch, of which `done` steps are done."""
+        """Show a progress bar of `steps` steps; `done` of them were trained before the run was resumed."""
         self._title = f"epoch {epoch + 1}/{epochs}"
         self._printed_at = time.monotonic()
         if self.main and self.terminal:
@@ -206,7 +206,7 @@ class Run:
 
 
 def read_state(folder: Path) -> str | None:
-    """Return the word in a run's state.txt; None for runs of versions that wrote none."""
+    """Return the word in a run's state.txt; None if an older version of metamix made the run and wrote no such file."""
     path = folder / STATE
     return path.read_text(encoding="utf-8").strip() if path.exists() else None
 

@@ -23,7 +23,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
-        self.number = signal.SIGTERM  # of the signal that was received
+        self.number = signal.SIGTERM  # the signal that was received
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:

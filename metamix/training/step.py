@@ -45,10 +45,11 @@ class TrainStep:
         """Train on this rank's share of a global batch.
 
         Returns:
-            Names and values of the loss and the task's other scalars, on the device: means over this rank's samples.
+            Names and values of the loss and of the task's other scalars: means over this rank's samples, on the device.
         """
         options, group = self.options, self.group
-        torch.manual_seed(_step_seed(options.seed, self.done, group.rank))
+        seed = np.random.SeedSequence((options.seed, self.done, group.rank)).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))
         self.schedule.step_update(self.done)
         batch = self.task.data.augment(self._to_device(batch), self.done // self.steps_per_epoch, self.done)
         names, losses = self._accumulate_gradients(self._to_device(batch))  # augmenting may change the memory format
@@ -97,7 +98,7 @@ class TrainStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.done = state["step"]
-        self.schedule.step_update(max(self.done - 1, 0))  # so that `lr` is right if the epoch has no step left
+        self.schedule.step_update(max(self.done - 1, 0))  # for `lr`, in case no step is left in the epoch
 
     def _accumulate_gradients(self, batch: Batch) -> tuple[list[str], Tensor]:
         """Run forward and backward over all micro-batches, each weighted by its number of samples."""
@@ -159,7 +160,3 @@ def explain_batch_norm() -> Iterator[None]:
             f"a batch norm cannot train on one sample whose map is a single pixel ({error}): give a larger "
             f"--batch-size, --micro-batch if it is set, or larger images or crops"
         ) from error
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])

@@ -32,7 +32,7 @@ class TaskData(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Return plain values that must stay the same when a run is resumed, such as class names and sample counts.
+        """Return plain values that must be the same when a run is resumed, such as class names and sample counts.
 
         The entry "digest" is `metamix.weights.checksums.digest` of the samples: relative paths, labels, file sizes.
         """
@@ -58,22 +58,22 @@ class TaskModel(Protocol):
 
     @property
     def frozen_helpers(self) -> Sequence[nn.Module]:
-        """Return modules that the loss uses and that are not trained, such as a teacher."""
+        """Return modules that the loss uses but that are not trained, such as a teacher."""
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
         """Build the model and load the weights to start from; called once, before any other method.
 
         Args:
-            metadata: what `describe` returned for a checkpoint that is about to be loaded. No other weights are
-                loaded then.
+            metadata: what `describe` returned for the checkpoint whose weights are loaded next, so that `build` loads
+                none itself.
         """
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Return plain values for the summary and for the metadata of a weight file.
 
-        At least model, data, samples (a dict), parameters and macs, all entries of the data's identity, and everything
-        that is needed to build the model again. "test_split" is the name that the split "test" has in the data set,
-        such as val, if that may be another.
+        They are at least model, data, samples (a dict), parameters and macs, all entries of the data's identity, and
+        everything that is needed to build the model again. If the split "test" has another name in the data set, such
+        as val, the entry "test_split" is that name.
         """
 
 
@@ -81,9 +81,9 @@ class Loss(Protocol):
     """Compute the loss of a model on a batch."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the scalar to minimise and scalars to log, always under the same names.
+        """Compute the scalar to minimise, and scalars to log under names that never change.
 
-        All are means over the batch's samples: the engine weights them by the number of samples.
+        All are means over the batch's samples; the engine weights them by the number of samples.
         """
 
 
@@ -107,7 +107,8 @@ class Metric(Protocol):
         """Compute the scores from the states of all ranks, on the CPU; the most important score comes first."""
 
     def by_class(self, states: list[State]) -> Mapping[str, Mapping[str, float | None]]:
-        """Compute the scores of each class, by its name, for result.json."""
+        """Compute the scores of each class, by its name, for result.json; by default there are no classes."""
+        return {}
 
 
 class Pictures(Protocol):
@@ -120,7 +121,8 @@ class Pictures(Protocol):
         """Return what `metamix eval` prints in addition to the scores; may be empty."""
 
     def advice(self, states: list[State]) -> str:
-        """Say what to do about bad scores, which `metamix train` prints; may be empty."""
+        """Say what to do about bad scores; `metamix train` prints it. By default there is nothing to say."""
+        return ""
 
 
 class Task(Protocol):
@@ -130,7 +132,7 @@ class Task(Protocol):
     """
 
     title: str  # data and model, such as "digits-metaformer_pooling_nano"; names the run folder
-    one_shape: bool  # whether all images have one shape; cuDNN then searches for the fastest convolutions
+    same_image_shape: bool  # whether all batches have images of one shape; cuDNN then searches for fast convolutions
     data: TaskData
     model: TaskModel
     loss: Loss
@@ -143,7 +145,7 @@ class Task(Protocol):
 
 
 class TaskClass(Protocol):
-    """Make tasks. This is what the command line knows of a task's class.
+    """Make tasks: all that the command line knows about a task's class.
 
     Attributes:
         Options: dataclass of the options of `metamix train`. It has the fields `model`, `pretrained` and `checkpoint`,

@@ -35,7 +35,7 @@ def train(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
         The run folder.
 
     Raises:
-        Stopped: at a signal, after the state was saved.
+        Stopped: at a signal, once the state is saved.
         ValueError: the folder holds something else, or the recipe does not fit the run in it.
         NotFinite, OSError: see `Engine.fit`.
     """
@@ -89,7 +89,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
     A run that was killed while it drew its pictures is not finished if its checkpoint is there to score it again.
 
     Raises:
-        ValueError: the folder holds another run, which cannot be continued; or damaged weights.
+        ValueError: the folder holds another run that cannot be continued, or damaged weights.
     """
     if not (folder / SUMMARY).exists():
         return False

@@ -11,9 +11,9 @@ from .files import atomic_write
 from .text import printable
 
 
-def plain(name: str) -> str:
-    """Escape a name for a figure: a $ would start a formula."""
-    return printable(name).replace("$", r"\$")
+def figure_text(text: str) -> str:
+    """Escape a text for a figure, where a $ would start a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
@@ -34,7 +34,7 @@ def draw_confusion(
         confusion: (classes, classes) int64, rows are labels.
         classes: names of the classes.
         title: above the matrix.
-        of: what is counted.
+        of: what is counted, in the plural.
         percent: show percentages of at least 1 in the cells, not counts.
     """
     shares = 100 * confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
@@ -42,7 +42,7 @@ def draw_confusion(
     side = min(12.0, 3.0 + 0.4 * count)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    names = [plain(name) for name in classes]
+    names = [figure_text(name) for name in classes]
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, label=f"% of the label's {of}", shrink=0.8)
     axes.set(xlabel="prediction", ylabel="label", title=title)

@@ -10,7 +10,7 @@ from torch import nn
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """Keep the running statistics of the batch norms in `module` as they are, also in training."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # else it has no statistics
+    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # the others have no statistics
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -29,11 +29,7 @@ def peak_memory(device: torch.device) -> float:
 
 @contextmanager
 def exit_if_out_of_memory(advice: str) -> Iterator[None]:
-    """Exit with a message instead of a traceback when a GPU or the machine has no memory left.
-
-    Args:
-        advice: what needs less memory.
-    """
+    """Exit with a message and `advice` instead of a traceback when a GPU or the machine has no memory left."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -49,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def prepare_device(name: str, local_rank: int = 0) -> torch.device:
-    """Choose the device of this process, check that the machine has it, and set torch or the C library up for it.
+    """Choose the device of this process, check that the machine has it, and prepare torch or the C library for it.
 
     Args:
         name: auto, cpu, cuda, cuda:1 or mps; auto is a GPU if there is one.
@@ -101,19 +97,19 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, metamix, torch, torchvision and timm."""
     from importlib.metadata import version
 
-    found = {name: version(name) for name in ("torch", "torchvision", "timm")}
-    return {"python": sys.version.split()[0], "metamix": __version__} | found
+    libraries = {name: version(name) for name in ("torch", "torchvision", "timm")}
+    return {"python": sys.version.split()[0], "metamix": __version__} | libraries
 
 
 def cpu_fields() -> dict[str, str]:
-    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; none on systems other than Linux."""
+    """Return the fields of /proc/cpuinfo for one CPU, such as "model name"; empty without Linux."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def cpu_flags() -> set[str]:
-    """Return the names of the CPU's instruction sets, such as "avx2"; none on systems other than Linux."""
+    """Return the names of the CPU's instruction sets, such as "avx2"; empty without Linux."""
     fields = cpu_fields()
     return set(fields.get("flags", fields.get("Features", "")).split())  # Features: on ARM
 

@@ -1,38 +1,40 @@
-"""Match and suggest names; texts of messages: printable names, counts, errors of one sentence."""
+"""Match and suggest names; texts of messages: printable names, counts, errors of one sentence; tables as CSV."""
 
 from __future__ import annotations
 
+import csv
 import difflib
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 
 def did_you_mean(word: object, words: Iterable[object]) -> str:
     """End a sentence of an error message: "; did you mean 'x'?" if one of `words` is close to `word`, otherwise "."."""
-    close = difflib.get_close_matches(str(word), [str(known) for known in words], n=1)
+    close = difflib.get_close_matches(str(word), list(map(str, words)), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def matching(patterns: list[str], known: list[str], lists: str) -> list[str]:
-    """Return the known names that match a pattern.
+def matching(patterns: list[str], names: list[str], advice: str) -> list[str]:
+    """Return the names that match a pattern.
 
     Args:
         patterns: names with wildcards.
-        known: all names.
-        lists: sentence on what lists all names, for the message.
+        names: all names.
+        advice: sentence that says how to list all names, for the message.
 
     Raises:
-        ValueError: a pattern matches none.
+        ValueError: a pattern matches no name.
     """
-    for wanted in patterns:
-        if not any(fnmatchcase(name, wanted) for name in known):
-            part = f"*{wanted.strip('*')}*"
-            meant = did_you_mean(wanted, known)
-            if any(fnmatchcase(name, part) for name in known):
-                meant = f"; did you mean {part!r}?"
-            raise ValueError(f"No model matches {wanted!r}{meant} {lists}")
-    return [name for name in known if any(fnmatchcase(name, wanted) for wanted in patterns)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            part = f"*{pattern.strip('*')}*"
+            suggestion = did_you_mean(pattern, names)
+            if any(fnmatchcase(name, part) for name in names):
+                suggestion = f"; did you mean {part!r}?"
+            raise ValueError(f"No model matches {pattern!r}{suggestion} {advice}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def printable(text: str) -> str:
@@ -52,6 +54,13 @@ def plural(count: int, noun: str) -> str:
     """Write a count with its noun: "1 image", "1,797 images", "2 batches"."""
     ending = "" if count == 1 else "es" if noun.endswith(("ss", "tch", "x")) else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Write rows as CSV, with the header as the first of them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager

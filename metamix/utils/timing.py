@@ -1,7 +1,7 @@
 """Time functions in turns.
 
-The speed of one machine drifts by 10 % and more from one minute to the next. So what is compared takes turns in one
-process, and a comparison is the ratio of two medians over the same turns.
+The speed of one machine drifts by 10 % and more from one minute to the next. So the functions to compare take turns in
+one process, and a comparison is the ratio of two medians over the same turns.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it ru
 def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, least: int = 5) -> dict[Name, float]:
     """Run `steps` in turns and return the median seconds of each.
 
-    Each step runs once before, untimed. Warns if other programs were busy meanwhile.
+    Each step first runs once without being timed. Warns if other programs were busy meanwhile.
 
     Args:
         steps: functions by name.
-        seconds: time for all of them together.
-        least: turns of each, at least.
+        seconds: time for all functions together.
+        least: least number of turns of each function.
     """
     times: dict[Name, list[float]] = {name: [] for name in steps}
     for step in steps.values():

@@ -12,7 +12,7 @@ def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
 
     Args:
         text: terms "name" or "weight*name", joined by "+".
-        names: the known names.
+        names: names of all losses.
 
     Raises:
         ValueError: an unknown or repeated name, or a weight that is not a number above 0.

@@ -134,7 +134,9 @@ def test_find_splits_takes_the_layout_and_years_of_coco(tmp_path):
         (tmp_path / "annotations" / f"instances_{fold}.json").touch()
     assert set(find_splits(tmp_path)) == {"fold0", "fold1", "train", "val"}
     (tmp_path / "annotations" / "instances_train2014.json").touch()
-    with pytest.raises(ValueError, match="train2014.json and .*train2017.json are both the split 'train': keep one"):
+    with pytest.raises(
+        ValueError, match="train2014.json and .*train2017.json are both the split 'train': keep only one"
+    ):
         find_splits(tmp_path)
 
 
@@ -300,7 +302,7 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
         ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
-        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"width \[9, 9\], but .* of \[64, 96\]"),
+        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"width \[9, 9\], but .* has \[64, 96\]"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="")), "counts 0 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="000")), "counts 0 pixels, .* has 6144"),

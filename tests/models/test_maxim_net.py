@@ -288,7 +288,7 @@ def test_training_returns_the_images_of_all_stages_and_scales():
     images = model(x)
     assert [tuple(i.shape) for i in images] == [(2, 1, 8, 4), (2, 1, 16, 8)] * 2
     torch.testing.assert_close(model.eval()(x), images[-1])
-    with pytest.raises(ValueError, match="9 x 8: MaximUNet trains on multiples of 8 x 8"):
+    with pytest.raises(ValueError, match="9 x 8 pixels, but MaximUNet trains on multiples of 8 x 8"):
         model.train()(x[:, :, :9])
 
 

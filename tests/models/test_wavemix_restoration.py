@@ -89,7 +89,9 @@ def test_images_restored_at_their_size_may_be_odd(size):
 
 
 def test_training_refuses_odd_images():
-    words = "^Images of 75 x 100: WaveMixSisr trains on multiples of 2 x 2: crop or pad them. After model.eval"
+    words = (
+        "^Images have 75 x 100 pixels, but WaveMixSisr trains on multiples of 2 x 2: crop or pad them. After model.eval"
+    )
     with pytest.raises(ValueError, match=words):
         WaveMixSisr(1, scale=1, dim=8, depth=1)(torch.rand(1, 1, 75, 100))
 

@@ -44,7 +44,7 @@ def no_run_stays_open():
 class Detect:
     """Has batches like a detector: lists of tensors of any size, named losses, a score of all samples at once."""
 
-    notes, title, one_shape = [], "boxes-net", True
+    notes, title, same_image_shape = [], "boxes-net", True
     frozen_helpers, identity = (), {}
 
     def __init__(self):

@@ -17,6 +17,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.text import did_you_mean, printable
 
+from ..files import list_files
+
 log = logging.getLogger(__name__)
 
 TEST_SPLITS = ("val", "valid", "validation", "test")  # the first that exists is scored
@@ -37,7 +39,7 @@ class ImageSplit(Protocol):
         """Name image `i` for messages."""
 
     def fingerprint(self, i: int) -> str:
-        """Identify image `i` without decoding it, by its path in the data set and its size in bytes if it has them."""
+        """Identify image `i` without decoding it, by its path in the data set and its size in bytes if it has these."""
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
@@ -59,13 +61,13 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
                 f"The splits to score are {', '.join(available) or 'none'}."
             )
         return test_on
-    known = [split for split in TEST_SPLITS if split in available]
-    if not known:
+    candidates = [split for split in TEST_SPLITS if split in available]
+    if not candidates:
         raise ValueError(
             f"{source} has the splits {', '.join(available) or 'none'} to score, and none of {', '.join(TEST_SPLITS)}; "
             f"choose one with --test-on"
         )
-    chosen, *others = known
+    chosen, *others = candidates
     if others:
         log.warning(
             "%s: scores are on %s; not used: %s. Choose another split with --test-on",
@@ -77,12 +79,16 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
 
 
 def is_image(path: str) -> bool:
-    """Return whether a file name is that of an image. Hidden files and files in hidden folders are not."""
+    """Return whether a path is an image by its extension. Hidden files and files in hidden folders do not count."""
     return os.path.splitext(path)[1].lower() in IMG_EXTENSIONS and "/." not in f"/{path}"
 
 
-def warn_of_other_formats(files: list[str], root: Path) -> None:
-    """Log how many files are images of formats that are not read."""
+def list_image_paths(root: Path) -> list[str]:
+    """List the images below a folder by their relative paths, in natural order.
+
+    Warns if there are images of formats that are not read.
+    """
+    files = list_files(root)
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
@@ -90,6 +96,7 @@ def warn_of_other_formats(files: list[str], root: Path) -> None:
         log.warning(
             "%s: left out are files of other types, %s; save them as .png or .jpg", printable(str(root)), counts
         )
+    return sorted(filter(is_image, files), key=natural_order)
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
@@ -125,11 +132,9 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
 def match_classes(split: ImageSplit, classes: tuple[str, ...], problem: str) -> None:
     """Number the classes of a split as in `classes`, by name.
 
-    Args:
-        problem: sentence for the error, with {unknown} and {known} for the names.
-
     Raises:
-        ValueError: the split has a class that is not in `classes`.
+        ValueError: the split has a class that is not in `classes`. The message is `problem`, in which {unknown} and
+            {known} stand for the names.
     """
     unknown = [name for name in split.classes if name not in classes]
     if unknown:

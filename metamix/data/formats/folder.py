@@ -11,16 +11,16 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..files import list_files, read_image_file
+from ..files import read_image_file
 from .base import (
     TEST_SPLITS,
     ImageSplit,
     choose_test_split,
     is_image,
     label_by_folder,
+    list_image_paths,
     match_classes,
     natural_order,
-    warn_of_other_formats,
 )
 from .tar import Member, TarImages, read_tar
 
@@ -35,7 +35,7 @@ def open_folder(
 ) -> tuple[ImageSplit | None, ImageSplit]:
     """Open the training and the test split.
 
-    Without a test split, train/ is returned as both, and without train/ too the class folders in `root`.
+    If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`.
 
     Args:
         root: folder that holds the splits or the classes.
@@ -51,26 +51,26 @@ def open_folder(
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root.absolute()}; {LAYOUT}")
-    found = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
-    tests = [split for split in found if split != "train"]
+    places = {split: place for split in ("train", *TEST_SPLITS) if (place := find_split(split, root))}
+    tests = [split for split in places if split != "train"]
     if not tests and not test_on and (_holds_train_alone(root) or _holds_classes(root)):
-        place = found.get("train", root)
+        place = places.get("train", root)
         images = open_split(place)
         images.split = "test"
         if train_required:
             _check_classes(images, place)
         return images, images
-    if not tests or (train_required and "train" not in found):
+    if not tests or (train_required and "train" not in places):
         contents = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
         raise FileNotFoundError(f"{root.absolute()} holds {contents}; {LAYOUT}")
-    chosen = found[choose_test_split(tests, test_on, root)]
+    chosen = places[choose_test_split(tests, test_on, root)]
     test = open_split(chosen)
-    if "train" not in found:
+    if "train" not in places:
         return None, test
-    train = open_split(found["train"])
-    _check_classes(train, found["train"])
+    train = open_split(places["train"])
+    _check_classes(train, places["train"])
     problem = (
-        f"{chosen.absolute()} has the classes {{unknown}}, which {found['train'].absolute()} does not have: remove or "
+        f"{chosen.absolute()} has the classes {{unknown}}, which {places['train'].absolute()} does not have: remove or "
         f"rename these folders, or give another --test-on"
     )
     match_classes(test, train.classes, problem)
@@ -84,9 +84,9 @@ def _holds_train_alone(root: Path) -> bool:
 
 
 def _holds_classes(root: Path) -> bool:
-    """Return whether a folder holds class folders: with images right in them, and not named like a split.
+    """Return whether a folder holds class folders: they have images right in them, and no name of a split.
 
-    A folder of data sets has images further down. An empty folder is left to `FolderImages`, which names it.
+    A folder of data sets has images further down. An empty class folder is accepted: `FolderImages` reports it.
     """
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     flat = [any(is_image(file.name) for file in folder.iterdir()) for folder in folders]
@@ -119,10 +119,8 @@ class FolderImages:
     mode = "RGB"
 
     def __init__(self, root: Path):
-        files = list_files(root)
         self.root, self.split = root, root.name
-        self.paths = sorted(filter(is_image, files), key=natural_order)
-        warn_of_other_formats(files, root)
+        self.paths = list_image_paths(root)
         self.labels, self.classes = label_by_folder(self.paths, root)
         folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
         if empty := sorted(folders - set(self.classes)):
@@ -148,10 +146,10 @@ class FolderImages:
 def open_tar(path: Path) -> TarImages:
     """Open a tar file of class folders, which may lie in further folders (train/cat/0.png)."""
     with read_tar(path) as tar:
-        found = sorted(list_tar_images(tar), key=lambda image: natural_order(image[0]))
-    paths = strip_common_folders([name for name, _, _ in found], path.stem)
+        images = sorted(list_tar_images(tar), key=lambda image: natural_order(image[0]))
+    paths = strip_common_folders([name for name, _, _ in images], path.stem)
     labels, classes = label_by_folder(paths, path)
-    members = [Member(path, offset, size, name, inside) for (name, offset, size), inside in zip(found, paths)]
+    members = [Member(path, offset, size, name, inside) for (name, offset, size), inside in zip(images, paths)]
     return TarImages(path.stem, members, labels, classes)
 
 

@@ -93,5 +93,5 @@ def _open_parts(name: str, root: str, train: bool, download: bool) -> list[Any]:
 
 
 def _first_attribute(dataset: Any, *names: str) -> Any:
-    """Return the first of these attributes that a data set has, else an empty list: torchvision's names differ."""
+    """Return the first of these attributes that a data set has, or an empty list; names differ between data sets."""
     return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])

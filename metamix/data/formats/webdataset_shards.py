@@ -45,12 +45,7 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
 
 
 def find_shards(root: Path) -> dict[str, list[str]]:
-    """Return the file names of the shards by split.
-
-    Raises:
-        ValueError: an info.json is damaged.
-        ImportError: see `listed_shards`.
-    """
+    """Return the file names of the shards by split; raise ValueError if an info.json is damaged."""
     file = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
     try:
         info = json.loads(file.read_text(encoding="utf-8-sig")) if file else {}
