@@ -215,9 +215,7 @@ def test_local_pooling_of_scores_alone(clean, tmp_path):
     image = torch.rand(1, 3, 40, 40)
     windows, whole = Restorer(pooling=16)(found.model, image), found.model(image)
     assert not torch.equal(windows, whole) and torch.equal(found.model(image), whole)
-    with pytest.raises(
-        SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention to pool in"
-    ):
+    with pytest.raises(SystemExit, match="local_pooling is 16, but wavemixsr_144_4 has no channel attention to pool"):
         train(*WAVEMIX, "--data-dir", photos, "--degradation", "downscale:2", "--channels", "y", "--local-pooling", 16)
 
 

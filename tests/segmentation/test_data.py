@@ -206,20 +206,14 @@ def test_folders(scenes):
 def test_partners_and_sizes_are_checked(scenes):
     root = scenes()
     (root / "train" / "masks" / "2.png").rename(root / "train" / "masks" / "2b.png")
-    with pytest.raises(
-        ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no partner"
-    ):
+    with pytest.raises(ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no"):
         SegmentationData(options(root))
     (root / "train" / "images" / "2.png").unlink()
-    with pytest.raises(
-        ValueError, match="2b.png has no partner in .*images. The name of a partner is made with --mask-name"
-    ):
+    with pytest.raises(ValueError, match="2b.png has no partner in .*images. The name .* is made with --mask-name"):
         SegmentationData(options(root))
     (root / "train" / "masks" / "2b.png").unlink()
     Image.new("L", (47, 40)).save(root / "train" / "masks" / "3.png")
-    with pytest.raises(
-        ValueError, match="3.png has 40 x 48 pixels and its mask .*3.png 40 x 47: they must have one size"
-    ):
+    with pytest.raises(ValueError, match="3.png has 40 x 48 pixels and its mask .*3.png 40 x 47: they must have one"):
         SegmentationData(options(root))
     (root / "classes.txt").unlink()
     with pytest.raises(FileNotFoundError, match="there is no .*classes.txt: write the names of the classes into it"):

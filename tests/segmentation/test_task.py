@@ -44,9 +44,7 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert summary["scores"] == ["miou", "pixel_accuracy", "mean_accuracy", "boundary_f"]
     assert summary["miou"] > 35  # a constant prediction has at most a quarter
 
-    with pytest.raises(
-        SystemExit, match="run has weights of segmentation, not of a classifier: add --task segmentation"
-    ):
+    with pytest.raises(SystemExit, match="has weights of segmentation, not of a classifier: add --task segmentation"):
         metamix.cli.evaluate.main(["--checkpoint", str(run), "--data", "digits"])
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")
     said = capsys.readouterr().out
@@ -134,9 +132,7 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
     root = scenes()
     train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "first")
     (root / "classes.txt").write_text("sky\nground\nhouse\ntree\nbox\n")
-    with pytest.raises(
-        SystemExit, match="has 4 classes .sky, ground, house, tree., and .* has 5 .sky, ground, house, tree, box"
-    ):
+    with pytest.raises(SystemExit, match="has 4 classes .sky, ground, house, tree., and .* has 5 .sky, .*, box"):
         evaluate("--checkpoint", tmp_path / "first", "--data-dir", root)
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
