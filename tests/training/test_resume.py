@@ -74,10 +74,7 @@ def run_of_one_epoch(tmp_path_factory):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (
-            ["--model", "metaformer_pooling_nano"],
-            "model was 'metaformer_identity_nano' and is now 'metaformer_pooling_nano'",
-        ),
+        (["--model", "metaformer_pooling_nano"], "model was .* and is now 'metaformer_pooling_nano'"),
         (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
         (["--batch-size", 128], "batch_size was 256 and is now 128"),
         (["--seed", 3], "seed was 0 and is now 3"),
