@@ -1,5 +1,6 @@
 """Settings of all tests: one thread for each process, since pytest-xdist runs one process per core; no rendering."""
 
+import functools
 import os
 
 import pytest
@@ -30,6 +31,14 @@ Figure.savefig = write_pixel
 def rendered_figures(monkeypatch):
     """Render figures, for tests that look at them."""
     monkeypatch.setattr(Figure, "savefig", RENDER)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_are_decoded_once():
+    """Keep the digits, and with them their decoded pixels, which take a quarter of a short run."""
+    from metamix.data.formats import digits
+
+    digits.Digits = functools.cache(digits.Digits)
 
 
 @pytest.fixture

@@ -44,22 +44,15 @@ def test_a_teacher_sees_images_normalised_its_own_way():
 
 def test_a_teacher_of_other_data_is_refused(weights, three_classes):
     path, _ = weights()
-    with pytest.raises(
-        ValueError,
-        match="the teacher metaformer_identity_nano has 10 classes and takes 1 channel, and "
-        "folder has 3 classes and 3 channels; give --teacher-checkpoint of one that was trained on such data",
-    ):
-        small_task(
-            data="folder", data_dir=str(three_classes), teacher=SMALL["model"], teacher_checkpoint=path
-        ).model.build()
+    options = dict(data="folder", data_dir=str(three_classes), teacher=SMALL["model"], teacher_checkpoint=path)
+    words = "has 10 classes and takes 1 channel, and folder has 3 classes and 3 channels; give --teacher-checkpoint of"
+    with pytest.raises(ValueError, match=words):
+        small_task(**options).model.build()
 
 
 def test_a_teacher_of_as_many_other_classes_is_refused(weights):
     path, _ = weights(classes=["one", *"123456789"])
-    with pytest.raises(
-        ValueError,
-        match="the teacher metaformer_identity_nano has the class 'one' where digits has '0'; give --teacher",
-    ):
+    with pytest.raises(ValueError, match="the teacher .* has the class 'one' where digits has '0'; give --teacher"):
         small_task(teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
 
@@ -75,9 +68,7 @@ def test_a_teacher_of_another_size_is_refused(tmp_path):
 def test_a_published_teacher_of_other_classes_is_refused(three_classes):
     named = small_task(data="folder", data_dir=str(three_classes), teacher="metaformer_identity_nano")
     named.data.classes = tuple(f"thing{i}" for i in range(10))
-    with pytest.raises(
-        ValueError, match="the teacher metaformer_identity_nano has the class 'airplane' where folder has "
-    ):
+    with pytest.raises(ValueError, match="the teacher metaformer_identity_nano has the class 'airplane' where folder"):
         named.model.build()
 
 

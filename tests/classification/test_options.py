@@ -19,10 +19,7 @@ def test_weights_of_no_teacher_are_refused():
         ({"temperature": 0.0}, "temperature is 0.0, but it must be a finite number above 0"),
         ({"temperature": float("inf")}, "temperature is inf, but it must be a finite number above 0"),
         ({"mixup": float("inf")}, "mixup is inf, but it must be a finite number"),
-        (
-            {"pretrained": True, "checkpoint": "f"},
-            r"pretrained and checkpoint \(f\) both say where weights come from: give one",
-        ),
+        ({"pretrained": True, "checkpoint": "f"}, r"pretrained and checkpoint \(f\) both say where .*: give one"),
         ({"flip": 2.0}, "flip is 2.0, but it must be a number from 0 to 1"),
         ({"model_args": {"img_size": 64}}, "model_args has img_size, which comes from --img-size; leave it out of"),
         ({"model_args": {"num_classes": 3}}, "model_args has num_classes, which comes from the data; leave it out of"),

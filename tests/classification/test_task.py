@@ -109,14 +109,10 @@ def test_a_detector_needs_its_task(tmp_path):
 def test_the_class_count_is_read_from_a_file_of_tensors_alone(tmp_path):
     resnet = timm.create_model("test_resnet", num_classes=10, in_chans=3)
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
-    with pytest.raises(
-        ValueError,
-        match="test_resnet was trained for 3 channels and digits has 1; give other --data, or "
-        "fine-tune first: metamix train --data digits --model test_resnet --checkpoint",
-    ):
-        Classification.trained(
-            ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
-        )
+    options = ClassificationEvalOptions(model="test_resnet", checkpoint=str(tmp_path / "r.pth"), data="digits")
+    words = "was trained for 3 channels and digits has 1; give other --data, or fine-tune first: metamix train --data"
+    with pytest.raises(ValueError, match=words):
+        Classification.trained(options)
     torch.save({"a": torch.ones(1)}, tmp_path / "r.pth")
     with pytest.raises(ValueError, match="r.pth does not fit test_resnet: it lacks "):
         Classification.trained(
@@ -128,11 +124,8 @@ def test_tensors_made_for_another_image_size_are_evaluated_at_it(three_classes):
     name, path = "metaformer_raft_nano", three_classes / "r.pth"
     torch.save(create_model(name, img_size=48, num_classes=3).state_dict(), path)
     options = dict(model=name, checkpoint=str(path), data="folder", data_dir=str(three_classes), workers=0)
-    with pytest.raises(
-        ValueError,
-        match=r"r.pth was made for images of another size than metaformer_raft_nano \(stages.*has another shape\); "
-        r"give that size, --model-args '\{img_size: N\}'",
-    ):
+    words = r"r.pth was made for images of another size .*has another shape\); give that size, --model-args '\{img_size"
+    with pytest.raises(ValueError, match=words):
         Classification.trained(ClassificationEvalOptions(**options))
     of_48, model, _ = Classification.trained(ClassificationEvalOptions(**options, model_args={"img_size": 48}))
     assert of_48.data.size == 48 and model.stages[0].blocks[0].mixer.size == (24, 24)
@@ -162,11 +155,7 @@ def test_another_crop_than_the_middle_is_noted(monkeypatch):
 
 def test_another_models_weights_are_refused(weights):
     path, _ = weights()
-    with pytest.raises(
-        ValueError,
-        match="holds the weights of metaformer_identity_nano, not of metaformer_raft_nano; name "
-        "the model that it holds",
-    ):
+    with pytest.raises(ValueError, match="weights of metaformer_identity_nano, not of metaformer_raft_nano; name the"):
         Classification.trained(ClassificationEvalOptions(model="metaformer_raft_nano", checkpoint=path))
     with pytest.raises(ValueError, match="there are no weights to evaluate: give --checkpoint FILE, or --pretrained"):
         Classification.trained(ClassificationEvalOptions())

@@ -1,6 +1,8 @@
 """The command `metamix`: finding a subcommand, and saying so where there is none."""
 
 import io
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,19 +48,16 @@ def test_every_command_explains_itself(name, capsys):
     assert f"usage: metamix {name}" in capsys.readouterr().out
 
 
-def test_module_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "metamix", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"metamix {metamix.__version__}\n"
-
-
 @pytest.mark.parametrize("name", ["train", "eval"])
-def test_scripts_of_a_clone_are_the_commands(name):
-    done = subprocess.run([sys.executable, ROOT / f"{name}.py", "--help"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"usage: metamix {name} ")
+def test_scripts_of_a_clone_are_the_commands(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: metamix {name} ")
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    """As in `metamix models | head -1`."""
+    """As in `python -m metamix models | head -1`."""
     words = [sys.executable, "-m", "metamix", "models"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
@@ -138,16 +137,7 @@ def test_predict_and_export_find_the_same_task(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "x.npz").write_bytes(b"half a download")
     with pytest.raises(SystemExit, match=r"error: .*x.npz is not a complete .npz file of arrays"):
-        main(
-            [
-                "predict",
-                str(tmp_path / "a.png"),
-                "--checkpoint",
-                str(tmp_path / "x.npz"),
-                "--output",
-                str(tmp_path / "b"),
-            ]
-        )
+        main(shlex.split(f"predict {tmp_path}/a.png --checkpoint {tmp_path}/x.npz --output {tmp_path}/b"))
     torch.save({"weight": torch.zeros(1)}, tmp_path / "plain.pt")
     for words, task in (
         (["x.npz"], "restoration"),

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import sys
@@ -32,33 +33,9 @@ SMALL = "{depths: [1, 1, 1], dims: [16, 32, 64]}"
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
-    metamix.cli.train.main(
-        [
-            "--model",
-            "metaformer_pooling_nano",
-            "--model-args",
-            SMALL,
-            "--device",
-            "cpu",
-            "--epochs",
-            "6",
-            "--batch-size",
-            "64",
-            "--optimizer",
-            "muon",
-            "--lr",
-            "1e-2",
-            "--flip",
-            "0",
-            "--padding",
-            "2",
-            "--ema",
-            "--holdout",
-            "0.1",
-            "--output",
-            str(tmp_path),
-        ]
-    )
+    words = f"--model metaformer_pooling_nano --model-args '{SMALL}' --device cpu --epochs 3 --batch-size 64 "
+    words += f"--optimizer muon --lr 1e-2 --flip 0 --padding 2 --ema --holdout 0.1 --output {tmp_path}"
+    metamix.cli.train.main(shlex.split(words))
     text = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["top1"] > 80, text
@@ -66,8 +43,8 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
         "model": "metaformer_pooling_nano",
         "data": "digits",
         "weights": "ema",
-        "epochs": 6,
-        "steps": 120,
+        "epochs": 3,
+        "steps": 60,
         "seed": 0,
         "num_classes": 10,
         "in_chans": 1,
@@ -75,14 +52,14 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(tmp_path, capsys):
     }.items() <= summary.items()
     assert summary["versions"].keys() >= {"metamix", "torch", "timm", "python"}
     assert all(summary[name] > 0 for name in ("top5", "parameters", "macs", "seconds", "img_per_s"))
-    line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 6 epochs in "
+    line = rf"metaformer_pooling_nano on digits, test: top1 {summary['top1']:.4g}, .* \(ema weights\); 3 epochs in "
     names = ("curves.png", "test_confusion.png", "test_classes.png")
     pictures = f"pictures: {' '.join(str(tmp_path / name) for name in names)}"
     assert re.search(line, text.splitlines()[-2]) and text.splitlines()[-1] == pictures
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == pictures
 
     rows = metrics(tmp_path)
-    assert [row["epoch"] for row in rows] == list("123456") and float(rows[-1]["train_top1"]) > float(
+    assert [row["epoch"] for row in rows] == list("123") and float(rows[-1]["train_top1"]) > float(
         rows[0]["train_top1"]
     )
     assert {"train_loss", "holdout_top1", "holdout_ema_top1", "holdout_loss", "lr"} <= rows[0].keys()
@@ -168,11 +145,11 @@ def test_a_sweep_that_is_stopped_says_what_is_left(tmp_path, capsys, monkeypatch
     assert "not trained yet: metaformer_raft_nano; the same command continues with them" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("rendered_figures")
-def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys):
+def test_several_models_are_compared_and_finished_ones_skipped(tmp_path, capsys, request):
     words = [*QUICK, "--output", tmp_path, "--model"]
     train(*words, f"{MODEL},metaformer_pooling_nano")
     capsys.readouterr()
+    request.getfixturevalue("rendered_figures")  # for the picture of all models
     train(*words, f"{MODEL}, metaformer_pooling_nano,metaformer_raft_nano")
     text = capsys.readouterr().out
     assert text.count("is finished") == 2 and text.count("epoch 2/2 ") == 1
@@ -320,15 +297,10 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
         ),
         (["--linear-probe"], "linear_probe needs weights that stay frozen: give --pretrained, or --checkpoint FILE"),
         (["--mix-prob", "0.3"], "--mix-prob has no effect without --mixup or --cutmix; give both or neither"),
-        (["--data-dir", "cls"], "data is digits, which are part of scikit-learn, but data_dir is cls: for your own im"),
-        (["--data", "digitz"], "no data set is called 'digitz'; did you mean 'digits'"),
         (["--checkpoint", "nowhere"], "there is no file nowhere"),
         (["--freeze", "stage"], "freeze names 'stage'"),
         (["--resume", "nowhere"], "there is no file nowhere"),
-        (
-            ["--output", "/dev/null/run"],
-            "the folder /dev/null/run could not be made (Not a directory); give",
-        ),
+        (["--output", "/dev/null/run"], "the folder /dev/null/run could not be made (Not a directory); give"),
     ],
 )
 def test_mistakes_end_in_one_sentence(words, said, tmp_path):

@@ -28,9 +28,7 @@ def test_a_stray_size_is_refused_unless_resizing_is_asked_for(folder):
     root = folder(train=20)
     splits = open_data("folder", root=root)
     Image.new("RGB", (40, 30), "red").save(root / "train" / "cat" / "1.png")
-    with pytest.raises(
-        ValueError, match=r"cat/1.png is 40x30, but the set seemed to be of 32x32 .*--img-size .*--memory no"
-    ):
+    with pytest.raises(ValueError, match="1.png is 40x30, but the set seemed to be of 32x32 .*--img-size .*--memory"):
         pixels(splits.train, DataOptions())
     decoded = pixels(splits.train, DataOptions(img_size=32))
     stray = splits.train.images.paths.index("cat/1.png")

@@ -190,14 +190,6 @@ def test_image_of_another_size_than_annotated_is_refused(coco):
         open_split(find_splits(folder), "train").read(0)
 
 
-def test_duplicate_ids_are_refused(coco):
-    def again(split, data):
-        data["annotations"][1]["id"] = data["annotations"][0]["id"]
-
-    with pytest.raises(ValueError, match="the id 0 appears twice in annotations.*verify .*train.json --images"):
-        open_split(find_splits(coco(change=again)), "train")
-
-
 def test_folders_without_a_data_set_are_refused(tmp_path, coco):
     with pytest.raises(FileNotFoundError, match="holds no data set: expected .*instances_train.json"):
         find_splits(tmp_path)
@@ -213,10 +205,7 @@ def test_folders_without_a_data_set_are_refused(tmp_path, coco):
         open_split(find_splits(folder), "trian")
     file = folder / "annotations" / "instances_val.json"
     file.write_text(file.read_text().replace('"image_id"', '"picture"'))
-    with pytest.raises(
-        ValueError,
-        match=r"is not in COCO's format: annotations\[0\] has no image_id; .*metamix verify --task detection",
-    ):
+    with pytest.raises(ValueError, match=r"not in COCO's format: annotations\[0\] has no image_id; .*metamix verify"):
         open_split(find_splits(folder), "val")
 
 
@@ -230,11 +219,13 @@ def change_first(key, **fields):
 @pytest.mark.parametrize(
     "key, fields, words",
     [
-        ("images", dict(id="a.png"), r"images\[0\] has the id 'a.png'; it must be an integer"),
+        # pycocotools would give the image of id "10" the boxes of the images "1" and "0"
+        ("images", dict(id="10"), r"images\[0\] has the id '10'; it must be an integer"),
         ("images", dict(id=True), r"images\[0\] has the id True; it must be an integer"),
         ("images", dict(file_name=None), r"images\[0\] has no file_name; it must be a string"),
         ("images", dict(width="96"), r"images\[0\] has the width '96'; it must be a number, if it is given"),
         ("annotations", dict(image_id="10"), r"annotations\[0\] has the image_id '10'; it must be an integer"),
+        ("annotations", dict(id=1), "the id 1 appears twice in annotations"),
         ("annotations", dict(area="big"), r"annotations\[0\] has the area 'big'; it must be a number"),
         ("annotations", dict(iscrowd="no"), r"annotations\[0\] has the iscrowd 'no'; it must be 0 or 1"),
         ("categories", dict(name=None), r"categories\[0\] has no name; it must be a string"),
@@ -245,24 +236,10 @@ def change_first(key, **fields):
 def test_training_and_verify_refuse_wrong_fields_in_the_same_words(coco, key, fields, words):
     folder = coco(train=1, val=1, test=1, change=change_first(key, **fields))
     annotations, images = find_splits(folder)["train"]
-    with pytest.raises(
-        ValueError, match=f"train.json is not in COCO's format: .*{words}.*To list all problems: .*verify"
-    ):
+    said = f"train.json is not in COCO's format: .*{words}.*To list all problems: .*verify .*train.json --images"
+    with pytest.raises(ValueError, match=said):
         open_split(find_splits(folder), "train")
     assert any(re.search(words, what) for what in find_problems(annotations, images))
-
-
-def test_text_ids_are_refused(coco):
-    """pycocotools would give the image of id "10" the boxes of the images "1" and "0"."""
-
-    def as_text(split, data):
-        for image in data["images"]:
-            image["id"] = str(image["id"])
-        for annotation in data["annotations"]:
-            annotation["image_id"] = str(annotation["image_id"])
-
-    with pytest.raises(ValueError, match=r"images\[0\] has the id '10'; it must be an integer"):
-        open_split(find_splits(coco(change=as_text)), "train")
 
 
 def test_missing_area_and_iscrowd_are_added(coco):
@@ -294,11 +271,7 @@ def test_masks_need_segmentations(coco):
         ("images", dict(width=None), "1 image without width and height in pixels, such as 10; mask_rcnn needs them"),
         ("images", dict(height=64.0), "1 image without width and height in pixels"),
         ("annotations", dict(segmentation=[[5, 5]]), "such as 1; it has neither a polygon of three points or more nor"),
-        (
-            "annotations",
-            dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]),
-            r"polygon \[1, 1, 9, 1, 9, 9, 1\]; x and y of three",
-        ),
+        ("annotations", dict(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), r"has the polygon \[1, 1, 9, 1, 9, 9, 1\]"),
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
         ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),

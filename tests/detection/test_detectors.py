@@ -45,9 +45,16 @@ def batch(*counts, masks=False):
     return images, targets
 
 
-@pytest.mark.parametrize("backbone", ["metaformer_pooling_nano", "minattn_symmetric_nomlp_h4_mnist"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("counts", [(2, 0), (0,), (1,)], ids=["two sizes", "nothing to see", "one image"])
+@pytest.mark.parametrize(
+    "backbone, counts",
+    [
+        ("metaformer_pooling_nano", (2, 0)),
+        ("metaformer_pooling_nano", (0,)),
+        ("metaformer_pooling_nano", (1,)),
+        ("minattn_symmetric_nomlp_h4_mnist", (2, 0)),
+    ],
+)
 def test_every_parameter_gets_a_gradient(name, backbone, counts):
     model = detector(name, backbone)
     losses = model(*batch(*counts, masks=name == "mask_rcnn"))
@@ -185,9 +192,7 @@ def test_mean_and_std_come_from_the_backbone():
 def test_wrong_labels_are_named(name):
     images, targets = batch(2, masks=name == "mask_rcnn")
     targets[0]["labels"] = torch.tensor([0, 4])
-    with pytest.raises(
-        ValueError, match="labels range from 0 to 4, but this detector has 3 classes: labels must be from 1"
-    ):
+    with pytest.raises(ValueError, match="labels range from 0 to 4, but this detector has 3 classes: .* from 1"):
         detector(name)(images, targets)
 
 

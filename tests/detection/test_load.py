@@ -28,6 +28,11 @@ GOOD = dict(
 )
 
 
+@pytest.fixture(scope="module")
+def tensors():
+    return DetectorSpec.from_dict(GOOD, "x").build().state_dict()
+
+
 def test_metadata_are_kept():
     spec = DetectorSpec.from_dict(GOOD, "x.safetensors")
     assert spec.to_dict() == {key: value for key, value in GOOD.items() if key not in ("mean", "std")}
@@ -72,10 +77,9 @@ def test_metadata_are_kept():
         (dict(std=[0, 0, 0]), "std"),
     ],
 )
-def test_metadata_that_cannot_be_trusted_are_refused(tmp_path, change, words):
-    good = DetectorSpec.from_dict(GOOD, "x").build()
+def test_metadata_that_cannot_be_trusted_are_refused(tmp_path, tensors, change, words):
     file = tmp_path / "x.safetensors"
-    save_weights(file, good.state_dict(), GOOD | change)
+    save_weights(file, tensors, GOOD | change)
     with pytest.raises(ValueError, match=f"x.safetensors: .*{words}") as error:
         load_detector(file)
     assert "\n" not in str(error.value)
@@ -87,9 +91,9 @@ def test_missing_metadata_are_named(key):
         DetectorSpec.from_dict({name: value for name, value in GOOD.items() if name != key}, "x")
 
 
-def test_eval_and_fine_tuning_check_metadata_too(few, tmp_path):
+def test_eval_and_fine_tuning_check_metadata_too(few, tensors, tmp_path):
     file = tmp_path / "x.safetensors"
-    save_weights(file, DetectorSpec.from_dict(GOOD, "x").build().state_dict(), GOOD | {"out_indices": "all"})
+    save_weights(file, tensors, GOOD | {"out_indices": "all"})
     with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(file)))
     with pytest.raises(ValueError, match="x.safetensors: out_indices in the metadata is 'all'"):

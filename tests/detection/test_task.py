@@ -72,23 +72,8 @@ def test_scores_of_the_same_states_are_computed_once(data, monkeypatch):
 
 @pytest.mark.usefixtures("rendered_figures")
 def test_eval_repeats_the_scores_of_training(trained, data, tmp_path, capsys):
-    words = [
-        "--task",
-        "detection",
-        "--data-dir",
-        data,
-        "--checkpoint",
-        trained,
-        "--output",
-        tmp_path,
-        "--device",
-        "cpu",
-        "--amp",
-        "none",
-        "--workers",
-        0,
-    ]
-    metamix.cli.evaluate.main([str(word) for word in words])
+    words = f"--data-dir {data} --checkpoint {trained} --output {tmp_path}"
+    metamix.cli.evaluate.main(shlex.split(f"--task detection --device cpu --amp none --workers 0 {words}"))
     result = json.loads((tmp_path / "result.json").read_text())
     for name in summary(trained)["scores"]:
         assert result[name] == summary(trained)[name]
@@ -163,28 +148,9 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
 def test_resumed_run_equals_an_uninterrupted_one(few, tmp_path, monkeypatch, detector):
-    words = [
-        *DETECTION,
-        "--data-dir",
-        few,
-        "--detector",
-        detector,
-        "--epochs",
-        2,
-        "--batch-size",
-        2,
-        "--eval-every",
-        2,
-        "--photometric",
-        0.5,
-        "--iou-crop",
-        0.5,
-        "--ema",
-        "--layer-decay",
-        0.9,
-        "--freeze",
-        "backbone.body.model.stem",
-    ]
+    words = f"--data-dir {few} --detector {detector} --epochs 2 --batch-size 2 --eval-every 2 --photometric 0.5 --ema "
+    words += "--iou-crop 0.5 --layer-decay 0.9 --freeze backbone.body.model.stem"
+    words = [*DETECTION, *shlex.split(words)]
     train(*words, "--output", tmp_path / "whole")
     finish = Engine._finish_epoch
 
@@ -324,11 +290,6 @@ def test_held_out_split_without_objects_is_refused(tmp_path):
         Detection(DetectionOptions(**SMALL, data_dir=str(folder)))
     data = DetectionData(DetectionOptions(**SMALL, data_dir=str(folder), test_on="test"), train=False)
     assert list(data.scored) == ["test"]
-
-
-def test_sizes_that_could_not_be_loaded_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_size is 9000, but it must be a whole number from 1 to 8,192"):
-        DetectionOptions(**SMALL | {"min_size": 64, "max_size": 9000}, data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("images", [0, 4])
@@ -474,9 +435,7 @@ def test_splits_must_have_the_same_classes(tmp_path):
 
 def test_weights_of_other_models_are_refused(few, tmp_path):
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18"})
-    with pytest.raises(
-        ValueError, match="holds resnet18, not a detector that metamix trained: give a run folder of metamix train"
-    ):
+    with pytest.raises(ValueError, match="holds resnet18, not a detector that metamix trained: give a run folder of"):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "c.safetensors")))
     save_weights(tmp_path / "c.safetensors", {"w": torch.zeros(1)}, {"model": "resnet18", "task": "classification"})
     with pytest.raises(ValueError, match="has weights of classification, not of a detector: give --task classif"):

@@ -135,9 +135,7 @@ def test_a_run_does_not_resume_from_a_damaged_checkpoint(tmp_path):
     train(*words, "--epochs", 1)
     path = tmp_path / "checkpoint.pt"
     flip(path, find(path, load_checkpoint(path)["model"]["head.weight"]) + 2, bit=3)
-    with pytest.raises(
-        SystemExit, match=r"checkpoint.pt is damaged: the checksum of its tensor model.head.weight is wrong"
-    ):
+    with pytest.raises(SystemExit, match=r"checkpoint.pt is damaged: the checksum of its tensor model.head.weight is"):
         train(*words, "--epochs", 2)
 
 
@@ -178,9 +176,7 @@ def test_a_summary_that_cannot_be_read_is_named(text, tmp_path):
     recipe = Recipe("task", EngineOptions(), NoOptions())
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"summary.json (is not valid JSON|holds no result).* delete it to score the r"
-    ):
+    with pytest.raises(ValueError, match=r"summary.json (is not valid JSON|holds no result).* delete it to score the"):
         is_finished(tmp_path, recipe, {})
 
 

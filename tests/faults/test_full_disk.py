@@ -20,11 +20,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
-        with pytest.raises(
-            SystemExit,
-            match=r"could not be written \(File too large\); stopped at step 10, and the last good checkpoint is "
-            r".*checkpoint.pt, step 5\. Make room, and give the same command again",
-        ):
+        said = r"\(File too large\); stopped at step 10, .*checkpoint.pt, step 5\. Make room, and give the same command"
+        with pytest.raises(SystemExit, match=said):
             train(*words, "--epochs", 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -59,11 +56,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     """The bad weights are never saved."""
     words = ["--batch-size", 256, "--output", tmp_path, "--warmup-epochs", 0, "--schedule", "constant", "--epochs", 1]
     train(*words)
-    with pytest.raises(
-        SystemExit,
-        match=r"(loss is (nan|inf) at step \d+|a weight is not finite after step \d+), learning "
-        r"rate 1e\+30; the last good checkpoint is .*checkpoint.pt, step 5\. Try a lower --lr",
-    ):
+    with pytest.raises(SystemExit, match=r"the last good checkpoint is .*checkpoint.pt, step 5\. Try a lower --lr"):
         train(*words, "--epochs", 2, "--lr", 1e30, "--log-every", 3)
     saved = load_checkpoint(tmp_path / "checkpoint.pt")
     assert saved["step"] == 5 and all(torch.isfinite(weight).all() for weight in saved["model"].values())

@@ -1,25 +1,11 @@
 """A detector that trains in seconds: as words of train.py, and as options."""
 
-DETECTION = [
-    "--task",
-    "detection",
-    "--model",
-    "metaformer_pooling_nano",
-    "--min-size",
-    64,
-    "--max-size",
-    120,
-    "--out-channels",
-    64,
-    "--out-indices",
-    "1,2",
-    "--extra",
-    "none",
-    "--workers",
-    0,
-    "--amp",
-    "none",
-]
+import shlex
+
+DETECTION = shlex.split(
+    "--task detection --model metaformer_pooling_nano --min-size 64 --max-size 120 --out-channels 64 --out-indices 1,2 "
+    "--extra none --workers 0 --amp none"
+)
 SMALL = dict(
     model="metaformer_pooling_nano",
     model_args=dict(depths=[1, 1, 1], dims=[8, 8, 16]),

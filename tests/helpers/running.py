@@ -48,6 +48,14 @@ _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(["tests.helpers.running", "sklearn.datasets"])
 
 
+def in_a_process(function, *args):
+    """Call a function in a process of its own, forked from a server that has imported torch; return the exit code."""
+    process = _forkserver.Process(target=function, args=args)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 class Process:
     """Run train.py in a process of its own, the leader of its process group, as a shell would start it.
 

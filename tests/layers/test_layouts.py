@@ -86,8 +86,8 @@ def innermost(t: torch.Tensor) -> int:
 
 def block_of(mixer: str) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model(f"metaformer_{mixer}_s12", img_size=4 * SIZE).to(memory_format=torch.channels_last)
-    return model.stages[0].blocks[0].train()
+    model = timm.create_model(f"metaformer_{mixer}_s12", img_size=4 * SIZE, depths=(1,) * 4, dims=(DIM,) * 4)
+    return model.to(memory_format=torch.channels_last).stages[0].blocks[0].train()
 
 
 def count(block: nn.Module) -> tuple[Counter, Counter]:

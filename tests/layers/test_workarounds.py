@@ -5,13 +5,12 @@ Once it skips on the oldest supported version, the workaround can go.
 """
 
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import pytest
+import timm
 import torch
 import torch._inductor.exc
 import torch.nn.functional as F
@@ -25,11 +24,13 @@ from metamix.layers import (
     Dropout,
     Float32LayerNorm2d,
     GlobalPool,
+    GroupNorm1,
     attention,
     average_to,
     is_channels_last,
     to_channels_last,
 )
+from tests.helpers.running import in_a_process
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -46,22 +47,14 @@ def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tens
 # Wrong results and crashes
 
 
-FROZEN = """
-import torch, timm, metamix.layers
-norm = {norm}(8)
-norm.bias.requires_grad_(False)
-norm(torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)).square().sum().backward()
-"""
+def train_frozen(norm: nn.Module):
+    norm.bias.requires_grad_(False)
+    norm(channels_last(2, 8, 6, 6)).square().sum().backward()
 
 
 def test_group_norm_on_a_frozen_input():
-    """Run in subprocesses, since the failure is a segmentation fault."""
-    codes = [
-        subprocess.run(
-            [sys.executable, "-c", FROZEN.format(norm=norm)], stderr=subprocess.DEVNULL, check=False
-        ).returncode
-        for norm in ("metamix.layers.GroupNorm1", "timm.layers.GroupNorm1")
-    ]
+    """Run in other processes, since the failure is a segmentation fault."""
+    codes = [in_a_process(train_frozen, norm(8)) for norm in (GroupNorm1, timm.layers.GroupNorm1)]
     assert codes[0] == 0
     if codes[1] == 0:
         skip_fixed("GroupNorm1")

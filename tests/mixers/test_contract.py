@@ -161,6 +161,10 @@ def assert_compiles(mixer, sizes, **options):
         assert_close(compiled(x), mixer(x))
 
 
+# Exports trace the variants of each mixer for any size too, in less time.
+@pytest.mark.parametrize(
+    "case", [pytest.param(id, marks=pytest.mark.slow if "-" in id else ()) for id in CASES], indirect=True
+)
 def test_compiles_in_one_graph_for_any_size(case):
     assert_compiles(case(), [(31, 33), (15, 20)], dynamic=True)
 

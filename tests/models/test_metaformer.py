@@ -550,15 +550,10 @@ def test_device_and_dtype():
         (dict(mixer=("raft",) * 3), "mixer has 3 entries, but 2 are needed: give one for all, or one for each"),
         (dict(mixer_args=[{}]), "mixer_args has 1 entries, but 2 are needed"),
         (dict(downsample=[ConvEmbed] * 2), "downsample has 2 entries, but 1 are needed"),
-        (dict(mixer="pool"), "Unknown mixer 'pool'; did you mean 'pooling'"),
-        (dict(mixer_args=dict(pool=3)), "Mixer 'pooling' has no option 'pool'; did you mean 'pool_size'"),
         (
             dict(mixer_args=[{}, dict(size=8)]),
             "mixer_args has size, which the skeleton sets: use mixer, dims and img_size",
         ),
-        (dict(img_size=2), r"img_size 2 is too small, the maps of the stages would be \[\(0, 0\), .*choose a larger"),
-        (dict(img_size=(32, 2)), r"img_size \(32, 2\) is too small"),
-        (dict(img_size=(32, 32, 3)), r"img_size is \(32, 32, 3\): give one number of at least 1, or two of them"),
         (dict(global_pool="mean"), "global_pool is 'mean'; accepted are 'avg', 'max', 'avgmax', ''"),
         (dict(num_classes=-1), "num_classes is -1: give a whole number of at least 0"),
         (dict(num_classes="10"), "num_classes is '10': give a whole number of at least 0"),
@@ -605,9 +600,7 @@ def test_own_mixer(forget_mixers):
     model = small(mixer=("mine", "raft"), img_size=(32, 16))
     assert blocks(model)[0].mixer.scale.shape == (8, 8, 4)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
-    with pytest.raises(
-        ValueError, match=r"Mine has parameters or buffers of other shapes on maps of \(16, 16\): give it adapt_st"
-    ):
+    with pytest.raises(ValueError, match="give it adapt_state"):
         model.set_input_size(64)
     assert_equal(model(images(32, 16)), formula(model, images(32, 16)))
 

@@ -37,7 +37,12 @@ def images(model, batch=2, taller=0, wider=0):
     return torch.randn(batch, channels, h + taller, w + wider)
 
 
-@pytest.fixture(params=SHALLOW)
+QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph is wrong for these
+# The skeleton is the same for all mixers, and tests/mixers/test_contract.py compiles and exports each mixer alone.
+SLOW = {name: pytest.mark.slow if name not in QUICK else () for name in MIXERS}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=SLOW.get(name, ())) for name in SHALLOW])
 def model(request):
     torch.compiler.reset()
     return create(request.param)
@@ -104,10 +109,7 @@ def test_fx(name):
         assert_close(torch.func.vmap(lambda image: model(image[None])[0])(x), model(x))
 
 
-QUICK = ("metaformer_raft_nano", "metaformer_minattn_nano")  # a traced graph is wrong for these
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MIXERS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW[name]) for name in MIXERS])
 @torch.no_grad()
 def test_openvino_reads_an_exported_program(name):
     """For the example's size; a traced graph is warned of in tests/mixers/test_contract.py."""

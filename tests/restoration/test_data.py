@@ -46,9 +46,7 @@ def test_images_to_score_are_not_trained_on(clean):
     found = data(data_dir=root, degradation="noise:25")
     assert [len(found.parts[name].samples) for name in ("train", "test")] == [3, 2]
     clean(name="scored/test", count=2)
-    with pytest.raises(
-        ValueError, match="all images of .*scored are in .*test, so none is left to train on: give another"
-    ):
+    with pytest.raises(ValueError, match="all images of .* are in .*test, so none is left to train on: give another"):
         data(data_dir=root.parent / "scored", degradation="noise:25")
 
 
@@ -241,14 +239,10 @@ def test_pairs_that_do_not_fit_are_refused_by_name(pairs, image):
         data(data_dir=root)
     (root / "test" / "input" / "9.png").unlink()
     image((39, 48)).save(root / "train" / "input" / "0.png")
-    with pytest.raises(
-        ValueError, match="0.png has 48 x 39 pixels and .*0.png 48 x 40; the target of a pair must have"
-    ):
+    with pytest.raises(ValueError, match="0.png has 48 x 39 pixels and .*0.png 48 x 40; the target of a pair must"):
         data(data_dir=root)
     image((20, 24)).save(root / "train" / "input" / "0.png")
-    with pytest.raises(
-        ValueError, match="1.png has a scale of 1 over its input, but other pairs have a scale of 2: keep"
-    ):
+    with pytest.raises(ValueError, match="1.png has a scale of 1 .*, but other pairs have a scale of 2: keep"):
         data(data_dir=root)
 
 

@@ -298,7 +298,7 @@ MISTAKES = [
     (["--score-border", 20], "of 48 x 40 pixels has nothing inside a border of 20: give a smaller --score-border"),
     (
         ["--model", "wavemix_sisr_144_4", "--model-args", "{dim: 8}"],
-        "enlarges images 2 times, and the targets have the size of",
+        "enlarges images 2 times, and the targets have",
     ),
     (["--model", "wavemixsr_144_4", "--model-args", "{dim: 8}"], "takes images of 1 channel, and the data have 3"),
     (["--model", "maxim_nano", "--model-args", "{feature: 8}"], "'feature' is not an argument of maxim_nano; did"),

@@ -58,10 +58,7 @@ def test_values_become_labels(tmp_path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        (
-            [[0, 3, 3]],
-            r"a.png has the label 3 at 2 pixels, but there are 3 classes and accepted are 0 to 2, 255: correct",
-        ),
+        ([[0, 3, 3]], r"a.png has the label 3 at 2 pixels, but there are 3 classes .* are 0 to 2, 255: correct"),
         ([[9, 8, 7, 6, 5, 4]], "has the label 4, 5, 6, 7, 8, ... at 6 pixels"),
     ],
 )
@@ -161,11 +158,7 @@ def test_a_palette_of_the_file_must_agree_with_that_of_the_data(tmp_path):
     "name, text, words",
     [
         ("classes.txt", b"sky\n\nground\n", "classes.txt, line 2 is empty: give the label 1 a name"),
-        (
-            "classes.txt",
-            "stra\u00dfe\nsky\n".encode("latin-1"),
-            "classes.txt is not in UTF-8 .byte 4.: save it in this",
-        ),
+        ("classes.txt", "stra\u00dfe\nsky\n".encode("latin-1"), "classes.txt is not in UTF-8 .byte 4.: save it in"),
         ("classes.txt", b"sky\nsky\n", "classes.txt has the class 'sky' twice"),
         ("classes.txt", b" \n", "classes.txt is empty: write the names"),
         ("palette.txt", b"1 2 3\n\n4 5 6\n", "palette.txt, line 2: '' is not a colour"),
@@ -206,20 +199,14 @@ def test_folders(scenes):
 def test_partners_and_sizes_are_checked(scenes):
     root = scenes()
     (root / "train" / "masks" / "2.png").rename(root / "train" / "masks" / "2b.png")
-    with pytest.raises(
-        ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no partner"
-    ):
+    with pytest.raises(ValueError, match="2.png has no partner 2 in .*masks; did you mean '2b'.* 1 more have no"):
         SegmentationData(options(root))
     (root / "train" / "images" / "2.png").unlink()
-    with pytest.raises(
-        ValueError, match="2b.png has no partner in .*images. The name of a partner is made with --mask-name"
-    ):
+    with pytest.raises(ValueError, match="2b.png has no partner in .*images. The name .* is made with --mask-name"):
         SegmentationData(options(root))
     (root / "train" / "masks" / "2b.png").unlink()
     Image.new("L", (47, 40)).save(root / "train" / "masks" / "3.png")
-    with pytest.raises(
-        ValueError, match="3.png has 40 x 48 pixels and its mask .*3.png 40 x 47: they must have one size"
-    ):
+    with pytest.raises(ValueError, match="3.png has 40 x 48 pixels and its mask .*3.png 40 x 47: they must have one"):
         SegmentationData(options(root))
     (root / "classes.txt").unlink()
     with pytest.raises(FileNotFoundError, match="there is no .*classes.txt: write the names of the classes into it"):

@@ -99,14 +99,6 @@ def test_the_output_may_hold_the_images(photos, run):
         run(photos / "masks", "--output", photos)
 
 
-def test_masks_that_are_no_predictions_are_kept(photos, tmp_path, run):
-    (tmp_path / "masks").mkdir()
-    with pytest.raises(
-        SystemExit, match="masks was not written by metamix predict, because there is no .*predictions.json: give"
-    ):
-        run(photos, "--output", tmp_path)
-
-
 def test_masks_of_a_data_set_are_kept(photos, tmp_path, run):
     root = tmp_path / "set"
     root.mkdir()
@@ -182,13 +174,9 @@ def test_mistakes_are_refused_in_words(photos, tmp_path, run, capsys):
     with pytest.raises(SystemExit, match="c.png and .*c.png would both be written to .*masks/c.png.png: give each its"):
         Image.new("RGB", (4, 4)).save(photos / "c.png")
         run(photos / "c.png", photos / "inside", "--output", tmp_path / "out")
-    with pytest.raises(
-        SystemExit, match="tile is 8 and overlap 8: give an overlap of .* less than the tile, or tile 0 for whole"
-    ):
+    with pytest.raises(SystemExit, match="tile is 8 and overlap 8: give an overlap of .* less than the tile, or tile"):
         run(photos, "--tile", 8, "--overlap", 8)
-    with pytest.raises(
-        SystemExit, match=r"the folder .*b.png could not be made \(File exists\); give another --output"
-    ):
+    with pytest.raises(SystemExit, match=r"folder .*b.png could not be made \(File exists\); give another --output"):
         run(photos, "--output", photos / "b.png")
     (photos / "a.png").write_bytes(b"no image")
     (photos / "a.jpg").unlink()

@@ -139,9 +139,7 @@ def test_fine_tuning_starts_from_a_segmenter_of_other_classes(scenes, tmp_path, 
     root = scenes()
     train(*SMALL_HEAD, "--data-dir", root, "--output", tmp_path / "first")
     (root / "classes.txt").write_text("sky\nground\nhouse\ntree\nbox\n")
-    with pytest.raises(
-        SystemExit, match="has 4 classes .sky, ground, house, tree., and .* has 5 .sky, ground, house, tree, box"
-    ):
+    with pytest.raises(SystemExit, match="has 4 classes .sky, ground, house, tree., and .* has 5 .sky, .*, box"):
         evaluate("--checkpoint", tmp_path / "first", "--data-dir", root)
     capsys.readouterr()
     train(*SMALL_HEAD, "--data-dir", root, "--checkpoint", tmp_path / "first", "--output", tmp_path / "second")
@@ -176,10 +174,7 @@ def test_batch_norms_of_a_loaded_segmenter_are_frozen(scenes, tmp_path):
 @pytest.mark.parametrize(
     "words, note",
     [
-        (
-            ["--checkpoint", "metaformer_identity_nano.cifar10"],
-            "weights of the backbone from metaformer_identity_nano.cifar10",
-        ),
+        (["--checkpoint", "metaformer_identity_nano.cifar10"], "the backbone from metaformer_identity_nano.cifar10"),
         (["--pretrained"], "published weights of the backbone: metaformer_identity_nano.cifar10"),
     ],
 )
@@ -232,10 +227,7 @@ MISTAKES = [
     (["--loss", "lovas"], "no loss 'lovas'; did you mean 'lovasz'"),
     (["--loss", "ce+0*dice"], "the weight of dice must be a number above 0"),
     (["--class-weights", "1,2"], "class_weights has 2 numbers, and there are 4 classes"),
-    (
-        ["--crop", 64, "--no-pad", "--scales", "1,1"],
-        "has 40 x 48 pixels at the smallest scale, less than the crop of 64",
-    ),
+    (["--crop", 64, "--no-pad", "--scales", "1,1"], "has 40 x 48 pixels at the smallest scale, less than the crop of"),
     (["--train-on", "trian"], "no split 'trian'; did you mean 'train'"),
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
@@ -247,16 +239,10 @@ MISTAKES = [
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--data-dir", ""], "no data set is given: --data-dir FOLDER"),
     (["--data-dir", "nowhere"], "there is no folder nowhere"),
-    (
-        ["--tile", 16, "--overlap", 16],
-        "tile is 16 and overlap 16: give an overlap of at least 0 and less than the tile",
-    ),
+    (["--tile", 16, "--overlap", 16], "tile is 16 and overlap 16: give an overlap of at least 0 and less than the"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes images of 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
-    (
-        ["--ignore-index", "none"],
-        r"0.png has the label 255 at 48 pixels, but there are 4 classes and accepted are 0 to 3",
-    ),
+    (["--ignore-index", "none"], r"0.png has the label 255 at 48 pixels, but there are 4 classes .* are 0 to 3"),
     (["--ignore-index", "none", "--memory", "no"], "0.png has the label 255 at 48 pixels"),
 ]
 

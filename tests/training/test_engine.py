@@ -248,7 +248,7 @@ def test_factors_scale_the_rates_of_parts():
     found = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     rates = {name: found[id(weight)] for name, weight in model.named_parameters()}
     assert rates == pytest.approx({"0.weight": 0.1, "0.bias": 0.05, "1.weight": 1.0, "1.bias": 0.5})
-    with pytest.raises(ValueError, match="lr_factors names 'backbone', but no weight of this model is under it"):
+    with pytest.raises(ValueError, match="lr_factors names 'backbone'"):
         make_optimizer(model, EngineOptions(lr_factors={"backbone": 0.1}))
     with pytest.raises(ValueError, match="lr_factors is .*'low'.*, but it must be a mapping .* of finite numbers"):
         EngineOptions(lr_factors={"backbone": "low"})
@@ -448,8 +448,9 @@ def test_a_wrong_freeze_is_refused(parts, said):
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 @pytest.mark.parametrize("name", ["kron", "kronw", "kronc"])
-def test_kron_resumes_exactly(name):
+def test_kron_resumes_exactly(name, monkeypatch):
     """By default timm's kron draws random numbers that no checkpoint holds."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # of eight seconds
     options = EngineOptions(optimizer=name, lr=1e-2)
     torch.manual_seed(0)
     x, start = torch.randn(8, 5), nn.Linear(5, 3)
@@ -524,9 +525,7 @@ def test_ranks_that_do_not_see_the_same_files_are_refused(monkeypatch):
         monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value, found=found: found)
         if found[0] == found[1]:
             assert group.exists_for_all(found[1], "run") is found[1]
-    with pytest.raises(
-        ValueError, match="rank 1 does not see run; put the run folder on a file system that all nodes share"
-    ):
+    with pytest.raises(ValueError, match="rank 1 does not see run; put the run folder on a file system that all nodes"):
         group.exists_for_all(False, "run")
 
 
@@ -570,11 +569,8 @@ def test_a_spoilt_weight_is_never_saved(tmp_path):
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     with torch.no_grad():
         one.model[0].weight[0, 0] = math.inf
-    with pytest.raises(
-        NotFinite,
-        match="a weight is not finite after step 6, learning rate .*; the last good checkpoint is "
-        ".*checkpoint.pt, step 6. Try a lower --lr",
-    ):
+    words = "a weight is not finite after step 6, learning rate .* is .*checkpoint.pt, step 6. Try a lower --lr"
+    with pytest.raises(NotFinite, match=words):
         one.save()
     assert (tmp_path / "checkpoint.pt").read_bytes() == whole
 

@@ -1,31 +1,30 @@
 """What a process of a run sets for itself at its start."""
 
 import platform
-import subprocess
-import sys
+import resource
 
 import pytest
 
-COUNT_FAULTS = """
-import resource
 from metamix.training.processes import ProcessGroup
+from tests.helpers.running import in_a_process
 
-def faults():
+
+def count_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
         b"x" * 2**26  # as large as activations, and freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-default = faults()
-ProcessGroup.start("cpu")
-faults()
-print(default, faults())
-"""
+
+def check_faults():
+    default = count_faults()
+    ProcessGroup.start("cpu")
+    count_faults()
+    kept = count_faults()
+    assert default > 1000 and kept < default / 100
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_memory_that_was_freed_is_used_again():
     """It then has no page faults; the control allocates before the setting is made."""
-    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
-    default, kept = map(int, done.stdout.split())
-    assert default > 1000 and kept < default / 100
+    assert in_a_process(check_faults) == 0

@@ -1,6 +1,7 @@
 """Test that options come from defaults, YAML and the command line in this order, and that errors help."""
 
 import re
+import shlex
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
@@ -102,23 +103,8 @@ def test_a_home_folder_is_expanded_where_no_shell_does_it(config, monkeypatch):
 
 
 def test_every_way_to_write_an_option():
-    recipe = read(
-        "--batch-size",
-        "64",
-        "--micro_batch=8",
-        "--ema",
-        "--no-channels-last",
-        "--rates",
-        "0.1,2",
-        "--freeze",
-        "stem,stages.0",
-        "--opt-args",
-        "{betas: [0.9, 0.99], eps: 1e-6}",
-        "--layer-decay",
-        "0.7",
-        "--size",
-        "none",
-    )
+    words = "--batch-size 64 --micro_batch=8 --ema --no-channels-last --rates 0.1,2 --freeze stem,stages.0 --size none "
+    recipe = read(*shlex.split(words + "--layer-decay 0.7 --opt-args '{betas: [0.9, 0.99], eps: 1e-6}'"))
     engine, options = recipe.engine, recipe.options
     assert (engine.batch_size, engine.micro_batch, engine.ema, engine.channels_last) == (64, 8, True, False)
     assert (options.rates, options.size) == ((0.1, 2.0), None)
@@ -227,10 +213,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         (["--anchors", "x"], "--anchors is 'x', but it must be a number, or auto."),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice, a.yaml and b.yaml; give one"),
-        (
-            ["--import", "no_such_mixers"],
-            "--import no_such_mixers failed: No module named 'no_such_mixers'; give a module",
-        ),
+        (["--import", "no_such_mixers"], "--import no_such_mixers failed: No module named 'no_such_mixers'; give a"),
         (["--import", "./my_mixers.py"], "--import ./my_mixers.py failed: it is a path; give a module, such as"),
         (
             ["--lr-factors", "{0: 0.1}"],
@@ -238,10 +221,7 @@ def test_text_that_looks_like_another_value_is_read_back(config, text):
         ),
         (["--epochs", "2", "--iterations", "9"], "--epochs and --iterations both say how long the run is; give one"),
         (["--power", "2"], "--power has no effect without --schedule poly; give both or neither"),
-        (
-            ["--warmup-lr", "1e-5", "--warmup-epochs", "0"],
-            "--warmup-lr has no effect without --warmup-epochs; give both",
-        ),
+        (["--warmup-lr", "1e-5", "--warmup-epochs", "0"], "--warmup-lr has no effect without --warmup-epochs; give"),
         (["--dry-run", "--resume", "a"], "a dry run reads no checkpoint: leave out --dry-run, or --resume a"),
         (["--ema-decay", "0.9"], "--ema-decay has no effect without --ema; give both or neither"),
         (["--layer-decay", "0"], "--layer-decay is '0', but it must be a number above 0 and at most 1"),
@@ -311,9 +291,7 @@ def test_a_folder_is_no_config(tmp_path):
     with pytest.raises(SystemExit, match="there is no config .*/dirs.yaml. Give a YAML file, or one of the shipped"):
         read("--config", str(tmp_path / "dirs.yaml"))
     (folder / "recipe.yaml").write_text("epochs: 1")
-    with pytest.raises(
-        SystemExit, match=f"^error: {folder} is a run folder: give its recipe, --config {folder}/recipe"
-    ):
+    with pytest.raises(SystemExit, match=f"^error: {folder} is a run folder: give .*, --config {folder}/recipe"):
         read("--config", str(folder))
 
 

@@ -62,10 +62,7 @@ def run_of_one_epoch(tmp_path_factory):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (
-            ["--model", "metaformer_pooling_nano"],
-            "model was 'metaformer_identity_nano' and is now 'metaformer_pooling_nano'",
-        ),
+        (["--model", "metaformer_pooling_nano"], "model was .* and is now 'metaformer_pooling_nano'"),
         (["--holdout", 0.2], "holdout was 0.0 and is now 0.2"),
         (["--batch-size", 128], "batch_size was 256 and is now 128"),
         (["--seed", 3], "seed was 0 and is now 3"),
@@ -73,10 +70,8 @@ def run_of_one_epoch(tmp_path_factory):
     ],
 )
 def test_another_model_or_other_data_are_refused(change, said, run_of_one_epoch):
-    with pytest.raises(
-        SystemExit,
-        match=f"cannot be continued with another recipe: {said}. Use the old values, or start a new run with --output",
-    ):
+    words = f"cannot be continued with another recipe: {said}. Use the old values, or start a new run with --output"
+    with pytest.raises(SystemExit, match=words):
         train(*run_of_one_epoch, "--epochs", 2, *change)
 
 
@@ -95,9 +90,7 @@ def test_another_set_of_the_same_name_is_refused(tmp_path):
     train(*words, "--epochs", 2, "--data-dir", tmp_path / "moved" / "images")
     other = ["--data-dir", tmp_path / "b" / "images"]
     for epochs in (2, 3):  # finished, or to be continued
-        with pytest.raises(
-            SystemExit, match=r"run.* was made with other data; these differ: mean. Give the data of the run"
-        ):
+        with pytest.raises(SystemExit, match=r"run.* was made with other data; these differ: mean. Give the data of"):
             train(*words, "--epochs", epochs, *other)
 
 
