@@ -199,16 +199,16 @@ def parse(
     """
     with exit_with_message(ValueError, OSError):
         parser = _first_parser(f"{', '.join(tasks)} (default: {default_task})", description)
-        given = parser.parse_known_args(argv)[0]
-        if len(given.config) > 1:
-            raise ValueError(f"--config is given twice, {' and '.join(given.config)}; give one, and the rest as flags")
-        path = find_config(given.config[0]) if given.config else Path()
-        config = read_yaml(path) if given.config else {}
+        first = parser.parse_known_args(argv)[0]
+        if len(first.config) > 1:
+            raise ValueError(f"--config is given twice, {' and '.join(first.config)}; give one, and the rest as flags")
+        path = find_config(first.config[0]) if first.config else Path()
+        config = read_yaml(path) if first.config else {}
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
-        imports = tuple(dict.fromkeys([*imports, *given.imports]))
+        imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
         task = convert(config.pop("task", default_task), str, f"{path}: task")
-        task = given.task or task
+        task = first.task or task
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
 
@@ -220,7 +220,7 @@ def parse(
             having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
             if not having:
                 return ""
-            advice = "" if given.task else f": add --task {having[0]}"
+            advice = "" if first.task else f": add --task {having[0]}"
             return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
         for name in config:
