@@ -108,7 +108,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     photometric: Share = _augment(0.5, "probability of a random change of brightness, contrast and colours")
 
     loss: str = _loss("ce", "ce, ohem, focal, dice, lovasz, or a sum of them such as ce+0.5*dice")
-    class_weights: tuple[float, ...] | Literal["none", "median", "log"] = _loss(
+    class_weights: tuple[NotNegative, ...] | Literal["none", "median", "log"] = _loss(
         "none",
         "weights of the classes in ce and ohem: one number each; median: median frequency over frequency; "
         "log: 1 / log(1.02 + frequency)",

@@ -207,7 +207,7 @@ def parse(
         path = find_config(given.config[0]) if given.config else Path()
         config = read_yaml(path) if given.config else {}
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
-        imports = tuple(dict.fromkeys([*imports, *given.imports]))
+        imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
         task = convert(config.pop("task", None), str | None, f"{path}: task")
         task = given.task or task or default_task(config | _source_of(argv))
@@ -223,7 +223,7 @@ def parse(
             having = [other for other in tasks if other != task and name in options_of(tasks[other]())]
             if not having:
                 return ""
-            advice = "" if given.task else f": add --task {having[0]}"
+            advice = "" if first.task else f": add --task {having[0]}"
             return f" of {task}; it is one of {' and '.join(having)}{advice}"
 
         for name in config:

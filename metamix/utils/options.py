@@ -231,8 +231,8 @@ def parse_flags(
         flag = groups[title].add_argument(_flag(name), dest=name, default=argparse.SUPPRESS, help=_help(f), **kind)
         flags += flag.option_strings
     end = argv.index("--") if "--" in argv else len(argv)
-    given, words = parser.parse_known_args([_with_dashes(word) for word in argv[:end]])
-    import_modules(given.imports)
+    namespace, words = parser.parse_known_args([_with_dashes(word) for word in argv[:end]])
+    import_modules(namespace.imports)
     if wrong := next((word for word in words if word.startswith("-") and word != "-"), None):
         if positionals and not wrong.startswith("--"):
             raise ValueError(f"there is no option {wrong}; write -- before a name that begins with -")
@@ -241,7 +241,7 @@ def parse_flags(
         advice = unknown_hint(name) if unknown_hint else ""
         raise ValueError(f"there is no option {wrong}{advice or did_you_mean(wrong, flags)}")
     words += argv[end + 1 :]
-    values: dict[str, Any] = {name: value for name, value in vars(given).items() if name in options}
+    values: dict[str, Any] = {name: value for name, value in vars(namespace).items() if name in options}
     for f in positionals:
         if words:
             values[f.name], words = (words, []) if _is_list(options[f.name][1]) else (words[0], words[1:])

@@ -272,7 +272,7 @@ def test_a_model_of_timm_from_a_file_of_tensors(tmp_path, capsys):
         (["--epochs", "3"], "there is no option --epochs"),
         (["--flip", "0"], "there is no option --flip"),
         (["--model", "metaformer_rat_nano"], "There is no model 'metaformer_rat_nano'; did you mean"),
-        (["--batch-size", "0"], "batch_size is 0, but it must be a whole number of at least 1"),
+        (["--batch-size", "0"], "--batch-size is '0', but it must be a whole number of at least 1"),
         (
             ["--model-args", "{img_size: 64}"],
             f"says for which images {MODEL} was built: leave it out; --img-size scores images of another size",
