@@ -53,7 +53,8 @@ class RandomScale(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         low, high = self.scales
         scale = low + (high - low) * float(torch.rand(()))
-        size = mask_size(flat_inputs)
+        height, width = find_mask(flat_inputs).shape[-2:]
+        size = height, width
         return {"size": resized_size(size, self.min_size, self.max_size, scale), "same": size}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -78,8 +79,8 @@ class LimitedCrop(v2.Transform):
         self.size, self.share, self.fill = size, share, fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        (height, width), (h, w) = self.size, mask_size(flat_inputs)
         mask = find_mask(flat_inputs)
+        (height, width), (h, w) = self.size, mask.shape[-2:]
         place = {"top": 0, "left": 0, "height": min(height, h), "width": min(width, w)}
         for _ in range(TRIES if self.share < 1 else 1):
             place["top"], place["left"] = (
@@ -101,12 +102,6 @@ class LimitedCrop(v2.Transform):
 def find_mask(inputs: list[Any]) -> tv_tensors.Mask:
     """Return the mask among the inputs of a transform."""
     return next(value for value in inputs if isinstance(value, tv_tensors.Mask))
-
-
-def mask_size(inputs: list[Any]) -> Size:
-    """Return height and width of the mask among the inputs of a transform."""
-    height, width = find_mask(inputs).shape[-2:]
-    return height, width
 
 
 def largest_share(mask: Tensor) -> float:
