@@ -101,7 +101,8 @@ def best_labels(scores: Tensor, size: Size) -> Tensor:
 def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor: Predictor) -> Tensor:
     """Return labels (H', W') uint8 on the CPU.
 
-    An image in tiles whose logits would take more than 2 GiB is predicted in blocks.
+    An image in tiles whose logits would take more than 2 GiB is predicted in blocks, each with a tile's width of the
+    image around it.
 
     Args:
         model, image, size: as for `Predictor`.
@@ -109,16 +110,10 @@ def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor
         predictor: how the model is applied.
     """
     side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * classes)))
-    if predictor.tile and image.shape[-2:] == size and max(size) > side:
-        return predict_blocks(model, image, predictor, side)
-    return predictor(model, image, size).cpu()
-
-
-def predict_blocks(model: nn.Module, image: Tensor, predictor: Predictor, side: int) -> Tensor:
-    """Label an image (1, 3, H, W) in blocks of `side` pixels, each with a tile's width of the image around it."""
-    height, width = image.shape[-2:]
-    labels, margin = torch.zeros(height, width, dtype=torch.uint8), predictor.tile
-    for top, left in product(range(0, height, side), range(0, width, side)):
+    if not predictor.tile or image.shape[-2:] != size or max(size) <= side:
+        return predictor(model, image, size).cpu()
+    labels, margin = torch.zeros(size, dtype=torch.uint8), predictor.tile
+    for top, left in product(range(0, size[0], side), range(0, size[1], side)):
         above, before = min(top, margin), min(left, margin)
         block = image[..., top - above : top + side + margin, left - before : left + side + margin]
         inner = predictor(model, block, (block.shape[-2], block.shape[-1]))[above:, before:]
