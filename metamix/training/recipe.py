@@ -197,20 +197,20 @@ def parse(
         engine: options that every task has, a dataclass.
 
     Raises:
-        SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
+        SystemExit: there is a mistake; a sentence says where it is, what was first and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
         parser = _first_parser(description)
-        given = parser.parse_known_args(argv)[0]
-        if len(given.config) > 1:
-            raise ValueError(f"--config is given twice, {' and '.join(given.config)}; give one, and the rest as flags")
-        path = find_config(given.config[0]) if given.config else Path()
-        config = read_yaml(path) if given.config else {}
+        first = parser.parse_known_args(argv)[0]
+        if len(first.config) > 1:
+            raise ValueError(f"--config is first twice, {' and '.join(given.config)}; give one, and the rest as flags")
+        path = find_config(first.config[0]) if given.config else Path()
+        config = read_yaml(path) if first.config else {}
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
         imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
         task = convert(config.pop("task", None), str | None, f"{path}: task")
-        task = given.task or task or default_task(config | _source_of(argv))
+        task = first.task or task or default_task(config | _source_of(argv))
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")
 
