@@ -197,14 +197,14 @@ def parse(
         engine: options that every task has, a dataclass.
 
     Raises:
-        SystemExit: there is a mistake; a sentence says where it is, what was first and what is accepted.
+        SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
         parser = _first_parser(description)
         first = parser.parse_known_args(argv)[0]
         if len(first.config) > 1:
-            raise ValueError(f"--config is first twice, {' and '.join(given.config)}; give one, and the rest as flags")
-        path = find_config(first.config[0]) if given.config else Path()
+            raise ValueError(f"--config is given twice, {' and '.join(first.config)}; give one, and the rest as flags")
+        path = find_config(first.config[0]) if first.config else Path()
         config = read_yaml(path) if first.config else {}
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
         imports = tuple(dict.fromkeys([*imports, *first.imports]))
