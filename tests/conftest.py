@@ -13,7 +13,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 def pytest_collection_modifyitems(items):
     """Run the tests of deployment last: after OpenVINO 2026.4 and NNCF 3.4, training in the same process may crash."""
-    items.sort(key=lambda item: "deploy" in item.nodeid)
+    items.sort(key=lambda item: "deploy" in item.nodeid or item.path.name == "test_export.py")
 
 
 RENDER = Figure.savefig

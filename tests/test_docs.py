@@ -49,7 +49,7 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse(monkeypatch):
-    """A runner of command lines that stops each at its work, with Parsed; it takes the page's task for that of files."""
+    """A runner of command lines of a page's task, which stops each at its work, with Parsed."""
 
     def run(line, task):
         words = shlex.split(line, comments=True)

@@ -10,7 +10,7 @@ from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.text import exit_with_message
 from metamix.utils.user_modules import take_task
 
-from .registry import DEFAULT, find_task, list_tasks, task_of_folder
+from .registry import DEFAULT, find_task, list_tasks, task_of_data
 
 USAGE = """usage: metamix verify DATA [--task NAME] [options]
 
@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
         if task is None and (not words or {"-h", "--help"} & set(words)):
             print(USAGE.format(tasks=list_tasks()))
             raise SystemExit(0 if words else 2)
-        places = [word for word in words if os.path.isdir(word)]
-        spec = find_task(task or task_of_folder(places[0] if places else None) or DEFAULT)
+        places = [word for word in words if not word.startswith("-")]
+        spec = find_task(task or (task_of_data(places[0]) if places else None) or DEFAULT)
         options, _ = parse_command(
             words, spec.part("verify"), prog="metamix verify", description="Find what is wrong with a data set."
         )
