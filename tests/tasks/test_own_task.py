@@ -1,9 +1,7 @@
 """The task of docs/extend.md, run from another folder as its page says."""
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import metamix
+from metamix.tasks import registry
 from metamix.weights.files import load_weights
+from tests.helpers.running import metamix_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extend.md").read_text().partition("## A task")[2]
@@ -37,48 +38,57 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, line, *more):
-    words = [*shlex.split(line)[1:], *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "metamix", *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """A runner of command lines in the folder, which returns the exit code and what is printed."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(registry, "TASKS", dict(registry.TASKS))
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+
+    def run(line, *more):
+        code = metamix_command(*shlex.split(line)[1:], *more)
+        return code, capsys.readouterr().out
+
+    return run
 
 
 def test_the_page_shows_at_most_80_lines():
     assert len(CODE.splitlines()) <= 80
 
 
-def test_every_command_of_the_page_works(folder):
+def test_every_command_of_the_page_works(folder, run):
     train, evaluate, predict, verify, export, predict_exported = COMMANDS
-    done = run(folder, train, *SMALL)
-    assert "test: error " in done.stdout, done.stderr
-    done = run(folder, evaluate, "--workers", "0")
-    assert "test (20 images of 32 pixels): error " in done.stdout, done.stderr
-    said = run(folder, predict).stdout
-    assert re.fullmatch(r"photo.jpg: -?\d+\.\d\d\n", said)
-    assert run(folder, verify).returncode == 0
+    assert "test: error " in run(train, *SMALL)[1]
+    assert "test (20 images of 32 pixels): error " in run(evaluate, "--workers", "0")[1]
+    predicted = run(predict)
+    assert predicted[0] == 0 and re.fullmatch(r"photo.jpg: -?\d+\.\d\d\n", predicted[1])
+    assert run(verify) == (0, "")
     (folder / "numbers" / "41.png").write_bytes(b"no image")
-    done = run(folder, verify)
-    assert done.returncode == 1 and "41.png: not an image" in done.stdout
+    code, said = run(verify)
+    assert code == 1 and "41.png: not an image" in said
     Image.open(folder / "numbers" / "0.png").save(folder / "numbers" / "41.png")
-    done = run(folder, export, "--seconds", "0")
-    assert "on 64 images (random images)" in done.stdout, done.stderr
-    assert run(folder, predict_exported).stdout == said
-    assert (
-        "regression      predict a number from an image"
-        in run(folder, "metamix predict --import my_task --help").stdout
+    assert "on 64 images (random images)" in run(export, "--seconds", "0")[1]
+    assert run(predict_exported) == predicted
+    assert "regression      predict a number from an image" in run("metamix predict --import my_task --help")[1]
+    assert float(metamix.load("run").predict(["photo.jpg"])[0]) == pytest.approx(
+        float(predicted[1].split()[1]), abs=0.01
     )
-    assert "there is no task 'regression'. Tasks:" in run(folder, "metamix predict photo.jpg --checkpoint run").stderr
 
 
-def test_a_run_resumes_exactly(folder):
-    train = COMMANDS[0].replace("--output run", "--output half")
-    assert run(folder, train, *SMALL, "--epochs", "1", "--schedule", "constant").returncode == 0
-    done = run(folder, train, *SMALL, "--schedule", "constant")
-    assert "resumed" in done.stdout, done.stdout + done.stderr
-    whole = run(folder, train.replace("half", "whole"), *SMALL, "--schedule", "constant")
-    assert whole.returncode == 0
+def test_a_task_that_is_not_imported_is_unknown(folder, run):
+    run(COMMANDS[0], *SMALL)
+    registry.TASKS.pop("regression")
+    with pytest.raises(SystemExit, match="there is no task 'regression'. Tasks: .* needs --import MODULE"):
+        run("metamix predict photo.jpg --checkpoint run")
+
+
+def test_a_run_resumes_exactly(folder, run):
+    train = f"{COMMANDS[0]} --schedule constant"
+    half = train.replace("--output run", "--output half")
+    assert run(half, *SMALL, "--epochs", "1")[0] == 0
+    assert "resumed" in run(half, *SMALL)[1]
+    assert run(train.replace("--output run", "--output whole"), *SMALL)[0] == 0
     resumed, expected = (load_weights(folder / name)[0] for name in ("half", "whole"))
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
