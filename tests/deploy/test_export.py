@@ -174,7 +174,7 @@ def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
 
 
 def test_file_that_does_not_name_its_model(tmp_path):
-    name = "metaformer_identity_nano"
+    name = "metaformer_pooling_nano"
     file, folder = str(tmp_path / "plain.pt"), str(tmp_path / "out")
     torch.save(timm.create_model(name, num_classes=3).state_dict(), file)
     words = [file, "--format", "torch", "--output", folder, "--seconds", "0"]
@@ -231,7 +231,7 @@ def test_missed_parity_fails_in_words(weights, tmp_path, monkeypatch):
             r"data_dir is x, but digits are part of scikit-learn: leave --data-dir out",
         ),
         (dict(source="resnet18", model="resnet18"), r"model is resnet18, but resnet18 says what model it is: leave"),
-        (dict(model="resnet18"), r"holds the weights of metaformer_identity_nano, not of resnet18"),
+        (dict(model="resnet18"), r"holds the weights of metaformer_pooling_nano, not of resnet18"),
         (dict(data_dir="photos"), r"data_dir is photos: say what it holds too, --data NAME"),
         (dict(source="runs/none"), r"runs/none"),
         (dict(compiled=True), r"AOTInductor compiles only torch.export, not onnx: leave --compile out"),
