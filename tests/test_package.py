@@ -58,14 +58,14 @@ def test_wheel_has_the_package_its_configs_and_its_weights(wheel):
         if path.is_file() and path.suffix != ".pyc"
     }
     data = {
-        str("metamix" / path.relative_to(CLONE))
+        str("metamix/shipped" / path.relative_to(CLONE))
         for folder in ("configs", "weights")
         for path in (CLONE / folder).rglob("*")
         if path.is_file()
     }
     assert {name for name in names if name.startswith("metamix/")} == sources | data
-    assert {"metamix/weights/README.md", "metamix/configs/digits/demo.yaml"} <= data
-    assert "metamix/py.typed" in sources
+    assert {"metamix/shipped/weights/README.md", "metamix/shipped/configs/digits/demo.yaml"} <= data
+    assert "metamix/py.typed" in sources and wheel.stat().st_size < 31e6
 
 
 def test_editable_install_exposes_the_package_alone(tmp_path):
@@ -112,7 +112,7 @@ print(json.dumps(dict(
         cwd=tmp_path,
     )
     assert seen["file"] == str(installed / "metamix" / "__init__.py")
-    assert seen["weights"] == str(installed / "metamix" / "weights")
+    assert seen["weights"] == str(installed / "metamix" / "shipped" / "weights")
     assert (seen["shape"], seen["names"]) == ([2, 3], len(list_mixers()) * len(SIZES))
     assert seen["clone"] == []
     assert {p.name for p in Path(seen["weights"]).iterdir()} == {p.name for p in (CLONE / "weights").iterdir()}

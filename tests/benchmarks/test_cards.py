@@ -38,7 +38,7 @@ def test_every_mixer_has_weights():
 
 
 def test_weights_are_small():
-    """Every file has 16 bits for a number; a wheel has at most 31 MB."""
+    """Every file has 16 bits for a number."""
     paths = list(weights_dir().glob("*.safetensors"))
     assert sum(path.stat().st_size for path in paths) < 30.5e6
     for path in paths:

@@ -142,7 +142,7 @@ def test_a_linear_probe_trains_both_heads_of_a_distilled_model():
         ),
         (
             {"model": "metaformer_pooling_nano.digitz"},
-            "metaformer_identity_nano has no tag 'digitz'; did you mean 'digits'? It has ",
+            "metaformer_pooling_nano has no tag 'digitz'; did you mean 'digits'? It has ",
         ),
     ],
 )

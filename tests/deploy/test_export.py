@@ -173,7 +173,7 @@ def test_one_test_image_does_not_fix_the_batch(tmp_path, monkeypatch):
 
 
 def test_file_that_does_not_name_its_model(tmp_path):
-    name = "metaformer_identity_nano"
+    name = "metaformer_pooling_nano"
     file, folder = str(tmp_path / "plain.pt"), str(tmp_path / "out")
     torch.save(timm.create_model(name, num_classes=3).state_dict(), file)
     words = [file, "--format", "torch", "--output", folder, "--seconds", "0"]
