@@ -238,11 +238,7 @@ class MaskedImages:
 
 
 def read_image(image: str | Path | Image.Image) -> Tensor:
-    """Read an image file, or an image of Pillow, as (3, H, W) uint8.
-
-    Raises:
-        CorruptImage: it cannot be read.
-    """
+    """Read an image file, or an image of Pillow, as (3, H, W) uint8; raises CorruptImage if it cannot be read."""
     if isinstance(image, Image.Image):
         return F.pil_to_tensor(decode(lambda: image, "image"))
     return F.pil_to_tensor(decode_file(image))

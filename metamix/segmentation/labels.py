@@ -54,13 +54,9 @@ class Labels:
 
     def accepted(self) -> str:
         """Name the values that masks may have."""
-        ranges: list[list[int]] = []
-        for value in np.flatnonzero(self.table != REFUSED).tolist():
-            if ranges and ranges[-1][1] == value - 1:
-                ranges[-1][1] = value
-            else:
-                ranges.append([value, value])
-        return ", ".join(f"{low} to {high}" if high > low else str(low) for low, high in ranges)
+        values = np.flatnonzero(self.table != REFUSED)
+        ranges = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+        return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in ranges)
 
 
 def make_labels(
