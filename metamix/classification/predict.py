@@ -27,8 +27,7 @@ from metamix.tasks.predict import PredictOptions
 from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import option
 from metamix.utils.rules import Count
-from metamix.utils.tables import csv_text
-from metamix.utils.text import plural, printable
+from metamix.utils.text import csv_text, plural, printable
 
 from .load import Classifier
 
