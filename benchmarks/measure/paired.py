@@ -13,7 +13,6 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from benchmarks.paths import RESULTS
@@ -40,6 +39,8 @@ def is_right(task: Classification, model: nn.Module) -> tuple[Tensor, Tensor]:
 
 def compare(right: dict[str, Tensor]) -> list[dict]:
     """Compare all pairs of models, from which images each classifies correctly, {name: (n,) bool}."""
+    from scipy.stats import binomtest  # takes a second to import
+
     pairs = []
     for a, b in combinations(right, 2):
         only_a, only_b = int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())

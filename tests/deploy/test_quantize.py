@@ -14,7 +14,6 @@ from metamix.deploy.graphs import to_openvino, to_program, write_onnx, write_ope
 from metamix.deploy.quantize import QuantizationError, quantize_file
 from metamix.deploy.runtime import open_file
 
-pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [IMAGES[:8].numpy(), IMAGES[8:].numpy()]
 
