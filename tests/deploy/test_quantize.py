@@ -13,7 +13,6 @@ from metamix.deploy.formats import FORMATS, Graph, onnx, open_file
 from metamix.deploy.formats.base import sums_saturate
 from metamix.deploy.quantize import QuantizationError, quantize_file
 
-pytest.importorskip("nncf", reason="nncf is not installed: pip install 'metamix[deploy]'")
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [IMAGES[:8].numpy(), IMAGES[8:].numpy()]
 

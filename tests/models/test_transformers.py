@@ -7,10 +7,14 @@ from safetensors.torch import load_file
 from metamix.models.metaformer_family import SIZES
 
 NANO = list(SIZES["nano"]["dims"])
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'metamix[transformers]'")
 
 
-def config(name, out_indices, **kwargs):
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers", reason="needs transformers: pip install 'metamix[transformers]'")
+
+
+def config(transformers, name, out_indices, **kwargs):
     kwargs |= dict(backbone=name, out_indices=out_indices, use_pretrained_backbone=False)
     return transformers.TimmBackboneConfig(**kwargs)
 
@@ -23,8 +27,8 @@ def config(name, out_indices, **kwargs):
         ("ninformer_cifar", (3,), [256]),
     ],
 )
-def test_a_backbone_comes_back_as_it_was_saved(tmp_path, name, out_indices, channels):
-    backbone = transformers.TimmBackbone(config(name, out_indices, freeze_batch_norm_2d=True)).eval()
+def test_a_backbone_comes_back_as_it_was_saved(transformers, tmp_path, name, out_indices, channels):
+    backbone = transformers.TimmBackbone(config(transformers, name, out_indices, freeze_batch_norm_2d=True)).eval()
     backbone.save_pretrained(tmp_path)
     again = transformers.TimmBackbone(transformers.TimmBackboneConfig.from_pretrained(tmp_path)).eval()
     image = torch.rand(1, 3, 40, 64)
@@ -35,7 +39,7 @@ def test_a_backbone_comes_back_as_it_was_saved(tmp_path, name, out_indices, chan
         assert torch.equal(a, b)
 
 
-def test_a_detr_trains_a_step_and_comes_back(tmp_path):
+def test_a_detr_trains_a_step_and_comes_back(transformers, tmp_path):
     small = dict(
         d_model=32,
         encoder_layers=1,
@@ -47,7 +51,7 @@ def test_a_detr_trains_a_step_and_comes_back(tmp_path):
         num_queries=5,
     )
     torch.manual_seed(0)
-    small |= dict(backbone_config=config("metaformer_minattn_nano", (2,)), num_labels=3)
+    small |= dict(backbone_config=config(transformers, "metaformer_minattn_nano", (2,)), num_labels=3)
     model = transformers.DetrForObjectDetection(transformers.DetrConfig(**small))
     image = torch.rand(2, 3, 48, 64)
     labels = [
