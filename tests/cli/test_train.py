@@ -284,7 +284,11 @@ def test_a_missing_tensorboard_leaves_no_folder(tmp_path, monkeypatch):
     "words, said",
     [
         (["--model", "metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
-        (["--model", "maxim_nano"], "maxim_nano is a restoration model, not a classifier: add --task restoration"),
+        (["--model", "maxim_nano"], "no images are given: --data-dir FOLDER"),  # restoration, as its model says
+        (
+            ["--model", "maxim_nano", "--task", "classification"],
+            "maxim_nano is a model of restoration, not a classifier: add --task restoration",
+        ),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models of a hub cannot be trained, since the weight file st"),
         (
