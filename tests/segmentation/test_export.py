@@ -144,7 +144,7 @@ def test_models_run_once_for_each_image(source, scenes, tmp_path):
         ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\]; accepted is two whole numbers"),
         (
             {"model": SPEC.to_dict() | {"crop": [0, 32]}},
-            "crop in the metadata is .0, 32.; accepted is height and width",
+            "crop in the metadata is .0, 32.; accepted is a list of 2 whole numbers",
         ),
     ],
 )
