@@ -61,11 +61,8 @@ def test_values_that_a_rule_refuses(values, words):
         Toys(**values)
 
 
-OPTIONS = [
-    EngineOptions,
-    EvalOptions,
-    *(getattr(find_task(task).part("task"), which) for task in TASKS for which in ("Options", "EvalOptions")),
-]
+TASK_CLASSES = [find_task(task).part("task") for task in TASKS]
+OPTIONS = [EngineOptions, EvalOptions, *(c.Options for c in TASK_CLASSES), *(c.EvalOptions for c in TASK_CLASSES)]
 
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
