@@ -160,7 +160,7 @@ def test_damaged_file_is_refused(change, words, tmp_path):
 
 @needs_engines
 def test_refusals(source, scenes, tmp_path):
-    with pytest.raises(ValueError, match="data is 'camvid'. Accepted: folder, ade20k, cityscapes"):
+    with pytest.raises(ValueError, match="data is 'camvid', but it must be one of folder, ade20k, cityscapes"):
         export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)
