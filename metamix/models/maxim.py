@@ -50,7 +50,7 @@ from metamix.layers import (
     from_sets,
     to_sets,
 )
-from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection, shrink_image
+from metamix.layers.image_inference import check_multiples, run_padded, shrink_image
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
 
@@ -181,9 +181,7 @@ class MaximUNet(GradCheckpointing):
             return [restored for stage in self.forward_stages(images) for restored in stage]
         if torch.compiler.is_exporting():  # torch.export cannot prove that a padded size fits the levels
             return self.forward_stages(images)[-1][-1]
-        x, start = pad_by_reflection(images, self.multiple)
-        h, w = images.shape[-2:]
-        return crop(self.forward_stages(x)[-1][-1], start, (h, w))
+        return run_padded(lambda x: self.forward_stages(x)[-1][-1], images, self.multiple)
 
     def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
         """Return the restored images of each stage, from the coarsest scale to the finest.

@@ -32,14 +32,9 @@ def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
-    """Hash rows of plain values in their order, such as (relative path, label, file size) of each sample.
+    """Hash rows of text and numbers in their order, such as (relative path, label, file size), to 32 hexadecimal digits.
 
-    Args:
-        rows: text and numbers. Use paths relative to the data set, with forward slashes, so that a data set that moved
-            has the same digest.
-
-    Returns:
-        32 hexadecimal digits.
+    Use paths relative to the data set, with forward slashes, so that a data set that moved has the same digest.
     """
     hash = hashlib.blake2b(digest_size=16)
     for row in rows:

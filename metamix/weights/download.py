@@ -12,15 +12,12 @@ from timm.models import PretrainedCfg
 
 
 def download(url: str, name: str, folder: str | Path | None = None) -> Path:
-    """Download published weights into a folder, if it does not have them.
+    """Download published weights into a folder, if it does not have them, and return their path.
 
     Args:
         url: address of the file.
         name: name of the file in the folder, without its suffix.
         folder: torch's cache of checkpoints by default.
-
-    Raises:
-        OSError: the download fails.
     """
     path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
@@ -38,17 +35,13 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
     """Make sure that a model's published weights can be loaded.
 
-    Those on the Hugging Face Hub must be cached or reachable. Those at another address are downloaded.
-
+    Weights on the Hugging Face Hub must be cached or reachable. Weights at another address are downloaded.
     Without a network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
 
     Args:
         name: a model of timm, or hf-hub:REPOSITORY.
         cfg: the model's configuration, if it is not the registered one.
         cache_dir: of timm, if it is not the hub's own.
-
-    Raises:
-        OSError: they are not cached, and cannot be reached.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

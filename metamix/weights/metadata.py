@@ -138,15 +138,11 @@ class ModelMetadata:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> ModelMetadata:
-        """Check the metadata of a file.
-
-        Args:
-            raw: the entries as `to_dict` wrote them; unknown keys go to `extra`.
-            source: the file's name, for messages.
+        """Check the entries of a file, as `to_dict` wrote them; unknown keys go to `extra`.
 
         Raises:
             ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` name other weights
-                than the file's own.
+                than the file's own. The message begins with `source`.
         """
         if not isinstance(raw, Mapping):
             raise ValueError(
@@ -159,12 +155,12 @@ class ModelMetadata:
         extra = {str(key): value for key, value in raw.items() if key not in rules}
         entries = {name: to_tuples(value) for name, value in entries.items()}
         metadata = cls(**entries | {"model_args": dict(entries.get("model_args", {})), "extra": extra})
-        if metadata.classes is not None and metadata.num_classes not in (None, len(metadata.classes)):
-            accepted = f"{metadata.num_classes} names, as many as num_classes"
-            refuse_entry("classes", metadata.classes, accepted, source, REMEDY)
-        for name, values in (("mean", metadata.mean), ("std", metadata.std)):
-            if values is not None and metadata.in_chans not in (None, len(values)):
-                accepted = f"{metadata.in_chans} numbers, one for each of in_chans"
+        names, channels = f"{metadata.num_classes} names, as many as num_classes", metadata.in_chans
+        numbers = f"{channels} numbers, one for each of in_chans"
+        lengths = {"classes": (metadata.num_classes, names), "mean": (channels, numbers), "std": (channels, numbers)}
+        for name, (length, accepted) in lengths.items():
+            values = getattr(metadata, name)
+            if values is not None and length not in (None, len(values)):
                 refuse_entry(name, values, accepted, source, REMEDY)
         return metadata
 
@@ -212,14 +208,7 @@ SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
 def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:
     """Check the metadata of a file as `ModelMetadata` does, and that `metamix train` wrote it for a task.
 
-    Args:
-        raw: the entries.
-        source: the file's name, for messages.
-        task: such as "detection".
-        network: what the task trains, such as "detector".
-
-    Raises:
-        ValueError: an entry cannot be used, or the file is of another task.
+    `network` is what the task trains, such as "detector".
     """
     common = ModelMetadata.from_dict(raw, source)
     if common.task != task:
@@ -233,11 +222,7 @@ def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) 
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Check that a file has the detector or the head of the run, so that the error names the option and not tensors.
-
-    Raises:
-        ValueError: it has another one.
-    """
+    """Check that a file has the detector or the head of the run, so that the error names the option and not tensors."""
     if trained != chosen:
         raise ValueError(f"{source} was trained with the {option} {trained}, not {chosen}: give --{option} {trained}")
 

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metamix.layers.image_inference import (
-    crop,
-    pad_by_reflection,
-    self_ensemble,
-)
-from metamix.layers.tiles import apply_in_tiles
+from metamix.layers.image_inference import apply_in_tiles, pad_by_reflection, run_padded, self_ensemble
 from tests.helpers.restorers import Blur, image
 
 
@@ -19,13 +14,13 @@ from tests.helpers.restorers import Blur, image
 def test_padding_as_the_authors(size):
     """To even with one more row or column, then half of what is missing on each side; numpy repeats the reflection."""
     x = image(*size)
-    padded, (top, left) = pad_by_reflection(x, (8, 16))
+    padded, _ = pad_by_reflection(x, (8, 16))
     expected = x.numpy()
     expected = np.pad(expected, [(0, 0), (0, 0), (0, size[0] % 2), (0, size[1] % 2)], mode="reflect")
     missing = [-expected.shape[-2] % 8, -expected.shape[-1] % 16]
     expected = np.pad(expected, [(0, 0), (0, 0), *((n // 2, n // 2) for n in missing)], mode="reflect")
     assert np.array_equal(padded, expected)
-    assert torch.equal(crop(padded, (top, left), size), x)
+    assert torch.equal(run_padded(lambda padded: padded, x, (8, 16)), x)
 
 
 def test_an_image_that_fits_is_not_copied():

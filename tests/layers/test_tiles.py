@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metamix.layers.tiles import apply_in_tiles, tile_starts
+from metamix.layers.image_inference import apply_in_tiles, tile_starts
 from tests.helpers.restorers import Blur, image
 
 
