@@ -148,10 +148,7 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 
 def packages(engine: str, precision: str) -> tuple[str, ...]:
     """Return the packages that an engine needs beyond torch."""
-    if engine not in FORMAT_OF:
-        return ()
-    format = FORMATS[FORMAT_OF[engine]]
-    return format.packages + (format.int8_packages if precision == "int8" else ())
+    return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
 
 
 class BenchmarkedModel:
@@ -175,12 +172,7 @@ class BenchmarkedModel:
         folder.mkdir(parents=True, exist_ok=True)
 
     def step(self, engine: str, precision: str, batch: int) -> Step:
-        """Return a function that runs the model once on `batch` images.
-
-        Args:
-            engine, precision: a pair of `cells_of`.
-            batch: number of images.
-        """
+        """Return a function that runs the model once on `batch` images, in a pair of `cells_of`."""
         images = self.images[torch.arange(batch) % len(self.images)]
         if engine in ("eager", "compile"):
             return torch_step(self.model, images, engine == "compile", precision)

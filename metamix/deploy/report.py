@@ -18,13 +18,9 @@ BF16_DIFFERENCE = 0.05  # root mean square, relative to the standard deviation o
 
 @dataclass
 class Difference:
-    """The difference between the outputs of two models over many batches.
+    """The difference between the outputs of two models over many batches."""
 
-    Args:
-        ranked: whether the outputs are scores of classes, so that the models can be asked for the same class.
-    """
-
-    ranked: bool = False
+    ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
     count: int = 0
     same: int = 0

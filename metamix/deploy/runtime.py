@@ -23,12 +23,7 @@ from .formats import Run, open_file
 
 
 class ExportedModel(nn.Module):
-    """An exported model, called like the model that it was made from.
-
-    Args:
-        run: the engine.
-        artifact: what export.json says.
-    """
+    """An exported model, called like the model that it was made from; `run` is the engine."""
 
     def __init__(self, run: Run, artifact: Artifact):
         super().__init__()

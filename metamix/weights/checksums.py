@@ -32,7 +32,7 @@ def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
-    """Hash rows of text and numbers in their order, such as (relative path, label, file size), to 32 hexadecimal digits.
+    """Hash rows of text and numbers in their order, such as (relative path, label, file size): 32 hexadecimal digits.
 
     Use paths relative to the data set, with forward slashes, so that a data set that moved has the same digest.
     """
