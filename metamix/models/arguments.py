@@ -24,16 +24,7 @@ MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1
 
 
 def per_stage(name: str, value: Any, stages: int) -> list:
-    """Return one value for each stage: the entries of a sequence, or the same value for all.
-
-    Args:
-        name: the argument's name, for messages.
-        value: a sequence of `stages` values, or one value for all stages.
-        stages: number of stages.
-
-    Raises:
-        ValueError: the sequence has another length.
-    """
+    """Return one value for each stage: the entries of a sequence of that length, or the same value for all."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
     if len(value) != stages:
@@ -44,12 +35,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
 
 
 def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str], list[dict]]:
-    """Return the mixer's name and its arguments for each stage.
-
-    Raises:
-        ValueError: a mixer is not a name, arguments are not a dict or are set by the skeleton, or there are too few or
-            too many of either.
-    """
+    """Return the mixer's name and its arguments for each stage, or raise ValueError for what is wrong with them."""
     names = per_stage("mixer", mixer, stages)
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
     if not all(isinstance(name, str) for name in names):
@@ -96,6 +82,12 @@ def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) 
             )
 
 
+def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
+    """Raise ValueError for a tag that is not one of the model's."""
+    if tag and tag not in tags:
+        raise ValueError(f"{name} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
+
+
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor of a norm of (B, C, H, W).
 
@@ -116,8 +108,7 @@ def activation(option: str, act: Activation) -> type[nn.Module]:
 def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Collection[str]) -> Any:
     """Return `layer` if it is a constructor, else the layer of that name from timm's `get`.
 
-    Raises:
-        ValueError: `layer` is not one of `names`. Case and underscores are ignored.
+    It must be one of `names`; case and underscores are ignored.
     """
     if callable(layer):
         return layer

@@ -184,11 +184,7 @@ class MaximUNet(GradCheckpointing):
         return run_padded(lambda x: self.forward_stages(x)[-1][-1], images, self.multiple)
 
     def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
-        """Return the restored images of each stage, from the coarsest scale to the finest.
-
-        Args:
-            images: (B, in_chans, H, W) with H and W multiples of `multiple`.
-        """
+        """Return the restored images of each stage, from the coarsest scale to the finest, of sides that fit."""
         check_multiples(images, self.multiple, self)
         scales = [shrink_image(images, 2**i) for i in range(self.num_scales)]  # (B, in_chans, H / 2^i, W / 2^i)
         outputs, carried = [], None
@@ -198,12 +194,9 @@ class MaximUNet(GradCheckpointing):
         return outputs
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
-        """Let channel attention average over windows of the size of the training crops, not over the whole image.
+        """Let channel attention average over windows of the size of the training crops; None for the whole image.
 
         Means over a whole image differ from the means over crops that it was trained on (arXiv 2112.04491).
-
-        Args:
-            size: (height, width) of the training crops in pixels, or one number; None for the whole image.
         """
         window = parse_size("size", size) if size is not None else None
         stages: list[Any] = list(self.stages)
@@ -420,7 +413,7 @@ def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Average each pixel's neighbourhood: (B, C, H, W) -> (B, C, H, W).
 
     A window larger than the map is cut to it. A pixel near the border takes the mean of the nearest window that
-    lies inside the map, as in "Test-time Local Converter" (TLC, arXiv 2112.04491).
+    lies inside the map, as in "Test-time Local Converter" (arXiv 2112.04491).
     """
     for dim, side in ((-2, window[0]), (-1, window[1])):
         length = x.shape[dim]
@@ -574,8 +567,6 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, Sam):
             nn.init.zeros_(module.residual.weight)
         elif isinstance(module, SpatialGate):
-            for name, parameter in (*module.grid.named_parameters(), *module.block.named_parameters()):
-                if name == "weight":
-                    nn.init.normal_(parameter, std=0.02)
-                else:
-                    nn.init.ones_(parameter)
+            for linear in (module.grid, module.block):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.ones_(linear.bias)

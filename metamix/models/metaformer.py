@@ -101,12 +101,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A downsampling, none in the first stage, and blocks of one resolution.
+    """A downsampling, the identity in the first stage, and blocks of one resolution.
 
-    Args:
-        downsample: the downsampling, or the identity.
-        blocks: the blocks.
-        make_mixer: builds a mixer like the blocks' own, for maps of another `size`.
+    `make_mixer` builds a mixer like the blocks' own, for maps of another `size`.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):
@@ -138,9 +135,7 @@ class Stage(nn.Module):
     def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
         """Return an error message if the tensors of this stage are of another mixer, else None.
 
-        Args:
-            name: of this stage in the state dict, such as stages.0.
-            metadata: what torch and `_save_to_state_dict` note of this stage.
+        `name` is the stage's name in the state dict, and `metadata` what torch and `_save_to_state_dict` note of it.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
@@ -270,11 +265,7 @@ class MetaFormer(TimmInterface):
         self.feature_info = list_features(dims, list(strides), depths)
 
     def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
-        """Return (H, W) of the maps in each stage.
-
-        Raises:
-            ValueError: `img_size` is not a size, or too small for the stages.
-        """
+        """Return (H, W) of the maps in each stage; refuse images that are too small for the stages."""
         sizes = [self.stem.out_size(parse_size("img_size", img_size))]
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
@@ -304,12 +295,7 @@ class MetaFormer(TimmInterface):
         return self.head(x.movedim(1, -1)).movedim(-1, 1) if self.global_pool.is_identity() else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head.
-
-        Args:
-            num_classes: outputs of the new head; 0 for no head.
-            global_pool: as in the constructor; None to keep the present one.
-        """
+        """Replace the head; arguments as in the constructor, but `global_pool=None` keeps the present pooling."""
         check_count("num_classes", num_classes, least=0)
         if global_pool is not None:
             if global_pool not in POOLS:

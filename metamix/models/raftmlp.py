@@ -175,7 +175,7 @@ def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
 
     Args:
         last_head: index of the authors' head that holds the final norm: the last level with shortcuts, else 0.
-        cross: whether patches of several sizes are embedded ("emb_cross_mlp"), else "emb_mixer".
+        cross: whether the embedding is "emb_cross_mlp", with patches of several sizes, or else "emb_mixer".
     """
     names = (
         *RAFTMLP_NAMES,
@@ -222,12 +222,8 @@ def official_raftmlp(
         if layer.keys() - {"embedding_kernels"} != wanted - {"embedding_kernels"} or (cross and layer.keys() != wanted):
             refuse(f"layers[{i}]", dict(layer), f"a dict of {', '.join(sorted(wanted))}")
         if cross:
-            accept(
-                f"layers[{i}]['patch_size']",
-                layer["patch_size"],
-                [min(layer["embedding_kernels"])],
-                "the smallest kernel",
-            )
+            smallest = min(layer["embedding_kernels"])
+            accept(f"layers[{i}]['patch_size']", layer["patch_size"], [smallest], "the smallest kernel")
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
     model: Any = raftmlp(

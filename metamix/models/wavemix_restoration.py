@@ -131,9 +131,7 @@ class WaveMixSisr(GradCheckpointing):
     ):
         super().__init__()
         if scale not in (1, 2):
-            raise ValueError(
-                f"scale is {scale!r}: {type(self).__name__} enlarges images twice, or not at all: give 1 or 2."
-            )
+            raise ValueError(f"scale is {scale!r}: WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
         for option, value in (("in_chans", in_chans), ("dim", dim), ("depth", depth)):
             check_count(option, value, least=1)
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
