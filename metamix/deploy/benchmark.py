@@ -155,7 +155,6 @@ class BenchmarkedModel:
     """A model that is timed, with random weights and images.
 
     Args:
-        name: name of the model.
         img_size: side of the images in pixels; None for the model's own.
         folder: holds the model's files, whose names begin with `name`.
     """

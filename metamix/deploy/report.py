@@ -85,15 +85,9 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
 
 
 def speeds(models: Mapping[str, Callable[[Tensor], object]], image: Tensor, seconds: float) -> dict[str, dict]:
-    """Measure the latency of batches of 1 and 8, and the throughput with batches of 8; models take turns.
+    """Measure the latency of batches of 1 and 8, and the throughput with batches of 8, of each model, by name.
 
-    Args:
-        models: by name.
-        image: (1, C, H, W).
-        seconds: for all measurements together.
-
-    Returns:
-        "batch_1_ms", "batch_8_ms" and "img_per_s" of each model, by name.
+    Models take turns on copies of an image (1, C, H, W). `seconds` is for all measurements together.
     """
     batches = {n: image.repeat(n, 1, 1, 1) for n in (1, 8)}
     steps = {(name, n): partial(model, batch) for name, model in models.items() for n, batch in batches.items()}

@@ -39,10 +39,6 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
     An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides.
     If the padding is larger than the image, the reflection repeats, as in numpy; torch's padding refuses this case.
 
-    Args:
-        x: (B, C, H, W), any H and W of at least 1.
-        multiple: even numbers (h, w).
-
     Returns:
         The padded images (B, C, H', W'), and (top, left), where the image begins in them.
     """
@@ -74,13 +70,7 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size, scale: i
 
 
 class PadAndCrop(nn.Module):
-    """Take images of any size for a model, by `run_padded`.
-
-    Args:
-        model: (n, C, H, W) -> (n, C', s H, s W), for sides that are multiples of `sides`.
-        scale: s.
-        sides: (height, width).
-    """
+    """Take images of any size for a model of scale `scale` that takes multiples of `sides`, by `run_padded`."""
 
     def __init__(self, model: ImageFunction, scale: int, sides: Size):
         super().__init__()
@@ -123,17 +113,11 @@ def apply_in_tiles(
     that fall linearly towards the tile's edge, so no seam shows.
 
     Args:
-        function: a model in evaluation, or any function of images.
-        images: (B, C, H, W).
+        function: a model in evaluation, or any function of images, of scale s.
+        images: (B, C, H, W) -> (B, C', s H, s W).
         tile: side of a tile in pixels; 0 takes images of any size at once.
         overlap: least overlap of neighbours in pixels, less than `tile`.
         whole: (H, W) up to which images are taken at once, without tiles; by default the size of a tile.
-
-    Returns:
-        (B, C', s H, s W) for a function of scale s.
-
-    Raises:
-        ValueError: a size is out of range, or the model is in training mode.
     """
     check_evaluation(function)
     check_tiles(tile, overlap)
@@ -202,13 +186,6 @@ def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Restore images in their eight orientations (flips and quarter turns) and average the results.
 
     The four orientations of one shape, or all eight of a square image, go through `function` as one batch.
-
-    Args:
-        function: an image model in evaluation, or any function of images.
-        images: (B, C, H, W).
-
-    Returns:
-        (B, C', s H, s W) for a function of scale s.
     """
     check_evaluation(function)
     flips = [images, images.flip(-1), images.flip(-2), images.flip(-2, -1)]

@@ -13,7 +13,6 @@ from timm.layers.create_norm import _NORM_MAP
 from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
-from metamix.utils.checks import check_count, check_not_negative, check_rate
 from metamix.utils.text import did_you_mean
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or none
@@ -47,19 +46,6 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
             f"mixer_args has {', '.join(sorted(reserved))}, which the skeleton sets: use mixer, dims and img_size."
         )
     return names, [dict(options) for options in args]
-
-
-def check_arguments(
-    depths: Any, dims: Any, *, in_chans: Any, mlp_ratio: Any, layer_scale: Any, rates: Mapping[str, Any]
-) -> None:
-    """Raise ValueError for stages or numbers out of range; `rates` are the dropout rates by argument."""
-    check_stages(depths, dims)
-    check_count("in_chans", in_chans, least=1)
-    for name, rate in rates.items():
-        check_rate(name, rate)
-    for ratio in per_stage("mlp_ratio", mlp_ratio, len(depths)):
-        check_not_negative("mlp_ratio", ratio)
-    check_not_negative("layer_scale", layer_scale or 0)
 
 
 def check_stages(depths: Any, dims: Any) -> None:

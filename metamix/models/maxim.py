@@ -567,6 +567,7 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, Sam):
             nn.init.zeros_(module.residual.weight)
         elif isinstance(module, SpatialGate):
-            for linear in (module.grid, module.block):
-                nn.init.normal_(linear.weight, std=0.02)
-                nn.init.ones_(linear.bias)
+            spatial: Any
+            for spatial in (module.grid, module.block):
+                nn.init.normal_(spatial.weight, std=0.02)
+                nn.init.ones_(spatial.bias)

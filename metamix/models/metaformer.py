@@ -26,18 +26,10 @@ from torch import Tensor, nn
 from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
-from metamix.utils.checks import check_count, parse_size
+from metamix.utils.checks import check_count, check_not_negative, check_rate, parse_size
 from metamix.weights.fit import function_mismatch
 
-from .arguments import (
-    Activation,
-    Norm,
-    activation,
-    check_arguments,
-    mixers_per_stage,
-    norm_layer,
-    per_stage,
-)
+from .arguments import Activation, Norm, activation, check_stages, mixers_per_stage, norm_layer, per_stage
 from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
 from .timm_interface import TimmInterface, list_features
 
@@ -210,17 +202,17 @@ class MetaFormer(TimmInterface):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        check_arguments(
-            depths,
-            dims,
-            in_chans=in_chans,
-            mlp_ratio=mlp_ratio,
-            layer_scale=layer_scale,
-            rates=dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate),
-        )
+        check_stages(depths, dims)
+        check_count("in_chans", in_chans, least=1)
+        rates = dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
+        for name, rate in rates.items():
+            check_rate(name, rate)
         stages = len(depths)
-        mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
         mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
+        for ratio in mlp_ratios:
+            check_not_negative("mlp_ratio", ratio)
+        check_not_negative("layer_scale", layer_scale or 0)
+        mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         make_block = partial(
             Block,
