@@ -65,12 +65,7 @@ class Artifact:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read export.json of a folder.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: it is damaged, or of another version.
-    """
+    """Read export.json of a folder; refuse one that is damaged or of another version."""
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))

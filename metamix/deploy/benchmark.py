@@ -127,12 +127,7 @@ def benchmark(
 
 
 def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
-    """Return the pairs of engine and precision to time.
-
-    Raises:
-        ValueError: an unknown engine or precision, or no pair.
-        ImportError: the package of an engine is missing.
-    """
+    """Return the pairs of engine and precision to time; refuse unknown ones, and engines whose package is missing."""
     for what, words, accepted in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
         for word in words:
             check_choice(what, word, accepted)

@@ -32,10 +32,7 @@ class ExportedModel(nn.Module):
         self.eval()
 
     def forward(self, images: Any) -> Any:
-        """Run the model.
-
-        Args:
-            images: (n, C, H, W) float32, a tensor or a numpy array.
+        """Run the model on images (n, C, H, W), a tensor or a numpy array in float32.
 
         Returns:
             The output, a tensor or an array as `images` are; a tuple if there are several outputs.

@@ -17,8 +17,7 @@ VALUES = "everything but tensors"  # name of the checksum of a file's plain valu
 def checksums(content: Mapping[str, Any]) -> dict[str, str]:
     """Compute a CRC-32 of each tensor in nested dicts and lists, and one of all plain values together.
 
-    Returns:
-        Eight hexadecimal digits by name, such as "optimizer.state.0.exp_avg".
+    Each has eight hexadecimal digits and a name, such as "optimizer.state.0.exp_avg".
     """
     tensors = dict(_tensors(content))
     plain = json.dumps(_plain(content), sort_keys=True, default=str)

@@ -57,11 +57,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `save_checkpoint` to the CPU.
-
-    Raises:
-        ValueError: the file is damaged, or is not a checkpoint.
-    """
+    """Read a checkpoint of `save_checkpoint` to the CPU; refuse damaged and other files."""
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(

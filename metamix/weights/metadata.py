@@ -138,12 +138,12 @@ class ModelMetadata:
         extra = {str(key): value for key, value in raw.items() if key not in rules}
         entries = {name: to_tuples(value) for name, value in entries.items()}
         metadata = cls(**entries | {"model_args": dict(entries.get("model_args", {})), "extra": extra})
-        names, channels = f"{metadata.num_classes} names, as many as num_classes", metadata.in_chans
-        numbers = f"{channels} numbers, one for each of in_chans"
-        lengths = {"classes": (metadata.num_classes, names), "mean": (channels, numbers), "std": (channels, numbers)}
-        for name, (length, accepted) in lengths.items():
-            values = getattr(metadata, name)
-            if values is not None and length not in (None, len(values)):
+        if metadata.classes is not None and metadata.num_classes not in (None, len(metadata.classes)):
+            accepted = f"{metadata.num_classes} names, as many as num_classes"
+            refuse_entry("classes", metadata.classes, accepted, source, REMEDY)
+        for name, values in (("mean", metadata.mean), ("std", metadata.std)):
+            if values is not None and metadata.in_chans not in (None, len(values)):
+                accepted = f"{metadata.in_chans} numbers, one for each of in_chans"
                 refuse_entry(name, values, accepted, source, REMEDY)
         return metadata
 
