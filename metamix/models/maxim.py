@@ -104,9 +104,6 @@ class MaximUNet(GradCheckpointing):
         block_size_lr: block and grid size of the other levels and the bottleneck.
         input_proj_factor, block_gmlp_factor, grid_gmlp_factor: of the mixer, see `metamix.mixers.Maxim`.
         channels_reduction: channels over hidden channels of channel attention.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(

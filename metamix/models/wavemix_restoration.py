@@ -60,9 +60,6 @@ class WaveMixSR(GradCheckpointing):
         proj_drop: dropout in the blocks.
         mode: interpolation, "bilinear" or "bicubic".
         residual: add the upsampled luminance to the result.
-
-    Raises:
-        ValueError: an argument is out of range, or images have another number of channels.
     """
 
     in_chans = 1
@@ -111,9 +108,6 @@ class WaveMixSisr(GradCheckpointing):
         level: levels of the wavelet transform, 1 to 4.
         dim, depth, mult, ff_channel, proj_drop: as in `WaveMixSR`.
         residual: add the image, bilinearly enlarged to the result's size, to the result.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
