@@ -188,7 +188,11 @@ MAXIM_VARIANTS = {
     only=dict(use_bias=True, dropout_rate=0),
 )
 def maxim_mab(
-    state: Mapping[str, Tensor], *, block_size: tuple[int, int], grid_size: tuple[int, int], **arguments: Any
+    state: Mapping[str, Tensor],
+    *,
+    block_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    **factors: int,
 ) -> ModelAndLayout:
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:
@@ -196,7 +200,7 @@ def maxim_mab(
             "The checkpoint lacks LayerNorm_in/scale, from which the width follows: give the layer's own tree."
         )
     dim = len(state["LayerNorm_in/scale"])
-    mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **arguments)
+    mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
     # Their layer has a norm before and a residual around it: our block without the MLP half.
     model = Block(dim, mixer, norm1=partial(LayerNorm2d, eps=1e-6), mlp_ratio=0, layer_scale=0)
     return model, flax_layout(model, module_paths(model, ""))
