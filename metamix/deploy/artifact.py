@@ -31,25 +31,16 @@ AGAIN = "Export the model again"
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported model, as export.json describes it.
+    """An exported model, as export.json describes it."""
 
-    Attributes:
-        format: "torch", "onnx" or "openvino".
-        precision: "fp32", "bf16" or "int8".
-        model: the metadata of the weights: task, name, class names, and how images are prepared.
-        input_shape: (batch, channels, height, width) of the input `images`, float32; None for a side that may vary.
-        outputs: names of the outputs.
-        extra: what the task needs to run the model, such as the multiple and the scale of a restorer.
-        versions: versions of the packages that made it.
-    """
-
-    format: str
-    precision: str
-    model: ModelMetadata
+    format: str  # a key of `FORMATS`
+    precision: str  # one of `PRECISIONS`
+    model: ModelMetadata  # of the weights: task, name, class names, and how images are prepared
+    # (batch, channels, height, width) of the input `images`, float32; None for a side that may vary
     input_shape: Annotated[tuple[Count | None, ...], Field(min_length=4, max_length=4)]
-    outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]
-    extra: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, Any] = field(default_factory=dict)
+    outputs: Annotated[tuple[str, ...], Field(max_length=1_000)]  # their names
+    extra: dict[str, Any] = field(default_factory=dict)  # that the task needs to run it, such as a restorer's scale
+    versions: dict[str, Any] = field(default_factory=dict)  # of the packages that made it
 
     @property
     def file(self) -> str:
@@ -63,11 +54,7 @@ class Artifact:
         return None if height is None or width is None else (height, width)
 
     def check(self, extra: Mapping[str, Rule], model: Mapping[str, Rule]) -> None:
-        """Check what a task reads from `extra` and from the metadata of the weights, which a file may not have.
-
-        Raises:
-            ValueError: an entry is missing or out of range.
-        """
+        """Raise ValueError if what a task reads from `extra` or from the weights' metadata is missing or wrong."""
         check_entries(self.model.to_dict(), model, ARTIFACT, "model", AGAIN)
         check_entries(self.extra, extra, ARTIFACT, "extra", AGAIN)
 
@@ -78,12 +65,7 @@ class Artifact:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read export.json of a folder.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: it is damaged, or of another version.
-    """
+    """Read export.json of a folder; refuse one that is damaged or of another version."""
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))
@@ -98,11 +80,10 @@ def load_artifact(folder: str | Path) -> Artifact:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: export the model again")
     check_format(raw["format"], raw["precision"])
-    known: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
     check_entries(raw, rules_of(Artifact, "model"), path, "the file", AGAIN)
-    for name in ("input_shape", "outputs"):
-        known[name] = tuple(known[name])
-    return Artifact(**known | {"model": ModelMetadata.from_dict(raw["model"], path)})
+    entries: dict[str, Any] = {f.name: raw[f.name] for f in fields(Artifact)}
+    entries |= {name: tuple(raw[name]) for name in ("input_shape", "outputs")}
+    return Artifact(**entries | {"model": ModelMetadata.from_dict(raw["model"], path)})
 
 
 def _not_exported(path: Path) -> str:

@@ -127,12 +127,7 @@ def benchmark(
 
 
 def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
-    """Return the pairs of engine and precision to time.
-
-    Raises:
-        ValueError: an unknown engine or precision, or no pair.
-        ImportError: the package of an engine is missing.
-    """
+    """Return the pairs of engine and precision to time; refuse unknown ones, and engines whose package is missing."""
     for what, words, accepted in (("engine", engines, ENGINES), ("precision", precisions, PRECISIONS)):
         for word in words:
             check_choice(what, word, accepted)
@@ -148,17 +143,13 @@ def cells_of(engines: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
 
 def packages(engine: str, precision: str) -> tuple[str, ...]:
     """Return the packages that an engine needs beyond torch."""
-    if engine not in FORMAT_OF:
-        return ()
-    format = FORMATS[FORMAT_OF[engine]]
-    return format.packages + (format.int8_packages if precision == "int8" else ())
+    return FORMATS[FORMAT_OF[engine]].packages_for(precision) if engine in FORMAT_OF else ()
 
 
 class BenchmarkedModel:
     """A model that is timed, with random weights and images.
 
     Args:
-        name: name of the model.
         img_size: side of the images in pixels; None for the model's own.
         folder: holds the model's files, whose names begin with `name`.
     """
@@ -175,12 +166,7 @@ class BenchmarkedModel:
         folder.mkdir(parents=True, exist_ok=True)
 
     def step(self, engine: str, precision: str, batch: int) -> Step:
-        """Return a function that runs the model once on `batch` images.
-
-        Args:
-            engine, precision: a pair of `cells_of`.
-            batch: number of images.
-        """
+        """Return a function that runs the model once on `batch` images, in a pair of `cells_of`."""
         images = self.images[torch.arange(batch) % len(self.images)]
         if engine in ("eager", "compile"):
             return torch_step(self.model, images, engine == "compile", precision)

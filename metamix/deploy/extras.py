@@ -11,11 +11,7 @@ NAMES = {"onnx": "ONNX", "onnxscript": "ONNX", "onnxruntime": "ONNX Runtime", "o
 
 
 def need(package: str) -> Any:
-    """Import a package of the extra `deploy`, such as "onnxruntime" or "onnxruntime.quantization".
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
+    """Import a package of the extra `deploy`, such as "onnxruntime.quantization", or say how to install it."""
     top = package.partition(".")[0]
     try:
         return import_module(package)

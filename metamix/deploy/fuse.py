@@ -227,12 +227,7 @@ def fix_biases(mixer: MinAttn, size: tuple[int, int]) -> None:
 
 
 class FixedRaftMlp(nn.Module):
-    """A raft MLP for one length, (B, C, H, W) -> (B, C, H, W).
-
-    Args:
-        mlp: the MLP of any length.
-        length: number of tokens along the mixed side.
-    """
+    """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, mlp: RaftMlp, length: int):
         super().__init__()

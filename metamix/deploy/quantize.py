@@ -29,19 +29,12 @@ class QuantizationError(ValueError):
 
 @dataclass(frozen=True)
 class Quantized:
-    """The result of quantizing a file.
+    """The result of quantizing a file."""
 
-    Attributes:
-        fp32: score before.
-        int8: score after.
-        layers: number of convolutions and matrix products.
-        kept: names of the layers that stay in fp32.
-    """
-
-    fp32: float
-    int8: float
-    layers: int
-    kept: tuple[str, ...]
+    fp32: float  # score before
+    int8: float  # score after
+    layers: int  # number of convolutions and matrix products
+    kept: tuple[str, ...]  # names of the layers that stay in fp32
 
     @property
     def drop(self) -> float:
@@ -112,11 +105,7 @@ def search(
 def rank(quantizer: Quantizer, file: Path, scratch: Path, images: np.ndarray) -> list[str]:
     """Sort the layers by the error of the int8 model in which only that layer stays in fp32, smallest first.
 
-    Args:
-        quantizer: quantizes the file.
-        file: the model in fp32.
-        scratch: file to write int8 models to.
-        images: used for calibration, and for the comparison of outputs.
+    The int8 models are written to `scratch`. The images serve for calibration and for comparing outputs.
     """
     expected = open_file(file)(images)
 

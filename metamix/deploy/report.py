@@ -18,13 +18,9 @@ BF16_DIFFERENCE = 0.05  # root mean square, relative to the standard deviation o
 
 @dataclass
 class Difference:
-    """The difference between the outputs of two models over many batches.
+    """The difference between the outputs of two models over many batches."""
 
-    Args:
-        ranked: whether the outputs are scores of classes, so that the models can be asked for the same class.
-    """
-
-    ranked: bool = False
+    ranked: bool = False  # whether the outputs are scores of classes, so that the most probable class is compared
     largest: float = 0.0
     count: int = 0
     same: int = 0
@@ -89,15 +85,9 @@ def missed_limits(figures: dict[str, Any], precision: str) -> list[str]:
 
 
 def speeds(models: Mapping[str, Callable[[Tensor], object]], image: Tensor, seconds: float) -> dict[str, dict]:
-    """Measure the latency of batches of 1 and 8, and the throughput with batches of 8; models take turns.
+    """Measure the latency of batches of 1 and 8, and the throughput with batches of 8, of each model, by name.
 
-    Args:
-        models: by name.
-        image: (1, C, H, W).
-        seconds: for all measurements together.
-
-    Returns:
-        "batch_1_ms", "batch_8_ms" and "img_per_s" of each model, by name.
+    Models take turns on copies of an image (1, C, H, W). `seconds` is for all measurements together.
     """
     batches = {n: image.repeat(n, 1, 1, 1) for n in (1, 8)}
     steps = {(name, n): partial(model, batch) for name, model in models.items() for n, batch in batches.items()}

@@ -23,12 +23,7 @@ from .formats import Run, open_file
 
 
 class ExportedModel(nn.Module):
-    """An exported model, called like the model that it was made from.
-
-    Args:
-        run: the engine.
-        artifact: what export.json says.
-    """
+    """An exported model, called like the model that it was made from; `run` is the engine."""
 
     def __init__(self, run: Run, artifact: Artifact):
         super().__init__()
@@ -37,10 +32,7 @@ class ExportedModel(nn.Module):
         self.eval()
 
     def forward(self, images: Any) -> Any:
-        """Run the model.
-
-        Args:
-            images: (n, C, H, W) float32, a tensor or a numpy array.
+        """Run the model on images (n, C, H, W), a tensor or a numpy array in float32.
 
         Returns:
             The output, a tensor or an array as `images` are; a tuple if there are several outputs.

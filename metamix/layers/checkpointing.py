@@ -11,13 +11,7 @@ from metamix.utils.running_statistics import keep_statistics
 
 
 def checkpointed(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Compute function(x) with gradient checkpointing.
-
-    Args:
-        layer: the module that `function` belongs to.
-        function: its forward pass.
-        x: input.
-    """
+    """Compute function(x), the forward pass of `layer`, with gradient checkpointing."""
     if torch.compiler.is_compiling():  # torch.compile updates the statistics once, and accepts no contexts
         return checkpoint(function, x)
     # The backward pass repeats the forward pass. It must not update the statistics of batch norms again.

@@ -1,19 +1,23 @@
-"""Run image models: reflection padding for images of any size, self-ensemble.
+"""Run image models on images of any size: reflection padding, tiles, self-ensemble.
 
-    self_ensemble(model, image)      the mean over eight orientations
+    apply_in_tiles(model, photograph, tile=256, overlap=32)
+    apply_in_tiles(partial(self_ensemble, model), photograph)        with eight orientations of each tile
 
-The model is any callable that turns images (B, C, H, W) into images (B, C', s H, s W) of one scale s. `tiles.py` runs
-such a callable on large images.
+The model is any callable that turns images (B, C, H, W) into maps (B, C', s H, s W) of one scale s: restored images, or
+the logits of a segmenter.
 """
 
+import itertools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .spatial import round_up
 
-ImageFunction = Callable[[Tensor], Tensor]
+ImageFunction = Callable[[Tensor], Any]
 Size = tuple[int, int]
 
 # Padding
@@ -34,10 +38,6 @@ def pad_by_reflection(x: Tensor, multiple: Size) -> tuple[Tensor, Size]:
 
     An odd side first gets one more row or column below or to the right. The rest is added in equal parts on both sides.
     If the padding is larger than the image, the reflection repeats, as in numpy; torch's padding refuses this case.
-
-    Args:
-        x: (B, C, H, W), any H and W of at least 1.
-        multiple: even numbers (h, w).
 
     Returns:
         The padded images (B, C, H', W'), and (top, left), where the image begins in them.
@@ -62,12 +62,34 @@ def reflected_places(n: int, padded: int, device: torch.device) -> tuple[Tensor,
     return places, first
 
 
-def crop(x: Tensor, start: Size, size: Size) -> Tensor:
-    """Cut `size` = (H, W) pixels that begin at `start` out of images (B, C, H', W')."""
-    (top, left), (h, w) = start, size
-    if tuple(x.shape[-2:]) == (h, w):
-        return x
-    return x[..., top : top + h, left : left + w]
+def run_padded(function: ImageFunction, images: Tensor, multiple: Size, scale: int = 1) -> Tensor:
+    """Pad images to multiples of `multiple`, apply a function of scale `scale` to them, and crop its maps."""
+    (h, w), s = images.shape[-2:], scale
+    x, (top, left) = pad_by_reflection(images, multiple)
+    return function(x)[..., s * top : s * (top + h), s * left : s * (left + w)]
+
+
+class PadAndCrop(nn.Module):
+    """Take images of any size for a model of scale `scale` that takes multiples of `sides`, by `run_padded`."""
+
+    def __init__(self, model: ImageFunction, scale: int, sides: Size):
+        super().__init__()
+        self.run, self.scale, self.sides = model, scale, sides
+
+    def forward(self, images: Tensor) -> Tensor:
+        return run_padded(self.run, images, self.sides, self.scale)
+
+
+def pad_for_graph(model: ImageFunction, extra: dict[str, Any], size: Size | None) -> PadAndCrop:
+    """Make a graph pad images that are smaller than its input.
+
+    Args:
+        model: the graph.
+        extra: `Artifact.extra`, with the scale of the graph and the multiples of sides that a dynamic graph takes.
+        size: (height, width) of the graph; None for a dynamic one, which takes images of any size.
+    """
+    height, width = size or extra["multiple"]
+    return PadAndCrop(model, extra["scale"], (height, width)).eval()
 
 
 def shrink_image(images: Tensor, factor: int) -> Tensor:
@@ -78,6 +100,84 @@ def shrink_image(images: Tensor, factor: int) -> Tensor:
     return images[..., factor // 2 :: factor, factor // 2 :: factor]
 
 
+# Tiles
+
+
+@torch.no_grad()
+def apply_in_tiles(
+    function: ImageFunction, images: Tensor, *, tile: int = 256, overlap: int = 32, whole: Size | None = None
+) -> Tensor:
+    """Apply a function to large images in overlapping tiles. Only the result takes memory in proportion to the image.
+
+    Tiles lie at equal distances and overlap by at least `overlap` pixels. Overlapping results are averaged with weights
+    that fall linearly towards the tile's edge, so no seam shows.
+
+    Args:
+        function: a model in evaluation, or any function of images, of scale s.
+        images: (B, C, H, W) -> (B, C', s H, s W).
+        tile: side of a tile in pixels; 0 takes images of any size at once.
+        overlap: least overlap of neighbours in pixels, less than `tile`.
+        whole: (H, W) up to which images are taken at once, without tiles; by default the size of a tile.
+    """
+    check_evaluation(function)
+    check_tiles(tile, overlap)
+    if not tile or all(n <= most for n, most in zip(images.shape[-2:], whole or (tile, tile))):
+        return function(images)
+    (b, _, h, w), result = images.shape, torch.empty(0)
+    rows, columns = (tile_starts(n, tile, overlap) for n in (h, w))
+    size = min(tile, h), min(tile, w)
+    for i, r, c in itertools.product(range(b), range(len(rows)), range(len(columns))):
+        part = images[i : i + 1, :, rows[r] : rows[r] + size[0], columns[c] : columns[c] + size[1]]
+        y = function(part.contiguous())[0]  # (C', s h, s w)
+        scale = y.shape[-1] // size[1]
+        if not result.numel():
+            precision = torch.promote_types(y.dtype, torch.float32)  # sums of several tiles
+            result = y.new_zeros(b, y.shape[0], scale * h, scale * w, dtype=precision)
+            row_weights, column_weights = (
+                tile_weights([scale * s for s in starts], scale * n, scale * side, scale * overlap, result)
+                for starts, n, side in zip((rows, columns), (h, w), size)
+            )
+        place = result[i, :, scale * rows[r] :, scale * columns[c] :][:, : y.shape[-2], : y.shape[-1]]
+        place += y * row_weights[r][:, None] * column_weights[c]
+    return result
+
+
+def check_tiles(tile: int, overlap: int) -> None:
+    """Raise ValueError unless tiles of `tile` pixels reach beyond their overlap; `tile` 0 means whole images."""
+    if tile < 0 or (tile and not 0 <= overlap < tile):
+        raise ValueError(
+            f"tile is {tile} and overlap {overlap}: give an overlap of at least 0 and less than the tile, or tile 0 "
+            f"for whole images."
+        )
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Return where tiles begin along a side of `length` pixels: at equal distances, the last one ending with it."""
+    if length <= tile:
+        return [0]
+    gaps = math.ceil((length - tile) / (tile - overlap))
+    return [round(i * (length - tile) / gaps) for i in range(gaps + 1)]
+
+
+def tile_weights(starts: list[int], length: int, side: int, overlap: int, like: Tensor) -> list[Tensor]:
+    """Return the weights (side,) of each tile along one side of the image; at each pixel they sum to 1."""
+    place = torch.arange(side, dtype=torch.float64)
+    ramp = torch.minimum(place + 1, side - place).clamp(max=overlap + 1)
+    total = torch.zeros(length, dtype=torch.float64)
+    for start in starts:
+        total[start : start + side] += ramp
+    return [(ramp / total[start : start + side]).to(like) for start in starts]
+
+
+def tiles(size: Size | None) -> Size:
+    """Return side and overlap of the tiles that larger images are cut into, for a graph of this size.
+
+    The side of a tile is the graph's shorter side. A graph of any size needs no tiles: both are 0.
+    """
+    side = 0 if size is None else min(size)
+    return side, side // 8
+
+
 # Self-ensemble
 
 
@@ -86,13 +186,6 @@ def self_ensemble(function: ImageFunction, images: Tensor) -> Tensor:
     """Restore images in their eight orientations (flips and quarter turns) and average the results.
 
     The four orientations of one shape, or all eight of a square image, go through `function` as one batch.
-
-    Args:
-        function: an image model in evaluation, or any function of images.
-        images: (B, C, H, W).
-
-    Returns:
-        (B, C', s H, s W) for a function of scale s.
     """
     check_evaluation(function)
     flips = [images, images.flip(-1), images.flip(-2), images.flip(-2, -1)]

@@ -117,9 +117,7 @@ class PositionBias(nn.Module):
     The biases start as -2 log(1 + d^2), where d is the distance from the point that the head looks at. These points lie
     on a circle of one token around the query. The biases fall slowly, so that a head can also learn to look far.
 
-    Args:
-        heads: number of heads.
-        size: (h, w) of the context that the table of offsets is made for. Other sizes get a resampled table.
+    The table of offsets is made for a context of `size`. Other sizes get a resampled table.
     """
 
     def __init__(self, heads: int, size: tuple[int, int]):
@@ -140,14 +138,9 @@ class PositionBias(nn.Module):
 
 @fx_leaf
 def offset_biases(context: Tensor, table: Tensor) -> Tensor:
-    """Look up the bias of each pair of tokens of a map.
+    """Look up the bias of each pair of tokens: a map (B, C, h, w), a table (1, heads, h', w') -> (heads, h w, h w).
 
-    Args:
-        context: the map, (B, C, h, w); its values are not used.
-        table: biases by offset, the place of the query minus the place of the key, (1, heads, h', w').
-
-    Returns:
-        (heads, h w, h w).
+    The table has the biases by offset, the place of the query minus the place of the key.
     """
     h, w = context.shape[-2:]
     table = resize_to(table, (2 * h - 1, 2 * w - 1))[0]

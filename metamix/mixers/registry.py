@@ -88,11 +88,7 @@ def list_mixers() -> list[str]:
 
 
 def get_mixer(name: str) -> type[nn.Module]:
-    """Return the mixer class registered as `name`.
-
-    Raises:
-        ValueError: unknown name; the message gives the nearest valid one.
-    """
+    """Return the mixer class registered as `name`. The error for an unknown name gives the nearest one."""
     if name not in _MIXERS:
         raise ValueError(
             f"Unknown mixer {name!r}{did_you_mean(name, _MIXERS)} Registered mixers: {', '.join(_MIXERS)}. "
@@ -107,11 +103,10 @@ def accepted_options(cls: type[nn.Module]) -> list[str]:
 
 
 def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn.Module:
-    """Build the mixer registered as `name`.
+    """Build the mixer registered as `name`, for maps of `dim` channels.
 
     Args:
         name: of the mixer, see `list_mixers()`.
-        dim: channels of the maps.
         size: (H, W) of the maps that spatial weights are made for.
         options: the mixer's own options, see `mixer_options(name)`.
 
@@ -136,8 +131,7 @@ def create_mixer(name: str, dim: int, *, size: tuple[int, int], **options) -> nn
 def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
     """Return `y`, the output of the class `mixer` for the map `x`.
 
-    Raises:
-        ValueError: `y` is not a tensor of the same shape; broadcasting would hide that in the residual.
+    Refuse anything but a tensor of the same shape; broadcasting would hide another shape in the residual.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or getattr(y, "shape", None) == x.shape:
         return y
@@ -150,17 +144,14 @@ def check_shape(y: Tensor, x: Tensor, mixer: str) -> Tensor:
 def describe_mixer(name: str, options: Mapping[str, Any], *, defaults: bool = True) -> str:
     """Return a mixer's name and options as text that is equal for mixers of the same function.
 
-    Args:
-        name: the mixer's name.
-        options: its options; dropout is left out, since it matters in training only.
-        defaults: show the options that are not given too; without them the text is the same after a mixer got a new
-            option.
+    Dropout is left out, since it matters in training only. Without `defaults`, options with their default value are
+    left out too; the text is then the same after a mixer got a new option.
     """
     default = {option.name: comparable(option.default) for option in mixer_options(name) if "drop" not in option.name}
-    changed = {option: comparable(value) for option, value in options.items() if option in default}
+    values = {option: comparable(value) for option, value in options.items() if option in default}
     if not defaults:
-        changed = {option: value for option, value in changed.items() if value != default[option]}
-    shown = default | changed if defaults else changed
+        values = {option: value for option, value in values.items() if value != default[option]}
+    shown = default | values if defaults else values
     return f"{name}({', '.join(f'{option}={value!r}' for option, value in shown.items())})"
 
 
@@ -176,25 +167,15 @@ def comparable(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class MixerOption:
-    """An option of a mixer.
+    """An option of a mixer."""
 
-    Args:
-        name: what to write in `mixer_args`.
-        default: value if it is not given; `inspect.Parameter.empty` if it is required.
-        doc: meaning, from the docstring of the mixer's class; empty if that has no entry.
-    """
-
-    name: str
-    default: Any
-    doc: str
+    name: str  # what to write in `mixer_args`
+    default: Any  # value if it is not given; `inspect.Parameter.empty` if it is required
+    doc: str  # meaning, from the docstring of the mixer's class; empty if that has no entry
 
 
 def mixer_options(name: str) -> list[MixerOption]:
-    """Return the options of the mixer registered as `name`, in the order of its constructor.
-
-    Raises:
-        ValueError: unknown name; the message gives the nearest valid one.
-    """
+    """Return the options of the mixer registered as `name`, in the order of its constructor."""
     cls = get_mixer(name)
     docs = documented_arguments(inspect.getdoc(cls) or "")
     parameters = inspect.signature(cls).parameters

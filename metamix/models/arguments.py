@@ -13,7 +13,6 @@ from timm.layers.create_norm import _NORM_MAP
 from torch import nn
 
 from metamix.layers import GELU, GroupNorm1
-from metamix.utils.checks import check_count, check_not_negative, check_rate
 from metamix.utils.text import did_you_mean
 
 Norm = str | Callable[[int], nn.Module] | None  # a name in timm, a constructor, or none
@@ -24,11 +23,7 @@ MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1
 
 
 def per_stage(name: str, value: Any, stages: int) -> list:
-    """Return one value for each stage: the entries of a sequence, or the same value for all.
-
-    Raises:
-        ValueError: the sequence has another length.
-    """
+    """Return one value for each stage: the entries of a sequence of that length, or the same value for all."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * stages
     if len(value) != stages:
@@ -39,12 +34,7 @@ def per_stage(name: str, value: Any, stages: int) -> list:
 
 
 def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str], list[dict]]:
-    """Return the mixer's name and its arguments for each stage.
-
-    Raises:
-        ValueError: a mixer is not a name, arguments are not a dict or are set by the skeleton, or there are too few or
-            too many of either.
-    """
+    """Return the mixer's name and its arguments for each stage, or raise ValueError for what is wrong with them."""
     names = per_stage("mixer", mixer, stages)
     args = per_stage("mixer_args", {} if mixer_args is None else mixer_args, stages)
     if not all(isinstance(name, str) for name in names):
@@ -56,19 +46,6 @@ def mixers_per_stage(mixer: Any, mixer_args: Any, stages: int) -> tuple[list[str
             f"mixer_args has {', '.join(sorted(reserved))}, which the skeleton sets: use mixer, dims and img_size."
         )
     return names, [dict(options) for options in args]
-
-
-def check_arguments(
-    depths: Any, dims: Any, *, in_chans: Any, mlp_ratio: Any, layer_scale: Any, rates: Mapping[str, Any]
-) -> None:
-    """Raise ValueError for stages or numbers out of range; `rates` are the dropout rates by argument."""
-    check_stages(depths, dims)
-    check_count("in_chans", in_chans, least=1)
-    for name, rate in rates.items():
-        check_rate(name, rate)
-    for ratio in per_stage("mlp_ratio", mlp_ratio, len(depths)):
-        check_not_negative("mlp_ratio", ratio)
-    check_not_negative("layer_scale", layer_scale or 0)
 
 
 def check_stages(depths: Any, dims: Any) -> None:
@@ -91,6 +68,12 @@ def check_known(arguments: Iterable[str], accepted: Collection[str], name: str) 
             )
 
 
+def check_tag(name: str, tag: str, tags: Collection[str]) -> None:
+    """Raise ValueError for a tag that is not one of the model's."""
+    if tag and tag not in tags:
+        raise ValueError(f"{name} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
+
+
 def norm_layer(option: str, norm: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor of a norm of (B, C, H, W).
 
@@ -111,8 +94,7 @@ def activation(option: str, act: Activation) -> type[nn.Module]:
 def layer_by_name(option: str, layer: Any, get: Callable[[str], Any], names: Collection[str]) -> Any:
     """Return `layer` if it is a constructor, else the layer of that name from timm's `get`.
 
-    Raises:
-        ValueError: `layer` is not one of `names`. Case and underscores are ignored.
+    It must be one of `names`; case and underscores are ignored.
     """
     if callable(layer):
         return layer

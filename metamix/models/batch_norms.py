@@ -12,13 +12,7 @@ BATCH_NORMS = ("auto", "freeze", "replace", "train")
 def apply_batch_norms(body: nn.Module, batch_norms: str, *, loaded: bool) -> nn.Module:
     """Freeze all batch norms of a model, replace them by group norms, or leave them to be trained.
 
-    Args:
-        body: the model.
-        batch_norms: "freeze", "replace" or "train"; "auto" freezes batch norms with loaded weights and replaces others.
-        loaded: whether the weights are loaded.
-
-    Raises:
-        ValueError: `batch_norms` is something else.
+    "auto" freezes them if the weights are loaded, and replaces them otherwise.
     """
     check_choice("batch_norms", batch_norms, BATCH_NORMS)
     if batch_norms == "auto":

@@ -63,11 +63,7 @@ def adapt_checkpoint(
 ) -> dict[str, Tensor]:
     """Adapt the tensors of a file to a model of the zoo or of timm, as `checkpoint_filter` does.
 
-    Args:
-        model: the model; timm's own models use the filter of their family.
-        state: tensors by the file's names.
-        source: the file's name, for messages.
-        metadata: the file's metadata; a model of the zoo must compute what they describe.
+    timm's own models use the filter of their family. A model of the zoo must compute what the metadata describe.
 
     Raises:
         ValueError: tensors before the head do not fit, or the metadata describe another function.
@@ -104,10 +100,7 @@ def load_checkpoint_path(model: MetaFormer, path: str | Path) -> Any:
     """Load a file into a model, for timm's `checkpoint_path`: the whole state, head included.
 
     Spatial weights are resampled to the model's image size. A file of ours also sets the model's `pretrained_cfg`, and
-    with it how images are prepared.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or of a wrong shape; or the metadata describe another function.
+    with it how images are prepared. What does not fit is refused as by `adapt_checkpoint`.
     """
     state, metadata = read_weights(path)
     tensors, unknown, layout = translate(state, model, path)
@@ -129,11 +122,10 @@ def translate(
 ) -> tuple[dict[str, Tensor], set[str], Layout]:
     """Rename tensors to our names, and resample spatial weights to the sizes of the model.
 
-    Returns:
-        The tensors, the names of those in the file that the model does not have, and the file's layout.
+    Refuse a state dict that says that it is of another mixer.
 
-    Raises:
-        ValueError: the state dict says that it is of another mixer, or a mixer's shapes belong to no image size.
+    Returns:
+        The tensors, the names of tensors in the file that the model does not have, and the file's layout.
     """
     notes = getattr(state, "_metadata", None)
     for name, stage in model.named_modules():
@@ -148,11 +140,7 @@ def translate(
 
 
 def resample_spatial_weights(state: Mapping[str, Tensor], model: MetaFormer, source: object) -> dict[str, Tensor]:
-    """Resample spatial weights and position embeddings to the image size of `model`.
-
-    Raises:
-        ValueError: the shapes in a mixer belong to no image size.
-    """
+    """Resample spatial weights and position embeddings to the image size of `model`."""
     state = dict(state)
     if model.pos_embed is not None and "pos_embed" in state and state["pos_embed"].ndim == 4:
         state["pos_embed"] = resize_to(state["pos_embed"], model.pos_embed.shape[-2:])
@@ -190,9 +178,6 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
         metadata: of the file; without a model's name nothing is checked.
         source: the file's name, for messages.
         refuse: raise if the models differ; else warn, for a user who chose another mixer on purpose.
-
-    Raises:
-        ValueError: the models compute different functions, or the file's model cannot be built.
     """
     if metadata.model is None:
         return
@@ -210,11 +195,7 @@ def check_same_function(model: MetaFormer, metadata: ModelMetadata, source: obje
 
 
 def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Refuse metadata that describe a model of the zoo much larger than the file, as `check_size` does.
-
-    Raises:
-        ValueError: the model is larger, or the metadata describe none.
-    """
+    """Refuse metadata that describe a model of the zoo much larger than the file, as `check_size` does."""
     name = metadata.architecture
     if name is not None and timm.is_model(name) and hasattr(timm.model_entrypoint(name), "registered_in"):
         check_size(build_described(metadata, source), tensors, name, source)

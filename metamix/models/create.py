@@ -35,15 +35,9 @@ def create_model(name: str, /, pretrained: bool = False, **arguments: Any) -> nn
 
 
 def check_image_size(model: nn.Module, name: str, in_chans: int, size: int, advice: str) -> None:
-    """Check that a model takes square images, by a forward pass of a black one.
+    """Check that a model takes square images of `size` pixels, by a forward pass of a black one.
 
-    Args:
-        name: of the model, for the message.
-        size: side of the images in pixels.
-        advice: last sentence of the message.
-
-    Raises:
-        ValueError: it does not take them.
+    The error names the model and ends with `advice`.
     """
     training = model.training
     try:

@@ -52,14 +52,9 @@ DOWNSAMPLE = partial(ConvEmbed, kernel_size=3, stride=2, padding=1)
 
 
 def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> None:
-    """Set the stride of the last downsamplings to 1, so that the last maps have `output_stride`.
+    """Set the stride of the last downsamplings, in place, to 1, so that the last maps have `output_stride`.
 
     A convolution that sees a finer map than it was trained on is dilated to reach equally far.
-
-    Args:
-        stem: the stem.
-        downsamples: the downsamplings between the stages; they are changed in place.
-        output_stride: stride of the last stage's maps.
 
     Raises:
         ValueError: the model has another number of stages, or downsamplings that are not convolutions of odd kernels.

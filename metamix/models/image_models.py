@@ -37,7 +37,7 @@ from metamix.weights.find import local_weights, nothing_published, read_weights
 from metamix.weights.fit import check_size, load_into
 from metamix.weights.layout import OURS, Layout
 
-from .arguments import check_known
+from .arguments import check_known, check_tag
 from .maxim import MaximUNet
 from .maxim_layout import maxim_layout
 from .wavemix_restoration import SISR, SISR_ONE_LEVEL, WAVEMIXSR, WaveMixSisr, WaveMixSR
@@ -58,11 +58,7 @@ _MODELS: dict[str, Entry] = {}
 def register_image_model(
     name: str, build: Callable[..., nn.Module], *, tags: Mapping[str, str] | None = None, **preset: Any
 ) -> None:
-    """Register a name: `create_image_model(name)` builds `build(**preset)`.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Register a name that is not taken: `create_image_model(name)` builds `build(**preset)`."""
     if name in _MODELS:
         raise ValueError(f"An image model named {name!r} is registered already: choose another name.")
     _MODELS[name] = Entry(build, preset, dict(tags or {}))
@@ -132,18 +128,13 @@ def warn_of_changes(arguments: Mapping[str, Any], trained: Mapping[str, Any], so
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split NAME or NAME.TAG into the name and the tag, "" for none.
-
-    Raises:
-        ValueError: there is no such model, or it has no such tag.
-    """
+    """Split NAME or NAME.TAG into the name and the tag, "" for none; refuse names and tags that do not exist."""
     base, _, tag = name.partition(".")
     if base not in _MODELS:
         raise ValueError(
             f"There is no image model {base!r}{did_you_mean(base, _MODELS)} `metamix.list_image_models()` lists all."
         )
-    if tag and tag not in (tags := tags_of(base)):
-        raise ValueError(f"{base} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
+    check_tag(base, tag, tags_of(base))
     return base, tag
 
 
@@ -167,23 +158,14 @@ def published_source(name: str, tag: str) -> str:
 
 
 def published_weights(name: str) -> Path:
-    """Return the file of the weights that `with_tag` names, downloaded if needed.
-
-    Raises:
-        ValueError: the name or the tag is unknown, or none are published.
-        OSError: the download fails.
-    """
+    """Return the file of the weights that `with_tag` names, downloaded if needed."""
     tagged = with_tag(name)
     source = published_source(*split_name(tagged))
     return download(source, tagged) if "://" in source else Path(source)
 
 
 def with_tag(name: str) -> str:
-    """Return NAME.TAG of published weights; a name without a tag gets the first of its tags.
-
-    Raises:
-        ValueError: the name or the tag is unknown, or none are published.
-    """
+    """Return NAME.TAG of published weights; a name without a tag gets the first of its tags."""
     name, tag = split_name(name)
     tags = tags_of(name)
     if not tags:

@@ -94,7 +94,7 @@ def list_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = False)
         ValueError: a pattern matches no model.
     """
     others = "metamix.list_models() lists all, and metamix.list_image_models() those that return images."
-    models = [model_info(name) for name in choose(pattern, list(default_cfgs), others)]
+    models = map(model_info, choose(pattern, list(default_cfgs), others))
     return [model for model in models if model.weights or not pretrained]
 
 
@@ -104,7 +104,7 @@ def list_image_models(pattern: str | Iterable[str] = "*", *, pretrained: bool = 
     Arguments and errors are as for `list_models`.
     """
     others = "metamix.list_image_models() lists all, and metamix.list_models() the classifiers."
-    models = [image_model_info(name) for name in choose(pattern, image_model_names(), others)]
+    models = map(image_model_info, choose(pattern, image_model_names(), others))
     return [model for model in models if model.weights or not pretrained]
 
 
@@ -117,9 +117,6 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
     """List the classifiers, and after them the image restoration models, as `list_models` does.
 
     A pattern may also name weights, such as "*.cifar10"; their models are listed only with these weights.
-
-    Raises:
-        ValueError: a pattern matches no model.
     """
     tags = {name: default_cfgs[name].tags for name in default_cfgs} | {n: tags_of(n) for n in image_model_names()}
     tagged = [f"{name}.{tag}" for name in tags for tag in tags[name] if tag]
@@ -135,11 +132,7 @@ def list_all_models(patterns: Iterable[str] = ("*",), *, pretrained: bool = Fals
 
 
 def model_info(name: str) -> ModelInfo:
-    """Describe a registered name.
-
-    Raises:
-        ValueError: it was registered with arguments that make no model.
-    """
+    """Describe a registered name."""
     cfgs, cards = default_cfgs[name].cfgs, local_cards().get(name, {})
     try:
         parameters, macs = known_sizes().get(name) or count_size(name)

@@ -50,7 +50,7 @@ from metamix.layers import (
     from_sets,
     to_sets,
 )
-from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection, shrink_image
+from metamix.layers.image_inference import check_multiples, run_padded, shrink_image
 from metamix.mixers import Maxim
 from metamix.utils.checks import check_count, parse_size
 
@@ -104,9 +104,6 @@ class MaximUNet(GradCheckpointing):
         block_size_lr: block and grid size of the other levels and the bottleneck.
         input_proj_factor, block_gmlp_factor, grid_gmlp_factor: of the mixer, see `metamix.mixers.Maxim`.
         channels_reduction: channels over hidden channels of channel attention.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -181,16 +178,10 @@ class MaximUNet(GradCheckpointing):
             return [restored for stage in self.forward_stages(images) for restored in stage]
         if torch.compiler.is_exporting():  # torch.export cannot prove that a padded size fits the levels
             return self.forward_stages(images)[-1][-1]
-        x, start = pad_by_reflection(images, self.multiple)
-        h, w = images.shape[-2:]
-        return crop(self.forward_stages(x)[-1][-1], start, (h, w))
+        return run_padded(lambda x: self.forward_stages(x)[-1][-1], images, self.multiple)
 
     def forward_stages(self, images: Tensor) -> list[list[Tensor]]:
-        """Return the restored images of each stage, from the coarsest scale to the finest.
-
-        Args:
-            images: (B, in_chans, H, W) with H and W multiples of `multiple`.
-        """
+        """Return the restored images of each stage, from the coarsest scale to the finest, of sides that fit."""
         check_multiples(images, self.multiple, self)
         scales = [shrink_image(images, 2**i) for i in range(self.num_scales)]  # (B, in_chans, H / 2^i, W / 2^i)
         outputs, carried = [], None
@@ -200,12 +191,9 @@ class MaximUNet(GradCheckpointing):
         return outputs
 
     def set_local_pooling(self, size: int | tuple[int, int] | None) -> None:
-        """Let channel attention average over windows of the size of the training crops, not over the whole image.
+        """Let channel attention average over windows of the size of the training crops; None for the whole image.
 
         Means over a whole image differ from the means over crops that it was trained on (arXiv 2112.04491).
-
-        Args:
-            size: (height, width) of the training crops in pixels, or one number; None for the whole image.
         """
         window = parse_size("size", size) if size is not None else None
         stages: list[Any] = list(self.stages)
@@ -422,7 +410,7 @@ def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Average each pixel's neighbourhood: (B, C, H, W) -> (B, C, H, W).
 
     A window larger than the map is cut to it. A pixel near the border takes the mean of the nearest window that
-    lies inside the map, as in "Test-time Local Converter" (TLC, arXiv 2112.04491).
+    lies inside the map, as in "Test-time Local Converter" (arXiv 2112.04491).
     """
     for dim, side in ((-2, window[0]), (-1, window[1])):
         length = x.shape[dim]
@@ -576,8 +564,7 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, Sam):
             nn.init.zeros_(module.residual.weight)
         elif isinstance(module, SpatialGate):
-            for name, parameter in (*module.grid.named_parameters(), *module.block.named_parameters()):
-                if name == "weight":
-                    nn.init.normal_(parameter, std=0.02)
-                else:
-                    nn.init.ones_(parameter)
+            spatial: Any
+            for spatial in (module.grid, module.block):
+                nn.init.normal_(spatial.weight, std=0.02)
+                nn.init.ones_(spatial.bias)

@@ -80,12 +80,10 @@ Paths = Iterator[tuple[nn.Module, str]]  # our modules that have parameters of t
 
 
 def maxim_layout(model: MaximUNet, state: Mapping[str, Any]) -> Layout:
-    """Return the layout of a checkpoint of the whole network.
+    """Return the layout of a checkpoint of the whole network, with these tensors.
 
-    Args:
-        model: the network that the checkpoint is for.
-        state: its tensors by name. Flax numbers modules without a name in the order of their creation. The numbers of
-            UpSampleRatio may have gaps in a checkpoint, but keep that order.
+    Flax numbers modules without a name in the order of their creation. The numbers of UpSampleRatio may have gaps in a
+    checkpoint, but keep that order.
     """
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"UpSampleRatio_(\d+)/", key))})
     wanted = sum(isinstance(module, Rescale) for module in model.modules())

@@ -26,18 +26,10 @@ from torch import Tensor, nn
 from metamix.layers import GELU, GlobalPool, GroupNorm1, Mlp, checkpointed, resize_to
 from metamix.mixers import create_mixer
 from metamix.mixers.registry import accepted_options, check_shape, describe_mixer, get_mixer
-from metamix.utils.checks import check_count, parse_size
+from metamix.utils.checks import check_count, check_not_negative, check_rate, parse_size
 from metamix.weights.fit import function_mismatch
 
-from .arguments import (
-    Activation,
-    Norm,
-    activation,
-    check_arguments,
-    mixers_per_stage,
-    norm_layer,
-    per_stage,
-)
+from .arguments import Activation, Norm, activation, check_stages, mixers_per_stage, norm_layer, per_stage
 from .embed import DOWNSAMPLE, STEM, Embed, limit_stride
 from .timm_interface import TimmInterface, list_features
 
@@ -101,12 +93,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A downsampling, none in the first stage, and blocks of one resolution.
+    """A downsampling, the identity in the first stage, and blocks of one resolution.
 
-    Args:
-        downsample: the downsampling, or the identity.
-        blocks: the blocks.
-        make_mixer: builds a mixer like the blocks' own, for maps of another `size`.
+    `make_mixer` builds a mixer like the blocks' own, for maps of another `size`.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block], make_mixer: "partial[nn.Module]"):
@@ -138,9 +127,7 @@ class Stage(nn.Module):
     def mixer_mismatch(self, name: str, metadata: Mapping[str, Any]) -> str | None:
         """Return an error message if the tensors of this stage are of another mixer, else None.
 
-        Args:
-            name: of this stage in the state dict, such as stages.0.
-            metadata: what torch and `_save_to_state_dict` note of this stage.
+        `name` is the stage's name in the state dict, and `metadata` what torch and `_save_to_state_dict` note of it.
         """
         mixer = self.mixer_text()
         theirs, ours = {"the mixer": metadata.get("mixer") or mixer}, {"the mixer": mixer}
@@ -215,17 +202,17 @@ class MetaFormer(TimmInterface):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        check_arguments(
-            depths,
-            dims,
-            in_chans=in_chans,
-            mlp_ratio=mlp_ratio,
-            layer_scale=layer_scale,
-            rates=dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate),
-        )
+        check_stages(depths, dims)
+        check_count("in_chans", in_chans, least=1)
+        rates = dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, drop_path_rate=drop_path_rate)
+        for name, rate in rates.items():
+            check_rate(name, rate)
         stages = len(depths)
-        mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
         mlp_ratios = per_stage("mlp_ratio", mlp_ratio, stages)
+        for ratio in mlp_ratios:
+            check_not_negative("mlp_ratio", ratio)
+        check_not_negative("layer_scale", layer_scale or 0)
+        mixers, mixer_args = mixers_per_stage(mixer, mixer_args, stages)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         make_block = partial(
             Block,
@@ -270,11 +257,7 @@ class MetaFormer(TimmInterface):
         self.feature_info = list_features(dims, list(strides), depths)
 
     def map_sizes(self, img_size: int | tuple[int, int], downsamples: Sequence[Any]) -> list[tuple[int, int]]:
-        """Return (H, W) of the maps in each stage.
-
-        Raises:
-            ValueError: `img_size` is not a size, or too small for the stages.
-        """
+        """Return (H, W) of the maps in each stage; refuse images that are too small for the stages."""
         sizes = [self.stem.out_size(parse_size("img_size", img_size))]
         for down in downsamples[1:]:
             sizes.append(down.out_size(sizes[-1]))
@@ -304,12 +287,7 @@ class MetaFormer(TimmInterface):
         return self.head(x.movedim(1, -1)).movedim(-1, 1) if self.global_pool.is_identity() else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head.
-
-        Args:
-            num_classes: outputs of the new head; 0 for no head.
-            global_pool: as in the constructor; None to keep the present one.
-        """
+        """Replace the head; arguments as in the constructor, but `global_pool=None` keeps the present pooling."""
         check_count("num_classes", num_classes, least=0)
         if global_pool is not None:
             if global_pool not in POOLS:

@@ -27,11 +27,8 @@ class ConvNormAct(CeilEmbed, nn.Sequential):
     reduction = 2
 
     def __init__(self, in_chans: int, dim: int):
-        super().__init__(
-            ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1),
-            nn.BatchNorm2d(dim),
-            GELU(),
-        )
+        conv = ConvEmbed(in_chans, dim, kernel_size=3, stride=2, padding=1)
+        super().__init__(conv, nn.BatchNorm2d(dim), GELU())
 
 
 class ConvNormActStem(CeilEmbed, nn.Sequential):
@@ -40,12 +37,8 @@ class ConvNormActStem(CeilEmbed, nn.Sequential):
     reduction = 2
 
     def __init__(self, in_chans: int, dim: int):
-        super().__init__(
-            ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1),
-            nn.BatchNorm2d(dim // 2),
-            GELU(),
-            ConvNormAct(dim // 2, dim),
-        )
+        conv = ConvEmbed(in_chans, dim // 2, kernel_size=3, stride=1, padding=1)
+        super().__init__(conv, nn.BatchNorm2d(dim // 2), GELU(), ConvNormAct(dim // 2, dim))
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -69,7 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class NanoOptions:
-    """Options of a mixer in `nano`, and the width of the MLPs, which are made narrower to pay for the mixer."""
+    """Options of a mixer in `nano`, and the width of the MLPs."""
 
     mlp_ratio: float  # hidden width of the MLPs as a multiple of the channels
     stages: Sequence[dict[str, Any]] = ({},)  # options of the mixer in each stage; further stages take the last
@@ -123,13 +116,9 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     """Build a model of the comparison family.
 
     Args:
-        name: registered name, with which timm finds configurations and weights.
-        pretrained: load published weights.
+        name, pretrained: as for `build`.
         size: a key of `SIZES`.
         kwargs: arguments of `MetaFormer`; `mixer_args` override single options of `default_mixer_args`.
-
-    Raises:
-        ValueError: an argument is wrong.
     """
     check_choice("size", size, SIZES)
     arguments = SIZES[size] | kwargs

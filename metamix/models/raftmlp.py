@@ -175,7 +175,7 @@ def raftmlp_layout(*, last_head: int, cross: bool) -> Layout:
 
     Args:
         last_head: index of the authors' head that holds the final norm: the last level with shortcuts, else 0.
-        cross: whether patches of several sizes are embedded ("emb_cross_mlp"), else "emb_mixer".
+        cross: whether the embedding is "emb_cross_mlp", with patches of several sizes, or else "emb_mixer".
     """
     names = (
         *RAFTMLP_NAMES,

@@ -25,7 +25,7 @@ from metamix.weights.download import require_reachable
 from metamix.weights.files import ARTIFACT
 from metamix.weights.find import cfg_of_file, local_weights, nothing_published
 
-from .arguments import check_stages, mixers_per_stage
+from .arguments import check_stages, check_tag, mixers_per_stage
 from .checkpoint import checkpoint_filter
 from .metaformer import MetaFormer
 
@@ -66,9 +66,6 @@ def build(
         pretrained: load published weights.
         default_mixer_args: what the family gives to its mixers. The caller's `mixer_args` override single entries.
         kwargs: arguments of `MetaFormer` and of timm's builder.
-
-    Raises:
-        ValueError: an argument is wrong, or `timm.create_model(scriptable=True)`, which the zoo does not support.
     """
     if is_scriptable():
         raise ValueError("scriptable=True is TorchScript, which is not supported: use torch.compile or torch.export.")
@@ -186,11 +183,7 @@ def tagged_cfgs(name: str, cfg: dict, tags: dict[str, dict]) -> DefaultCfg:
 
 
 def check_model(name: str, pretrained: bool = False) -> None:
-    """Check that timm knows a model, its tag if the name has one and, if `pretrained`, weights of it.
-
-    Raises:
-        ValueError: it does not; the message names the nearest model or tag.
-    """
+    """Raise ValueError unless timm knows a model, its tag if the name has one and, if `pretrained`, weights of it."""
     if not isinstance(name, str):
         raise ValueError(f"a {type(name).__name__} is given: give the name of a model.")
     if ":" in name:  # timm finds hf-hub:... and local-dir:...
@@ -206,9 +199,7 @@ def check_model(name: str, pretrained: bool = False) -> None:
             f"`timm.list_models()` lists all."
         )
     model, _, tag = name.partition(".")
-    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
-    if tag and tag not in tags:
-        raise ValueError(f"{model} has no tag {tag!r}{did_you_mean(tag, tags)} It has {', '.join(tags) or 'none'}.")
+    check_tag(model, tag, [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")])
     if pretrained and not timm.models.is_model_pretrained(name):
         raise nothing_published(name)
 

@@ -38,18 +38,10 @@ class TimmInterface(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the features that `feature_info` lists, and the final map.
+        """Return the final map, unless `intermediates_only`, and the features that `feature_info` lists.
 
-        Args:
-            x: images (B, in_chans, H, W).
-            indices: which features; an int n for the last n, None for all.
-            norm: apply the final norm to features of its width.
-            stop_early: stop after the last requested feature, and return its map as the final one.
-            output_fmt: "NCHW" only.
-            intermediates_only: return only the features.
-
-        Returns:
-            (final map, features), or features.
+        Arguments are timm's. With `norm`, features of the final norm's width are normed. With `stop_early`, the final
+        map is that of the last requested feature.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; features are maps: use output_fmt='NCHW'.")

@@ -140,11 +140,7 @@ for name, cfg, preset in (
     ("wavemix_192_16_l3", FULL, dict(patch_size=4, level=3)),
     ("wavemix_256_16_l3", FULL, dict(patch_size=4, level=3)),
     ("wavemix_256_12_l2", FULL | dict(pool_size=(28, 28), num_classes=365), dict(patch_size=8, level=2)),
-    (
-        "wavemix_256_16_l4",
-        FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)),
-        dict(stride=2, level=4),
-    ),
+    ("wavemix_256_16_l4", FULL | dict(input_size=(3, 256, 256), pool_size=(64, 64)), dict(stride=2, level=4)),
     ("wavemix_144_7", CIFAR, dict(stride=1)),
     ("wavemix_320_8", CIFAR, dict(stride=1)),
     ("wavemix_256_8", CIFAR100, dict(stride=1)),

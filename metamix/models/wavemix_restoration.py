@@ -14,6 +14,7 @@ their code upsample by bilinear and by bicubic interpolation; it is an option, a
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,31 +22,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import CheckpointedSequential, Conv2d, GradCheckpointing
-from metamix.layers.image_inference import check_multiples, crop, pad_by_reflection
+from metamix.layers.image_inference import check_multiples, run_padded
 from metamix.mixers import WaveMix
 from metamix.utils.checks import check_choice, check_count
 from metamix.weights.layout import Layout
 
+from .arguments import norm_layer
+from .metaformer import Block
 from .official import ModelAndLayout, official
 from .wavemix import ONE_LEVEL, WAVEMIX_BLOCK_NAMES, arrange_wavemix
 
 MODES = ("bilinear", "bicubic")
 
 
-class WaveBlock(nn.Module):
-    """x + mixer(x), (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, mixer: nn.Module):
-        super().__init__()
-        self.mixer = mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mixer(x)
-
-
 def wave_blocks(dim: int, depth: int, **options) -> CheckpointedSequential:
-    """Build `depth` blocks; `options` go to the mixer."""
-    return CheckpointedSequential(*(WaveBlock(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
+    """Build `depth` blocks x + mixer(x); `options` go to the mixer."""
+    make_block = partial(Block, dim, norm1=norm_layer("norm1", "none"), mlp_ratio=0, layer_scale=0)
+    return CheckpointedSequential(*(make_block(WaveMix(dim, size=(1, 1), **options)) for _ in range(depth)))
 
 
 def stem(in_chans: int, dim: int) -> nn.Sequential:
@@ -67,9 +60,6 @@ class WaveMixSR(GradCheckpointing):
         proj_drop: dropout in the blocks.
         mode: interpolation, "bilinear" or "bicubic".
         residual: add the upsampled luminance to the result.
-
-    Raises:
-        ValueError: an argument is out of range, or images have another number of channels.
     """
 
     in_chans = 1
@@ -118,9 +108,6 @@ class WaveMixSisr(GradCheckpointing):
         level: levels of the wavelet transform, 1 to 4.
         dim, depth, mult, ff_channel, proj_drop: as in `WaveMixSR`.
         residual: add the image, bilinearly enlarged to the result's size, to the result.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -138,9 +125,7 @@ class WaveMixSisr(GradCheckpointing):
     ):
         super().__init__()
         if scale not in (1, 2):
-            raise ValueError(
-                f"scale is {scale!r}: {type(self).__name__} enlarges images twice, or not at all: give 1 or 2."
-            )
+            raise ValueError(f"scale is {scale!r}: WaveMixSisr enlarges images twice, or not at all: give 1 or 2.")
         for option, value in (("in_chans", in_chans), ("dim", dim), ("depth", depth)):
             check_count(option, value, least=1)
         self.in_chans, self.scale, self.residual, self.num_features = in_chans, scale, residual, dim
@@ -158,8 +143,7 @@ class WaveMixSisr(GradCheckpointing):
             return [self.restore(images)]
         if self.fold == 1 or torch.compiler.is_exporting():  # exported graphs take multiples of `multiple`, as MAXIM's
             return self.restore(images)
-        x, start = pad_by_reflection(images, self.multiple)
-        return crop(self.restore(x), start, (images.shape[-2], images.shape[-1]))
+        return run_padded(self.restore, images, self.multiple)
 
     def restore(self, images: Tensor) -> Tensor:
         """Restore images whose sides are multiples of `multiple`."""

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.layers.image_inference import self_ensemble
-from metamix.layers.tiles import apply_in_tiles
+from metamix.layers.image_inference import apply_in_tiles, self_ensemble
 from metamix.utils.checks import DoesNotFit, check_finite
 
 from .colour import to_rgb, to_ycbcr

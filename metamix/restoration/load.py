@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 from torch import nn
 
-from metamix.layers.padding import PadAndCrop, tiles
+from metamix.layers.image_inference import PadAndCrop, tiles
 from metamix.models.image_models import (
     create_image_model,
     preset_arguments,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from metamix.data.options import ReadingOptions, Template
-from metamix.layers.tiles import check_tiles
+from metamix.layers.image_inference import check_tiles
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import Count, Natural, NotNegative, ShareBetween

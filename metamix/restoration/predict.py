@@ -20,7 +20,7 @@ from typing import Literal
 
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
-from metamix.layers.tiles import check_tiles
+from metamix.layers.image_inference import check_tiles
 from metamix.tasks.predict import PredictOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural

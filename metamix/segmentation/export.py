@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
-from metamix.layers.padding import pad_for_graph, tiles
+from metamix.layers.image_inference import pad_for_graph, tiles
 from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
 from metamix.utils.rules import rule
 from metamix.weights.files import ARTIFACT

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamix.layers import resize_to
-from metamix.layers.tiles import apply_in_tiles
+from metamix.layers.image_inference import apply_in_tiles
 from metamix.utils.checks import check_finite
 
 from .transforms import Size

@@ -12,8 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.data import normalize
-from metamix.layers.padding import PadAndCrop, tiles
-from metamix.layers.tiles import check_tiles
+from metamix.layers.image_inference import PadAndCrop, check_tiles, tiles
 from metamix.models.checkpoint import check_described_size
 from metamix.tasks.metadata import SplitNames, arguments_without, check_trained_for, to_lists, without_head
 from metamix.utils.rules import check_entries, one_of, rules_of, where

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from metamix.data.options import Factor, Factors, ReadingOptions, Splits, Template, check_both
-from metamix.layers.tiles import check_tiles
+from metamix.layers.image_inference import check_tiles
 from metamix.tasks.options import BackboneOptions
 from metamix.utils.options import changed_flags, option
 from metamix.utils.rules import NotNegative, PositiveShare, Share

@@ -23,7 +23,7 @@ from PIL import Image
 
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
-from metamix.layers.tiles import check_tiles
+from metamix.layers.image_inference import check_tiles
 from metamix.tasks.predict import PredictOptions
 from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import option

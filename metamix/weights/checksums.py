@@ -17,8 +17,7 @@ VALUES = "everything but tensors"  # name of the checksum of a file's plain valu
 def checksums(content: Mapping[str, Any]) -> dict[str, str]:
     """Compute a CRC-32 of each tensor in nested dicts and lists, and one of all plain values together.
 
-    Returns:
-        Eight hexadecimal digits by name, such as "optimizer.state.0.exp_avg".
+    Each has eight hexadecimal digits and a name, such as "optimizer.state.0.exp_avg".
     """
     tensors = dict(_tensors(content))
     plain = json.dumps(_plain(content), sort_keys=True, default=str)
@@ -32,14 +31,9 @@ def damaged(content: Mapping[str, Any], expected: Mapping[str, str]) -> list[str
 
 
 def digest(rows: Iterable[Iterable[str | int | float]]) -> str:
-    """Hash rows of plain values in their order, such as (relative path, label, file size) of each sample.
+    """Hash rows of text and numbers in their order, such as (relative path, label, file size): 32 hexadecimal digits.
 
-    Args:
-        rows: text and numbers. Use paths relative to the data set, with forward slashes, so that a data set that moved
-            has the same digest.
-
-    Returns:
-        32 hexadecimal digits.
+    Use paths relative to the data set, with forward slashes, so that a data set that moved has the same digest.
     """
     hash = hashlib.blake2b(digest_size=16)
     for row in rows:

@@ -12,15 +12,12 @@ from timm.models import PretrainedCfg
 
 
 def download(url: str, name: str, folder: str | Path | None = None) -> Path:
-    """Download published weights into a folder, if it does not have them.
+    """Download published weights into a folder, if it does not have them, and return their path.
 
     Args:
         url: address of the file.
         name: name of the file in the folder, without its suffix.
         folder: torch's cache of checkpoints by default.
-
-    Raises:
-        OSError: the download fails.
     """
     path = Path(folder or Path(torch.hub.get_dir()) / "checkpoints") / f"{name}{Path(url).suffix}"
     if not path.is_file():
@@ -45,9 +42,6 @@ def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: st
         name: a model of timm, or hf-hub:REPOSITORY.
         cfg: the model's configuration, if it is not the registered one.
         cache_dir: of timm, if it is not the hub's own.
-
-    Raises:
-        OSError: they are not cached, and cannot be reached.
     """
     hub_id: str | None = None
     if name.startswith(("hf-hub:", "hf_hub:")):

@@ -57,11 +57,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `save_checkpoint` to the CPU.
-
-    Raises:
-        ValueError: the file is damaged, or is not a checkpoint.
-    """
+    """Read a checkpoint of `save_checkpoint` to the CPU; refuse damaged and other files."""
     state = _load_torch(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(
@@ -81,10 +77,7 @@ def require(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with checksums.
 
-    Args:
-        path: the file.
-        tensors: by name.
-        metadata: plain values. Each is kept as JSON; text is kept as it is unless it could be read as JSON.
+    The metadata are plain values. Each is kept as JSON; text is kept as it is unless it could be read as JSON.
     """
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     texts = {key: _text(value) for key, value in metadata.items()}
@@ -149,11 +142,7 @@ def unwrap(state: Mapping) -> Mapping:
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    """Return the arrays or tensors in a tree by name, levels joined by "/".
-
-    Raises:
-        ValueError: a leaf is not an array of numbers.
-    """
+    """Return the arrays or tensors in a tree by name, levels joined by "/"; refuse a leaf that is neither."""
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -183,12 +172,7 @@ def flax_parameters(state: Mapping) -> Mapping:
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata that `load_weights` returns. Of a safetensors file, only the header is read.
-
-    Raises:
-        ValueError: the file is not a weight file.
-        FileNotFoundError: there is no such file.
-    """
+    """Read the metadata that `load_weights` returns. Of a safetensors file, only the header is read."""
     if path.suffix != ".safetensors":
         return load_weights(path)[1]
     with _open_safetensors(path) as file:
@@ -273,11 +257,10 @@ def _warn_of_missing_checksums(path: str) -> None:
 
 def _load_torch(path: str | Path) -> Any:
     """Read a PyTorch file without running code from it, and check it if it is one of our checkpoints."""
+    file = _existing(path)
     try:
         with safe_globals([Namespace]):  # timm's checkpoints hold their arguments
-            state = torch.load(_existing(path), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
         if is_out_of_memory(error):
             raise
@@ -295,8 +278,7 @@ def _load_torch(path: str | Path) -> Any:
         why = f"; {text[:120]}" if "PytorchStreamReader" in text else ""  # others say nothing about the file
         raise ValueError(f"{path} is truncated or not a PyTorch file ({os.path.getsize(path):,} bytes{why})") from None
     if isinstance(state, dict) and state.get("format") == FORMAT:
-        expected = state.pop("checksums", None)
-        _check_damage(path, state, expected)
+        _check_damage(path, state, state.pop("checksums", None))
     return state
 
 

@@ -17,15 +17,13 @@ from metamix.utils.files import shipped_folder
 from metamix.utils.text import did_you_mean
 
 from .files import ARTIFACT, load_metadata, load_weights
-from .metadata import ModelMetadata
+from .metadata import ModelMetadata, to_tuples
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """Read the tensors and the metadata of a weight file, a run folder, or shipped weights by name.
 
-    Raises:
-        ValueError: the file holds no weights that this version reads, or its metadata are refused.
-        FileNotFoundError: there is no such file.
+    Errors are those of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
     """
     tensors, metadata = load_weights(find_weights(path))
     return tensors, ModelMetadata.from_dict(metadata, path)
@@ -55,9 +53,6 @@ def local_cards() -> dict[str, dict[str, dict]]:
     Returns:
         Cards by model name and tag. Their `pretrained_cfg` has entries of timm's `PretrainedCfg`; "file" is the path
         of the weights.
-
-    Raises:
-        ValueError: a card cannot be read, or has entries that `PretrainedCfg` does not know.
     """
     cards: dict[str, dict[str, dict]] = {}
     for card in sorted(weights_dir().glob("*.json")):
@@ -67,9 +62,7 @@ def local_cards() -> dict[str, dict[str, dict]]:
             continue  # a clone without large files has only cards
         try:
             content = json.loads(card.read_text())
-            entries: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in content["pretrained_cfg"].items()
-            }
+            entries = {key: to_tuples(value) for key, value in content["pretrained_cfg"].items()}
             entries["file"] = str(weights)
             PretrainedCfg(**entries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

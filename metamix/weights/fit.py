@@ -96,15 +96,12 @@ def load_into(
     Args:
         model: its weights are overwritten.
         state: the file's tensors by its names.
-        source, name: what to call the file and the model in messages; the model's class by default.
+        source, head: as for `check_fit`, which also says what is refused.
+        name: what to call the model in messages; its class by default.
         layout: how the file names and arranges the tensors.
-        head: layers that keep their own weights if the file has none that fit.
 
     Returns:
-        Names of the head's weights that were kept.
-
-    Raises:
-        ValueError: the weights do not fit, or have NaN or infinity.
+        Names of the head's weights that were kept, since the file has none that fit.
     """
     of_model = model.state_dict(keep_vars=True)
     tensors, unknown = layout.translate(state, model)
@@ -120,10 +117,7 @@ def load_into(
 def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weights: str) -> str | None:
     """Say how a model differs from that of a file, or return None if both compute the same function.
 
-    Args:
-        theirs: the parts of the file's model as text, by name.
-        ours: the parts of the model that the weights are for.
-        weights: the file and what it holds, for the message.
+    Both are given as the text of each part, by name. `weights` names the file and what it holds.
     """
     parts = [part for part in theirs.keys() | ours.keys() if theirs.get(part) != ours.get(part)]
     if not parts:
@@ -136,15 +130,9 @@ def function_mismatch(theirs: Mapping[str, str], ours: Mapping[str, str], weight
 
 
 def check_size(described: nn.Module, tensors: Mapping[str, Tensor], name: str, source: object) -> None:
-    """Refuse a file whose metadata describe a much larger model, of twice as many values and more.
+    """Refuse the tensors of a file whose metadata describe a much larger model, of twice as many values and more.
 
-    Args:
-        described: the model, built on the meta device.
-        tensors: the file's tensors.
-        name, source: of the model and the file, for messages.
-
-    Raises:
-        ValueError: the model is much larger.
+    The model is built on the meta device. `name` and `source` name the model and the file in the message.
     """
     values, held = (sum(tensor.numel() for tensor in part.values()) for part in (described.state_dict(), tensors))
     if values > 2 * held + 1_000_000:

@@ -13,14 +13,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and arrangement of the tensors in a file.
+    """Names and arrangement of the tensors in a file."""
 
-    Args:
-        names: (pattern, replacement) pairs of `re.sub`. Applied in turn to our name of a tensor, they give the file's.
-        arrange: (our name, the file's tensor, model) -> the tensor as our model has it.
-    """
-
+    # (pattern, replacement) pairs of `re.sub`. Applied in turn to our name of a tensor, they give the file's.
     names: Sequence[tuple[str, str | Callable]] = ()
+    # (our name, the file's tensor, model) -> the tensor as our model has it
     arrange: Callable[[str, Tensor, nn.Module], Tensor] = lambda name, tensor, model: tensor
 
     def name(self, ours: str) -> str:
@@ -30,11 +27,7 @@ class Layout:
         return ours
 
     def translate(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
-        """Translate the tensors of a file to our names and arrangement.
-
-        Returns:
-            The tensors that `model` has, by our names, and the file's names of all other tensors.
-        """
+        """Return a file's tensors that `model` has, by our names and arranged, and the file's names of all others."""
         of_model = model.state_dict()
         names = {ours: self.name(ours) for ours in of_model}
         tensors = {

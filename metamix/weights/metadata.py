@@ -100,52 +100,31 @@ ARGUMENTS = {
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Metadata of a weight file. An entry that the file does not have is None, or an empty dict.
+    """Metadata of a weight file. An entry that the file does not have is None, or an empty dict."""
 
-    Attributes:
-        task: the task that trained the weights, such as "classification" or "detection".
-        model: registered name of the model or the backbone, with or without a tag.
-        model_args: arguments of its constructor beyond those below.
-        num_classes: outputs of the head.
-        in_chans: image channels.
-        img_size: side of the training images in pixels, or (height, width).
-        mean, std: per channel, for images on a scale from 0 to 1.
-        interpolation: how images are resized.
-        crop_pct: share of the shorter side that the centre crop keeps.
-        classes: names of the classes, in the order of the outputs.
-        data: name of the data set.
-        holdout: share of the training split that was held out.
-        memory: whether the data set was decoded into memory: "auto", "yes" or "no".
-        extra: every other entry, unchecked; the task that wrote it must check it.
-    """
-
-    task: str | None = None
-    model: ModelName | None = None
-    model_args: ModelArgs = field(default_factory=dict)
-    num_classes: NumClasses | None = None
-    in_chans: InChans | None = None
-    img_size: ImgSize | None = None
-    mean: Mean | None = None
+    task: str | None = None  # that trained the weights, such as "classification" or "detection"
+    model: ModelName | None = None  # registered name of the model or the backbone, with or without a tag
+    model_args: ModelArgs = field(default_factory=dict)  # arguments of its constructor beyond those below
+    num_classes: NumClasses | None = None  # outputs of the head
+    in_chans: InChans | None = None  # image channels
+    img_size: ImgSize | None = None  # side of the training images in pixels, or (height, width)
+    mean: Mean | None = None  # per channel, for images on a scale from 0 to 1
     std: Std | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] | None = None
-    crop_pct: CropPct | None = None
-    classes: Classes | None = None
-    data: str | None = None
-    holdout: ShareBelowOne | None = None
-    memory: Literal["auto", "yes", "no"] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    crop_pct: CropPct | None = None  # share of the shorter side that the centre crop keeps
+    classes: Classes | None = None  # names of the classes, in the order of the outputs
+    data: str | None = None  # name of the data set
+    holdout: ShareBelowOne | None = None  # share of the training split that was held out
+    memory: Literal["auto", "yes", "no"] | None = None  # whether the data set was decoded into memory
+    extra: dict[str, Any] = field(default_factory=dict)  # every other entry, unchecked; its task must check it
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object = "the weight file") -> ModelMetadata:
-        """Check the metadata of a file.
-
-        Args:
-            raw: the entries as `to_dict` wrote them; unknown keys go to `extra`.
-            source: the file's name, for messages.
+        """Check the entries of a file, as `to_dict` wrote them; unknown keys go to `extra`.
 
         Raises:
             ValueError: an entry has the wrong type or is out of range, or `model` or `model_args` name other weights
-                than the file's own.
+                than the file's own. The message begins with `source`.
         """
         if not isinstance(raw, Mapping):
             raise ValueError(

@@ -1,17 +1,14 @@
-"""Padding and self-ensemble against literal versions."""
+"""Padding and self-ensemble against literal versions, and tiles against whole images."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from metamix.layers.image_inference import (
-    crop,
-    pad_by_reflection,
-    self_ensemble,
-)
-from metamix.layers.tiles import apply_in_tiles
+from metamix.layers.image_inference import apply_in_tiles, pad_by_reflection, run_padded, self_ensemble, tile_starts
 from tests.helpers.restorers import Blur, image
 
 
@@ -19,13 +16,13 @@ from tests.helpers.restorers import Blur, image
 def test_padding_as_the_authors(size):
     """To even with one more row or column, then half of what is missing on each side; numpy repeats the reflection."""
     x = image(*size)
-    padded, (top, left) = pad_by_reflection(x, (8, 16))
+    padded, _ = pad_by_reflection(x, (8, 16))
     expected = x.numpy()
     expected = np.pad(expected, [(0, 0), (0, 0), (0, size[0] % 2), (0, size[1] % 2)], mode="reflect")
     missing = [-expected.shape[-2] % 8, -expected.shape[-1] % 16]
     expected = np.pad(expected, [(0, 0), (0, 0), *((n // 2, n // 2) for n in missing)], mode="reflect")
     assert np.array_equal(padded, expected)
-    assert torch.equal(crop(padded, (top, left), size), x)
+    assert torch.equal(run_padded(lambda padded: padded, x, (8, 16)), x)
 
 
 def test_an_image_that_fits_is_not_copied():
@@ -55,3 +52,67 @@ def test_self_ensemble(size, batches, scale):
     torch.testing.assert_close(self_ensemble(model, x), expected)
     assert model.batches == batches
     torch.testing.assert_close(apply_in_tiles(partial(self_ensemble, model), x, tile=99), expected)
+
+
+@pytest.mark.parametrize("h, w, tile, overlap", [(40, 33, 16, 6), (16, 50, 16, 4), (9, 5, 16, 4), (31, 32, 8, 7)])
+@pytest.mark.parametrize("scale", [1, 2])
+@torch.no_grad()
+def test_tiles(h, w, tile, overlap, scale):
+    """Where no tile ends, the result is that of the whole image; at the seams the blend stays close to it."""
+    torch.manual_seed(0)
+    model, x = Blur(scale).eval(), image(h, w, batch=2)
+    whole = model(x)
+    y = apply_in_tiles(model, x, tile=tile, overlap=overlap)
+    assert y.shape == whole.shape == (2, 3, scale * h, scale * w)
+    wrong = (y - whole).abs().amax((0, 1)) > 1e-9
+    seams = torch.zeros_like(wrong)
+    for n, dim in ((h, 0), (w, 1)):
+        for start in tile_starts(n, tile, overlap):
+            for edge in (start, start + tile - 1):
+                if 0 < edge < n - 1:
+                    seams.narrow(dim, scale * edge, scale).fill_(True)
+    assert not (wrong & ~seams).any()
+    constant = apply_in_tiles(nn.Identity().eval(), torch.ones(1, 1, h, w), tile=tile, overlap=overlap)
+    torch.testing.assert_close(constant, torch.ones(1, 1, h, w))
+
+
+@torch.no_grad()
+def test_the_blend_is_smooth():
+    """A model that adds a different number to each tile: from tile to tile the result changes in small steps."""
+    numbers = iter(range(99))
+    y = apply_in_tiles(lambda x: 0 * x + next(numbers), torch.zeros(1, 1, 8, 64), tile=16, overlap=8)[0, 0, 0]
+    assert y[0] == 0 and y[-1] == 6
+    assert y.diff().min() >= 0 and y.diff().max() < 0.25  # a hard cut has steps of 1
+
+
+@torch.no_grad()
+def test_tiles_of_few_bits_are_summed_in_float32():
+    x = image(40, 33).float()
+    y = apply_in_tiles(lambda part: part.bfloat16(), x, tile=16, overlap=6)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, x, rtol=0, atol=2**-8)
+
+
+def test_tile_places():
+    assert tile_starts(10, 16, 4) == tile_starts(16, 16, 4) == [0]
+    assert tile_starts(17, 16, 4) == [0, 1]
+    for length in range(17, 99):
+        starts = tile_starts(length, 16, 4)
+        assert starts[0] == 0 and starts[-1] == length - 16
+        assert all(0 < b - a <= 12 for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize("options", [dict(tile=0), dict(tile=40), dict(tile=16, whole=(33, 40))])
+@torch.no_grad()
+def test_images_that_need_no_tiles(options):
+    model, x = Blur().eval(), image(33, 40, batch=2)
+    torch.testing.assert_close(apply_in_tiles(model, x, overlap=4, **options), model(x), rtol=0, atol=0)
+    assert model.batches == [2, 2]
+    apply_in_tiles(model, image(34, 40), tile=16, overlap=4, whole=(33, 40))
+    assert len(model.batches) > 3  # larger than `whole`, so in tiles
+
+
+@pytest.mark.parametrize("options", [dict(tile=-1), dict(tile=8, overlap=8), dict(overlap=-1)])
+def test_tiles_that_cannot_be(options):
+    with pytest.raises(ValueError, match="give an overlap of at least 0 and less than the tile, or tile 0 for"):
+        apply_in_tiles(nn.Identity().eval(), image(8, 8), **options)

@@ -12,8 +12,7 @@ import metamix
 import metamix.cli.main
 from metamix.deploy.artifact import Artifact
 from metamix.deploy.runtime import ExportedModel, load_exported
-from metamix.layers.padding import pad_for_graph, tiles
-from metamix.layers.tiles import apply_in_tiles
+from metamix.layers.image_inference import apply_in_tiles, pad_for_graph, tiles
 from metamix.restoration.export import exported_restorer, open_restorer
 from metamix.restoration.inference import Restorer
 from metamix.tasks.export import export

@@ -14,7 +14,7 @@ import metamix.tasks.predict
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, load_artifact
 from metamix.deploy.runtime import ExportedModel
-from metamix.layers.padding import pad_for_graph, tiles
+from metamix.layers.image_inference import pad_for_graph, tiles
 from metamix.segmentation.data import read_image
 from metamix.segmentation.export import exported_segmenter, open_segmenter
 from metamix.segmentation.inference import Predictor

@@ -24,11 +24,7 @@ __all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "GraphError", "Run", "che
 
 
 def check_format(name: str, precision: str) -> Format:
-    """Return the format of a name.
-
-    Raises:
-        ValueError: the format or the precision is unknown, or the format cannot be written in that precision.
-    """
+    """Return the format of a name; refuse unknown ones, and a precision that the format cannot be written in."""
     check_choice("format", name, tuple(FORMATS))  # a damaged file may give a list, which is not a key
     check_choice("precision", precision, PRECISIONS)
     if precision in FORMATS[name].refused:
@@ -38,18 +34,11 @@ def check_format(name: str, precision: str) -> Format:
 
 def check_packages(name: str, precision: str) -> None:
     """Raise ImportError if a package that a format needs is missing."""
-    format = FORMATS[name]
-    for package in (*format.packages, *(format.int8_packages if precision == "int8" else ())):
+    for package in FORMATS[name].packages_for(precision):
         need(package)
 
 
 def open_file(file: Path, threads: int | None = None, precision: str = "fp32") -> Run:
-    """Open a model file with the engine of its format.
-
-    Args:
-        file: .onnx, .xml or .pt2.
-        threads: that the engine computes with; None for its default, all cores.
-        precision: of the model.
-    """
+    """Open a file (.onnx, .xml or .pt2) with the engine of its format; None threads are its default, all cores."""
     format = next(format for format in FORMATS.values() if Path(format.file).suffix == file.suffix)
     return format.open(file, threads, precision)

@@ -26,80 +26,48 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class Graph:
-    """What to write: a model, and how its graph is recorded.
+    """What to write: a model, and how its graph is recorded."""
 
-    Attributes:
-        model: in evaluation mode, fused.
-        images: an example, (2 or more, C, H, W). The batch may always vary.
-        outputs: names of the outputs.
-        dynamic: whether height and width may vary.
-        precision: "fp32" or "bf16".
-        compile: whether the graph is also compiled for this CPU, in a format that can.
-    """
-
-    model: nn.Module
-    images: Tensor
-    outputs: Sequence[str]
-    dynamic: bool = False
-    precision: str = "fp32"
-    compile: bool = False
+    model: nn.Module  # in evaluation mode, fused
+    images: Tensor  # an example, (2 or more, C, H, W); the batch may always vary
+    outputs: Sequence[str]  # names of the outputs
+    dynamic: bool = False  # whether height and width may vary
+    precision: str = "fp32"  # "fp32" or "bf16"
+    compile: bool = False  # whether the graph is also compiled for this CPU, in a format that can
 
 
 class Quantizer(Protocol):
-    """A model file that can be quantized.
+    """A model file that can be quantized."""
 
-    Attributes:
-        layers: names of its convolutions and matrix products.
-    """
-
-    layers: list[str]
+    layers: list[str]  # names of its convolutions and matrix products
 
     def quantize(self, output: Path, batches: Sequence[np.ndarray], keep: Collection[str] = ()) -> None:
-        """Write the int8 model.
+        """Write the int8 model to `output`; the layers in `keep` stay in fp32.
 
-        Args:
-            output: file to write.
-            batches: calibration images, prepared, (n, C, H, W) float32 each.
-            keep: layers that stay in fp32.
+        The batches are calibration images, prepared, (n, C, H, W) float32 each.
         """
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of exported models.
+    """A format of exported models."""
 
-    Attributes:
-        file: name of its main file.
-        write: writes a `Graph` to that file.
-        open: opens that file with an engine: (file, threads, precision) -> `Run`; None for the engine's own number of
-            threads.
-        packages: that writing and running need beyond torch.
-        refused: precisions that it cannot be written in, with what to do instead.
-        quantizer: opens the file to quantize it: (file, folder for temporary files) -> `Quantizer`.
-        int8_packages: that quantization needs besides.
-    """
+    file: str  # name of its main file
+    write: Callable[[Graph, Path], None]  # writes that file
+    open: Callable[[Path, int | None, str], Run]  # (file, threads, precision); None for the engine's own threads
+    packages: tuple[str, ...] = ()  # that writing and running need beyond torch
+    refused: Mapping[str, str] = field(default_factory=dict)  # precisions it is not written in: what to do instead
+    quantizer: Callable[[Path, Path], Quantizer] | None = None  # (file, folder for temporary files)
+    int8_packages: tuple[str, ...] = ()  # that quantization needs besides
 
-    file: str
-    write: Callable[[Graph, Path], None]
-    open: Callable[[Path, int | None, str], Run]
-    packages: tuple[str, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
-    quantizer: Callable[[Path, Path], Quantizer] | None = None
-    int8_packages: tuple[str, ...] = ()
+    def packages_for(self, precision: str) -> tuple[str, ...]:
+        """Return the packages that a precision needs beyond torch."""
+        return self.packages + (self.int8_packages if precision == "int8" else ())
 
 
 @torch.no_grad()
 def to_program(model: nn.Module, images: Tensor, dynamic: bool) -> ExportedProgram:
-    """Record a model with torch.export.
-
-    Args:
-        model: in evaluation mode.
-        images: an example, (2 or more, C, H, W).
-        dynamic: whether height and width may vary.
-
-    Raises:
-        GraphError: torch.export cannot record it.
-    """
+    """Record a model with torch.export; arguments as in `Graph`. Raises `GraphError` if it cannot be recorded."""
     with quiet(), as_graph_error("torch.export cannot record the model"):
         return torch.export.export(model, (images,), dynamic_shapes=(free_sides(dynamic),))
 

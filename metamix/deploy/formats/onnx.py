@@ -18,12 +18,7 @@ LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # that are quantized
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write a graph as ONNX, by torch's exporter on top of torch.export.
-
-    Raises:
-        GraphError: torch cannot convert it.
-        ImportError: onnx or onnxscript is missing.
-    """
+    """Write a graph as ONNX, by torch's exporter on top of torch.export."""
     need("onnx"), need("onnxscript")
     with quiet(), torch.no_grad(), as_graph_error("torch cannot convert the model to ONNX"):
         program = torch.onnx.export(
@@ -53,12 +48,7 @@ def open_onnx(file: Path, threads: int | None = None, precision: str = "fp32") -
 
 
 class OnnxFile:
-    """An ONNX model that ONNX Runtime quantizes, with pairs of QuantizeLinear and DequantizeLinear.
-
-    Args:
-        file: .onnx.
-        folder: for temporary files.
-    """
+    """An ONNX model that ONNX Runtime quantizes, with pairs of QuantizeLinear and DequantizeLinear."""
 
     def __init__(self, file: Path, folder: Path):
         onnx, shapes = need("onnx"), need("onnxruntime.quantization.shape_inference")

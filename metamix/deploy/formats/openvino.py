@@ -25,17 +25,12 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write a graph as .xml and .bin, with its weights as they are.
-
-    Raises:
-        GraphError: OpenVINO cannot convert it.
-        ImportError: openvino is missing.
-    """
+    """Write a graph as .xml and .bin, with its weights as they are."""
     need("openvino").save_model(to_openvino(graph), str(file), compress_to_fp16=False)
 
 
 def to_openvino(graph: Graph) -> Any:
-    """Convert a graph to an `openvino.Model`; errors as of `write`."""
+    """Convert a graph to an `openvino.Model`."""
     openvino = need("openvino")
     program = to_program(to_openvino_form(graph.model), graph.images, graph.dynamic)
     with quiet(), as_graph_error("OpenVINO cannot convert the model"):
@@ -81,12 +76,7 @@ def compile_openvino(
 
 
 class OpenVinoFile:
-    """An OpenVINO model that NNCF quantizes.
-
-    Args:
-        file: .xml.
-        folder: for temporary files; it needs none.
-    """
+    """An OpenVINO model that NNCF quantizes; it needs no folder for temporary files."""
 
     def __init__(self, file: Path, folder: Path):
         self.model = need("openvino").Core().read_model(str(file))

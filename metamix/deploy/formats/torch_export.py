@@ -23,11 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Bfloat16(nn.Module):
-    """Compute a model in bf16, with images and outputs in float32.
-
-    Args:
-        model: is converted in place.
-    """
+    """Compute a model, converted in place, in bf16, with images and outputs in float32."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -51,8 +47,7 @@ def write(graph: Graph, file: Path) -> None:
 def compile_program(program: ExportedProgram, file: Path) -> None:
     """Compile a program for this CPU with AOTInductor, and write the package.
 
-    Raises:
-        GraphError: it cannot be compiled, for example without a C++ compiler.
+    Raises `GraphError` if it cannot be compiled, for example without a C++ compiler.
     """
     from torch._inductor import aoti_compile_and_package  # takes seconds to import
 
