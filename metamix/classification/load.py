@@ -15,8 +15,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from metamix.data import normalize, read_image_file
-from metamix.data.files import decode
+from metamix.data import decode_file, normalize
 from metamix.data.sources import SMALL_SIDE
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.create import create_model, timm_config
@@ -114,7 +113,7 @@ class Classifier:
         Raises:
             CorruptImage: an image cannot be read.
         """
-        tensors = [self.transform(open_image(image)) for image in images]
+        tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
         return self.label(torch.stack(tensors), top) if tensors else []
 
     @torch.inference_mode()
@@ -127,11 +126,6 @@ class Classifier:
             [(self.classes[i], value) for i, value in zip(indices, values)]
             for values, indices in zip(best.values.tolist(), best.indices.tolist())
         ]
-
-
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Open an image file; an image of Pillow is returned as it is."""
-    return image if isinstance(image, Image.Image) else read_image_file(image)
 
 
 class EvalTransform:
@@ -163,7 +157,7 @@ class EvalTransform:
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
-        pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
+        pixels = self.resize(decode_file(image, self.mode))  # (C, H, W) uint8
         return normalize(pixels[None], self.mean, self.std)[0]
 
 

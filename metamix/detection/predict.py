@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from metamix.data.files import read_pixels
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.tasks.predict import PredictOptions
@@ -26,7 +27,7 @@ from metamix.utils.rules import Share
 from metamix.utils.text import plural, printable
 
 from .detectors import Objects
-from .load import TrainedDetector, read_pixels
+from .load import TrainedDetector
 from .pictures import draw_image
 
 RECORDS = "predictions.json"  # in the output folder

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, decode_file, normalize
-from metamix.data.files import decode
+from metamix.data import CorruptImage, normalize
+from metamix.data.files import read_pixels
 from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
@@ -234,14 +232,7 @@ class MaskedImages:
         if index in self.loaded:
             return self.loaded[index]
         sample = self.samples[index]
-        return sample.name, read_image(sample.image), read_mask(sample.mask, self.labels)
-
-
-def read_image(image: str | Path | Image.Image) -> Tensor:
-    """Read an image file, or an image of Pillow, as (3, H, W) uint8; raises CorruptImage if it cannot be read."""
-    if isinstance(image, Image.Image):
-        return F.pil_to_tensor(decode(lambda: image, "image"))
-    return F.pil_to_tensor(decode_file(image))
+        return sample.name, read_pixels(sample.image), read_mask(sample.mask, self.labels)
 
 
 def resize_pair(pair: Pair, options: SegmentationOptions) -> Pair:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,44 +12,25 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.data import normalize
+from metamix.data.files import read_pixels
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
-from metamix.models.checkpoint import check_described_size
-from metamix.utils.rules import check_entries, one_of, rules_of, where
-from metamix.weights.files import load_weights
-from metamix.weights.find import find_weights
-from metamix.weights.fit import load_into
-from metamix.weights.metadata import (
-    ModelMetadata,
-    ModelName,
-    SplitNames,
-    arguments_without,
-    check_task,
-    to_lists,
-    to_tuples,
-    without_head,
-)
+from metamix.tasks.network import NetworkSpec
+from metamix.utils.rules import one_of
+from metamix.weights.metadata import ModelMetadata, ModelName, SplitNames, arguments_without
 
-from .data import read_image
 from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES
 from .options import NOT_HEAD_ARGS, NOT_MODEL_ARGS, CropSide, MaskValue, Mean, Side, Std
 from .segmenters import HEADS, Segmenter, build_segmenter
 from .transforms import Size, resize_image
 
-COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
-
-
-HeadArgs = Annotated[
-    dict[str, Any],
-    where(NOT_HEAD_ARGS.keys().isdisjoint, "a mapping of options to plain values, without those of metamix train"),
-]
 Classes = Annotated[tuple[str, ...], Field(min_length=MIN_CLASSES, max_length=MAX_CLASSES)]
 Colours = Annotated[tuple[tuple[MaskValue, MaskValue, MaskValue], ...], Field(max_length=MAX_CLASSES + 1)]
 
 
 @dataclass(frozen=True)
-class SegmenterSpec:
+class SegmenterSpec(NetworkSpec):
     """The arguments that build a segmenter again, and how images and masks are read for it.
 
     Attributes:
@@ -63,6 +44,8 @@ class SegmenterSpec:
         palette: colours of the classes, if the data set has some.
         train_on: splits that it was trained on.
     """
+
+    task, network = "segmentation", "segmenter"
 
     head: Annotated[str, one_of(HEADS)]
     head_args: Annotated[dict[str, Any], arguments_without(NOT_HEAD_ARGS)]
@@ -82,27 +65,12 @@ class SegmenterSpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: object) -> SegmenterSpec:
-        """Check the metadata of a file, which is untrusted.
-
-        Raises:
-            ValueError: the file holds no segmenter, or an entry is missing, of the wrong type or out of range.
-        """
-        check_task(raw, source, "segmentation", "segmenter")
-        ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
-        values = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
-        check_entries(values, rules_of(cls), source)
-        return cls(**{name: to_tuples(value) for name, value in values.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entries of the metadata, as plain values."""
-        return {"task": "segmentation"} | {key: to_lists(value) for key, value in asdict(self).items()}
+        """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the head."""
+        spec = super().from_dict(raw, source)
+        ModelMetadata.from_dict({"model_args": spec.head_args}, f"{source}, head_args")  # the same rules
+        return spec
 
     def build(self, **weights: Any) -> Segmenter:
-        """Build the segmenter.
-
-        Args:
-            weights: `pretrained` or `checkpoint` of `build_segmenter`, to load weights of the backbone.
-        """
         arguments: dict[str, Any] = self.head_args | {"frozen_norms": self.frozen_norms} | weights
         arguments |= {"img_size": self.crop, "backbone_args": self.model_args}
         return build_segmenter(self.head, self.model, len(self.classes), **arguments)
@@ -161,7 +129,7 @@ class TrainedSegmenter:
             ValueError: the tiles do not fit.
         """
         predictor = self.predictor(tile, overlap, flip)
-        return [self.label(read_image(image), predictor) for image in images]
+        return [self.label(read_pixels(image), predictor) for image in images]
 
     def label(self, image: Tensor, predictor: Predictor) -> Tensor:
         """Label the pixels of an image (3, H, W) uint8: (H, W) uint8, on the CPU."""
@@ -181,12 +149,7 @@ def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    tensors, metadata = load_weights(find_weights(checkpoint))
-    spec = SegmenterSpec.from_dict(metadata, checkpoint)
-    check_described_size(ModelMetadata.from_dict(metadata, checkpoint), tensors, checkpoint)
-    model = spec.build()
-    load_into(model, tensors, str(checkpoint))
-    return TrainedSegmenter(model.eval(), spec, metadata)
+    return TrainedSegmenter(*SegmenterSpec.load(checkpoint))
 
 
 def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
@@ -197,21 +160,3 @@ def check_tile(fixed_size: Size | None, name: str, tile: int) -> None:
             f"{name} takes images of {height} x {width} pixels at most: cut larger ones into tiles, --tile {side} "
             f"--overlap {side // 8}"
         )
-
-
-def load_initial_weights(model: Segmenter, path: str | Path, classes: list[str]) -> list[str]:
-    """Load the weights of a segmenter of the same build, to fine-tune it.
-
-    Batch norms may be frozen only in the file or only in the model; their counters are not loaded then. Layers that
-    depend on the classes keep their new weights if the file has other classes.
-
-    Returns:
-        The names of the weights that were not loaded.
-    """
-    tensors, metadata = load_weights(find_weights(path))
-    tensors = without_head(tensors, metadata, classes, model.classifier)
-    counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
-    tensors = counters | {
-        name: value for name, value in tensors.items() if name in counters or not name.endswith(COUNTER)
-    }
-    return load_into(model, tensors, str(path), head=model.classifier)

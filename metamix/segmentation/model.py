@@ -10,13 +10,14 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.registry import published_name
+from metamix.tasks.network import load_initial_weights
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import check_trained_with
 
 from .data import SegmentationData
 from .inference import Predictor
-from .load import SegmenterSpec, check_tile, load_initial_weights
+from .load import SegmenterSpec, check_tile
 from .metric import describe_scores
 from .options import SegmentationOptions
 from .published import published_segmenter
@@ -68,7 +69,7 @@ class SegmentationModel:
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if checkpoint and metadata is None:
-                new = load_initial_weights(model, checkpoint, list(self.data.classes))
+                new = load_initial_weights(model, checkpoint, self.data.classes, model.classifier)
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from metamix.data.files import read_pixels
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs, predict_images
 from metamix.layers.tiles import check_tiles
@@ -29,7 +30,6 @@ from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import option
 from metamix.utils.text import plural, printable
 
-from .data import read_image
 from .labels import colours_of, index_image, read_classes
 from .load import TrainedSegmenter
 from .pictures import overlay
@@ -65,7 +65,7 @@ class LabelPixels(PredictOptions):
         colours = colours_of(len(spec.classes), spec.palette)
 
         def label(path: Path, name: Path) -> dict[str, str]:
-            image = read_image(path)
+            image = read_pixels(path)
             labels = trained.label(image, predictor)
             save(output / MASKS / name, index_image(labels, colours))
             save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))

@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
+from metamix.data.files import read_pixels
 from metamix.data.find import Unmatched
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.text import plural, printable
 
-from .data import read_image
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import MaskValue, SegmentationOptions
 from .sources import OPENERS, MaskedImage, open_set, samples_of, sizes_differ
@@ -82,7 +82,7 @@ def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor
     """Describe each problem of images and masks, and count the pixels of each label."""
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         try:
-            image, mask = read_image(sample.image), read_mask(sample.mask, labels)
+            image, mask = read_pixels(sample.image), read_mask(sample.mask, labels)
         except (CorruptImage, BadMask) as error:
             yield str(error)
             continue

@@ -188,9 +188,9 @@ class SimpleTrained:
     @torch.inference_mode()
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Tensor]:
         """Return the output of each image, on the CPU; images are files or PIL images."""
-        opened = (image if isinstance(image, Image.Image) else decode_file(image) for image in images)
         device = next(self.model.parameters()).device
-        return [self.model(self.prepare(image)[None].to(device) / 255)[0].cpu() for image in opened]
+        prepared = (self.prepare(decode_file(image))[None].to(device) for image in images)
+        return [self.model(image / 255)[0].cpu() for image in prepared]
 
 
 def count_broken(samples: SampleReader) -> int:
