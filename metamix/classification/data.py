@@ -35,14 +35,10 @@ class ClassificationData:
 
     Args:
         options: options of training, or those of evaluation with the statistics and image size of training filled in.
-        seed: seed of the augmentation.
         trained: metadata of the weights to evaluate; the classes get the numbers that they have there.
 
     Attributes:
         shares_images: whether the test split is a share of a folder without one.
-
-    Raises:
-        ValueError: the data do not fit the options or the weights.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -92,11 +88,7 @@ class ClassificationData:
         return in_memory(self.splits.test, self.options)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
-        """Make the training loader.
-
-        Raises:
-            ValueError: mixup or cutmix leave a process an odd number of samples.
-        """
+        """Make the training loader; ValueError if mixup or cutmix leave a process an odd number of samples."""
         share, options = batch_size // world_size, self.options
         assert isinstance(options, DataOptions) and self.splits.train is not None
         if share % 2 and (options.mixup or options.cutmix):

@@ -149,12 +149,7 @@ class EvalTransform:
         self.mean, self.std = metadata.mean, metadata.std
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn an image into a (C, H, W) float32 tensor.
-
-        Raises:
-            TypeError: it is not a PIL image.
-            CorruptImage: it cannot be decoded.
-        """
+        """Turn a PIL image into a (C, H, W) float32 tensor; CorruptImage if it cannot be decoded."""
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
         pixels = self.resize(decode_file(image, self.mode))  # (C, H, W) uint8
@@ -215,11 +210,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 
 
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
-    """Read the weights of a classifier and their metadata.
-
-    Raises:
-        ValueError: the file holds weights of another task, or metadata that are not accepted.
-    """
+    """Read the weights of a classifier and their metadata; ValueError for weights of another task."""
     tensors, metadata = read_weights(source)
     if metadata.task not in (None, "classification"):
         raise ValueError(

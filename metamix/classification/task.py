@@ -25,13 +25,7 @@ from .pictures import ClassificationPictures
 class Classification:
     """Assemble data, model, loss, metric and pictures of classification; see `metamix.training.task.Task`.
 
-    Args:
-        options: `ClassificationOptions` to train, `ModelOptions` to evaluate.
-        seed: seed of the run.
-        trained: metadata of the weights to evaluate.
-
-    Raises:
-        ValueError: the options do not fit together, or the data do not fit the weights.
+    To evaluate weights, `trained` is their metadata, and the options are only `ModelOptions`.
     """
 
     Options: type = ClassificationOptions
@@ -57,11 +51,7 @@ class Classification:
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
-        """Check a model's name before any model is trained.
-
-        Raises:
-            ValueError: there is no model or tag of that name, or no weights are published for it.
-        """
+        """Raise ValueError unless a classifier of this name exists, with published weights if `pretrained`."""
         if other := task_of_model(name):
             raise ValueError(f"{name} is a model of {other}, not a classifier: add --task {other}")
         check_model(name, pretrained)
@@ -99,11 +89,7 @@ class Classification:
 
 
 def default_data(metadata: ModelMetadata) -> str:
-    """Return the data set to score if none is given: digits, for weights that were trained on them.
-
-    Raises:
-        ValueError: the weights were trained on other data, which are in a folder that the weights do not know.
-    """
+    """Return digits for weights that were trained on them; ValueError for others, whose folder is not known."""
     if metadata.data == "digits":
         return metadata.data
     known = f"; the weights were trained on {metadata.data}" if metadata.data else ""

@@ -110,11 +110,7 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
-    """Read the image of an entry of `images`.
-
-    Raises:
-        CorruptImage: it cannot be read, or its size is not the annotated one, so that boxes would lie elsewhere.
-    """
+    """Read the image of an entry of `images`; CorruptImage if that fails, or if it has another size than annotated."""
     path = find_image(folder, entry["file_name"])
     image = decode_file(path)
     width, height = image.size
@@ -277,11 +273,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add iscrowd and area, which some tools do not write.
-
-    Raises:
-        ValueError: the box is not four numbers.
-    """
+    """Convert the box to floats, and add iscrowd and area if missing; ValueError for other than four numbers."""
     box: Any = annotation.get("bbox")
     if not is_box(box):
         raise ValueError(

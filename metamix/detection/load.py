@@ -103,13 +103,7 @@ class DetectorSpec(NetworkSpec):
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A trained detector.
-
-    Attributes:
-        model: in evaluation mode, called like a detector of torchvision.
-        spec: the arguments that build it.
-        metadata: entries of its weight file.
-    """
+    """A trained detector; `model` is called like a detector of torchvision, in evaluation mode."""
 
     model: nn.Module
     spec: DetectorSpec
@@ -157,11 +151,7 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
         (cells,) = detector.predict(["cells.jpg"])
 
     Args:
-        checkpoint: a run folder, or a weight file or checkpoint in it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
+        checkpoint: a run folder, or a weight file or checkpoint in it; see `NetworkSpec.load` for errors.
     """
     model, spec, metadata = DetectorSpec.load(checkpoint)
     set_statistics(model, ModelMetadata.from_dict(metadata, checkpoint), checkpoint)

@@ -23,14 +23,12 @@ from .pictures import DetectionPictures
 class Detection:
     """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`.
 
-    Args:
-        options: of training.
-        seed: of the run; not used here, since the engine passes it to the loaders.
-        trained: the spec of the weights to evaluate; if it is given, no training split is opened.
+    To evaluate weights, `trained` is their spec, and no training split is opened.
     """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions
     same_image_shape = False
+    check_model = staticmethod(check_model)
 
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
@@ -47,15 +45,6 @@ class Detection:
     def notes(self) -> list[str]:
         """Return what the user should know about how data and model were made."""
         return [*self.data.notes, *self.model.notes]
-
-    @staticmethod
-    def check_model(name: str, pretrained: bool) -> None:
-        """Check a backbone's name before any model is trained.
-
-        Raises:
-            ValueError: there is no model or tag of that name, or no weights are published for it.
-        """
-        check_model(name, pretrained)
 
     @classmethod
     def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:

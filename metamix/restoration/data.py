@@ -39,7 +39,6 @@ class RestorationData:
 
     Args:
         options: options of training; for an evaluation, with degradation and channels of training filled in.
-        seed: seed of the augmentation.
         train: whether to open the training split.
         test_digest: digest of the images that were scored when the model to evaluate was trained; "" if unknown.
         model_channels: number of channels that the model to evaluate takes; None in training.
@@ -51,12 +50,6 @@ class RestorationData:
         in_chans: channels of the images, 1 or 3.
         scored_in_grey: number of grey images to score.
         identity: values that must be the same when a run is resumed.
-        notes: what the user should know.
-
-    Raises:
-        ValueError: images have no partner, have sizes that do not fit, are smaller than the crop, or have colours
-            although the channels are grey.
-        FileNotFoundError: a folder is missing or empty.
     """
 
     def __init__(
@@ -163,11 +156,7 @@ class RestorationData:
                 )
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of random crops; an epoch has `crops` of each image.
-
-        Raises:
-            ValueError: mixup leaves a process an odd number of crops.
-        """
+        """Make the loader of random crops; an epoch has `crops` of each image."""
         if self.options.mixup and batch_size // world_size % 2:
             raise ValueError(
                 f"mixup pairs neighbours, and batch_size {batch_size} leaves each of {world_size} processes an odd "

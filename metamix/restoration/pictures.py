@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metamix.training.reports import left_out
-from metamix.training.task import State
+from metamix.training.task import Pictures, State
 from metamix.utils.figures import figure_text, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.text import csv_text
@@ -20,7 +20,7 @@ COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
 ZOOM = 64  # side of the zoomed crops in pixels
 
 
-class RestorationPictures:
+class RestorationPictures(Pictures):
     """Show the states of `RestorationMetric`."""
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:

@@ -46,18 +46,11 @@ class SegmentationData:
         train: whether to open the training split.
 
     Attributes:
-        name: name of the data set's folder.
         labels: classes, and the labels of the values in mask files.
         parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
         test_split: the data set's name for the split that is scored as "test".
         mean, std: mean and deviation of the channels, for values from 0 to 1. Loaded weights may bring others.
         identity: values that must be the same when a run is resumed.
-        notes: what the user should know.
-
-    Raises:
-        ValueError: images and masks do not match, differ in size, or are smaller than the crop; with `train`, a mask
-            to score has a value that is not a label (`BadMask`).
-        FileNotFoundError: a folder or a file is missing.
     """
 
     def __init__(self, options: SegmentationOptions, *, train: bool = True):

@@ -82,8 +82,6 @@ class TrainedSegmenter:
 
     Attributes:
         model: in evaluation mode; takes (n, 3, H, W) float32 and returns logits (n, classes, H, W).
-        spec: how images go into it, and its classes.
-        metadata: entries of its weight file.
         graph_size: (height, width) of the graph of an exported model; None for any size.
     """
 
@@ -98,11 +96,7 @@ class TrainedSegmenter:
         return getattr(self.model, "fixed_size", None)
 
     def predictor(self, tile: int, overlap: int, flip: bool = False) -> Predictor:
-        """Return how the model is applied to images; arguments as in `predict`.
-
-        Raises:
-            ValueError: the overlap is not smaller than the tile, or the backbone takes only smaller tiles.
-        """
+        """Return how the model is applied to images; arguments as in `predict`. ValueError if the tiles do not fit."""
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)
         check_tiles(tile, overlap)
@@ -143,11 +137,7 @@ def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
     """Load a segmenter that metamix trained.
 
     Args:
-        checkpoint: a run folder, or a weight file or checkpoint in it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
+        checkpoint: a run folder, or a weight file or checkpoint in it; see `NetworkSpec.load` for errors.
     """
     return TrainedSegmenter(*SegmenterSpec.load(checkpoint))
 

@@ -42,11 +42,7 @@ class SegmentationModel:
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter.
-
-        Raises:
-            ValueError: the options do not fit the segmenter.
-        """
+        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
         options = self.options
         model = self._load(metadata)
         check_tile(model.fixed_size, options.model, options.tile)

@@ -221,11 +221,7 @@ def samples_of(pairs: Pairs) -> Split:
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
-    """Check that images and masks have one size; return the sizes (height, width) of the images.
-
-    Raises:
-        ValueError: two sizes differ, or a file is not an image.
-    """
+    """Return the sizes (height, width) of the images; ValueError if a mask has another size."""
     sizes = []
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size

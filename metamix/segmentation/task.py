@@ -25,13 +25,7 @@ from .published import WEIGHTS
 class Segmentation:
     """Assemble data, model, loss, metric and pictures of segmentation; see `metamix.training.task.Task`.
 
-    Args:
-        options: of training, or of evaluation with those of training filled in.
-        seed: of the run; the loaders take it from the engine.
-        trained: of the weights to evaluate; no split to train on is opened then.
-
-    Raises:
-        ValueError: the options do not fit together, or the weights do not fit the data.
+    To evaluate weights, `trained` is their spec, and no training split is opened.
     """
 
     Options, EvalOptions = SegmentationOptions, SegmentationEvalOptions
@@ -69,21 +63,13 @@ class Segmentation:
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
-        """Check a backbone's name before any model is trained.
-
-        Raises:
-            ValueError: there is no model or tag of that name, or no weights are published for it.
-        """
+        """Raise ValueError unless a model of this name exists, with published weights if `pretrained`."""
         if not any(name in names for names in WEIGHTS.values()):  # tags of whole segmenters, which timm does not know
             check_model(name, pretrained)
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, nn.Module, dict[str, Any]]:
-        """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
-
-        Raises:
-            ValueError: there are no weights, the data have other classes, or the backbone needs tiles.
-        """
+        """Load the segmenter of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         trained = load_segmenter(options.checkpoint)
@@ -92,11 +78,7 @@ class Segmentation:
 
     @classmethod
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
-        """Make the task of a segmenter with the options that it was trained with.
-
-        Raises:
-            ValueError: the data have other classes.
-        """
+        """Make the task of a segmenter with the options that it was trained with; ValueError if the classes differ."""
         spec = trained.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}

@@ -60,12 +60,7 @@ class NetworkSpec:
 
     @classmethod
     def load(cls: type[Spec], checkpoint: str | Path) -> tuple[Any, Spec, dict[str, Any]]:
-        """Build the network of a run folder or a weight file; return it with its spec and its metadata.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file holds something else.
-        """
+        """Build the network of a run folder or a weight file; return it with its spec and its metadata."""
         tensors, metadata = load_weights(find_weights(checkpoint))
         spec = cls.from_dict(metadata, checkpoint)
         backbone = replace(ModelMetadata.from_dict(metadata, checkpoint), img_size=None)  # img_size is the network's

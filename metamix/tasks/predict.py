@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from metamix.data.find import paths_inside
+from metamix.data.outputs import change_extensions, check_outputs
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
@@ -50,6 +52,40 @@ class PredictOptions(Options):
     def run(self, trained: Any) -> int:
         """Predict all images with a `Trained` of the task, write the results, and return how many were left out."""
         raise NotImplementedError
+
+
+@dataclass
+class PredictToFolder(PredictOptions):
+    """Options of a task that writes a file for each image, at the image's path inside the folder that was given.
+
+    A task derives a class from it that may change the default of `output`.
+
+    Attributes:
+        folders: folders inside `output` that get a file for each image.
+        records_name: JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
+        names: for each image, the path of its file inside each of the folders.
+
+    Raises:
+        FileNotFoundError: an image is missing, or a folder holds none but those of an earlier run.
+        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
+    """
+
+    folders: ClassVar[tuple[str, ...]] = ("",)
+    records_name: ClassVar[str] = "predictions.json"
+
+    output: Path = option(Path("predictions"), "folder to write to", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.records = self.output / self.records_name
+        folders = [self.output / folder for folder in self.folders]
+        self.names = change_extensions(paths_inside(self.images, without=folders), self.extension)
+        for folder in folders:
+            check_outputs({path: folder / name for path, name in self.names.items()}, marker=self.records)
+
+    def extension(self, path: Path) -> str:
+        """Return the extension of the file that is written for an image."""
+        return ".png"
 
 
 def main(argv: Sequence[str]) -> None:
