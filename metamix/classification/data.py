@@ -117,11 +117,7 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Check the share of images to score; return whether it is taken from a folder without a test split.
-
-        Raises:
-            ValueError: the share does not fit the data, or the weights to evaluate were trained on the images to score.
-        """
+        """Return whether the test split is a share of a folder without one; ValueError if the share does not fit."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:

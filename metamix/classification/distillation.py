@@ -16,13 +16,7 @@ from .options import ClassificationOptions
 
 
 class Teacher(nn.Module):
-    """Run a classifier on images that were normalised with the student's statistics.
-
-    Args:
-        model: the classifier.
-        mean, std: statistics that the images were normalised with.
-        own_mean, own_std: statistics that the classifier was trained with.
-    """
+    """Run a classifier, with its own mean and std, on images that were normalised with the student's."""
 
     scale: Tensor
     shift: Tensor

@@ -241,11 +241,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
 
 
 def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Adapt the weights of the first convolutions to a model's image channels.
-
-    Returns:
-        The tensors, and the names of those that were adapted with their numbers of channels.
-    """
+    """Adapt the weights of the first convolutions to a model's image channels; return also which were adapted."""
     of_model, adapted, notes = model.state_dict(), dict(tensors), []
     for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
         if key not in of_model or key not in tensors:

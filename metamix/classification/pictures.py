@@ -35,12 +35,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:
-    """Draw recall and precision of each class as bars, the lowest recall at the top.
-
-    Args:
-        confusion: (classes, classes) int64, rows are labels.
-        most: largest number of classes to draw; those with the lowest recall are chosen.
-    """
+    """Draw recall and precision of at most `most` classes as bars, the lowest recall at the top."""
     recall, precision, images = class_scores(confusion)
     tested = [i for i in range(len(classes)) if recall[i] is not None]
     shown = sorted(tested, key=lambda i: recall[i] or 0.0)[:most]

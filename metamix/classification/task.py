@@ -62,9 +62,6 @@ class Classification:
 
         The model is built as it was trained. Statistics, image size and holdout are those of training if `options`
         do not give them.
-
-        Raises:
-            ValueError: there are no weights, or they do not fit the options or the data.
         """
         trained = load_classifier(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained

@@ -215,9 +215,6 @@ class CocoSplit:
         Returns:
             The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
             if masks were asked for, "masks" (n, H, W).
-
-        Raises:
-            CorruptImage: the image cannot be read.
         """
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
@@ -236,15 +233,7 @@ class CocoSplit:
 
 
 def index_annotations(annotations: Path, images: Path):
-    """Index the usable annotations of a file with pycocotools, and count the others.
-
-    Returns:
-        The index, with all that scoring needs, and the number of annotations that were left out.
-
-    Raises:
-        ImportError: pycocotools is not installed.
-        ValueError: the file is not in COCO's format.
-    """
+    """Index the usable annotations of a file with pycocotools, with all that scoring needs; also count the others."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:

@@ -39,7 +39,6 @@ class DetectionData:
         scored: splits to score: "test", and "holdout" if val is not trained on.
         test_split: the data set's name for the split that is scored as "test".
         classes: class names, the same in all splits.
-        identity: values that must be the same when a run is resumed.
         notes: sentences on annotations that were left out.
     """
 

@@ -40,10 +40,8 @@ class DetectorSpec(NetworkSpec):
     """The arguments that build a detector again, as the metadata of its weights hold them.
 
     Attributes:
-        detector: name of the detector, as in `build_detector`.
-        detector_args: further arguments of torchvision's detector.
-        model: name of the backbone.
-        model_args: further arguments of the backbone.
+        detector, detector_args: name and further arguments of the detector, as in `build_detector`.
+        model, model_args: name and further arguments of the backbone.
         classes: names of the classes, without the background.
         out_indices, extra, out_channels: arguments of `build_backbone`.
         frozen_norms: whether the backbone's batch norms are frozen; else they are replaced.
@@ -151,7 +149,11 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
         (cells,) = detector.predict(["cells.jpg"])
 
     Args:
-        checkpoint: a run folder, or a weight file or checkpoint in it; see `NetworkSpec.load` for errors.
+        checkpoint: a run folder, or a weight file or checkpoint in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
     """
     model, spec, metadata = DetectorSpec.load(checkpoint)
     set_statistics(model, ModelMetadata.from_dict(metadata, checkpoint), checkpoint)

@@ -126,14 +126,7 @@ def describe_background(path: Path, entries: Entries) -> str | None:
 
 @dataclass
 class VerifyAnnotations(VerifyOptions):
-    """Check a data set in COCO's format, or one annotation file.
-
-    The problems are printed, then background images and sizes of boxes.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, or the folder holds no data set.
-        ValueError: the options do not fit, or the folder holds a split twice.
-    """
+    """Check a data set in COCO's format, or one annotation file; then print background images and sizes of boxes."""
 
     images: Path | None = option(None, "folder of the images of an annotation file; none: where the file is")
     min_size: Count = option(800, "shorter side of the training images, in pixels")
@@ -182,10 +175,7 @@ class VerifyAnnotations(VerifyOptions):
     def describe_boxes(self, path: Path, entries: Entries) -> str | None:
         """Say how large the boxes of an annotation file are, beside the anchors that RetinaNet would be trained with.
 
-        The anchors are chosen for train, or else for the first file with boxes.
-
-        Returns:
-            None if no box is in an image of known size.
+        The anchors are chosen for train, or else for the first file with boxes. None without a box of known size.
         """
         images = {image["id"]: image for image in entries["images"]}
         sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))

@@ -44,12 +44,9 @@ class RestorationData:
         model_channels: number of channels that the model to evaluate takes; None in training.
 
     Attributes:
-        name: name of the data set.
         scale: how many times larger the clean images are than the degraded ones.
         enlarge: factor by which degraded crops are enlarged for the model; the task sets it once it knows the model.
-        in_chans: channels of the images, 1 or 3.
         scored_in_grey: number of grey images to score.
-        identity: values that must be the same when a run is resumed.
     """
 
     def __init__(
@@ -222,9 +219,6 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
     Args:
         channels: "rgb", "grey", or "y" for the luminance, in studio range where the file has colours.
         studio_range: with y, scale a grey file to studio range too.
-
-    Raises:
-        CorruptImage: the file cannot be read.
     """
     colours = read_picture(path).colours
     if channels == "grey" or (channels == "y" and len(colours) == 1 and not studio_range):

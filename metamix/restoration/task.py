@@ -85,9 +85,6 @@ class Restoration:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
         Channels and degradation are those of training if `options` do not give them.
-
-        Raises:
-            ValueError: there are no weights, or they do not fit the options or the data.
         """
         trained = load_restorer(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained

@@ -50,7 +50,6 @@ class SegmentationData:
         parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
         test_split: the data set's name for the split that is scored as "test".
         mean, std: mean and deviation of the channels, for values from 0 to 1. Loaded weights may bring others.
-        identity: values that must be the same when a run is resumed.
     """
 
     def __init__(self, options: SegmentationOptions, *, train: bool = True):
@@ -144,12 +143,7 @@ class SegmentationData:
         return self.label_counts()[: len(self.classes)]
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops.
-
-        Raises:
-            BadMask: an image that is held in memory has a mask with a value that is not a label.
-            ValueError: the masks of images that are held in memory show only one class.
-        """
+        """Make the loader of augmented crops. Refuse masks in memory that have a wrong value, or only one class."""
         images = self.train_images()
         if images.loaded:
             counts = self.label_counts()

@@ -69,7 +69,6 @@ def make_labels(
     """Number classes in the order of their names.
 
     Args:
-        classes: names of the classes.
         ignore_index: value of ignored pixels in the files; None if there is none.
         reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
         palette: colours of the classes, see `Labels`.
@@ -106,12 +105,8 @@ def map_labels(
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
     """Suggest not to ignore a value if masks show only one class, since the ignored value may be meant as the other.
 
-    Args:
-        counts: (256,), number of pixels of each label.
-        labels: classes and labels of the masks.
-
-    Returns:
-        The end of a message, "; 255 is ignored: ...", or "" if several classes have pixels or nothing is ignored.
+    `counts` (256,) has the number of pixels of each label. The result is the end of a message, "; 255 is ignored: ...",
+    or "" if several classes have pixels or nothing is ignored.
     """
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:

@@ -137,7 +137,11 @@ def load_segmenter(checkpoint: str | Path) -> TrainedSegmenter:
     """Load a segmenter that metamix trained.
 
     Args:
-        checkpoint: a run folder, or a weight file or checkpoint in it; see `NetworkSpec.load` for errors.
+        checkpoint: a run folder, or a weight file or checkpoint in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
     """
     return TrainedSegmenter(*SegmenterSpec.load(checkpoint))
 

@@ -36,12 +36,7 @@ Shown = tuple[float, int, str, Tensor, Tensor, Tensor]  # mean IoU, index, name,
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Count the pixels of each label and prediction: (classes, classes) int64, rows are labels.
-
-    Args:
-        truth: labels (H, W); IGNORED pixels are left out.
-        predicted: labels (H, W).
-    """
+    """Count labels and predictions (H, W) but for IGNORED pixels: (classes, classes) int64, rows are labels."""
     labelled = truth != IGNORED
     pairs = truth[labelled].long() * classes + predicted[labelled].long()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)

@@ -209,14 +209,7 @@ def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -> dict[str, Any]:
-    """Quantize a model file in place, and return what the report says of it.
-
-    Args:
-        exportable: gives the images and the score.
-        file: in fp32.
-        max_drop: see `export`.
-        count: images to calibrate on, fewer if the training split is small.
-    """
+    """Quantize a file in fp32 in place, on `count` images or fewer, and return what the report says of it."""
     count = exportable.calibration_count(count)
 
     def score(run: Run) -> float:

@@ -36,11 +36,7 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls: type[Spec], raw: Mapping[str, Any], source: object) -> Spec:
-        """Check the metadata of a file, which is untrusted.
-
-        Raises:
-            ValueError: the file holds no such network, or an entry is missing, of the wrong type or out of range.
-        """
+        """Check the metadata of a file, which is untrusted; ValueError if they do not describe such a network."""
         check_task(raw, source, cls.task, cls.network)
         values = {**cls.added_later, **{field.name: raw[field.name] for field in fields(cls) if field.name in raw}}
         check_entries(values, rules_of(cls), source)
@@ -51,11 +47,7 @@ class NetworkSpec:
         return {"task": self.task} | {key: to_lists(value) for key, value in asdict(self).items()}
 
     def build(self, **weights: Any) -> Any:
-        """Build the network.
-
-        Args:
-            weights: `pretrained` or `checkpoint`, to load weights of the backbone.
-        """
+        """Build the network; `pretrained` or `checkpoint` load weights of the backbone."""
         raise NotImplementedError
 
     @classmethod

@@ -106,16 +106,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
-    """Return the task of the weights that a command line names.
-
-    Args:
-        task: that --task names.
-        words: the other arguments.
-
-    Raises:
-        ValueError: it names none, or those of another task than --task.
-        SystemExit: after the help.
-    """
+    """Return the task of the weights that a command line names; without weights, print the usage and exit."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint")
     parser.add_argument("--model")
@@ -158,16 +149,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
 
 
 def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
-    """Refuse options that do not fit the weights.
-
-    Args:
-        options: of the command.
-        flags: names of the options that are given.
-        spec: of the task.
-
-    Raises:
-        ValueError: an option has no effect, or there are no weights.
-    """
+    """Raise ValueError if there are no weights, or if one of the given `flags` has no effect on them."""
     if is_exported(options.model):
         if fixed := sorted(flags & (FIXED_BY_EXPORT | {"pretrained"})):
             raise ValueError(
