@@ -121,13 +121,13 @@ class ClassificationData:
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:
-            given = f"test_share is {options.test_share:g}"
+            asked = f"test_share is {options.test_share:g}"
             if train is None:
-                raise ValueError(f"{given}, which leaves no image to train on: give a lower one")
+                raise ValueError(f"{asked}, which leaves no image to train on: give a lower one")
             if not shared and options.test_share != type(options).test_share:
-                raise ValueError(f"{given}, but the data have a test split: leave it out")
-        known = trained.extra.get("digest") if trained and options.data == "folder" else None
-        trained_on = known.get("train") if isinstance(known, dict) else None
+                raise ValueError(f"{asked}, but the data have a test split: leave it out")
+        digests = trained.extra.get("digest") if trained and options.data == "folder" else None
+        trained_on = digests.get("train") if isinstance(digests, dict) else None
         same = trained_on is not None and trained_on == digest(test.images)
         if trained and same and train is None:
             share = trained.extra.get("test_share")
@@ -148,10 +148,10 @@ class ClassificationData:
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""
-        found, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
+        of_data, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
         for what, has, wanted in (
             ("channels", self.splits.in_chans, trained.in_chans),
-            ("classes", len(found), trained.num_classes),
+            ("classes", len(of_data), trained.num_classes),
         ):
             fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
             if has != wanted and not fewer:
@@ -159,6 +159,6 @@ class ClassificationData:
                     f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give other --data, or "
                     f"fine-tune first: {self._fine_tune(trained)}"
                 )
-        if classes and found != classes:
+        if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
-        return classes or found
+        return classes or of_data

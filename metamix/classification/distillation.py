@@ -30,10 +30,10 @@ class Teacher(nn.Module):
         own_std: Sequence[float],
     ):
         super().__init__()
-        given, own = (torch.tensor([m, s]).view(2, -1, 1, 1) for m, s in ((mean, std), (own_mean, own_std)))
+        student, teacher = (torch.tensor([m, s]).view(2, -1, 1, 1) for m, s in ((mean, std), (own_mean, own_std)))
         self.model = model
-        self.register_buffer("scale", given[1] / own[1])
-        self.register_buffer("shift", (given[0] - own[0]) / own[1])
+        self.register_buffer("scale", student[1] / teacher[1])
+        self.register_buffer("shift", (student[0] - teacher[0]) / teacher[1])
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:  # (n, C, H, W) -> (n, classes)

@@ -89,9 +89,9 @@ def default_data(metadata: ModelMetadata) -> str:
     """Return digits for weights that were trained on them; ValueError for others, whose folder is not known."""
     if metadata.data == "digits":
         return metadata.data
-    known = f"; the weights were trained on {metadata.data}" if metadata.data else ""
+    trained_on = f"; the weights were trained on {metadata.data}" if metadata.data else ""
     raise ValueError(
-        f"no data set is given{known}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
+        f"no data set is given{trained_on}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
     )
 
 
@@ -103,8 +103,8 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
     Raises:
         ValueError: another share is asked for on the data set of training, so trained images would be scored.
     """
-    known = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
-    known |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
+    values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
+    values |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
     if metadata.data == data_name(options):
         share = metadata.extra.get("test_share")
         trained = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
@@ -115,10 +115,10 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
                     f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
                     f"of these images: leave --{name.replace('_', '-')} out"
                 )
-        known |= {name: value for name, value in trained.items() if value is not None}
+        values |= {name: value for name, value in trained.items() if value is not None}
         if not options.test_on:
-            known["test_on"] = metadata.extra.get("test_on")
-    return {name: value for name, value in known.items() if value is not None}
+            values["test_on"] = metadata.extra.get("test_on")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _side(size: Any) -> int:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from metamix.data.options import train_command
 from metamix.models.registry import check_model
+from metamix.tasks.network import check_data
 from metamix.utils.options import changed_flags
 
 from .anchors import choose_anchor_scale
@@ -57,16 +57,7 @@ class Detection:
         values |= {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
         values |= {name: value for name, value in vars(options).items() if name != "checkpoint"}
         task = cls(DetectionOptions(**values), trained=spec)
-        if task.data.test_split in spec.train_on:
-            task.model.notes.append(f"the detector was trained on the split {task.data.test_split}")
-        if options.test_on:
-            task.title += f"-{options.test_on}"
-        if task.data.classes != spec.classes:
-            flags = ["--task", "detection", *changed_flags(options, "data_dir")]
-            flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
-            raise ValueError(
-                f"{options.checkpoint} has the classes {', '.join(spec.classes)}, and "
-                f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
-                f"first: {train_command(options.checkpoint, *flags)}"
-            )
+        flags = changed_flags(options, "data_dir")
+        flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
+        check_data(task, spec, options, *flags)
         return task, detector.model, detector.metadata

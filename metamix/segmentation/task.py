@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.data.options import train_command
 from metamix.models.registry import check_model
+from metamix.tasks.network import check_data
 from metamix.utils.options import changed_flags
 
 from .data import SegmentationData
@@ -89,16 +89,6 @@ class Segmentation:
         values |= {name: value for name, value in chosen.items() if value is not None}
         values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}
         task = cls(SegmentationOptions(**values), trained=spec)
-        if task.data.test_split in spec.train_on:
-            task.model.notes.append(f"the segmenter was trained on the split {task.data.test_split}")
-        if options.test_on:
-            task.title += f"-{options.test_on}"
-        if task.data.classes != spec.classes:
-            flags = ["--task", "segmentation", *changed_flags(options, "data", "data_dir", "mask_name")]
-            flags += ["--model", spec.model, "--head", spec.head]
-            raise ValueError(
-                f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
-                f"{options.data_dir} has {len(task.data.classes)} ({', '.join(task.data.classes)}); give other "
-                f"--data-dir, or fine-tune first: {train_command(options.checkpoint, *flags)}"
-            )
+        flags = changed_flags(options, "data", "data_dir", "mask_name")
+        check_data(task, spec, options, *flags, "--model", spec.model, "--head", spec.head)
         return task

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
+from metamix.data.options import train_command
 from metamix.models.checkpoint import check_described_size
 from metamix.utils.rules import check_entries, rules_of
 from metamix.weights.files import load_weights
@@ -76,3 +77,26 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
     tensors = {name: tensor for name, tensor in tensors.items() if name in counters or not name.endswith(COUNTER)}
     return load_into(model, counters | tensors, str(path), head=head)
+
+
+def check_data(task: Any, spec: Any, options: Any, *flags: str) -> None:
+    """Check that a task scores a network on data of its classes, and note if the network was trained on them.
+
+    Args:
+        task: to evaluate; its title gets the name of the split, if the options choose one.
+        spec: the `NetworkSpec` of the weights.
+        options: of `metamix eval`.
+        flags: of the command that trains the weights further on these data.
+    """
+    data = task.data
+    if data.test_split in spec.train_on:
+        task.model.notes.append(f"the {spec.network} was trained on the split {data.test_split}")
+    if options.test_on:
+        task.title += f"-{options.test_on}"
+    if data.classes != spec.classes:
+        command = train_command(options.checkpoint, "--task", spec.task, *flags)
+        raise ValueError(
+            f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
+            f"{options.data_dir} has {len(data.classes)} ({', '.join(data.classes)}); give other --data-dir, or "
+            f"fine-tune first: {command}"
+        )

@@ -110,32 +110,33 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint")
     parser.add_argument("--model")
-    given = parser.parse_known_args(words)[0]
+    weights = parser.parse_known_args(words)[0]
     asks_help = {"-h", "--help"} & set(words)
-    if given.checkpoint and is_exported(given.model):
+    if weights.checkpoint and is_exported(weights.model):
         raise ValueError(
-            f"--checkpoint is {given.checkpoint} and --model is {given.model}, an exported model: give one of the two"
+            f"--checkpoint is {weights.checkpoint} and --model is {weights.model}, an exported model: give one of the "
+            f"two"
         )
-    if given.model and not given.checkpoint and Path(given.model).exists():
+    if weights.model and not weights.checkpoint and Path(weights.model).exists():
         from metamix.deploy.artifact import load_artifact
 
-        exported = load_artifact(given.model).model.task or DEFAULT
+        exported = load_artifact(weights.model).model.task or DEFAULT
         if task not in (None, exported):
-            raise ValueError(f"task is {task}, but {given.model} is a model of {exported}: leave --task out")
+            raise ValueError(f"task is {task}, but {weights.model} is a model of {exported}: leave --task out")
         return find_task(exported)
     if task is not None:
         return find_task(task)
-    if given.checkpoint:
-        return find_task(task_of(given.checkpoint, given.model)[0])
-    if task := task_of_model(given.model):
+    if weights.checkpoint:
+        return find_task(task_of(weights.checkpoint, weights.model)[0])
+    if task := task_of_model(weights.model):
         return find_task(task)
-    if given.model and "--pretrained" not in words:
+    if weights.model and "--pretrained" not in words:
         raise ValueError(
-            f"there is no folder {given.model}: --model is a folder that metamix export wrote. For weights give "
+            f"there is no folder {weights.model}: --model is a folder that metamix export wrote. For weights give "
             f"--checkpoint, a run folder, a file or the name of shipped weights"
         )
-    if given.model:
-        return find_task(task_of(given.model)[0])
+    if weights.model:
+        return find_task(task_of(weights.model)[0])
     if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
         raise ValueError(f"{hidden.pop()} comes after --, so it would be read as an image: put it before --")
     print(USAGE.format(tasks=list_tasks()))
