@@ -21,6 +21,7 @@ from metamix.models.checkpoint import adapt_checkpoint, check_described_size, ch
 from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
+from metamix.tasks.metadata import check_task
 from metamix.utils.checks import check_finite
 from metamix.weights.find import read_weights
 from metamix.weights.fit import load_into
@@ -212,11 +213,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
     """Read the weights of a classifier and their metadata; ValueError for weights of another task."""
     tensors, metadata = read_weights(source)
-    if metadata.task not in (None, "classification"):
-        raise ValueError(
-            f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}, or take "
-            f"metamix.load in Python"
-        )
+    check_task(metadata, source, "classification", "a classifier")
     return tensors, metadata
 
 

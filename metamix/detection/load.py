@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from metamix.data.files import read_pixels
 from metamix.models.backbone import EXTRA
+from metamix.tasks.metadata import SplitNames, arguments_without
 from metamix.tasks.network import NetworkSpec
 from metamix.utils.rules import REMEDY, one_of, refuse_entry, where
-from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName, SplitNames, arguments_without
+from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 
 from .detectors import DETECTORS, Detector, Objects, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting

@@ -15,9 +15,10 @@ from metamix.data import normalize
 from metamix.data.files import read_pixels
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
+from metamix.tasks.metadata import SplitNames, arguments_without
 from metamix.tasks.network import NetworkSpec
 from metamix.utils.rules import one_of
-from metamix.weights.metadata import ModelMetadata, ModelName, SplitNames, arguments_without
+from metamix.weights.metadata import ModelMetadata, ModelName
 
 from .inference import Predictor, predict
 from .labels import MAX_CLASSES, MIN_CLASSES

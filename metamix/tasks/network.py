@@ -11,11 +11,12 @@ from torch import nn
 
 from metamix.data.options import train_command
 from metamix.models.checkpoint import check_described_size
+from metamix.tasks.metadata import check_task, to_lists
 from metamix.utils.rules import check_entries, rules_of
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import load_into
-from metamix.weights.metadata import ModelMetadata, check_task, to_lists, to_tuples, without_head
+from metamix.weights.metadata import ModelMetadata, to_tuples
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none
 Spec = TypeVar("Spec", bound="NetworkSpec")
@@ -38,7 +39,13 @@ class NetworkSpec:
     @classmethod
     def from_dict(cls: type[Spec], raw: Mapping[str, Any], source: object) -> Spec:
         """Check the metadata of a file, which is untrusted; ValueError if they do not describe such a network."""
-        check_task(raw, source, cls.task, cls.network)
+        metadata = ModelMetadata.from_dict(raw, source)
+        check_task(metadata, source, cls.task, f"a {cls.network}")
+        if metadata.task is None:
+            raise ValueError(
+                f"{source} holds {metadata.model or 'weights without a description'}, not a {cls.network} that metamix "
+                f"trained: give a run folder of metamix train --task {cls.task}"
+            )
         values = {**cls.added_later, **{field.name: raw[field.name] for field in fields(cls) if field.name in raw}}
         check_entries(values, rules_of(cls), source)
         return cls(**{name: to_tuples(value) for name, value in values.items()})
@@ -73,7 +80,9 @@ def load_initial_weights(model: nn.Module, path: str | Path, classes: Sequence[s
         The names of the weights that were not loaded.
     """
     tensors, metadata = load_weights(find_weights(path))
-    tensors = without_head(tensors, metadata, list(classes), head)
+    if metadata.get("classes", [*classes]) != [*classes]:  # their number may be the same
+        inside_head = tuple(f"{layer}." for layer in head)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(inside_head)}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
     tensors = {name: tensor for name, tensor in tensors.items() if name in counters or not name.endswith(COUNTER)}
     return load_into(model, counters | tensors, str(path), head=head)

@@ -134,7 +134,10 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
         ([path, "--checkpoint", tmp_path], "there is no file .*model.safetensors"),
         ([path.with_name("x.png"), "--checkpoint", trained], "there is no image .*x.png"),
         ([path, "--checkpoint", trained, "--output", path.parent], "would be overwritten: give another"),
-        ([path, "--checkpoint", trained, "--threshold", 1.5], "threshold is 1.5, but it must be a number from 0 to 1"),
+        (
+            [path, "--checkpoint", trained, "--threshold", 1.5],
+            "--threshold is '1.5', but it must be a number from 0 to 1",
+        ),
         ([path, "--checkpoint", trained, "--thresh", 0.3], "there is no option --thresh; did you mean '--threshold'"),
     ):
         assert re.search(error, exit_code(predict, *words))
@@ -241,7 +244,9 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
     assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
-    words = "has 2 classes .disc, ring., and .* has 2 .disc, square.; .* metamix train --task detection --data-dir .* --ch"
+    words = (
+        "has 2 classes .disc, ring., and .* has 2 .disc, square.; .* metamix train --task detection --data-dir .* --ch"
+    )
     with pytest.raises(ValueError, match=words):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 

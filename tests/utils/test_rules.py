@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from metamix.cli.evaluate import EvalOptions
-from metamix.tasks.registry import TASKS, eval_options, train_options
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import EngineOptions
 from metamix.utils.options import Options
 from metamix.utils.rules import Count, Natural, NotNegative, Share, check_entries, fits, one_of, rule, rules_of, where
@@ -61,7 +61,8 @@ def test_values_that_a_rule_refuses(values, words):
         Toys(**values)
 
 
-OPTIONS = [EngineOptions, EvalOptions, *map(train_options, TASKS), *map(eval_options, TASKS)]
+TASK_CLASSES = [find_task(task).part("task") for task in TASKS]
+OPTIONS = [EngineOptions, EvalOptions, *(c.Options for c in TASK_CLASSES), *(c.EvalOptions for c in TASK_CLASSES)]
 
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
