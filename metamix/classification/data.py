@@ -35,14 +35,10 @@ class ClassificationData:
 
     Args:
         options: options of training, or those of evaluation with the statistics and image size of training filled in.
-        seed: seed of the augmentation.
         trained: metadata of the weights to evaluate; the classes get the numbers that they have there.
 
     Attributes:
         shares_images: whether the test split is a share of a folder without one.
-
-    Raises:
-        ValueError: the data do not fit the options or the weights.
     """
 
     def __init__(self, options: ModelOptions, seed: int = 0, trained: ModelMetadata | None = None):
@@ -92,11 +88,7 @@ class ClassificationData:
         return in_memory(self.splits.test, self.options)
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
-        """Make the training loader.
-
-        Raises:
-            ValueError: mixup or cutmix leave a process an odd number of samples.
-        """
+        """Make the training loader; ValueError if mixup or cutmix leave a process an odd number of samples."""
         share, options = batch_size // world_size, self.options
         assert isinstance(options, DataOptions) and self.splits.train is not None
         if share % 2 and (options.mixup or options.cutmix):
@@ -125,21 +117,17 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def _check_share(self, trained: ModelMetadata | None) -> bool:
-        """Check the share of images to score; return whether it is taken from a folder without a test split.
-
-        Raises:
-            ValueError: the share does not fit the data, or the weights to evaluate were trained on the images to score.
-        """
+        """Return whether the test split is a share of a folder without one; ValueError if the share does not fit."""
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if trained is None:
-            given = f"test_share is {options.test_share:g}"
+            asked = f"test_share is {options.test_share:g}"
             if train is None:
-                raise ValueError(f"{given}, which leaves no image to train on: give a lower one")
+                raise ValueError(f"{asked}, which leaves no image to train on: give a lower one")
             if not shared and options.test_share != type(options).test_share:
-                raise ValueError(f"{given}, but the data have a test split: leave it out")
-        known = trained.extra.get("digest") if trained and options.data == "folder" else None
-        trained_on = known.get("train") if isinstance(known, dict) else None
+                raise ValueError(f"{asked}, but the data have a test split: leave it out")
+        digests = trained.extra.get("digest") if trained and options.data == "folder" else None
+        trained_on = digests.get("train") if isinstance(digests, dict) else None
         same = trained_on is not None and trained_on == digest(test.images)
         if trained and same and train is None:
             share = trained.extra.get("test_share")
@@ -160,10 +148,10 @@ class ClassificationData:
 
     def _classes_of(self, trained: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""
-        found, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
+        of_data, classes, name = self.splits.classes, trained.classes, trained.model or self.options.model
         for what, has, wanted in (
             ("channels", self.splits.in_chans, trained.in_chans),
-            ("classes", len(found), trained.num_classes),
+            ("classes", len(of_data), trained.num_classes),
         ):
             fewer = what == "classes" and classes and has < (wanted or 0)  # they are matched by name
             if has != wanted and not fewer:
@@ -171,6 +159,6 @@ class ClassificationData:
                     f"{name} was trained for {wanted} {what} and {self.options.data} has {has}; give other --data, or "
                     f"fine-tune first: {self._fine_tune(trained)}"
                 )
-        if classes and found != classes:
+        if classes and of_data != classes:
             self.notes.append("the classes of the data are numbers: they are matched to the model's by their order")
-        return classes or found
+        return classes or of_data

@@ -16,13 +16,7 @@ from .options import ClassificationOptions
 
 
 class Teacher(nn.Module):
-    """Run a classifier on images that were normalised with the student's statistics.
-
-    Args:
-        model: the classifier.
-        mean, std: statistics that the images were normalised with.
-        own_mean, own_std: statistics that the classifier was trained with.
-    """
+    """Run a classifier, with its own mean and std, on images that were normalised with the student's."""
 
     scale: Tensor
     shift: Tensor
@@ -36,10 +30,10 @@ class Teacher(nn.Module):
         own_std: Sequence[float],
     ):
         super().__init__()
-        given, own = (torch.tensor([m, s]).view(2, -1, 1, 1) for m, s in ((mean, std), (own_mean, own_std)))
+        student, teacher = (torch.tensor([m, s]).view(2, -1, 1, 1) for m, s in ((mean, std), (own_mean, own_std)))
         self.model = model
-        self.register_buffer("scale", given[1] / own[1])
-        self.register_buffer("shift", (given[0] - own[0]) / own[1])
+        self.register_buffer("scale", student[1] / teacher[1])
+        self.register_buffer("shift", (student[0] - teacher[0]) / teacher[1])
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:  # (n, C, H, W) -> (n, classes)
@@ -47,11 +41,7 @@ class Teacher(nn.Module):
 
 
 def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Teacher:
-    """Build the teacher and load its weights.
-
-    Raises:
-        ValueError: it was trained for other classes or channels, or does not take the student's images.
-    """
+    """Build the teacher and load its weights; ValueError if it does not fit the student's classes and images."""
     checkpoint, name = options.teacher_checkpoint, f"the teacher {options.teacher}"
     trained = load_classifier(checkpoint, model=options.teacher, pretrained=not checkpoint)
     model, metadata = trained.model, trained.metadata

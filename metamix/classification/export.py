@@ -34,11 +34,8 @@ class ExportableClassifier(SimpleExport):
     """A classifier, and the data set that it is compared and calibrated on.
 
     Args:
-        model: the classifier.
-        metadata: complete metadata of its weights.
         task: the task on the data set; None for random images.
         images: most images to compare on; None for all of the test split.
-        dynamic: whether the graph takes any size.
     """
 
     outputs = ("logits",)
@@ -105,11 +102,7 @@ class ExportableClassifier(SimpleExport):
         return 100 * right / total
 
     def training_images(self) -> Source:
-        """Return the training split in random order.
-
-        Raises:
-            ValueError: the data have no training split.
-        """
+        """Return the training split in random order; ValueError if the data have none."""
         assert self.task is not None
         train = self.task.data.splits.train
         if train is None:
@@ -135,11 +128,7 @@ def held_out_images(total: int) -> int:
 
 
 def open_classifier(options: ExportOptions) -> ExportableClassifier:
-    """Load a classifier of metamix or timm, with the data if some are given.
-
-    Raises:
-        ValueError: the options do not fit, or there are no weights.
-    """
+    """Load a classifier of metamix or timm, with the data if some are given."""
     file = options.file
     name = None if file else options.source
     if name and options.model:
@@ -177,11 +166,7 @@ def open_classifier(options: ExportOptions) -> ExportableClassifier:
 
 
 def exported_classifier(exported: ExportedModel) -> Classifier:
-    """Use an exported model as a classifier.
-
-    Raises:
-        ValueError: export.json lacks what a classifier needs.
-    """
+    """Use an exported model as a classifier; ValueError if export.json lacks what one needs."""
     metadata = exported.artifact.model
     exported.artifact.check({}, METADATA)
     return Classifier(metadata.model or "", exported, metadata)

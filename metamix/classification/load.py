@@ -15,8 +15,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from metamix.data import normalize, read_image_file
-from metamix.data.files import decode
+from metamix.data import decode_file, normalize
 from metamix.data.sources import SMALL_SIDE
 from metamix.models.checkpoint import adapt_checkpoint, check_described_size, check_same_function, layer_names
 from metamix.models.create import create_model, timm_config
@@ -115,7 +114,7 @@ class Classifier:
         Raises:
             CorruptImage: an image cannot be read.
         """
-        tensors = [self.transform(open_image(image)) for image in images]
+        tensors = [self.transform(decode_file(image, self.transform.mode)) for image in images]
         return self.label(torch.stack(tensors), top) if tensors else []
 
     @torch.inference_mode()
@@ -128,11 +127,6 @@ class Classifier:
             [(self.classes[i], value) for i, value in zip(indices, values)]
             for values, indices in zip(best.values.tolist(), best.indices.tolist())
         ]
-
-
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Open an image file; an image of Pillow is returned as it is."""
-    return image if isinstance(image, Image.Image) else read_image_file(image)
 
 
 class EvalTransform:
@@ -156,15 +150,10 @@ class EvalTransform:
         self.mean, self.std = metadata.mean, metadata.std
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn an image into a (C, H, W) float32 tensor.
-
-        Raises:
-            TypeError: it is not a PIL image.
-            CorruptImage: it cannot be decoded.
-        """
+        """Turn a PIL image into a (C, H, W) float32 tensor; CorruptImage if it cannot be decoded."""
         if not isinstance(image, Image.Image):
             raise TypeError(f"transform takes a PIL image, got a {type(image).__name__}: see PIL.Image.open(path)")
-        pixels = self.resize(decode(lambda: image, "image", self.mode))  # (C, H, W) uint8
+        pixels = self.resize(decode_file(image, self.mode))  # (C, H, W) uint8
         return normalize(pixels[None], self.mean, self.std)[0]
 
 
@@ -222,11 +211,7 @@ def complete_metadata(metadata: ModelMetadata, model: nn.Module, model_args: Map
 
 
 def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
-    """Read the weights of a classifier and their metadata.
-
-    Raises:
-        ValueError: the file holds weights of another task, or metadata that are not accepted.
-    """
+    """Read the weights of a classifier and their metadata; ValueError for weights of another task."""
     tensors, metadata = read_weights(source)
     check_task(metadata, source, "classification", "a classifier")
     return tensors, metadata
@@ -253,11 +238,7 @@ def load_initial_weights(model: nn.Module, source: str, classes: Sequence[str]) 
 
 
 def adapt_channels(model: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Adapt the weights of the first convolutions to a model's image channels.
-
-    Returns:
-        The tensors, and the names of those that were adapted with their numbers of channels.
-    """
+    """Adapt the weights of the first convolutions to a model's image channels; return also which were adapted."""
     of_model, adapted, notes = model.state_dict(), dict(tensors), []
     for key in (f"{layer}.weight" for layer in layer_names(timm_config(model), "first_conv")):
         if key not in of_model or key not in tensors:

@@ -14,11 +14,8 @@ from .options import ClassificationOptions
 class ClassificationLoss:
     """Compute the loss of a model on an augmented batch, and the values to log.
 
-    Args:
-        options: options of training.
-        model: its `frozen_helpers` hold the teacher of distillation, if there is one.
-        labels: labels of the training split, (N,) int64, for class weights.
-        classes: number of classes.
+    The `frozen_helpers` of `model` hold the teacher of distillation. The labels of the training split, (N,) int64, are
+    for class weights.
     """
 
     def __init__(self, options: ClassificationOptions, model: ClassificationModel, labels: Tensor, classes: int):

@@ -13,18 +13,12 @@ from metamix.utils.checks import check_finite
 
 
 class ClassificationMetric:
-    """Score a classifier from its confusion matrix.
-
-    Args:
-        classes: names of the classes.
-        normalize: turns images (n, C, H, W) uint8 into the model's input.
-    """
+    """Score a classifier from its confusion matrix; `normalize` turns images (n, C, H, W) uint8 into its input."""
 
     def __init__(self, classes: tuple[str, ...], normalize: Callable[[Tensor], Tensor]):
         self.classes, self.normalize = classes, normalize
 
     def start(self) -> State:
-        """Return an empty state, on the CPU."""
         classes = len(self.classes)
         return {
             "confusion": torch.zeros(classes, classes, dtype=torch.int64),  # [label, prediction]
@@ -38,11 +32,7 @@ class ClassificationMetric:
         return model(self.normalize(batch["image"]))
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
-        """Add the logits (n, classes) of a batch to the state.
-
-        Raises:
-            ValueError: a logit is infinite or NaN.
-        """
+        """Add the logits (n, classes) of a batch to the state; ValueError if a logit is not finite."""
         was_read = batch["index"] >= 0
         logits = check_finite(outputs).float()[was_read]
         label, classes = batch["label"][was_read], len(self.classes)

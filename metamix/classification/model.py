@@ -67,13 +67,13 @@ class ClassificationModel:
 
     def _differences_from_published(self, cfg: Mapping[str, Any]) -> list[str]:
         """Name the layers of published weights that timm made new or adapted, from timm's configuration of them."""
-        channels, found = cfg["input_size"][0], []
+        channels, differences = cfg["input_size"][0], []
         if cfg["num_classes"] != len(self.data.classes):
-            found.append(f"new: {', '.join(layer_names(cfg, 'classifier'))}")
+            differences.append(f"new: {', '.join(layer_names(cfg, 'classifier'))}")
         if channels != self.data.in_chans:
             layers = ", ".join(layer_names(cfg, "first_conv"))
-            found.append(f"adapted: {layers} from {channels} to {self.data.in_chans} channels")
-        return found
+            differences.append(f"adapted: {layers} from {channels} to {self.data.in_chans} channels")
+        return differences
 
     def _compare_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Add a note if images are normalised differently from those that the initial weights were trained on."""

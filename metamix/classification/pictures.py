@@ -8,20 +8,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metamix.training.reports import left_out
-from metamix.training.task import State
+from metamix.training.task import Pictures, State
 from metamix.utils.figures import draw_confusion, figure_text, save_figure
 
 from .metric import class_scores, total_confusion
 
 
-class ClassificationPictures:
+class ClassificationPictures(Pictures):
     """Draw and report the states of `ClassificationMetric`."""
 
     def __init__(self, classes: tuple[str, ...]):
         self.classes = classes
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
-        """Draw the pictures into the folder and return their files."""
         confusion = total_confusion(states)
         matrix, bars = (Path(folder) / f"test_{name}.png" for name in ("confusion", "classes"))
         accuracy = 100 * int(confusion.trace()) / max(1, int(confusion.sum()))
@@ -34,18 +33,9 @@ class ClassificationPictures:
         """Say how many images could not be read, if there are any."""
         return left_out(sum(int(state["unreadable"]) for state in states))
 
-    def advice(self, states: list[State]) -> str:
-        """Return nothing: low scores alone do not say what to do."""
-        return ""
-
 
 def draw_classes(path: Path, confusion: Tensor, classes: tuple[str, ...], most: int = 40) -> None:
-    """Draw recall and precision of each class as bars, the lowest recall at the top.
-
-    Args:
-        confusion: (classes, classes) int64, rows are labels.
-        most: largest number of classes to draw; those with the lowest recall are chosen.
-    """
+    """Draw recall and precision of at most `most` classes as bars, the lowest recall at the top."""
     recall, precision, images = class_scores(confusion)
     tested = [i for i in range(len(classes)) if recall[i] is not None]
     shown = sorted(tested, key=lambda i: recall[i] or 0.0)[:most]

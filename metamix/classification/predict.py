@@ -42,12 +42,7 @@ class Prediction:
 
 @dataclass
 class LabelImages(PredictOptions):
-    """Label images, and print the labels or write them to a file.
-
-    Raises:
-        ValueError: the output is an image, or its name does not say its format.
-        OSError: an image is missing, or the output cannot be written.
-    """
+    """Label images, and print the labels or write them to a file."""
 
     top: Count = option(5, "labels for each image")
     format: Literal["table", "csv", "json"] | None = option(None, "none: by the extension of --output, or a table")
@@ -78,12 +73,7 @@ class LabelImages(PredictOptions):
 
 
 def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
-    """Return the format of the output: `form`, or what its extension says.
-
-    Raises:
-        ValueError: the output is an image, or its extension is unknown.
-        IsADirectoryError: it is a folder.
-    """
+    """Return the format of the output: `form`, or what its extension says; refuse folders and images."""
     path = Path(output)
     if path.is_dir() or output.endswith("/"):
         raise IsADirectoryError(f"--output {output} is a folder: give a file")
@@ -107,13 +97,7 @@ def predict(
     batch_size: int = 64,
     broken: list[str] | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the labels of images, in order. Images that cannot be read are left out.
-
-    Args:
-        top: number of labels for each image.
-        batch_size: images per forward pass.
-        broken: a list that the reasons why images cannot be read are added to.
-    """
+    """Yield the `top` labels of images, in order. Images that cannot be read are left out and named in `broken`."""
     prepared = _read(classifier, images, [] if broken is None else broken)
     while batch := list(islice(prepared, batch_size)):
         paths, tensors = zip(*batch)

@@ -25,13 +25,7 @@ from .pictures import ClassificationPictures
 class Classification:
     """Assemble data, model, loss, metric and pictures of classification; see `metamix.training.task.Task`.
 
-    Args:
-        options: `ClassificationOptions` to train, `ModelOptions` to evaluate.
-        seed: seed of the run.
-        trained: metadata of the weights to evaluate.
-
-    Raises:
-        ValueError: the options do not fit together, or the data do not fit the weights.
+    To evaluate weights, `trained` is their metadata, and the options are only `ModelOptions`.
     """
 
     Options: type = ClassificationOptions
@@ -57,11 +51,7 @@ class Classification:
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
-        """Check a model's name before any model is trained.
-
-        Raises:
-            ValueError: there is no model or tag of that name, or no weights are published for it.
-        """
+        """Raise ValueError unless a classifier of this name exists, with published weights if `pretrained`."""
         if other := task_of_model(name):
             raise ValueError(f"{name} is a model of {other}, not a classifier: add --task {other}")
         check_model(name, pretrained)
@@ -72,9 +62,6 @@ class Classification:
 
         The model is built as it was trained. Statistics, image size and holdout are those of training if `options`
         do not give them.
-
-        Raises:
-            ValueError: there are no weights, or they do not fit the options or the data.
         """
         trained = load_classifier(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained
@@ -99,16 +86,12 @@ class Classification:
 
 
 def default_data(metadata: ModelMetadata) -> str:
-    """Return the data set to score if none is given: digits, for weights that were trained on them.
-
-    Raises:
-        ValueError: the weights were trained on other data, which are in a folder that the weights do not know.
-    """
+    """Return digits for weights that were trained on them; ValueError for others, whose folder is not known."""
     if metadata.data == "digits":
         return metadata.data
-    known = f"; the weights were trained on {metadata.data}" if metadata.data else ""
+    trained_on = f"; the weights were trained on {metadata.data}" if metadata.data else ""
     raise ValueError(
-        f"no data set is given{known}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
+        f"no data set is given{trained_on}: give --data NAME with its --data-dir, or --data folder --data-dir FOLDER"
     )
 
 
@@ -120,8 +103,8 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
     Raises:
         ValueError: another share is asked for on the data set of training, so trained images would be scored.
     """
-    known = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
-    known |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
+    values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
+    values |= {"img_size": options.img_size or _side(metadata.img_size), "test_share": 1.0}
     if metadata.data == data_name(options):
         share = metadata.extra.get("test_share")
         trained = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
@@ -132,10 +115,10 @@ def as_trained(metadata: ModelMetadata, options: ClassificationEvalOptions) -> d
                     f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
                     f"of these images: leave --{name.replace('_', '-')} out"
                 )
-        known |= {name: value for name, value in trained.items() if value is not None}
+        values |= {name: value for name, value in trained.items() if value is not None}
         if not options.test_on:
-            known["test_on"] = metadata.extra.get("test_on")
-    return {name: value for name, value in known.items() if value is not None}
+            values["test_on"] = metadata.extra.get("test_on")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _side(size: Any) -> int:

@@ -19,7 +19,6 @@ from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.system import usable_workers
-from metamix.utils.text import printable
 
 
 class ImageProblems:
@@ -40,12 +39,7 @@ class ImageProblems:
 
 
 def broken_images(images: Source, workers: int = 0, title: str = "") -> Iterator[str]:
-    """Describe what is wrong with each broken image of a source, in order.
-
-    Args:
-        workers: processes that decode; 0 for this process.
-        title: shown with the progress bar.
-    """
+    """Describe what is wrong with each broken image of a source, in order; `title` goes to the progress bar."""
     problems: DataLoader = DataLoader(
         ImageProblems(images),  # type: ignore[arg-type]  # torch asks for a subclass of its Dataset
         batch_size=64,
@@ -63,17 +57,14 @@ class VerifyImages(VerifyOptions):
     test_on: str = option("", "split to verify beside train; empty: the one that is scored")
     workers: Natural = option(2, "processes that decode, at most one for each core; 0: this process")
 
-    def run(self) -> int:
+    def problems(self) -> Iterator[str]:
         name, root = self.place
         splits = open_data(name, root=root, memory="no", test_on=self.test_on, test_share=1, train_required=False)
-        count = total = 0
+        self.total = sum(map(len, splits.sources().values()))
         for title, source in splits.sources().items():
-            total += len(source)
-            for problem in broken_images(source, self.workers, title):
-                print(printable(problem))
-                count += 1
-        if count:
-            print(f"{count} of {total:,} images of {root or name} cannot be read")
-        else:
-            print(f"all {total:,} images can be read")
-        return count
+            yield from broken_images(source, self.workers, title)
+
+    def summary(self, count: int) -> str:
+        if not count:
+            return f"all {self.total:,} images can be read"
+        return f"{count} of {self.total:,} images of {self.data_dir or self.data} cannot be read"

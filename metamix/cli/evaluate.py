@@ -126,14 +126,7 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
 def make_result(
     scores: Mapping[str, float], about: Mapping[str, Any], by_class: Mapping[str, Any], speed: float
 ) -> dict[str, Any]:
-    """Make the content of result.json.
-
-    Args:
-        scores: by their names.
-        about: what the task says of the model, the split, and where the weights come from.
-        by_class: scores of each class; may be empty.
-        speed: images per second.
-    """
+    """Make the content of result.json; `about` is what the task says of model, split and weights, `speed` in img/s."""
     return {
         **{name: round(value, 4) for name, value in scores.items()},
         **about,
@@ -153,11 +146,7 @@ def result_line(scores: Mapping[str, float], described: Mapping[str, Any], split
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result in a folder; None if it holds none.
-
-    Raises:
-        ValueError: the folder holds files with the names of a result, and no `metamix eval` wrote them.
-    """
+    """Return the result in a folder, None if it holds none; ValueError if it holds files that could be overwritten."""
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is not ours
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if "checkpoint" in result:

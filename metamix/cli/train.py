@@ -72,14 +72,14 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
         if "." in model and not recipe.options.pretrained and group.is_main:
             print(printable(f"note: {model} names weights, but they are only loaded with --pretrained"))
     for i, model in enumerate(models):
-        own = recipe.replace(model=model)
+        of_model = recipe.replace(model=model)
         if len(models) > 1 and recipe.engine.output:
-            own = own.replace(output=str(Path(recipe.engine.output) / model))
+            of_model = of_model.replace(output=str(Path(recipe.engine.output) / model))
         exit_code = None
         try:
             with group.local_main_first():
-                task = find_task(own.task).part("task")(own.options, seed=own.engine.seed)
-            folders.append(train(task, own, group))
+                task = find_task(of_model.task).part("task")(of_model.options, seed=of_model.engine.seed)
+            folders.append(train(task, of_model, group))
         except Stopped as stopped:
             exit_code = 0 if group.restarts_on_failure else stopped.exit_code
         if exit_code is not None:  # raised outside of `except`, whose traceback would keep the loader's workers alive

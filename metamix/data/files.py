@@ -16,6 +16,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from metamix.utils.text import printable
 
@@ -97,9 +99,16 @@ def decode(open_image: Callable[[], Image.Image], path: str | Path, mode: str = 
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 
 
-def decode_file(path: str | Path, mode: str = "RGB") -> Image.Image:
-    """Decode an image file; `decode` says how it is converted and which errors it raises."""
-    return decode(lambda: read_image_file(path), path, mode)
+def decode_file(image: str | Path | Image.Image, mode: str = "RGB") -> Image.Image:
+    """Decode an image file or an image of Pillow; `decode` says how it is converted and which errors it raises."""
+    if isinstance(image, Image.Image):
+        return decode(lambda: image, "image", mode)
+    return decode(lambda: read_image_file(image), image, mode)
+
+
+def read_pixels(image: str | Path | Image.Image) -> Tensor:
+    """Read an image file or an image of Pillow, upright and in colour: (3, H, W) uint8; errors as in `decode`."""
+    return pil_to_tensor(decode_file(image))
 
 
 @contextmanager

@@ -110,11 +110,7 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def read_annotated_image(folder: Path, entry: Entry) -> Image.Image:
-    """Read the image of an entry of `images`.
-
-    Raises:
-        CorruptImage: it cannot be read, or its size is not the annotated one, so that boxes would lie elsewhere.
-    """
+    """Read the image of an entry of `images`; CorruptImage if that fails, or if it has another size than annotated."""
     path = find_image(folder, entry["file_name"])
     image = decode_file(path)
     width, height = image.size
@@ -219,9 +215,6 @@ class CocoSplit:
         Returns:
             The image, (3, H, W) uint8, and a dict with "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) and,
             if masks were asked for, "masks" (n, H, W).
-
-        Raises:
-            CorruptImage: the image cannot be read.
         """
         entry = self.coco.imgs[self.ids[index]]
         image = to_image(read_annotated_image(self.images, entry))
@@ -240,15 +233,7 @@ class CocoSplit:
 
 
 def index_annotations(annotations: Path, images: Path):
-    """Index the usable annotations of a file with pycocotools, and count the others.
-
-    Returns:
-        The index, with all that scoring needs, and the number of annotations that were left out.
-
-    Raises:
-        ImportError: pycocotools is not installed.
-        ValueError: the file is not in COCO's format.
-    """
+    """Index the usable annotations of a file with pycocotools, with all that scoring needs; also count the others."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -277,11 +262,7 @@ def index_annotations(annotations: Path, images: Path):
 
 
 def complete_annotation(annotation: Entry) -> None:
-    """Convert the box to floats, and add iscrowd and area, which some tools do not write.
-
-    Raises:
-        ValueError: the box is not four numbers.
-    """
+    """Convert the box to floats, and add iscrowd and area if missing; ValueError for other than four numbers."""
     box: Any = annotation.get("bbox")
     if not is_box(box):
         raise ValueError(

@@ -32,21 +32,14 @@ class DetectionData:
     """Open the splits of a data set in COCO's format and make their loaders.
 
     Args:
-        options: options of training.
         train: whether to open the splits to train on; for an evaluation, their images may be gone.
 
     Attributes:
-        name: name of the folder.
         train: splits to train on; empty without the argument `train`.
         scored: splits to score: "test", and "holdout" if val is not trained on.
         test_split: the data set's name for the split that is scored as "test".
         classes: class names, the same in all splits.
-        identity: values that must be the same when a run is resumed.
         notes: sentences on annotations that were left out.
-
-    Raises:
-        FileNotFoundError: the folder holds no data set, or a split has no image folder.
-        ValueError: annotations or options that cannot be used, or too many missing images.
     """
 
     def __init__(self, options: DetectionOptions, *, train: bool = True):

@@ -243,11 +243,7 @@ def cast_outputs_to_float32(*heads: Any) -> None:
 
 
 def to_float32(module: nn.Module, args: Any, output: Any) -> Any:
-    """Cast the outputs of a head to float32.
-
-    Raises:
-        ValueError: in evaluation, a value is not finite. torchvision would silently drop such a box.
-    """
+    """Cast the outputs of a head to float32; in evaluation, refuse infinity and NaN, which torchvision would drop."""
     output = tree_map(lambda x: x.float() if x.dtype.itemsize < 4 else x, output)
     if not (module.training or torch.compiler.is_compiling()):
         for values in tree_leaves(output):

@@ -83,7 +83,6 @@ class ExportableDetector:
     Args:
         detector: RetinaNet or FCOS.
         metadata: of its weights, with the size (H, W) of the graph, or of an example for a dynamic one.
-        dynamic: whether the graph takes any size.
         task: the task on a data set in COCO's format; None for random images.
         images: most images to compare on; None for all.
         least: smallest side in pixels that a dynamic graph takes.
@@ -191,11 +190,7 @@ def least_side(model: Detector) -> int:
 
 
 def open_detector(options: ExportOptions) -> ExportableDetector:
-    """Load a detector that metamix trained, with its data set if a folder is given.
-
-    Raises:
-        ValueError: the options do not fit the detector, or it is no RetinaNet or FCOS.
-    """
+    """Load a RetinaNet or FCOS that metamix trained, with its data set if a folder is given."""
     source = options.source
     if options.data not in (None, "coco"):
         raise ValueError(f"data is {options.data}, but detection reads one layout of folders: give only --data-dir DIR")

@@ -29,20 +29,13 @@ Pixels = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 SETTINGS = {  # what `ExportedDetector` reads from `extra` in export.json, which is untrusted
     "score_thresh": rule(Share),
     "nms_thresh": rule(Share),
-    **dict.fromkeys(
-        ("detections_per_img", "min_size", "max_size", "multiple", "least"),
-        rule(Pixels),
-    ),
+    **dict.fromkeys(("detections_per_img", "min_size", "max_size", "multiple", "least"), rule(Pixels)),
 }
 METADATA = {name: rule for name, rule in rules_of(ModelMetadata).items() if name in ("classes", "mean", "std")}
 
 
 def exported_detector(exported: ExportedModel) -> TrainedDetector:
-    """Use an exported model as a detector.
-
-    Raises:
-        ValueError: export.json lacks what a detector needs.
-    """
+    """Use an exported model as a detector; ValueError if export.json lacks what one needs."""
     artifact = exported.artifact
     artifact.check(SETTINGS, METADATA)
     model = ExportedDetector(exported, artifact.model, artifact.size, artifact.extra).eval()

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from metamix.data.files import decode, decode_file
+from metamix.data.files import read_pixels
 from metamix.models.backbone import EXTRA
-from metamix.models.checkpoint import check_described_size
-from metamix.tasks.metadata import SplitNames, arguments_without, check_trained_for, to_lists, without_head
-from metamix.utils.rules import REMEDY, check_entries, one_of, refuse_entry, rules_of, where
-from metamix.weights.files import load_weights
-from metamix.weights.find import find_weights
-from metamix.weights.fit import load_into
-from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName, to_tuples
+from metamix.tasks.metadata import SplitNames, arguments_without
+from metamix.tasks.network import NetworkSpec
+from metamix.utils.rules import REMEDY, one_of, refuse_entry, where
+from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName
 
 from .detectors import DETECTORS, Detector, Objects, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
@@ -41,14 +37,12 @@ Levels = Annotated[
 
 
 @dataclass(frozen=True)
-class DetectorSpec:
+class DetectorSpec(NetworkSpec):
     """The arguments that build a detector again, as the metadata of its weights hold them.
 
     Attributes:
-        detector: name of the detector, as in `build_detector`.
-        detector_args: further arguments of torchvision's detector.
-        model: name of the backbone.
-        model_args: further arguments of the backbone.
+        detector, detector_args: name and further arguments of the detector, as in `build_detector`.
+        model, model_args: name and further arguments of the backbone.
         classes: names of the classes, without the background.
         out_indices, extra, out_channels: arguments of `build_backbone`.
         frozen_norms: whether the backbone's batch norms are frozen; else they are replaced.
@@ -56,6 +50,9 @@ class DetectorSpec:
         anchor_scale: smallest anchor of RetinaNet in strides; None for the other detectors.
         train_on: splits that it was trained on.
     """
+
+    task, network = "detection", "detector"
+    added_later: ClassVar[Mapping[str, Any]] = {"train_on": (), "anchor_scale": None}
 
     detector: Annotated[str, one_of(DETECTORS)]
     detector_args: DetectorArgs
@@ -72,38 +69,18 @@ class DetectorSpec:
     train_on: SplitNames = ()
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: str | Path) -> DetectorSpec:
-        """Check the metadata of a file, which is untrusted.
-
-        Raises:
-            ValueError: the file holds no detector, or an entry is missing, of the wrong type or out of range.
-        """
-        check_trained_for(raw, source, "detection", "a detector")
-        values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
-            field.name: raw[field.name] for field in fields(cls) if field.name in raw
-        }
-        check_entries(values, rules_of(cls), source)
-        values = {name: to_tuples(value) for name, value in values.items()}
-        unknown = values["detector_args"].keys() - accepted_options(values["detector"])
-        if unknown:
+    def from_dict(cls, raw: Mapping[str, Any], source: object) -> DetectorSpec:
+        """Check the metadata of a file, as `NetworkSpec.from_dict` does, and the options of the detector."""
+        spec = super().from_dict(raw, source)
+        if unknown := spec.detector_args.keys() - accepted_options(spec.detector):
             raise ValueError(
                 f"{source}: detector_args in the metadata has {', '.join(sorted(unknown))}, no option of "
-                f"{values['detector']}. {REMEDY}"
+                f"{spec.detector}. {REMEDY}"
             )
-        if values["detector"] != "retinanet":
-            values["anchor_scale"] = None
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entries of the metadata, as plain values."""
-        return {"task": "detection"} | {key: to_lists(value) for key, value in asdict(self).items()}
+        return spec if spec.detector == "retinanet" else replace(spec, anchor_scale=None)
 
     def build(self, **weights: Any) -> Detector:
-        """Build the detector, for training images that have their final size.
-
-        Args:
-            weights: `pretrained` or `checkpoint` of `build_backbone`, to load weights of the backbone.
-        """
+        """Build the detector, for training images that have their final size."""
         return build_detector(
             self.detector,
             backbone=self.model,
@@ -125,13 +102,7 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A trained detector.
-
-    Attributes:
-        model: in evaluation mode, called like a detector of torchvision.
-        spec: the arguments that build it.
-        metadata: entries of its weight file.
-    """
+    """A trained detector; `model` is called like a detector of torchvision, in evaluation mode."""
 
     model: nn.Module
     spec: DetectorSpec
@@ -172,12 +143,6 @@ class TrainedDetector:
         return {key: value[sure].cpu() for key, value in objects.items()}
 
 
-def read_pixels(image: str | Path | Image.Image) -> Tensor:
-    """Read an image file or convert a PIL image, upright and in colour: (3, H, W) uint8."""
-    upright = decode(lambda: image, "image") if isinstance(image, Image.Image) else decode_file(image)
-    return pil_to_tensor(upright)
-
-
 def load_detector(checkpoint: str | Path) -> TrainedDetector:
     """Load a detector that metamix trained.
 
@@ -191,14 +156,9 @@ def load_detector(checkpoint: str | Path) -> TrainedDetector:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    tensors, metadata = load_weights(find_weights(checkpoint))
-    spec = DetectorSpec.from_dict(metadata, checkpoint)
-    described = ModelMetadata.from_dict(metadata, checkpoint)
-    check_described_size(replace(described, img_size=None), tensors, checkpoint)  # img_size is of the detector
-    model = spec.build()
-    load_into(model, tensors, str(checkpoint))
-    set_statistics(model, described, checkpoint)
-    return TrainedDetector(model.eval(), spec, metadata)
+    model, spec, metadata = DetectorSpec.load(checkpoint)
+    set_statistics(model, ModelMetadata.from_dict(metadata, checkpoint), checkpoint)
+    return TrainedDetector(model, spec, metadata)
 
 
 def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path) -> None:
@@ -209,16 +169,3 @@ def set_statistics(model: Detector, metadata: ModelMetadata, source: str | Path)
             refuse_entry(name, list(values), f"a list of {channels} numbers, one per channel", source)
     mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     model.transform.image_mean, model.transform.image_std = list(mean), list(std)
-
-
-def load_initial_weights(model: Detector, path: str | Path, classes: list[str]) -> list[str]:
-    """Load the weights of a detector of the same build, to fine-tune it.
-
-    Layers that depend on the classes keep their new weights where the file has other classes.
-
-    Returns:
-        The names of the weights that were not loaded.
-    """
-    tensors, metadata = load_weights(find_weights(path))
-    tensors = without_head(tensors, metadata, classes, model.classifier)
-    return load_into(model, tensors, str(path), head=model.classifier)

@@ -141,14 +141,7 @@ def from_coco(results: Detections, split: CocoSplit) -> dict[str, Tensor]:
 
 
 def score(split: CocoSplit, results: Detections, kind: str = "bbox", image_ids: Sequence[int] | None = None) -> Scores:
-    """Compute COCO's scores of detections.
-
-    Args:
-        split: the ground truth.
-        results: the detections.
-        kind: "bbox" or "segm".
-        image_ids: images to score; None for all of the split.
-    """
+    """Compute COCO's scores of detections, "bbox" or "segm", for some images of a split, or for all by default."""
     from pycocotools.cocoeval import COCOeval
 
     truth = copy.copy(split.coco)  # the evaluation writes into it

@@ -10,6 +10,7 @@ from torch import nn
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
 from metamix.tasks.metadata import check_trained_with
+from metamix.tasks.network import load_initial_weights
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 from metamix.weights.metadata import ModelMetadata
@@ -17,7 +18,7 @@ from metamix.weights.metadata import ModelMetadata
 from .anchors import describe_sizes
 from .data import DetectionData
 from .detectors import LEVELS, Detector, anchor_range, count_dense_macs
-from .load import DetectorSpec, load_initial_weights, set_statistics
+from .load import DetectorSpec, set_statistics
 from .options import DetectionOptions
 
 
@@ -58,7 +59,7 @@ class DetectionModel:
             self.notes.append(f"published weights of the backbone: {published_name(model.backbone.body)}")
         if options.checkpoint and metadata is None:
             if of_detector:
-                new = load_initial_weights(model, options.checkpoint, list(self.data.classes))
+                new = load_initial_weights(model, options.checkpoint, self.data.classes, model.classifier)
                 note = f"weights from {options.checkpoint}" + (f"; new: {', '.join(new)}" if new else "")
             else:
                 note = f"weights of the backbone from {options.checkpoint}"

@@ -18,42 +18,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-from metamix.data.find import paths_inside
-from metamix.data.outputs import change_extensions, check_outputs, predict_images
-from metamix.tasks.predict import PredictOptions
+from metamix.data.files import read_pixels
+from metamix.data.outputs import predict_images
+from metamix.tasks.predict import PredictToFolder
 from metamix.utils.options import option
 from metamix.utils.rules import Share
 from metamix.utils.text import plural, printable
 
 from .detectors import Objects
-from .load import TrainedDetector, read_pixels
+from .load import TrainedDetector
 from .pictures import draw_image
-
-RECORDS = "predictions.json"  # in the output folder
 
 
 @dataclass
-class FindObjects(PredictOptions):
-    """Find the objects in images, draw them, and write predictions.json.
-
-    Raises:
-        FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would share a picture, or a picture would overwrite another file.
-    """
+class FindObjects(PredictToFolder):
+    """Find the objects in images, draw them, and write predictions.json."""
 
     threshold: Share = option(0.5, "least score of an object")
-    output: Path = option(Path("predictions"), "folder")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        names = paths_inside(self.images, without=[self.output])  # pictures of an earlier run are no images to predict
-        names = change_extensions(names, lambda path: ".png")
-        self.pictures = {path: self.output / name for path, name in names.items()}
-        check_outputs(self.pictures, marker=self.output / RECORDS)
 
     def run(self, trained: TrainedDetector) -> int:
-        def draw(path: Path, picture: Path) -> dict[str, Any]:
-            pixels = read_pixels(path)
+        def draw(path: Path, name: Path) -> dict[str, Any]:
+            pixels, picture = read_pixels(path), self.output / name
             objects = trained.find(pixels, self.threshold)
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw_image(picture, pixels, objects, trained.classes)
@@ -61,9 +46,9 @@ class FindObjects(PredictOptions):
             tqdm.write(printable(f"{path}: {plural(len(records), 'object')}"))
             return {"width": pixels.shape[2], "height": pixels.shape[1], "objects": records}
 
-        drawn = predict_images(self.pictures, draw, self.output / RECORDS)
-        print(printable(f"written: {self.output / RECORDS} and {plural(drawn, 'picture')}"))
-        return len(self.pictures) - drawn
+        drawn = predict_images(self.names, draw, self.records)
+        print(printable(f"written: {self.records} and {plural(drawn, 'picture')}"))
+        return len(self.names) - drawn
 
 
 def describe_objects(objects: Objects, classes: Sequence[str]) -> list[dict[str, Any]]:

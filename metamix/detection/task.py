@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from metamix.data.options import train_command
 from metamix.models.registry import check_model
+from metamix.tasks.network import check_data
 from metamix.utils.options import changed_flags
 
 from .anchors import choose_anchor_scale
@@ -23,14 +23,12 @@ from .pictures import DetectionPictures
 class Detection:
     """Assemble data, model, loss, metric and pictures of detection; see `metamix.training.task.Task`.
 
-    Args:
-        options: of training.
-        seed: of the run; not used here, since the engine passes it to the loaders.
-        trained: the spec of the weights to evaluate; if it is given, no training split is opened.
+    To evaluate weights, `trained` is their spec, and no training split is opened.
     """
 
     Options, EvalOptions = DetectionOptions, DetectionEvalOptions
     same_image_shape = False
+    check_model = staticmethod(check_model)
 
     def __init__(self, options: DetectionOptions, seed: int = 0, trained: DetectorSpec | None = None):
         self.options = options
@@ -48,15 +46,6 @@ class Detection:
         """Return what the user should know about how data and model were made."""
         return [*self.data.notes, *self.model.notes]
 
-    @staticmethod
-    def check_model(name: str, pretrained: bool) -> None:
-        """Check a backbone's name before any model is trained.
-
-        Raises:
-            ValueError: there is no model or tag of that name, or no weights are published for it.
-        """
-        check_model(name, pretrained)
-
     @classmethod
     def trained(cls, options: DetectionEvalOptions) -> tuple[Detection, nn.Module, dict[str, Any]]:
         """Load the detector of a checkpoint, and make the task with the options that it was trained with."""
@@ -68,16 +57,7 @@ class Detection:
         values |= {"anchor_scale": spec.anchor_scale or "auto", "train_on": spec.train_on or ("train",)}
         values |= {name: value for name, value in vars(options).items() if name != "checkpoint"}
         task = cls(DetectionOptions(**values), trained=spec)
-        if task.data.test_split in spec.train_on:
-            task.model.notes.append(f"the detector was trained on the split {task.data.test_split}")
-        if options.test_on:
-            task.title += f"-{options.test_on}"
-        if task.data.classes != spec.classes:
-            flags = ["--task", "detection", *changed_flags(options, "data_dir")]
-            flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
-            raise ValueError(
-                f"{options.checkpoint} has the classes {', '.join(spec.classes)}, and "
-                f"{options.data_dir} has {', '.join(task.data.classes)}; give other --data-dir, or fine-tune "
-                f"first: {train_command(options.checkpoint, *flags)}"
-            )
+        flags = changed_flags(options, "data_dir")
+        flags += ["--model", spec.model, "--detector", spec.detector, "--out-channels", str(spec.out_channels)]
+        check_data(task, spec, options, *flags)
         return task, detector.model, detector.metadata

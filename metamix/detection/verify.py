@@ -13,9 +13,8 @@ At the end, the sizes of the boxes are printed, in pixels of the resized trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from metamix.data import CorruptImage
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
 from metamix.utils.rules import Count
-from metamix.utils.text import plural, printable
+from metamix.utils.text import plural
 
 from .anchors import choose_anchor_scale, describe_sizes, retinanet_sizes
 from .annotations import (
@@ -127,14 +126,7 @@ def describe_background(path: Path, entries: Entries) -> str | None:
 
 @dataclass
 class VerifyAnnotations(VerifyOptions):
-    """Check a data set in COCO's format, or one annotation file.
-
-    The problems are printed, then background images and sizes of boxes.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, or the folder holds no data set.
-        ValueError: the options do not fit, or the folder holds a split twice.
-    """
+    """Check a data set in COCO's format, or one annotation file; then print background images and sizes of boxes."""
 
     images: Path | None = option(None, "folder of the images of an annotation file; none: where the file is")
     min_size: Count = option(800, "shorter side of the training images, in pixels")
@@ -153,42 +145,37 @@ class VerifyAnnotations(VerifyOptions):
         if self.images and self.path.is_dir():
             raise ValueError(f"--images is for one annotation file, and {self.path} is a folder: leave it out")
 
-    def run(self) -> int:
-        splits = find_splits(self.path) if self.path.is_dir() else {}
-        files = list(splits.values()) or [(self.path, self.images or self.path.parent)]
-        count = 0
-        notes: list[str | None] = []
+    def problems(self) -> Iterator[str]:
+        self.splits = find_splits(self.path) if self.path.is_dir() else {}
+        self.files = list(self.splits.values()) or [(self.path, self.images or self.path.parent)]
+        self.notes: list[str | None] = []
         first: tuple[Path, tuple[str, ...]] | None = None
-        for path, folder in sorted(files, key=lambda file: "train" not in file[0].stem):  # its classes are expected
+        train_first = sorted(self.files, key=lambda file: "train" not in file[0].stem)  # its classes are expected
+        for path, folder in train_first:
             entries, broken = read(path)
-            problems: list[Iterable[str | None]] = [broken if folder else [no_images_message(path)]]
+            yield from broken if folder else [no_images_message(path)]
             if entries and folder:
-                problems.append(find_problems(path, entries, folder))
+                yield from find_problems(path, entries, folder)
             if entries:
                 classes = class_names(entries)
                 first = first or (path, classes)
-                problems.append([class_problem(path, classes, *first)])
-                notes += describe_background(path, entries), self.describe_boxes(path, entries)
-            for problem in filter(None, chain(*problems)):  # each is printed when it is found
-                print(printable(problem))
-                count += 1
-        names = ", ".join(str(path) for path, _ in files)
-        print(plural(count, "problem") if count else printable(f"{names}: nothing is wrong"))
+                if problem := class_problem(path, classes, *first):
+                    yield problem
+                self.notes += describe_background(path, entries), self.describe_boxes(path, entries)
+
+    def summary(self, count: int) -> str:
+        names = ", ".join(str(path) for path, _ in self.files)
+        lines = [plural(count, "problem") if count else f"{names}: nothing is wrong"]
         for wanted in (("train",), ("val", "test")):
-            if splits and splits.keys().isdisjoint(wanted):
+            if self.splits and self.splits.keys().isdisjoint(wanted):
                 names = " or ".join(f"instances_{name}.json" for name in wanted)
-                print(printable(f"note: {self.path / 'annotations'} has no {names}, and metamix train needs one"))
-        for note in filter(None, notes):
-            print(printable(note))
-        return count
+                lines.append(f"note: {self.path / 'annotations'} has no {names}, and metamix train needs one")
+        return "\n".join([*lines, *filter(None, self.notes)])
 
     def describe_boxes(self, path: Path, entries: Entries) -> str | None:
         """Say how large the boxes of an annotation file are, beside the anchors that RetinaNet would be trained with.
 
-        The anchors are chosen for train, or else for the first file with boxes.
-
-        Returns:
-            None if no box is in an image of known size.
+        The anchors are chosen for train, or else for the first file with boxes. None without a box of known size.
         """
         images = {image["id"]: image for image in entries["images"]}
         sizes = torch.tensor(box_sizes(entries["annotations"], images, self.min_size, self.max_size))

@@ -39,24 +39,14 @@ class RestorationData:
 
     Args:
         options: options of training; for an evaluation, with degradation and channels of training filled in.
-        seed: seed of the augmentation.
         train: whether to open the training split.
         test_digest: digest of the images that were scored when the model to evaluate was trained; "" if unknown.
         model_channels: number of channels that the model to evaluate takes; None in training.
 
     Attributes:
-        name: name of the data set.
         scale: how many times larger the clean images are than the degraded ones.
         enlarge: factor by which degraded crops are enlarged for the model; the task sets it once it knows the model.
-        in_chans: channels of the images, 1 or 3.
         scored_in_grey: number of grey images to score.
-        identity: values that must be the same when a run is resumed.
-        notes: what the user should know.
-
-    Raises:
-        ValueError: images have no partner, have sizes that do not fit, are smaller than the crop, or have colours
-            although the channels are grey.
-        FileNotFoundError: a folder is missing or empty.
     """
 
     def __init__(
@@ -163,11 +153,7 @@ class RestorationData:
                 )
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of random crops; an epoch has `crops` of each image.
-
-        Raises:
-            ValueError: mixup leaves a process an odd number of crops.
-        """
+        """Make the loader of random crops; an epoch has `crops` of each image."""
         if self.options.mixup and batch_size // world_size % 2:
             raise ValueError(
                 f"mixup pairs neighbours, and batch_size {batch_size} leaves each of {world_size} processes an odd "
@@ -233,9 +219,6 @@ def read_tensor(path: Path, channels: str, studio_range: bool = False) -> Tensor
     Args:
         channels: "rgb", "grey", or "y" for the luminance, in studio range where the file has colours.
         studio_range: with y, scale a grey file to studio range too.
-
-    Raises:
-        CorruptImage: the file cannot be read.
     """
     colours = read_picture(path).colours
     if channels == "grey" or (channels == "y" and len(colours) == 1 and not studio_range):

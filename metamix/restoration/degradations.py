@@ -285,12 +285,7 @@ def draw(rng: Generator) -> float:
 
 
 def line_kernel(length: float, angle: float) -> Tensor:
-    """Return the kernel (k, k) of a line of `length` pixels through the centre; its values sum to 1.
-
-    Args:
-        length: length in pixels, at least 1.
-        angle: angle to the horizontal in radians.
-    """
+    """Return the kernel (k, k), of sum 1, of a line through the centre; `angle` is to the horizontal, in radians."""
     radius = math.ceil((length - 1) / 2)
     side = 2 * radius + 1
     along = (length - 1) * torch.linspace(-0.5, 0.5, 8 * side, dtype=torch.float64)  # points of the line

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import pad_for_graph, tiles
-from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
+from metamix.tasks.exportable import EXTRA, RANDOM_IMAGES, Comparison, ExportOptions, Model, readable_images
 from metamix.tasks.load import refuse_name
-from metamix.utils.rules import rule, rules_of
-from metamix.weights.metadata import MAX_SIDE, ModelMetadata
+from metamix.utils.rules import rules_of
+from metamix.weights.metadata import ModelMetadata
 
 from .inference import Restorer
 from .load import RestorationSpec, TrainedRestorer, load_restorer
@@ -29,25 +28,10 @@ from .options import RestorationEvalOptions
 from .task import Restoration
 
 TILE = 256  # pixels of the model's input; rounded up to the multiples that it takes
-RANDOM_IMAGES = 4
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-EXTRA = {  # what export.json says beside the spec
-    "scale": rule(Side),
-    "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
-}
 
 
 class ExportableRestorer:
-    """An image model, and the images that it is compared on.
-
-    Args:
-        trained: the model.
-        options: of the export.
-        task: the task on a folder of images; None for random images.
-
-    Raises:
-        ValueError: the model does not take images of this size.
-    """
+    """An image model, and the task on the images that it is compared on; without a task, on random images."""
 
     outputs: tuple[str, ...] = ("restored",)
 
@@ -95,11 +79,7 @@ class ExportableRestorer:
 
 
 def open_restorer(options: ExportOptions) -> ExportableRestorer:
-    """Load an image model, with the images if a folder is given.
-
-    Raises:
-        ValueError: the options do not fit, or there are no weights.
-    """
+    """Load an image model, with the images if a folder is given."""
     file = options.file
     if file is None:
         refuse_name(options.model, options.source)
@@ -118,11 +98,7 @@ def open_restorer(options: ExportOptions) -> ExportableRestorer:
 
 
 def exported_restorer(exported: ExportedModel) -> TrainedRestorer:
-    """Use an exported model as a restorer.
-
-    Raises:
-        ValueError: export.json lacks what a restorer needs.
-    """
+    """Use an exported model as a restorer; ValueError if export.json lacks what one needs."""
     artifact, rules = exported.artifact, rules_of(RestorationSpec)
     artifact.check(rules | EXTRA, {})
     spec = RestorationSpec(**{name: artifact.extra[name] for name in rules})

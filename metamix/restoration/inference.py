@@ -50,11 +50,7 @@ class Restorer:
 
 
 def check_local_pooling(model: nn.Module, name: str, side: int) -> None:
-    """Check that a model can pool locally in windows of `side` pixels, if that is not 0.
-
-    Raises:
-        ValueError: it has no channel attention.
-    """
+    """Raise ValueError if a model has no channel attention to pool in windows of `side` pixels; 0 asks for none."""
     if side and not hasattr(model, "set_local_pooling"):
         raise ValueError(f"local_pooling is {side}, but {name} has no channel attention to pool in: leave it out")
 
@@ -82,9 +78,7 @@ def restore_picture(model: nn.Module, picture: Picture, channels: str, restorer:
 
     Args:
         model: an image model in evaluation mode, on any device.
-        picture: the image.
         channels: that the model takes: rgb, grey or y.
-        restorer: how the model is applied.
 
     Raises:
         DoesNotFit: the image is in colour, and the model takes grey images.

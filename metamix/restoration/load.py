@@ -14,12 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from metamix.layers.image_inference import PadAndCrop, tiles
-from metamix.models.image_models import (
-    create_image_model,
-    preset_arguments,
-    published_weights,
-    with_tag,
-)
+from metamix.models.image_models import create_image_model, preset_arguments, published_weights, with_tag
 from metamix.tasks.metadata import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of
@@ -50,11 +45,7 @@ class RestorationSpec:
 
     @classmethod
     def from_metadata(cls, metadata: ModelMetadata, source: object) -> RestorationSpec:
-        """Check the entries of a file, which is untrusted.
-
-        Raises:
-            ValueError: an entry is missing or out of range.
-        """
+        """Check the entries of a file, which is untrusted; ValueError if one is missing or out of range."""
         rules = rules_of(cls)
         check_entries(metadata.extra, rules, source)
         spec = cls(**{name: metadata.extra[name] for name in rules})
@@ -72,8 +63,6 @@ class TrainedRestorer:
     Attributes:
         name: of the model, with its tag for published weights.
         model: in evaluation mode; takes images (n, C, H, W) with values from 0 to 1 and returns restored ones.
-        spec: how images are prepared.
-        metadata: entries of the weight file.
         graph_size: (height, width) of an exported graph of a fixed size; None for every other model.
     """
 
@@ -107,11 +96,7 @@ class TrainedRestorer:
         return [to_image(restore_picture(self.model, each, self.spec.channels, restorer)) for each in pictures]
 
     def restorer(self, tile: int, overlap: int, ensemble: bool, pooling: int = 0) -> Restorer:
-        """Return how the model is applied; arguments as in `Restorer`. An exported graph chooses its own tiles.
-
-        Raises:
-            ValueError: the model cannot pool in windows.
-        """
+        """Return how the model is applied; arguments as in `Restorer`. An exported graph chooses its own tiles."""
         check_local_pooling(self.model, self.name, pooling)
         if isinstance(self.model, PadAndCrop):
             tile, overlap = tiles(self.graph_size)

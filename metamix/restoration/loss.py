@@ -39,15 +39,7 @@ parse_loss = partial(parse_weighted_sum, names=LOSSES)
 
 
 class RestorationLoss:
-    """Sum losses with weights, over all images that the model returns.
-
-    Args:
-        text: weighted sum of losses, such as "charbonnier+0.1*fft".
-        crop: side of the target crops in pixels.
-
-    Raises:
-        ValueError: the sum cannot be read, or the crops are too small for SSIM.
-    """
+    """Sum losses with weights, over all images that the model returns; `crop` is the side of the target crops."""
 
     def __init__(self, text: str, crop: int):
         self.weights = parse_loss(text)
@@ -72,11 +64,7 @@ class RestorationLoss:
 
 
 def shrink_to(target: Tensor, output: Tensor) -> Tensor:
-    """Shrink targets to the size of outputs.
-
-    Raises:
-        ValueError: the target is not a whole number of times as large.
-    """
+    """Shrink targets to the size of outputs; ValueError if they are not a whole number of times as large."""
     (h, w), (th, tw) = output.shape[-2:], target.shape[-2:]
     if th % h or tw % w or th // h != tw // w:
         raise ValueError(

@@ -48,11 +48,7 @@ class Measure:
     rounding: bool = True
 
     def prepare(self, image: Tensor, round_it: bool | None = None) -> Tensor:
-        """Return the part of an image (C, H, W) that is compared, with values from 0 to 1, in float64.
-
-        Raises:
-            ValueError: nothing is left inside the border.
-        """
+        """Return the part of an image (C, H, W) inside the border, with values from 0 to 1, in float64."""
         image = to_float64(image)
         if self.rounding if round_it is None else round_it:
             image = to_8_bits(image)
@@ -117,12 +113,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 class RestorationMetric(Metric):
-    """Score restored images, and the inputs before restoration.
-
-    Args:
-        measure: says what is compared.
-        restorer: how the model is applied to an image.
-    """
+    """Score restored images, and the inputs before restoration."""
 
     def __init__(self, measure: Measure, restorer: Restorer):
         self.measure, self.restorer = measure, restorer
@@ -137,7 +128,6 @@ class RestorationMetric(Metric):
             yield self.restorer(model, image[None])[0] if index >= 0 else None
 
     def update(self, state: State, outputs: Iterable[Tensor | None], batch: Batch) -> None:
-        """Score the restored images (C, H, W) of a batch."""
         rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
         for output, image, target, index, name in rows:
             if index < 0 or output is None:

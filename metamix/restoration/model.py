@@ -9,11 +9,7 @@ from typing import Any
 from torch import nn
 
 from metamix.models import count_macs
-from metamix.models.image_models import (
-    create_image_model,
-    published_weights,
-    with_tag,
-)
+from metamix.models.image_models import create_image_model, published_weights, with_tag
 from metamix.weights.find import find_weights, read_weights
 
 from .data import RestorationData
@@ -23,19 +19,11 @@ from .options import RestorationOptions
 
 
 class RestorationModel:
-    """Build and describe the image model.
-
-    Args:
-        options: of training.
-        data: the data set to train on or to score.
-        measured: says what the scores compare.
+    """Build and describe the image model; `measured` says what the scores compare.
 
     Attributes:
         enlarge: factor by which images are enlarged before the model.
         notes: where the weights come from, and how images go in.
-
-    Raises:
-        ValueError: the model does not fit the data or the crops.
     """
 
     frozen_helpers: tuple[nn.Module, ...] = ()
@@ -47,11 +35,7 @@ class RestorationModel:
             self.notes.append(f"images are enlarged {self.enlarge} times (bicubic) before {options.model}")
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model, with published weights or those of a checkpoint if they are asked for.
-
-        Raises:
-            ValueError: the weights do not fit, or the crops are not multiples of what the model takes.
-        """
+        """Build the model, with published weights or those of a checkpoint, and check that it fits the crops."""
         options, weights = self.options, None
         if metadata is None and options.checkpoint:
             weights = find_weights(options.checkpoint)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metamix.training.reports import left_out
-from metamix.training.task import State
+from metamix.training.task import Pictures, State
 from metamix.utils.figures import figure_text, save_figure
 from metamix.utils.files import write_text
 from metamix.utils.text import csv_text
@@ -20,7 +20,7 @@ COLUMNS = ("image", "psnr", "ssim", "input_psnr", "input_ssim")
 ZOOM = 64  # side of the zoomed crops in pixels
 
 
-class RestorationPictures:
+class RestorationPictures(Pictures):
     """Show the states of `RestorationMetric`."""
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
@@ -55,10 +55,7 @@ def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None
     """Draw input, output, target, the error and zoomed crops of images.
 
     The error is the mean over channels of |output - target|, on a scale from 0 to 32 of 255. The zoomed crops are the
-    middle of the input and of the output.
-
-    Args:
-        rows: title, and input, output and target as (C, H, W) uint8.
+    middle of the input and of the output. `rows` has a title and the three images, (C, H, W) uint8, of each.
     """
     figure = Figure(figsize=(15, 2.9 * max(1, len(rows))), layout="constrained")
     titles = ("input", "output", "target", "error, 0 to 32", "input, zoomed", "output, zoomed")

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from metamix.data.find import paths_inside
-from metamix.data.outputs import change_extensions, check_outputs, predict_images
+from metamix.data.outputs import predict_images
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.predict import PredictOptions
+from metamix.tasks.predict import PredictToFolder
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
 from metamix.utils.text import plural, printable
@@ -30,17 +29,12 @@ from .files import FORMATS, read_picture, write_picture
 from .inference import restore_picture
 from .load import TrainedRestorer
 
-RECORDS = "restored.json"  # in the output folder
-
 
 @dataclass
-class RestoreImages(PredictOptions):
-    """Restore images, and write each of them to a file.
+class RestoreImages(PredictToFolder):
+    """Restore images, and write each of them to a file."""
 
-    Raises:
-        ValueError: tiles do not reach beyond their overlap, or a file would be overwritten.
-        FileNotFoundError: an image is missing, or a folder holds none.
-    """
+    records_name = "restored.json"
 
     output: Path = option(Path("restored"), "folder of the restored images")
     ensemble: bool = option(False, "average over eight orientations; takes eight times as long")
@@ -56,12 +50,8 @@ class RestoreImages(PredictOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_tiles(self.tile, self.overlap)
-        names = change_extensions(paths_inside(self.images, without=[self.output]), self.extension)
-        self.files = {path: self.output / name for path, name in names.items()}
-        check_outputs(self.files, marker=self.output / RECORDS)
 
     def extension(self, path: Path) -> str:
-        """Return the extension of the file that is written for an image."""
         if self.format != "keep":
             return f".{self.format}"
         return path.suffix if path.suffix.lower() in FORMATS else ".png"
@@ -69,13 +59,13 @@ class RestoreImages(PredictOptions):
     def run(self, trained: TrainedRestorer) -> int:
         restorer = trained.restorer(self.tile, self.overlap, self.ensemble, self.local_pooling)
 
-        def restore(path: Path, written: Path) -> dict[str, str]:
+        def restore(path: Path, name: Path) -> dict[str, str]:
             picture = restore_picture(trained.model, read_picture(path), trained.spec.channels, restorer)
-            write_picture(picture, written)
+            write_picture(picture, self.output / name)
             for lost in picture.lost:
                 print(printable(f"note: {path}: {lost}"), file=sys.stderr)
-            return {"file": written.relative_to(self.output).as_posix()}
+            return {"file": name.as_posix()}
 
-        restored = predict_images(self.files, restore, self.output / RECORDS)
+        restored = predict_images(self.names, restore, self.records)
         print(printable(f"written: {plural(restored, 'image')} to {self.output}"))
-        return len(self.files) - restored
+        return len(self.names) - restored

@@ -73,13 +73,7 @@ def find_roots(options: RestorationDataOptions) -> dict[str, Path]:
 
 
 def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> list[ImagePair]:
-    """Find the clean images of a folder and, if `paired`, match the degraded ones by their names without extensions.
-
-    Raises:
-        Unmatched: an image has no partner.
-        ValueError: two images have the same name.
-        FileNotFoundError: there are no images.
-    """
+    """Find the clean images of a folder and, if `paired`, their degraded ones; `Unmatched` if one has no partner."""
     inputs, targets = root / options.input_folder, root / options.target_folder
     if not paired:
         if not root.is_dir():

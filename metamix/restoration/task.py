@@ -9,11 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from metamix.models.image_models import (
-    create_image_model,
-    image_model_names,
-    tags_of,
-)
+from metamix.models.image_models import create_image_model, image_model_names, tags_of
 from metamix.utils.text import plural
 from metamix.weights.find import nothing_published
 from metamix.weights.metadata import ModelMetadata
@@ -31,13 +27,7 @@ from .pictures import RestorationPictures
 class Restoration:
     """Assemble data, model, loss, metric and pictures of restoration; see `metamix.training.task.Task`.
 
-    Args:
-        options: of training.
-        seed: of the run.
-        trained: metadata of the weights to evaluate; no training split is opened then.
-
-    Raises:
-        ValueError: the options do not fit together, or the model does not fit the data.
+    To evaluate weights, `trained` is their metadata, and no training split is opened.
     """
 
     Options, EvalOptions = RestorationOptions, RestorationEvalOptions
@@ -81,11 +71,7 @@ class Restoration:
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
-        """Check a model's name before any model is trained.
-
-        Raises:
-            ValueError: there is no image model of that name, or no weights are published for it.
-        """
+        """Raise ValueError unless an image model of this name exists, with published weights if `pretrained`."""
         base, _, tag = name.partition(".")
         if timm.is_model(base) and base not in image_model_names():
             raise ValueError(f"{name} is a classifier; restoration takes image restoration models, such as maxim_nano")
@@ -99,9 +85,6 @@ class Restoration:
         """Make the task, the model and the metadata of its weights, for evaluation.
 
         Channels and degradation are those of training if `options` do not give them.
-
-        Raises:
-            ValueError: there are no weights, or they do not fit the options or the data.
         """
         trained = load_restorer(
             options.checkpoint, model=options.model, model_args=options.model_args, pretrained=options.pretrained

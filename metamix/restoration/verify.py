@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from metamix.data import CorruptImage
 from metamix.data.find import Unmatched
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
-from metamix.utils.text import plural, printable
+from metamix.utils.text import plural
 
 from .data import read_tensor
 from .degradations import PAIRS
@@ -29,11 +28,7 @@ from .sources import ImagePair, find_roots, find_samples, leave_out, samples_of,
 
 @dataclass
 class VerifyPairs(VerifyOptions):
-    """Check pairs of images, or clean images.
-
-    Raises:
-        ValueError: an option does not fit the others.
-    """
+    """Check pairs of images, or clean images."""
 
     clean: bool = option(False, "the images are clean ones, without partners")
     input_folder: str = option(RestorationOptions.input_folder, "folder of the degraded images of pairs")
@@ -55,26 +50,24 @@ class VerifyPairs(VerifyOptions):
             input_name=self.input_name,
         )
 
-    def run(self) -> int:
-        samples, problems = list[ImagePair](), list[str]()
+    def problems(self) -> Iterator[str]:
+        self.samples: list[ImagePair] = []
         roots = find_roots(self.options).values()
         for root in roots:
             try:
                 inside = find_samples(root, self.options, not self.clean)
             except Unmatched as error:
-                problems += error.problems
+                yield from error.problems
                 inside = samples_of(error.pairs)
             except (ValueError, OSError) as error:
-                problems.append(str(error))
+                yield str(error)
                 continue
-            samples += leave_out(inside, root, roots)  # those of a folder inside come with that folder
-        count = 0
-        for problem in chain(problems, find_problems(samples)):
-            print(printable(problem))
-            count += 1
-        checked = plural(len(samples), "image" if self.clean else "pair")
-        print(f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read")
-        return count
+            self.samples += leave_out(inside, root, roots)  # those of a folder inside come with that folder
+        yield from find_problems(self.samples)
+
+    def summary(self, count: int) -> str:
+        checked = plural(len(self.samples), "image" if self.clean else "pair")
+        return f"{plural(count, 'problem')}; {checked} checked" if count else f"all {checked} can be read"
 
 
 def find_problems(samples: Sequence[ImagePair]) -> Iterator[str]:

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from metamix.data import CorruptImage, decode_file, normalize
-from metamix.data.files import decode
+from metamix.data import CorruptImage, normalize
+from metamix.data.files import read_pixels
 from metamix.data.loader import StreamLoader, collate_crops, collate_pairs
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
@@ -48,18 +46,10 @@ class SegmentationData:
         train: whether to open the training split.
 
     Attributes:
-        name: name of the data set's folder.
         labels: classes, and the labels of the values in mask files.
         parts: samples by split: "train", "test", and "holdout" if val is neither trained on nor the test.
         test_split: the data set's name for the split that is scored as "test".
         mean, std: mean and deviation of the channels, for values from 0 to 1. Loaded weights may bring others.
-        identity: values that must be the same when a run is resumed.
-        notes: what the user should know.
-
-    Raises:
-        ValueError: images and masks do not match, differ in size, or are smaller than the crop; with `train`, a mask
-            to score has a value that is not a label (`BadMask`).
-        FileNotFoundError: a folder or a file is missing.
     """
 
     def __init__(self, options: SegmentationOptions, *, train: bool = True):
@@ -153,12 +143,7 @@ class SegmentationData:
         return self.label_counts()[: len(self.classes)]
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> StreamLoader:
-        """Make the loader of augmented crops.
-
-        Raises:
-            BadMask: an image that is held in memory has a mask with a value that is not a label.
-            ValueError: the masks of images that are held in memory show only one class.
-        """
+        """Make the loader of augmented crops. Refuse masks in memory that have a wrong value, or only one class."""
         images = self.train_images()
         if images.loaded:
             counts = self.label_counts()
@@ -234,14 +219,7 @@ class MaskedImages:
         if index in self.loaded:
             return self.loaded[index]
         sample = self.samples[index]
-        return sample.name, read_image(sample.image), read_mask(sample.mask, self.labels)
-
-
-def read_image(image: str | Path | Image.Image) -> Tensor:
-    """Read an image file, or an image of Pillow, as (3, H, W) uint8; raises CorruptImage if it cannot be read."""
-    if isinstance(image, Image.Image):
-        return F.pil_to_tensor(decode(lambda: image, "image"))
-    return F.pil_to_tensor(decode_file(image))
+        return sample.name, read_pixels(sample.image), read_mask(sample.mask, self.labels)
 
 
 def resize_pair(pair: Pair, options: SegmentationOptions) -> Pair:

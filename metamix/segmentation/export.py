@@ -7,41 +7,26 @@ tiles are padded to its size by reflection.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from metamix.deploy.report import Difference, missed_limits
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import pad_for_graph, tiles
-from metamix.tasks.exportable import Comparison, ExportOptions, Model, readable_images
-from metamix.utils.rules import rule
+from metamix.tasks.exportable import EXTRA, RANDOM_IMAGES, Comparison, ExportOptions, Model, readable_images
 from metamix.weights.files import ARTIFACT
-from metamix.weights.metadata import MAX_SIDE, ModelMetadata
+from metamix.weights.metadata import ModelMetadata
 
 from .inference import Predictor, best_labels
 from .load import SegmenterSpec, TrainedSegmenter, load_segmenter
 from .options import SegmentationEvalOptions
 from .task import Segmentation
 
-RANDOM_IMAGES = 4
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-EXTRA = {  # what a segmenter reads from `Artifact.extra`
-    "scale": rule(Side),
-    "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
-}
-
 
 class ExportableSegmenter:
-    """A segmenter, and the data set that it is compared on.
-
-    Args:
-        trained: the segmenter.
-        options: of the export.
-        task: the task on a data set; None for random images.
-    """
+    """A segmenter, and the task on the data set that it is compared on; without a task, on random images."""
 
     outputs: tuple[str, ...] = ("logits",)
 
@@ -93,11 +78,7 @@ def by_pixel(logits: Tensor) -> Tensor:
 
 
 def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
-    """Load a segmenter that metamix trained, with its data set if a folder is given.
-
-    Raises:
-        ValueError: the options do not fit together or the segmenter, or the data have other classes.
-    """
+    """Load a segmenter that metamix trained, with its data set if a folder is given."""
     if options.data and not options.data_dir:
         raise ValueError(f"data is {options.data}: give its folder, --data-dir DIR, to compare {options.source} on it")
     trained, task = load_segmenter(options.source), None
@@ -121,11 +102,7 @@ def open_segmenter(options: ExportOptions) -> ExportableSegmenter:
 
 
 def exported_segmenter(exported: ExportedModel) -> TrainedSegmenter:
-    """Use an exported model as a segmenter.
-
-    Raises:
-        ValueError: export.json lacks what a segmenter needs.
-    """
+    """Use an exported model as a segmenter; ValueError if export.json lacks what one needs."""
     artifact = exported.artifact
     metadata = artifact.model.to_dict()
     artifact.check(extra=EXTRA, model={})

@@ -71,11 +71,7 @@ class Predictor:
         return logits.flip(-1) if mirrored else logits
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Return logits (1, classes, H, W) in float32.
-
-        Raises:
-            ValueError: a logit is not finite. Its pixel would get label 0.
-        """
+        """Return finite logits (1, classes, H, W) in float32; ValueError for others, whose pixels would get label 0."""
         logits = apply_in_tiles(model, image, tile=self.tile, overlap=self.overlap, whole=self.whole)
         return check_finite(logits.float())
 
@@ -104,10 +100,7 @@ def predict(model: nn.Module, image: Tensor, size: Size, classes: int, predictor
     An image in tiles whose logits would take more than 2 GiB is predicted in blocks, each with a tile's width of the
     image around it.
 
-    Args:
-        model, image, size: as for `Predictor`.
-        classes: number of classes.
-        predictor: how the model is applied.
+    `model`, `image` and `size` are as for `Predictor`.
     """
     side = max(2 * predictor.tile, math.isqrt(MOST_BYTES // (4 * classes)))
     if not predictor.tile or image.shape[-2:] != size or max(size) <= side:

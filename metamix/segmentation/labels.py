@@ -69,7 +69,6 @@ def make_labels(
     """Number classes in the order of their names.
 
     Args:
-        classes: names of the classes.
         ignore_index: value of ignored pixels in the files; None if there is none.
         reduce_zero_label: ignore the value 0, and subtract 1 from the values of the classes.
         palette: colours of the classes, see `Labels`.
@@ -85,33 +84,29 @@ def make_labels(
             f"class, and one more if ignored pixels have a colour"
         )
     first = 1 if reduce_zero_label else 0
-    table = np.full(256, REFUSED, dtype=np.int16)
-    values = range(first, min(first + len(classes), 256))
-    table[values.start : values.stop] = np.arange(len(values))
-    if reduce_zero_label:
-        table[0] = IGNORED
-    if ignore_index is not None:
-        table[ignore_index] = IGNORED
-    return Labels(tuple(classes), table, palette)
+    values = {first + i: i for i in range(len(classes)) if first + i < 256}
+    values |= {0: IGNORED} if reduce_zero_label else {}
+    values |= {} if ignore_index is None else {ignore_index: IGNORED}
+    return map_labels(classes, values, palette, Labels.advice)
 
 
-def map_labels(classes: Sequence[str], values: Mapping[int, int], palette: Palette | None = None) -> Labels:
+def map_labels(
+    classes: Sequence[str],
+    values: Mapping[int, int],
+    palette: Palette | None = None,
+    advice: str = "correct the mask, or take the file as it is published",
+) -> Labels:
     """Make the labels of a data set whose values are known; all values that are not in `values` are refused."""
     table = np.full(256, REFUSED, dtype=np.int16)
-    for value, label in values.items():
-        table[value] = label
-    return Labels(tuple(classes), table, palette, "correct the mask, or take the file as it is published")
+    table[[*values]] = [*values.values()]
+    return Labels(tuple(classes), table, palette, advice)
 
 
 def ignored_hint(counts: Tensor, labels: Labels) -> str:
     """Suggest not to ignore a value if masks show only one class, since the ignored value may be meant as the other.
 
-    Args:
-        counts: (256,), number of pixels of each label.
-        labels: classes and labels of the masks.
-
-    Returns:
-        The end of a message, "; 255 is ignored: ...", or "" if several classes have pixels or nothing is ignored.
+    `counts` (256,) has the number of pixels of each label. The result is the end of a message, "; 255 is ignored: ...",
+    or "" if several classes have pixels or nothing is ignored.
     """
     missing = [k for k in range(len(labels.classes)) if not counts[k]]
     if len(missing) < len(labels.classes) - 1 or not counts[IGNORED]:
@@ -218,11 +213,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_palette(path: Path) -> Palette | None:
-    """Read the colours of the classes, "red green blue" a line; None if there is no such file.
-
-    Raises:
-        ValueError: a line does not hold three numbers from 0 to 255.
-    """
+    """Read the colours of the classes, "red green blue" a line; None without a file, ValueError for another line."""
     if not path.is_file():
         return None
     colours = []
@@ -235,11 +226,7 @@ def read_palette(path: Path) -> Palette | None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file, without empty lines at its end.
-
-    Raises:
-        ValueError: the file is not in UTF-8.
-    """
+    """Read the lines of a text file in UTF-8, without empty lines at its end; ValueError for other files."""
     try:
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:

@@ -85,11 +85,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
 
 @cache
 def smp_losses() -> Any:
-    """Import the losses of segmentation_models_pytorch.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import the losses of segmentation_models_pytorch; ValueError if it is not installed."""
     try:
         import segmentation_models_pytorch.losses as losses
     except ImportError as error:
@@ -101,11 +97,7 @@ def smp_losses() -> Any:
 
 
 def parse_loss(text: str) -> dict[str, float]:
-    """Read a weighted sum such as "ce+0.5*dice" into weights by name.
-
-    Raises:
-        ValueError: a name is unknown or repeated, a weight is not a number above 0, or a library is missing.
-    """
+    """Read a weighted sum such as "ce+0.5*dice" into weights by name, see `parse_weighted_sum`."""
     weights = parse_weighted_sum(text, LOSSES)
     if weights.keys() & {"focal", "dice", "lovasz"}:
         smp_losses()

@@ -36,12 +36,7 @@ Shown = tuple[float, int, str, Tensor, Tensor, Tensor]  # mean IoU, index, name,
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Count the pixels of each label and prediction: (classes, classes) int64, rows are labels.
-
-    Args:
-        truth: labels (H, W); IGNORED pixels are left out.
-        predicted: labels (H, W).
-    """
+    """Count labels and predictions (H, W) but for IGNORED pixels: (classes, classes) int64, rows are labels."""
     labelled = truth != IGNORED
     pairs = truth[labelled].long() * classes + predicted[labelled].long()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
@@ -113,7 +108,6 @@ class SegmentationMetric:
     """Score predicted labels.
 
     Args:
-        classes: names of the classes.
         normalize: turns images (1, 3, H, W) uint8 into the model's input.
         predictors: how the model is applied to an image, by the prefix of the scores; one prefix is "".
     """
@@ -166,11 +160,7 @@ class SegmentationMetric:
             state[key] = sorted([*state[key], shown], key=lambda kept: (sign * kept[0], kept[1]))[:SHOWN]
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Compute the scores in percent, mean IoU first. Boundary F is missing if no class has a boundary.
-
-        Raises:
-            ValueError: there is no pixel to score.
-        """
+        """Compute the scores in percent, mean IoU first. Boundary F is missing if no class has a boundary."""
         if not int(total(states, "confusion").sum()):
             raise ValueError("no pixel is left to score: all images are unreadable, or all their pixels are ignored")
         scores: dict[str, float] = {}

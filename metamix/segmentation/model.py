@@ -11,12 +11,13 @@ from torch import nn
 from metamix.models import count_macs
 from metamix.models.registry import published_name
 from metamix.tasks.metadata import check_trained_with
+from metamix.tasks.network import load_initial_weights
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
 
 from .data import SegmentationData
 from .inference import Predictor
-from .load import SegmenterSpec, check_tile, load_initial_weights
+from .load import SegmenterSpec, check_tile
 from .metric import describe_scores
 from .options import SegmentationOptions
 from .published import published_segmenter
@@ -41,11 +42,7 @@ class SegmentationModel:
         self.train_on = trained.train_on if trained else options.train_on
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter.
-
-        Raises:
-            ValueError: the options do not fit the segmenter.
-        """
+        """Build the segmenter, with the weights of a classifier in its backbone or those of a whole segmenter."""
         options = self.options
         model = self._load(metadata)
         check_tile(model.fixed_size, options.model, options.tile)
@@ -68,7 +65,7 @@ class SegmentationModel:
             self._normalize_as(spec.mean, spec.std)
             model = self.spec().build()
             if checkpoint and metadata is None:
-                new = load_initial_weights(model, checkpoint, list(self.data.classes))
+                new = load_initial_weights(model, checkpoint, self.data.classes, model.classifier)
                 self.notes.append(f"weights from {options.checkpoint}{describe_new(new)}")
             return model
         self.frozen_norms = self._freezes(loaded=bool(options.pretrained or checkpoint))

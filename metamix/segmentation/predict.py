@@ -15,36 +15,31 @@ left out; the exit code is then 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from metamix.data.find import paths_inside
-from metamix.data.outputs import change_extensions, check_outputs, predict_images
+from metamix.data.files import read_pixels
+from metamix.data.outputs import predict_images
 from metamix.layers.image_inference import check_tiles
-from metamix.tasks.predict import PredictOptions
+from metamix.tasks.predict import PredictToFolder
 from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import option
 from metamix.utils.text import plural, printable
 
-from .data import read_image
 from .labels import colours_of, index_image, read_classes
 from .load import TrainedSegmenter
 from .pictures import overlay
 
-MASKS, OVERLAYS, CLASSES, RECORDS = "masks", "overlays", "classes.txt", "predictions.json"  # in the output folder
+MASKS, OVERLAYS, CLASSES = "masks", "overlays", "classes.txt"  # in the output folder
 
 
 @dataclass
-class LabelPixels(PredictOptions):
-    """Label the pixels of images, and write masks, overlays, classes.txt and predictions.json.
+class LabelPixels(PredictToFolder):
+    """Label the pixels of images, and write masks, overlays, classes.txt and predictions.json."""
 
-    Raises:
-        ValueError: the tiles do not fit, or the folder has masks, or a data set, of other classes.
-        OSError: an image is missing, or the folder cannot be written to.
-    """
+    folders = MASKS, OVERLAYS
 
     output: Path = option(Path("predicted"), "folder to write to", metavar="FOLDER")
     flip: bool = option(False, "mean over the image and its mirror image")
@@ -52,9 +47,13 @@ class LabelPixels(PredictOptions):
     overlap: int = option(128, "least overlap of tiles in pixels")
 
     def __post_init__(self) -> None:
+        masks, records = self.output / MASKS, self.output / self.records_name
+        if masks.exists() and not records.exists():
+            raise ValueError(
+                f"{masks} was not written by metamix predict, because there is no {records}: give another --output"
+            )
         super().__post_init__()
         check_tiles(self.tile, self.overlap)
-        self.names = name_outputs(self.images, self.output)
 
     def run(self, trained: TrainedSegmenter) -> int:
         predictor, spec, output = trained.predictor(self.tile, self.overlap, self.flip), trained.spec, self.output
@@ -65,36 +64,15 @@ class LabelPixels(PredictOptions):
         colours = colours_of(len(spec.classes), spec.palette)
 
         def label(path: Path, name: Path) -> dict[str, str]:
-            image = read_image(path)
+            image = read_pixels(path)
             labels = trained.label(image, predictor)
             save(output / MASKS / name, index_image(labels, colours))
             save(output / OVERLAYS / name, Image.fromarray(overlay(image, labels, colours)))
             return {"mask": (Path(MASKS) / name).as_posix()}
 
-        labelled = predict_images(self.names, label, output / RECORDS)
+        labelled = predict_images(self.names, label, self.records)
         print(printable(f"written: masks and overlays of {plural(labelled, 'image')} to {output}"))
         return len(self.names) - labelled
-
-
-def name_outputs(places: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """Return the path, inside the folders of masks and of overlays, that each image is written to.
-
-    Masks and overlays of an earlier run, where `output` lies in one of the folders, are left out.
-
-    Raises:
-        FileNotFoundError: an image is missing, or a folder holds none.
-        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
-    """
-    if (output / MASKS).exists() and not (output / RECORDS).exists():
-        raise ValueError(
-            f"{output / MASKS} was not written by metamix predict, because there is no {output / RECORDS}: give "
-            f"another --output"
-        )
-    images = paths_inside(places, without=[output / MASKS, output / OVERLAYS])
-    names = change_extensions(images, lambda path: ".png")
-    for folder in (MASKS, OVERLAYS):
-        check_outputs({path: output / folder / name for path, name in names.items()}, marker=output / RECORDS)
-    return names
 
 
 def save(path: Path, image: Image.Image) -> None:

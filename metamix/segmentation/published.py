@@ -79,11 +79,7 @@ WEIGHTS: dict[str, dict[str, PublishedSegmenter]] = {  # by head, then by backbo
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the published weights of a head on a backbone with a tag, or None if the tag is the backbone's own.
-
-    Raises:
-        ValueError: the tag is for another head.
-    """
+    """Return the weights of a head on a backbone with a tag, None for a tag of the backbone; refuse another head's."""
     for other, backbones in WEIGHTS.items():
         if backbone in backbones and other != head:
             raise ValueError(f"{backbone} has weights for the head {other}, not for {head}: take that head.")
@@ -93,18 +89,9 @@ def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
 def load_published(
     model: nn.Module, published: PublishedSegmenter, name: str, *, classifier: Sequence[str], num_classes: int
 ) -> None:
-    """Load published weights into a segmenter. The classifier stays new if it is for other classes.
+    """Load published weights into a segmenter, which messages call `name`.
 
-    Args:
-        model: the segmenter.
-        published: the weights.
-        name: what to call the model in messages.
-        classifier: names of the layers whose shape depends on the number of classes.
-        num_classes: classes of the model.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or of a wrong shape.
-        OSError: the file cannot be downloaded.
+    The layers in `classifier` stay new if the weights are for another number of classes.
     """
     path = download(published.url, Path(published.url).stem)
     new = classifier if num_classes != published.num_classes else ()

@@ -120,8 +120,6 @@ class BackboneRequest:
     """What the function of a head needs to build the backbone, and the number of classes.
 
     Attributes:
-        name: name of the backbone.
-        num_classes: number of classes.
         weights: `pretrained`, `checkpoint` and `batch_norms` of `build_backbone`.
         model_args: arguments of the backbone without `img_size`.
         img_size: image size that spatial weights are made for; None for the backbone's default.

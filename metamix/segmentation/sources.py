@@ -75,12 +75,7 @@ class MaskedSet:
         )
 
     def find(self, split: str) -> Split:
-        """Find the samples of a split.
-
-        Raises:
-            ValueError: there is no such split, or images and masks do not match (`Unmatched`).
-            FileNotFoundError: a folder is missing or empty.
-        """
+        """Find the samples of a split; `Unmatched` if images and masks do not match."""
         if split not in self.splits:
             raise ValueError(
                 f"there is no split {split!r}{did_you_mean(split, self.splits)} Splits: {', '.join(self.splits)}."
@@ -89,12 +84,7 @@ class MaskedSet:
 
 
 def open_set(options: SegmentationDataOptions) -> MaskedSet:
-    """Open the data set that the options name.
-
-    Raises:
-        ValueError: there is no such data set, or the folder holds something else.
-        FileNotFoundError: a folder or a file is missing.
-    """
+    """Open the data set that the options name; ValueError or FileNotFoundError if the folder does not hold it."""
     check_choice("data", options.data, OPENERS)
     if not options.data_dir:
         raise ValueError("no data set is given: --data-dir FOLDER")
@@ -221,11 +211,7 @@ def samples_of(pairs: Pairs) -> Split:
 
 
 def check_sizes(samples: Split) -> list[tuple[int, int]]:
-    """Check that images and masks have one size; return the sizes (height, width) of the images.
-
-    Raises:
-        ValueError: two sizes differ, or a file is not an image.
-    """
+    """Return the sizes (height, width) of the images; ValueError if a mask has another size."""
     sizes = []
     for sample in samples:
         size, mask_size = read_header(sample.image).size, read_header(sample.mask).size

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamix.data.options import train_command
 from metamix.models.registry import check_model
+from metamix.tasks.network import check_data
 from metamix.utils.options import changed_flags
 
 from .data import SegmentationData
@@ -25,13 +25,7 @@ from .published import WEIGHTS
 class Segmentation:
     """Assemble data, model, loss, metric and pictures of segmentation; see `metamix.training.task.Task`.
 
-    Args:
-        options: of training, or of evaluation with those of training filled in.
-        seed: of the run; the loaders take it from the engine.
-        trained: of the weights to evaluate; no split to train on is opened then.
-
-    Raises:
-        ValueError: the options do not fit together, or the weights do not fit the data.
+    To evaluate weights, `trained` is their spec, and no training split is opened.
     """
 
     Options, EvalOptions = SegmentationOptions, SegmentationEvalOptions
@@ -69,21 +63,13 @@ class Segmentation:
 
     @staticmethod
     def check_model(name: str, pretrained: bool) -> None:
-        """Check a backbone's name before any model is trained.
-
-        Raises:
-            ValueError: there is no model or tag of that name, or no weights are published for it.
-        """
+        """Raise ValueError unless a model of this name exists, with published weights if `pretrained`."""
         if not any(name in names for names in WEIGHTS.values()):  # tags of whole segmenters, which timm does not know
             check_model(name, pretrained)
 
     @classmethod
     def trained(cls, options: SegmentationEvalOptions) -> tuple[Segmentation, nn.Module, dict[str, Any]]:
-        """Load the segmenter of a checkpoint, and make the task with the options that it was trained with.
-
-        Raises:
-            ValueError: there are no weights, the data have other classes, or the backbone needs tiles.
-        """
+        """Load the segmenter of a checkpoint, and make the task with the options that it was trained with."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         trained = load_segmenter(options.checkpoint)
@@ -92,11 +78,7 @@ class Segmentation:
 
     @classmethod
     def for_trained(cls, trained: TrainedSegmenter, options: SegmentationEvalOptions) -> Segmentation:
-        """Make the task of a segmenter with the options that it was trained with.
-
-        Raises:
-            ValueError: the data have other classes.
-        """
+        """Make the task of a segmenter with the options that it was trained with; ValueError if the classes differ."""
         spec = trained.spec
         names = {field.name for field in fields(SegmentationOptions)}
         values = {name: value for name, value in vars(spec).items() if name in names}
@@ -107,16 +89,6 @@ class Segmentation:
         values |= {name: value for name, value in chosen.items() if value is not None}
         values |= {} if options.ignore_index == "trained" else {"ignore_index": options.ignore_index}
         task = cls(SegmentationOptions(**values), trained=spec)
-        if task.data.test_split in spec.train_on:
-            task.model.notes.append(f"the segmenter was trained on the split {task.data.test_split}")
-        if options.test_on:
-            task.title += f"-{options.test_on}"
-        if task.data.classes != spec.classes:
-            flags = ["--task", "segmentation", *changed_flags(options, "data", "data_dir", "mask_name")]
-            flags += ["--model", spec.model, "--head", spec.head]
-            raise ValueError(
-                f"{options.checkpoint} has {len(spec.classes)} classes ({', '.join(spec.classes)}), and "
-                f"{options.data_dir} has {len(task.data.classes)} ({', '.join(task.data.classes)}); give other "
-                f"--data-dir, or fine-tune first: {train_command(options.checkpoint, *flags)}"
-            )
+        flags = changed_flags(options, "data", "data_dir", "mask_name")
+        check_data(task, spec, options, *flags, "--model", spec.model, "--head", spec.head)
         return task

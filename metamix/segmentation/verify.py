@@ -19,12 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metamix.data import CorruptImage
+from metamix.data.files import read_pixels
 from metamix.data.find import Unmatched
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
-from metamix.utils.text import plural, printable
 
-from .data import read_image
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
 from .options import MaskValue, SegmentationOptions
 from .sources import OPENERS, MaskedImage, open_set, samples_of, sizes_differ
@@ -38,7 +37,7 @@ class VerifyMasks(VerifyOptions):
     reduce_zero_label: bool = option(False, "ignore the value 0, and number the classes from 1")
     mask_name: str = option("{name}", "name of the mask of the image {name}, such as '{name}_mask'")
 
-    def run(self) -> int:
+    def problems(self) -> Iterator[str]:
         name, folder = self.place
         if folder is None and name not in OPENERS:
             raise FileNotFoundError(
@@ -48,41 +47,36 @@ class VerifyMasks(VerifyOptions):
         values: Any = {field: getattr(self, field) for field in ("mask_name", "ignore_index", "reduce_zero_label")}
         values |= {"data": name, "data_dir": folder or ""}
         masked = open_set(SegmentationOptions(**values))
-        labels = masked.labels(self.ignore_index, self.reduce_zero_label)
-        problems, counts = 0, {}
+        self.labels = labels = masked.labels(self.ignore_index, self.reduce_zero_label)
+        self.counts: dict[str, Tensor] = {}
         for split in masked.splits:
             try:
                 samples = masked.find(split)
             except Unmatched as error:
-                print(printable("\n".join(error.problems)))
-                problems += len(error.problems)
+                yield from error.problems
                 samples = samples_of(error.pairs)
             except (ValueError, OSError) as error:
-                print(printable(f"{split}: {error}"))
-                problems += 1
+                yield f"{split}: {error}"
                 continue
             pixels = torch.zeros(256, dtype=torch.int64)
-            for problem in check_samples(samples, labels, pixels):
-                print(printable(problem))
-                problems += 1
+            yield from check_samples(samples, labels, pixels)
             if not pixels.any():  # no mask could be used, which says nothing of the classes
                 continue
-            counts[split] = pixels
+            self.counts[split] = pixels
             if empty := [name for name, count in zip(labels.classes, pixels) if not count]:
                 listed = ", ".join(empty) + ignored_hint(pixels, labels)
-                print(printable(f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"))
-                problems += 1
-        print(plural(problems, "problem") if problems else "nothing is wrong")
-        if counts:
-            print(printable(table_of_shares(counts, labels)))
-        return problems
+                yield f"{split}: no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"
+
+    def summary(self, count: int) -> str:
+        shares = [table_of_shares(self.counts, self.labels)] if self.counts else []
+        return "\n".join([super().summary(count), *shares])
 
 
 def check_samples(samples: Sequence[MaskedImage], labels: Labels, counts: Tensor) -> Iterator[str]:
     """Describe each problem of images and masks, and count the pixels of each label."""
     for sample in tqdm(samples, unit="img", leave=False, disable=None):
         try:
-            image, mask = read_image(sample.image), read_mask(sample.mask, labels)
+            image, mask = read_pixels(sample.image), read_mask(sample.mask, labels)
         except (CorruptImage, BadMask) as error:
             yield str(error)
             continue

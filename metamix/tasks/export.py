@@ -137,12 +137,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
 
 
 def check_options(options: ExportOptions) -> None:
-    """Refuse what cannot be exported before any work.
-
-    Raises:
-        ValueError: it cannot.
-        ImportError: a package is missing.
-    """
+    """Refuse what cannot be exported before any work: ValueError, or ImportError if a package is missing."""
     check_format(options.format, options.precision)
     if options.compile and options.format != "torch":
         raise ValueError(f"AOTInductor compiles only torch.export, not {options.format}: leave --compile out")
@@ -161,11 +156,7 @@ def check_options(options: ExportOptions) -> None:
 
 
 def check_output(folder: Path) -> Path:
-    """Return the folder if it can be written to.
-
-    Raises:
-        ValueError: it is a file, or holds something else than an export.
-    """
+    """Return the folder if it can be written to; ValueError if it holds something else than an export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to export to")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -218,14 +209,7 @@ def check_runs(model: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def quantize(exportable: Quantizable, file: Path, max_drop: float, count: int) -> dict[str, Any]:
-    """Quantize a model file in place, and return what the report says of it.
-
-    Args:
-        exportable: gives the images and the score.
-        file: in fp32.
-        max_drop: see `export`.
-        count: images to calibrate on, fewer if the training split is small.
-    """
+    """Quantize a file in fp32 in place, on `count` images or fewer, and return what the report says of it."""
     count = exportable.calibration_count(count)
 
     def score(run: Run) -> float:

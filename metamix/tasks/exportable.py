@@ -6,20 +6,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor, nn
 
 from metamix.training.task import Batch
 from metamix.utils.options import Options, option, positional
-from metamix.utils.rules import Count, NotNegative
-from metamix.weights.metadata import ModelMetadata
+from metamix.utils.rules import Count, NotNegative, rule
+from metamix.weights.metadata import MAX_SIDE, ModelMetadata
 
 from .load import task_of
 
 Model = Callable[[Tensor], Any]
 HELD_OUT_IMAGES = 5_000  # most training images that decide on precision
+RANDOM_IMAGES = 4  # to compare on, of tasks whose graphs return maps
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+EXTRA = {  # of `Artifact.extra`, for `pad_for_graph`
+    "scale": rule(Side),
+    "multiple": rule(Annotated[tuple[Side, Side], Field(description="two whole numbers from 1 to 65,536")]),
+}
 
 
 @dataclass
@@ -108,11 +115,7 @@ class Quantizable(Exportable, Protocol):
     """A model that can be quantized to int8, with its calibration data."""
 
     def calibration_count(self, count: int) -> int:
-        """Return how many images of `count` to calibrate on, so that enough are left for `held_out_score`.
-
-        Raises:
-            ValueError: there are too few training images, or none.
-        """
+        """Return how many of `count` images to calibrate on, so that enough are left for `held_out_score`."""
 
     def calibration(self, count: int, batch_size: int) -> Iterable[np.ndarray]:
         """Yield prepared images of the training split, at most `count`, in batches (n, C, H, W)."""

@@ -77,11 +77,7 @@ class OptionsOfTasks(Mapping[str, Callable[[], type]]):
 
 
 def task_of_options(options: Mapping[str, Any]) -> str:
-    """Return the task of the weights or the model that a recipe or a command line names.
-
-    Args:
-        options: values by name; `checkpoint` and `model` are read.
-    """
+    """Return the task of the `checkpoint` or of the `model` that a recipe or a command line names."""
     checkpoint, model = options.get("checkpoint"), options.get("model")
     if task := task_of_model(model):
         return task

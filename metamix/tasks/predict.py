@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from metamix.data.find import paths_inside
+from metamix.data.outputs import change_extensions, check_outputs
 from metamix.utils.options import Options, option, parse_command, positional
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
@@ -53,6 +55,40 @@ class PredictOptions(Options):
         raise NotImplementedError
 
 
+@dataclass
+class PredictToFolder(PredictOptions):
+    """Options of a task that writes a file for each image, at the image's path inside the folder that was given.
+
+    A task derives a class from it that may change the default of `output`.
+
+    Attributes:
+        folders: folders inside `output` that get a file for each image.
+        records_name: JSON file in `output` with a record of each image, see `predict_images`; `records` is its path.
+        names: for each image, the path of its file inside each of the folders.
+
+    Raises:
+        FileNotFoundError: an image is missing, or a folder holds none but those of an earlier run.
+        ValueError: two images would be written to one file, or a file that is not a prediction would be overwritten.
+    """
+
+    folders: ClassVar[tuple[str, ...]] = ("",)
+    records_name: ClassVar[str] = "predictions.json"
+
+    output: Path = option(Path("predictions"), "folder to write to", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.records = self.output / self.records_name
+        folders = [self.output / folder for folder in self.folders]
+        self.names = change_extensions(paths_inside(self.images, without=folders), self.extension)
+        for folder in folders:
+            check_outputs({path: folder / name for path, name in self.names.items()}, marker=self.records)
+
+    def extension(self, path: Path) -> str:
+        """Return the extension of the file that is written for an image."""
+        return ".png"
+
+
 def main(argv: Sequence[str]) -> None:
     """Predict images. Exits with 1 if an image was left out, and with a message if the input is invalid."""
     with exit_with_message(ValueError, OSError, ImportError):
@@ -71,45 +107,37 @@ def main(argv: Sequence[str]) -> None:
 
 
 def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
-    """Return the task of the weights that a command line names.
-
-    Args:
-        task: that --task names.
-        words: the other arguments.
-
-    Raises:
-        ValueError: it names none, or those of another task than --task.
-        SystemExit: after the help.
-    """
+    """Return the task of the weights that a command line names; without weights, print the usage and exit."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint")
     parser.add_argument("--model")
-    given = parser.parse_known_args(words)[0]
+    weights = parser.parse_known_args(words)[0]
     asks_help = {"-h", "--help"} & set(words)
-    if given.checkpoint and is_exported(given.model):
+    if weights.checkpoint and is_exported(weights.model):
         raise ValueError(
-            f"--checkpoint is {given.checkpoint} and --model is {given.model}, an exported model: give one of the two"
+            f"--checkpoint is {weights.checkpoint} and --model is {weights.model}, an exported model: give one of the "
+            f"two"
         )
-    if given.model and not given.checkpoint and Path(given.model).exists():
+    if weights.model and not weights.checkpoint and Path(weights.model).exists():
         from metamix.deploy.artifact import load_artifact
 
-        exported = load_artifact(given.model).model.task or DEFAULT
+        exported = load_artifact(weights.model).model.task or DEFAULT
         if task not in (None, exported):
-            raise ValueError(f"task is {task}, but {given.model} is a model of {exported}: leave --task out")
+            raise ValueError(f"task is {task}, but {weights.model} is a model of {exported}: leave --task out")
         return find_task(exported)
     if task is not None:
         return find_task(task)
-    if given.checkpoint:
-        return find_task(task_of_weights(find_weights(given.checkpoint), given.model))
-    if task := task_of_model(given.model):
+    if weights.checkpoint:
+        return find_task(task_of_weights(find_weights(weights.checkpoint), weights.model))
+    if task := task_of_model(weights.model):
         return find_task(task)
-    if given.model and "--pretrained" not in words:
+    if weights.model and "--pretrained" not in words:
         raise ValueError(
-            f"there is no folder {given.model}: --model is a folder that metamix export wrote. For weights give "
+            f"there is no folder {weights.model}: --model is a folder that metamix export wrote. For weights give "
             f"--checkpoint, a run folder, a file or the name of shipped weights"
         )
-    if given.model:
-        return find_task(task_of(given.model)[0])
+    if weights.model:
+        return find_task(task_of(weights.model)[0])
     if hidden := {"--checkpoint", "--model"} & set(words[words.index("--") :] if "--" in words else []):
         raise ValueError(f"{hidden.pop()} comes after --, so it would be read as an image: put it before --")
     print(USAGE.format(tasks=list_tasks()))
@@ -123,16 +151,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
 
 
 def check_weights(options: Any, flags: set[str], spec: TaskSpec) -> None:
-    """Refuse options that do not fit the weights.
-
-    Args:
-        options: of the command.
-        flags: names of the options that are given.
-        spec: of the task.
-
-    Raises:
-        ValueError: an option has no effect, or there are no weights.
-    """
+    """Raise ValueError if there are no weights, or if one of the given `flags` has no effect on them."""
     if is_exported(options.model):
         if fixed := sorted(flags & (FIXED_BY_EXPORT | {"pretrained"})):
             raise ValueError(

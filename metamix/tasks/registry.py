@@ -30,22 +30,14 @@ official.MODULES.append("metamix.segmentation.official")
 
 
 def register_task(spec: TaskSpec) -> None:
-    """Make a task known to every command.
-
-    Raises:
-        ValueError: another task has its name.
-    """
+    """Make a task known to every command; ValueError if another task has its name."""
     if spec.name in TASKS and find_task(spec.name) != spec:
         raise ValueError(f"there is a task {spec.name!r} already: choose another name")
     TASKS[spec.name] = spec
 
 
 def find_task(name: str) -> TaskSpec:
-    """Return the spec of a task.
-
-    Raises:
-        ValueError: there is no task of that name.
-    """
+    """Return the spec of a task; ValueError if there is none of that name."""
     if name not in TASKS:
         raise ValueError(
             f"there is no task {name!r}{did_you_mean(name, TASKS)} Tasks: {', '.join(TASKS)}. A task of your own needs "

@@ -18,7 +18,7 @@ from metamix.data.order import EvalOrder, TrainOrder
 from metamix.deploy.report import Difference, missed_limits
 from metamix.models import count_macs
 from metamix.models.registry import check_model
-from metamix.training.task import Batch, Loss, Metric, State
+from metamix.training.task import Batch, Loss, Metric, Pictures, State
 from metamix.utils.checks import parse_size
 from metamix.utils.text import printable
 from metamix.weights.checksums import digest
@@ -105,7 +105,7 @@ class SimpleModel:
         return self.about | dict(self.identity) | {"parameters": parameters, "macs": count_macs(model, size)}
 
 
-class MeanMetric:
+class MeanMetric(Metric):
     """Average a value over all images that can be read.
 
     Args:
@@ -131,21 +131,9 @@ class MeanMetric:
     def result(self, states: list[State]) -> dict[str, float]:
         return {self.name: sum(state["sum"] for state in states) / sum(state["count"] for state in states)}
 
-    def by_class(self, states: list[State]) -> dict[str, Any]:
-        return {}
 
-
-class NoPictures:
+class NoPictures(Pictures):
     """Draw nothing and advise nothing."""
-
-    def draw(self, states: list[State], folder: Path) -> list[Path]:
-        return []
-
-    def report(self, states: list[State]) -> str:
-        return ""
-
-    def advice(self, states: list[State]) -> str:
-        return ""
 
 
 @dataclass
@@ -160,11 +148,7 @@ class SimpleTask:
     pictures: Any = field(default_factory=NoPictures)
     notes: list[str] = field(default_factory=list)
     same_image_shape = True
-
-    @staticmethod
-    def check_model(name: str, pretrained: bool) -> None:
-        """Raise ValueError if timm knows no model of this name, or no weights of it if `pretrained`."""
-        check_model(name, pretrained)
+    check_model = staticmethod(check_model)
 
 
 @dataclass(frozen=True)
@@ -188,9 +172,9 @@ class SimpleTrained:
     @torch.inference_mode()
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Tensor]:
         """Return the output of each image, on the CPU; images are files or PIL images."""
-        opened = (image if isinstance(image, Image.Image) else decode_file(image) for image in images)
         device = next(self.model.parameters()).device
-        return [self.model(self.prepare(image)[None].to(device) / 255)[0].cpu() for image in opened]
+        prepared = (self.prepare(decode_file(image))[None].to(device) for image in images)
+        return [self.model(image / 255)[0].cpu() for image in prepared]
 
 
 def count_broken(samples: SampleReader) -> int:

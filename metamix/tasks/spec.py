@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,8 @@ class TaskSpec:
         name: such as "segmentation"; the value of --task, and `task` in recipes and weight files.
         about: what the task's models do, for --help, such as "label each pixel".
         task: class that assembles training and evaluation, a `metamix.training.task.TaskClass`.
-        load: function that loads a trained model, a `Load`.
+        load: function that loads a `Trained` from a run folder or a weight file, the argument `checkpoint`. If the task
+            `takes_names`, it also gets `model`, `model_args` and `pretrained`.
         predict: dataclass of the options of `metamix predict`, derived from `PredictOptions`, which predicts images.
         verify: dataclass of the options of `metamix verify`, derived from `VerifyOptions`, which checks a data set.
         export: function that opens a model to export, from an `ExportOptions` to an `Exportable`.
@@ -85,17 +86,3 @@ class Trained(Protocol):
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[Any]:
         """Predict images: files, or images of Pillow."""
-
-
-class Load(Protocol):
-    """Load a trained model from a run folder or a weight file."""
-
-    def __call__(
-        self,
-        checkpoint: str | Path | None,
-        *,
-        model: str | None = None,
-        model_args: Mapping[str, Any] | None = None,
-        pretrained: bool = False,
-    ) -> Trained:
-        """Load a model; the arguments after `checkpoint` are only given if the task `takes_names`."""

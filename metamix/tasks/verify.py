@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from metamix.utils.options import Options, option, parse_command, positional
-from metamix.utils.text import exit_with_message
+from metamix.utils.text import exit_with_message, plural, printable
 from metamix.utils.user_modules import take_task
 
 from .registry import DEFAULT, find_task, list_tasks, task_of_data
@@ -38,9 +38,22 @@ class VerifyOptions(Options):
             return "folder", self.data
         return self.data, self.data_dir
 
-    def run(self) -> int:
-        """Print every problem of the data set, and return their number."""
+    def problems(self) -> Iterator[str]:
+        """Yield each problem of the data set when it is found."""
         raise NotImplementedError
+
+    def summary(self, count: int) -> str:
+        """Return what is printed after the problems, of which there are `count`."""
+        return plural(count, "problem") if count else "nothing is wrong"
+
+    def run(self) -> int:
+        """Print every problem of the data set and a summary, and return the number of problems."""
+        count = 0
+        for problem in self.problems():
+            print(printable(problem))
+            count += 1
+        print(printable(self.summary(count)))
+        return count
 
 
 def main(argv: Sequence[str]) -> None:

@@ -115,10 +115,12 @@ class Pictures(Protocol):
     """Draw and report the metric's states."""
 
     def draw(self, states: list[State], folder: Path) -> list[Path]:
-        """Draw the states of all ranks into the folder and return the files."""
+        """Draw the states of all ranks into the folder and return the files; by default there are none."""
+        return []
 
     def report(self, states: list[State]) -> str:
-        """Return what `metamix eval` prints in addition to the scores; may be empty."""
+        """Return what `metamix eval` prints in addition to the scores; nothing by default."""
+        return ""
 
     def advice(self, states: list[State]) -> str:
         """Say what to do about bad scores; `metamix train` prints it. By default there is nothing to say."""

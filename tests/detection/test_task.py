@@ -244,7 +244,9 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(few, tmp_path):
     assert differ == ["head.classification_head.cls_logits.weight"]  # biases start with the same values
     assert "new: head.classification_head.cls_logits.weight" in other.notes[0]
     assert tuned.transform.image_mean == [0.1, 0.2, 0.3]
-    words = "has the classes disc, ring, and .* has disc, square; .* metamix train --task detection --data-dir .* --ch"
+    words = (
+        "has 2 classes .disc, ring., and .* has 2 .disc, square.; .* metamix train --task detection --data-dir .* --ch"
+    )
     with pytest.raises(ValueError, match=words):
         Detection.trained(DetectionEvalOptions(data_dir=str(few), checkpoint=str(tmp_path / "e.safetensors")))
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 import metamix
 import metamix.tasks.predict
+from metamix.data.files import read_pixels
 from metamix.deploy import export, load_exported
 from metamix.deploy.artifact import Artifact, load_artifact
 from metamix.deploy.runtime import ExportedModel
 from metamix.layers.image_inference import pad_for_graph, tiles
-from metamix.segmentation.data import read_image
 from metamix.segmentation.export import exported_segmenter, open_segmenter
 from metamix.segmentation.inference import Predictor
 from metamix.segmentation.load import SegmenterSpec, load_segmenter
@@ -84,7 +84,7 @@ def test_scores_and_masks(format, dynamic, source, scenes, tmp_path):
     trained, size = load_segmenter(source), None if dynamic else (32, 32)
     eager = pad_for_graph(trained.model, {"scale": 1, "multiple": [1, 1]}, size)
     predictor = Predictor(*tiles(size), flip=True, whole=size)
-    expected = replace(trained, model=eager).label(read_image(pictures / "0.png"), predictor)
+    expected = replace(trained, model=eager).label(read_pixels(pictures / "0.png"), predictor)
     with Image.open(tmp_path / "found" / "masks" / "0.png") as mask:
         assert (torch.from_numpy(np.array(mask)) == expected).float().mean() > 0.999
     loaded = metamix.load(folder)
