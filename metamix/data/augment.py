@@ -7,8 +7,6 @@ Each sample of the global batch is mixed with its neighbour: 0 with 1, 2 with 3,
 these pairs are random too. An even number of samples per process keeps each pair on one process.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

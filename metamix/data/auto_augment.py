@@ -10,8 +10,6 @@ the nearest pixel, and black outside the image. Arithmetic is on integers or ele
 on the rest of the batch. Streamed images go through timm's and torchvision's implementations (`pil_transform`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

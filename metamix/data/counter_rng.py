@@ -5,8 +5,6 @@ chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudo
 int64 tensors wrap modulo 2^64 on every device.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator

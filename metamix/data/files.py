@@ -1,7 +1,5 @@
 """Read and decode image files and list folders, which may hold anything: links, pipes, devices."""
 
-from __future__ import annotations
-
 import logging
 import os
 import stat

@@ -1,7 +1,5 @@
 """Find the images in files and folders."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

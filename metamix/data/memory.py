@@ -1,7 +1,5 @@
 """Decode splits into memory as one uint8 tensor; tell the size and the statistics of images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 

@@ -1,7 +1,5 @@
 """Define the options of data and augmentation."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ any step. A sample that is repeated within an epoch has the numbers i, i + total
 repeat is augmented anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Name and write the files that predictions of images are saved to."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

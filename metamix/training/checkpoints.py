@@ -1,7 +1,5 @@
 """Find, write and check the checkpoint of a run."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -96,10 +94,7 @@ class Checkpoints:
 def check_resumable(
     path: Path, state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any], steps_per_epoch: int
 ) -> list[str]:
-    """Check that a recipe can continue a checkpoint.
-
-    Returns:
-        A sentence on each option that changed; only options that may change get this far.
+    """Check that a recipe can continue a checkpoint; return a sentence on each option that changed.
 
     Raises:
         ValueError: the checkpoint belongs to another run or other data, or no step is left for the changed recipe.
@@ -126,7 +121,6 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source
     Args:
         saved: what the run recorded about its data. Older runs recorded less; only what they have is compared.
         identity: the task's description of the data that are given now.
-        source: the run, for messages.
 
     Raises:
         ValueError: the data differ.

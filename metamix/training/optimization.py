@@ -1,7 +1,6 @@
-"""Make optimizer, learning rate schedule and weight average from the recipe, with timm's factories."""
+"""Choose the weights to train; make optimizer, schedule and weight average from the recipe, with timm's factories."""
 
-from __future__ import annotations
-
+import fnmatch
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,8 +16,7 @@ from torch.optim import Optimizer
 
 from metamix.utils.text import did_you_mean
 
-from .parts import find_weights_of
-from .precision import cpu_has_bf16
+from .forward import cpu_has_bf16
 from .recipe import EngineOptions
 
 NEWTON_SCHULZ = timm.optim.muon.zeropower_via_newtonschulz
@@ -95,11 +93,10 @@ def set_muon_dtype(device: torch.device) -> None:
 def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
     """Multiply the learning rates of parts of a model; timm's schedulers keep the factors.
 
+    The weights of each part move to parameter groups with its factor. A weight of several parts gets the product.
+
     Args:
-        optimizer: it is changed in place: the weights of each part move to parameter groups with the factor.
-        model: the model that it trains.
-        factors: factor of each part, by the part's name; see `find_weights_of`. A weight that belongs to several parts
-            gets the product of their factors.
+        factors: factor of each part, by the part's name; see `find_weights_of`.
 
     Raises:
         ValueError: a name matches nothing.
@@ -187,3 +184,46 @@ class Ema(ModelEmaV3):
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:
             average.copy_(value)
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Exclude parts of the model from training, given as for `find_weights_of`.
+
+    Raises:
+        ValueError: a name matches nothing, or nothing is left to train.
+    """
+    for part in parts:
+        for weight in find_weights_of(model, part, "freeze"):
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"nothing is left to train: freeze is {','.join(parts)}")
+
+
+def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
+    """Return the weights of a part of a model.
+
+    Args:
+        part: name of a module or a parameter, or a pattern such as stages.*.norm1.
+        option: name of the option that gave `part`, for the message.
+
+    Raises:
+        ValueError: the name matches nothing.
+    """
+    # A dot after each name lets one pattern match both the parameter itself and all parameters of a module.
+    weights = [weight for name, weight in model.named_parameters() if fnmatch.fnmatch(f"{name}.", f"{part}.*")]
+    if not weights:
+        modules = [name for name, _ in model.named_modules() if name]
+        raise ValueError(
+            f"{option} names {part!r}, but no weight of this model is under it{did_you_mean(part, modules)} "
+            f"Its parts: {', '.join(name for name, _ in model.named_children())}."
+        )
+    return weights
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set training mode, except for modules that are frozen completely: dropout and batch statistics are off there."""
+    model.train()
+    for module in model.modules():
+        weights = list(module.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            module.eval()

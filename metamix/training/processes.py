@@ -123,11 +123,7 @@ class ProcessGroup:
         return values
 
     def exists_for_all(self, exists: bool, path: Path) -> bool:
-        """Return whether `path` exists.
-
-        Args:
-            exists: whether this rank sees it.
-            path: named in the error.
+        """Return whether `path` exists, given whether this rank sees it.
 
         Raises:
             ValueError: some ranks see it and others do not.

@@ -188,7 +188,6 @@ def parse(
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
     Args:
-        argv: command-line arguments.
         tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
         default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
@@ -278,7 +277,6 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 
     Args:
         saved: options of the run. Options that are newer than the run are missing, and may have any value.
-        recipe: recipe that continues the run.
 
     Returns:
         A sentence for each changed option that is worth a report, by the option's name.

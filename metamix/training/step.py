@@ -1,7 +1,5 @@
 """Run a training step: augment, forward and backward in micro-batches, update the weights and their average."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,9 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from metamix.utils.running_statistics import keep_statistics
 from metamix.weights.fit import load_into
 
-from .batches import memory_format, micro_batches, num_samples, to_device
+from .forward import autocast, autocast_dtype, memory_format, micro_batches, num_samples, to_device
 from .optimization import Ema, make_optimizer, make_schedule, restore_optimizer
-from .precision import autocast, autocast_dtype
 from .processes import ProcessGroup
 from .recipe import EngineOptions
 from .task import Batch, Task

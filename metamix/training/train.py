@@ -1,7 +1,5 @@
 """Train one model to the end of its recipe, and write its result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Write files atomically, and find folders that come with metamix."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `in
 `parse_command` reads the command line of a command, and `metamix.training.recipe.parse` those of train and eval.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import os

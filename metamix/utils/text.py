@@ -1,7 +1,5 @@
 """Match and suggest names; texts of messages: printable names, counts, errors of one sentence; tables as CSV."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io

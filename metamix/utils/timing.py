@@ -4,8 +4,6 @@ The speed of one machine drifts by 10 % and more from one minute to the next. So
 one process, and a comparison is the ratio of two medians over the same turns.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """Import the user's modules, which register mixers and models."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

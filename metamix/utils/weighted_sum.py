@@ -1,7 +1,5 @@
 """Read weighted sums of named losses, such as "charbonnier+0.1*fft"."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from .text import did_you_mean

@@ -1,7 +1,5 @@
 """Code that the storage formats share: the protocol of a split, and rules for file names, split names and classes."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -4,8 +4,6 @@ The headers and labels of all shards are read once, so samples can be drawn in a
 of samples that depends on the number of workers and cannot be entered in the middle.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tarfile
