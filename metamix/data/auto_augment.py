@@ -113,12 +113,7 @@ def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class AutoAugment:
-    """Apply the policy of the option `auto_augment` to batches.
-
-    Args:
-        text: the option `auto_augment`, other than "none".
-        size: side of the images in pixels.
-    """
+    """Apply the policy of the option `auto_augment`, other than "none", to batches of images of `size` pixels."""
 
     def __init__(self, text: str, size: int):
         policy = parse(text)

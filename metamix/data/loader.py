@@ -69,8 +69,6 @@ def train_loader(
     and put through `auto_augment` by the workers. `Augment` does the rest.
 
     Args:
-        source: the images to train on.
-        options: how images are read and cropped.
         seed: the run's seed. The order of samples and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
@@ -94,8 +92,6 @@ def eval_loader(
     them out of the scores.
 
     Args:
-        source: the images to score.
-        options: how images are read and cropped.
         batch_size: images in a forward pass, over all processes together.
         rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """
@@ -337,7 +333,6 @@ class CorruptImages(dict[str, str]):
         total: number of images of the source.
         limit: share of the images that may be broken.
         command: the command that lists all broken images, for the message.
-        order: the loader's order. Training replaces a broken image, evaluation does not score it.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):
@@ -346,11 +341,7 @@ class CorruptImages(dict[str, str]):
         self.consequence = "replaced" if isinstance(order, TrainOrder) else "not scored"
 
     def add(self, path: str, reason: str) -> None:
-        """Add an image that could not be read.
-
-        Raises:
-            CorruptImage: too many images cannot be read.
-        """
+        """Add an image that could not be read; raise CorruptImage if there are too many."""
         if path in self:
             return
         self[path] = reason

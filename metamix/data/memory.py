@@ -52,9 +52,6 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
     If the options do not give them, they are computed from all readable images of a split in memory, holdout included.
     A split that is streamed gets ImageNet's.
 
-    Args:
-        source: the training source.
-
     Raises:
         ValueError: the options give only one of the two, or values that do not fit the images.
     """

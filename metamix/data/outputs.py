@@ -17,11 +17,9 @@ from .files import CorruptImage
 
 
 def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], str]) -> dict[Path, Path]:
-    """Give image paths another extension; if two would become one, append it instead: a.jpg.png and a.png.png.
+    """Give the relative paths of images, from `find.paths_inside`, the extension that `extension(path)` returns.
 
-    Args:
-        names: relative paths of images, as `find.paths_inside` returns them.
-        extension: returns the extension of the file that is written for an image, such as ".png".
+    If two would become one, append it instead: a.jpg.png and a.png.png.
     """
     changed = {path: name.with_suffix(extension(path)) for path, name in names.items()}
     times = Counter(changed.values())

@@ -189,11 +189,7 @@ def digest(images: ImageSplit) -> str:
 
 
 def read_image(images: ImageSplit, i: int) -> Image.Image:
-    """Decode image `i` of a split.
-
-    Raises:
-        CorruptImage: it cannot be decoded.
-    """
+    """Decode image `i` of a split; raise CorruptImage if that fails."""
     return decode(lambda: images.open(i), images.path(i), images.mode)
 
 

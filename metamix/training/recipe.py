@@ -199,7 +199,14 @@ def parse(
         SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
-        parser = _first_parser(description)
+        parser = Parser(
+            usage="%(prog)s [--config FILE] [--option value ...]",
+            epilog="Each task has options of its own: add --task NAME to --help.\n"
+            "A config has the same options, with underscores. Flags override the config.",
+        )
+        config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
+        parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
+        parser.add_argument("--task", metavar="NAME", help="none: that of --checkpoint or --model")
         first = parser.parse_known_args(argv)[0]
         if len(first.config) > 1:
             raise ValueError(f"--config is given twice, {' and '.join(first.config)}; give one, and the rest as flags")
@@ -297,20 +304,6 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
     return changes["report"]
-
-
-def _first_parser(description: str) -> Parser:
-    """Return a parser of the flags that decide which options exist. `parse` adds --help once all are known."""
-    parser = Parser(
-        description=description,
-        usage="%(prog)s [--config FILE] [--option value ...]",
-        epilog="Each task has options of its own: add --task NAME to --help.\n"
-        "A config has the same options, with underscores. Flags override the config.",
-    )
-    config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
-    parser.add_argument("--task", metavar="NAME", help="none: that of --checkpoint or --model")
-    return parser
 
 
 def _source_of(argv: Sequence[str]) -> dict[str, str]:

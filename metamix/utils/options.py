@@ -74,14 +74,9 @@ def option(
 
 
 def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
-    """Declare a positional argument of a command as a field of a dataclass.
+    """Declare a positional argument of a command as a field of a dataclass, like `option`.
 
     The type `tuple[X, ...]` takes all words that are left, every other type one word.
-
-    Args:
-        help: one sentence for --help.
-        metavar: word for the argument in --help and in messages, such as IMAGE_OR_FOLDER.
-        default: value if the argument is not given; MISSING if it must be given.
     """
     return field(default=default, metadata={"help": help, "metavar": metavar, "positional": True})
 
@@ -103,16 +98,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
 
 
 def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]]) -> None:
-    """Refuse flags that have no effect.
-
-    Args:
-        flags: names of the options that were given as flags.
-        values: the values of all options.
-        options: as `options_of` returns them.
-
-    Raises:
-        ValueError: a flag needs another one.
-    """
+    """Raise ValueError if one of the options that were given as flags needs another one to have an effect."""
     for name in flags:
         needs = [words.split() for words in options[name][0].metadata.get("needs", "").split(" or ") if words]
         if needs and not any(str(values[other]) in wanted if wanted else values[other] for other, *wanted in needs):
@@ -168,9 +154,6 @@ def parse_command(
     Args:
         argv: command-line arguments. After `--`, all of them are positional.
         cls: dataclass, whose fields are declared with `option` and `positional`.
-        prog: name of the command, such as "metamix models".
-        description: text at the top of --help.
-        epilog: text at the end of --help.
         defaults: defaults that differ from those of `cls`.
         unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
 
@@ -203,10 +186,8 @@ def parse_flags(
     """Add a flag for each option and --help to the parser, and return the values of the options that are given.
 
     Args:
-        parser: reads the arguments.
         argv: command-line arguments. Flags may be written with underscores, too.
-        options: field and type of each option and positional argument, by its name.
-        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
+        unknown_hint: see `parse_command`.
         other_flags: flags that the parser has already.
 
     Raises:
@@ -253,16 +234,11 @@ def parse_flags(
 
 
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
-    """Check that a value is of a type, and return it as that type.
+    """Check that a value is of a type, and return it as that type. A path that begins with ~/ is expanded.
 
     Args:
-        value: value from YAML or from the command line.
-        hint: type that is accepted.
         where: where the value was given, for the message.
         text: whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
-
-    Returns:
-        The value. A path that begins with ~/ is expanded.
 
     Raises:
         ValueError: the value is of another type.

@@ -22,7 +22,6 @@ def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, leas
     Each step first runs once without being timed. Warns if other programs were busy meanwhile.
 
     Args:
-        steps: functions by name.
         seconds: time for all functions together.
         least: least number of turns of each function.
     """

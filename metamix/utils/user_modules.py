@@ -20,11 +20,7 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import modules from the working folder, or installed ones.
-
-    Raises:
-        ValueError: a module cannot be imported.
-    """
+    """Import modules from the working folder, or installed ones; raise ValueError if one cannot be imported."""
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
     for name in names:
@@ -40,11 +36,7 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--task NAME` and `--import MODULE` out of a command line, and import the modules.
-
-    Returns:
-        The task's name, None if it is not given, and the other arguments.
-    """
+    """Import the modules of `--import`; return the name after `--task`, or None, and the arguments besides both."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
     add_imports(parser)

@@ -68,10 +68,8 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     chosen, *others = candidates
     if others:
         log.warning(
-            "%s: scores are on %s; not used: %s. Choose another split with --test-on",
-            printable(str(source)),
-            chosen,
-            ", ".join(others),
+            f"{printable(str(source))}: scores are on {chosen}; not used: {', '.join(others)}. Choose another split "
+            f"with --test-on"
         )
     return chosen
 
@@ -91,9 +89,7 @@ def list_image_paths(root: Path) -> list[str]:
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning(
-            "%s: left out are files of other types, %s; save them as .png or .jpg", printable(str(root)), counts
-        )
+        log.warning(f"{printable(str(root))}: left out are files of other types, {counts}; save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 
 
@@ -104,11 +100,7 @@ def natural_order(path: str) -> tuple[list[str | int], str]:
 
 
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Label images by the first folder of their path. Classes are in natural order, 2 before 10, as in timm.
-
-    Args:
-        paths: paths in the split.
-        place: the split, for messages.
+    """Label images by the first folder of their path in the split. Classes are in natural order, as in timm.
 
     Returns:
         The labels (N,) int64 and the names of the classes.
