@@ -67,13 +67,10 @@ def rand_ranges(size: int) -> Ranges:
 
 
 def parse(text: str) -> str | tuple[int, int, float] | None:
-    """Parse the option `auto_augment`.
+    """Parse the option `auto_augment`; raise ValueError if it names no policy.
 
     Returns:
         None for "none", "trivial" for "trivial", and (magnitude, number of operations, deviation) for RandAugment.
-
-    Raises:
-        ValueError: the text is none of these.
     """
     if text in ("none", "trivial"):
         return None if text == "none" else text

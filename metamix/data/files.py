@@ -144,9 +144,6 @@ def list_files(root: Path) -> list[str]:
 
     Links are followed. Every folder on the disk is visited once, so cycles of links end, and paths without links come
     first. Hidden files and folders are left out.
-
-    Raises:
-        OSError: a folder cannot be read.
     """
     seen = {_identity(folder): folder for folder in root.resolve().parents}
     files: list[str] = []

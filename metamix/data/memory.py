@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .files import CorruptImage
-from .formats import ImageSplit
+from .formats.base import ImageSplit
 from .options import SourceOptions, check_both
 from .sources import SMALL_SIDE, Source, read_image
 

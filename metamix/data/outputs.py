@@ -54,16 +54,15 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 def predict_images(
     images: Mapping[Path, Path], predict: Callable[[Path, Path], Mapping[str, Any]], records: Path
 ) -> int:
-    """Predict images one after the other. Images that cannot be read or do not fit the model are named and left out.
+    """Predict images one after the other; return their number.
+
+    Images that cannot be read or do not fit the model are named and left out.
 
     Args:
         images: for each image, the file that its prediction is written to.
         predict: reads an image, writes its file, and returns the entries of its record.
         records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
             as ours, see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
-
-    Returns:
-        The number of images that were predicted.
     """
     make_output_folder(records.parent)
     if not records.exists():

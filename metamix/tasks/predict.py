@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.options import Options, option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
-from metamix.utils.user_modules import take_task
 
 from .load import load_exported_model, refuse_name, task_of
 from .registry import DEFAULT, find_task, is_exported, list_tasks, task_of_model

@@ -46,10 +46,7 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
-        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names.
-
-        Returns:
-            The file and its content; None if there is nothing to resume.
+        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names, if any.
 
         Raises:
             ValueError: the checkpoint is damaged or not whole.
@@ -118,9 +115,7 @@ def check_resumable(
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
     """Check that a run was made with the data that are given now; warn if the run has no digest of its data.
 
-    Args:
-        saved: what the run recorded about its data. Older runs recorded less; only what they have is compared.
-        identity: the task's description of the data that are given now.
+    `saved` is what the run recorded about its data. Older runs recorded less; only what they have is compared.
 
     Raises:
         ValueError: the data differ.

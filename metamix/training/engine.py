@@ -19,10 +19,9 @@ from metamix.utils.text import plural
 from .checkpoints import Checkpoints, all_finite, check_resumable
 from .forward import evaluate, memory_format
 from .optimization import freeze, train_mode
-from .processes import ProcessGroup
+from .processes import ProcessGroup, Stopped, StopSignal
 from .recipe import Recipe
 from .run_folder import Run
-from .signals import Stopped, StopSignal
 from .step import TrainStep
 from .task import Batch, State, Task
 

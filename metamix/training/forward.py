@@ -88,10 +88,7 @@ def evaluate(
 ) -> tuple[dict[str, float], list[State]]:
     """Score a model over this rank's loader.
 
-    Args:
-        model: it is left in evaluation mode.
-        loader: yields this rank's batches; the loaders of all ranks together yield every sample once.
-        dtype: dtype of autocast; None for float32.
+    The model is left in evaluation mode. The loaders of all ranks together yield every sample once.
 
     Returns:
         The scores by name, the same on all ranks, and the states of all ranks, on the CPU.

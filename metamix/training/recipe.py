@@ -20,6 +20,7 @@ from metamix.utils.options import (
     check_needs,
     convert,
     dump_yaml,
+    import_modules,
     option,
     options_of,
     parse_flags,
@@ -28,7 +29,6 @@ from metamix.utils.options import (
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne
 from metamix.utils.text import did_you_mean, exit_with_message
-from metamix.utils.user_modules import import_modules
 from metamix.weights.files import RECIPE
 
 _run = partial(option, group="the run", on_resume="ignore")
@@ -192,7 +192,6 @@ def parse(
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
         default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
             and `model` that the command line or the config gives.
-        description: text at the top of --help.
         engine: options that every task has, a dataclass.
 
     Raises:
@@ -280,10 +279,9 @@ def find_config(name: str) -> Path:
 
 
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
-    """Compare a recipe with that of the run which it continues.
+    """Compare a recipe with the saved options of the run that it continues.
 
-    Args:
-        saved: options of the run. Options that are newer than the run are missing, and may have any value.
+    Options that are newer than the run are not among the saved ones, and may have any value.
 
     Returns:
         A sentence for each changed option that is worth a report, by the option's name.

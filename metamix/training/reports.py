@@ -42,11 +42,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read the summary of a finished run.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Read the summary of a finished run; raise ValueError if it is damaged."""
     path = folder / SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

@@ -196,11 +196,7 @@ def read_state(folder: Path) -> str | None:
 
 
 def check_output(folder: Path) -> None:
-    """Check that a run may write into a folder: it is new, empty, or holds a run.
-
-    Raises:
-        ValueError: the folder holds anything else.
-    """
+    """Raise ValueError unless a run may write into a folder: it is new, empty, or holds a run."""
     if not folder.is_dir():
         return
     # Files of a run that failed before it wrote its recipe; older versions wrote the state first.

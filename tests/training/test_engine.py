@@ -25,11 +25,10 @@ from metamix.training.optimization import (
     restore_optimizer,
     train_mode,
 )
-from metamix.training.processes import ProcessGroup
+from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.reports import draw_curves
 from metamix.training.run_folder import PACKAGE, Run
-from metamix.training.signals import Stopped
 from metamix.weights.files import load_checkpoint
 
 

@@ -41,12 +41,7 @@ class ImageSplit(Protocol):
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
-    """Choose the split to score.
-
-    Args:
-        available: names of all splits but the training split.
-        test_on: name of the split; empty for the first of `TEST_SPLITS` that is available.
-        source: the data set, for messages.
+    """Choose the split to score of all but the training split: `test_on` or, if empty, the first of `TEST_SPLITS`.
 
     Raises:
         ValueError: there is no split `test_on`, or `test_on` is empty and there is none of `TEST_SPLITS`.
@@ -80,10 +75,7 @@ def is_image(path: str) -> bool:
 
 
 def list_image_paths(root: Path) -> list[str]:
-    """List the images below a folder by their relative paths, in natural order.
-
-    Warns if there are images of formats that are not read.
-    """
+    """List the images below a folder by their relative paths, in natural order; warn of formats that are not read."""
     files = list_files(root)
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
@@ -100,10 +92,9 @@ def natural_order(path: str) -> tuple[list[str | int], str]:
 
 
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Label images by the first folder of their path in the split. Classes are in natural order, as in timm.
+    """Label images by the first folder of their path in the split; return labels (N,) int64 and class names.
 
-    Returns:
-        The labels (N,) int64 and the names of the classes.
+    Classes are in natural order, 2 before 10, as in timm.
 
     Raises:
         ValueError: there is no image, or an image lies outside of the class folders.
