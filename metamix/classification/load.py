@@ -22,6 +22,7 @@ from metamix.models.checkpoint import adapt_checkpoint, check_described_size, ch
 from metamix.models.create import create_model, timm_config
 from metamix.models.metaformer import MetaFormer
 from metamix.models.registry import check_model, published_name
+from metamix.tasks.metadata import check_task
 from metamix.utils.checks import check_finite
 from metamix.weights.find import read_weights
 from metamix.weights.fit import load_into
@@ -227,11 +228,7 @@ def read_classifier(source: str | Path) -> tuple[Tensors, ModelMetadata]:
         ValueError: the file holds weights of another task, or metadata that are not accepted.
     """
     tensors, metadata = read_weights(source)
-    if metadata.task not in (None, "classification"):
-        raise ValueError(
-            f"{source} has weights of {metadata.task}, not of a classifier: add --task {metadata.task}, or take "
-            f"metamix.load in Python"
-        )
+    check_task(metadata, source, "classification", "a classifier")
     return tensors, metadata
 
 

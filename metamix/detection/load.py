@@ -16,21 +16,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from metamix.data.files import decode, decode_file
 from metamix.models.backbone import EXTRA
 from metamix.models.checkpoint import check_described_size
+from metamix.tasks.metadata import SplitNames, arguments_without, check_trained_for, to_lists, without_head
 from metamix.utils.rules import REMEDY, check_entries, one_of, refuse_entry, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import load_into
-from metamix.weights.metadata import (
-    MAX_CLASSES,
-    ModelMetadata,
-    ModelName,
-    SplitNames,
-    arguments_without,
-    check_task,
-    to_lists,
-    to_tuples,
-    without_head,
-)
+from metamix.weights.metadata import MAX_CLASSES, ModelMetadata, ModelName, to_tuples
 
 from .detectors import DETECTORS, Detector, Objects, accepted_options, build_detector
 from .options import NOT_DETECTOR_ARGS, NOT_MODEL_ARGS, AnchorScale, Channels, Side, is_setting
@@ -87,7 +78,7 @@ class DetectorSpec:
         Raises:
             ValueError: the file holds no detector, or an entry is missing, of the wrong type or out of range.
         """
-        check_task(raw, source, "detection", "detector")
+        check_trained_for(raw, source, "detection", "a detector")
         values: dict[str, Any] = {"train_on": (), "anchor_scale": None} | {
             field.name: raw[field.name] for field in fields(cls) if field.name in raw
         }

@@ -9,9 +9,10 @@ from torch import nn
 
 from metamix.models.backbone import EXTRA
 from metamix.models.registry import published_name
+from metamix.tasks.metadata import check_trained_with
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
-from metamix.weights.metadata import ModelMetadata, check_trained_with
+from metamix.weights.metadata import ModelMetadata
 
 from .anchors import describe_sizes
 from .data import DetectionData

@@ -26,11 +26,6 @@ MAP_NORMS = [n for n in _NORM_MAP if n in ("batchnorm", "groupnorm", "groupnorm1
 def per_stage(name: str, value: Any, stages: int) -> list:
     """Return one value for each stage: the entries of a sequence, or the same value for all.
 
-    Args:
-        name: the argument's name, for messages.
-        value: a sequence of `stages` values, or one value for all stages.
-        stages: number of stages.
-
     Raises:
         ValueError: the sequence has another length.
     """

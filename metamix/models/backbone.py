@@ -300,7 +300,7 @@ def load_body(
     if checkpoint:
         tensors, metadata = read_weights(checkpoint)
         theirs, ours = metadata.architecture or name, name.partition(".")[0]
-        if metadata.task and metadata.num_classes is None:
+        if metadata.task and any(key.startswith("backbone.") for key in tensors):
             raise ValueError(f"{checkpoint} has weights of {metadata.task}: give a file of the classifier {ours}")
         if theirs.partition(".")[0] != ours:
             raise ValueError(

@@ -221,12 +221,7 @@ def check_described_size(metadata: ModelMetadata, tensors: Mapping[str, Tensor],
 
 
 def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -> nn.Module:
-    """Build the model that metadata describe, on the meta device.
-
-    Args:
-        metadata: names the model and its arguments.
-        source: the file's name, for messages.
-        arguments: arguments that replace the metadata's.
+    """Build the model that metadata describe, on the meta device; `arguments` replace the metadata's.
 
     Raises:
         ValueError: the model is not registered, or does not take the arguments.

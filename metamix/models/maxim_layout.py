@@ -184,15 +184,17 @@ MAXIM_VARIANTS = {
 }
 
 
-@official("maxim_mab", only=dict(use_bias=True, dropout_rate=0))
+@official(
+    "maxim_mab",
+    same=("block_gmlp_factor", "grid_gmlp_factor", "input_proj_factor"),
+    only=dict(use_bias=True, dropout_rate=0),
+)
 def maxim_mab(
     state: Mapping[str, Tensor],
     *,
     block_size: tuple[int, int],
     grid_size: tuple[int, int],
-    block_gmlp_factor: int = 2,
-    grid_gmlp_factor: int = 2,
-    input_proj_factor: int = 2,
+    **factors: int,
 ) -> ModelAndLayout:
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:
@@ -200,23 +202,9 @@ def maxim_mab(
             "The checkpoint lacks LayerNorm_in/scale, from which the width follows: give the layer's own tree."
         )
     dim = len(state["LayerNorm_in/scale"])
-    mixer = Maxim(
-        dim,
-        size=block_size,
-        block_size=block_size,
-        grid_size=grid_size,
-        input_proj_factor=input_proj_factor,
-        block_gmlp_factor=block_gmlp_factor,
-        grid_gmlp_factor=grid_gmlp_factor,
-    )
+    mixer = Maxim(dim, size=block_size, block_size=block_size, grid_size=grid_size, **factors)
     # Their layer has a norm before and a residual around it: our block without the MLP half.
-    model = Block(
-        dim,
-        mixer,
-        norm1=partial(LayerNorm2d, eps=1e-6),
-        mlp_ratio=0,
-        layer_scale=0,
-    )
+    model = Block(dim, mixer, norm1=partial(LayerNorm2d, eps=1e-6), mlp_ratio=0, layer_scale=0)
     return model, flax_layout(model, module_paths(model, ""))
 
 

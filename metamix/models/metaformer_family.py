@@ -141,18 +141,14 @@ def metaformer(name: str, pretrained: bool = False, *, size: str, **kwargs: Any)
     return build(name, pretrained, default_mixer_args=partial(default_mixer_args, size=size), **arguments)
 
 
-def published_tags(size: str) -> dict[str, dict]:
-    """Return the ImageNet weights of PoolFormer's authors, by tag."""
-    return {"sail_in1k": dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)}
-
-
 for size in SIZES:
+    published = dict(hf_hub_id=f"timm/poolformer_{size}.sail_in1k", crop_pct=0.95 if size[0] == "m" else 0.9)
     for mixer in list_mixers():
         register(
             f"metaformer_{mixer}_{size}",
             metaformer,
             cfg=CIFAR10 | dict(first_conv="stem.0", pool_size=(4, 4)) if size == "nano" else IMAGENET,
-            tags=published_tags(size) if mixer == "pooling" and size != "nano" else None,
+            tags={"sail_in1k": published} if mixer == "pooling" and size != "nano" else None,
             size=size,
             mixer=mixer,
         )

@@ -222,12 +222,8 @@ def official_raftmlp(
         if layer.keys() - {"embedding_kernels"} != wanted - {"embedding_kernels"} or (cross and layer.keys() != wanted):
             refuse(f"layers[{i}]", dict(layer), f"a dict of {', '.join(sorted(wanted))}")
         if cross:
-            accept(
-                f"layers[{i}]['patch_size']",
-                layer["patch_size"],
-                [min(layer["embedding_kernels"])],
-                "the smallest kernel",
-            )
+            smallest = min(layer["embedding_kernels"])
+            accept(f"layers[{i}]['patch_size']", layer["patch_size"], [smallest], "the smallest kernel")
     last = len(layers) - 1
     raft = dict(expansion=token_expansion_factor, resample="stream")
     model: Any = raftmlp(

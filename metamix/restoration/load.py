@@ -20,6 +20,7 @@ from metamix.models.image_models import (
     published_weights,
     with_tag,
 )
+from metamix.tasks.metadata import check_task
 from metamix.utils.checks import check_one_source
 from metamix.utils.rules import check_entries, one_of, rules_of
 from metamix.utils.text import plural
@@ -189,8 +190,7 @@ def load_restorer(
             "there are no weights: give --checkpoint FILE, or --model NAME --pretrained for published ones"
         )
     metadata = read_weights(path)[1]
-    if metadata.task not in (None, "restoration"):
-        raise ValueError(f"{path} holds weights of {metadata.task}, not of an image model")
+    check_task(metadata, path, "restoration", "an image model")
     name = model or metadata.model
     if name is None:
         raise ValueError(f"{path} does not say which model it holds the weights of; give --model NAME")

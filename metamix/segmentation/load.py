@@ -15,20 +15,12 @@ from metamix.data import normalize
 from metamix.layers.padding import PadAndCrop, tiles
 from metamix.layers.tiles import check_tiles
 from metamix.models.checkpoint import check_described_size
+from metamix.tasks.metadata import SplitNames, arguments_without, check_trained_for, to_lists, without_head
 from metamix.utils.rules import check_entries, one_of, rules_of, where
 from metamix.weights.files import load_weights
 from metamix.weights.find import find_weights
 from metamix.weights.fit import load_into
-from metamix.weights.metadata import (
-    ModelMetadata,
-    ModelName,
-    SplitNames,
-    arguments_without,
-    check_task,
-    to_lists,
-    to_tuples,
-    without_head,
-)
+from metamix.weights.metadata import ModelMetadata, ModelName, to_tuples
 
 from .data import read_image
 from .inference import Predictor, predict
@@ -87,7 +79,7 @@ class SegmenterSpec:
         Raises:
             ValueError: the file holds no segmenter, or an entry is missing, of the wrong type or out of range.
         """
-        check_task(raw, source, "segmentation", "segmenter")
+        check_trained_for(raw, source, "segmentation", "a segmenter")
         ModelMetadata.from_dict({"model_args": raw.get("head_args")}, f"{source}, head_args")  # the same rules
         values = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
         check_entries(values, rules_of(cls), source)

@@ -10,9 +10,9 @@ from torch import nn
 
 from metamix.models import count_macs
 from metamix.models.registry import published_name
+from metamix.tasks.metadata import check_trained_with
 from metamix.weights.files import load_metadata
 from metamix.weights.find import find_weights
-from metamix.weights.metadata import check_trained_with
 
 from .data import SegmentationData
 from .inference import Predictor

@@ -13,5 +13,5 @@ SPEC = TaskSpec(
     exported="metamix.segmentation.export:exported_segmenter",
     less_memory="give smaller tiles, such as --tile 256",
     folders=(frozenset({"images", "masks"}), frozenset({"leftImg8bit", "gtFine"})),
-    data_sets=("ade20k", "cityscapes"),
+    data_sets=("ade20k", "cityscapes", "oxford_pets", "voc"),
 )

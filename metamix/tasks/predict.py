@@ -13,9 +13,10 @@ from metamix.utils.options import Options, option, parse_command, positional, ta
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
+from metamix.weights.find import find_weights
 
 from .load import load_exported_model, refuse_name, task_of
-from .registry import DEFAULT, find_task, is_exported, list_tasks, task_of_model
+from .registry import DEFAULT, find_task, is_exported, list_tasks, task_of_model, task_of_weights
 from .spec import TaskSpec, Trained
 
 USAGE = """usage: metamix predict IMAGE_OR_FOLDER... --checkpoint RUN_OR_FILE [options]
@@ -98,7 +99,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     if task is not None:
         return find_task(task)
     if given.checkpoint:
-        return find_task(task_of(given.checkpoint, given.model)[0])
+        return find_task(task_of_weights(find_weights(given.checkpoint), given.model))
     if task := task_of_model(given.model):
         return find_task(task)
     if given.model and "--pretrained" not in words:

@@ -214,7 +214,7 @@ def parse(
         imports = convert(config.pop("import", []), tuple[str, ...], f"{path}: import")
         imports = tuple(dict.fromkeys([*imports, *first.imports]))
         import_modules(imports)
-        task = convert(config.pop("task", None), str | None, f"{path}: task")
+        task = convert(config.pop("task"), str, f"{path}: task") if "task" in config else None
         task = first.task or task or default_task(config | _source_of(argv))
         if task not in tasks:
             raise ValueError(f"there is no task {task!r}{did_you_mean(task, tasks)} Tasks: {', '.join(tasks)}.")

@@ -38,9 +38,8 @@ def download(url: str, name: str, folder: str | Path | None = None) -> Path:
 def require_reachable(name: str, cfg: PretrainedCfg | None = None, cache_dir: str | Path | None = None) -> None:
     """Make sure that a model's published weights can be loaded.
 
-    Those on the Hugging Face Hub must be cached or reachable. Those at another address are downloaded.
-
-    Without a network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
+    Weights on the Hugging Face Hub must be cached or reachable; weights at another address are downloaded. Without a
+    network, huggingface_hub 2.4 retries for 45 seconds, and its error does not name the weights.
 
     Args:
         name: a model of timm, or hf-hub:REPOSITORY.

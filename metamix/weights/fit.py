@@ -96,8 +96,7 @@ def load_into(
     Args:
         model: its weights are overwritten.
         state: the file's tensors by its names.
-        source: the file, for messages.
-        name: what to call the model in messages; its class by default.
+        source, name: what to call the file and the model in messages; the model's class by default.
         layout: how the file names and arranges the tensors.
         head: layers that keep their own weights if the file has none that fit.
 

@@ -8,12 +8,11 @@ range.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, GetPydanticSchema
-from torch import Tensor
+from pydantic import Field
 
 from metamix.utils.rules import (
     Positive,
@@ -202,64 +201,6 @@ def _check_model_args(arguments: Mapping[str, Any], source: object) -> None:
         if not (isinstance(name, str) and name.isidentifier()):
             refuse_entry(place, value, "a name of an argument, such as 'depths'", source, REMEDY)
         check_entries({place: value}, {place: ARGUMENTS.get(name, ANY_ARGUMENT)}, source, remedy=REMEDY)
-
-
-# Shared by the tasks whose weight files describe a whole network: a detector or a segmenter
-
-SplitNames = Annotated[tuple[str, ...], Field(max_length=MAX_LENGTH)]
-
-
-def check_task(raw: Mapping[str, Any], source: object, task: str, network: str) -> None:
-    """Check the metadata of a file as `ModelMetadata` does, and that `metamix train` wrote it for a task.
-
-    Args:
-        raw: the entries.
-        source: the file's name, for messages.
-        task: such as "detection".
-        network: what the task trains, such as "detector".
-
-    Raises:
-        ValueError: an entry cannot be used, or the file is of another task.
-    """
-    common = ModelMetadata.from_dict(raw, source)
-    if common.task != task:
-        if common.task:
-            raise ValueError(f"{source} has weights of {common.task}, not of a {network}: give --task {common.task}")
-        held = common.model or "weights without a description"
-        raise ValueError(
-            f"{source} holds {held}, not a {network} that metamix trained: give a run folder of metamix train --task "
-            f"{task}"
-        )
-
-
-def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Check that a file has the detector or the head of the run, so that the error names the option and not tensors.
-
-    Raises:
-        ValueError: it has another one.
-    """
-    if trained != chosen:
-        raise ValueError(f"{source} was trained with the {option} {trained}, not {chosen}: give --{option} {trained}")
-
-
-def arguments_without(names: Collection[str]) -> GetPydanticSchema:
-    """Limit a mapping of arguments to those without these names."""
-    accepted = f"a mapping of arguments without {', '.join(sorted(names))}"
-    return where(lambda arguments: arguments.keys().isdisjoint(names), accepted)
-
-
-def without_head(
-    tensors: dict[str, Tensor], metadata: Mapping[str, Any], classes: list[str], head: Collection[str]
-) -> dict[str, Tensor]:
-    """Drop the weights of the layers in `head` where the file has other classes; their number may be the same."""
-    if metadata.get("classes", classes) == classes:
-        return tensors
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"{part}." for part in head))}
-
-
-def to_lists(value: Any) -> Any:
-    """Turn a tuple, and the tuples in it, into lists, as a file has them."""
-    return [to_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def to_tuples(value: Any) -> Any:

@@ -114,7 +114,7 @@ def test_the_command_on_the_page_is_the_recipe(name):
     assert words[:2] == ["python", "train.py"]
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words[2:]]
     tasks = {"classification": lambda: find_task("classification").part("task").Options}
-    recipe = parse(words, tasks, default_task="classification", description="").flat()
+    recipe = parse(words, tasks, default_task=lambda options: "classification", description="").flat()
     assert CARDS[name]["recipe"].items() <= recipe.items()
 
 

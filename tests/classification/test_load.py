@@ -92,9 +92,9 @@ def test_only_pil_images_are_transformed():
 
 def test_what_is_no_classifier_is_refused(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": "test_resnet"})
-    with pytest.raises(ValueError, match="d.safetensors has weights of detection, not of a classifier: add --task det"):
+    with pytest.raises(ValueError, match="d.safetensors has weights of detection, not of a classifier: give --task"):
         metamix.load_classifier(tmp_path / "d.safetensors")
-    words = "noise25 has weights of restoration, not of a classifier: add --task restoration, or take metamix.load "
+    words = "noise25 has weights of restoration, not of a classifier: give --task restoration, or take metamix.load "
     with pytest.raises(ValueError, match=rf"{words}in Python$"):
         metamix.load_classifier("maxim_nano.noise25")
     with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):

@@ -139,5 +139,5 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"^error: {said}"):
             main([*map(str, words)])
-    with pytest.raises(SystemExit, match="^error: top is 0, but it must be a whole number of at least 1"):
+    with pytest.raises(SystemExit, match="^error: --top is '0', but it must be a whole number of at least 1"):
         main([str(tmp_path / "0.png"), *WEIGHTS, "--top", "0"])

@@ -99,7 +99,7 @@ def test_the_data_of_another_task_point_to_it(task, folders, tmp_path):
 def test_a_detector_needs_its_task(tmp_path):
     save_weights(tmp_path / "d.safetensors", {"w": torch.zeros(1)}, {"task": "detection", "model": SMALL["model"]})
     path = str(tmp_path / "d.safetensors")
-    words = "d.safetensors has weights of detection, not of a classifier: add --task detection"
+    words = "d.safetensors has weights of detection, not of a classifier: give --task detection"
     with pytest.raises(ValueError, match=words):
         Classification.trained(ClassificationEvalOptions(checkpoint=path))
     with pytest.raises(ValueError, match=words):

@@ -46,7 +46,7 @@ def test_is_read_as_it_was_written(tmp_path):
     ("change", "words"),
     [
         ({"version": 2}, r"is of version 2, this metamix reads 1: export the model again"),
-        ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: torch, onnx, openvino."),
+        ({"format": "onx"}, r"format is 'onx'; did you mean 'onnx'\? Accepted: onnx, openvino, torch."),
         ({"format": ["onnx"]}, r"format is \['onnx'\]"),
         ({"outputs": "logits"}, r"outputs in the file is 'logits'; accepted is a list of 0 to 1,000 strings"),
         (

@@ -11,7 +11,7 @@ import torch
 import metamix.cli.benchmark
 from metamix.deploy import benchmark
 from metamix.deploy.benchmark import table
-from metamix.deploy.formats import GraphError
+from metamix.deploy.formats import GraphError, openvino
 
 module = import_module("metamix.deploy.benchmark")  # `metamix.deploy.benchmark` is the function
 
@@ -87,13 +87,13 @@ def test_converted_models_are_used_again(monkeypatch, tmp_path):
     options = dict(engines=["openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0, folder=tmp_path)
     assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
     assert {file.name for file in tmp_path.iterdir()} == {f"metaformer_nin_s12-16-fp32.{s}" for s in ("xml", "bin")}
-    monkeypatch.setattr(module, "to_openvino", lambda *arguments: pytest.fail("converted again"))
+    monkeypatch.setattr(openvino, "to_openvino", lambda graph: pytest.fail("converted again"))
     assert benchmark(["metaformer_nin_s12"], **options)["failed"] == {}
 
 
 def test_an_engine_that_is_installed_under_another_name_is_timed(monkeypatch):
     """The distribution of the module onnxruntime may be onnxruntime-gpu."""
-    monkeypatch.setitem(module.PACKAGES, "eager", ("engine_of_another_name",))
+    monkeypatch.setattr(module, "packages", lambda engine, precision: ("engine_of_another_name",))
     monkeypatch.setattr(module, "need", lambda package: None)
     result = benchmark(["metaformer_nin_s12"], engines=["eager"], precisions=["fp32"], batch_sizes=[1], seconds=0)
     assert len(result["rows"]) == 1 and "engine_of_another_name" not in result["versions"]
@@ -103,7 +103,7 @@ def test_a_model_that_an_engine_cannot_run_is_named(monkeypatch):
     def fail(*arguments):
         raise GraphError("OpenVINO cannot convert the model: no such op\nand more")
 
-    monkeypatch.setattr(module, "to_openvino", fail)
+    monkeypatch.setattr(openvino, "to_openvino", fail)
     options = dict(engines=["eager", "openvino"], precisions=["fp32"], batch_sizes=[1], seconds=0)
     result = benchmark(["metaformer_nin_s12"], **options)
     assert [row["engine"] for row in result["rows"]] == ["eager"]

@@ -275,7 +275,11 @@ def test_masks_need_segmentations(coco):
         ("annotations", dict(segmentation=[1, 1, 9, 1, 9, 9]), "has the polygon 1; x and y of three points or more"),
         ("annotations", dict(segmentation="x"), "its segmentation is 'x'; polygons or run lengths are needed"),
         ("annotations", dict(segmentation=dict(size=[64, 96])), "no counts, a list of integers or text"),
-        ("annotations", dict(segmentation=dict(size=[9, 9], counts=[81])), r"width \[9, 9\], but .* has \[64, 96\]"),
+        (
+            "annotations",
+            dict(segmentation=dict(size=[9, 9], counts=[81])),
+            r"width \[9, 9\], but the image of \[64, 96",
+        ),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts=[9, 9])), "counts 18 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="")), "counts 0 pixels, .* has 6144"),
         ("annotations", dict(segmentation=dict(size=[64, 96], counts="000")), "counts 0 pixels, .* has 6144"),

@@ -134,7 +134,10 @@ def test_predict_finds_the_objects(trained, data, tmp_path, capsys):
         ([path, "--checkpoint", tmp_path], "there is no file .*model.safetensors"),
         ([path.with_name("x.png"), "--checkpoint", trained], "there is no image .*x.png"),
         ([path, "--checkpoint", trained, "--output", path.parent], "would be overwritten: give another"),
-        ([path, "--checkpoint", trained, "--threshold", 1.5], "threshold is 1.5, but it must be a number from 0 to 1"),
+        (
+            [path, "--checkpoint", trained, "--threshold", 1.5],
+            "--threshold is '1.5', but it must be a number from 0 to 1",
+        ),
         ([path, "--checkpoint", trained, "--thresh", 0.3], "there is no option --thresh; did you mean '--threshold'"),
     ):
         assert re.search(error, exit_code(predict, *words))

@@ -175,7 +175,7 @@ def test_folder_without_a_data_set_is_refused(tmp_path):
         ([tmp_path, "--images", tmp_path], "--images is for one annotation file"),
         ([tmp_path / "nowhere"], "there is no file or folder"),
         ([tmp_path, "--min-size", 9, "--max-size", 8], "--min-size is 9, above --max-size, which is 8"),
-        ([tmp_path, "--min-size", 0], "min_size is 0, but it must be a whole number of at least 1"),
+        ([tmp_path, "--min-size", 0], "--min-size is '0', but it must be a whole number of at least 1"),
         (["cells", "--data-dir", tmp_path], "--data-dir is the folder of the data set coco, not of cells: leave it"),
     ):
         assert re.match(f"error: {said}", exit_code(main, "--task", "detection", *words))

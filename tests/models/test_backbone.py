@@ -200,13 +200,13 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 @pytest.mark.parametrize("build", [build_backbone, partial(build_segmenter, "semantic_fpn", num_classes=2)])
 def test_weights_of_another_task_are_refused(build, tmp_path):
-    model = timm.create_model("resnet18")
+    state = timm.create_model("resnet18").state_dict()
     metadata = {"model": "resnet18", "task": "detection"}
-    save_weights(tmp_path / "d.safetensors", model.state_dict(), metadata)
+    save_weights(tmp_path / "d.safetensors", {f"backbone.body.{key}": value for key, value in state.items()}, metadata)
     words = "d.safetensors has weights of detection: give a file of the classifier resnet18$"
     with pytest.raises(ValueError, match=words):
         build("resnet18", checkpoint=tmp_path / "d.safetensors")
-    save_weights(tmp_path / "c.safetensors", model.state_dict(), metadata | {"task": "classification"})
+    save_weights(tmp_path / "c.safetensors", state, metadata | {"task": "classification"})
     build("resnet18", checkpoint=tmp_path / "c.safetensors")
 
 

@@ -450,13 +450,13 @@ def test_voc_and_pets(tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--ignore-index", "abc"], "ignore-index is 'abc', but must be a valid integer or none"),
-        (["--ignore-index", "256"], "ignore_index is 256, but it must be a whole number from 0 to 255, or none"),
-        (["--mask-name", "mask"], "mask_name is 'mask', but it must hold {name}"),
+        (["--ignore-index", "abc"], "--ignore-index is 'abc', but it must be a whole number from 0 to 255, or none"),
+        (["--ignore-index", "256"], "--ignore-index is '256', but it must be a whole number from 0 to 255, or none"),
+        (["--mask-name", "mask"], "mask_name is 'mask', but it must be a string that holds {name}"),
         (["--data", "cityscapes"], "there is no option --data; did you mean '--data-dir'"),
         (["nowhere"], "there is no folder nowhere: give one with SPLIT/images .* layout .*, cityscapes, .* --data-dir"),
         (["cityscapes"], "no data set is given: --data-dir FOLDER"),
-        (["cityscape", "--data-dir", "."], "data is 'cityscape'; did you mean 'cityscapes'"),
+        (["cityscape", "--data-dir", "."], "data is 'cityscape', but it must be one of .*; did you mean 'cityscapes'"),
         (["voc", "--data-dir", "nowhere"], "there is no folder nowhere"),
     ],
 )

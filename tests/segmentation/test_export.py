@@ -144,7 +144,7 @@ def test_models_run_once_for_each_image(source, scenes, tmp_path):
         ({"extra": {"scale": 1, "multiple": [1, 0]}}, r"multiple in extra is \[1, 0\]; accepted is two whole numbers"),
         (
             {"model": SPEC.to_dict() | {"crop": [0, 32]}},
-            "crop in the metadata is .0, 32.; accepted is height and width",
+            "crop in the metadata is .0, 32.; accepted is a list of 2 whole numbers",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_damaged_file_is_refused(change, words, tmp_path):
 
 @needs_engines
 def test_refusals(source, scenes, tmp_path):
-    with pytest.raises(ValueError, match="data is 'camvid'. Accepted: folder, ade20k, cityscapes"):
+    with pytest.raises(ValueError, match="data is 'camvid', but it must be one of folder, ade20k, cityscapes"):
         export(source, output=tmp_path / "out", data="camvid", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="img_size is 33 x 33: give even numbers of pixels"):
         export(source, output=tmp_path / "out", img_size=33)

@@ -46,7 +46,7 @@ def test_train_eval_and_predict(scenes, tmp_path, capsys):
     assert summary["miou"] > 35  # a constant prediction has at most a quarter
 
     with pytest.raises(
-        SystemExit, match="run has weights of segmentation, not of a classifier: add --task segmentation"
+        SystemExit, match="run has weights of segmentation, not of a classifier: give --task segmentation"
     ):
         metamix.cli.evaluate.main(["--task", "classification", "--checkpoint", str(run), "--data", "digits"])
     evaluate("--checkpoint", run, "--data-dir", root, "--output", out, "--test-flip", "--test-scales", "0.75,1")

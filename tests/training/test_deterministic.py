@@ -46,7 +46,7 @@ def test_the_help_names_the_mixers_that_have_no_deterministic_algorithm(size, be
 
 
 @pytest.mark.parametrize("loss", ["ce", "ohem"])
-def test_the_help_names_the_cross_entropy_of_segmentation(loss):
+def test_the_help_names_the_cross_entropy_of_pixels(loss):
     with Operations() as operations:
         LOSSES[loss](torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), None)
-    assert operations.names & LACKING and "cross-entropy of segmentation" in HELP
+    assert operations.names & LACKING and "cross-entropy of pixels" in HELP

@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from metamix.cli.evaluate import EvalOptions
-from metamix.tasks.options import OptionsOfTasks
+from metamix.tasks.registry import TASKS, find_task
 from metamix.training.recipe import EngineOptions
 from metamix.utils.options import Options
 from metamix.utils.rules import Count, Natural, NotNegative, Share, check_entries, fits, one_of, rule, rules_of, where
@@ -61,10 +61,11 @@ def test_values_that_a_rule_refuses(values, words):
         Toys(**values)
 
 
-TASK_OPTIONS = [find() for kind in ("Options", "EvalOptions") for find in OptionsOfTasks(kind).values()]
+TASK_CLASSES = [find_task(task).part("task") for task in TASKS]
+OPTIONS = [EngineOptions, EvalOptions, *(c.Options for c in TASK_CLASSES), *(c.EvalOptions for c in TASK_CLASSES)]
 
 
-@pytest.mark.parametrize("cls", [EngineOptions, EvalOptions, *TASK_OPTIONS], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
 def test_every_class_of_options_checks_its_rules(cls):
     given = {"data_dir": "images"}.items() & {(name, "images") for name in cls.__dataclass_fields__}
     names = [name for name, limits in rules_of(cls).items() if not fits(-1, limits)]
