@@ -14,7 +14,7 @@ import metamix  # noqa: F401 - registers the models with timm
 from metamix.classification.options import ModelOptions
 from metamix.classification.task import Classification
 from metamix.restoration.task import Restoration
-from metamix.training.evaluation import evaluate
+from metamix.training.forward import evaluate
 from metamix.training.processes import ProcessGroup
 
 

@@ -66,7 +66,7 @@ def parse(monkeypatch):
         monkeypatch.setattr(f"{place}.find_images", lambda places, without=(): [])  # pages name images of the reader
     monkeypatch.setattr("metamix.utils.options.check_needs", Mock(side_effect=Parsed))  # what `parse_command` ends with
     monkeypatch.setattr(ProcessGroup, "start", Mock(side_effect=Parsed))  # what train and eval begin with
-    for module in ("metamix.training.recipe", "metamix.utils.options", "metamix.utils.user_modules"):
+    for module in ("metamix.training.recipe", "metamix.utils.options"):
         monkeypatch.setattr(f"{module}.import_modules", Mock())  # modules that pages tell to write
     return run
 

@@ -15,7 +15,7 @@ import torch
 import metamix  # noqa: F401 - registers the models with timm
 from benchmarks.measure.timing import MODES, Subject, in_fresh_process, machine, memory_mib
 from benchmarks.weight_cards import load_tag, write_card
-from metamix.training.precision import autocast_dtype
+from metamix.training.forward import autocast_dtype
 from metamix.utils.system import commit, keep_freed_memory
 from metamix.utils.text import exit_with_message
 from metamix.utils.timing import interleaved

@@ -22,9 +22,7 @@ from typing import Any, Literal
 import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks.options import OptionsOfTasks, task_of_options
 from metamix.tasks.registry import find_task
-from metamix.training.batches import memory_format
-from metamix.training.evaluation import evaluate
-from metamix.training.precision import autocast_dtype
+from metamix.training.forward import autocast_dtype, evaluate, memory_format
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import parse
 from metamix.utils.files import make_output_folder, write_text

@@ -20,10 +20,9 @@ import metamix  # noqa: F401 - registers the models with timm
 from metamix.tasks.options import OptionsOfTasks, task_of_options
 from metamix.tasks.registry import find_task
 from metamix.training.engine import NotFinite
-from metamix.training.processes import ProcessGroup
+from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import Recipe, parse
 from metamix.training.reports import compare_runs
-from metamix.training.signals import Stopped
 from metamix.training.train import train
 from metamix.utils.system import exit_if_out_of_memory
 from metamix.utils.text import exit_with_message, printable

@@ -7,8 +7,6 @@ Each sample of the global batch is mixed with its neighbour: 0 with 1, 2 with 3,
 these pairs are random too. An even number of samples per process keeps each pair on one process.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -50,11 +48,9 @@ class Augment:
     Images are cropped, flipped and put through `auto_augment`. Normalisation, cutout, erasing and mixing follow.
 
     Args:
-        options: which augmentations, and how strong.
         seed: the run's seed. Random numbers depend on it, the epoch, the step and the sample.
         mean, std: per channel, for pixel values from 0 to 1.
         size: side of the images in pixels.
-        num_classes: number of classes in mixed targets.
         cropped: skip the steps before normalisation; the workers that stream images have done them.
 
     Raises:
@@ -153,10 +149,7 @@ def erase(image: Tensor, probability: float, key: Tensor) -> Tensor:
 def box(top: Tensor, left: Tensor, box_height: int | Tensor, box_width: int | Tensor, image: Tensor) -> Tensor:
     """Make masks in the shape of `image`, (n, H, W, C) float32: 1 inside a rectangle, 0 outside.
 
-    Args:
-        top, left: corners of the rectangles in pixels, (n,) int64.
-        box_height, box_width: their sides in pixels, one number or (n,) int64.
-        image: (n, H, W, C).
+    Corners (n,) and sides, one number or (n,) int64, are in pixels.
     """
     _, height, width, channels = image.shape
     y = torch.arange(height, device=image.device) - top[:, None]

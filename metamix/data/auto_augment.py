@@ -10,8 +10,6 @@ the nearest pixel, and black outside the image. Arithmetic is on integers or ele
 on the rest of the batch. Streamed images go through timm's and torchvision's implementations (`pil_transform`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any
@@ -69,13 +67,10 @@ def rand_ranges(size: int) -> Ranges:
 
 
 def parse(text: str) -> str | tuple[int, int, float] | None:
-    """Parse the option `auto_augment`.
+    """Parse the option `auto_augment`; raise ValueError if it names no policy.
 
     Returns:
         None for "none", "trivial" for "trivial", and (magnitude, number of operations, deviation) for RandAugment.
-
-    Raises:
-        ValueError: the text is none of these.
     """
     if text in ("none", "trivial"):
         return None if text == "none" else text
@@ -115,12 +110,7 @@ def pil_posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class AutoAugment:
-    """Apply the policy of the option `auto_augment` to batches.
-
-    Args:
-        text: the option `auto_augment`, other than "none".
-        size: side of the images in pixels.
-    """
+    """Apply the policy of the option `auto_augment`, other than "none", to batches of images of `size` pixels."""
 
     def __init__(self, text: str, size: int):
         policy = parse(text)

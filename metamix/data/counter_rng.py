@@ -5,8 +5,6 @@ chains the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudo
 int64 tensors wrap modulo 2^64 on every device.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator
@@ -72,16 +70,10 @@ def seeded(*words: int) -> Iterator[None]:
 
 
 def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose `count` of N samples at random, stratified by class.
+    """Choose `count` of N samples at random, stratified by class: labels (N,) int64 -> (N,) bool, true if chosen.
 
     Samples are sorted by class, and by hash within a class. Then every (N / count)-th is taken, so each class gets its
     share to within one sample.
-
-    Args:
-        labels: (N,) int64.
-
-    Returns:
-        (N,) bool, true for the chosen samples.
     """
     total = len(labels)
     by_hash = hash64(seed, SPLIT, torch.arange(total)).argsort()

@@ -1,7 +1,5 @@
 """Read and decode image files and list folders, which may hold anything: links, pipes, devices."""
 
-from __future__ import annotations
-
 import logging
 import os
 import stat
@@ -60,21 +58,13 @@ def read_image_file(path: str | Path) -> Image.Image:
 
 
 def check_size(size: int) -> None:
-    """Check the size of an image file.
-
-    Raises:
-        CorruptImage: it has more than `MAX_FILE_BYTES`.
-    """
+    """Raise CorruptImage if the size of an image file is above `MAX_FILE_BYTES`."""
     if size > MAX_FILE_BYTES:
         raise CorruptImage(f"{size:,} bytes; images may have {MAX_FILE_BYTES:,} at most")
 
 
 def read_header(path: Path) -> Header:
-    """Read size and colour of an image file without decoding it.
-
-    Raises:
-        ValueError: the file is not an image.
-    """
+    """Read size and colour of an image file without decoding it; raise ValueError if it is not an image."""
     try:
         with Image.open(path) as image:
             # For a turned TIFF, Pillow 13 returns the upright size; its tags hold the size before turning.
@@ -142,12 +132,8 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
 def first_readable(count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]) -> tuple[T, Broken]:
     """Read sample `index` of `count`, or the first after it that can be read (0 follows the last).
 
-    Args:
-        read: reads a sample, or raises CorruptImage.
-        path: names a sample.
-
     Returns:
-        What `read` returned, and (path, reason) of each sample that could not be read.
+        What `read` returned, and (path, reason) of each sample for which it raised CorruptImage.
 
     Raises:
         CorruptImage: no sample can be read.
@@ -167,9 +153,6 @@ def list_files(root: Path) -> list[str]:
 
     Links are followed. Every folder on the disk is visited once, so cycles of links end, and paths without links come
     first. Hidden files and folders are left out.
-
-    Raises:
-        OSError: a folder cannot be read.
     """
     seen = {_identity(folder): folder for folder in root.resolve().parents}
     files: list[str] = []
@@ -179,9 +162,7 @@ def list_files(root: Path) -> list[str]:
         place = root / folder
         identity = _identity(place)
         if identity in seen:
-            log.warning(
-                "%s: left out, it is the same folder as %s", printable(str(place)), printable(str(seen[identity]))
-            )
+            log.warning(printable(f"{place}: left out, it is the same folder as {seen[identity]}"))
             continue
         seen[identity] = place
         with os.scandir(place) as entries:

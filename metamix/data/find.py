@@ -1,7 +1,5 @@
 """Find the images in files and folders."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,11 +58,7 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def by_stem(images: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the files of `list_images` by their relative paths without extensions.
-
-    Raises:
-        ValueError: two images have the same name.
-    """
+    """Return the files of `list_images` by their paths without extensions; raise ValueError if two have the same."""
     stems: dict[str, Path] = {}
     for name, path in images.items():
         stem = name.rpartition(".")[0]
@@ -95,8 +89,6 @@ def match_partners(folder: Path, partner_folder: Path, option: str, template: st
     """Match the images of two folders by their relative paths without extensions.
 
     Args:
-        folder: holds the images.
-        partner_folder: holds their partners.
         option: the command's option for `template`, for messages.
         template: name of a partner without extension, in which {name} stands for the name of its image.
 

@@ -37,7 +37,7 @@ from .sources import Source
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Any]  # of a sample, in a worker
 
 
 class SampleReader(Protocol):
@@ -69,8 +69,6 @@ def train_loader(
     and put through `auto_augment` by the workers. `Augment` does the rest.
 
     Args:
-        source: the images to train on.
-        options: how images are read and cropped.
         seed: the run's seed. The order of samples and the workers' random numbers depend on it.
         batch_size: images in the global batch, a multiple of `world_size`. Images left over at the end of an epoch are
             dropped. A source smaller than one batch is repeated to fill one; repeats have an "index" of at least
@@ -94,8 +92,6 @@ def eval_loader(
     them out of the scores.
 
     Args:
-        source: the images to score.
-        options: how images are read and cropped.
         batch_size: images in a forward pass, over all processes together.
         rank, world_size: this process takes the rank-th of `world_size` contiguous parts.
     """
@@ -147,7 +143,6 @@ class StreamLoader:
     """Decode and transform batches in worker processes.
 
     Args:
-        samples: what the workers read.
         transform: what the workers do to each sample.
         collate: makes a batch of transformed samples; the loader adds their "index".
         verify: the command that lists all broken images, for a message.
@@ -158,7 +153,7 @@ class StreamLoader:
         samples: SampleReader,
         options: ReadingOptions,
         order: Order,
-        transform: Callable[[Any], Any],
+        transform: Transform,
         seed: int = 0,
         *,
         collate: Callable[[list[Any]], Batch] | None = None,
@@ -242,7 +237,7 @@ class EpochSampler(Sampler):
 class TransformedSamples:
     """Read samples in workers. Random numbers are seeded anew for each sample."""
 
-    def __init__(self, samples: SampleReader, transform: Callable[[Any], Any], seed: int, order: Order):
+    def __init__(self, samples: SampleReader, transform: Transform, seed: int, order: Order):
         self.samples, self.transform, self.seed = samples, transform, seed
         self.scored = not isinstance(order, TrainOrder)
 
@@ -269,15 +264,10 @@ def collate_read(collate: Callable[[list[Any]], Batch], read: list[Any]) -> Batc
     }
 
 
-class OnImages:
+def transform_image(transform: Callable[[Image.Image], Tensor], sample: tuple[Image.Image, int]) -> tuple[Tensor, int]:
     """Apply a transform to the image of an (image, label) sample."""
-
-    def __init__(self, transform: Transform):
-        self.transform = transform
-
-    def __call__(self, sample: tuple[Image.Image, int]) -> tuple[Tensor, int]:
-        image, label = sample
-        return self.transform(image), label
+    image, label = sample
+    return transform(image), label
 
 
 def collate_images(samples: list[tuple[Tensor, int]]) -> Batch:
@@ -301,7 +291,7 @@ def collate_crops(samples: list[Any]) -> Batch:
     return batch | {key: torch.stack(batch[key]) for key in ("image", "target")}
 
 
-def train_transform(source: Source, options: DataOptions) -> OnImages:
+def train_transform(source: Source, options: DataOptions) -> Transform:
     """Make timm's random transform of a PIL image into a (C, H, W) uint8 tensor."""
     size = image_size(source, options)
     crop, _, finish = create_transform(
@@ -315,29 +305,24 @@ def train_transform(source: Source, options: DataOptions) -> OnImages:
         separate=True,
     )
     policy = pil_transform(options.auto_augment, size, channel_statistics(source, options)[0])
-    return OnImages(Compose([crop, policy, finish] if policy else [crop, finish]))
+    return partial(transform_image, Compose([crop, policy, finish] if policy else [crop, finish]))
 
 
-def eval_transform(source: Source, options: SourceOptions) -> OnImages:
+def eval_transform(source: Source, options: SourceOptions) -> Transform:
     """Make timm's resize and centre crop of a PIL image into a (C, H, W) uint8 tensor."""
-    return OnImages(
-        create_transform(
-            input_size=image_size(source, options),
-            interpolation=options.interpolation,
-            use_prefetcher=True,  # uint8, not normalised
-            crop_pct=options.crop_pct,
-        )
+    transform = create_transform(
+        input_size=image_size(source, options),
+        interpolation=options.interpolation,
+        use_prefetcher=True,  # uint8, not normalised
+        crop_pct=options.crop_pct,
     )
+    return partial(transform_image, transform)
 
 
 class CorruptImages(dict[str, str]):
     """Collect the images that could not be read, path -> reason. Each is logged once, and too many of them end the run.
 
-    Args:
-        total: number of images of the source.
-        limit: share of the images that may be broken.
-        command: the command that lists all broken images, for the message.
-        order: the loader's order. Training replaces a broken image, evaluation does not score it.
+    `limit` is the share of the `total` images that may be broken, and `command` lists all that are.
     """
 
     def __init__(self, total: int, limit: float, command: str, order: Order):
@@ -346,11 +331,7 @@ class CorruptImages(dict[str, str]):
         self.consequence = "replaced" if isinstance(order, TrainOrder) else "not scored"
 
     def add(self, path: str, reason: str) -> None:
-        """Add an image that could not be read.
-
-        Raises:
-            CorruptImage: too many images cannot be read.
-        """
+        """Add an image that could not be read; raise CorruptImage if there are too many."""
         if path in self:
             return
         self[path] = reason

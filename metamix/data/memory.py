@@ -1,7 +1,5 @@
 """Decode splits into memory as one uint8 tensor; tell the size and the statistics of images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .files import CorruptImage
-from .formats import ImageSplit
+from .formats.base import ImageSplit
 from .options import SourceOptions, check_both
 from .sources import SMALL_SIDE, Source, read_image
 
@@ -53,9 +51,6 @@ def channel_statistics(source: Source, options: SourceOptions) -> Statistics:
 
     If the options do not give them, they are computed from all readable images of a split in memory, holdout included.
     A split that is streamed gets ImageNet's.
-
-    Args:
-        source: the training source.
 
     Raises:
         ValueError: the options give only one of the two, or values that do not fit the images.

@@ -1,7 +1,5 @@
 """Define the options of data and augmentation."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -124,9 +122,7 @@ def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str]
     """Choose the splits to score.
 
     Args:
-        splits: all that there are.
         test_on: the split to score that the user chose; empty for test, or val if there is no test.
-        train_on: splits to train on.
         train: whether there is to be training.
 
     Returns:

@@ -6,8 +6,6 @@ any step. A sample that is repeated within an epoch has the numbers i, i + total
 repeat is augmented anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +15,7 @@ from .counter_rng import ORDER, generator
 
 
 class TrainOrder:
-    """Order this rank's samples in each step of an epoch at random.
-
-    Raises:
-        ValueError: the processes cannot share a batch equally.
-    """
+    """Order this rank's samples in each step at random; raise ValueError if ranks cannot share a batch equally."""
 
     def __init__(self, total: int, batch_size: int, rank: int, world_size: int, seed: int):
         if batch_size % world_size:

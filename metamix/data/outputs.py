@@ -1,7 +1,5 @@
 """Name and write the files that predictions of images are saved to."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter
@@ -19,11 +17,9 @@ from .files import CorruptImage
 
 
 def change_extensions(names: Mapping[Path, Path], extension: Callable[[Path], str]) -> dict[Path, Path]:
-    """Give image paths another extension; if two would become one, append it instead: a.jpg.png and a.png.png.
+    """Give the relative paths of images, from `find.paths_inside`, the extension that `extension(path)` returns.
 
-    Args:
-        names: relative paths of images, as `find.paths_inside` returns them.
-        extension: returns the extension of the file that is written for an image, such as ".png".
+    If two would become one, append it instead: a.jpg.png and a.png.png.
     """
     changed = {path: name.with_suffix(extension(path)) for path, name in names.items()}
     times = Counter(changed.values())
@@ -58,16 +54,15 @@ def check_outputs(outputs: Mapping[Path, Path], marker: Path) -> None:
 def predict_images(
     images: Mapping[Path, Path], predict: Callable[[Path, Path], Mapping[str, Any]], records: Path
 ) -> int:
-    """Predict images one after the other. Images that cannot be read or do not fit the model are named and left out.
+    """Predict images one after the other; return their number.
+
+    Images that cannot be read or do not fit the model are named and left out.
 
     Args:
         images: for each image, the file that its prediction is written to.
         predict: reads an image, writes its file, and returns the entries of its record.
         records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
             as ours, see `check_outputs`. The records are written at the end, also after an error or Ctrl-C.
-
-    Returns:
-        The number of images that were predicted.
     """
     make_output_folder(records.parent)
     if not records.exists():

@@ -28,16 +28,12 @@ from metamix.weights import checksums
 
 from .counter_rng import stratified_choice
 from .files import decode
-from .formats import (
-    TORCHVISION_SETS,
-    ImageSplit,
-    open_digits,
-    open_folder,
-    open_huggingface,
-    open_torchvision,
-    open_webdataset,
-)
-from .formats.base import match_classes
+from .formats.base import ImageSplit, match_classes
+from .formats.digits import open_digits
+from .formats.folder import open_folder
+from .formats.huggingface import open_huggingface
+from .formats.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from .formats.webdataset_shards import open_webdataset
 
 MEMORY_LIMIT = 2**31  # bytes of decoded images that memory="auto" holds at most, before --img-size
 SMALL_SIDE = 96  # pixels; larger images are cropped by area in training, so they are streamed
@@ -189,11 +185,7 @@ def digest(images: ImageSplit) -> str:
 
 
 def read_image(images: ImageSplit, i: int) -> Image.Image:
-    """Decode image `i` of a split.
-
-    Raises:
-        CorruptImage: it cannot be decoded.
-    """
+    """Decode image `i` of a split; raise CorruptImage if that fails."""
     return decode(lambda: images.open(i), images.path(i), images.mode)
 
 
@@ -201,7 +193,6 @@ class Source:
     """Some images of a split, in a fixed order.
 
     Args:
-        images: the split.
         indices: (n,) int64, images of the split.
         in_memory: whether loaders hold the split in memory.
         size: side of the images in pixels if all are squares of one size, else None.
@@ -227,11 +218,7 @@ class Source:
         return self.images.path(int(self.indices[index]))
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """Decode a sample: the image, in the mode of the split, and its label.
-
-        Raises:
-            CorruptImage: it cannot be decoded.
-        """
+        """Decode a sample: the image, in the mode of the split, and its label; raise CorruptImage if that fails."""
         i = int(self.indices[index])
         return read_image(self.images, i), int(self.images.labels[i])
 

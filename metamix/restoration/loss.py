@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metamix.layers.image_inference import shrink_image
 from metamix.training.task import Batch
-from metamix.utils.weighted_sum import parse_weighted_sum
+from metamix.utils.checks import parse_weighted_sum
 
 from .metric import WINDOW, ssim
 

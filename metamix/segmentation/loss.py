@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from metamix.layers import resize_to
 from metamix.training.task import Batch
-from metamix.utils.weighted_sum import parse_weighted_sum
+from metamix.utils.checks import parse_weighted_sum
 
 from .labels import IGNORED
 

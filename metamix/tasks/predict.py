@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 from metamix.data.find import paths_inside
 from metamix.data.outputs import change_extensions, check_outputs
-from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.options import Options, option, parse_command, positional, take_task
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, printable
-from metamix.utils.user_modules import take_task
 from metamix.weights.find import find_weights
 
 from .load import load_exported_model, refuse_name, task_of

@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.options import Options, option, parse_command, positional, take_task
 from metamix.utils.text import exit_with_message, plural, printable
-from metamix.utils.user_modules import take_task
 
 from .registry import DEFAULT, find_task, list_tasks, task_of_data
 

@@ -1,7 +1,5 @@
 """Find, write and check the checkpoint of a run."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -48,10 +46,7 @@ class Checkpoints:
         return time.monotonic() - self._written_at >= 60 * self.minutes
 
     def find(self, resume: str, group: ProcessGroup) -> tuple[Path, dict[str, Any]] | None:
-        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names.
-
-        Returns:
-            The file and its content; None if there is nothing to resume.
+        """Read the run folder's checkpoint or, if the folder has none yet, the one that `--resume` names, if any.
 
         Raises:
             ValueError: the checkpoint is damaged or not whole.
@@ -96,10 +91,7 @@ class Checkpoints:
 def check_resumable(
     path: Path, state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any], steps_per_epoch: int
 ) -> list[str]:
-    """Check that a recipe can continue a checkpoint.
-
-    Returns:
-        A sentence on each option that changed; only options that may change get this far.
+    """Check that a recipe can continue a checkpoint; return a sentence on each option that changed.
 
     Raises:
         ValueError: the checkpoint belongs to another run or other data, or no step is left for the changed recipe.
@@ -123,10 +115,7 @@ def check_resumable(
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], source: Path) -> None:
     """Check that a run was made with the data that are given now; warn if the run has no digest of its data.
 
-    Args:
-        saved: what the run recorded about its data. Older runs recorded less; only what they have is compared.
-        identity: the task's description of the data that are given now.
-        source: the run, for messages.
+    `saved` is what the run recorded about its data. Older runs recorded less; only what they have is compared.
 
     Raises:
         ValueError: the data differ.

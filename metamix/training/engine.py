@@ -4,29 +4,24 @@ Losses stay on the device. Every `log_every` steps, more often if steps are slow
 synchronize: they combine their losses, check that all are finite, and agree on whether to save and whether to stop.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metamix.utils.system import peak_memory
 from metamix.utils.text import plural
 
-from .batches import memory_format
 from .checkpoints import Checkpoints, all_finite, check_resumable
-from .evaluation import evaluate
-from .meters import LossMeter, Stopwatch
-from .parts import freeze, train_mode
-from .processes import ProcessGroup
+from .forward import evaluate, memory_format
+from .optimization import freeze, train_mode
+from .processes import ProcessGroup, Stopped, StopSignal
 from .recipe import Recipe
 from .run_folder import Run
-from .signals import Stopped, StopSignal
 from .step import TrainStep
 from .task import Batch, State, Task
 
@@ -71,7 +66,8 @@ class Engine:
         self.history: list[dict[str, Any]] = []  # one row for each finished epoch
         self.seconds = 0.0  # of training in all finished epochs, also before a resume
         self.losses = LossMeter()
-        self.stopwatch = Stopwatch()
+        self.epoch_seconds = 0.0  # of training in this epoch; evaluation and time between two runs do not count
+        self._counted_at = 0.0  # when `epoch_seconds` was updated
         self.stop_signal = StopSignal()
         self._sync_every = 1  # steps; updated at each synchronization
 
@@ -107,7 +103,7 @@ class Engine:
         train_mode(self.model)
         self.run.start_epoch(epoch, self.options.epochs, steps, done)
         try:
-            self.stopwatch.start()
+            self._counted_at = time.monotonic()
             for batch in self.train_loader.epoch(epoch, start=done) if done < steps else ():
                 self.train_step(batch)
                 self.run.advance()
@@ -122,11 +118,7 @@ class Engine:
         self.losses.add(*self.stepper(batch))
 
     def evaluate(self, split: str, weights: str = "last") -> tuple[dict[str, float], list[State]]:
-        """Score a split.
-
-        Args:
-            split: "holdout" or "test".
-            weights: "last", or "ema" for their average.
+        """Score a split, "holdout" or "test", with the "last" weights or their average, "ema".
 
         Returns:
             The scores by name and the metric's states of all ranks.
@@ -152,7 +144,7 @@ class Engine:
                     "history": self.history,
                     "sums": self.losses.epoch_sums,
                     "seconds": self.seconds,
-                    "epoch_seconds": self.stopwatch.seconds,
+                    "epoch_seconds": self.epoch_seconds,
                     **self.stepper.state_dict(),
                 }
             )
@@ -170,7 +162,7 @@ class Engine:
         changes = check_resumable(path, state, self.recipe, self.task.data.identity, self.steps_per_epoch)
         self.stepper.load_state_dict(state, str(path))
         self.history, self.seconds = state["history"], state["seconds"]
-        self.losses.epoch_sums, self.stopwatch.seconds = state["sums"], state["epoch_seconds"]
+        self.losses.epoch_sums, self.epoch_seconds = state["sums"], state["epoch_seconds"]
         self.checkpoints.written(self.step, path)
         if self.step < self.total_steps:
             epoch = f"epoch {len(self.history) + 1} of {self.options.epochs}"
@@ -207,9 +199,11 @@ class Engine:
         options, group = self.options, self.group
         save_due = group.is_main and self.checkpoints.due
         self._wait_for_device()  # GPU steps run asynchronously; without this, only their launch is timed
-        epoch_seconds = self.stopwatch.lap()
+        now = time.monotonic()
+        self.epoch_seconds += now - self._counted_at
+        self._counted_at = now
         step_in_epoch = self.step - len(self.history) * self.steps_per_epoch
-        pace = epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step; only rank 0's counts
+        pace = self.epoch_seconds / step_in_epoch if group.is_main else 0.0  # seconds per step; only rank 0's counts
         steps, (stop, save, pace) = self.losses.reduce(group, [self._stop_requested(), save_due, pace])
         self._sync_every = max(1, min(options.log_every, int(SYNC_SECONDS / pace)))
         for i, losses in enumerate(steps):
@@ -217,7 +211,7 @@ class Engine:
                 step = self.step - len(steps) + i + 1
                 raise NotFinite(self._advice(f"the loss is {losses['loss']} at step {step}"))
             self.losses.add_to_epoch(losses)
-        speed = step_in_epoch * options.batch_size / epoch_seconds
+        speed = step_in_epoch * options.batch_size / self.epoch_seconds
         self.run.progress(
             step_in_epoch,
             self.steps_per_epoch,
@@ -234,7 +228,7 @@ class Engine:
 
     def _finish_epoch(self, epoch: int) -> None:
         """Score the held-out slice if it is due, then save and record the epoch."""
-        options, epoch_seconds = self.options, self.stopwatch.seconds
+        options = self.options
         row: dict[str, Any] = {"epoch": epoch, "step": self.step, "lr": self.stepper.lr}
         row |= {f"train_{name}": total / self.steps_per_epoch for name, total in self.losses.epoch_sums.items()}
         if "holdout" in self.eval_loaders and (epoch % options.eval_every == 0 or epoch == options.epochs):
@@ -242,14 +236,14 @@ class Engine:
             row |= {f"holdout_{name}": value for name, value in self.evaluate("holdout")[0].items()}
             if options.ema:
                 row |= {f"holdout_ema_{name}": value for name, value in self.evaluate("holdout", "ema")[0].items()}
-        self.seconds += epoch_seconds
+        self.seconds += self.epoch_seconds
         row |= {
             "seconds": self.seconds,
             "memory_gib": peak_memory(self.group.device),
-            "img_per_s": self.steps_per_epoch * options.batch_size / epoch_seconds,
+            "img_per_s": self.steps_per_epoch * options.batch_size / self.epoch_seconds,
         }
         self.history.append(row)
-        self.losses.epoch_sums, self.stopwatch.seconds = {}, 0.0
+        self.losses.epoch_sums, self.epoch_seconds = {}, 0.0
         self.save()
         self.run.record(self.history, last=epoch == options.epochs)
         self.run.say_row(row, options.epochs)
@@ -306,6 +300,44 @@ class Engine:
                 f"instead of the whole batch of {self.options.batch_size}, so the result depends on the number of "
                 f"processes and on micro_batch"
             )
+
+
+class LossMeter:
+    """Average the losses of each step over all ranks.
+
+    The losses of a step stay on the device until the next `reduce`, so a step does not wait for the GPU.
+    """
+
+    def __init__(self) -> None:
+        self.epoch_sums: dict[str, float] = {}  # of each loss over the steps of this epoch
+        self.pending: list[Tensor] = []  # (losses,) for each step since the last `reduce`
+        self._names: list[str] = []
+
+    def add(self, names: list[str], losses: Tensor) -> None:
+        """Add the losses of one step; all steps have the same names."""
+        self._names = names
+        self.pending.append(losses)
+
+    def reduce(self, group: ProcessGroup, flags: Sequence[float]) -> tuple[list[dict[str, float]], list[float]]:
+        """Combine the ranks' losses since the last call and any flags, in a single all-reduce.
+
+        Returns:
+            The mean losses of each step, by name, and the sum of each flag over the ranks; the same on all ranks.
+        """
+        losses, width = torch.stack(self.pending), len(self._names)  # (steps, losses)
+        self.pending.clear()
+        values = group.all_reduce(torch.cat([losses.flatten(), losses.new_tensor(list(flags))])).tolist()
+        count = losses.numel()
+        steps = [
+            {name: total / group.world_size for name, total in zip(self._names, values[i : i + width])}
+            for i in range(0, count, width)
+        ]
+        return steps, values[count:]
+
+    def add_to_epoch(self, step: dict[str, float]) -> None:
+        """Add the mean losses of one step to the sums of the epoch."""
+        for name, value in step.items():
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
 
 
 def _configure_torch(seed: int, device: torch.device, deterministic: bool, *, same_image_shape: bool) -> None:

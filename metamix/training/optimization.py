@@ -1,7 +1,6 @@
-"""Make optimizer, learning rate schedule and weight average from the recipe, with timm's factories."""
+"""Choose the weights to train; make optimizer, schedule and weight average from the recipe, with timm's factories."""
 
-from __future__ import annotations
-
+import fnmatch
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,8 +16,7 @@ from torch.optim import Optimizer
 
 from metamix.utils.text import did_you_mean
 
-from .parts import find_weights_of
-from .precision import cpu_has_bf16
+from .forward import cpu_has_bf16
 from .recipe import EngineOptions
 
 NEWTON_SCHULZ = timm.optim.muon.zeropower_via_newtonschulz
@@ -26,11 +24,7 @@ FUSED = ("adamw", "adam", "sgd", "momentum")  # torch's own: one kernel for all 
 
 
 def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
-    """Make the recipe's optimizer for the trainable weights.
-
-    Raises:
-        ValueError: the name or an argument is unknown.
-    """
+    """Make the recipe's optimizer for the trainable weights; raise ValueError for an unknown name or argument."""
     name = options.optimizer.lower()
     names = [each for each in list_optimizers() if each != "adahessian"]  # it needs second derivatives
     if name not in names:
@@ -95,14 +89,8 @@ def set_muon_dtype(device: torch.device) -> None:
 def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, float]) -> None:
     """Multiply the learning rates of parts of a model; timm's schedulers keep the factors.
 
-    Args:
-        optimizer: it is changed in place: the weights of each part move to parameter groups with the factor.
-        model: the model that it trains.
-        factors: factor of each part, by the part's name; see `find_weights_of`. A weight that belongs to several parts
-            gets the product of their factors.
-
-    Raises:
-        ValueError: a name matches nothing.
+    The weights of each part, named as for `find_weights_of`, move to parameter groups with its factor. A weight of
+    several parts gets the product.
     """
     for part, factor in factors.items():
         chosen = {id(weight) for weight in find_weights_of(model, part, "lr_factors")}
@@ -130,18 +118,15 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
             f"weight_decay cannot change from 0 or to 0 during a run. Take the old value, or start a new run with "
             f"--output"
         )
-    fresh = [
-        {key: value for key, value in group.items() if key not in ("params", "step")}
-        for group in optimizer.param_groups
-    ]
+    settings = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for weight, moments in optimizer.state.items():
         for name, moment in moments.items():
             if isinstance(moment, Tensor) and moment.shape == weight.shape:
                 # Use the memory format of the weight: fused kernels read both in the order of memory.
                 moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
-    for group, settings in zip(optimizer.param_groups, fresh):
-        group.update(settings)
+    for group, values in zip(optimizer.param_groups, settings):
+        group.update({name: value for name, value in values.items() if name not in ("params", "step")})
 
 
 def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch: int) -> Scheduler:
@@ -187,3 +172,38 @@ class Ema(ModelEmaV3):
         torch._foreach_lerp_(self._averages, self._values, weight=1.0 - self.get_decay(step))
         for average, value in self._counters:
             average.copy_(value)
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Exclude parts of the model from training; raise ValueError if a name matches nothing or nothing is left."""
+    for part in parts:
+        for weight in find_weights_of(model, part, "freeze"):
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"nothing is left to train: freeze is {','.join(parts)}")
+
+
+def find_weights_of(model: nn.Module, part: str, option: str) -> list[nn.Parameter]:
+    """Return the weights of a part of a model: a module or a parameter, or a pattern such as stages.*.norm1.
+
+    Raises:
+        ValueError: the name matches nothing. The message names the option that gave it.
+    """
+    # A dot after each name lets one pattern match both the parameter itself and all parameters of a module.
+    weights = [weight for name, weight in model.named_parameters() if fnmatch.fnmatch(f"{name}.", f"{part}.*")]
+    if not weights:
+        modules = [name for name, _ in model.named_modules() if name]
+        raise ValueError(
+            f"{option} names {part!r}, but no weight of this model is under it{did_you_mean(part, modules)} "
+            f"Its parts: {', '.join(name for name, _ in model.named_children())}."
+        )
+    return weights
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set training mode, except for modules that are frozen completely: dropout and batch statistics are off there."""
+    model.train()
+    for module in model.modules():
+        weights = list(module.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            module.eval()

@@ -20,6 +20,7 @@ from metamix.utils.options import (
     check_needs,
     convert,
     dump_yaml,
+    import_modules,
     option,
     options_of,
     parse_flags,
@@ -28,7 +29,6 @@ from metamix.utils.options import (
 )
 from metamix.utils.rules import Count, Natural, NotNegative, PositiveShare, ShareBelowOne
 from metamix.utils.text import did_you_mean, exit_with_message
-from metamix.utils.user_modules import import_modules
 from metamix.weights.files import RECIPE
 
 _run = partial(option, group="the run", on_resume="ignore")
@@ -188,19 +188,24 @@ def parse(
     """Read a recipe from the config that `--config` names, and then from the other flags.
 
     Args:
-        argv: command-line arguments.
         tasks: for each task, a function that imports it and returns its options, a dataclass. Its attribute
             `engine_defaults`, if it has one, holds defaults of engine options that differ from the engine's.
         default_task: returns the task if neither `--task` nor the config names one, from the values of `checkpoint`
             and `model` that the command line or the config gives.
-        description: text at the top of --help.
         engine: options that every task has, a dataclass.
 
     Raises:
         SystemExit: there is a mistake; a sentence says where it is, what was given and what is accepted.
     """
     with exit_with_message(ValueError, OSError):
-        parser = _first_parser(description)
+        parser = Parser(
+            usage="%(prog)s [--config FILE] [--option value ...]",
+            epilog="Each task has options of its own: add --task NAME to --help.\n"
+            "A config has the same options, with underscores. Flags override the config.",
+        )
+        config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
+        parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
+        parser.add_argument("--task", metavar="NAME", help="none: that of --checkpoint or --model")
         first = parser.parse_known_args(argv)[0]
         if len(first.config) > 1:
             raise ValueError(f"--config is given twice, {' and '.join(first.config)}; give one, and the rest as flags")
@@ -274,11 +279,9 @@ def find_config(name: str) -> Path:
 
 
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
-    """Compare a recipe with that of the run which it continues.
+    """Compare a recipe with the saved options of the run that it continues.
 
-    Args:
-        saved: options of the run. Options that are newer than the run are missing, and may have any value.
-        recipe: recipe that continues the run.
+    Options that are newer than the run are not among the saved ones, and may have any value.
 
     Returns:
         A sentence for each changed option that is worth a report, by the option's name.
@@ -299,20 +302,6 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
             f"values, or start a new run with --output (and --checkpoint to start from these weights)"
         )
     return changes["report"]
-
-
-def _first_parser(description: str) -> Parser:
-    """Return a parser of the flags that decide which options exist. `parse` adds --help once all are known."""
-    parser = Parser(
-        description=description,
-        usage="%(prog)s [--config FILE] [--option value ...]",
-        epilog="Each task has options of its own: add --task NAME to --help.\n"
-        "A config has the same options, with underscores. Flags override the config.",
-    )
-    config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
-    parser.add_argument("--task", metavar="NAME", help="none: that of --checkpoint or --model")
-    return parser
 
 
 def _source_of(argv: Sequence[str]) -> dict[str, str]:

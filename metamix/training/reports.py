@@ -1,7 +1,5 @@
 """Write and read the results of runs, and compare several runs in a table and a picture."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -44,11 +42,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read the summary of a finished run.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Read the summary of a finished run; raise ValueError if it is damaged."""
     path = folder / SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -85,11 +79,7 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """Compare finished runs in a table and a picture beside the first run's folder.
-
-    Returns:
-        The table and the names of the two files.
-    """
+    """Compare finished runs in a table, which is returned, and in two files beside the first run's folder."""
     summaries = [read_summary(folder) for folder in folders]
     histories = [read_metrics(folder / "metrics.csv") for folder in folders]
     score = summaries[0]["scores"][0]

@@ -13,8 +13,6 @@
 Only rank 0 writes.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
@@ -45,12 +43,7 @@ class Run:
     """Write the folder and the terminal output of one run. Does nothing on ranks other than 0."""
 
     def __init__(self, folder: Path | None, *, main: bool = True, tensorboard: bool = False):
-        """Create and lock the folder.
-
-        Args:
-            folder: None for a dry run, which writes no files.
-            main: whether this is rank 0.
-            tensorboard: also write TensorBoard event files.
+        """Create and lock the folder; it is None for a dry run, which writes no files.
 
         Raises:
             ValueError: another process trains in the folder, or tensorboard is not installed.
@@ -131,25 +124,16 @@ class Run:
         """Show the progress within an epoch.
 
         Args:
-            step_in_epoch: steps done in this epoch.
-            steps: steps per epoch.
             values: mean losses since the last call, by name.
-            lr: learning rate.
             speed: images per second.
             left: seconds to the end of the run.
             memory: peak, in GiB.
         """
         if not self.main:
             return
-        text = "  ".join(
-            [
-                *(f"{name} {value:.4g}" for name, value in values.items()),
-                f"lr {lr:.2e}",
-                f"{speed:.0f} img/s",
-                f"{memory:.1f} GiB",
-                f"{timedelta(seconds=round(left))} left",
-            ]
-        )
+        losses = "".join(f"{name} {value:.4g}  " for name, value in values.items())
+        time_left = timedelta(seconds=round(left))
+        text = f"{losses}lr {lr:.2e}  {speed:.0f} img/s  {memory:.1f} GiB  {time_left} left"
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
         elif step_in_epoch < steps and time.monotonic() - self._printed_at >= PLAIN_SECONDS:
@@ -212,11 +196,7 @@ def read_state(folder: Path) -> str | None:
 
 
 def check_output(folder: Path) -> None:
-    """Check that a run may write into a folder: it is new, empty, or holds a run.
-
-    Raises:
-        ValueError: the folder holds anything else.
-    """
+    """Raise ValueError unless a run may write into a folder: it is new, empty, or holds a run."""
     if not folder.is_dir():
         return
     # Files of a run that failed before it wrote its recipe; older versions wrote the state first.

@@ -1,7 +1,5 @@
 """Run a training step: augment, forward and backward in micro-batches, update the weights and their average."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,9 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from metamix.utils.running_statistics import keep_statistics
 from metamix.weights.fit import load_into
 
-from .batches import memory_format, micro_batches, num_samples, to_device
+from .forward import autocast, autocast_dtype, memory_format, micro_batches, num_samples, to_device
 from .optimization import Ema, make_optimizer, make_schedule, restore_optimizer
-from .precision import autocast, autocast_dtype
 from .processes import ProcessGroup
 from .recipe import EngineOptions
 from .task import Batch, Task
@@ -75,9 +72,8 @@ class TrainStep:
 
     def optimizer_tensors(self) -> list[Tensor]:
         """Return the optimizer's moments."""
-        return [
-            value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
-        ]
+        values = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [value for value in values if isinstance(value, Tensor)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue from here."""
@@ -138,11 +134,8 @@ class TrainStep:
             model.compile(dynamic=False)  # torch 2.13 fails at gradients of maps whose sizes it does not know
         if self.group.world_size == 1:
             return model
-        return DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+        gpu = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=gpu, gradient_as_bucket_view=True)
 
     def _to_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.group.device, self.memory_format)

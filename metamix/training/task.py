@@ -5,8 +5,6 @@ device, has the task augment it, splits it into micro-batches and passes it to t
 holds is up to the task. A task needs to know nothing about devices, processes or optimizers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol

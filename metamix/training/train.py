@@ -1,7 +1,5 @@
 """Train one model to the end of its recipe, and write its result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,11 +18,10 @@ from metamix.weights.files import CHECKPOINT, SUMMARY, WEIGHTS, load_weights, sa
 
 from .checkpoints import check_identity
 from .engine import Engine
-from .processes import ProcessGroup
+from .processes import ProcessGroup, Stopped
 from .recipe import Recipe, resume_changes
 from .reports import read_summary
 from .run_folder import RECIPE, Run, check_output, read_state
-from .signals import Stopped
 from .task import Task
 
 

@@ -1,4 +1,4 @@
-"""Check arguments and outputs of models. Messages say what was given and what is accepted."""
+"""Check and read arguments, and check outputs of models. Messages say what was given and what is accepted."""
 
 import math
 from collections.abc import Collection
@@ -46,11 +46,7 @@ def check_one_source(pretrained: bool, checkpoint: object) -> None:
 
 
 def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
-    """Turn one number or (height, width) into (height, width).
-
-    Raises:
-        ValueError: `given` is not one or two integers of at least 1.
-    """
+    """Turn one number or (height, width) into (height, width); raise ValueError unless all are integers above 0."""
     size = to_2tuple(given)
     if len(size) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in size):
         raise ValueError(f"{name} is {given!r}: give one number of at least 1, or two of them, (height, width).")
@@ -58,14 +54,7 @@ def parse_size(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def check_finite(outputs: Tensor, name: object = "") -> Tensor:
-    """Check that the outputs of a model are finite, and return them.
-
-    Args:
-        name: of the image, for the message.
-
-    Raises:
-        ValueError: a value is infinite or NaN.
-    """
+    """Return the outputs of a model for the image `name`; raise ValueError if a value is infinite or NaN."""
     if not outputs.numel():
         return outputs
     least, most = outputs.amin(), outputs.amax()  # both are NaN if a value is; needs less memory than a mask
@@ -73,3 +62,26 @@ def check_finite(outputs: Tensor, name: object = "") -> Tensor:
         place = f"{name}: " if name else ""
         raise ValueError(f"{place}the model returns NaN or infinity: use other weights, or --amp none")
     return outputs
+
+
+def parse_weighted_sum(text: str, names: Collection[str]) -> dict[str, float]:
+    """Read a weighted sum of named losses, such as "charbonnier+0.1*fft", into weights by name.
+
+    Raises:
+        ValueError: an unknown or repeated name, or a weight that is not a number above 0.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        first, star, second = term.strip().partition("*")
+        name = (second if star else first).strip()
+        if name not in names:
+            raise ValueError(f"there is no loss {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}.")
+        if name in weights:
+            raise ValueError(f"loss is {text!r}, which has {name} twice; keep one of them")
+        try:
+            weights[name] = float(first) if star else 1.0
+        except ValueError:
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
+            raise ValueError(f"loss is {text!r}, but the weight of {name} must be a number above 0: 0.1*{name}")
+    return weights

@@ -25,15 +25,12 @@ def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
 def draw_confusion(
     path: Path, confusion: Tensor, classes: Sequence[str], title: str, *, of: str = "samples", percent: bool = False
 ) -> None:
-    """Draw a confusion matrix: the share of each label's samples by prediction, in percent.
+    """Draw a confusion matrix as PNG: the share of each label's samples by prediction, in percent.
 
     With up to 20 classes, cells show numbers.
 
     Args:
-        path: PNG to write.
         confusion: (classes, classes) int64, rows are labels.
-        classes: names of the classes.
-        title: above the matrix.
         of: what is counted, in the plural.
         percent: show percentages of at least 1 in the cells, not counts.
     """

@@ -1,7 +1,5 @@
 """Write files atomically, and find folders that come with metamix."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator
@@ -36,11 +34,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({reason(error)})") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{path} could not be written ({reason(error)})") from error
         raise
 
 
@@ -51,11 +48,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make the folder that a command writes to, and the folders around it, if there is none.
-
-    Raises:
-        OSError: it cannot be made, for example because it is a file.
-    """
+    """Make the folder that a command writes to, if there is none; raise OSError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

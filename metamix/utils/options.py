@@ -7,15 +7,15 @@ int, float, str, Path, dict, tuple[X, ...], Literal[...], or a union such as `in
 `parse_command` reads the command line of a command, and `metamix.training.recipe.parse` those of train and eval.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from .rules import accepted, fits, members_of, rule, rules_of, shown
 from .text import did_you_mean
-from .user_modules import add_imports, import_modules
 
 T = TypeVar("T")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict: "YAML"}
@@ -33,12 +32,9 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options, which checks each value by its type. A path is accepted for a string.
+    """Base class of options. It raises ValueError for a value that its type excludes; a string may be a path.
 
     A subclass with a `__post_init__` of its own calls `super().__post_init__()`.
-
-    Raises:
-        ValueError: a value is out of range.
     """
 
     def __post_init__(self) -> None:
@@ -76,24 +72,15 @@ def option(
 
 
 def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
-    """Declare a positional argument of a command as a field of a dataclass.
+    """Declare a positional argument of a command as a field of a dataclass, like `option`.
 
     The type `tuple[X, ...]` takes all words that are left, every other type one word.
-
-    Args:
-        help: one sentence for --help.
-        metavar: word for the argument in --help and in messages, such as IMAGE_OR_FOLDER.
-        default: value if the argument is not given; MISSING if it must be given.
     """
     return field(default=default, metadata={"help": help, "metavar": metavar, "positional": True})
 
 
 def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
-    """Return the field and the type of each option of dataclasses, by its name.
-
-    Raises:
-        TypeError: two options have the same name.
-    """
+    """Return the field and the type of each option of dataclasses, by its name; two may not have the same."""
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:
         types = get_type_hints(cls, include_extras=True)
@@ -105,16 +92,7 @@ def options_of(*classes: type) -> dict[str, tuple[Field, Any]]:
 
 
 def check_needs(flags: Iterable[str], values: Mapping[str, Any], options: Mapping[str, tuple[Field, Any]]) -> None:
-    """Refuse flags that have no effect.
-
-    Args:
-        flags: names of the options that were given as flags.
-        values: the values of all options.
-        options: as `options_of` returns them.
-
-    Raises:
-        ValueError: a flag needs another one.
-    """
+    """Raise ValueError if one of the options that were given as flags needs another one to have an effect."""
     for name in flags:
         needs = [words.split() for words in options[name][0].metadata.get("needs", "").split(" or ") if words]
         if needs and not any(str(values[other]) in wanted if wanted else values[other] for other, *wanted in needs):
@@ -170,9 +148,6 @@ def parse_command(
     Args:
         argv: command-line arguments. After `--`, all of them are positional.
         cls: dataclass, whose fields are declared with `option` and `positional`.
-        prog: name of the command, such as "metamix models".
-        description: text at the top of --help.
-        epilog: text at the end of --help.
         defaults: defaults that differ from those of `cls`.
         unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
 
@@ -205,10 +180,8 @@ def parse_flags(
     """Add a flag for each option and --help to the parser, and return the values of the options that are given.
 
     Args:
-        parser: reads the arguments.
         argv: command-line arguments. Flags may be written with underscores, too.
-        options: field and type of each option and positional argument, by its name.
-        unknown_hint: returns a hint on an unknown option, given its name, or an empty string.
+        unknown_hint: see `parse_command`.
         other_flags: flags that the parser has already.
 
     Raises:
@@ -254,20 +227,50 @@ def parse_flags(
     }
 
 
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Add `--import MODULE`, which may be repeated, for `import_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module with mixers or models of your own; may be repeated",
+    )
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules from the working folder, or installed ones; raise ValueError if one cannot be imported."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed `metamix` command has its own folder there
+    for name in names:
+        try:
+            if not name or name.startswith("."):  # import_module takes these for a relative import
+                raise ImportError("it is a path" if name else "it is empty")
+            import_module(name)
+        except ImportError as error:
+            raise ValueError(
+                f"--import {name} failed: {error}; give a module, such as my_mixers for the file my_mixers.py, that is "
+                f"in the working folder or installed"
+            ) from error
+
+
+def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Import the modules of `--import`; return the name after `--task`, or None, and the arguments besides both."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    add_imports(parser)
+    known, words = parser.parse_known_args(argv)
+    import_modules(known.imports)
+    return known.task, words
+
+
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
-    """Check that a value is of a type, and return it as that type.
+    """Return a value as a type; raise ValueError if it is of another. A path that begins with ~/ is expanded.
 
     Args:
-        value: value from YAML or from the command line.
-        hint: type that is accepted.
         where: where the value was given, for the message.
         text: whether the value is a word of the command line: a number, a list `a,b`, a mapping in YAML.
-
-    Returns:
-        The value. A path that begins with ~/ is expanded.
-
-    Raises:
-        ValueError: the value is of another type.
     """
     original, members = value, members_of(hint)
     kinds = {get_origin(member) or member for member in members}

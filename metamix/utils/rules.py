@@ -147,8 +147,6 @@ def check_entries(
     """Check entries of a file.
 
     Args:
-        values: the entries.
-        rules: rule of each entry, by its name. An entry that is missing is an error.
         source: the file, for messages.
         place: where the entries are in the file.
         remedy: what to do about a bad file.

@@ -1,7 +1,5 @@
 """Facts about machine and software: devices, memory, versions, the commit."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

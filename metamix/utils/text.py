@@ -1,7 +1,5 @@
 """Match and suggest names; texts of messages: printable names, counts, errors of one sentence; tables as CSV."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io
@@ -17,15 +15,10 @@ def did_you_mean(word: object, words: Iterable[object]) -> str:
 
 
 def matching(patterns: list[str], names: list[str], advice: str) -> list[str]:
-    """Return the names that match a pattern.
-
-    Args:
-        patterns: names with wildcards.
-        names: all names.
-        advice: sentence that says how to list all names, for the message.
+    """Return the names that match one of the patterns, which are names with wildcards.
 
     Raises:
-        ValueError: a pattern matches no name.
+        ValueError: a pattern matches no name. The message ends with `advice`, which says how to list all names.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -4,8 +4,6 @@ The speed of one machine drifts by 10 % and more from one minute to the next. So
 one process, and a comparison is the ratio of two medians over the same turns.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time
@@ -21,12 +19,8 @@ TURN = 0.02  # seconds; a faster step is repeated within its turn, so that it ru
 def interleaved(steps: Mapping[Name, Callable[[], object]], seconds: float, least: int = 5) -> dict[Name, float]:
     """Run `steps` in turns and return the median seconds of each.
 
-    Each step first runs once without being timed. Warns if other programs were busy meanwhile.
-
-    Args:
-        steps: functions by name.
-        seconds: time for all functions together.
-        least: least number of turns of each function.
+    All steps together run for `seconds`, and each takes `least` turns or more, after one that is not timed. Warns if
+    other programs were busy meanwhile.
     """
     times: dict[Name, list[float]] = {name: [] for name in steps}
     for step in steps.values():

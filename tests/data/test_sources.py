@@ -14,8 +14,8 @@ from PIL import Image
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
 from metamix.data.files import decode
-from metamix.data.formats import TORCHVISION_SETS
 from metamix.data.formats.base import choose_test_split
+from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 
 
 def test_digits_are_split_once_and_for_all():

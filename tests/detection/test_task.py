@@ -19,7 +19,7 @@ from metamix.detection.task import Detection, DetectionEvalOptions, DetectionOpt
 from metamix.detection.verify import VerifyAnnotations
 from metamix.tasks.predict import main as predict
 from metamix.training.engine import Engine
-from metamix.training.signals import Stopped
+from metamix.training.processes import Stopped
 from metamix.weights.files import load_weights, save_weights
 from tests.helpers import shapes
 from tests.helpers.advice import exit_code

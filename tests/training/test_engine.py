@@ -15,21 +15,20 @@ from torch.nn import functional as F
 
 from metamix.layers import ConvWeights
 from metamix.training import optimization
-from metamix.training.batches import micro_batches
 from metamix.training.engine import Engine, NotFinite
+from metamix.training.forward import autocast_dtype, micro_batches
 from metamix.training.optimization import (
     Ema,
+    freeze,
     make_optimizer,
     make_schedule,
     restore_optimizer,
+    train_mode,
 )
-from metamix.training.parts import freeze, train_mode
-from metamix.training.precision import autocast_dtype
-from metamix.training.processes import ProcessGroup
+from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import EngineOptions, Recipe
 from metamix.training.reports import draw_curves
 from metamix.training.run_folder import PACKAGE, Run
-from metamix.training.signals import Stopped
 from metamix.weights.files import load_checkpoint
 
 
@@ -601,7 +600,7 @@ def test_ranks_synchronize_more_often_if_steps_are_slow(seconds, expected, monke
         return loss(model, batch)
 
     one.task.loss = slow
-    monkeypatch.setattr("metamix.training.meters.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("metamix.training.engine.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(one.run, "progress", lambda step, *others, **named: reported.append(step))
     assert list(one.steps(0)) == [1, 2, 3, 4, 5, 6]
     assert reported == expected
@@ -653,5 +652,5 @@ def test_autocast_follows_the_device(monkeypatch):
     cpu = torch.device("cpu")
     assert autocast_dtype("none", cpu) is None and autocast_dtype("fp16", cpu) is torch.float16
     for has, expected in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr("metamix.training.precision.cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr("metamix.training.forward.cpu_has_bf16", lambda has=has: has)
         assert autocast_dtype("auto", cpu) is expected

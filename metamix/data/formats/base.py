@@ -1,7 +1,5 @@
 """Code that the storage formats share: the protocol of a split, and rules for file names, split names and classes."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -43,12 +41,7 @@ class ImageSplit(Protocol):
 
 
 def choose_test_split(available: Iterable[str], test_on: str, source: object) -> str:
-    """Choose the split to score.
-
-    Args:
-        available: names of all splits but the training split.
-        test_on: name of the split; empty for the first of `TEST_SPLITS` that is available.
-        source: the data set, for messages.
+    """Choose the split to score of all but the training split: `test_on` or, if empty, the first of `TEST_SPLITS`.
 
     Raises:
         ValueError: there is no split `test_on`, or `test_on` is empty and there is none of `TEST_SPLITS`.
@@ -70,10 +63,8 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     chosen, *others = candidates
     if others:
         log.warning(
-            "%s: scores are on %s; not used: %s. Choose another split with --test-on",
-            printable(str(source)),
-            chosen,
-            ", ".join(others),
+            f"{printable(str(source))}: scores are on {chosen}; not used: {', '.join(others)}. Choose another split "
+            f"with --test-on"
         )
     return chosen
 
@@ -84,18 +75,13 @@ def is_image(path: str) -> bool:
 
 
 def list_image_paths(root: Path) -> list[str]:
-    """List the images below a folder by their relative paths, in natural order.
-
-    Warns if there are images of formats that are not read.
-    """
+    """List the images below a folder by their relative paths, in natural order; warn of formats that are not read."""
     files = list_files(root)
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
     pictures = kinds.keys() & Image.registered_extensions().keys() - set(IMG_EXTENSIONS)
     if pictures:
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(pictures))
-        log.warning(
-            "%s: left out are files of other types, %s; save them as .png or .jpg", printable(str(root)), counts
-        )
+        log.warning(f"{printable(str(root))}: left out are files of other types, {counts}; save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 
 
@@ -106,14 +92,9 @@ def natural_order(path: str) -> tuple[list[str | int], str]:
 
 
 def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Label images by the first folder of their path. Classes are in natural order, 2 before 10, as in timm.
+    """Label images by the first folder of their path in the split; return labels (N,) int64 and class names.
 
-    Args:
-        paths: paths in the split.
-        place: the split, for messages.
-
-    Returns:
-        The labels (N,) int64 and the names of the classes.
+    Classes are in natural order, 2 before 10, as in timm.
 
     Raises:
         ValueError: there is no image, or an image lies outside of the class folders.

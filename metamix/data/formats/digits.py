@@ -1,23 +1,17 @@
 """The handwritten digits that scikit-learn contains."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image
 
 from ..counter_rng import stratified_choice
-from .base import choose_test_split
+from .base import ImageSplit, choose_test_split
 
 TEST_IMAGES = 360  # of 1,797
 
 
-def open_digits(test_on: str) -> tuple[Digits, Digits]:
-    """Open the training and the test split.
-
-    Raises:
-        ValueError: `test_on` names a split that does not exist.
-    """
+def open_digits(test_on: str) -> tuple[ImageSplit, ImageSplit]:
+    """Open the training and the test split; raise ValueError if `test_on` names another one."""
     choose_test_split(["test"], test_on, "digits")
     return Digits(train=True), Digits(train=False)
 

@@ -38,7 +38,6 @@ def open_folder(
     If there is no test split, both are the images of train/ or, without train/, of the class folders in `root`.
 
     Args:
-        root: folder that holds the splits or the classes.
         test_on: see `choose_test_split`.
         train_required: refuse a folder without a training split; otherwise that split is None.
 

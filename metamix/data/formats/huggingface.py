@@ -1,23 +1,16 @@
 """Data sets of the Hugging Face hub, or local copies of them, read by timm."""
 
-from __future__ import annotations
-
 from io import BytesIO
 
 import torch
 from PIL import Image
 from timm.data import create_reader
 
-from .base import TEST_SPLITS, choose_test_split
+from .base import TEST_SPLITS, ImageSplit, choose_test_split
 
 
-def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[HuggingFace, HuggingFace]:
-    """Open the training and the test split.
-
-    Args:
-        name: name on the hub, or a local folder.
-        root: cache folder.
-        test_on: see `choose_test_split`.
+def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSplit, ImageSplit]:
+    """Open the training and the test split of a data set on the hub or in a local folder; `root` is the cache folder.
 
     Raises:
         ImportError: the extra `datasets` is missing.

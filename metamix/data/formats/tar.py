@@ -1,7 +1,5 @@
 """Images in uncompressed tar files."""
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager

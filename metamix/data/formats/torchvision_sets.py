@@ -1,7 +1,5 @@
 """Data sets of torchvision."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ import torchvision.datasets as tv
 from PIL import Image
 from timm.data import create_dataset
 
-from .base import choose_test_split
+from .base import ImageSplit, choose_test_split
 
 Parts = list[dict[str, Any]]  # arguments of the torchvision data sets that make up a split
 
@@ -31,17 +29,11 @@ TORCHVISION_SETS: dict[str, tuple[Callable[..., Any], Parts, Parts] | None] = {
 }
 
 
-def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tuple[Torchvision, Torchvision]:
-    """Open the training and the test split.
-
-    Args:
-        name: a key of `TORCHVISION_SETS`.
-        root: folder with the files of torchvision.
-        download: fetch files that are missing.
-        test_on: split to score; "" or "test", since there is no other.
+def open_torchvision(name: str, root: str, download: bool, test_on: str) -> tuple[ImageSplit, ImageSplit]:
+    """Open the training and the test split of one of `TORCHVISION_SETS`.
 
     Raises:
-        ValueError: `test_on` names a split that does not exist.
+        ValueError: `test_on` names another split.
         FileNotFoundError: the files are missing or cannot be fetched.
     """
     choose_test_split(["test"], test_on, name)
@@ -63,9 +55,8 @@ class Torchvision:
             what = "could not be downloaded to" if download else "was not found in"
             raise FileNotFoundError(f"{name} {what} {place} ({error}): {advice}") from error
         self.parts: torch.utils.data.ConcatDataset = torch.utils.data.ConcatDataset(parts)
-        self.labels = torch.cat(
-            [torch.as_tensor(_first_attribute(part, "targets", "labels", "_labels")).long() for part in parts]
-        )
+        labels = [torch.as_tensor(_first_attribute(part, "targets", "labels", "_labels")).long() for part in parts]
+        self.labels = torch.cat(labels)
         self.files = [Path(file) for part in parts for file in _first_attribute(part, "_image_files", "_images")]
         self.split = "train" if train else "test"
         self.name, self.root = f"{name} {self.split}", Path(root).expanduser()

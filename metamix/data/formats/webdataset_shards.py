@@ -4,8 +4,6 @@ The headers and labels of all shards are read once, so samples can be drawn in a
 of samples that depends on the number of workers and cannot be entered in the middle.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tarfile
@@ -67,12 +65,9 @@ def listed_shards(root: Path, split: str) -> list[str]:
 
 
 def index_shards(shards: list[Path]) -> tuple[list[Member], torch.Tensor]:
-    """Find the images of shards and read their labels.
+    """Return the images of shards and their labels (N,) int64.
 
     As in WebDataset, a sample's key is the file name up to its first dot: img.1.png is "1.png" of the sample img.
-
-    Returns:
-        The images, and the labels (N,) int64.
     """
     kinds = ", ".join(kind[1:] for kind in IMG_EXTENSIONS)
     members: dict[tuple[Path, str, str], Member] = {}

@@ -1,0 +1,103 @@
+"""Run models on batches: move and split batches, choose the precision, and score a model over a loader."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamix.utils.system import cpu_flags
+
+from .processes import ProcessGroup
+from .task import Batch, Metric, State
+
+log = logging.getLogger(__name__)
+
+
+def num_samples(batch: Batch) -> int:
+    """Return the number of samples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """Split a batch into the fewest parts of at most `size` samples; 0 keeps it whole.
+
+    The parts differ by one sample at most, since a batch norm needs more than a few.
+    """
+    count = num_samples(batch)
+    parts = -(-count // size) if size else 1
+    for i in range(parts):
+        start, stop = i * count // parts, (i + 1) * count // parts
+        yield {key: value[start:stop] for key, value in batch.items()}
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return the memory format that the option `channels_last` asks for."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def to_device(value: Any, device: torch.device, memory_format: torch.memory_format | None = None) -> Any:
+    """Move all tensors in nested dicts, lists and tuples to a device. Other values are returned as they are.
+
+    If `memory_format` is given, tensors of four dimensions take it, and copying does not block the CPU.
+    """
+    if isinstance(value, Tensor):
+        if memory_format is not None and value.ndim == 4:
+            return value.to(device, non_blocking=True, memory_format=memory_format)
+        return value.to(device, non_blocking=memory_format is not None)
+    if isinstance(value, dict):
+        return {key: to_device(item, device, memory_format) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(item, device, memory_format) for item in value)
+    return value
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return autocast in `dtype`; None disables it."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast, None for float32.
+
+    "auto" is bf16 on GPUs and CPUs with instructions for it, fp16 on older CUDA GPUs, and float32 elsewhere.
+    """
+    if amp == "fp16" and device.type == "cpu":
+        log.warning("fp16 on a CPU is some ten times slower than float32; use --amp none or --amp bf16")
+    if amp != "auto":
+        return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else None
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU has instructions for bf16; without them, torch emulates it."""
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@torch.no_grad()
+def evaluate(
+    metric: Metric,
+    model: nn.Module,
+    loader: Iterable[Batch],
+    group: ProcessGroup,
+    dtype: torch.dtype | None,
+    memory_format: torch.memory_format,
+) -> tuple[dict[str, float], list[State]]:
+    """Score a model over this rank's loader.
+
+    The model is left in evaluation mode. The loaders of all ranks together yield every sample once.
+
+    Returns:
+        The scores by name, the same on all ranks, and the states of all ranks, on the CPU.
+    """
+    model.eval()
+    state = to_device(metric.start(), group.device)
+    for batch in loader:
+        batch = to_device(batch, group.device, memory_format)
+        with autocast(group.device, dtype):
+            metric.update(state, metric.predict(model, batch), batch)
+    states = group.all_gather(to_device(state, torch.device("cpu")))
+    return metric.result(states), states
