@@ -20,7 +20,6 @@ from metamix.models import count_macs
 from metamix.models.registry import check_model
 from metamix.training.task import Batch, Loss, Metric, Pictures, State
 from metamix.utils.checks import parse_size
-from metamix.utils.text import printable
 from metamix.weights.checksums import digest
 from metamix.weights.metadata import ModelMetadata
 
@@ -177,16 +176,13 @@ class SimpleTrained:
         return [self.model(image / 255)[0].cpu() for image in prepared]
 
 
-def count_broken(samples: SampleReader) -> int:
-    """Print why each sample that cannot be read is broken, and return their number."""
-    count = 0
+def broken_samples(samples: SampleReader) -> Iterator[str]:
+    """Say why samples cannot be read, in order."""
     for i in range(len(samples)):
         try:
             samples.read(i)
         except CorruptImage as error:
-            print(printable(str(error)))
-            count += 1
-    return count
+            yield str(error)
 
 
 class SimpleExport:
