@@ -114,8 +114,8 @@ def train_command(checkpoint: object, *flags: str) -> str:
 def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
     """Raise ValueError if only one of mean and std is given."""
     if (mean is None) != (std is None):
-        given, missing = ("std", "mean") if mean is None else ("mean", "std")
-        raise ValueError(f"{given} is given, but {missing} is not: give both or neither")
+        present, missing = ("std", "mean") if mean is None else ("mean", "std")
+        raise ValueError(f"{present} is given, but {missing} is not: give both or neither")
 
 
 def choose_splits(splits: Collection[str], test_on: str, train_on: Sequence[str], *, train: bool) -> tuple[str, bool]:

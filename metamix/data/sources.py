@@ -248,6 +248,6 @@ def _open_splits(
         return open_huggingface(rest, str(root) if root else None, test_on)
     if kind == "wds":
         return open_webdataset(Path(root or "data", rest), test_on)
-    known = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
+    names = ["digits", *TORCHVISION_SETS, "folder", "hfds/NAME", "wds/NAME"]
     advice = f" For its images write {folder_flags(name)}." if os.path.isdir(name) else ""
-    raise ValueError(f"no data set is called {name!r}{did_you_mean(name, known)}{advice} Known are {', '.join(known)}")
+    raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known are {', '.join(names)}")

@@ -260,9 +260,9 @@ def take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
     add_imports(parser)
-    known, words = parser.parse_known_args(argv)
-    import_modules(known.imports)
-    return known.task, words
+    flags, words = parser.parse_known_args(argv)
+    import_modules(flags.imports)
+    return flags.task, words
 
 
 def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
