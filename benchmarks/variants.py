@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.measure.ceiling import dense_conv_net
 from metamix.layers import GELU
 from metamix.models.embed import DOWNSAMPLE, CeilEmbed, ConvEmbed
+from metamix.models.metaformer_family import ConvNormAct
 
 
 class ConvStem(CeilEmbed, nn.Sequential):
@@ -31,10 +32,23 @@ class ConvStem(CeilEmbed, nn.Sequential):
         )
 
 
+class FourfoldStem(CeilEmbed, nn.Sequential):
+    """Two `ConvNormAct`: (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
+
+    reduction = 4
+
+    def __init__(self, in_chans: int, dim: int):
+        super().__init__(ConvNormAct(in_chans, dim // 2), ConvNormAct(dim // 2, dim))
+
+
 MUON = dict(lr=1.0e-2, opt_args=dict(fallback_list=["head.*", "stem.0.*"], fallback_lr_scale=0.5))
 
 # Names that variants give to stems and downsamplings.
-EMBEDS: dict[str, Callable[..., nn.Module]] = {"conv-bn-act-conv stem": ConvStem, "conv": DOWNSAMPLE}
+EMBEDS: dict[str, Callable[..., nn.Module]] = {
+    "conv-bn-act-conv stem": ConvStem,
+    "conv": DOWNSAMPLE,
+    "two conv-bn-act stem": FourfoldStem,
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,13 @@ VARIANTS = {
         "the dense-convolution net as teacher, half of the loss; its passes are not counted",
         "nano",
         data=dict(teacher=dense_conv_net.__name__),
+    ),
+    # A four-stage net for Tiny-ImageNet, trained with --budget 3.333e13 into results/tiny.json.
+    "tiny": Variant(
+        "dims 32/64/160/384, depths 1/2/3/2, two 3x3 convolutions as stem, images of 64 pixels",
+        model={"dims": (32, 64, 160, 384), "depths": (1, 2, 3, 2), "stem": "two conv-bn-act stem"},
+        recipe=MUON,
+        data=dict(img_size=64, memory="yes", padding=8),
     ),
 } | {
     # The mixer of the run's name is replaced; each stage has the options and the MLPs that it has in `nano`.
