@@ -76,7 +76,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
     """Options of `metamix train` for segmentation."""
 
     ignore_index: MaskValue | None = _data(
-        255, "folder: value of ignored pixels in the mask files; none: there is none"
+        255, "folder: value of ignored pixels in the mask files; none if all pixels count"
     )
     reduce_zero_label: bool = _data(
         False, "folder: ignore the value 0, and number the classes from 1 in the mask files"
@@ -149,7 +149,7 @@ class SegmentationEvalOptions(SegmentationDataOptions):
 
     checkpoint: str | None = _model(None, "weights of a segmenter: a run folder, or a file in it")
     ignore_index: MaskValue | Literal["trained"] | None = _data(
-        "trained", "value of ignored pixels in the mask files; none: there is none; trained: as in training"
+        "trained", "value of ignored pixels in the mask files; none if all pixels count; trained: as in training"
     )
     reduce_zero_label: bool | None = _data(
         None, "ignore the value 0, and number the classes from 1; none: as in training"
