@@ -14,7 +14,7 @@ from metamix.utils.system import processor
 
 from .base import INPUT, Format, Graph, Run, as_graph_error, free_sides, quiet, sums_saturate
 
-LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # that are quantized
+LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # operations that are quantized
 
 
 def write(graph: Graph, file: Path) -> None:
